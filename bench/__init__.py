@@ -1,6 +1,6 @@
-"""Reproducible benchmarks: of this repository only, shipped in no package. ``python -m bench --help``."""
+"""Reproducible benchmarks, not included in any package. Start with ``python -m bench --help``."""
 
 import os
 
-# Ceilings are measured in pages of 2 MiB, too: see llava_worker.
+# Peak rates are measured with 2 MiB pages, which llava_worker also uses.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -1,13 +1,14 @@
-"""``python -m bench``: the served workloads on every server that can be had, beside the machine's limit.
+"""``python -m bench``: run the serving workloads on several servers and compare them with hardware limits.
 
     python -m bench                          llava-serve in bf16, int8 and int4
-    python -m bench --peers                  ... and every other server that can be installed
-    python -m bench --only openvino-int8     one server; the others' records stay
-    python -m bench --url URL --name NAME    a server that runs already
-    python -m bench --quick                  a minute: a mini checkpoint, little of everything, to bench/work
+    python -m bench --peers                  all servers that can be installed
+    python -m bench --only openvino-int8     one server; the records of the others are retained
+    python -m bench --url URL --name NAME    a running server
+    python -m bench --quick                  a smoke test with a mini checkpoint, about a minute
 
-Each server's record is ``bench/results/serving/NAME.json``; the plot of all of them is ``serving.png``.
-Nothing else should run meanwhile: the record tells the machine's load.
+The record of each server is ``bench/results/serving/NAME.json``, and all of them are plotted in
+``serving.png``. ``--quick`` writes to ``bench/work`` instead. Do not run other programs at the same time; the
+record includes the machine's load average.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from bench.serving.plot import plot_serving
 from bench.serving.roofline import Limits, limits
 from bench.serving.table import serving_table
 from bench.serving.target import Target, Unavailable, run_target
-from bench.serving.targets import OURS, all_targets
+from bench.serving.targets import LLAVA_SERVE, all_targets
 from bench.serving.workloads import AT_ONCE, COMMON_TOKENS, OUTPUT_TOKENS, PROMPT_TOKENS, WORKLOADS, measure
 from bench.shape import LLAVA_1_5_SMALL, MINI, Shape
 
 _DEFAULT = ("llava-serve-bf16", "llava-serve-int8", "llava-serve-int4")
 _QUICK = ("llava-serve-fp32", "llava-serve-bf16")
-# Between ready and the first workload, so that work that a server still does after its start is over.
+# Time from ready to the first workload, for background work after the start of a server.
 _IDLE_S = 20.0
 
 
@@ -46,7 +47,7 @@ def main() -> None:
     records = (WORK / "quick" if args.quick else RESULTS) / "serving"
     if not args.table:
         ceilings = measure_ceilings()
-        print(f"ceilings: {_describe(ceilings)}", flush=True)
+        print(f"peak rates: {_describe(ceilings)}", flush=True)
         for target in _selected(args, ensure_checkpoint(folder, shape)):
             _record(target, args, shape, folder, ceilings, records)
     print(serving_table(records))
@@ -57,18 +58,31 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--peers", action="store_true")
-    parser.add_argument("--only", nargs="+", metavar="NAME")
-    parser.add_argument("--workloads", nargs="+", choices=sorted(WORKLOADS), default=list(WORKLOADS))
-    parser.add_argument("--no-engine", action="store_true", help="leave out the engine without a server")
-    parser.add_argument("--table", action="store_true", help="measure nothing: show what is recorded")
-    parser.add_argument("--url", help="a server that runs already")
-    parser.add_argument("--name", help="what to call it")
-    parser.add_argument("--bits", type=float, default=16, help="the width of its weights")
+    parser.add_argument("--quick", action="store_true", help="smoke test with a mini checkpoint")
+    parser.add_argument("--peers", action="store_true", help="also measure the other servers")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="servers to measure")
+    parser.add_argument(
+        "--workloads",
+        nargs="+",
+        choices=sorted(WORKLOADS),
+        default=list(WORKLOADS),
+        help="workloads to run (default all)",
+    )
+    parser.add_argument("--no-engine", action="store_true", help="do not measure the engine without a server")
+    parser.add_argument(
+        "--table", action="store_true", help="print the table and plot of the existing records"
+    )
+    parser.add_argument("--url", help="URL of a running server to measure")
+    parser.add_argument("--name", help="name of its record (with --url)")
+    parser.add_argument(
+        "--bits",
+        type=float,
+        default=16,
+        help="bits per weight, for the hardware limits (with --url, default 16)",
+    )
     args = parser.parse_args()
     if args.url and not args.name:
-        parser.error("--url needs --name, which the record is called by")
+        parser.error("--url requires --name, the name of the record.")
     return args
 
 
@@ -78,10 +92,10 @@ def _selected(args: argparse.Namespace, folder: Path) -> list[Target]:
         return [Target(name=args.name, title=args.name, bits=args.bits, command=lambda _: [])]
     names = args.only or (_QUICK if args.quick else _DEFAULT)
     if args.peers:
-        names = [*names, *(name for name in known if not name.startswith(OURS))]
+        names = [*names, *(name for name in known if not name.startswith(LLAVA_SERVE))]
     unknown = [name for name in names if name not in known]
     if unknown:
-        sys.exit(f"no server is called {', '.join(unknown)}: there are {', '.join(known)}")
+        sys.exit(f"Unknown server: {', '.join(unknown)}. Available servers: {', '.join(known)}.")
     return [known[name] for name in names]
 
 
@@ -93,13 +107,13 @@ def _record(
     ceilings: Ceilings,
     records: Path,
 ) -> None:
-    """Measure a target and write its record. An unavailable target is recorded with the reason."""
+    """Measure a target and write its record. For an unavailable target, record the reason."""
     print(f"{target.title}: ", end="", flush=True)
     try:
         target.prepare()
         _read_into_page_cache(folder)
         results = _measure_served(target, args)
-        if target.name.startswith(OURS) and not args.no_engine and not args.url:
+        if target.name.startswith(LLAVA_SERVE) and not args.no_engine and not args.url:
             results["engine_alone"] = _engine_alone(target, args, folder)
     except Unavailable as reason:
         results = {"why_not": str(reason)}
@@ -128,7 +142,7 @@ def _measure_served(target: Target, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _read_into_page_cache(folder: Path) -> None:
-    """Read the checkpoint, so that no start waits for the disk."""
+    """Read the checkpoint into the page cache, so that startup times do not include disk reads."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             while file.read(1 << 24):
@@ -137,7 +151,7 @@ def _read_into_page_cache(folder: Path) -> None:
 
 @contextmanager
 def _server(target: Target, url: str | None) -> Iterator[Any]:
-    """Yield the server's URL and a function that returns the figures of its process."""
+    """Yield the URL of the server and a function that returns its startup time and memory."""
     if url is not None:
         yield url, dict
         return
@@ -146,17 +160,18 @@ def _server(target: Target, url: str | None) -> Iterator[Any]:
 
 
 def _engine_alone(target: Target, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    precision = target.name.removeprefix(f"{OURS}-")
+    precision = target.name.removeprefix(f"{LLAVA_SERVE}-")
     tokens = "4" if args.quick else str(OUTPUT_TOKENS)
     command = [sys.executable, "-m", "bench.engine.engine_alone", str(folder), "--precision", precision]
     done = subprocess.run([*command, "--output-tokens", tokens], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Unavailable(f"the engine alone failed: {done.stderr.strip().splitlines()[-1]}")
+        last_line = done.stderr.strip().splitlines()[-1]
+        raise Unavailable(f"The measurement of the engine without a server failed: {last_line}")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def _limits(target: Target, shape: Shape, ceilings: Ceilings, args: argparse.Namespace) -> Limits:
-    """Return the limits, which are the same for all targets with weights of the same width."""
+    """Return the hardware limits, which depend on the target's bits per weight only."""
     return limits(
         shape,
         ceilings,
@@ -170,8 +185,8 @@ def _limits(target: Target, shape: Shape, ceilings: Ceilings, args: argparse.Nam
 
 def _describe(ceilings: Ceilings) -> str:
     return (
-        f"{ceilings.read_bytes_per_s / 1e9:.1f} GB/s read, {ceilings.bf16_per_s / 1e9:.0f} G operations/s in "
-        f"bf16, {ceilings.int8_per_s / 1e9:.0f} in int8"
+        f"{ceilings.read_bytes_per_s / 1e9:.1f} GB/s read, {ceilings.bf16_per_s / 1e9:.0f} GFLOPS in bf16, "
+        f"{ceilings.int8_per_s / 1e9:.0f} GOPS in int8"
     )
 
 

@@ -1,8 +1,8 @@
-"""``python -m bench.checkpoint [FOLDER]``: a LLaVA-1.5-shaped checkpoint with random weights.
+"""``python -m bench.checkpoint [FOLDER]``: write a checkpoint with the shape of LLaVA-1.5 and random weights.
 
-Speed does not depend on what the weights say, only on how many there are; so nothing need be downloaded.
-Layout and names are llava-hf's; about 3.3 GB on disk and one shard in memory at a time. The weights are
-scaled so that activations neither vanish nor explode over the layers.
+Speed depends on the number of weights, not on their values, so no download is necessary. The layout is that
+of llava-hf. The checkpoint needs about 3.3 GB of disk space and is written one shard at a time. The weights
+are scaled so that activations neither vanish nor explode over the layers.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ __all__ = ["DEFAULT_FOLDER", "MINI_FOLDER", "ensure_checkpoint", "write_checkpoi
 DEFAULT_FOLDER = WORK / "llava-1.5-shaped-1.3b"
 MINI_FOLDER = WORK / "llava-1.5-shaped-mini"
 _SHARD_BYTES = 512 << 20
-_MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
+_MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # of CLIP
 _SHAPES = {"1.3b": (LLAVA_1_5_SMALL, DEFAULT_FOLDER), "mini": (MINI, MINI_FOLDER)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.checkpoint", description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", help="default: in bench/work")
-    parser.add_argument("--size", choices=sorted(_SHAPES), default="1.3b")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="folder to write (default: a folder in bench/work)"
+    )
+    parser.add_argument("--size", choices=sorted(_SHAPES), default="1.3b", help="parameters of the decoder")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -46,14 +48,14 @@ def main() -> None:
 
 
 def ensure_checkpoint(folder: Path = DEFAULT_FOLDER, shape: Shape = LLAVA_1_5_SMALL) -> Path:
-    """The folder, written now if it is not there yet."""
+    """Return the folder of the checkpoint. Write it first if it does not exist or is incomplete."""
     if not (folder / "config.json").is_file():
         write_checkpoint(folder, shape)
     return folder
 
 
 def write_checkpoint(folder: Path, shape: Shape, *, dtype: str = "bfloat16", seed: int = 0) -> None:
-    """Make ``folder`` anew. ``config.json`` comes last, so a folder that has one is complete."""
+    """Write ``folder``, replacing an existing one. ``config.json`` is written last to mark it as complete."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)

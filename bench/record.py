@@ -1,8 +1,8 @@
-"""A measurement as a file: what was measured, where, with which versions, by which command, when.
+"""Records of measurements: results with their date, command, commit, machine and package versions.
 
     write_record("gaps", results, settings={"model": "tiny"})   ->  bench/results/gaps.json
 
-A number without these is a rumour. Nothing here names a user, a host or a folder outside the repository.
+A record contains no user name, no host name and no path outside the repository.
 """
 
 from __future__ import annotations
@@ -30,11 +30,18 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench" / "results"  # in the repository
-WORK = ROOT / "bench" / "work"  # git-ignored: checkpoints, logs, other programs' environments
+RESULTS = ROOT / "bench" / "results"  # committed
+WORK = ROOT / "bench" / "work"  # git-ignored: checkpoints, logs, virtual environments
 
 _PACKAGES = ("llava-serve", "torch", "numpy", "redis", "fastapi", "uvicorn", "httpx2", "transformers")
-_FORMATS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")  # as /proc/cpuinfo says
+_INSTRUCTION_SETS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+)  # names in /proc/cpuinfo
 
 
 def write_record(
@@ -45,10 +52,10 @@ def write_record(
     packages: Sequence[str] = (),
     folder: Path = RESULTS,
 ) -> Path:
-    """Write ``folder/name.json`` (made if missing, replaced if there) and say where it is.
+    """Write ``folder/name.json`` and return its path. An existing record is replaced.
 
-    ``results`` and ``settings`` are anything that JSON knows; ``packages`` are further distributions whose
-    versions matter.
+    ``results`` and ``settings`` must be JSON-serializable. The versions of ``packages`` are recorded in
+    addition to those of the default packages.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
@@ -60,7 +67,7 @@ def write_record(
 def make_record(
     name: str, results: Any, *, settings: Mapping[str, Any] | None = None, packages: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The record as a value."""
+    """Return the record as a JSON-serializable dictionary."""
     return {
         "name": name,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -74,19 +81,22 @@ def make_record(
 
 
 def command_line() -> str:
-    """How this process was started, from the repository's root, without the interpreter's own path."""
+    """Return the command line of this process, with paths relative to the root of the repository."""
     words = ["python", *sys.orig_argv[1:]]
     return " ".join(word.replace(f"{ROOT}/", "") for word in words)
 
 
 def machine_facts() -> dict[str, Any]:
-    """What of the machine decides speed. ``load_average`` (1 minute) tells whether it had other work."""
+    """Return the properties of the machine that affect speed.
+
+    ``load_average`` (1 minute) shows whether other programs were running.
+    """
     cpu = _cpu_info()
     flags = cpu.get("flags", "").split()
     return {
         "cpu": cpu.get("model name", platform.processor() or platform.machine()),
         "cpu_family_model": f"{cpu.get('cpu family', '?')}/{cpu.get('model', '?')}",
-        "instructions": [name for name in _FORMATS if name in flags],
+        "instructions": [name for name in _INSTRUCTION_SETS if name in flags],
         "num_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpu": _gpu(),
@@ -96,7 +106,7 @@ def machine_facts() -> dict[str, Any]:
 
 
 def versions(packages: Sequence[str] = ()) -> dict[str, str]:
-    """Python's and those of the installed ones of our packages and ``packages``."""
+    """Return the versions of Python, of the default packages and of ``packages``, if they are installed."""
     installed = {
         found.name.lower().replace("_", "-"): found.version for found in importlib.metadata.distributions()
     }
@@ -105,7 +115,7 @@ def versions(packages: Sequence[str] = ()) -> dict[str, str]:
 
 
 def _cpu_info() -> dict[str, str]:
-    """The first processor's fields in /proc/cpuinfo; empty where there is no such file."""
+    """Return the fields of the first processor in /proc/cpuinfo, or nothing if the file does not exist."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -115,14 +125,14 @@ def _cpu_info() -> dict[str, str]:
 
 
 def _gpu() -> str | None:
-    torch = sys.modules.get("torch")  # a benchmark without torch shall not load it for this
+    torch = sys.modules.get("torch")  # do not import torch only for this
     if torch is None or not torch.cuda.is_available():
         return None
     return str(torch.cuda.get_device_name())
 
 
 def _commit() -> str:
-    """The commit, with "+" where the tree differs from it; "unknown" outside a repository."""
+    """Return the commit, with "+" if there are uncommitted changes, or "unknown" outside a repository."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         return f"{head}+" if _git("status", "--porcelain", "--untracked-files=no") else head

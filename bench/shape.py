@@ -1,6 +1,6 @@
-"""The shape of a LLaVA: its configuration, its tensors, and what a forward pass must read and compute.
+"""The shape of a LLaVA model: its configuration, its tensors, and the bytes and operations of a forward pass.
 
-Counts are of the mathematics, whoever computes it: they are the same for every server that is compared.
+Counts are theoretical and do not depend on the implementation, so they apply to every server.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ __all__ = ["LLAVA_1_5_SMALL", "MINI", "Shape"]
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """LLaVA-1.5: a Llama decoder, a CLIP tower read at the last layer but one without CLS, two linear layers.
+    """The dimensions of LLaVA-1.5: a Llama decoder, a CLIP tower and a projector with two linear layers.
 
-    ``vision_layers`` counts all layers of the tower; the last one is in the file and never computed.
+    ``vision_layers`` includes the last layer of the tower, which is in the checkpoint but not computed: the
+    projector uses the output of the second to last layer, without CLS.
     """
 
     hidden: int
@@ -34,15 +35,15 @@ class Shape:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens that a picture takes in the prompt."""
+        """Return the number of tokens per image."""
         return (self.image_side // self.patch) ** 2
 
     @property
     def image_token_id(self) -> int:
-        return self.vocabulary - 64  # 32000 where the vocabulary is padded to 32064, as llava-hf does
+        return self.vocabulary - 64  # 32000 for llava-hf's padded vocabulary of 32064
 
     def config(self, dtype: str) -> dict[str, Any]:
-        """``config.json`` as llava-hf writes it."""
+        """Return the content of ``config.json`` in the llava-hf format."""
         text = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -92,25 +93,25 @@ class Shape:
         }
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Name and shape of every tensor, named as in the published llava-hf checkpoints."""
+        """Yield the name and shape of every tensor, as in the published llava-hf checkpoints."""
         yield from self._projector()
         yield from self._tower()
         yield from self._decoder()
 
     @property
     def decoder_parameters(self) -> int:
-        """Of the layers and the output matrix: what one decoded token goes through."""
+        """Return the number of parameters used per decoded token: all layers and the output matrix."""
         layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
         return self.layers * layer + self.vocabulary * self.hidden
 
     @property
     def tower_parameters(self) -> int:
-        """Of the tower's computed layers and the projector: what one picture goes through."""
+        """Return the number of parameters used per image token: computed tower layers and projector."""
         layer = 4 * self.vision_hidden**2 + 2 * self.vision_hidden * self.vision_intermediate
         return (self.vision_layers - 1) * layer + self.hidden * (self.vision_hidden + self.hidden)
 
     def decode_bytes(self, context: int, *, bits: float) -> float:
-        """Bytes that one decode step must read: all weights of ``bits`` each, and keys and values in bf16."""
+        """Return the bytes read per decode step: weights with ``bits`` each, and keys and values in bf16."""
         return self.decoder_parameters * bits / 8 + context * self.kv_bytes_per_token
 
     @property
@@ -118,13 +119,15 @@ class Shape:
         return 2 * 2 * self.layers * self.hidden
 
     def prefill_operations(self, num_tokens: int) -> float:
-        """Operations (an addition or a multiplication each) of a prompt, attention among them."""
+        """Return the additions and multiplications for a prompt, including attention."""
         head = self.vocabulary * self.hidden  # for the last token only
         linear = 2.0 * (num_tokens * (self.decoder_parameters - head) + head)
-        return linear + 2.0 * self.layers * self.hidden * num_tokens**2  # causal: half of the square
+        return (
+            linear + 2.0 * self.layers * self.hidden * num_tokens**2
+        )  # causal attention: half of the matrix
 
     def image_operations(self) -> float:
-        """Operations of tower and projector for one picture."""
+        """Return the additions and multiplications of tower and projector for one image."""
         tokens = self.image_tokens + 1
         attention = 4.0 * (self.vision_layers - 1) * self.vision_hidden * tokens**2
         return 2.0 * tokens * self.tower_parameters + attention
@@ -139,7 +142,7 @@ class Shape:
         yield f"{prefix}.embeddings.class_embedding", (width,)
         yield f"{prefix}.embeddings.patch_embedding.weight", (width, 3, self.patch, self.patch)
         yield f"{prefix}.embeddings.position_embedding.weight", (self.image_tokens + 1, width)
-        for name in ("pre_layrnorm", "post_layernorm"):  # the first one is spelt so
+        for name in ("pre_layrnorm", "post_layernorm"):  # the first name is misspelled in CLIP
             yield f"{prefix}.{name}.weight", (width,)
             yield f"{prefix}.{name}.bias", (width,)
         matrices = {f"self_attn.{part}_proj": (width, width) for part in ("q", "k", "v", "out")}
@@ -170,8 +173,8 @@ class Shape:
         yield "language_model.lm_head.weight", (self.vocabulary, width)
 
 
-# LLaVA-1.5 with CLIP-L/14-336 and a decoder of 1.3 instead of 7 billion parameters: a size that two cores
-# bring to an answer while somebody waits.
+# LLaVA-1.5 with CLIP-L/14-336, and a decoder with 1.3 instead of 7 billion parameters, which two CPU cores
+# can run in an acceptable time.
 LLAVA_1_5_SMALL = Shape(
     hidden=2048,
     layers=24,

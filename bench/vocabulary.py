@@ -1,9 +1,9 @@
-"""A tokenizer of any size for a model without meaning, in Llama's form (``tokenizer.json``, byte fallback).
+"""A tokenizer of any size for models with random weights, in the format of Llama's ``tokenizer.json``.
 
-Each known word is one token, each other letter or byte too, so a prompt's length in tokens is known from its
-words. The words form a trie: a merge joins a word's beginning with its next letter, and no other merge
-exists, so that merges cannot get into each other's way. The rest of the vocabulary are made-up words, which
-only the model's answers use: each token of an answer shows as text.
+Each word of the list is one token, and so is any other letter or byte (byte fallback), so the length of a
+prompt in tokens follows from its words. The words form a trie: each merge appends the next letter to the
+prefix of a word, and there are no other merges that could conflict. The rest of the vocabulary is filled with
+made-up words, so that every output token decodes to text.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 __all__ = ["chat_template", "write_tokenizer"]
 
-_SPACE = "\u2581"  # SentencePiece writes a space so
+_SPACE = "\u2581"  # represents a space in SentencePiece
 _SPECIALS = ("<unk>", "<s>", "</s>")
 _FIRST_LETTERS, _LETTERS = "bcdfghjklmnprstvwz", "aeiou"
 _LETTERS_ALONE = [chr(code) for code in range(0x21, 0x7F)]
 
-# Of the conversation that every request of the family's second version begins with.
+# The system prompt of LLaVA-1.5.
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -30,13 +30,17 @@ _TEMPLATE_WORDS = (*SYSTEM.replace(".", " ").replace(",", " ").replace("'", " ")
 
 
 def write_tokenizer(folder: Path, words: Iterable[str], *, size: int, image_id: int) -> None:
-    """Write ``tokenizer.json`` and what else loaders want into ``folder``: ``size`` ids, ``<image>`` and
-    ``<pad>`` at ``image_id`` and after it. Raises ValueError if the words need more ids than there are."""
+    """Write ``tokenizer.json`` and ``tokenizer_config.json`` to ``folder``.
+
+    The vocabulary has ``size`` IDs, with ``<image>`` at ``image_id`` and ``<pad>`` after it. Raises
+    ValueError if the words do not fit in the IDs before ``image_id``.
+    """
     pieces, merges = _trie([*_TEMPLATE_WORDS, *words])
     bytes_ = [f"<0x{value:02X}>" for value in range(256)]
     named = list(dict.fromkeys([*_SPECIALS, *bytes_, _SPACE, *_LETTERS_ALONE, *pieces]))
     if len(named) > image_id:
-        raise ValueError(f"the words need {len(named)} tokens; {image_id} are free: take fewer words")
+        num_tokens = len(named)
+        raise ValueError(f"The words require {num_tokens} tokens; the limit is {image_id}. Use fewer words.")
     known = set(named)
     made_up = (word for word in _made_up_words() if word not in known)
     named += itertools.islice(made_up, image_id - len(named))
@@ -60,7 +64,7 @@ def write_tokenizer(folder: Path, words: Iterable[str], *, size: int, image_id: 
 
 
 def chat_template() -> str:
-    """The vicuna_v1 conversation in Jinja, for servers that take it from the checkpoint."""
+    """Return the vicuna_v1 chat template in Jinja, for servers that read it from the checkpoint."""
     return (
         "{{- bos_token -}}"
         f'{{{{- "{SYSTEM} " -}}}}'
@@ -79,7 +83,7 @@ def chat_template() -> str:
 
 
 def _trie(words: Iterable[str]) -> tuple[list[str], list[list[str]]]:
-    """The beginnings of all words, shorter ones first, and the merge that makes each from a shorter one."""
+    """Return the prefixes of all words, sorted by length, and the merge that extends each to the next one."""
     beginnings = {f"{_SPACE}{word[:end]}" for word in words for end in range(1, len(word) + 1)}
     pieces = sorted(beginnings, key=lambda piece: (len(piece), piece))
     return pieces, [[piece[:-1], piece[-1]] for piece in pieces]

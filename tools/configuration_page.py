@@ -1,8 +1,8 @@
-"""Write the tables of docs/configuration.md from the settings classes of controller and worker.
+"""Generate the tables of docs/configuration.md from the settings classes of the server and the worker.
 
     python tools/configuration_page.py
 
-What stands outside of the marked parts is written by hand and stays.
+Only the text between the markers is generated. The rest of the page is written by hand and preserved.
 """
 
 from __future__ import annotations
@@ -25,20 +25,25 @@ _SIGNS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
 
 
 def fill(page: str) -> str:
-    """The page with its tables as the settings are now."""
+    """Return the page with tables for the current settings."""
     for name, settings in SETTINGS.items():
         head, begin, rest = page.partition(f"<!-- settings: {name} -->\n")
         _, end, tail = rest.partition("\n<!-- end -->\n")
         if not (begin and end):
-            raise SystemExit(f"the page needs a part from '<!-- settings: {name} -->' to '<!-- end -->'")
+            raise SystemExit(
+                f"docs/configuration.md has no section from '<!-- settings: {name} -->' to '<!-- end -->'. "
+                "Add both markers."
+            )
         page = f"{head}{begin}{table(settings)}{end}{tail}"
     return page
 
 
 def table(settings: type[BaseSettings]) -> str:
-    """A row a setting, in the order of the class."""
+    """Return a table with one row per setting, in the order of the class."""
     rows = [_row(name, field) for name, field in settings.model_fields.items()]
-    return "\n".join(["| variable | flag | default | allowed | what it is |", "|---|---|---|---|---|", *rows])
+    return "\n".join(
+        ["| variable | flag | default | allowed | description |", "|---|---|---|---|---|", *rows]
+    )
 
 
 def _row(name: str, field: FieldInfo) -> str:

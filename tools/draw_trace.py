@@ -1,7 +1,9 @@
-"""Draw a timeline of --trace-steps as a picture: tools/draw_trace.py TRACE.json OUT.png [FROM_S [TO_S]].
+"""Plot a trace that a worker wrote with --trace-steps.
 
-On top the steps' phases, below them a lane for each sequence, then the tokens of each step and the blocks
-held. FROM_S and TO_S, counted from the first step, choose a part.
+    python tools/draw_trace.py TRACE.json OUT.png [FROM_S [TO_S]]
+
+The plot shows the phases of each step, one lane per sequence, the number of tokens per step and the number
+of allocated KV cache blocks. FROM_S and TO_S limit the time range, in seconds from the first step.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-COLOURS = {
+COLORS = {
     "schedule": "#8c8c8c",
     "prepare": "#c9a227",
     "encode": "#7b5ea7",
@@ -31,13 +33,14 @@ COLOURS = {
     "prompt": "#e0a458",
     "output": "#5b9bd5",
 }
+PREFILL_COLOR, DECODE_COLOR = "#e0a458", "#5b9bd5"
 MAX_LANES = 40
 Events = list[dict[str, Any]]
-Bars = list[tuple[float, float, str]]  # began, length, name
+Bars = list[tuple[float, float, str]]  # start, duration, name
 
 
 def read(path: Path) -> Events:
-    """Also of a process that died while it wrote."""
+    """Read the events of a trace. The file may be incomplete, for example after a crash of the worker."""
     text = path.read_text("utf-8")
     try:
         events = json.loads(text)
@@ -47,21 +50,21 @@ def read(path: Path) -> Events:
 
 
 def sequences(events: Events, end: float, seconds: Callable[[int], float]) -> list[Bars]:
-    """The lanes in order of arrival; what was still going on ends with the trace."""
+    """Return one lane per sequence, in order of arrival. Unfinished spans end with the trace."""
     lanes: dict[str, Bars] = {}
     for event in events:
-        if event["ph"] == "b" and event["name"] in COLOURS:
+        if event["ph"] == "b" and event["name"] in COLORS:
             lanes.setdefault(event["id"], []).append((seconds(event["ts"]), end, event["name"]))
-        elif event["ph"] == "e" and event["name"] in COLOURS:
+        elif event["ph"] == "e" and event["name"] in COLORS:
             began, _, name = lanes[event["id"]].pop()
             lanes[event["id"]].append((began, seconds(event["ts"]), name))
     return [[(began, ended - began, name) for began, ended, name in lane] for lane in lanes.values()]
 
 
 def draw_bars(axes: Axes, bars: Bars, row: float, height: float) -> None:
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         own = [(began, length) for began, length, found in bars if found == name]
-        axes.broken_barh(own, (row - height / 2, height), color=colour, linewidth=0)
+        axes.broken_barh(own, (row - height / 2, height), color=color, linewidth=0)
 
 
 def draw(events: Events, out: Path, first_s: float, last_s: float | None) -> None:
@@ -92,13 +95,13 @@ def draw(events: Events, out: Path, first_s: float, last_s: float | None) -> Non
     middle.set(yticks=[], ylabel="sequences", ylim=(-len(lanes), 1))
     times = [seconds(step["ts"]) for step in steps]
     sizes = [[step["args"][name] for step in steps] for name in ("prefill tokens", "decode tokens")]
-    bottom.stackplot(times, sizes, colors=[COLOURS["prompt"], COLOURS["output"]], step="post")
-    bottom.set(ylabel="tokens a step", xlabel="seconds")
+    bottom.stackplot(times, sizes, colors=[PREFILL_COLOR, DECODE_COLOR], step="post")
+    bottom.set(ylabel="tokens per step", xlabel="seconds")
     blocks = [event for event in events if event["name"] == "blocks"]
     right = bottom.twinx()
     right.step([seconds(e["ts"]) for e in blocks], [e["args"]["held"] for e in blocks], "k", lw=0.8)
-    right.set(ylabel="blocks held", ylim=(0, None))
-    legend = [Patch(color=colour, label=name) for name, colour in COLOURS.items()]
+    right.set(ylabel="allocated blocks", ylim=(0, None))
+    legend = [Patch(color=color, label=name) for name, color in COLORS.items()]
     figure.legend(handles=legend, ncols=len(legend), loc="outside upper center", frameon=False)
     figure.savefig(out, dpi=90)
 
@@ -111,7 +114,7 @@ def main() -> int:
     first_s, last_s, *_ = [*map(float, sys.argv[3:]), 0.0, 0.0]
     events = read(trace)
     if not any(event["name"] == "step" for event in events):
-        print(f"{trace}: no step in it yet")
+        print(f"{trace} contains no steps yet.")
         return 1
     draw(events, out, first_s, last_s or None)
     print(f"{out}: {out.stat().st_size} bytes")

@@ -1,9 +1,9 @@
-"""Examine the tiny LLaVA on held-out scenes and print its marks per question type.
+"""Evaluate the tiny LLaVA on held-out scenes and print its accuracy per question type.
 
     python tools/eval_tiny.py --folder worker/llava_worker/tiny            with transformers
-    python tools/eval_tiny.py --url http://127.0.0.1:8000 --scenes 1000    through a running server
+    python tools/eval_tiny.py --url http://127.0.0.1:8000 --scenes 1000    with a running server
 
-The exit code is 1 if fewer than 95 % of all answers, or fewer than 90 % of one type, are right.
+The exit code is 1 if less than 95 % of all answers, or less than 90 % for any question type, are correct.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from tiny.exam import questions, table
+from tiny.evaluation import accuracy_table, evaluation_questions
 from tiny.predictions import predict_with_server, predict_with_transformers
 
 
@@ -20,42 +20,49 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--url", help="a server with /v1/chat/completions")
-    target.add_argument("--folder", type=Path, help="a model folder, run by transformers in this process")
+    target.add_argument("--url", help="URL of a server with /v1/chat/completions")
+    target.add_argument("--folder", type=Path, help="model folder to run with transformers in this process")
     parser.add_argument(
-        "--scenes", type=int, default=1000, help="held-out scenes, three questions each (default 1000)"
+        "--scenes",
+        type=int,
+        default=1000,
+        help="number of held-out scenes, with three questions each (default 1000)",
     )
-    parser.add_argument("--stream", default="test", help="which endless stream of scenes (default 'test')")
-    parser.add_argument("--concurrency", type=int, default=16, help="requests at a time (with --url)")
-    parser.add_argument("--model", help="model name (with --url; default: the first the server lists)")
-    parser.add_argument("--api-key", help="bearer token (with --url)")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (with --folder)")
+    parser.add_argument("--stream", default="test", help="name that seeds the scenes (default 'test')")
     parser.add_argument(
-        "--show-wrong", type=int, default=0, metavar="N", help="print the first N wrong answers"
+        "--concurrency", type=int, default=16, help="number of concurrent requests (with --url, default 16)"
+    )
+    parser.add_argument("--model", help="model name (with --url; default: the first model of the server)")
+    parser.add_argument("--api-key", help="bearer token (with --url)")
+    parser.add_argument(
+        "--dtype", default="float32", help="float32, bfloat16 or float16 (with --folder, default float32)"
+    )
+    parser.add_argument(
+        "--show-wrong", type=int, default=0, metavar="N", help="print the first N incorrect answers"
     )
     args = parser.parse_args()
-    exam = list(questions(args.scenes, args.stream))
+    questions = list(evaluation_questions(args.scenes, args.stream))
     start = time.monotonic()
     if args.url:
         answers = predict_with_server(
             args.url,
-            exam,
+            questions,
             concurrency=args.concurrency,
             model=args.model,
             api_key=args.api_key,
         )
     else:
-        answers = predict_with_transformers(args.folder, exam, dtype=args.dtype)
+        answers = predict_with_transformers(args.folder, questions, dtype=args.dtype)
     results = list(answers)
     for result in [result for result in results if not result.is_right][: args.show_wrong]:
         print(f"{result.question.kind}: {result.question.turns[-1].question!r}")
-        print(f"  is {result.question.truth!r}, was answered {result.answer!r}")
-    text, is_met = table(results)
+        print(f"  expected {result.question.truth!r}, got {result.answer!r}")
+    table, passed = accuracy_table(results)
     seconds = time.monotonic() - start
-    print(text)
-    verdict = "met" if is_met else "NOT met"
-    print(f"{len(results)} questions, {args.scenes} scenes, {seconds:.0f} s; bar {verdict}")
-    return 0 if is_met else 1
+    print(table)
+    verdict = "passed" if passed else "FAILED"
+    print(f"{len(results)} questions, {args.scenes} scenes, {seconds:.0f} s: {verdict}")
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

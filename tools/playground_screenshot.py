@@ -1,4 +1,9 @@
-"""Write docs/images/playground.png from a running server: tools/playground_screenshot.py [URL] [MODEL]."""
+"""Save a screenshot of the playground to docs/images/playground.png.
+
+    python tools/playground_screenshot.py [URL] [MODEL]
+
+The server must be running. Defaults: http://127.0.0.1:8000 and tiny-llava.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ QUESTIONS = ("Describe the picture in one sentence.", "What colour is the heart?
 
 
 def converse(page: Page, model: str) -> None:
-    """A short conversation about an example picture."""
+    """Ask both questions about an example image and wait for the responses."""
     page.get_by_label("Model").select_option(model)
     page.get_by_role("button", name="A red heart").click()
     expect(page.get_by_label("Images to send").get_by_role("img")).to_have_count(1)

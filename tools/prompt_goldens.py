@@ -1,11 +1,12 @@
-"""Write the golden token ids of tests/data/prompts, and the part of the tokenizer that they need.
+"""Generate the golden token IDs in tests/data/prompts and a minimal tokenizer for them.
 
     python tools/prompt_goldens.py path/to/llama/tokenizer.json
 
-``conversations.json`` lists conversations; this fills in their ids, with -200 for a picture as the original
-LLaVA writes it. The ids come from the rules of the original (``llava/conversation.py``, ``mm_utils.py``) and
-of SentencePiece, written out here once more and apart from the worker's code, so that neither can be wrong
-alone; the tokenizers library must agree. To add a conversation, add it without ids and run this again.
+The script adds the token IDs to the conversations in ``conversations.json``, with -200 for an image as in
+the original LLaVA. The IDs are computed with a second implementation of the original's prompt rules
+(``llava/conversation.py``, ``mm_utils.py``) and of SentencePiece, which shares no code with the worker. They
+are compared with the output of the tokenizers library. To add a conversation, add an entry without IDs and
+run the script.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from tokenizers import Tokenizer
 
 FOLDER = Path(__file__).parents[1] / "tests" / "data" / "prompts"
 
-# Marks in the text of a prompt for what is no text. What a user types is text, whatever it spells.
+# Placeholders for special tokens in the text of a prompt. User text is never parsed for special tokens.
 IMAGE, BOS, EOS = "\x00", "\x01", "\x02"
 MARK_IDS = {IMAGE: -200, BOS: 1, EOS: 2}
-FIRST_TEXT_ID = 259  # before it: <unk>, <s>, </s> and the 256 bytes, which no text is matched with
+FIRST_TEXT_ID = (
+    259  # lower IDs are <unk>, <s>, </s> and the 256 byte tokens, which are never matched with text
+)
 SPACES_LAST, NEVER = 10**9, 10**10
 
 CURIOUS = (
@@ -60,7 +63,7 @@ ROLES_AND_SEPARATORS = {
 
 
 def prompt_text(template: str, messages: list[dict[str, Any]]) -> str:
-    """``Conversation.get_prompt`` of the original."""
+    """Return the text of a prompt, as ``Conversation.get_prompt`` of the original does."""
     system = SYSTEM[template]
     if messages[0]["role"] == "system":
         system, messages = messages[0]["content"][0], messages[1:]
@@ -83,7 +86,7 @@ def prompt_text(template: str, messages: list[dict[str, Any]]) -> str:
 
 
 def turns_of(template: str, message: dict[str, Any]) -> list[str]:
-    """A message as the turns that it becomes; null stands for a picture."""
+    """Convert a message to one or more turns. None in its content represents an image."""
     num_images = message["content"].count(None)
     text = "\n".join(part for part in message["content"] if part is not None)
     if template.endswith("mmtag") and num_images:
@@ -92,7 +95,10 @@ def turns_of(template: str, message: dict[str, Any]) -> list[str]:
 
 
 def prompt_ids(text: str, vocabulary: dict[str, int]) -> list[int]:
-    """``tokenizer_image_token`` of the original: one <s>, each stretch of text on its own."""
+    """Return the token IDs as ``tokenizer_image_token`` of the original does.
+
+    They start with one <s>, and each piece of text between special tokens is encoded separately.
+    """
     ids = [MARK_IDS[BOS]]
     for part in re.split(f"([{IMAGE}{BOS}{EOS}])", text):
         ids += [MARK_IDS[part]] if part in MARK_IDS else sentencepiece(part, vocabulary)
@@ -100,8 +106,11 @@ def prompt_ids(text: str, vocabulary: dict[str, int]) -> list[int]:
 
 
 def sentencepiece(text: str, vocabulary: dict[str, int]) -> list[int]:
-    """Byte-pair encoding as SentencePiece does it for Llama: a space before the text, then again and again
-    the neighbours whose union comes first, of equals the leftmost; characters without one become bytes."""
+    """Encode a text with byte-pair encoding, as SentencePiece does for Llama.
+
+    A space is prepended to the text. Each step merges the adjacent symbols with the best merge order, the
+    leftmost pair first. Characters that are not in the vocabulary become byte tokens.
+    """
     if not text:
         return []
     symbols = list("▁" + text.replace(" ", "▁"))
@@ -120,7 +129,10 @@ def sentencepiece(text: str, vocabulary: dict[str, int]) -> list[int]:
 
 
 def merge_order(piece: str, vocabulary: dict[str, int]) -> int:
-    """By id, which is the order of scores in Llama's tokenizer.model; runs of spaces have the lowest."""
+    """Return the position of a merge in the merge order.
+
+    In Llama's tokenizer.model, scores decrease with the ID, and runs of spaces have the lowest scores.
+    """
     number = vocabulary.get(piece, 0)
     if number < FIRST_TEXT_ID:
         return NEVER
@@ -128,7 +140,7 @@ def merge_order(piece: str, vocabulary: dict[str, int]) -> int:
 
 
 def needed_part(tokenizer: dict[str, Any], texts: list[str]) -> dict[str, Any]:
-    """The tokenizer without the pieces that occur in none of these texts: they can't take part."""
+    """Return the tokenizer without the pieces that occur in none of the texts."""
     everything = "\x03".join("▁" + text.replace(" ", "▁") for text in texts)
     model = tokenizer["model"]
     specials = {token["content"] for token in tokenizer["added_tokens"]}
@@ -142,7 +154,10 @@ def needed_part(tokenizer: dict[str, Any], texts: list[str]) -> dict[str, Any]:
 
 
 def library_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """``prompt_ids`` by the library, which leaves out the space before a text that has one."""
+    """Return the same IDs as ``prompt_ids``, computed with the library.
+
+    The library does not prepend a space to a text that already starts with one, so it is added here.
+    """
     ids = [MARK_IDS[BOS]]
     for part in re.split(f"([{IMAGE}{BOS}{EOS}])", text):
         known = f" {part}" if part.startswith(" ") else part
@@ -152,27 +167,30 @@ def library_ids(text: str, tokenizer: Tokenizer) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("tokenizer", type=Path, help="tokenizer.json of Llama")
+    parser.add_argument("tokenizer", type=Path, help="path of Llama's tokenizer.json")
     path = parser.parse_args().tokenizer
     description = json.loads(path.read_text("utf-8"))
     conversations = json.loads((FOLDER / "conversations.json").read_text("utf-8"))
     prompts = [prompt_text(entry["template"], entry["messages"]) for entry in conversations]
-    stretches = [part for text in prompts for part in re.split(f"[{IMAGE}{BOS}{EOS}]", text)]
-    typed = [token["content"] for token in description["added_tokens"]]
-    part = json.dumps(needed_part(description, stretches + typed), ensure_ascii=False, separators=(",", ":"))
+    segments = [part for text in prompts for part in re.split(f"[{IMAGE}{BOS}{EOS}]", text)]
+    special = [token["content"] for token in description["added_tokens"]]
+    part = json.dumps(needed_part(description, segments + special), ensure_ascii=False, separators=(",", ":"))
     libraries = [Tokenizer.from_str(path.read_text("utf-8")), Tokenizer.from_str(part)]
     for entry, text in zip(conversations, prompts, strict=True):
         entry["ids"] = prompt_ids(text, description["model"]["vocab"])
         for library in libraries:
             library.encode_special_tokens = True
             if library_ids(text, library) != entry["ids"]:
-                raise SystemExit(f"the tokenizers library disagrees about {entry['about']!r}")
+                about = entry["about"]
+                raise SystemExit(
+                    f"The tokenizers library returns other token IDs for the conversation {about!r}."
+                )
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in conversations)
     (FOLDER / "conversations.json").write_text(f"[\n{lines}\n]\n", "utf-8")
     (FOLDER / "tokenizer.json").write_text(part + "\n", "utf-8")
     config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (FOLDER / "tokenizer_config.json").write_text(json.dumps(config) + "\n", "utf-8")
-    print(f"{len(conversations)} conversations, {len(part.encode())} bytes of tokenizer")
+    print(f"{len(conversations)} conversations; the tokenizer has {len(part.encode())} bytes")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Train the bundled tiny LLaVA from nothing and write its folder in the llava-hf layout.
+"""Train the bundled tiny LLaVA from scratch and write its model folder in the llava-hf layout.
 
     python tools/train_tiny.py --minutes 90 --work DIR --out worker/llava_worker/tiny --resume
 
-Pictures and questions are drawn by `tiny/`; nothing is downloaded. Two CPU cores are enough.
+`tiny/` generates the images and questions; nothing is downloaded. Two CPU cores are enough.
 """
 
 import argparse
@@ -19,12 +19,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=90, help="training time (default 90)")
+    parser.add_argument("--minutes", type=float, default=90, help="training time in minutes (default 90)")
     parser.add_argument(
-        "--work", type=Path, default=_WORK, help="folder for checkpoints and the log of the run"
+        "--work", type=Path, default=_WORK, help="folder for checkpoints and the training log"
     )
-    parser.add_argument("--out", type=Path, help="model folder to write at the end")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
+    parser.add_argument("--out", type=Path, help="folder for the trained model")
+    parser.add_argument("--resume", action="store_true", help="resume from the checkpoint in --work")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)

@@ -1,7 +1,7 @@
-"""``python -m bench.engine.engine_alone``: the engine without queue, server and network.
+"""``python -m bench.engine.engine_alone``: benchmark the engine without queue, server and network.
 
-The difference to the served figures is what everything around the engine costs. Runs in a process of its
-own, so that its memory is its own.
+The difference from the results with a server is the overhead of all other components. The benchmark runs in a
+separate process, so that it does not share memory with the other benchmarks.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from bench.checkpoint import DEFAULT_FOLDER
 
 __all__ = ["SequenceGenerator", "generate", "measure_engine"]
 
-_TEXT_BEFORE, _TEXT_AFTER = 33, 28  # tokens of the conversation around the picture
-_FIRST_WORD_ID = 300  # ids below are specials and bytes
+_TEXT_BEFORE, _TEXT_AFTER = 33, 28  # number of text tokens before and after the image
+_FIRST_WORD_ID = 300  # lower IDs are special tokens and bytes
 
 
 def main() -> None:
@@ -43,14 +43,14 @@ def main() -> None:
 
 
 def measure_engine(folder: Path, *, precision: str, num_tokens: int, at_once: list[int]) -> dict[str, Any]:
-    """For each number of sequences that begin together, with new pictures: seconds and tokens a second."""
+    """Measure latency and throughput for each number of concurrent sequences, each with a new image."""
     began = time.perf_counter()
     engine, info = build_engine(
         EngineConfig(folder, precision=precision, device="cpu", use_speculation=False)
     )
     load_s = time.perf_counter() - began
     generator = SequenceGenerator(info.image_token_id, info.tokens_per_tile, info.image_side, info.vocab_size)
-    generate(engine, [generator.sequence(2)])  # the first calls of kernels prepare themselves
+    generate(engine, [generator.sequence(2)])  # warm-up: the first kernel calls are slower
     batches = {
         str(num): generate(engine, [generator.sequence(num_tokens) for _ in range(num)]) for num in at_once
     }
@@ -63,7 +63,7 @@ def measure_engine(folder: Path, *, precision: str, num_tokens: int, at_once: li
 
 
 class SequenceGenerator:
-    """Generates prompts of equal length with random words and random images, no two alike."""
+    """Generates prompts of equal length with random words and random images, all different."""
 
     def __init__(self, image_token_id: int, image_tokens: int, side: int, vocab_size: int) -> None:
         self._image = (image_token_id, image_tokens, side)
@@ -87,7 +87,7 @@ class SequenceGenerator:
         )
 
     def text(self, num_tokens: int) -> Sequence:
-        """Return a text-only prompt, as long as one with an image."""
+        """Return a text-only prompt with the length of a prompt with an image."""
         self._num_sequences += 1
         length = _TEXT_BEFORE + self._image[1] + _TEXT_AFTER
         return Sequence(
@@ -99,7 +99,7 @@ class SequenceGenerator:
 
 
 def generate(engine: Engine, sequences: list[Sequence]) -> dict[str, Any]:
-    """Generate all sequences. Return the time to first token of each, the decode step time and tokens/s."""
+    """Run all sequences and return the time to first token of each, the decode step time and throughput."""
     for sequence in sequences:
         engine.add(sequence)
     began = last = time.perf_counter()

@@ -1,11 +1,11 @@
-"""``python -m bench.engine.gaps``: gaps between tokens of running streams while a long prompt is prefilled.
+"""``python -m bench.engine.gaps``: measure gaps between tokens while a long prompt is prefilled.
 
-The engine alone, with the bundled tiny model: four streams decode, and every so often a prompt with pictures
-arrives that has nothing in common with those before. Once its tokens go through in chunks of at most 512 a
-step, once the budget is so large that the whole prompt goes at once. Both are run in turn, several rounds, so
-that what else the machine does falls on both. A gap is the time between two tokens of one stream; besides
-the wall's clock it is told in CPU time of the process, which other programs on the machine do not lengthen.
-Nothing is guessed ahead: a guessed token has no gap.
+The benchmark runs the engine with the bundled tiny model and no server. Four streams decode, and a long
+prompt with new images arrives periodically. It is prefilled either in chunks of at most 512 tokens per step,
+or in one step with a larger token budget. Both cases alternate for several rounds, so that other load on the
+machine affects both. A gap is the time between two tokens of one stream. It is reported in wall time and in
+CPU time of the process, which other programs do not increase. Speculative decoding is disabled, because
+tokens from the same step have no gap.
 """
 
 from __future__ import annotations
@@ -33,28 +33,30 @@ from bench.record import RESULTS, write_record
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 NUM_STREAMS = 4
-NUM_IMAGES, NUM_WORDS = 14, 300  # of the long prompt: 1,700 tokens of the model's 2,048
-STEPS_BETWEEN = 20  # steps from the end of one long prompt to the next
+NUM_IMAGES, NUM_WORDS = 14, 300  # per long prompt: 1,700 tokens in total; the context length is 2,048
+STEPS_BETWEEN = 20  # steps between the end of a long prompt and the next one
 BUDGETS = {"chunks of 512": 512, "whole prompts": 4096}
 
 
-Times = tuple[float, float]  # seconds of the wall's clock and of CPU
+Times = tuple[float, float]  # wall time and CPU time in seconds
 
 
 @dataclass
 class Timings:
-    """Gaps by what the engine did meanwhile, and how long each long prompt took."""
+    """Gaps with and without a concurrent prefill, and the time to first token of each long prompt."""
 
     gaps: list[Times] = field(default_factory=list)
-    gaps_beside_a_prompt: list[Times] = field(default_factory=list)
+    gaps_during_prefill: list[Times] = field(default_factory=list)
     prompts: list[Times] = field(default_factory=list)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.engine.gaps", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--prompts", type=int, default=3, help="long prompts a round")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; CPU time adds up over them")
+    parser.add_argument("--rounds", type=int, default=4, help="number of rounds (default 4)")
+    parser.add_argument("--prompts", type=int, default=3, help="long prompts per round (default 3)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="torch threads; CPU time is their sum (default 1)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     timings = {name: Timings() for name in BUDGETS}
@@ -91,7 +93,7 @@ def main() -> None:
 def observe(
     engine: Engine, info: ModelInfo, timings: Timings, *, num_prompts: int, numbers: Iterator[int]
 ) -> None:
-    """One engine: streams that decode all the time, and so many long prompts beside them."""
+    """Record the gaps of continuously decoding streams while ``num_prompts`` long prompts are prefilled."""
     for index in range(NUM_STREAMS):
         engine.add(_stream(f"stream {index}", next(numbers), info))
     for _ in range(STEPS_BETWEEN):
@@ -105,7 +107,7 @@ def observe(
             now = _now()
             for seq_id in seq_ids:
                 gap = (now[0] - last[seq_id][0], now[1] - last[seq_id][1])
-                gaps = timings.gaps_beside_a_prompt if is_prefilling else timings.gaps
+                gaps = timings.gaps_during_prefill if is_prefilling else timings.gaps
                 (timings.prompts if seq_id == "long" else gaps).append(gap)
                 last[seq_id] = now
             is_prefilling = is_prefilling and "long" not in seq_ids
@@ -142,8 +144,8 @@ def _long_prompt(seq_id: str, number: int, info: ModelInfo) -> Sequence:
 
 def _summarize(timings: Timings) -> dict[str, Any]:
     clocked = {
-        "gap": timings.gaps + timings.gaps_beside_a_prompt,
-        "gap_beside_a_prompt": timings.gaps_beside_a_prompt,
+        "gap": timings.gaps + timings.gaps_during_prefill,
+        "gap_beside_a_prompt": timings.gaps_during_prefill,
         "gap_without": timings.gaps,
         "long_prompt": timings.prompts,
     }
@@ -162,21 +164,19 @@ def _distribution(seconds: list[float]) -> dict[str, float]:
 
 
 def plot(timings: dict[str, Timings], path: Path) -> Path:
-    """The gaps while a long prompt is computed, as the share of them that is longer."""
+    """Plot the fraction of gaps that exceed each duration, with and without a concurrent prefill."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(6, 3.9), layout="constrained")
-    for (name, timing), colour in zip(timings.items(), ("#1769aa", "#c2410c"), strict=True):
+    for (name, timing), color in zip(timings.items(), ("#1769aa", "#c2410c"), strict=True):
         for gaps, label, style in (
-            (timing.gaps_beside_a_prompt, f"{name}, a long prompt beside", "-"),
-            (timing.gaps, f"{name}, none", ":"),
+            (timing.gaps_during_prefill, f"{name}, during prefill", "-"),
+            (timing.gaps, f"{name}, decode only", ":"),
         ):
             ordered = np.sort([cpu for _, cpu in gaps]) * 1e3
-            axis.step(ordered, 1 - np.arange(len(ordered)) / len(ordered), style, color=colour, label=label)
-    axis.set(
-        xscale="log", xlabel="gap between two tokens of a stream, ms of CPU", ylabel="share that is longer"
-    )
+            axis.step(ordered, 1 - np.arange(len(ordered)) / len(ordered), style, color=color, label=label)
+    axis.set(xscale="log", xlabel="gap between two tokens, ms of CPU time", ylabel="fraction of longer gaps")
     figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

@@ -1,12 +1,12 @@
-"""llguidance against xgrammar: compile time, mask time, memory and coverage, each in a process of its own.
+"""Compare llguidance and xgrammar: compile time, mask time, memory and coverage, in separate processes.
 
-    python -m bench.engine.grammars                          ->  bench/results/grammars.json
-    python -m bench.engine.grammars --xgrammar-python PATH   xgrammar, too, from this environment
+    python -m bench.engine.grammars                          llguidance only
+    python -m bench.engine.grammars --xgrammar-python PATH   also xgrammar, from another environment
 
-The vocabularies have Llama's size (32,064) and Qwen2's (152,064) and are made of the same pieces of text for
-both libraries. A walk is a run of random tokens, each drawn from the mask, until the grammar is complete
-or ``STEPS`` tokens are there; what is timed is one mask and one accepted token. Times are the processor's, so
-that other programs on the machine count little.
+The results are written to ``bench/results/grammars.json``. The vocabularies have the sizes of Llama's
+(32,064) and Qwen2's (152,064), and are the same for both libraries. A walk samples random tokens from the
+masks until the grammar is complete, at most ``STEPS`` tokens. The time of one step includes one mask and one
+accepted token. Times are CPU times, so that other programs on the machine have little effect.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STEPS = 150
 EOS = 0
 _CLOSING = (b'"', b"}", b"]", b'"}', b":", b",")
 
-# What must be refused with a sentence, or at least not be taken for something else.
+# Schemas that a library should reject with an error message, and must not treat as another schema.
 HOSTILE = {
     "false": "false",
     "no integer": '{"type": "integer", "minimum": 5, "maximum": 3}',
@@ -57,7 +57,7 @@ HOSTILE = {
 
 
 def vocabulary(size: int) -> list[bytes]:
-    """End mark, bytes, then made-up words with and without a space, JSON's own pairs first."""
+    """Return an EOS token, all bytes, common JSON fragments, and random words with and without a space."""
     pieces: dict[bytes, None] = {b"<eos>": None}
     pieces |= dict.fromkeys(bytes([value]) for value in range(256))
     pairs = ['{"', '":', '", "', '"}', '": "', "},", "],", "[{", "\n  ", "true", "false", "null"]
@@ -71,7 +71,7 @@ def vocabulary(size: int) -> list[bytes]:
 
 
 class Llguidance:
-    """Both libraries behind the same four calls."""
+    """llguidance with the interface that both libraries are measured with."""
 
     def __init__(self, tokens: list[bytes]) -> None:
         import llguidance
@@ -84,7 +84,7 @@ class Llguidance:
                 self._ids = {token: token_id for token_id, token in enumerate(tokens)}
 
             def __call__(self, text: bytes) -> list[int]:
-                """The longest token that fits, again and again."""
+                """Tokenize greedily, with the longest matching token at each position."""
                 token_ids, start = [], 0
                 while start < len(text):
                     ends = range(min(start + 9, len(text)), start, -1)
@@ -119,7 +119,7 @@ class Llguidance:
 
 
 class Xgrammar:
-    """See Llguidance."""
+    """xgrammar with the same interface as Llguidance."""
 
     def __init__(self, tokens: list[bytes]) -> None:
         import torch
@@ -140,11 +140,11 @@ class Xgrammar:
 
     def accept(self, matcher: Any, token_id: int) -> None:
         if not matcher.accept_token(token_id):
-            raise ValueError("not accepted")
+            raise ValueError(f"Token {token_id} was not accepted.")
 
 
 def walk(library: Any, compiled: Any, tokens: list[bytes], seed: int) -> tuple[bytes, bool, list[float]]:
-    """(text, whether complete, seconds of each mask and token)."""
+    """Return the text, whether it is complete, and the time of each step in seconds."""
     generator = random.Random(seed)
     matcher, out = library.start(compiled), np.zeros((len(tokens) + 31) // 32, dtype=np.int32)
     closing = np.array([index for index, token in enumerate(tokens[:300]) if token in _CLOSING])
@@ -165,7 +165,7 @@ def walk(library: Any, compiled: Any, tokens: list[bytes], seed: int) -> tuple[b
 
 
 def _pick(generator: random.Random, allowed: NDArray[np.int64], closing: NDArray[np.int64]) -> int:
-    """Half of the time a token that closes something, if one is allowed, so that walks end."""
+    """Sample an allowed token. Half of the time, prefer closing tokens, so that walks end."""
     closing_allowed = allowed[np.isin(allowed, closing)]
     candidates = closing_allowed if len(closing_allowed) and generator.random() < 0.5 else allowed
     return int(candidates[generator.randrange(len(candidates))])
@@ -179,32 +179,32 @@ def measure(make: Callable[[list[bytes]], Any], size: int) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     library = make(tokens)
     open_s, compile_s, token_s = time.process_time() - began, [], []
-    wrong, refused, num_valid, num_cut = [], [], 0, 0
+    invalid, rejected, num_valid, num_incomplete = [], [], 0, 0
     for path in sorted(SCHEMAS.glob("*-*.json")):
         text = path.read_text()
         began = time.process_time()
         try:
             compiled = library.compile(text)
         except (ValueError, RuntimeError) as error:
-            refused.append(f"{path.stem}: {str(error)[:120]}")
+            rejected.append(f"{path.stem}: {str(error)[:120]}")
             continue
         compile_s.append(time.process_time() - began)
         for seed in range(2):
             try:
-                answer, is_complete, times = walk(library, compiled, tokens, seed)
+                output, is_complete, times = walk(library, compiled, tokens, seed)
             except ValueError as error:
-                wrong.append(f"{path.stem}: {str(error).splitlines()[0][:120]}")
+                invalid.append(f"{path.stem}: {str(error).splitlines()[0][:120]}")
                 continue
             token_s += times
             if not is_complete:
-                num_cut += 1
+                num_incomplete += 1
                 continue
             try:
-                exact = {"parse_float": Decimal}  # in floats 0.7 is no multiple of 0.1
-                jsonschema.validate(json.loads(answer, **exact), json.loads(text, **exact))
+                exact = {"parse_float": Decimal}  # as floats, 0.7 is not a multiple of 0.1
+                jsonschema.validate(json.loads(output, **exact), json.loads(text, **exact))
                 num_valid += 1
             except (jsonschema.ValidationError, ValueError) as error:
-                wrong.append(f"{path.stem}: {str(error).splitlines()[0][:120]}")
+                invalid.append(f"{path.stem}: {str(error).splitlines()[0][:120]}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "open_ms": round(open_s * 1e3, 1),
@@ -213,9 +213,9 @@ def measure(make: Callable[[list[bytes]], Any], size: int) -> dict[str, Any]:
         "num_masks": len(token_s),
         "memory_mb": round((peak - before) / 1024, 1),
         "answers_valid": num_valid,
-        "answers_cut": num_cut,
-        "answers_wrong": wrong,
-        "schemas_refused": refused,
+        "answers_cut": num_incomplete,
+        "answers_wrong": invalid,
+        "schemas_refused": rejected,
     }
 
 
@@ -228,8 +228,8 @@ def _quantiles(seconds: list[float]) -> dict[str, float]:
     }
 
 
-def judge(make: Callable[[list[bytes]], Any], name: str) -> str:
-    """What becomes of one hostile schema: refused with words, or taken."""
+def classify(make: Callable[[list[bytes]], Any], name: str) -> str:
+    """Return a description of how the library handles a hostile schema."""
     tokens = vocabulary(2000)
     library = make(tokens)
     began = time.process_time()
@@ -238,22 +238,22 @@ def judge(make: Callable[[list[bytes]], Any], name: str) -> str:
         text, is_complete, _ = walk(library, compiled, tokens, 1)
     except (ValueError, RuntimeError) as error:
         return (
-            f"refused after {(time.process_time() - began) * 1e3:.0f} ms: {str(error).splitlines()[0][:100]}"
+            f"rejected after {(time.process_time() - began) * 1e3:.0f} ms: {str(error).splitlines()[0][:100]}"
         )
     took = (time.process_time() - began) * 1e3
-    return f"taken in {took:.0f} ms, {'complete' if is_complete else 'cut'}: {text[:60]!r}"
+    return f"accepted in {took:.0f} ms, {'complete' if is_complete else 'incomplete'}: {text[:60]!r}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--xgrammar-python", help="the interpreter of an environment with xgrammar")
-    parser.add_argument("--part", nargs=2, help="internal: library and vocabulary or hostile schema")
+    parser.add_argument("--xgrammar-python", help="Python interpreter of an environment with xgrammar")
+    parser.add_argument("--part", nargs=2, help="internal: library, and vocabulary or hostile schema")
     options = parser.parse_args()
     makers: dict[str, Callable[[list[bytes]], Any]] = {"llguidance": Llguidance, "xgrammar": Xgrammar}
     if options.part:
         library, what = options.part
         size = VOCABULARIES.get(what)
-        part = measure(makers[library], size) if size else judge(makers[library], what)
+        part = measure(makers[library], size) if size else classify(makers[library], what)
         print(json.dumps(part))
         return
     from bench.record import write_record
@@ -276,9 +276,9 @@ def _run(python: str, library: str, what: str) -> Any:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     except subprocess.TimeoutExpired:
-        return "hangs: ended after 300 s"
+        return "timed out after 300 s"
     if done.returncode < 0:
-        return f"the process died of signal {-done.returncode}"
+        return f"killed by signal {-done.returncode}"
     if done.returncode:
         return f"failed: {done.stderr.strip().splitlines()[-1][:200]}"
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,9 +1,9 @@
-"""``python -m bench.engine.kv_cache``: what keys and values in 8 bit save, and what they cost in answers.
+"""``python -m bench.engine.kv_cache``: measure the memory savings and the accuracy of an 8-bit KV cache.
 
-logits     of the same tokens, in one piece, with the exact cache and with another; the error is compared
-           with that of computing in bf16, which is what most people serve anyway
-answers    greedy ones of the tiny model to the exam's questions: how many are the same to the token, and
-           how many are right
+logits     the error of the logits with the 8-bit cache, compared with the error of computing in bf16, the
+           most common precision for serving
+answers    greedy outputs of the tiny model for the evaluation questions: how many have the same tokens with
+           both caches, and how many are correct
 """
 
 from __future__ import annotations
@@ -24,34 +24,48 @@ from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.model.attention.kv_cache import KVCacheSpec
 
 from bench.checkpoint import write_checkpoint
-from bench.engine.logits import RANDOM, TINY, Example, at_random, errors, load, logits_of, of_exam, tokenizer
+from bench.engine.logits import (
+    RANDOM,
+    TINY,
+    Example,
+    errors,
+    example_of,
+    load,
+    logits_of,
+    random_example,
+    tokenizer,
+)
 from bench.record import ROOT, write_record
 
-sys.path.append(str(ROOT / "tools"))  # the tiny model's exam
-from tiny.exam import Question, Result, questions
+sys.path.append(str(ROOT / "tools"))  # for the tiny model's evaluation
+from tiny.evaluation import Question, Result, evaluation_questions
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.engine.kv_cache", description=__doc__)
-    parser.add_argument("--questions", type=int, default=200, help="of the exam, for the logits")
-    parser.add_argument("--exam", type=int, default=600, help="questions that are answered")
-    parser.add_argument("--prompts", type=int, default=8, help="of the random models")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--questions", type=int, default=200, help="questions for the logits (default 200)")
+    parser.add_argument("--exam", type=int, default=600, help="questions for the outputs (default 600)")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts for each random model (default 8)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    exam = list(questions(-(-max(args.exam, args.questions) // 3)))
-    logits = {"tiny-llava": compare_logits(TINY, [of_exam(q) for q in exam[: args.questions]])}
+    questions = list(evaluation_questions(-(-max(args.exam, args.questions) // 3)))
+    logits = {"tiny-llava": compare_logits(TINY, [example_of(q) for q in questions[: args.questions]])}
     for name, shape in RANDOM.items():
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder) / "model", shape, dtype="float32")
-            prompts = [at_random(seed, shape.vocabulary) for seed in range(args.prompts)]
+            prompts = [random_example(seed, shape.vocabulary) for seed in range(args.prompts)]
             logits[name] = compare_logits(Path(folder) / "model", prompts)
-    results = {"bytes_per_token": sizes(), "logits": logits, "answers": compare_answers(exam[: args.exam])}
+    results = {
+        "bytes_per_token": sizes(),
+        "logits": logits,
+        "answers": compare_outputs(questions[: args.exam]),
+    }
     print(write_record("kv-cache", results, settings=vars(args)))
 
 
 def sizes() -> dict[str, int]:
-    """Of LLaVA-1.5-7B's cache, a token."""
+    """Return the bytes per token of the KV cache of LLaVA-1.5-7B."""
     return {
         name: KVCacheSpec(1, 1, 32, 32, 128, torch.float16, is_int8=name == "int8").bytes_per_block
         for name in KV_CACHE_DTYPES
@@ -59,7 +73,7 @@ def sizes() -> dict[str, int]:
 
 
 def compare_logits(folder: Path, examples: list[Example]) -> dict[str, Any]:
-    """Of fp32 with the exact cache against 8 bit, and against bf16 as a measure of what is small."""
+    """Compare fp32 logits with those of an 8-bit cache and, as a reference, with those of bf16."""
     model, rounded = load(folder, "fp32"), load(folder, "bf16")
     exact = [logits_of(model, "auto", example) for example in examples]
     others = {
@@ -71,35 +85,42 @@ def compare_logits(folder: Path, examples: list[Example]) -> dict[str, Any]:
     return differences
 
 
-def compare_answers(exam: list[Question]) -> dict[str, Any]:
-    answers = {kind: list(answer_all(kind, exam)) for kind in KV_CACHE_DTYPES}
-    pairs = list(zip(*answers.values(), strict=True))
-    results: dict[str, Any] = {"asked": len(exam), "same": sum(first == second for first, second in pairs)}
-    for kind, outputs in answers.items():
+def compare_outputs(questions: list[Question]) -> dict[str, Any]:
+    by_dtype = {dtype: list(generate(dtype, questions)) for dtype in KV_CACHE_DTYPES}
+    pairs = list(zip(*by_dtype.values(), strict=True))
+    results: dict[str, Any] = {
+        "asked": len(questions),
+        "same": sum(first == second for first, second in pairs),
+    }
+    for dtype, outputs in by_dtype.items():
         texts = [tokenizer().decode(token_ids, skip_special_tokens=True).strip() for token_ids in outputs]
-        results[f"right, {kind}"] = sum(Result(*pair).is_right for pair in zip(exam, texts, strict=True))
+        results[f"right, {dtype}"] = sum(
+            Result(*pair).is_right for pair in zip(questions, texts, strict=True)
+        )
     print(results, flush=True)
     return results
 
 
-def answer_all(kind: str, exam: list[Question]) -> Iterator[list[int]]:
-    config = EngineConfig(TINY, precision="fp32", device="cpu", kv_cache_dtype=kind, kv_cache_bytes=64 << 20)
+def generate(kv_cache_dtype: str, questions: list[Question]) -> Iterator[list[int]]:
+    config = EngineConfig(
+        TINY, precision="fp32", device="cpu", kv_cache_dtype=kv_cache_dtype, kv_cache_bytes=64 << 20
+    )
     engine, info = build_engine(config)
-    for start in range(0, len(exam), 16):
-        part = exam[start : start + 16]
-        for index, question in enumerate(part):
-            engine.add(_sequence(str(index), of_exam(question), info.tokens_per_tile))
-        answers = run(engine)
-        yield from (answers[str(index)] for index in range(len(part)))
+    for start in range(0, len(questions), 16):
+        batch = questions[start : start + 16]
+        for index, question in enumerate(batch):
+            engine.add(_sequence(str(index), example_of(question), info.tokens_per_tile))
+        outputs = run(engine)
+        yield from (outputs[str(index)] for index in range(len(batch)))
 
 
 def run(engine: Engine) -> dict[str, list[int]]:
-    answers: dict[str, list[int]] = {}
+    outputs: dict[str, list[int]] = {}
     while engine.num_sequences:
         for output in engine.step():
             if output.token_id is not None:
-                answers.setdefault(output.seq_id, []).append(output.token_id)
-    return answers
+                outputs.setdefault(output.seq_id, []).append(output.token_id)
+    return outputs
 
 
 def _sequence(name: str, example: Example, length: int) -> Sequence:

@@ -1,7 +1,7 @@
-"""Logits of the bundled model and of random ones in one format, and how far they are from those in another.
+"""Compare logits of the bundled model, and of models with random weights, between data types.
 
-Random weights have neither the outliers nor the sure decisions of trained ones: their logits bound nothing,
-they only show one error beside another at heads of LLaVA-1.5's size and at two depths.
+Random weights have no outliers, and their token probabilities are almost equal. The errors of these models do
+not apply to trained models. They only show how data types compare, with LLaVA-1.5's head size and two depths.
 """
 
 from __future__ import annotations
@@ -27,21 +27,31 @@ from torch import Tensor
 from bench.record import ROOT
 from bench.shape import Shape
 
-sys.path.append(str(ROOT / "tools"))  # the tiny model's scenes and exam
+sys.path.append(str(ROOT / "tools"))  # for the tiny model's scenes and evaluation
 from tiny.conversations import SYSTEM
 from tiny.drawing import draw, preprocess
-from tiny.exam import Question
+from tiny.evaluation import Question
 from tiny.packing import prompt_ids
 from tiny.tokenizer import IMAGE
 
-__all__ = ["RANDOM", "TINY", "Example", "at_random", "errors", "load", "logits_of", "of_exam", "tokenizer"]
+__all__ = [
+    "RANDOM",
+    "TINY",
+    "Example",
+    "random_example",
+    "errors",
+    "load",
+    "logits_of",
+    "example_of",
+    "tokenizer",
+]
 
 TINY = ROOT / "worker" / "llava_worker" / "tiny"
 CPU = torch.device("cpu")
-NUM_CONTEXT, NUM_COMPARED = 576, 64  # tokens of a random prompt: context, and those whose logits are compared
+NUM_CONTEXT, NUM_COMPARED = 576, 64  # tokens of a random prompt: context, and positions to compare
 _SMALL = {"vocabulary": 4096, "context": 1024, "vision_hidden": 64, "vision_layers": 2}
 _SMALL |= {"vision_heads": 1, "vision_intermediate": 128, "image_side": 28, "patch": 14}
-# LLaVA-1.5's heads of 128, at a width and a depth that fit beside other work.
+# The head size is 128, as in LLaVA-1.5. Width and depth are small enough for a shared machine.
 RANDOM = {
     "random, 8 layers of 1024": Shape(hidden=1024, layers=8, heads=8, intermediate=2752, **_SMALL),
     "random, 32 layers of 512": Shape(hidden=512, layers=32, heads=4, intermediate=1376, **_SMALL),
@@ -50,16 +60,16 @@ RANDOM = {
 
 @dataclass(frozen=True)
 class Example:
-    """Tokens with pictures, of which the logits after ``first`` and all later ones are compared."""
+    """A prompt with its images. Logits are compared at position ``first`` and all later positions."""
 
     token_ids: list[int]
     first: int
     pixels: list[bytes]
-    starts: list[int]  # where each picture's tokens begin
+    starts: list[int]  # position of the first token of each image
 
 
 def load(folder: Path, precision: str) -> Llava:
-    # Formats of GPUs by what they are on one; a CPU computes their products, too.
+    # Formats that require a GPU are created as for a GPU. Their matrix products also run on a CPU.
     device = CPU if precision in precisions_on(CPU) else torch.device("cuda:0")
     number_format = choose_precision(precision, device)
     model = Llava(read_config(folder), read_image_config(folder), precision=number_format, device=CPU)
@@ -91,7 +101,7 @@ def logits_of(model: Llava, kind: str, example: Example) -> Tensor:  # fp32 [pos
 
 
 def errors(exact: list[Tensor], others: dict[str, list[Tensor]]) -> dict[str, Any]:
-    """Of each against ``exact``: largest and mean difference, and how often the first choice is the same."""
+    """Return the maximum and mean error against ``exact``, and how often the top token is the same."""
     reference = torch.cat(exact)
     results: dict[str, Any] = {"positions": len(reference), "std": float(reference.std())}
     for name, logits in others.items():
@@ -105,8 +115,8 @@ def errors(exact: list[Tensor], others: dict[str, list[Tensor]]) -> dict[str, An
     return results
 
 
-def of_exam(question: Question) -> Example:
-    """The prompt with the right answer after it."""
+def example_of(question: Question) -> Example:
+    """Return the prompt of a question followed by the correct answer."""
     system = SYSTEM if question.system is None else question.system
     ids = prompt_ids(system, question.turns, len(question.scenes))
     starts = [i for i, token in enumerate(ids) if token == IMAGE and (i == 0 or ids[i - 1] != IMAGE)]
@@ -120,7 +130,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(TINY / "tokenizer.json"))
 
 
-def at_random(seed: int, vocabulary: int) -> Example:
+def random_example(seed: int, vocabulary: int) -> Example:
     rng = random.Random(seed)
     ids = [1, *rng.choices(range(300, vocabulary - 100), k=NUM_CONTEXT + NUM_COMPARED - 1)]
     return Example(ids, NUM_CONTEXT, [], [])

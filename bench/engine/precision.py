@@ -1,7 +1,8 @@
-"""``python -m bench.engine.precision``: what fewer bits do to the logits, against fp32.
+"""``python -m bench.engine.precision``: measure the error of the logits of quantized models against fp32.
 
-The bundled model's after each token of right answers to the exam's questions, and random ones' at heads of
-LLaVA-1.5's size. How many answers stay right is told by ``make eval`` on a server in that precision.
+The bundled model is compared at each token of the correct answers to the evaluation questions. Models with
+random weights and LLaVA-1.5's head size are compared on random prompts. To measure how many answers are
+correct in a given precision, run ``make eval`` with a server in that precision.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ from typing import Any
 import torch
 
 from bench.checkpoint import write_checkpoint
-from bench.engine.logits import RANDOM, TINY, Example, at_random, errors, load, logits_of, of_exam
+from bench.engine.logits import RANDOM, TINY, Example, errors, example_of, load, logits_of, random_example
 from bench.record import ROOT, write_record
 
-sys.path.append(str(ROOT / "tools"))  # the tiny model's exam
-from tiny.exam import questions
+sys.path.append(str(ROOT / "tools"))  # for the tiny model's evaluation
+from tiny.evaluation import evaluation_questions
 
 PRECISIONS = ("bf16", "int8", "int4", "w8a8", "fp8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.engine.precision", description=__doc__)
-    parser.add_argument("--questions", type=int, default=200, help="of the exam")
-    parser.add_argument("--prompts", type=int, default=8, help="of the random models")
+    parser.add_argument("--questions", type=int, default=200, help="number of questions (default 200)")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts for each random model (default 8)")
     args = parser.parse_args()
-    exam = list(questions(-(-args.questions // 3)))[: args.questions]
-    results = {"tiny-llava": compare(TINY, [of_exam(question) for question in exam])}
+    questions = list(evaluation_questions(-(-args.questions // 3)))[: args.questions]
+    results = {"tiny-llava": compare(TINY, [example_of(question) for question in questions])}
     for name, shape in RANDOM.items():
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder) / "model", shape, dtype="float32")
-            prompts = [at_random(seed, shape.vocabulary) for seed in range(args.prompts)]
+            prompts = [random_example(seed, shape.vocabulary) for seed in range(args.prompts)]
             results[name] = compare(Path(folder) / "model", prompts)
     print(write_record("precision", results, settings=vars(args)))
 

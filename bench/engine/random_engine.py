@@ -1,6 +1,6 @@
-"""An engine over a LLaVA with random weights, made where it runs: no file, no network, no copy in memory.
+"""An engine for a LLaVA with random weights, which are generated on the device without files or downloads.
 
-Layers are filled as a checkpoint fills them, some rows at a time, so that every number format is served.
+Weights are loaded in chunks of rows, as from a checkpoint, so all precisions are supported.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from bench.shape import Shape
 __all__ = ["make_engine", "make_model", "precision_on"]
 
 _CHUNK_ROWS = 4096
-_STEP_BYTES = 2 << 30  # left for activations and recordings
+_STEP_BYTES = 2 << 30  # reserved for activations and CUDA graphs
 
 
 @torch.inference_mode()
 def make_model(shape: Shape, precision: Precision, device: torch.device) -> Llava:
-    """Weights are scaled so that activations neither vanish nor explode over the layers."""
+    """Return a model with random weights, scaled so that activations neither vanish nor explode."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(shape.config("float16")), encoding="utf-8")
@@ -55,7 +55,10 @@ def make_model(shape: Shape, precision: Precision, device: torch.device) -> Llav
 def make_engine(
     model: Llava, precision: Precision, *, max_num_sequences: int, max_batch_tokens: int
 ) -> Engine:
-    """Return an engine as a worker's, without speculation, which random weights would flatter."""
+    """Return an engine as in a worker, without speculation.
+
+    Models with random weights repeat themselves, so drafts would be accepted more often than in practice.
+    """
     device, text = model.device, model.config.text_config
     backend = choose_backend(precision, text, device)
     free = available_bytes(device)

@@ -1,17 +1,18 @@
-"""``python -m bench.engine.speculation``: what prompt lookup gains, and what it costs where it is of no use.
+"""``python -m bench.engine.speculation``: measure the speedup and the overhead of speculative decoding.
 
-Only the engine, only decoding: the time begins when every prompt is computed. Rounds without and with
-speculation take turns and the median of their ratios counts, so that other load weighs on both; tokens a step
-do not depend on it at all. The tiny model gives real answers:
+The benchmark runs the engine without a server and measures decoding only, after all prompts are prefilled.
+Rounds with and without speculation alternate and the median ratio is reported, so that other load on the
+machine affects both. The number of tokens per step does not depend on other load. The tiny model produces
+realistic outputs:
 
-    describe again   a picture was described; the same question once more, so the answer repeats the history
-    questions        one question of the exam about each of many pictures, short answers that repeat nothing
+    describe again   an image is described twice, so the second output repeats the first one
+    questions        one evaluation question per image, with short outputs that repeat nothing
 
-What a model with random weights says means nothing, so a LLaVA-1.5-shaped one only shows the bounds:
+A model with the shape of LLaVA-1.5 and random weights shows the extremes:
 
-    ceiling          one word again and again (``logit_bias``): every draft is right
-    chance           eight words at random: a lookup mostly finds something, and it is mostly wrong
-    chat             all words at random: nothing repeats
+    ceiling          the same token at every position (``logit_bias``): every draft token is accepted
+    chance           eight random tokens: drafts are usually found and usually rejected
+    chat             random tokens from the whole vocabulary: nothing repeats
 """
 
 from __future__ import annotations
@@ -40,28 +41,28 @@ from llava_worker.settings import load_settings
 from bench.checkpoint import ensure_checkpoint
 from bench.record import ROOT, write_record
 
-sys.path.append(str(ROOT / "tools"))  # the tiny model's scenes and exam
+sys.path.append(str(ROOT / "tools"))  # for the tiny model's scenes and evaluation
 from tiny.drawing import draw, preprocess
-from tiny.exam import Question, questions
+from tiny.evaluation import Question, evaluation_questions
 
-TINY_ANSWERS = 32  # conversations a round; the tiny model's answers are short
-PROMPT_TOKENS, ANSWER_TOKENS = 64, 48  # of the large model
-WORDS = range(300, 32_000)  # ids below are specials and bytes
+TINY_OUTPUTS = 32  # per round; outputs of the tiny model are short
+PROMPT_TOKENS, OUTPUT_TOKENS = 64, 48  # for the large model
+WORDS = range(300, 32_000)  # lower IDs are special tokens and bytes
 
-Batches = list[list[Sequence]]  # run one after another, the sequences of each concurrently
-MakeBatches = Callable[[int], Batches]  # by round, no two alike
+Batches = list[list[Sequence]]  # batches run in sequence, the sequences of a batch concurrently
+MakeBatches = Callable[[int], Batches]  # the argument is the number of the round; all batches differ
 
 
 @dataclass(frozen=True)
 class Workload:
     title: str
-    number: int  # of sequences at once
+    num_concurrent: int  # number of concurrent sequences
     make: MakeBatches
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One round. ``num_steps`` are those of decoding; ``cpu_seconds`` are of all threads."""
+    """The results of one round. ``num_steps`` are decode steps; ``cpu_seconds`` is the sum of all threads."""
 
     seconds: float
     cpu_seconds: float
@@ -73,11 +74,13 @@ class Sample:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.engine.speculation", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--precision", default="bf16", help="of the large model")
-    parser.add_argument("--at-once", type=int, nargs="*", default=[1, 8])
-    parser.add_argument("--only", choices=["tiny", "large"])
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default 5)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    parser.add_argument("--precision", default="bf16", help="precision of the large model (default bf16)")
+    parser.add_argument(
+        "--at-once", type=int, nargs="*", default=[1, 8], help="numbers of concurrent sequences (default 1 8)"
+    )
+    parser.add_argument("--only", choices=["tiny", "large"], help="measure one of the models")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results: dict[str, Any] = {}
@@ -92,9 +95,9 @@ def main() -> None:
 
 
 def measure_tiny(at_once: list[int], num_rounds: int) -> list[dict[str, Any]]:
-    exam = list(questions(400))
-    described = [question for question in exam if question.kind == "describe"]
-    others = [question for question in exam if question.kind not in ("describe", "two pictures")]
+    evaluation = list(evaluation_questions(400))
+    described = [question for question in evaluation if question.kind == "describe"]
+    others = [question for question in evaluation if question.kind not in ("describe", "two pictures")]
 
     def start(speculation: str) -> tuple[EngineInterface, list[Workload]]:
         flags = ["--speculation", speculation, "--device", "cpu", "--precision", "fp32"]
@@ -103,8 +106,8 @@ def measure_tiny(at_once: list[int], num_rounds: int) -> list[dict[str, Any]]:
             Workload(title, number, batches_of(pool, to_messages, model.prompts, number))
             for number in at_once
             for title, pool, to_messages in (
-                ("describe again", described, again),
-                ("questions", others, once),
+                ("describe again", described, ask_twice),
+                ("questions", others, ask_once),
             )
         ]
 
@@ -118,25 +121,25 @@ def batches_of(
     number: int,
 ) -> MakeBatches:
     def make(round_: int) -> Batches:
-        sampled = random.Random(round_).sample(pool, TINY_ANSWERS)
+        sampled = random.Random(round_).sample(pool, TINY_OUTPUTS)
         sequences = [
             sequence_of(f"{round_}-{index}", question, to_messages(question), prompts)
             for index, question in enumerate(sampled)
         ]
-        return [sequences[first : first + number] for first in range(0, TINY_ANSWERS, number)]
+        return [sequences[first : first + number] for first in range(0, TINY_OUTPUTS, number)]
 
     return make
 
 
-def once(question: Question) -> list[Message]:
+def ask_once(question: Question) -> list[Message]:
     images = tuple(image_of(question)[0] for _ in question.scenes)
     return [Message("user", (*images, question.turns[0].question))]
 
 
-def again(question: Question) -> list[Message]:
-    """Twice described: what a user does who wants to see whether the answer stays the same."""
+def ask_twice(question: Question) -> list[Message]:
+    """Return a conversation in which the user repeats the question and expects the same response."""
     turn = question.turns[-1]
-    first = once(question)
+    first = ask_once(question)
     return [*first, Message("assistant", (turn.answer,)), Message("user", (turn.question,))]
 
 
@@ -197,7 +200,7 @@ def random_sequences(number: int, sampling: SamplingParams) -> MakeBatches:
                 Sequence(
                     seq_id=f"{round_}-{index}",
                     prompt_ids=[1, *rng.choices(WORDS, k=PROMPT_TOKENS - 1)],
-                    max_new_tokens=ANSWER_TOKENS,
+                    max_new_tokens=OUTPUT_TOKENS,
                     sampling=sampling,
                 )
                 for index in range(number)
@@ -210,7 +213,7 @@ def random_sequences(number: int, sampling: SamplingParams) -> MakeBatches:
 def compare(
     start: Callable[[str], tuple[EngineInterface, list[Workload]]], num_rounds: int
 ) -> list[dict[str, Any]]:
-    """Round by round with one engine and then with the other; the first round goes uncounted."""
+    """Run each workload alternately without and with speculation. The first round is a warm-up."""
     (off, workloads), (auto, _) = start("off"), start("auto")
     results = []
     for workload in workloads:
@@ -222,7 +225,7 @@ def compare(
         after = [sample for _, (sample, _) in rounds[1:]]
         result: dict[str, Any] = {
             "workload": workload.title,
-            "at_once": workload.number,
+            "at_once": workload.num_concurrent,
             "speed_up": median(_pace(b) / _pace(a) for b, a in zip(before, after, strict=True)),
             "speed_up_cpu": median(_pace_cpu(b) / _pace_cpu(a) for b, a in zip(before, after, strict=True)),
             "tokens_per_step": {"off": _tokens_per_step(before), "auto": _tokens_per_step(after)},
@@ -237,7 +240,7 @@ def compare(
     return results
 
 
-def _pace(sample: Sample) -> float:  # s a token
+def _pace(sample: Sample) -> float:  # seconds per token
     return sample.seconds / sample.num_tokens
 
 
@@ -250,41 +253,43 @@ def _tokens_per_step(samples: list[Sample]) -> float:
 
 
 def generate_all(engine: EngineInterface, batches: Batches) -> tuple[Sample, dict[str, list[int]]]:
-    """Of each batch first the prompts, untimed; what is said before the last of them is computed counts for
-    nothing."""
-    answers: dict[str, list[int]] = {}
-    samples = [_generate_batch(engine, batch, answers) for batch in batches]
-    return Sample(*map(sum, zip(*map(astuple, samples), strict=True))), answers
+    """Generate all batches and return the measurements and the output tokens by sequence.
+
+    Prefill is excluded, as are the tokens generated before the last prompt of a batch is prefilled.
+    """
+    outputs: dict[str, list[int]] = {}
+    samples = [_generate_batch(engine, batch, outputs) for batch in batches]
+    return Sample(*map(sum, zip(*map(astuple, samples), strict=True))), outputs
 
 
 def _generate_batch(
-    engine: EngineInterface, sequences: list[Sequence], answers: dict[str, list[int]]
+    engine: EngineInterface, sequences: list[Sequence], outputs: dict[str, list[int]]
 ) -> Sample:
-    answers |= {sequence.seq_id: [] for sequence in sequences}
+    outputs |= {sequence.seq_id: [] for sequence in sequences}
     for sequence in sequences:
         engine.add(sequence)
-    while any(not answer for answer in answers.values()):
-        _step(engine, answers)
-    before, num_before = engine.stats(), sum(map(len, answers.values()))
+    while any(not output for output in outputs.values()):
+        _step(engine, outputs)
+    before, num_before = engine.stats(), sum(map(len, outputs.values()))
     began, began_cpu = time.perf_counter(), time.process_time()
     while engine.num_sequences:
-        _step(engine, answers)
+        _step(engine, outputs)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
     after = engine.stats()
     return Sample(
         seconds=seconds,
         cpu_seconds=cpu_seconds,
-        num_tokens=sum(map(len, answers.values())) - num_before,
+        num_tokens=sum(map(len, outputs.values())) - num_before,
         num_steps=after.num_steps_total - before.num_steps_total,
         num_drafted=after.num_draft_tokens_total - before.num_draft_tokens_total,
         num_accepted=after.num_accepted_tokens_total - before.num_accepted_tokens_total,
     )
 
 
-def _step(engine: EngineInterface, answers: dict[str, list[int]]) -> None:
+def _step(engine: EngineInterface, outputs: dict[str, list[int]]) -> None:
     for output in engine.step():
         if output.token_id is not None:
-            answers[output.seq_id].append(output.token_id)
+            outputs[output.seq_id].append(output.token_id)
 
 
 if __name__ == "__main__":

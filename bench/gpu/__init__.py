@@ -1,1 +1,1 @@
-"""Benchmarks on a GPU."""
+"""Benchmarks for GPUs."""

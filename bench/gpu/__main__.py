@@ -1,17 +1,20 @@
-"""``python -m bench.gpu``: LLaVA-1.5-7B and 13B with random weights on the GPU at hand, within 8 minutes.
+"""``python -m bench.gpu``: benchmark the engine with the shapes of LLaVA-1.5-7B and 13B on an NVIDIA GPU.
 
-    python -m bench.gpu                                 fp16, w4a16, fp8, w8a8, int8, int4 of 7B; fp16 of 13B
-    python -m bench.gpu --sizes 7b --precisions fp16    one of them
-    python -m bench.gpu --quick                         a mini model, on a CPU if there is no GPU: its figures
-                                                        mean nothing, and go to bench/work
+    python -m bench.gpu                                 7B in fp16, w4a16, fp8, w8a8, int8, int4; 13B in fp16
+    python -m bench.gpu --sizes 7b --precisions fp16    one case
+    python -m bench.gpu --quick                         a smoke test with a mini model, also on a CPU; the
+                                                        record is written to bench/work
 
-For each: the time to the first token of a prompt with a new picture, the time of a token alone, tokens a
-second at 1, 8, 32 and 128 streams with new pictures, pictures a second through the tower, and memory; beside
-them what share of the card's own rates that is, measured in the same run. transformers is measured in fp16:
-its generate, so many streams with pictures in one batch, and its continuous batching with words alone, beside
-which ours in fp16 answers the like. What does not fit into the memory is in the record with the reason. What
-would not fit into the time is dropped, the least important first, and the record names it. Nothing else
-should run meanwhile.
+The weights are random. Each case measures the time to first token for a prompt with a new image, the time
+per token of a single request, the throughput with 1, 8, 32 and 128 streams with new images, images per second
+for the vision tower, and memory. The results are compared with the peak rates of the GPU, measured in the
+same run.
+
+transformers is measured in fp16 for comparison: ``generate`` with images, in one batch, and its continuous
+batching with text only. The fp16 cases of llava-serve include the same text-only workload. If a case fails,
+for example because the GPU is out of memory, the record contains the reason. Cases that do not fit in the
+time limit of 450 seconds are dropped, the least important ones first, and listed in the record. Do not run
+other programs at the same time.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu.ours import (
+from bench.gpu.llava_serve import (
     BATCH_TOKENS,
     CARD_LIMITS,
     OUTPUT_TOKENS,
@@ -63,7 +66,9 @@ _LIMIT_S = 450.0
 def main() -> None:
     args = parse_args(sys.argv[1:])
     if not torch.cuda.is_available() and not args.quick:
-        sys.exit("bench.gpu needs an NVIDIA GPU, and torch sees none; --quick rehearses it on the CPU")
+        sys.exit(
+            "bench.gpu requires an NVIDIA GPU, and torch found none. Use --quick for a smoke test on the CPU."
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     deadline = time.monotonic() + _LIMIT_S
     card = measure_card(device)
@@ -82,10 +87,21 @@ def parse_args(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--sizes", nargs="+", choices=sorted(_SIZES))
-    parser.add_argument("--precisions", nargs="+", choices=sorted(PRECISION_BITS))
-    parser.add_argument("--streams", nargs="+", type=int, default=list(_STREAMS))
+    parser.add_argument("--quick", action="store_true", help="smoke test with a mini model")
+    parser.add_argument("--sizes", nargs="+", choices=sorted(_SIZES), help="model sizes (default all)")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=sorted(PRECISION_BITS),
+        help="precisions (with --sizes, default fp16)",
+    )
+    parser.add_argument(
+        "--streams",
+        nargs="+",
+        type=int,
+        default=list(_STREAMS),
+        help="concurrent streams (default 1 8 32 128)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -100,9 +116,9 @@ def _selected(args: argparse.Namespace) -> list[tuple[str, str]]:
 def measurements_of(
     args: argparse.Namespace, device: torch.device, card: dict[str, float]
 ) -> list[Measurement]:
-    """Return the measurements, the most important first: our fp16, its peers, then everything else."""
+    """Return the measurements in order of importance: llava-serve in fp16, transformers, all others."""
     shapes = {size: MINI if args.quick else shape for size, shape in _SIZES.items()}
-    ours = [
+    llava_serve = [
         Measurement(
             f"{size}-{name}",
             partial(measure_case, shapes[size], name, device, card, args.streams),
@@ -112,18 +128,18 @@ def measurements_of(
     ]
     shape, num_tokens = shapes["7b"], output_tokens(shapes["7b"])
     prompts = text_prompts(shape, args.streams)
-    theirs = [
+    transformers = [
         Measurement("transformers", partial(measure_generate, shape, device, args.streams, num_tokens)),
         Measurement(
             "transformers-continuous", partial(measure_continuous, shape, device, prompts, num_tokens)
         ),
     ]
-    ordered = [*ours[:1], *theirs, *ours[1:]]
+    ordered = [*llava_serve[:1], *transformers, *llava_serve[1:]]
     return [replace(case, measure=partial(_measure_or_reason, case.name, case.measure)) for case in ordered]
 
 
 def _measure_or_reason(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what was measured, or the reason why it could not be."""
+    """Return the results of a measurement, or the reason why it failed."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

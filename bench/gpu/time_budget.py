@@ -1,4 +1,4 @@
-"""Run as many measurements as fit into a time limit, the most important first."""
+"""Run measurements in order of importance until a deadline."""
 
 from __future__ import annotations
 
@@ -14,26 +14,24 @@ __all__ = ["Measurement", "run_within"]
 class Measurement:
     name: str
     measure: Callable[[], dict[str, Any]]
-    weight: float = 1.0  # how many times as long as the others it may take
+    weight: float = 1.0  # expected duration relative to the other measurements
 
 
 def run_within(
     measurements: Sequence[Measurement], *, deadline: float, clock: Callable[[], float] = time.monotonic
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Return the results by name, and for each measurement that was dropped the reason.
+    """Run the measurements. Return the results, and the reasons for dropped measurements, by name.
 
-    A measurement is started if the time left is longer than the longest one so far took, scaled by weight.
-    The first that is not started ends the run: all after it are dropped too, even if they might fit.
+    A measurement is started if the remaining time exceeds the longest duration so far, scaled by its weight.
+    Otherwise this one and all later ones are dropped, even if a later one might fit.
     """
     done: dict[str, dict[str, Any]] = {}
-    longest_s = 0.0  # of weight 1
+    longest_s = 0.0  # scaled to weight 1
     for index, measurement in enumerate(measurements):
         began = clock()
         left_s, needed_s = deadline - began, longest_s * measurement.weight
         if left_s <= needed_s:
-            reason = (
-                f"{left_s:.0f} s were left when {measurement.name} was due, which may take {needed_s:.0f} s"
-            )
+            reason = f"{left_s:.0f} s were left before {measurement.name}, which may take {needed_s:.0f} s"
             return done, {dropped.name: reason for dropped in measurements[index:]}
         done[measurement.name] = measurement.measure()
         longest_s = max(longest_s, (clock() - began) / measurement.weight)

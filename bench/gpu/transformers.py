@@ -1,6 +1,6 @@
-"""transformers on the GPU at hand, in the terms of `bench.gpu`: its generate, and its continuous batching.
+"""Measure ``generate`` and the continuous batching of transformers, with the metrics of `bench.gpu`.
 
-Both as they are by default: attention, graphs and memory are what transformers chooses for itself.
+Attention, CUDA graphs and memory use are the defaults of transformers.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from bench.shape import Shape
 
 __all__ = ["best_s", "measure_continuous", "measure_generate"]
 
-_CPU_BLOCKS = 64  # of 256 tokens; on a CPU transformers would take most of the memory
+_CPU_BLOCKS = 64  # of 256 tokens; the default on a CPU is most of the memory
 
 
 def measure_generate(
     shape: Shape, device: torch.device, streams: list[int], num_tokens: int
 ) -> dict[str, Any]:
-    """All streams in one batch, each with a picture; lengths are equal, so none is padded.
+    """Measure ``generate`` with all streams in one batch, each with an image. No padding is necessary.
 
-    The time to the first token is that of an answer of one, and a token's what the others add.
+    The time to first token is that of a run with one output token. The time per token is calculated from the
+    difference between this run and a longer one.
     """
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
@@ -58,23 +59,22 @@ def measure_generate(
 def measure_continuous(
     shape: Shape, device: torch.device, prompts: list[list[list[int]]], num_tokens: int
 ) -> dict[str, Any]:
-    """Each of ``prompts`` is the words of streams that begin together; the decoder alone, without the tower.
+    """Measure continuous batching with each batch of ``prompts``. The model is the decoder without the tower.
 
-    Times are transformers' own, from a request's making to its tokens: starting and stopping its threads, and
-    recording its graphs, are not counted.
-    Its memory is what it takes for itself: most of what is free.
+    The times are those reported by transformers, from the creation of a request to its tokens. They exclude
+    starting and stopping threads and capturing CUDA graphs. transformers allocates most of the free memory.
     """
     from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaForCausalLM, LlavaConfig
 
     dtype = _dtype(device)
     text: Any = LlavaConfig(**shape.config(_name(dtype))).text_config
-    generation_config: Any = GenerationConfig  # it has no types
+    generation_config: Any = GenerationConfig  # untyped
     model = _make(lambda: LlamaForCausalLM(text), dtype, device)
 
     def run(batch: list[list[int]]) -> list[Any]:
         outputs = model.generate_batch(
             batch,
-            # No token ends the output.
+            # No EOS token, so that all outputs have the same length.
             generation_config=generation_config(do_sample=False, max_new_tokens=num_tokens, eos_token_id=-1),
             continuous_batching_config=ContinuousBatchingConfig(
                 num_blocks=_CPU_BLOCKS if device.type == "cpu" else None
@@ -83,7 +83,7 @@ def measure_continuous(
         )
         return list(outputs.values())
 
-    run(prompts[0][:1])  # the first calls of kernels prepare themselves
+    run(prompts[0][:1])  # warm-up: the first kernel calls are slower
     return {str(len(batch)): _figures(run(batch), batch, num_tokens) for batch in prompts} | memory_used(
         device
     )
@@ -92,7 +92,7 @@ def measure_continuous(
 def _figures(outputs: list[Any], batch: list[list[int]], num_tokens: int) -> dict[str, Any]:
     lens = [len(output.generated_tokens) for output in outputs if output.error is None]
     if lens != [num_tokens] * len(batch):
-        raise RuntimeError(f"transformers gave answers of {lens} tokens to {len(batch)} prompts")
+        raise RuntimeError(f"transformers returned outputs with {lens} tokens for {len(batch)} prompts.")
     began = min(output.created_time for output in outputs)
     wall_s = max(output.timestamps[-1] for output in outputs) - began
     steps_s = [(output.timestamps[-1] - output.timestamps[0]) / max(1, num_tokens - 1) for output in outputs]
@@ -117,7 +117,7 @@ def best_s(call: Callable[[], object], device: torch.device, *, tries: int) -> f
 
 
 def memory_used(device: torch.device) -> dict[str, int]:
-    """Return the peak memory since the last call."""
+    """Return the peak GPU memory since the last call."""
     if device.type != "cuda":
         return {}
     peak = torch.cuda.max_memory_allocated(device)

@@ -1,1 +1,1 @@
-"""Benchmarks of a server under load."""
+"""Benchmarks of servers under load."""

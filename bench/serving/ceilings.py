@@ -1,7 +1,7 @@
-"""What this machine can do at most: bytes read a second, operations a second. The best of several tries.
+"""Measure the peak rates of this machine: memory reads and matrix products, the best of several runs.
 
-torch's own kernels measure it, so a ceiling is what some program reached, not what a data sheet says; a
-better kernel than torch's may come out above it.
+The rates are measured with torch's kernels instead of being taken from a data sheet. A faster kernel than
+torch's can exceed them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from bench.record import write_record
 
 __all__ = ["Ceilings", "measure_ceilings"]
 
-_READ_BYTES = 1 << 30  # far more than any cache
+_READ_BYTES = 1 << 30  # much larger than any CPU cache
 _TRIES = 5
-_ROWS, _IN, _OUT = 576, 2048, 5504  # a picture's tokens through the largest layers of the measured model
+_ROWS, _IN, _OUT = 576, 2048, 5504  # an image's tokens and the largest layers of the benchmarked model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
-    """Of reading memory in bytes/s; of matrix products in operations/s, where an addition is one."""
+    """Peak rates: memory reads in bytes per second, matrix products in operations per second.
+
+    An addition and a multiplication count as one operation each.
+    """
 
     read_bytes_per_s: float
     bf16_per_s: float
@@ -32,13 +35,13 @@ class Ceilings:
     num_threads: int
 
     def per_s(self, bits: float) -> float:
-        """Operations a second with weights of so many bits; 4-bit weights are computed in int8."""
+        """Return the operations per second for a weight width. 4-bit weights are multiplied in int8."""
         return self.bf16_per_s if bits > 8 else self.int8_per_s
 
 
 @torch.inference_mode()
 def measure_ceilings() -> Ceilings:
-    """Takes some seconds and 1 GiB."""
+    """Measure all peak rates. This takes some seconds and 1 GiB of memory."""
     return Ceilings(
         read_bytes_per_s=_read_rate(),
         bf16_per_s=_bf16_rate(),

@@ -1,9 +1,9 @@
-"""A worker whose engine notes when each token was made, so that a client's clock can be held against it.
+"""A worker that logs the time of each token, for comparison with the time of its arrival at a client.
 
     python -m bench.serving.clocked_worker QUEUE_URL LOG_FILE STEP_S CAPACITY
 
-One line a step: the moment (CLOCK_MONOTONIC, the same in every process of a machine, s) and for each token
-"request:position". The request is the number in the prompt "request 17".
+The log has one line per step, with the time in seconds (CLOCK_MONOTONIC, which all processes of a machine
+share) and "request:position" for each token. The request is the number in a prompt such as "request 17".
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _NUMBER = re.compile(rb"request (\d+)")
 
 
 class ClockedEngine:
-    """Another engine, and a log of its tokens."""
+    """An engine that logs the tokens of another engine."""
 
     def __init__(self, engine: EngineInterface, log: Path) -> None:
         self._engine = engine
         self._log = log.open("w", buffering=1)
-        self._requests: dict[str, str] = {}  # by seq_id: the request's number
+        self._requests: dict[str, str] = {}  # number of the request by seq_id
         self._positions: dict[str, int] = {}
         self.max_sequences = engine.max_sequences
         self.context_length = engine.context_length
@@ -53,8 +53,8 @@ class ClockedEngine:
     def step(self) -> list[StepOutput]:
         outputs = self._engine.step()
         now = time.monotonic()
-        words = [self._note(output) for output in outputs if output.token_id is not None]
-        self._log.write(f"{now:.6f} {' '.join(words)}\n")
+        entries = [self._log_entry(output) for output in outputs if output.token_id is not None]
+        self._log.write(f"{now:.6f} {' '.join(entries)}\n")
         return outputs
 
     def idle(self) -> bool:
@@ -63,7 +63,7 @@ class ClockedEngine:
     def stats(self) -> EngineStats:
         return self._engine.stats()
 
-    def _note(self, output: StepOutput) -> str:
+    def _log_entry(self, output: StepOutput) -> str:
         self._positions[output.seq_id] += 1
         return f"{self._requests[output.seq_id]}:{self._positions[output.seq_id]}"
 

@@ -1,8 +1,8 @@
-"""``python -m bench.serving.overhead``: what queue, controller and SSE add to a token, and what they cost.
+"""``python -m bench.serving.overhead``: measure the latency and CPU time of queue, controller and SSE.
 
-An engine without a model makes a token for each stream every 40 ms. A token's latency is the time from the
-end of its step in the worker to its last byte's arrival at the client; both read the same clock. CPU time is
-that of the processes while all streams run.
+An engine without a model generates one token per stream every 40 ms. The latency of a token is the time from
+the end of its step in the worker to the arrival of its last byte at the client, measured with the same clock.
+The CPU time of each process is measured while all streams run.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _RAMP_UP_S = 2.0  # streams start one after another; the measurement starts afte
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.serving.overhead", description=__doc__)
-    parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=25.0, help="tokens a second of each stream")
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--name", default="overhead", help="of the file in bench/results")
-    parser.add_argument("--profile", type=Path, help="let py-spy write the controller's flame graph there")
+    parser.add_argument("--streams", type=int, default=64, help="concurrent streams (default 64)")
+    parser.add_argument("--rate", type=float, default=25.0, help="tokens per second and stream (default 25)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="duration in seconds (default 20)")
+    parser.add_argument("--name", default="overhead", help="name of the record in bench/results")
+    parser.add_argument("--profile", type=Path, help="write a py-spy profile of the controller to this file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, private_redis() as (redis, url):
         log = Path(folder) / "steps.log"
@@ -92,7 +92,7 @@ def _wait_until_ready(port: int) -> None:
             if b"echo" in response.read():
                 return
         time.sleep(0.2)
-    raise SystemExit(f"nothing answered on port {port} within {_START_TIMEOUT_S:g} s")
+    raise SystemExit(f"The server on port {port} was not ready within {_START_TIMEOUT_S:g} seconds.")
 
 
 def _profile(process: psutil.Process, path: Path, seconds: float) -> None:
@@ -103,7 +103,7 @@ def _profile(process: psutil.Process, path: Path, seconds: float) -> None:
 async def _measure(
     port: int, num_streams: int, rate: float, seconds: float, processes: dict[str, psutil.Process]
 ) -> tuple[list[tuple[str, float]], dict[str, float]]:
-    """("request:position", arrival in s) of every token, and each process's share of a core."""
+    """Return "request:position" and arrival time of each token, and the CPU cores used by each process."""
     num_tokens = int(rate * (seconds + 2 * _RAMP_UP_S)) + 1
     arrivals: list[tuple[str, float]] = []
     streams = [
@@ -124,7 +124,7 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 async def _stream(port: int, number: int, num_tokens: int, arrivals: list[tuple[str, float]]) -> None:
-    """Read one stream, with as little work as possible so that the client does not add to the latency."""
+    """Read one stream with minimal work, so that the client does not add latency."""
     body: dict[str, Any] = {
         "model": "echo",
         "messages": [{"role": "user", "content": f"request {number}"}],
@@ -151,7 +151,7 @@ def _latencies(log: Path, arrivals: list[tuple[str, float]]) -> dict[str, float]
         1000 * (arrived - generated_at[token]) for token, arrived in arrivals if token in generated_at
     )
     if not latencies_ms:
-        raise SystemExit("no token of any stream was seen: is the answer's format another one?")
+        raise SystemExit("No token was received in the expected format. Check the IDs of the SSE events.")
     shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
     figures = {
         name: round(latencies_ms[int(share * (len(latencies_ms) - 1))], 2) for name, share in shares.items()

@@ -1,4 +1,4 @@
-"""Plot the records of one comparison: a panel for each figure, a bar for each target, the limit as a mark."""
+"""Plot the records of a comparison: one panel per metric, one bar per server, and a mark for the limit."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from bench.serving.table import COLUMNS, read_records, value
 
 __all__ = ["plot_serving"]
 
-_OURS, _OTHERS, _LIMIT = "#1769aa", "#b0b7bf", "#c2410c"
+_LLAVA_SERVE, _OTHERS, _LIMIT = "#1769aa", "#b0b7bf", "#c2410c"
 
 
 def plot_serving(folder: Path, path: Path) -> Path:
-    """Draw the records in ``folder`` into ``path``."""
+    """Plot the records in ``folder`` to ``path`` and return it."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -26,7 +26,7 @@ def plot_serving(folder: Path, path: Path) -> Path:
     for axis, column in zip(axes, COLUMNS, strict=True):
         _panel(axis, records, column)
     axes[0].set_yticks(range(len(records)), [record["results"]["title"] for record in records])
-    figure.suptitle("LLaVA-1.5 with a 1.3 B decoder; the mark is the machine's limit", fontsize=10)
+    figure.suptitle("LLaVA-1.5 with a 1.3 B decoder; the mark is the hardware limit", fontsize=10)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -45,11 +45,11 @@ def _panel(
         found = value(results, workload, path)
         if found is None:
             continue
-        is_ours = record["name"].startswith("llava-serve")
-        axis.barh(row, found * factor, color=_OURS if is_ours else _OTHERS, height=0.62)
+        is_llava_serve = record["name"].startswith("llava-serve")
+        axis.barh(row, found * factor, color=_LLAVA_SERVE if is_llava_serve else _OTHERS, height=0.62)
         axis.text(found * factor, row, f" {found * factor:.{digits}f}", va="center", fontsize=8)
         axis.plot([results["limits"][limit] * factor] * 2, [row - 0.36, row + 0.36], color=_LIMIT, lw=2)
-    axis.set_title(f"{title}\n{unit}, {'less' if is_lower_better else 'more'} is better", fontsize=9)
+    axis.set_title(f"{title}\n{unit}, {'lower' if is_lower_better else 'higher'} is better", fontsize=9)
     axis.margins(x=0.16)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)

@@ -1,8 +1,8 @@
-"""The least time that a workload can take on a machine: what must be computed and what must be read.
+"""Hardware limits of the workloads: a roofline model of the operations and the memory reads.
 
-A prompt is bounded by operations, an answer by reading all weights once a step, however many answers it
-serves. Both bounds are for weights of one width throughout, and for nothing else going on; a real server
-also reads activations, samples, and moves bytes between processes.
+Prefill is limited by the rate of operations. Decoding is limited by reading all weights once per step,
+regardless of the batch size. The model assumes that all weights have the same width, and ignores all other
+work of a server, such as reading activations, sampling and communication between processes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Limits", "limits"]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Seconds, and tokens a second for ``num_at_once`` requests that begin together."""
+    """Minimum latencies in seconds, and maximum throughput with ``num_at_once`` concurrent requests."""
 
     ttft_new_s: float
     ttft_text_s: float
@@ -36,8 +36,11 @@ def limits(
     output_tokens: int,
     num_at_once: int,
 ) -> Limits:
-    """``prompt_tokens`` with the picture's. The first ``common_tokens`` are those of every conversation and
-    count as known; of prompts that share a picture, the picture counts once."""
+    """Return the limits of all workloads.
+
+    ``prompt_tokens`` includes the image. The first ``common_tokens`` of every prompt are assumed to be in the
+    prefix cache. An image that several prompts share is computed once.
+    """
     rate = ceilings.per_s(bits)
     text_tokens = max(1, prompt_tokens - shape.image_tokens - common_tokens)
     new_tokens = text_tokens + shape.image_tokens

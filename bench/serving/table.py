@@ -1,4 +1,4 @@
-"""The records of one comparison as a table in Markdown."""
+"""Format the records of a comparison as a Markdown table."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 __all__ = ["COLUMNS", "read_records", "serving_table", "value"]
 
-# Title, workload, path of the figure in the workload's summary, its limit's name, unit, digits.
+# Title, workload, path of the value in the summary of the workload, name of its limit, unit, decimals.
 COLUMNS = (
-    ("first token, new picture", "new", ("ttft_s", "p50"), "ttft_new_s", "s", 2),
-    ("per token, alone", "new", ("tpot_s", "p50"), "tpot_s", "ms", 0),
-    ("8 at once, new pictures", "new8", ("output_tokens_per_s",), "new_tokens_per_s", "tok/s", 1),
-    ("8 at once, one picture", "same8", ("output_tokens_per_s",), "same_tokens_per_s", "tok/s", 1),
-    ("first token, text only", "text", ("ttft_s", "p50"), "ttft_text_s", "s", 2),
+    ("TTFT, new image", "new", ("ttft_s", "p50"), "ttft_new_s", "s", 2),
+    ("time per token, 1 request", "new", ("tpot_s", "p50"), "tpot_s", "ms", 0),
+    ("8 requests, new images", "new8", ("output_tokens_per_s",), "new_tokens_per_s", "tok/s", 1),
+    ("8 requests, same image", "same8", ("output_tokens_per_s",), "same_tokens_per_s", "tok/s", 1),
+    ("TTFT, text only", "text", ("ttft_s", "p50"), "ttft_text_s", "s", 2),
 )
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """By name; ours come first."""
+    """Return the records sorted by name, those of llava-serve first."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     return sorted(records, key=lambda record: not record["name"].startswith("llava-serve"))
 
 
 def value(results: dict[str, Any], workload: str, path: tuple[str, ...]) -> float | None:
-    """A figure of a record's results; None if it was not measured or nothing was answered."""
+    """Return a value from the results of a record, or None if it was not measured or all requests failed."""
     found: Any = results.get("workloads", {}).get(workload)
     if not found or not found["num_complete"]:
         return None
@@ -35,9 +35,9 @@ def value(results: dict[str, Any], workload: str, path: tuple[str, ...]) -> floa
 
 
 def serving_table(folder: Path) -> str:
-    """Return a row for each target that was measured, and a sentence for each that was not."""
+    """Return a table of all measured servers, followed by a list of those that could not be measured."""
     lines = [
-        "| server | " + " | ".join(title for title, *_ in COLUMNS) + " | start to ready | memory |",
+        "| server | " + " | ".join(title for title, *_ in COLUMNS) + " | startup | memory |",
         "|---" * (len(COLUMNS) + 3) + "|",
     ]
     missing = []
@@ -54,12 +54,12 @@ def serving_table(folder: Path) -> str:
 
 
 def _cell(results: dict[str, Any], column: tuple[str, str, tuple[str, ...], str, str, int]) -> str:
-    """The figure and, in brackets, the machine's limit for it."""
+    """Return the value and, in parentheses, its hardware limit and the number of failed requests."""
     _, workload, path, limit, unit, digits = column
     found = value(results, workload, path)
     if found is None:
         return "-"
     factor = 1e3 if unit == "ms" else 1
     failed = results["workloads"][workload]["errors"]
-    remark = f"; {sum(failed.values())} failed" if failed else ""
-    return f"{found * factor:.{digits}f} {unit} ({results['limits'][limit] * factor:.{digits}f}{remark})"
+    note = f"; {sum(failed.values())} failed" if failed else ""
+    return f"{found * factor:.{digits}f} {unit} ({results['limits'][limit] * factor:.{digits}f}{note})"

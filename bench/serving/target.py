@@ -1,4 +1,4 @@
-"""A server that is measured, ours or another: how it is prepared, started and stopped."""
+"""Prepare, start and stop the servers to benchmark."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.record import WORK
 
 __all__ = ["RunningTarget", "Target", "Unavailable", "run_target"]
 
-_READY_S = 900.0  # some compile for minutes when they start
+_READY_S = 900.0  # some servers compile for minutes at startup
 _STOP_S = 30.0
 _POLL_S = 0.25
 
@@ -30,10 +30,12 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """``command`` gets a port. ``prepare`` installs and converts what is missing, and raises Unavailable.
+    """A server to benchmark.
 
-    ``bits`` is the width of the decoder's weights, which the machine's limit depends on. ``ready_path``
-    answers 200 when a question would be answered; ``model`` is what requests call the model.
+    ``command`` receives the port. ``prepare`` installs the server and converts the checkpoint if necessary,
+    and raises Unavailable if this fails. ``bits`` is the width of the decoder weights, which determines the
+    hardware limits. ``ready_path`` returns 200 when the server is ready. ``model`` is the model name in
+    requests.
     """
 
     name: str
@@ -44,19 +46,19 @@ class Target:
     ready_path: str = "/health"
     prepare: Callable[[], None] = lambda: None
     environment: Mapping[str, str] = field(default_factory=dict)
-    packages: Callable[[], Mapping[str, str]] = dict  # versions of what it runs on
+    packages: Callable[[], Mapping[str, str]] = dict  # versions of its packages
 
 
 @dataclass(frozen=True)
 class RunningTarget:
-    """A target that serves at ``url``. It was ready ``ready_s`` seconds after its start."""
+    """A running server. ``ready_s`` is the time from its start until it was ready."""
 
     url: str
     ready_s: float
     process: psutil.Process
 
     def memory_bytes(self) -> int:
-        """Of all its processes now; pages that several share count once (proportional set size)."""
+        """Return the current memory of all its processes, with shared pages counted once (PSS)."""
         total = 0
         for process in (self.process, *self.process.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
@@ -66,7 +68,10 @@ class RunningTarget:
 
 @contextmanager
 def run_target(target: Target) -> Iterator[RunningTarget]:
-    """Run a target: yield it when it is ready, stop it after the block. Raises Unavailable."""
+    """Start a target, yield it when it is ready, and stop it afterwards.
+
+    Raises Unavailable if it exits or is not ready within 15 minutes.
+    """
     logs = WORK / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     port = _free_port()
@@ -92,23 +97,25 @@ def _wait_until_ready(target: Target, process: subprocess.Popen[bytes], url: str
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise Unavailable(f"it ended with status {process.returncode} before it was ready; see its log")
+            raise Unavailable(
+                f"The server exited with status {process.returncode} before it was ready; see its log."
+            )
         if _is_ready(url):
             return
         time.sleep(_POLL_S)
-    raise Unavailable(f"{target.title} was not ready after {_READY_S:.0f} s")
+    raise Unavailable(f"{target.title} was not ready after {_READY_S:.0f} seconds.")
 
 
 def _is_ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
             return bool(response.status == 200)
-    except (OSError, http.client.HTTPException):  # not listening yet, or not ready: a bad status raises too
+    except (OSError, http.client.HTTPException):  # not listening, or an error status because it is not ready
         return False
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Its whole process group: some servers leave children behind."""
+    """Terminate the whole process group, because some servers do not stop their child processes."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)

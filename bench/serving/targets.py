@@ -1,4 +1,4 @@
-"""All servers that can be measured: llava-serve in each precision and its peers."""
+"""The servers that can be benchmarked: llava-serve in each precision, and other servers."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from pathlib import Path
 from bench.serving.peers import llama_cpp, openvino_peer, transformers_serve, vllm
 from bench.serving.target import Target
 
-__all__ = ["OURS", "all_targets"]
+__all__ = ["LLAVA_SERVE", "all_targets"]
 
-OURS = "llava-serve"
+LLAVA_SERVE = "llava-serve"
 _BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
 
 
 def all_targets(checkpoint: Path) -> dict[str, Target]:
-    """Return llava-serve in each precision, then its peers, by name. Installs and starts nothing."""
-    ours = [_llava_serve(checkpoint, precision, bits) for precision, bits in _BITS.items()]
+    """Return all targets by name, llava-serve first. Nothing is installed or started."""
+    llava_serve = [_llava_serve(checkpoint, precision, bits) for precision, bits in _BITS.items()]
     peers = [transformers_serve, openvino_peer, vllm, llama_cpp]
     others = [target for peer in peers for target in peer.targets(checkpoint)]
-    return {target.name: target for target in (*ours, *others)}
+    return {target.name: target for target in (*llava_serve, *others)}
 
 
 def _llava_serve(checkpoint: Path, precision: str, bits: int) -> Target:
     program = str(Path(sys.executable).parent / "llava-serve")
     options = ["--model", str(checkpoint), "--precision", precision, "--device", "cpu", "--verbose"]
     return Target(
-        name=f"{OURS}-{precision}",
+        name=f"{LLAVA_SERVE}-{precision}",
         title=f"llava-serve, {precision}",
         bits=bits,
         command=lambda port: [program, "up", *options, "--port", str(port)],
         ready_path="/readyz",
-        # Random weights repeat themselves, so nearly every draft would be right, as with no real model.
+        # Models with random weights repeat themselves, so nearly every draft token would be accepted.
         environment={"LLAVA_SPECULATION": "off"},
     )

@@ -1,4 +1,4 @@
-"""The workloads that each target is measured with."""
+"""The workloads of the serving benchmark."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ __all__ = ["AT_ONCE", "COMMON_TOKENS", "OUTPUT_TOKENS", "PROMPT_TOKENS", "WORKLO
 
 AT_ONCE = 8
 OUTPUT_TOKENS = 32
-PROMPT_TOKENS = 641  # with a picture, about: a question's number has one to three digits
-COMMON_TOKENS = 33  # at the beginning of every prompt: the system sentence
+PROMPT_TOKENS = 641  # approximate, with an image: the number in a question has one to three digits
+COMMON_TOKENS = 33  # at the start of every prompt: the system prompt
 _TIMEOUT_S = 1800.0
 _BASE = Plan(max_tokens=OUTPUT_TOKENS, num_words=20, width=640, height=480)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """``quick`` is the same with less of it, to see that everything works."""
+    """A load plan with a title."""
 
     title: str
     plan: Plan
 
     def with_ignore_eos(self, ignore_eos: bool) -> Workload:
-        """Return the workload for a server that is known to support the field, or not."""
+        """Return the workload with or without ``ignore_eos``, which some servers do not support."""
         return replace(self, plan=replace(self.plan, ignore_eos=ignore_eos))
 
     def quick(self) -> Workload:
+        """Return a smaller version for a smoke test."""
         at_once = min(self.plan.concurrency or 1, 2)
         return replace(
             self,
@@ -44,19 +45,22 @@ class Workload:
 
 
 WORKLOADS = {
-    "new": Workload("alone, a new picture", replace(_BASE, num_requests=3, seed=1)),
-    "new8": Workload("8 at once, new pictures", replace(_BASE, num_requests=8, concurrency=AT_ONCE, seed=2)),
+    "new": Workload("1 request, new image", replace(_BASE, num_requests=3, seed=1)),
+    "new8": Workload("8 requests, new images", replace(_BASE, num_requests=8, concurrency=AT_ONCE, seed=2)),
     "same8": Workload(
-        "8 at once, one picture",
+        "8 requests, same image",
         replace(_BASE, num_requests=8, concurrency=AT_ONCE, pictures=Pictures.SAME, seed=3),
     ),
-    "text": Workload("alone, text only", replace(_BASE, num_requests=3, pictures=Pictures.NONE, seed=4)),
-    "talk": Workload("a talk of 5 turns", replace(_BASE, num_requests=1, num_turns=5, seed=5)),
+    "text": Workload("1 request, text only", replace(_BASE, num_requests=3, pictures=Pictures.NONE, seed=4)),
+    "talk": Workload("conversation with 5 turns", replace(_BASE, num_requests=1, num_turns=5, seed=5)),
 }
 
 
 def measure(url: str, model: str | None, workload: Workload, *, is_first: bool) -> dict[str, Any]:
-    """Return the summary and the figures of each request. A server's first workload includes a warm-up."""
+    """Run a workload and return its summary and the results of each request.
+
+    The first workload for a server starts with a warm-up request.
+    """
     load = run_load(workload.plan, url, model=model, timeout_s=_TIMEOUT_S, is_warming_up=is_first)
     run = asyncio.run(load)
     return {

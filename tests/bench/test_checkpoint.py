@@ -1,4 +1,4 @@
-"""The checkpoint of the benchmarks: what everybody who loads it must find in it."""
+"""Tests for the benchmark checkpoint: it loads in the worker and in transformers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def loading_info(folder: Path) -> dict[str, list[str]]:
     return {name: list(keys) for name, keys in info.items() if keys}
 
 
-def test_transformers_finds_every_weight_and_no_other(folder: Path) -> None:
+def test_transformers_loads_exactly_the_expected_weights(folder: Path) -> None:
     assert loading_info(folder) == {}
 
 
@@ -50,7 +50,7 @@ def test_a_missing_weight_is_reported(folder: Path, tmp_path: Path) -> None:
     assert loading_info(tmp_path)["missing_keys"]
 
 
-def test_our_engine_loads_it(folder: Path) -> None:
+def test_the_engine_loads_the_checkpoint(folder: Path) -> None:
     engine, info = build_engine(EngineConfig(folder, precision="fp32", device="cpu"))
     assert (info.image_side, info.tokens_per_tile, info.vocab_size) == (28, 4, MINI.vocabulary)
     assert engine.context_length == MINI.context
@@ -63,7 +63,7 @@ def test_activations_neither_vanish_nor_explode(folder: Path) -> None:
     assert 0.3 < float(logits.std()) < 3.0
 
 
-def test_the_files_hold_the_tensors_that_the_shape_lists(folder: Path) -> None:
+def test_the_files_contain_the_tensors_of_the_shape(folder: Path) -> None:
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     found: dict[str, tuple[int, ...]] = {}
     for name in set(index.values()):
@@ -73,7 +73,7 @@ def test_the_files_hold_the_tensors_that_the_shape_lists(folder: Path) -> None:
     assert set(index) == set(found)
 
 
-def test_the_measured_shape_is_llava_1_5_with_a_decoder_of_1_3_billion() -> None:
+def test_the_benchmark_shape_is_llava_1_5_with_a_1_3_billion_parameter_decoder() -> None:
     shapes = dict(LLAVA_1_5_SMALL.tensors())
     count = sum(
         torch.Size(size).numel() for name, size in shapes.items() if name.startswith("language_model")
@@ -83,7 +83,7 @@ def test_the_measured_shape_is_llava_1_5_with_a_decoder_of_1_3_billion() -> None
     assert LLAVA_1_5_SMALL.image_token_id == 32000
 
 
-def test_each_word_of_a_question_is_one_token_and_each_id_has_text(folder: Path) -> None:
+def test_each_word_of_a_question_is_one_token_and_each_id_decodes_to_text(folder: Path) -> None:
     tokenizer = HFTokenizer(folder)
     _, conversation = itertools.islice(conversations(Plan(pictures=Pictures.NONE)), 2)
     question = conversation.questions[0]
@@ -94,26 +94,26 @@ def test_each_word_of_a_question_is_one_token_and_each_id_has_text(folder: Path)
     assert len({tokenizer.token_bytes(number) for number in range(400, MINI.image_token_id)}) > 1500
 
 
-def test_transformers_reads_the_same_tokens(folder: Path) -> None:
-    theirs = AutoTokenizer.from_pretrained(folder)
-    ours = HFTokenizer(folder)
-    text = "what is shown in this picture, near the door (7)?"
-    assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)
-    assert len(theirs) == MINI.vocabulary
+def test_transformers_encodes_the_same_tokens(folder: Path) -> None:
+    reference = AutoTokenizer.from_pretrained(folder)
+    tokenizer = HFTokenizer(folder)
+    text = "what is shown in this image, near the door (7)?"
+    assert reference.encode(text, add_special_tokens=False) == tokenizer.encode(text)
+    assert len(reference) == MINI.vocabulary
 
 
-def test_a_vocabulary_too_small_for_the_words_is_refused(tmp_path: Path) -> None:
+def test_a_vocabulary_too_small_for_the_words_is_rejected(tmp_path: Path) -> None:
     small = MINI.__class__(**{**MINI.__dict__, "vocabulary": 600})
-    with pytest.raises(ValueError, match="take fewer words"):
+    with pytest.raises(ValueError, match="Use fewer words"):
         write_checkpoint(tmp_path / "small", small)
 
 
-def test_a_folder_that_broke_off_is_written_again(folder: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "model-00001-of-00001.safetensors").write_bytes(b"half")
-    assert ensure_checkpoint(broken, MINI) == broken
-    assert json.loads((broken / "config.json").read_text())["model_type"] == "llava"
-    before = (broken / "tokenizer.json").stat().st_mtime_ns
-    ensure_checkpoint(broken, MINI)
-    assert (broken / "tokenizer.json").stat().st_mtime_ns == before
+def test_an_incomplete_folder_is_written_again(folder: Path, tmp_path: Path) -> None:
+    incomplete = tmp_path / "incomplete"
+    incomplete.mkdir()
+    (incomplete / "model-00001-of-00001.safetensors").write_bytes(b"half")
+    assert ensure_checkpoint(incomplete, MINI) == incomplete
+    assert json.loads((incomplete / "config.json").read_text())["model_type"] == "llava"
+    before = (incomplete / "tokenizer.json").stat().st_mtime_ns
+    ensure_checkpoint(incomplete, MINI)
+    assert (incomplete / "tokenizer.json").stat().st_mtime_ns == before

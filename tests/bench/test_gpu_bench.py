@@ -1,4 +1,4 @@
-"""The benchmark of GPUs, rehearsed on a CPU: everything is measured, and what cannot be says why."""
+"""Tests for the GPU benchmark, run with a mini model on a CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llava_worker.model.quantization.precision import choose_precision
 
 from bench.engine.random_engine import make_model
 from bench.gpu.__main__ import measurements_of, parse_args
-from bench.gpu.ours import CARD_LIMITS, measure_case, text_prompts
+from bench.gpu.llava_serve import CARD_LIMITS, measure_case, text_prompts
 from bench.gpu.time_budget import Measurement, run_within
 from bench.gpu.transformers import measure_continuous, measure_generate
 from bench.record import ROOT
@@ -23,17 +23,17 @@ CARD = dict.fromkeys(CARD_LIMITS, 1e12)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_case_has_all_that_is_promised(precision: str) -> None:
+def test_a_case_has_all_results(precision: str) -> None:
     results = measure_case(MINI, precision, CPU, CARD, [1, 2])
 
     assert results.keys() >= {"weight_bytes", "ready_s", "ttft_s", "streams", "pictures_per_s", "shares"}
     assert results["streams"].keys() == {"1", "2"} and results["is_recorded"] is False
     assert all(share > 0 for share in results["shares"].values())
     assert len(results["streams"]["2"]["ttft_s"]) == 2
-    assert ("text" in results) == (precision == "fp32")  # where transformers is measured beside it
+    assert ("text" in results) == (precision == "fp32")  # compared with transformers
 
 
-def test_transformers_is_measured_beside_it_in_the_same_terms() -> None:
+def test_transformers_generate_is_measured_with_the_same_metrics() -> None:
     results = measure_generate(MINI, CPU, [1, 2], 8)
 
     assert results.keys() == {"1", "2"}
@@ -42,20 +42,20 @@ def test_transformers_is_measured_beside_it_in_the_same_terms() -> None:
         assert min(case["ttft_s"], case["output_tokens_per_s"], case["wall_s"]) > 0
 
 
-def test_its_continuous_batching_is_measured_in_the_terms_of_ours_with_prompts_as_long() -> None:
+def test_transformers_continuous_batching_has_the_same_metrics_and_prompt_lengths() -> None:
     results = measure_continuous(MINI, CPU, text_prompts(MINI, [1, 3]), 8)
 
-    ours = measure_case(MINI, "fp32", CPU, CARD, [1, 3])["text"]
-    assert results.keys() == ours.keys() == {"1", "3"}
+    expected = measure_case(MINI, "fp32", CPU, CARD, [1, 3])["text"]
+    assert results.keys() == expected.keys() == {"1", "3"}
     for num, case in results.items():
-        assert case.keys() == ours[num].keys()
-        assert case["prompt_tokens"] == ours[num]["prompt_tokens"]
-        assert len(case["ttft_s"]) == len(ours[num]["ttft_s"]) == int(num)
+        assert case.keys() == expected[num].keys()
+        assert case["prompt_tokens"] == expected[num]["prompt_tokens"]
+        assert len(case["ttft_s"]) == len(expected[num]["ttft_s"]) == int(num)
         assert 0 < case["ttft_s"][0] < case["wall_s"]
 
 
 class Clock:
-    """A clock that measurements move forward, so that they take no real time."""
+    """A fake clock, advanced by the measurements."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -71,7 +71,7 @@ class Clock:
         return Measurement(name, measure, weight)
 
 
-def test_rows_that_fit_are_all_measured() -> None:
+def test_measurements_that_fit_are_all_run() -> None:
     clock = Clock()
     done, dropped = run_within(
         [clock.measurement("a", 60), clock.measurement("b", 39)], deadline=1121, clock=clock
@@ -79,16 +79,16 @@ def test_rows_that_fit_are_all_measured() -> None:
     assert done == {"a": {"took": 60}, "b": {"took": 39}} and dropped == {}
 
 
-def test_what_would_not_fit_is_dropped_from_the_least_important_on_and_named() -> None:
-    """The third is due with less time left than the longest took; the last, though short, matters less."""
+def test_measurements_that_do_not_fit_are_dropped_and_listed() -> None:
+    """Less time is left before the third than the longest one took. The last would fit but is dropped."""
     clock = Clock()
     rows = [clock.measurement(name, seconds) for name, seconds in {"a": 60, "b": 40, "c": 10, "d": 1}.items()]
     done, dropped = run_within(rows, deadline=1159, clock=clock)
     assert list(done) == ["a", "b"]
-    assert dropped == dict.fromkeys("cd", "59 s were left when c was due, which may take 60 s")
+    assert dropped == dict.fromkeys("cd", "59 s were left before c, which may take 60 s")
 
 
-def test_a_larger_model_is_reckoned_to_take_longer_and_a_smaller_is_not_after_it() -> None:
+def test_the_expected_duration_depends_on_the_weight() -> None:
     clock = Clock()
     rows = [
         clock.measurement("7b", 50),
@@ -105,20 +105,20 @@ def test_a_larger_model_is_reckoned_to_take_longer_and_a_smaller_is_not_after_it
     assert list(run_within(rows, deadline=1149, clock=clock)[0]) == ["7b"]
 
 
-def test_without_any_time_nothing_is_begun() -> None:
+def test_without_any_time_nothing_is_started() -> None:
     clock = Clock()
     done, dropped = run_within([clock.measurement("a", 60)], deadline=1000, clock=clock)
     assert done == {} and list(dropped) == ["a"]
 
 
-def test_what_fp16_is_compared_with_is_dropped_after_every_other_format() -> None:
+def test_transformers_is_measured_before_the_other_precisions() -> None:
     names = [case.name for case in measurements_of(parse_args([]), CPU, CARD)]
     assert names[:3] == ["7b-fp16", "transformers", "transformers-continuous"]
     assert names[3:] == ["7b-w4a16", "7b-fp8", "13b-fp16", "7b-w8a8", "7b-int8", "7b-int4"]
 
 
 @torch.inference_mode()
-def test_random_weights_are_all_there_and_activations_stay_in_range() -> None:
+def test_all_random_weights_are_set_and_activations_are_in_range() -> None:
     model = make_model(MINI, choose_precision("fp32", CPU), CPU)
 
     for layer in model.modules():
@@ -131,8 +131,11 @@ def test_random_weights_are_all_there_and_activations_stay_in_range() -> None:
 
 @pytest.mark.e2e
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_it_says_so_and_how_to_rehearse() -> None:
+def test_without_a_gpu_the_error_message_suggests_quick() -> None:
     command = [sys.executable, "-m", "bench.gpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "needs an NVIDIA GPU, and torch sees none; --quick rehearses it on the CPU" in done.stderr
+    assert (
+        "requires an NVIDIA GPU, and torch found none. Use --quick for a smoke test on the CPU."
+        in done.stderr
+    )

@@ -1,4 +1,4 @@
-"""Records, limits and tables: what a figure carries with it, and the arithmetic beside it."""
+"""Tests for benchmark records, hardware limits, the results table and the servers to measure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MACHINE = Ceilings(read_bytes_per_s=31e9, bf16_per_s=400e9, int8_per_s=700e9, nu
 LOAD: dict[str, Any] = {"prompt_tokens": 613, "common_tokens": 0, "output_tokens": 32, "num_at_once": 8}
 
 
-def test_a_record_has_what_makes_a_number_more_than_a_rumour(tmp_path: Path) -> None:
+def test_a_record_includes_date_command_commit_machine_and_versions(tmp_path: Path) -> None:
     path = write_record("one", {"ttft_s": 1.5}, settings={"n": 3}, folder=tmp_path / "new")
     record = json.loads(path.read_text())
     assert path.name == "one.json"
@@ -36,46 +36,46 @@ def test_a_record_has_what_makes_a_number_more_than_a_rumour(tmp_path: Path) -> 
     assert record["date"].endswith("+00:00")
 
 
-def test_a_record_names_no_folder_of_this_machine() -> None:
+def test_a_record_contains_no_local_path() -> None:
     assert str(ROOT) not in json.dumps(make_record("one", {}))
 
 
-def test_the_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "orig_argv", ["/x/bin/python", "-m", "bench", f"{ROOT}/bench/work"])
     assert command_line() == "python -m bench bench/work"
 
 
-def test_versions_are_of_what_is_installed_only() -> None:
+def test_versions_include_only_installed_packages() -> None:
     found = versions(["pytest", "no-such-package"])
     assert found["pytest"] == pytest.__version__
     assert "no-such-package" not in found
 
 
-def test_the_limits_are_those_worked_out_by_hand() -> None:
-    """1.28e9 weights of 2 bytes and 0.2 MB of keys and values a token over 31 GB/s; 2 operations a weight."""
+def test_the_limits_match_a_manual_calculation() -> None:
+    """1.28e9 weights of 2 bytes, 0.2 MB of keys and values per token, 31 GB/s, 2 operations per weight."""
     found = limits(LLAVA_1_5_SMALL, MACHINE, bits=16, **LOAD)
     assert found.tpot_s == pytest.approx((1.28e9 * 2 + 629 * 0.197e6) / 31e9, rel=0.01)
     assert found.ttft_new_s == pytest.approx(4.8, rel=0.05)
-    step_s = (1.28e9 * 2 + 8 * 629 * 0.197e6) / 31e9  # the weights once, eight answers' keys and values
+    step_s = (1.28e9 * 2 + 8 * 629 * 0.197e6) / 31e9  # the weights once, keys and values of eight sequences
     assert found.new_tokens_per_s == pytest.approx(8 * 32 / (8 * found.ttft_new_s + 31 * step_s), rel=0.005)
 
 
-def test_narrower_weights_and_a_shared_picture_lower_the_limits() -> None:
+def test_narrower_weights_and_a_shared_image_improve_the_limits() -> None:
     wide, narrow = (limits(LLAVA_1_5_SMALL, MACHINE, bits=bits, **LOAD) for bits in (16, 4))
     assert narrow.tpot_s < wide.tpot_s / 2
     assert narrow.ttft_new_s < wide.ttft_new_s
     assert wide.same_tokens_per_s > 2 * wide.new_tokens_per_s
 
 
-def test_what_every_prompt_begins_with_is_not_computed_again() -> None:
+def test_the_common_prefix_is_not_computed_again() -> None:
     cold, warm = (limits(LLAVA_1_5_SMALL, MACHINE, bits=16, **{**LOAD, "common_tokens": n}) for n in (0, 30))
-    attention = 4 * 24 * 2048 * (613**2 - 583**2) / 2  # scores and sums, of what stands before each token
+    attention = 4 * 24 * 2048 * (613**2 - 583**2) / 2  # scores and weighted sums, causal
     saved = (30 * 2 * 1.21e9 + attention) / 400e9
     assert cold.ttft_new_s - warm.ttft_new_s == pytest.approx(saved, rel=0.01)
     assert warm.tpot_s == cold.tpot_s
 
 
-def test_a_quick_workload_is_less_of_the_same() -> None:
+def test_a_quick_workload_is_a_smaller_version() -> None:
     for workload in WORKLOADS.values():
         quick = workload.quick().plan
         assert quick.pictures == workload.plan.pictures
@@ -89,31 +89,32 @@ def summary(**changes: Any) -> dict[str, Any]:
     return {**defaults, **changes}
 
 
-def test_the_table_shows_figure_and_limit_and_says_who_is_missing(tmp_path: Path) -> None:
+def test_the_table_has_values_and_limits_and_lists_missing_servers(tmp_path: Path) -> None:
     bounds = limits(LLAVA_1_5_SMALL, MACHINE, bits=16, **LOAD).__dict__
     served = {"new": summary(), "new8": summary(errors={"timeout": 2}), "same8": summary(num_complete=0)}
-    results = {"title": "a server", "bits": 16, "limits": bounds, "workloads": served, "ready_s": 7.2}
+    results = {"title": "other server", "bits": 16, "limits": bounds, "workloads": served, "ready_s": 7.2}
     write_record("other", results, folder=tmp_path)
-    write_record("gone", {"title": "nobody", "why_not": "no wheel"}, folder=tmp_path)
-    write_record("llava-serve-x", {**results, "title": "ours"}, folder=tmp_path)
-    ours, others, *rest = serving_table(tmp_path).splitlines()[2:]
-    assert ours.startswith("| ours |")
-    assert "| 0.50 s (4." in others and "| 500 ms (" in others
-    assert "2 failed" in others
-    assert others.count(" - ") >= 2  # nothing was answered there
-    assert rest == ["", "- nobody: not measured. no wheel"]
+    write_record("gone", {"title": "missing server", "why_not": "No wheel."}, folder=tmp_path)
+    write_record("llava-serve-x", {**results, "title": "llava-serve"}, folder=tmp_path)
+    head, _, first, second, *rest = serving_table(tmp_path).splitlines()
+    assert head in (ROOT / "README.md").read_text("utf-8").splitlines()
+    assert first.startswith("| llava-serve |")
+    assert "| 0.50 s (4." in second and "| 500 ms (" in second
+    assert "2 failed" in second
+    assert second.count(" - ") >= 2  # no request of these workloads was successful
+    assert rest == ["", "- missing server: not measured. No wheel."]
 
 
-def test_targets_have_names_of_their_own_and_installing_is_left_for_later(tmp_path: Path) -> None:
+def test_targets_have_unique_names_and_nothing_is_installed(tmp_path: Path) -> None:
     known = all_targets(tmp_path / "nowhere")
     assert {"llava-serve-bf16", "llava-serve-int8", "transformers-bf16", "openvino-int4"} <= set(known)
     assert all(name == target.name for name, target in known.items())
 
 
-def test_ours_is_measured_without_drafts_which_random_weights_would_flatter(tmp_path: Path) -> None:
-    ours = [target for name, target in all_targets(tmp_path).items() if name.startswith("llava-serve-")]
-    assert len(ours) == 4
-    assert all(target.environment["LLAVA_SPECULATION"] == "off" for target in ours)
+def test_llava_serve_is_measured_without_speculative_decoding(tmp_path: Path) -> None:
+    targets = [target for name, target in all_targets(tmp_path).items() if name.startswith("llava-serve-")]
+    assert len(targets) == 4
+    assert all(target.environment["LLAVA_SPECULATION"] == "off" for target in targets)
 
 
 PROGRAM = """
@@ -132,7 +133,7 @@ UP = Target(
 )
 
 
-def test_a_target_is_waited_for_and_stopped() -> None:
+def test_a_target_is_started_and_stopped() -> None:
     with run_target(UP) as server:
         assert server.ready_s > 0
         assert server.memory_bytes() > 1 << 20

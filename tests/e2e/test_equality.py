@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from tiny.exam import Question, questions
+from tiny.evaluation import Question, evaluation_questions
 from tiny.predictions import chat_messages
 
 from tests.machine_speed import scaled
@@ -26,7 +26,7 @@ TINY = Path(__file__).parents[2] / "worker" / "llava_worker" / "tiny"
 
 @pytest.fixture(scope="module")
 def eval_questions() -> list[Question]:
-    found = list(questions(NUM_PROMPTS // 3 + 1, "equality"))[:NUM_PROMPTS]
+    found = list(evaluation_questions(NUM_PROMPTS // 3 + 1, "equality"))[:NUM_PROMPTS]
     assert {len(question.scenes) for question in found} == {0, 1, 2}
     assert {len(question.turns) for question in found} == {1, 2, 3}
     return found

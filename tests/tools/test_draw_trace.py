@@ -1,4 +1,4 @@
-"""A timeline becomes a picture, also one whose process died while it wrote."""
+"""Tests for plotting step traces, including the incomplete trace of a crashed worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
-    """Three answers, the last of them cut short."""
+    """Return a trace with three sequences; the last one is unfinished."""
     path = tmp_path / "trace.json"
     engine = TracedEngine(EchoEngine(max_sequences=2), StepTrace(TraceFile(path), process="test"))
     for number in range(3):
@@ -30,7 +30,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return draw_trace.main()
 
 
-def test_a_trace_is_drawn_whole_or_in_part(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_or_part_of_a_trace_is_plotted(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ((), (0.0, 0.1)):
         out = trace.with_suffix(".png")
         assert run(monkeypatch, trace, out, *part) == 0
@@ -38,13 +38,13 @@ def test_a_trace_is_drawn_whole_or_in_part(trace: Path, monkeypatch: pytest.Monk
             assert len(image.convert("RGB").getcolors(1 << 20) or []) > 10
 
 
-def test_a_torn_trace_is_read_up_to_its_last_whole_event(trace: Path) -> None:
-    whole = draw_trace.read(trace)
+def test_an_incomplete_trace_is_read_up_to_its_last_complete_event(trace: Path) -> None:
+    complete = draw_trace.read(trace)
     trace.write_text(trace.read_text().removesuffix("\n]\n") + ',\n{"ph":"X","na')
-    assert draw_trace.read(trace) == whole
+    assert draw_trace.read(trace) == complete
 
 
-def test_a_trace_without_a_step_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trace_without_steps_is_not_plotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     StepTrace(TraceFile(tmp_path / "empty.json"), process="test")
     assert run(monkeypatch, tmp_path / "empty.json", tmp_path / "out.png") == 1
     assert run(monkeypatch, tmp_path / "empty.json") == 2

@@ -1,4 +1,4 @@
-"""Promises of the tiny LLaVA's pictures, questions and token rows."""
+"""Tests for the tiny LLaVA's training images, questions, token rows and evaluation."""
 
 import random
 from collections import Counter
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tiny.conversations import KINDS, SYSTEM, ask_none, ask_one, ask_two
 from tiny.drawing import GRID, IMAGE_SIZE, LABELS, draw, patch_labels, preprocess
-from tiny.exam import Result, is_right, questions, table
+from tiny.evaluation import Result, accuracy_table, evaluation_questions, is_right
 from tiny.packing import make_batch, prompt_ids, training_ids
 from tiny.questions import MAKERS
 from tiny.scenes import SHAPES, sample_scene
@@ -17,39 +17,39 @@ from tiny.tokenizer import BOS, EOS, IMAGE, SIZE, build
 TOKENIZER = build()
 
 
-def test_the_same_seed_draws_the_same_picture() -> None:
+def test_the_same_seed_renders_the_same_image() -> None:
     first, again = draw(sample_scene("a", 7)), draw(sample_scene("a", 7))
     assert first.tobytes() == again.tobytes()
 
 
-def test_another_stream_or_index_is_another_scene() -> None:
+def test_scenes_differ_by_stream_and_index() -> None:
     assert len({sample_scene(stream, index) for stream in ("a", "b") for index in range(20)}) == 40
 
 
-def test_objects_keep_apart_and_stand_from_left_to_right() -> None:
+def test_objects_do_not_touch_and_are_sorted_from_left_to_right() -> None:
     for scene in (sample_scene("apart", index) for index in range(200)):
-        places = [thing.x for thing in scene.objects]
-        assert places == sorted(places)
+        positions = [thing.x for thing in scene.objects]
+        assert positions == sorted(positions)
         for number, one in enumerate(scene.objects):
             for other in scene.objects[number + 1 :]:
                 assert np.hypot(one.x - other.x, one.y - other.y) > one.radius + other.radius
 
 
-def test_picture_sizes_stay_within_the_promised_bounds() -> None:
+def test_image_sizes_are_within_bounds() -> None:
     for scene in (sample_scene("sizes", index) for index in range(300)):
         assert min(scene.width, scene.height) >= 100
         assert max(scene.width, scene.height) <= 640
         assert max(scene.width, scene.height) <= 2 * min(scene.width, scene.height)
 
 
-def test_a_wide_picture_is_padded_with_the_mean_colour() -> None:
+def test_a_wide_image_is_padded_with_the_mean_color() -> None:
     pixels = np.asarray(preprocess(Image.new("RGB", (200, 100), (255, 0, 0))))
     assert pixels.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
     assert tuple(pixels[0, 0]) == (122, 116, 104)
     assert tuple(pixels[IMAGE_SIZE // 2, IMAGE_SIZE // 2]) == (255, 0, 0)
 
 
-def test_patch_labels_name_every_object_and_stay_in_range() -> None:
+def test_patch_labels_include_every_object_and_are_in_range() -> None:
     for index in range(50):
         scene = sample_scene("labels", index)
         labels = patch_labels(scene)
@@ -58,7 +58,7 @@ def test_patch_labels_name_every_object_and_stay_in_range() -> None:
         assert set(labels[0]) - {0} == {1 + list(SHAPES).index(thing.shape) for thing in scene.objects}
 
 
-def test_yes_and_no_are_balanced() -> None:
+def test_yes_and_no_answers_are_balanced() -> None:
     rng, answers = random.Random(0), Counter[str]()
     for index in range(2000):
         turn = MAKERS["exists"](sample_scene("balance", index), rng)
@@ -67,24 +67,24 @@ def test_yes_and_no_are_balanced() -> None:
     assert 0.46 < answers["Ye"] / answers.total() < 0.54
 
 
-def test_yes_and_no_are_true() -> None:
+def test_yes_and_no_answers_are_correct() -> None:
     rng = random.Random(1)
     for index in range(500):
         scene = sample_scene("truth", index)
         turn = MAKERS["exists"](scene, rng)
         if turn is None:
             continue
-        there = {name for thing in scene.objects for name in (thing.shape, thing.name)}
+        existing = {name for thing in scene.objects for name in (thing.shape, thing.name)}
         question = turn.question.split("\n")[0].rstrip("?.")
         asked = [
             word for word in question.replace("picture", "").split() if word not in ("in", "the", "image")
         ]
         name = " ".join(asked[max(asked.index(word) for word in ("a", "an") if word in asked) + 1 :])
-        assert (name in there) == turn.answer.startswith("Yes"), (question, scene.objects)
+        assert (name in existing) == turn.answer.startswith("Yes"), (question, scene.objects)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_prompt_is_a_prefix_of_what_was_trained(kind: str) -> None:
+def test_the_prompt_is_a_prefix_of_the_training_tokens(kind: str) -> None:
     rng = random.Random(kind)
     for index in range(30):
         scene = sample_scene("prefix", index)
@@ -108,7 +108,7 @@ def test_the_prompt_is_a_prefix_of_what_was_trained(kind: str) -> None:
         assert trained[-1] == EOS
 
 
-def test_rows_hold_every_picture_once_and_answers_end_with_eos() -> None:
+def test_rows_contain_every_image_once_and_answers_end_with_eos() -> None:
     batch = make_batch("rows", 0, size=4, num_pairs=2)
     assert (batch.single.ids == IMAGE).sum() == 4 * GRID * GRID
     assert (batch.pairs.ids == IMAGE).sum() == 4 * GRID * GRID
@@ -118,18 +118,18 @@ def test_rows_hold_every_picture_once_and_answers_end_with_eos() -> None:
 
 
 @pytest.mark.parametrize("text", ["Grüße, 日本 🙂", "a\tb\n\n c", "CAT 4205", "'quoted'  twice"])
-def test_any_text_survives_the_tokenizer(text: str) -> None:
+def test_the_tokenizer_round_trips_any_text(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode(text).ids) == text
 
 
-def test_read_characters_are_single_pieces() -> None:
+def test_characters_of_text_in_images_are_single_tokens() -> None:
     assert TOKENIZER.encode('"HOUSE"').tokens == ["▁", '"', *"HOUSE", '"']
     assert TOKENIZER.encode("4205").tokens == ["▁", *"4205"]
     assert TOKENIZER.encode("USER: a ASSISTANT:").tokens == ["▁USER", ":", "▁a", "▁ASSISTANT", ":"]
     assert TOKENIZER.get_vocab_size() == SIZE - 2
 
 
-def test_marking_forgives_order_in_descriptions_only() -> None:
+def test_scoring_ignores_the_order_only_in_descriptions() -> None:
     truth = 'The picture shows a red star, a blue heart and the word "CAT".'
     assert is_right(truth, 'The picture shows a blue heart, a red star and the word "CAT".')
     assert not is_right(truth, 'The picture shows a blue star, a red heart and the word "CAT".')
@@ -138,8 +138,8 @@ def test_marking_forgives_order_in_descriptions_only() -> None:
     assert not is_right("The circle is red.", "The circle is blue.")
 
 
-def test_the_exam_asks_every_kind_and_a_perfect_answerer_passes() -> None:
-    exam = list(questions(60))
-    assert {question.kind for question in exam} == set(KINDS)
-    assert table([Result(question, question.truth) for question in exam])[1]
-    assert not table([Result(question, "Yes") for question in exam])[1]
+def test_the_evaluation_covers_every_kind_and_correct_answers_pass() -> None:
+    questions = list(evaluation_questions(60))
+    assert {question.kind for question in questions} == set(KINDS)
+    assert accuracy_table([Result(question, question.truth) for question in questions])[1]
+    assert not accuracy_table([Result(question, "Yes") for question in questions])[1]

@@ -1,1 +1,1 @@
-"""The parts of the tiny LLaVA: pictures, questions, tokenizer, model, training. For tools/*_tiny.py."""
+"""Training data, tokenizer, model and training loop of the tiny LLaVA. Used by tools/*_tiny.py."""

@@ -1,7 +1,7 @@
-"""Whole conversations: one or more turns about one picture, two pictures or none, with a system sentence.
+"""Conversations with one or more turns about no image, one image or two images, and their system prompts.
 
-Training and exam both ask through `ask_one`, `ask_two` and `ask_none`; they differ in the stream's name
-alone.
+Training and evaluation both use `ask_one`, `ask_two` and `ask_none`. Only the names of their scene streams
+differ.
 """
 
 import random
@@ -29,14 +29,14 @@ KINDS = (*MAKERS, "second turn", "two pictures", "no picture")
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns of one kind; only the last one is scored, those before it are given with their answers."""
+    """A conversation of one kind. Only the last turn is scored; earlier turns include their answers."""
 
     kind: str
     turns: tuple[Turn, ...]
 
 
 def sample_system(rng: random.Random) -> str:
-    """Mostly LLaVA's own sentence, sometimes another, sometimes none."""
+    """Return a system prompt: LLaVA's own with probability 0.8, none with 0.1, another one with 0.1."""
     draw = rng.random()
     if draw < 0.8:
         return SYSTEM
@@ -44,7 +44,7 @@ def sample_system(rng: random.Random) -> str:
 
 
 def ask_one(scene: Scene, kind: str, rng: random.Random) -> Conversation | None:
-    """A conversation of this kind about this scene, if it allows one."""
+    """Return a conversation of this kind about the scene, or None if the scene does not allow one."""
     if kind == "second turn":
         return _multi_turn(scene, rng)
     turn = MAKERS[kind](scene, rng)
@@ -77,7 +77,7 @@ def _multi_turn(scene: Scene, rng: random.Random) -> Conversation:
 
 
 def _about_it(scene: Scene, before: Turn, rng: random.Random) -> Turn | None:
-    """A question in which "it" is the object of the turn before."""
+    """Return a question that refers to the object of the previous turn as "it", or None."""
     thing = before.about
     assert thing is not None
     place = scene.region(thing)
@@ -97,26 +97,26 @@ def _about_it(scene: Scene, before: Turn, rng: random.Random) -> Turn | None:
 
 
 def _typed(turn: Turn, rng: random.Random) -> Turn:
-    """The question as people type: now and then in lower or upper case, or without its question mark."""
+    """Vary the typing of a question: some are in lower or upper case, or lack the question mark."""
     question, suffix = turn.question, ""
     if "\n" in question:
         question, suffix = question.split("\n", 1)
         suffix = "\n" + suffix
-    way = rng.random()
-    if way < 0.08:
+    draw = rng.random()
+    if draw < 0.08:
         question = question.lower()
-    elif way < 0.09 and not suffix:
+    elif draw < 0.09 and not suffix:
         question = question.upper()
     if rng.random() < 0.08:
         question = question.rstrip("?.")
     return turn._replace(question=question + suffix)
 
 
-# ---------------------------------------------------------------------------------------- two pictures
+# ------------------------------------------------------------------------------------------ two images
 
 
 def ask_two(first: Scene, second: Scene, rng: random.Random) -> Conversation:
-    """A question that needs both pictures, or names the one that it is about."""
+    """Return a question that requires both images, or one that names the image it is about."""
     makers = (_compare_counts, _in_both, _in_one, _in_one, _in_one)
     turn = None
     while turn is None:
@@ -163,7 +163,7 @@ def _in_both(scenes: tuple[Scene, Scene], rng: random.Random) -> Turn | None:
 
 
 def _in_one(scenes: tuple[Scene, Scene], rng: random.Random) -> Turn | None:
-    """A plain question with the picture named at its end."""
+    """Return a question about one image, with the image named at the end."""
     which = rng.randrange(2)
     name = ("first", "second")[which]
     turn = MAKERS[rng.choice(("colour", "shape", "count", "exists", "read"))](scenes[which], rng)
@@ -192,7 +192,7 @@ def _in_one(scenes: tuple[Scene, Scene], rng: random.Random) -> Turn | None:
     return Turn(question[:-1] + place + end + (SHORT if is_short else ""), turn.answer, "two pictures")
 
 
-# ------------------------------------------------------------------------------------------- no picture
+# -------------------------------------------------------------------------------------------- no image
 
 _TALK: dict[str, tuple[tuple[str, ...], str]] = {
     "hello": (
@@ -243,7 +243,7 @@ _NO_PICTURE = "There is no picture."
 
 
 def ask_none(scene: Scene, rng: random.Random) -> Conversation:
-    """Small talk, or a question about a picture that is not there (the scene only shapes the question)."""
+    """Return small talk, or a question about a missing image. The scene only determines the question."""
     if rng.random() < 0.45:
         return Conversation("no picture", (_typed(_small_talk(rng, tuple(_TALK)), rng),))
     turn = None

@@ -1,4 +1,4 @@
-"""From a scene to its picture, to the model's pixels, and to the labels of each patch of the tower."""
+"""Render scenes to images, preprocess images for the model, and label the patches of the vision tower."""
 
 import math
 
@@ -10,14 +10,14 @@ from tiny.scenes import COLOURS, REGIONS, SHAPES, Object, Scene, font
 
 __all__ = ["GRID", "IMAGE_SIZE", "LABELS", "PATCH", "draw", "patch_labels", "preprocess"]
 
-IMAGE_SIZE = 140  # pixels of a side, as the tower sees it
+IMAGE_SIZE = 140  # width and height of the tower's input in pixels
 PATCH = 14
 GRID = IMAGE_SIZE // PATCH
-_PAD = (122, 116, 104)  # int(255 * CLIP mean), LLaVA-1.5's padding
-_FINE = 4  # label samples along a patch's side
+_PAD = (122, 116, 104)  # int(255 * CLIP mean), the padding color of LLaVA-1.5
+_FINE = 4  # label samples per patch in each direction
 _CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-# What each patch is taught, with the number of classes; class 0 is 'nothing'.
+# Labels of each patch, with their number of classes. Class 0 means that the label does not apply.
 LABELS: dict[str, int] = {
     "shape": len(SHAPES) + 1,
     "colour": len(COLOURS) + 1,
@@ -30,7 +30,7 @@ LABELS: dict[str, int] = {
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The picture of a scene, in RGB, at the scene's own size."""
+    """Render a scene to an RGB image of the scene's size."""
     image = _background(scene)
     pen = ImageDraw.Draw(image)
     for thing in scene.objects:
@@ -38,14 +38,14 @@ def draw(scene: Scene) -> Image.Image:
     if scene.text is not None:
         face = font(scene.text.font_size)
         left, top, _, _ = face.getbbox(scene.text.characters)
-        stroke = scene.text.font_size / 26  # bold enough for a picture 140 pixels wide
+        stroke = scene.text.font_size / 26  # readable after resizing to 140 pixels
         at = (scene.text.x - left, scene.text.y - top)
         pen.text(at, scene.text.characters, font=face, fill=scene.text.rgb, stroke_width=stroke)
     return image
 
 
 def preprocess(image: Image.Image) -> Image.Image:
-    """LLaVA-1.5's preprocessing up to the pixels: pad to a square with the mean colour, resize bicubic."""
+    """Pad an image to a square with the mean color and resize it (bicubic), as LLaVA-1.5 does."""
     side = max(image.size)
     if image.size != (side, side):
         canvas = Image.new("RGB", (side, side), _PAD)
@@ -55,10 +55,10 @@ def preprocess(image: Image.Image) -> Image.Image:
 
 
 def patch_labels(scene: Scene) -> NDArray[np.int64]:  # [len(LABELS), GRID * GRID]
-    """For each patch of the padded picture, what covers it, in the order of LABELS."""
+    """Return the labels of each patch of the padded image, in the order of LABELS."""
     owner = _majority(_owner_map(scene))
     shapes, colours, regions = list(SHAPES), list(COLOURS), [name for row in REGIONS for name in row]
-    table = np.zeros((len(LABELS), 16), np.int64)  # label of each owner: objects first, then characters
+    table = np.zeros((len(LABELS), 16), np.int64)  # labels of each owner: objects first, then characters
     for number, thing in enumerate(scene.objects, start=1):
         column, row = int(3 * thing.x / scene.width), int(3 * thing.y / scene.height)
         region = 1 + regions.index(REGIONS[row][column])
@@ -76,7 +76,7 @@ def patch_labels(scene: Scene) -> NDArray[np.int64]:  # [len(LABELS), GRID * GRI
 
 
 def _owner_map(scene: Scene) -> NDArray[np.uint8]:
-    """Who covers each fine cell: 0 nobody, 1.. objects, 6.. the text's characters."""
+    """Return the owner of each label sample: 0 for none, 1 to 5 for an object, 6 or more for a character."""
     side, cells = max(scene.width, scene.height), GRID * _FINE
     scale = cells / side
     left, top = (side - scene.width) // 2, (side - scene.height) // 2
@@ -97,7 +97,7 @@ def _owner_map(scene: Scene) -> NDArray[np.uint8]:
 
 
 def _majority(cells: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The owner of most fine cells of each patch, if it has at least an eighth of them."""
+    """Return the most frequent owner in each patch, or 0 if it covers less than an eighth of the patch."""
     patches = cells.reshape(GRID, _FINE, GRID, _FINE).transpose(0, 2, 1, 3).reshape(GRID * GRID, -1)
     counts = (patches[:, :, None] == np.arange(1, 16)).sum(1)
     return np.where(counts.max(1) >= 2, counts.argmax(1) + 1, 0)

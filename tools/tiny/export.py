@@ -1,4 +1,4 @@
-"""The model folder: what `transformers` and the worker load, in the llava-hf layout, written atomically."""
+"""Export the trained model in the llava-hf layout, which `transformers` and the worker load."""
 
 import json
 import os
@@ -20,7 +20,7 @@ __all__ = ["export_model"]
 
 _MEAN = [0.48145466, 0.4578275, 0.40821073]
 _STD = [0.26862954, 0.26130258, 0.27577711]
-# LLaVA-1.5's `vicuna_v1`: a system message takes the place of the system sentence.
+# `vicuna_v1` of LLaVA-1.5. A system message replaces the default system prompt.
 _CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- if messages and messages[0]['role'] == 'system' -%}
@@ -46,7 +46,10 @@ _CHAT_TEMPLATE = """\
 
 
 def export_model(state: dict[str, Tensor], folder: Path) -> None:
-    """Write every file under a temporary name first, then rename: a reader never sees half a file."""
+    """Write the model folder.
+
+    Each file is written under a temporary name and then renamed, so readers never see a partial file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "config.json": _config(),
@@ -82,7 +85,10 @@ def export_model(state: dict[str, Tensor], folder: Path) -> None:
 
 
 def _checkpoint(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Half precision, without the teacher, with the tower's last layer (a layer that changes nothing)."""
+    """Return the weights in fp16, without the teacher.
+
+    The last layer of the tower, which LLaVA does not use, is added with weights that make it an identity.
+    """
     weights = {
         name: value.half().contiguous() for name, value in state.items() if not name.startswith("teacher.")
     }

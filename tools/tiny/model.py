@@ -1,8 +1,8 @@
-"""The tiny LLaVA as a training module: CLIP tower, two-layer GELU projector, Llama decoder.
+"""The tiny LLaVA as a training module: CLIP tower, two-layer GELU projector and Llama decoder.
 
-Parameter names are those of the llava-hf checkpoint, so a checkpoint is a plain state dict. Only what
-training needs is here: no cache and no generation, and not the tower's last layer, whose output LLaVA
-never looks at (it takes layer -2); `folder` adds that layer when it writes the checkpoint.
+Parameter names are those of the llava-hf checkpoint, so the state dict can be exported directly. The module
+supports training only, without a KV cache or generation. The last layer of the tower is missing because
+LLaVA uses the output of layer -2; `export` adds it to the checkpoint.
 """
 
 import torch
@@ -11,19 +11,23 @@ from torch import Tensor, nn
 
 from tiny.drawing import IMAGE_SIZE, LABELS
 from tiny.tokenizer import IMAGE, SIZE
-from tiny.tower import VISION, Clip, Shape, look_at_neighbours, split_heads
+from tiny.tower import VISION, Clip, Shape, initialize_neighbor_attention, split_heads
 
 __all__ = ["TEXT", "TinyLlava", "block_mask"]
 
 
 TEXT = Shape(width=256, layers=5, heads=4, inner=704)
 _EPS = 1e-5
-_HINTS = ("region", "character", "place_in_text")  # shape, colour and rank are found without
+_TAUGHT_LABELS = (
+    "region",
+    "character",
+    "place_in_text",
+)  # the decoder learns shape, color and rank without help
 _THETA = 10_000.0
 
 
 class _Norm(nn.RMSNorm):
-    def forward(self, x: Tensor) -> Tensor:  # the fused kernel wants the weight in the input's type
+    def forward(self, x: Tensor) -> Tensor:  # the fused kernel requires weight and input of the same type
         assert self.weight is not None
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
@@ -37,23 +41,23 @@ class _Attention(nn.Module):
         self.v_proj = nn.Linear(width, width, bias=False)
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         weight = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
         qkv = split_heads(F.linear(x, weight), TEXT.heads)
-        q, k = _rotate(qkv[:2], *turn)
+        q, k = _rotate(qkv[:2], *rotation)
         out: Tensor = self.o_proj(_mix(q, k, qkv[2], mask).transpose(1, 2).flatten(2))
         return out
 
 
 def _mix(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention in three plain steps: on a CPU three times as fast as the fused kernel with a mask."""
+    """Compute attention in three steps. This is three times as fast on a CPU as the fused masked kernel."""
     with torch.autocast("cpu", enabled=False):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask
         return torch.softmax(scores, -1) @ v
 
 
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Llama's rotary positions; `x` is [2, rows, heads, tokens, head width]."""
+    """Apply Llama's rotary position embeddings to `x`, [2, rows, heads, tokens, head width]."""
     first, second = x.chunk(2, -1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
 
@@ -78,11 +82,11 @@ class _Layer(nn.Module):
         self.post_attention_layernorm = _Norm(TEXT.width, _EPS)
         self.mlp = _Mlp()
 
-    def attend(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        out: Tensor = x + self.self_attn(self.input_layernorm(x), turn, mask)
+    def attend(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        out: Tensor = x + self.self_attn(self.input_layernorm(x), rotation, mask)
         return out
 
-    def think(self, x: Tensor) -> Tensor:
+    def feed_forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -96,7 +100,11 @@ class _Llama(nn.Module):
 
 
 def block_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:  # [rows, tokens] -> [rows, 1, tokens, tokens]
-    """Each token sees those before it in its own segment and, if it is about a picture, the prefix."""
+    """Return the additive attention mask.
+
+    Each token attends to itself and to earlier tokens in its segment. Tokens in segments above 1 also attend
+    to the prefix with the image.
+    """
     query, key = segments[:, :, None], segments[:, None, :]
     sees = ((query == key) | ((key == 1) & (query > 1))).tril()
     return torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, -1e4)[:, None]
@@ -127,52 +135,55 @@ class _LanguageModel(nn.Module):
 
 
 class TinyLlava(nn.Module):
-    """Features of pictures, patch labels from features, and the loss over packed rows."""
+    """The trainable model: image features, patch labels for the tower, and logits for packed rows."""
 
     def __init__(self) -> None:
         super().__init__()
         self.vision_tower = _Tower()
         self.multi_modal_projector = _Projector()
         self.language_model = _LanguageModel()
-        # Thrown away at the end: what each patch shows, as a second teacher of the tower.
+        # Classifies the patches to train the tower. It is not exported.
         self.teacher = nn.Sequential(
             nn.LayerNorm(VISION.width), nn.Linear(VISION.width, sum(LABELS.values()))
         )
-        self.apply(_initialise)
+        self.apply(_initialize)
         for name, weight in self.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight")):
                 nn.init.zeros_(weight)
-        look_at_neighbours(self.vision_tower.vision_model)
+        initialize_neighbor_attention(self.vision_tower.vision_model)
 
-    def features(self, pixels: Tensor) -> Tensor:  # [pictures, 3, side, side] -> [pictures, patches, width]
+    def features(self, pixels: Tensor) -> Tensor:  # [images, 3, side, side] -> [images, patches, width]
         assert pixels.shape[-1] == IMAGE_SIZE
         out: Tensor = self.vision_tower.vision_model(pixels)
         return out
 
-    def label_loss(self, features: Tensor, labels: Tensor) -> Tensor:  # labels: [pictures, kinds, patches]
+    def label_loss(self, features: Tensor, labels: Tensor) -> Tensor:  # labels: [images, kinds, patches]
         logits = self.teacher(features).float().split(list(LABELS.values()), -1)
         losses = []
         for number, one in enumerate(logits):
             truth = labels[:, number].flatten()
-            weight = torch.where(truth > 0, 1.0, 0.1)  # most patches show nothing
+            weight = torch.where(truth > 0, 1.0, 0.1)  # most patches are empty
             each = F.cross_entropy(one.flatten(0, 1), truth, reduction="none")
             losses.append((each * weight).sum() / weight.sum())
         return torch.stack(losses)
 
     @torch.no_grad()
     def label_accuracy(self, features: Tensor, labels: Tensor) -> dict[str, float]:
-        """Per kind of label, how many of the patches that show something are named rightly."""
-        guesses = [one.argmax(-1) for one in self.teacher(features).split(list(LABELS.values()), -1)]
+        """Return the accuracy of each kind of label on the patches where it applies."""
+        predictions = [one.argmax(-1) for one in self.teacher(features).split(list(LABELS.values()), -1)]
         shown = [labels[:, number] > 0 for number in range(len(LABELS))]
-        hits = [(guess == labels[:, number])[shown[number]] for number, guess in enumerate(guesses)]
+        hits = [
+            (prediction == labels[:, number])[shown[number]] for number, prediction in enumerate(predictions)
+        ]
         return {name: round(hit.float().mean().item(), 3) for name, hit in zip(LABELS, hits, strict=True)}
 
     @torch.no_grad()
-    def hint(self, features: Tensor) -> None:
-        """Give the projector units for what the teacher knows, in place of those that matter least.
+    def add_teacher_units(self, features: Tensor) -> None:
+        """Replace the least important units of the projector with units for the classes of the teacher.
 
-        A unit fires where the teacher sees its class (its layer norm is taken as a constant scale, which
-        it nearly is). The decoder finds regions and characters in minutes instead of hours that way.
+        Each unit is active where the teacher predicts its class. The teacher's layer norm is approximated by
+        a constant scale. With these units the decoder learns regions and characters in minutes instead of
+        hours.
         """
         norm, line = self.teacher[0], self.teacher[1]
         assert isinstance(norm, nn.LayerNorm)
@@ -184,11 +195,11 @@ class TinyLlava(nn.Module):
         for name, size in LABELS.items():
             weight, bias = line.weight[start : start + size], line.bias[start : start + size]
             start += size
-            if name not in _HINTS:
+            if name not in _TAUGHT_LABELS:
                 continue
             bias = bias + weight @ norm.bias
             weight = weight * norm.weight / scale
-            weight = weight - weight.mean(1, keepdim=True)  # the layer norm's own centring
+            weight = weight - weight.mean(1, keepdim=True)  # the layer norm subtracts the mean
             units = unused[taken : taken + size - 1]
             taken += size - 1
             first.weight[units] = 0.35 * (weight - weight.mean(0))[1:]
@@ -204,30 +215,33 @@ class TinyLlava(nn.Module):
     def logits(
         self, ids: Tensor, positions: Tensor, segments: Tensor, targets: Tensor, images: Tensor
     ) -> Tensor:
-        """Logits of the tokens before each target; `images` is [pictures of all rows, patches, width]."""
+        """Return the logits that predict each target token.
+
+        `images` has the features of the images of all rows, [images, patches, width].
+        """
         llama = self.language_model.model
         x = llama.embed_tokens(ids).to(images.dtype)
         x = x.masked_scatter((ids == IMAGE)[..., None], images)
-        turn = _turns(positions, x.dtype)
+        rotation = _rotations(positions, x.dtype)
         mask = block_mask(segments, x.dtype)
         for number, layer in enumerate(llama.layers):
             assert isinstance(layer, _Layer)
-            x = layer.attend(x, turn, mask)
-            if number == TEXT.layers - 1:  # from here on tokens stand alone, and only these are asked for
+            x = layer.attend(x, rotation, mask)
+            if number == TEXT.layers - 1:  # the rest is computed per token, and only for targets
                 x = x[F.pad(targets[:, 1:], (0, 1))]
-            x = layer.think(x)
+            x = layer.feed_forward(x)
         out: Tensor = self.language_model.lm_head(llama.norm(x))
         return out
 
 
-def _turns(positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _rotations(positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     half = TEXT.width // TEXT.heads // 2
     speeds = _THETA ** (-torch.arange(half, dtype=torch.float32) / half)
     angles = positions[:, None, :, None].float() * speeds
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.normal_(module.weight, std=0.04)
         if module.bias is not None:

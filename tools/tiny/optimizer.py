@@ -1,4 +1,4 @@
-"""Muon for the matrices of the transformers' layers, AdamW for everything else."""
+"""The optimizer: Muon for the matrices of the transformer layers, AdamW for all other parameters."""
 
 from collections import defaultdict
 
@@ -11,7 +11,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def _orthogonal(update: Tensor) -> Tensor:  # [matrices, rows, columns]
-    """Five Newton-Schulz steps towards the nearest matrix with singular values of one."""
+    """Approximate the nearest orthogonal matrix with five Newton-Schulz steps."""
     a, b, c = _COEFFICIENTS
     is_tall = update.shape[1] > update.shape[2]
     x = (update.transpose(1, 2) if is_tall else update).bfloat16()
@@ -24,7 +24,7 @@ def _orthogonal(update: Tensor) -> Tensor:  # [matrices, rows, columns]
 
 
 class Optimizer:
-    """Owns the momentum of every parameter. `rate` scales both kinds of step (1.0 is full speed)."""
+    """Muon and AdamW with a common interface. `rate` scales both learning rates; 1.0 is the maximum."""
 
     def __init__(self, model: nn.Module, *, matrix_rate: float = 0.02, other_rate: float = 1.5e-3) -> None:
         self._matrix_rate = matrix_rate
@@ -41,7 +41,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """One step with the gradients that are there; parameters without one stay as they are."""
+        """Update all parameters that have a gradient."""
         for group in self._adam.param_groups:
             group["lr"] = self._other_rate * rate
         self._adam.step()
@@ -68,5 +68,5 @@ class Optimizer:
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         self._adam.load_state_dict(state["adam"])  # type: ignore[arg-type]
-        for mine, stored in zip(self._momentum.values(), state["momentum"], strict=True):  # type: ignore[call-overload]
-            mine.copy_(stored)
+        for momentum, stored in zip(self._momentum.values(), state["momentum"], strict=True):  # type: ignore[call-overload]
+            momentum.copy_(stored)

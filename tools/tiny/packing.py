@@ -1,11 +1,11 @@
-"""Training batches: one image, its prefix, and many independent questions in one row of tokens.
+"""Training batches. Each row has an image with its prefix, and many independent questions about it.
 
     [<s> system USER: <image>] [\\n question ASSISTANT: answer </s>] [\\n question ... ] ... [padding]
-     segment 1                  segment 2, sees 1 and itself          segment 3 ...
+     segment 1                  segment 2, attends to 1 and itself    segment 3 ...
 
-Positions start again after the prefix in every segment, so each question is computed exactly as if it
-stood alone after its picture. Segments below zero are conversations without a picture: they see
-themselves only. `train` keeps a process that makes these batches ahead of the model.
+In each segment, positions continue from the end of the prefix, so a question is computed exactly as if it
+were the only one about its image. Negative segments are conversations without an image and attend only to
+themselves. `trainer` generates the batches in a separate process.
 """
 
 import random
@@ -25,30 +25,30 @@ from tiny.tokenizer import BOS, EOS, IMAGE, build
 __all__ = ["Batch", "Rows", "make_batch", "prompt_ids", "prompt_text", "training_ids"]
 
 NUM_PATCHES = GRID * GRID
-ROW = 384  # tokens of a row with one picture
-PAIR_ROW = 448  # tokens of a row with two
+ROW = 384  # tokens per row with one image
+PAIR_ROW = 448  # tokens per row with two images
 _ONE = tuple(kind for kind in KINDS if kind not in ("two pictures", "no picture"))
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed token rows; `images` says whose features fill each row's image tokens, in order."""
+    """Packed rows of tokens. `images` are the indexes of the images for the image tokens, row by row."""
 
     ids: NDArray[np.int64]  # [rows, length]
     positions: NDArray[np.int64]
     segments: NDArray[np.int16]
-    targets: NDArray[np.bool_]  # True where the token is part of an answer
-    images: NDArray[np.int64]  # [rows * pictures of a row]
-    kinds: tuple[tuple[str, ...], ...]  # of the conversation in segment 2, 3, ... of each row
+    targets: NDArray[np.bool_]  # True for the tokens of answers
+    images: NDArray[np.int64]  # [rows * images per row]
+    kinds: tuple[tuple[str, ...], ...]  # per row, of the conversations in segments 2, 3, ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures with their patch labels, and the rows of questions about one and about two of them."""
+    """Images with patch labels, and rows of questions about one image and about two images."""
 
     index: int
-    pixels: NDArray[np.uint8]  # [pictures, IMAGE_SIZE, IMAGE_SIZE, 3]
-    labels: NDArray[np.int64]  # [pictures, labels, patches]
+    pixels: NDArray[np.uint8]  # [images, IMAGE_SIZE, IMAGE_SIZE, 3]
+    labels: NDArray[np.int64]  # [images, labels, patches]
     single: Rows
     pairs: Rows
 
@@ -64,7 +64,7 @@ def _encode(text: str) -> list[int]:
 
 
 def prefix_ids(system: str, num_images: int) -> list[int]:
-    """Everything up to and with the last picture."""
+    """Return the tokens up to and including the last image."""
     ids = [BOS, *_encode(f"{system} USER: ".lstrip())]
     for number in range(num_images):
         ids += (_encode("\n") if number else []) + [IMAGE] * NUM_PATCHES
@@ -77,7 +77,7 @@ def _turn_texts(turns: tuple[Turn, ...], opening: str) -> list[str]:
 
 
 def prompt_ids(system: str, turns: tuple[Turn, ...], num_images: int) -> list[int]:
-    """What the model is given to answer the last of these turns: exactly the server's tokens."""
+    """Return the prompt for the last turn, with exactly the tokens of the server."""
     opening = "\n" if num_images else f"{system} USER: ".lstrip()
     ids = prefix_ids(system, num_images) if num_images else [BOS]
     texts = _turn_texts(turns, opening)
@@ -87,7 +87,7 @@ def prompt_ids(system: str, turns: tuple[Turn, ...], num_images: int) -> list[in
 
 
 def training_ids(turns: tuple[Turn, ...], opening: str) -> tuple[list[int], list[bool]]:
-    """The tokens after the prefix, and which of them the model has to produce."""
+    """Return the tokens after the prefix, and for each token whether the model is trained to produce it."""
     ids: list[int] = []
     targets: list[bool] = []
     for text, turn in zip(_turn_texts(turns, opening), turns, strict=True):
@@ -99,7 +99,7 @@ def training_ids(turns: tuple[Turn, ...], opening: str) -> tuple[list[int], list
 
 
 def prompt_text(system: str, turns: tuple[Turn, ...], num_images: int) -> str:
-    """The same prompt as one string with `<image>` in it, for programs that tokenize themselves."""
+    """Return the same prompt as text with `<image>` placeholders, for programs with their own tokenizer."""
     parts = [f"{system} USER: ".lstrip() + "<image>\n" * num_images + f"{turns[0].question} ASSISTANT:"]
     for before, turn in zip(turns[:-1], turns[1:], strict=True):
         parts.append(f" {before.answer}</s>USER: {turn.question} ASSISTANT:")
@@ -107,7 +107,7 @@ def prompt_text(system: str, turns: tuple[Turn, ...], num_images: int) -> str:
 
 
 class _Row:
-    """One row being filled. Invariant: all four lists have the same length, at most `length`."""
+    """A row under construction. Invariant: its four lists have the same length, at most `length`."""
 
     def __init__(self, length: int, system: str, num_images: int) -> None:
         self.length = length
@@ -120,7 +120,7 @@ class _Row:
         self.kinds: list[str] = []
 
     def add(self, conversation: Conversation) -> bool:
-        """Append a conversation; False if it does not fit."""
+        """Append a conversation. Return False if it does not fit."""
         has_image = conversation.kind != "no picture"
         if has_image:
             ids, targets = training_ids(conversation.turns, "\n")
@@ -142,7 +142,7 @@ class _Row:
 def make_batch(
     stream: str, index: int, *, size: int, num_pairs: int, weights: dict[str, float] | None = None
 ) -> Batch:
-    """Batch `index` of a stream: pictures `index * size` and on, the first of them also in pairs."""
+    """Return batch `index` of a stream: images from number `index * size`, and random pairs of them."""
     rng = random.Random(f"batch/{stream}/{index}")
     scenes = [sample_scene(stream, index * size + number) for number in range(size)]
     weights = weights or {}

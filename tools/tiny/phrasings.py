@@ -1,4 +1,4 @@
-"""How people ask: the phrasings of each kind of question. Answers are made in `questions`."""
+"""The phrasings of each kind of question. `questions` generates the answers."""
 
 __all__ = [
     "COLOUR",

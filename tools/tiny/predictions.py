@@ -1,4 +1,4 @@
-"""Predictions for an exam: by transformers from a model folder, or by a running OpenAI-style server."""
+"""Generate answers to the evaluation questions, with transformers or with an OpenAI-compatible server."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from tiny.conversations import SYSTEM
-from tiny.exam import Question, Result
+from tiny.evaluation import Question, Result
 from tiny.packing import prompt_ids
 
 __all__ = ["chat_messages", "data_url", "predict_with_server", "predict_with_transformers"]
@@ -20,9 +20,12 @@ _MAX_NEW_TOKENS = 96
 
 
 def predict_with_transformers(
-    folder: Path, exam: list[Question], *, batch_size: int = 32, dtype: str = "float32"
+    folder: Path, questions: list[Question], *, batch_size: int = 32, dtype: str = "float32"
 ) -> Iterator[Result]:
-    """Greedy answers of `LlavaForConditionalGeneration`, in batches of questions with as many images."""
+    """Generate greedy outputs with `LlavaForConditionalGeneration`.
+
+    Questions with the same number of images are batched, so the results are not in the order of `questions`.
+    """
     import torch
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -31,7 +34,7 @@ def predict_with_transformers(
     processor = load_processor(folder)
     pad = processor.tokenizer.pad_token_id
     for num_images in (0, 1, 2):
-        group = [question for question in exam if len(question.scenes) == num_images]
+        group = [question for question in questions if len(question.scenes) == num_images]
         for start in range(0, len(group), batch_size):
             batch = group[start : start + batch_size]
             rows = [prompt_ids(SYSTEM if q.system is None else q.system, q.turns, num_images) for q in batch]
@@ -49,14 +52,14 @@ def predict_with_transformers(
 
 
 def data_url(image: Image.Image) -> str:
-    """Return the image as a data URL, in PNG."""
+    """Return the image as a data URL in PNG format."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def chat_messages(question: Question) -> list[dict[str, Any]]:
-    """The conversation as an OpenAI request has it; its last answer is left out."""
+    """Return the messages of an OpenAI chat request, without the last answer."""
     messages: list[dict[str, Any]] = []
     if question.system is not None:
         messages.append({"role": "system", "content": question.system})
@@ -73,9 +76,17 @@ def chat_messages(question: Question) -> list[dict[str, Any]]:
 
 
 def predict_with_server(
-    url: str, exam: list[Question], *, concurrency: int, model: str | None = None, api_key: str | None = None
+    url: str,
+    questions: list[Question],
+    *,
+    concurrency: int,
+    model: str | None = None,
+    api_key: str | None = None,
 ) -> Iterator[Result]:
-    """Greedy answers over HTTP, `concurrency` at a time. Requests are retried while the server is busy."""
+    """Generate greedy outputs with `concurrency` concurrent requests.
+
+    A response with status 429 or 503 is retried after the time in its Retry-After header, up to 30 times.
+    """
     import httpx2
 
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -101,4 +112,4 @@ def predict_with_server(
             return Result(question, response.json()["choices"][0]["message"]["content"].strip())
 
         with ThreadPoolExecutor(concurrency) as pool:
-            yield from pool.map(ask, exam)
+            yield from pool.map(ask, questions)

@@ -1,8 +1,8 @@
-"""Questions about one scene with their true answers, in several phrasings each.
+"""Questions about one scene, with correct answers and several phrasings per kind.
 
-Every maker takes the scene and a random source and returns a turn, or None if the scene does not
-lend itself to its question. An answer is a short sentence; with the suffix of LLaVA-1.5's short-answer
-data it is a word or a phrase instead.
+Each function in `MAKERS` takes a scene and a random generator, and returns a turn, or None if its question
+cannot be asked about the scene. The answer is a short sentence. Questions with the suffix of LLaVA-1.5's
+short-answer data are answered with a word or a phrase.
 """
 
 import random
@@ -20,7 +20,10 @@ LETTERS = "\nAnswer with the option's letter from the given choices directly."
 
 
 class Turn(NamedTuple):
-    """A question and its answer. `about` is what a later "it" means, `kind` how it is scored."""
+    """A question and its answer.
+
+    `about` is the object that "it" refers to in the next turn. `kind` is the question type for scoring.
+    """
 
     question: str
     answer: str
@@ -31,7 +34,7 @@ class Turn(NamedTuple):
 def phrase(
     rng: random.Random, kind: str, phrasings: tuple[str, ...], sentence: str, short: str, **names: str
 ) -> Turn:
-    """One of the phrasings, with or without the short-answer suffix."""
+    """Return a question with a random phrasing; 35 % of them ask for a short answer."""
     question = rng.choice(phrasings).format(**names)
     if rng.random() < 0.35:
         return Turn(question + SHORT, short, kind)
@@ -39,7 +42,7 @@ def phrase(
 
 
 def _numbered(count: int, noun: str) -> str:
-    """'1 red circle', '2 crosses': a count with the noun in its number."""
+    """Return the count and the noun, such as '1 red circle' or '2 crosses'."""
     if count == 1:
         return f"1 {noun}"
     return f"{count} {_plural(noun)}"
@@ -79,7 +82,10 @@ def shape(scene: Scene, rng: random.Random) -> Turn | None:
 
 
 def count(scene: Scene, rng: random.Random) -> Turn | None:
-    """Objects of a shape, of a colour, of both, or all; about one in eight asks for something absent."""
+    """Ask for the number of objects with a shape, a color or both, or of all objects.
+
+    In about one of eight questions, the shape and the color are random and may not occur in the scene.
+    """
     noun, number = _countable(scene, rng)
     verb = "is" if number == 1 else "are"
     amount = f"no {_plural(noun)}" if number == 0 else _numbered(number, noun)
@@ -95,10 +101,10 @@ def _countable(scene: Scene, rng: random.Random) -> tuple[str, int]:
     thing = rng.choice(scene.objects)
     if rng.random() < 0.12:
         thing = Object(rng.choice(list(SHAPES)), rng.choice(list(COLOURS)), 0, 0, 0, 0, (0, 0, 0))
-    way = rng.random()
-    if way < 0.45:
+    draw = rng.random()
+    if draw < 0.45:
         return thing.shape, sum(other.shape == thing.shape for other in scene.objects)
-    if way < 0.85:
+    if draw < 0.85:
         return f"{thing.colour} object", sum(other.colour == thing.colour for other in scene.objects)
     return thing.name, sum(other.name == thing.name for other in scene.objects)
 
@@ -124,7 +130,7 @@ def preposition(place: str) -> str:
 
 
 def exists(scene: Scene, rng: random.Random) -> Turn | None:
-    """Yes or no, half and half whatever the scene; absent things are chosen as POPE chooses them."""
+    """Ask whether an object exists. Half of the answers are "yes"; absent objects are sampled as in POPE."""
     if not scene.objects:
         return None
     is_there = rng.random() < 0.5
@@ -146,14 +152,17 @@ def _is_unique(scene: Scene, thing: Object, name: str) -> bool:
 
 
 def _absent_name(scene: Scene, rng: random.Random) -> str:
-    """Random, popular (common shapes) or adversarial (its colour and its shape are there, apart)."""
+    """Return an object that is not in the scene, sampled as in POPE.
+
+    It is random, popular (a common shape) or adversarial (its color and its shape occur on separate objects).
+    """
     there = {thing.name for thing in scene.objects}
-    way = rng.random()
+    draw = rng.random()
     for _ in range(40):
         kind, tint = rng.choice(list(SHAPES)), rng.choice(list(COLOURS))
-        if way < 0.25:
+        if draw < 0.25:
             kind = rng.choice(("circle", "square", "triangle"))
-        elif way < 0.75:
+        elif draw < 0.75:
             if rng.random() < 0.5 or len(scene.objects) > 1:
                 kind = rng.choice(scene.objects).shape
             if kind not in {thing.shape for thing in scene.objects} or rng.random() < 0.7:
@@ -164,7 +173,7 @@ def _absent_name(scene: Scene, rng: random.Random) -> str:
 
 
 def read(scene: Scene, rng: random.Random) -> Turn | None:
-    """The printed word or number; a scene without one is asked about too, now and then."""
+    """Ask for the printed word or number. Also ask for 10 % of the scenes without text."""
     text = scene.text
     if text is None:
         if rng.random() < 0.9:
@@ -176,7 +185,7 @@ def read(scene: Scene, rng: random.Random) -> Turn | None:
 
 
 def describe(scene: Scene, rng: random.Random) -> Turn:
-    """All objects from left to right, then the text: one right sentence for each scene."""
+    """Ask for a description. The answer lists all objects from left to right, then the text."""
     names = [f"{'an' if thing.name[0] == 'o' else 'a'} {thing.name}" for thing in scene.objects]
     if scene.text is not None:
         text = scene.text.characters
@@ -186,22 +195,22 @@ def describe(scene: Scene, rng: random.Random) -> Turn:
 
 
 def absent(scene: Scene, rng: random.Random) -> Turn | None:
-    """A question that takes for granted what is not there."""
+    """Ask about an object that is not in the scene."""
     shapes = [kind for kind in SHAPES if all(thing.shape != kind for thing in scene.objects)]
     colours = [tint for tint in COLOURS if all(thing.colour != tint for thing in scene.objects)]
-    way = rng.random()
-    if way < 0.4:
+    draw = rng.random()
+    if draw < 0.4:
         kind = rng.choice(shapes)
         return phrase(rng, "absent", COLOUR, f"There is no {kind}.", "None", thing=kind)
-    if way < 0.6:
+    if draw < 0.6:
         tint = rng.choice(colours)
         return phrase(rng, "absent", SHAPE, f"There is no {tint} object.", "None", thing=tint)
-    name = rng.choice(shapes) if way < 0.8 or not scene.objects else _absent_name(scene, rng)
+    name = rng.choice(shapes) if draw < 0.8 or not scene.objects else _absent_name(scene, rng)
     return phrase(rng, "absent", WHERE, f"There is no {name}.", "None", thing=name)
 
 
 def options(scene: Scene, rng: random.Random) -> Turn | None:
-    """A colour, shape or count question as a choice of letters."""
+    """Ask a color, shape or count question as multiple choice. The answer is a letter."""
     for _ in range(8):
         turn = rng.choice((colour, shape, count))(scene, rng)
         if turn is not None:

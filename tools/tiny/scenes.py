@@ -1,7 +1,7 @@
-"""Scenes of coloured shapes: what is in a picture, decided by a stream name and an index alone.
+"""Random scenes of colored shapes, determined by the name of a stream and an index.
 
-A scene is a value: it says what is where, in pixels. `drawing` turns it into a picture and
-`questions` into questions; neither adds anything that the scene does not say.
+A scene describes the content of an image, with positions in pixels. `drawing` renders it and `questions`
+asks about it; both use only the information in the scene.
 """
 
 import functools
@@ -27,7 +27,7 @@ COLOURS: dict[str, RGB] = {
     "black": (25, 25, 25),
     "white": (245, 245, 245),
 }
-# Uneven on purpose: 'popular' negatives (as in POPE) need shapes that are common.
+# Unequal probabilities, because the 'popular' negatives of POPE require common shapes.
 SHAPES: dict[str, float] = {
     "circle": 0.22,
     "square": 0.20,
@@ -48,12 +48,12 @@ REGIONS = (
     ("left", "centre", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
-_REGION_MARGIN = 0.05  # of the side: nearer to a border between regions, `region` has no clear answer
+_REGION_MARGIN = 0.05  # fraction of the side; closer to a border, the region is ambiguous
 
 
 @dataclass(frozen=True)
 class Object:
-    """A shape with its centre and the radius of the circle around it, in pixels."""
+    """A shape with its center and the radius of its bounding circle, in pixels."""
 
     shape: str
     colour: str
@@ -69,7 +69,7 @@ class Object:
 
 
 class Text(NamedTuple):
-    """Printed characters; (x, y) is the left top of the box they fill."""
+    """Printed characters; (x, y) is the top left corner of their bounding box."""
 
     characters: str
     x: float
@@ -86,19 +86,19 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything a picture shows. `objects` stand from left to right."""
+    """The content of an image. `objects` are sorted from left to right."""
 
     width: int
     height: int
     backgrounds: tuple[RGB, RGB]  # equal unless the background is a gradient
     is_gradient_vertical: bool
-    noise: int  # largest change of a channel, 0 for none
+    noise: int  # maximum change of a channel; 0 for no noise
     noise_seed: int
     objects: tuple[Object, ...]
     text: Text | None
 
     def region(self, thing: Object) -> str | None:
-        """The ninth of the picture that holds the centre; None if it is too near a border to say."""
+        """Return which ninth of the image contains the center, or None if it is too close to a border."""
         column, row = _third(thing.x / self.width), _third(thing.y / self.height)
         return None if column is None or row is None else REGIONS[row][column]
 
@@ -111,14 +111,14 @@ def _third(share: float) -> int | None:
 
 @functools.lru_cache(maxsize=256)
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own typeface (Aileron), so that the pictures are the same on every machine."""
+    """Return Pillow's built-in font (Aileron), so that images are identical on every machine."""
     found = ImageFont.load_default(size)
-    assert isinstance(found, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
+    assert isinstance(found, ImageFont.FreeTypeFont), "Pillow was built without FreeType."
     return found
 
 
 def sample_scene(stream: str, index: int) -> Scene:
-    """The scene with this number in this stream: the same on every call and every machine."""
+    """Return scene `index` of a stream. It is the same in every call and on every machine."""
     rng = random.Random(f"scene/{stream}/{index}")
     width, height = _sample_size(rng)
     has_text = rng.random() < 0.45
@@ -152,7 +152,10 @@ def _sample_size(rng: random.Random) -> tuple[int, int]:
 
 
 def _sample_kinds(rng: random.Random, num_objects: int) -> list[tuple[str, str]]:
-    """(shape, colour) of each object; two scenes in five repeat shapes or colours, for counting."""
+    """Return the shape and color of each object.
+
+    45 % of the scenes use only two shapes or two colors, so that counts above one are more frequent.
+    """
     shapes, colours = list(SHAPES), list(COLOURS)
     theme = rng.random()
     if theme < 0.25:
@@ -186,7 +189,7 @@ def _sample_background(rng: random.Random, taken: list[RGB]) -> RGB:
 
 
 def _sample_text(rng: random.Random, width: int, height: int, backgrounds: tuple[RGB, RGB]) -> Text:
-    """A number of one to four digits or a listed word, shortened until it fits at a readable size."""
+    """Return a number with one to four digits or a word, shortened if it does not fit at a readable size."""
     if rng.random() < 0.5:
         length = rng.choice((1, 2, 2, 3, 3, 4))
         characters = (
@@ -220,7 +223,7 @@ def _sample_text(rng: random.Random, width: int, height: int, backgrounds: tuple
 def _place(
     rng: random.Random, kinds: list[tuple[str, str]], width: int, height: int, text: Text | None
 ) -> tuple[Object, ...]:
-    """Objects that do not touch each other or the text; those that find no room are left out."""
+    """Place the objects so that they do not overlap each other or the text. Omit objects that do not fit."""
     placed: list[Object] = []
     long = max(width, height)
     for shape, colour in kinds:
@@ -239,7 +242,7 @@ def _place(
 def _has_room(x: float, y: float, radius: float, long: int, placed: list[Object], text: Text | None) -> bool:
     for other in placed:
         apart = ((x - other.x) ** 2 + (y - other.y) ** 2) ** 0.5
-        # Centres stand apart sideways too, so that "from left to right" is always clear.
+        # A minimum horizontal distance keeps the order from left to right unambiguous.
         if apart < 1.05 * (radius + other.radius) or abs(x - other.x) < 0.03 * long:
             return False
     if text is None:

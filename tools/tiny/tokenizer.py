@@ -1,7 +1,7 @@
-"""The tiny LLaVA's tokenizer: Llama's scheme (dummy prefix, byte fallback) with about 1,200 pieces.
+"""The tiny LLaVA's tokenizer: Llama's scheme (dummy prefix, byte fallback) with 1,200 tokens.
 
-Words of the questions become whole pieces. Digits and runs of capitals never do: what the model reads
-off a picture it has to spell.
+Words of the questions are single tokens. Digits and sequences of capital letters are split into characters,
+so the model has to spell the text that it reads in an image.
 """
 
 import json
@@ -16,13 +16,13 @@ from tiny.scenes import sample_scene
 
 __all__ = ["BOS", "EOS", "IMAGE", "PAD", "SIZE", "build"]
 
-SIZE = 1200  # with <image> and <pad>, the last two
+SIZE = 1200  # including <image> and <pad>, the last two IDs
 BOS, EOS = 1, 2
 IMAGE, PAD = SIZE - 2, SIZE - 1
 _BYTES = [f"<0x{value:02X}>" for value in range(256)]
 _ROLES = ("▁USER", "▁ASSISTANT")
 _CAPITALS = re.compile(r"[A-Z]{2,}")
-# Plain English, so that text from outside the questions does not fall apart into letters at once.
+# General English text, so that other words are not split into single letters.
 _ENGLISH = """
 The quick brown fox jumps over the lazy dog. A man is riding a bicycle down the street with his friend.
 I would like to know more about this. Could you please explain what happened yesterday in the city?
@@ -44,7 +44,7 @@ Is it really true? Yes, it is. No, it is not. Maybe, who knows. Hello world, how
 
 
 def build() -> Tokenizer:
-    """Train it on a fixed stream of conversations: the same bytes on every call."""
+    """Train the tokenizer on a fixed stream of conversations. The result is identical in every call."""
     trained = Tokenizer(models.BPE(byte_fallback=False))
     trained.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -70,7 +70,7 @@ def build() -> Tokenizer:
 def _llama_style(learned: list[list[str]], special: list[str], alphabet: list[str]) -> Tokenizer:
     merges = [("▁", chr(code)) for code in range(ord("A"), ord("Z") + 1)]
     merges += [(left, right) for left, right in learned if (left, right) not in merges]
-    for role in _ROLES:  # from the left, so that no run of capitals inside a word is ever merged
+    for role in _ROLES:  # left to right, so that capital letters within a word are never merged
         merges += [
             (role[:end], role[end]) for end in range(2, len(role)) if (role[:end], role[end]) not in merges
         ]
@@ -78,7 +78,7 @@ def _llama_style(learned: list[list[str]], special: list[str], alphabet: list[st
         dict.fromkeys([*special, *_BYTES, *sorted(alphabet), *(left + right for left, right in merges)])
     )
     dropped = len(pieces) - (SIZE - 2)
-    if dropped > 0:  # the rarest learned merges, which nothing else is built on
+    if dropped > 0:  # remove the rarest learned merges, on which no other merge depends
         for left, right in [pair for pair in reversed(merges) if list(pair) in learned][:dropped]:
             merges.remove((left, right))
             pieces.remove(left + right)

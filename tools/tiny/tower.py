@@ -1,7 +1,7 @@
-"""The vision tower in training: CLIP up to the layer whose output LLaVA takes.
+"""The vision tower for training: CLIP up to layer -2, whose output LLaVA uses.
 
-Parameter names are those of the checkpoint below `vision_tower.vision_model`. The tower's last layer is
-not here: LLaVA takes layer -2 and never looks at it.
+Parameter names are those of the checkpoint below `vision_tower.vision_model`. The last layer of CLIP is
+omitted because LLaVA does not use it.
 """
 
 import math
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from tiny.drawing import GRID, PATCH
 
-__all__ = ["VISION", "Clip", "Shape", "look_at_neighbours", "split_heads"]
+__all__ = ["VISION", "Clip", "Shape", "initialize_neighbor_attention", "split_heads"]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of one transformer."""
+    """The dimensions of a transformer."""
 
     width: int
     layers: int
@@ -26,7 +26,7 @@ class Shape:
     inner: int
 
 
-VISION = Shape(width=192, layers=5, heads=6, inner=512)  # one more layer in the checkpoint
+VISION = Shape(width=192, layers=5, heads=6, inner=512)  # the checkpoint has one more layer
 _EPS = 1e-5
 
 
@@ -46,7 +46,7 @@ class _ClipAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:  # [pictures, tokens, width]
+    def forward(self, x: Tensor) -> Tensor:  # [images, tokens, width]
         weight = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
         bias = torch.cat([self.q_proj.bias, self.k_proj.bias, self.v_proj.bias])
         q, k, v = split_heads(F.linear(x, weight, bias), VISION.heads)
@@ -88,7 +88,7 @@ class _ClipEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(3, VISION.width, PATCH, PATCH, bias=False)
         self.position_embedding = nn.Embedding(GRID * GRID + 1, VISION.width)
 
-    def forward(self, pixels: Tensor) -> Tensor:  # [pictures, 3, side, side]
+    def forward(self, pixels: Tensor) -> Tensor:  # [images, 3, side, side]
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
         whole = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], 1)
         out: Tensor = whole + self.position_embedding.weight
@@ -108,7 +108,7 @@ class Clip(nn.Module):
         self.pre_layrnorm = nn.LayerNorm(VISION.width, _EPS)
         self.encoder = _ClipEncoder()
 
-    def forward(self, pixels: Tensor) -> Tensor:  # -> [pictures, patches, width], layer -2 without CLS
+    def forward(self, pixels: Tensor) -> Tensor:  # -> [images, patches, width], layer -2 without CLS
         x = self.pre_layrnorm(self.embeddings(pixels))
         for layer in self.encoder.layers:
             x = layer(x)
@@ -116,11 +116,11 @@ class Clip(nn.Module):
         return out
 
 
-def look_at_neighbours(clip: Clip) -> None:
-    """Start the tower like a convolution: in its first layers four heads see one neighbour patch each.
+def initialize_neighbor_attention(clip: Clip) -> None:
+    """Initialize the first three layers like convolutions: four heads attend to one neighboring patch each.
 
-    The first `head` channels carry the patch's place as sines and cosines; a query turned by one step
-    matches the key of the neighbour. Nothing holds the tower there: all of it is trained.
+    The first `head` channels encode the position of a patch as sines and cosines, and a query that is rotated
+    by one step matches the key of the neighbor. All of these weights are trained afterwards.
     """
     head = VISION.width // VISION.heads
     speeds = torch.arange(1, head // 4 + 1) * math.pi / GRID
@@ -135,7 +135,7 @@ def look_at_neighbours(clip: Clip) -> None:
             straight = ((-1, 0), (1, 0), (0, -1), (0, 1))
             for place, (x, y) in enumerate(((-1, -1), (1, 1), (1, -1), (-1, 1)) if number % 2 else straight):
                 rows = slice(place * head, (place + 1) * head)
-                blocks = [_turned(speed * step) for step in (x, y) for speed in speeds]
+                blocks = [_rotation_matrix(speed * step) for step in (x, y) for speed in speeds]
                 turn: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
                 for weight, start in (
                     (layer.self_attn.q_proj.weight, turn),
@@ -145,6 +145,6 @@ def look_at_neighbours(clip: Clip) -> None:
                     weight[rows, :head] = 1.8 * start
 
 
-def _turned(angle: Tensor) -> Tensor:
+def _rotation_matrix(angle: Tensor) -> Tensor:
     cosine, sine = angle.cos(), angle.sin()
     return torch.stack([torch.stack([cosine, -sine]), torch.stack([sine, cosine])])

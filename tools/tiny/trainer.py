@@ -1,7 +1,7 @@
-"""The training loop: first the tower alone, then projector and decoder on a frozen tower.
+"""The training loop: first the tower, then the projector and the decoder with a frozen tower.
 
-The plan is a number of minutes, not of steps: every rate depends on the share of them that has passed,
-and a checkpoint remembers that share, so an interrupted run goes on where it was.
+Training runs for a number of minutes. Learning rates depend on the fraction of this time that has elapsed.
+The checkpoint contains the elapsed time, so an interrupted run can be resumed.
 """
 
 import contextlib
@@ -30,16 +30,16 @@ __all__ = ["Trainer"]
 
 _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
-_SIZE, _PAIRS = 16, 3  # pictures and rows of two pictures in a batch
-_TOWER_UNTIL, _FULL_SPEED_UNTIL = 0.25, 0.60  # shares of the time
+_SIZE, _PAIRS = 16, 3  # images, and rows with two images, per batch
+_TOWER_UNTIL, _FULL_SPEED_UNTIL = 0.25, 0.60  # fractions of the training time
 _WARMUP = 60  # steps, at the start of each stage
 _REPORT_S = 120.0
 
 
 def pixel_values(
     pixels: Tensor,
-) -> Tensor:  # uint8 [pictures, side, side, 3] -> float [pictures, 3, side, side]
-    """Scale and normalise as CLIP does."""
+) -> Tensor:  # uint8 [images, side, side, 3] -> float [images, 3, side, side]
+    """Scale and normalize the pixels as CLIP does."""
     return ((pixels.float() / 255 - _MEAN) / _STD).permute(0, 3, 1, 2).contiguous()
 
 
@@ -49,7 +49,7 @@ def _produce_batches(
     start: int,
     weights: "SynchronizedArray[ctypes.c_double]",
 ) -> None:
-    """The drawing process: batches from `start` on, until the trainer is gone."""
+    """Generate batches, starting with number `start`, until the trainer's process exits."""
     trainer = multiprocessing.parent_process()
     assert trainer is not None
     batch, index = None, start
@@ -63,7 +63,7 @@ def _produce_batches(
 
 
 class Trainer:
-    """Owns the model, its optimizer, the clock and the drawing process; use as a context manager."""
+    """The model, its optimizer and the process that generates batches. Use it as a context manager."""
 
     def __init__(self, *, minutes: float, work: Path) -> None:
         self.model = TinyLlava()
@@ -91,14 +91,14 @@ class Trainer:
         self._batch_process.terminate()
 
     @property
-    def share(self) -> float:
-        """How much of the time is over, 0 to 1."""
+    def progress(self) -> float:
+        """Return the fraction of the training time that has elapsed, 0 to 1."""
         return self._elapsed / self._seconds
 
     def run(self) -> bool:
-        """Train until the next report is due, save, report; False when the time is over."""
+        """Train for two minutes, save a checkpoint and report. Return False when the time has elapsed."""
         start, first_step, sums = time.monotonic(), self.step, Counter[str]()
-        while time.monotonic() - start < _REPORT_S and self.share < 1:
+        while time.monotonic() - start < _REPORT_S and self.progress < 1:
             before = time.monotonic()
             for name, value in self._train(self._queue.get()).items():
                 sums[name] += value  # type: ignore[assignment]
@@ -115,7 +115,7 @@ class Trainer:
         with (self._work / "history.jsonl").open("a") as history:
             history.write(json.dumps(report) + "\n")
         print(json.dumps(report), flush=True)
-        return self.share < 1
+        return self.progress < 1
 
     def _train(self, batch: Batch) -> dict[str, float]:
         self._enter_stage()
@@ -129,29 +129,31 @@ class Trainer:
         return {name: loss.item()}
 
     def _rate(self) -> float:
-        """Between 0 and 1: a warm-up in each stage; the tower's own stage and the whole run end slowly."""
+        """Return the learning rate factor, 0 to 1. Each stage starts with a warm-up and ends with a decay."""
         warm = min(1.0, (self.step - self._stage_start + 1) / _WARMUP)
         if self._stage == "tower":
-            return warm * min(1.0, 0.05 + 3 * (1 - self.share / _TOWER_UNTIL))
-        return warm * min(1.0, (1 - self.share) / (1 - _FULL_SPEED_UNTIL))
+            return warm * min(1.0, 0.05 + 3 * (1 - self.progress / _TOWER_UNTIL))
+        return warm * min(1.0, (1 - self.progress) / (1 - _FULL_SPEED_UNTIL))
 
     def _enter_stage(self) -> None:
-        stage = "tower" if self.share < _TOWER_UNTIL else "decoder"
+        stage = "tower" if self.progress < _TOWER_UNTIL else "decoder"
         if stage == self._stage:
             return
         if stage == "decoder":
-            self.model.hint(self.model.features(pixel_values(torch.from_numpy(self._held_out[0].pixels))))
+            self.model.add_teacher_units(
+                self.model.features(pixel_values(torch.from_numpy(self._held_out[0].pixels)))
+            )
         self._stage, self._stage_start = stage, self.step
 
     def _label_loss(self, batch: Batch) -> tuple[str, Tensor]:
-        """Use two batches at once: their rows of questions are not needed."""
+        """Return the loss on the images of two batches. Their questions are not used."""
         batches = (batch, self._queue.get())
         pixels = torch.from_numpy(np.concatenate([batch.pixels for batch in batches]))
         labels = torch.from_numpy(np.concatenate([batch.labels for batch in batches]))
         return "labels", self.model.label_loss(self.model.features(pixel_values(pixels)), labels).mean()
 
     def _answer_loss(self, batch: Batch) -> tuple[str, Tensor]:
-        with torch.no_grad():  # the tower stays as it is, as in LLaVA
+        with torch.no_grad():  # the tower is frozen, as in LLaVA
             features = self.model.features(pixel_values(torch.from_numpy(batch.pixels)))
         images = self.model.project(features)
         logits, truths = zip(
@@ -167,7 +169,7 @@ class Trainer:
 
     @torch.no_grad()
     def _accuracy(self) -> dict[str, float]:
-        """Per kind, how many held-out answers are right in every token (what greedy decoding would give)."""
+        """Return, per kind, the fraction of held-out answers that greedy decoding would produce exactly."""
         right, total = Counter[str](), Counter[str]()
         for batch in self._held_out if self._stage != "tower" else []:
             with torch.autocast("cpu", torch.bfloat16):
@@ -194,12 +196,12 @@ class Trainer:
         return self.model.label_accuracy(self.model.features(pixel_values(pixels)), labels)
 
     def _rebalance(self, accuracy: dict[str, float]) -> None:
-        """Ask more of what is still answered wrongly."""
+        """Increase the probability of the kinds of questions with a low accuracy."""
         if not accuracy:
             return
         wrong = [1 - accuracy.get(kind, 0.5) + 0.01 for kind in KINDS]
         mean = sum(wrong) / len(wrong)
-        self._weights[:] = [min(2.5, max(0.5, (share / mean) ** 0.5)) for share in wrong]
+        self._weights[:] = [min(2.5, max(0.5, (rate / mean) ** 0.5)) for rate in wrong]
 
     def _save(self) -> None:
         state = {
@@ -213,7 +215,7 @@ class Trainer:
         os.replace(self._work / "checkpoint.tmp", self._work / "checkpoint.pt")
 
     def resume(self) -> None:
-        """Go on from the last checkpoint, if there is one."""
+        """Resume from the last checkpoint, if there is one."""
         path = self._work / "checkpoint.pt"
         if not path.exists():
             return

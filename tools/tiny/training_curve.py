@@ -12,7 +12,7 @@ __all__ = ["draw_curve"]
 
 
 def draw_curve(history: Path, out: Path) -> None:
-    """Read the trainer's history.jsonl and write a PNG."""
+    """Plot the trainer's history.jsonl to a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -22,10 +22,10 @@ def draw_curve(history: Path, out: Path) -> None:
     figure: Any
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), dpi=90)
     _lines(left, reports, "label_accuracy", {})
-    left.set_title("What the tower knows of each patch")
+    left.set_title("Patch labels predicted from the tower")
     scored = [report for report in reports if report["accuracy"]]
     _lines(right, scored, "accuracy", {"all": {"color": "black", "linewidth": 2.5}})
-    right.set_title("Answers right in every token")
+    right.set_title("Exactly correct answers")
     for axes in (left, right):
         axes.set_xlabel("minutes of training")
         axes.set_ylabel("held-out accuracy")

@@ -1,1 +1,1 @@
-"""Other servers of the same model, measured by the same client. One module each; it says what it takes."""
+"""Other servers for the same model. Each module documents the requirements of one server."""

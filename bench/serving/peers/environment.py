@@ -1,4 +1,4 @@
-"""Virtual environments for the peers: ``bench/work/venv-NAME``, created when first needed."""
+"""Virtual environments for the other servers, created on demand in ``bench/work/venv-NAME``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from bench.serving.target import Unavailable
 
 __all__ = ["cpu_torch", "ensure_environment", "installed", "run_or_unavailable"]
 
-_TAIL = 6  # lines of a failed program's output worth showing
+_TAIL = 6  # number of output lines of a failed command to report
 
 
 def ensure_environment(name: str, *installs: Sequence[str], without: Sequence[str] = ()) -> Path:
-    """The environment's python. ``installs`` are what ``pip install`` is called with, one after the other;
-    ``without`` are packages to remove again. Raises Unavailable."""
+    """Create the environment if it does not exist, and return its Python interpreter.
+
+    ``installs`` are the arguments of consecutive ``pip install`` commands. The packages in ``without`` are
+    uninstalled afterwards. Raises Unavailable if a command fails.
+    """
     folder = WORK / f"venv-{name}"
     python = folder / "bin" / "python"
     done = folder / ".complete"
@@ -35,13 +38,13 @@ def ensure_environment(name: str, *installs: Sequence[str], without: Sequence[st
 
 
 def cpu_torch() -> str:
-    """The requirement that pip meets without some gigabytes of CUDA, as the Makefile asks for it."""
+    """Return the pip requirement for torch without the CUDA libraries, as in the Makefile."""
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     return next(pin for pin in pins if pin.startswith("torch==")) + "+cpu"
 
 
 def installed(name: str, packages: Sequence[str]) -> Mapping[str, str]:
-    """Versions in the environment ``name``; empty if it is not there."""
+    """Return the package versions in the environment ``name``, or nothing if it does not exist."""
     python = WORK / f"venv-{name}" / "bin" / "python"
     program = (
         "import importlib.metadata as m, json; "
@@ -52,7 +55,7 @@ def installed(name: str, packages: Sequence[str]) -> Mapping[str, str]:
 
 
 def run_or_unavailable(command: Sequence[str]) -> None:
-    """Run a command. Raises Unavailable, with the end of its output, if it fails."""
+    """Run a command. Raises Unavailable with the end of its output if it fails."""
     try:
         done = subprocess.run(list(command), capture_output=True, text=True, check=False)
     except OSError as error:
@@ -60,5 +63,5 @@ def run_or_unavailable(command: Sequence[str]) -> None:
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines()
         tail = [line for line in lines if not line.startswith("WARNING")][-_TAIL:]
-        shown = " ".join(command[:6]).replace(f"{ROOT}/", "")  # records are read elsewhere
+        shown = " ".join(command[:6]).replace(f"{ROOT}/", "")  # records contain no local paths
         raise Unavailable(f"`{shown} ...` failed: {' / '.join(tail)}")

@@ -1,8 +1,8 @@
-"""llama.cpp's server, Q8_0 and Q4_0. Not run by itself: it needs two things that are not on PyPI.
+"""The llama.cpp server with Q8_0 and Q4_0 weights, which requires manual preparation.
 
-The program is built from source (``pip install llama-cpp-python[server]`` does that too, with CMake and a
-compiler, some ten minutes on two cores). The converters to GGUF, ``convert_hf_to_gguf.py`` and the one that
-cuts the vision tower out, live in llama.cpp's repository only. With both at hand:
+The server must be built from source, for example with ``pip install llama-cpp-python[server]``, CMake and a
+compiler, which takes about ten minutes on two cores. The scripts that convert the decoder
+(``convert_hf_to_gguf.py``) and the vision tower to GGUF are only available in llama.cpp's repository.
 
     python convert_hf_to_gguf.py bench/work/llava-1.5-shaped-1.3b --outtype q8_0 --outfile model.gguf
     llama-server -m model.gguf --mmproj mmproj.gguf -c 8192 -np 8 --port 8080
@@ -21,7 +21,7 @@ __all__ = ["targets"]
 
 
 def targets(checkpoint: Path) -> list[Target]:
-    del checkpoint  # converted by hand, see above
+    del checkpoint  # converted manually, see above
     return [_target(kind, bits) for kind, bits in (("q8_0", 8), ("q4_0", 4))]
 
 
@@ -30,9 +30,11 @@ def _target(kind: str, bits: int) -> Target:
 
     def prepare() -> None:
         if shutil.which("llama-server") is None:
-            raise Unavailable("there is no llama-server on the PATH: build llama.cpp")
+            raise Unavailable("llama-server was not found in the PATH. Build llama.cpp.")
         if not (model.is_file() and tower.is_file()):
-            raise Unavailable(f"{model.name} and {tower.name} are not in bench/work: convert the checkpoint")
+            raise Unavailable(
+                f"{model.name} and {tower.name} were not found in bench/work. Convert the checkpoint to GGUF."
+            )
 
     return Target(
         name=f"llama-cpp-{kind}",

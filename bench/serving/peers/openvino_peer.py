@@ -1,7 +1,7 @@
-"""OpenVINO GenAI with 8- and 4-bit weights, its continuous batching behind a small server of ours.
+"""OpenVINO GenAI with 8-bit and 4-bit weights and continuous batching.
 
-Its own server, OVMS, is not on PyPI. The checkpoint is converted by optimum-intel, which takes some minutes
-and some gigabytes once.
+OpenVINO's own server, OVMS, is not on PyPI, so `openvino_server` is used instead. optimum-intel converts the
+checkpoint once, which takes some minutes and some gigabytes of disk space.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _target(checkpoint: Path, bits: int) -> Target:
     python = WORK / f"venv-{_NAME}" / "bin" / "python"
 
     def prepare() -> None:
-        # torchvision comes along built for CUDA, which a torch without CUDA cannot import.
+        # The dependency torchvision is built for CUDA and cannot be imported with the CPU version of torch.
         ensure_environment(_NAME, (cpu_torch(), *_REQUIREMENTS), without=["torchvision"])
         _convert(checkpoint, folder, _WEIGHTS[bits])
 
@@ -56,6 +56,6 @@ def _convert(checkpoint: Path, folder: Path, weights: list[str]) -> None:
     run_or_unavailable(
         [str(program), "export", "openvino", *source, "--weight-format", *weights, str(folder)]
     )
-    # Where GenAI looks for the pictures' size; optimum-intel may leave it out.
+    # GenAI reads the image size from this file, which optimum-intel may omit.
     shutil.copy(checkpoint / "preprocessor_config.json", folder)
     done.touch()

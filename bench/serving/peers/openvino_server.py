@@ -1,9 +1,9 @@
-"""A small OpenAI-style server around OpenVINO GenAI's continuous batching, for this benchmark only.
+"""A minimal OpenAI-compatible server for OpenVINO GenAI's continuous batching, for this benchmark only.
 
     python openvino_server.py FOLDER PORT      (in an environment with openvino-genai and pillow)
 
-One thread owns the pipeline and steps it; each request's thread waits for its own text. Answers stream and
-are greedy. Pictures come as data URLs. It knows no errors but its own end.
+One thread runs the pipeline, and one thread per request waits for its output. The server supports streaming
+with greedy sampling, and images as data URLs. It has no error handling: if the pipeline fails, it exits.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Request:
     prompt: str
     images: list[Any]
     config: Any
-    pieces: queue.Queue[str | None] = field(default_factory=queue.Queue)  # None: the end
+    pieces: queue.Queue[str | None] = field(default_factory=queue.Queue)  # None marks the end
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     handle: Any = None
 
 
 class Batcher:
-    """Steps the pipeline while there are requests."""
+    """Runs the pipeline for all requests."""
 
     def __init__(self, folder: str) -> None:
         scheduling = openvino_genai.SchedulerConfig()
@@ -59,7 +59,7 @@ class Batcher:
         self._ids = itertools.count()
 
     def count_tokens(self, prompt: str) -> int:
-        """Return the number of tokens of the text, with an image counted as its placeholder."""
+        """Return the number of tokens. Images count as the tokens of their placeholder."""
         return int(self._tokenizer.encode(prompt).input_ids.shape[1])
 
     def generate(self, request: Request) -> Iterator[str]:
@@ -69,7 +69,7 @@ class Batcher:
             yield piece
 
     def run(self) -> None:
-        """Run forever. Exit the process if the pipeline fails, because no request could be completed then."""
+        """Run forever. If the pipeline fails, exit the process, because no request can be completed."""
         try:
             while True:
                 self._admit()
@@ -84,7 +84,7 @@ class Batcher:
         while not self._running or not self._arrivals.empty():
             request = self._arrivals.get()
             request_id = next(self._ids)
-            # An empty list of images selects another overload than no list.
+            # An empty list of images would select a different overload.
             images = (request.images,) if request.images else ()
             request.handle = self._pipeline.add_request(request_id, request.prompt, *images, request.config)
             self._running.append(request)
@@ -103,7 +103,7 @@ class Batcher:
 
 
 def read_request(body: dict[str, Any]) -> Request:
-    """The conversation in the format of vicuna_v1, as every target renders it."""
+    """Render the conversation with the vicuna_v1 template, as the other servers do."""
     images: list[Any] = []
     prompt = SYSTEM + " "
     for message in body["messages"]:
@@ -160,7 +160,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log no requests."""
+        """Disable the request log."""
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""transformers' own server (``transformers serve``), bf16.
+"""The server of the transformers library (``transformers serve``) in bf16.
 
-Models with pictures are outside its continuous batching (``transformers/cli/serving/``), so requests are
-generated one after the other. It takes no ``ignore_eos``; a model with random weights hardly ever stops.
+Its continuous batching does not support models with images (``transformers/cli/serving/``), so requests are
+processed sequentially. It does not support ``ignore_eos``, but models with random weights rarely generate
+EOS.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""vLLM, bf16 on CPU. Its wheels on PyPI are for CUDA; those for CPUs are on the project's own index.
+"""vLLM in bf16 on a CPU. The wheels on PyPI are for CUDA; those for CPUs are on vLLM's own package index.
 
     pip install vllm --extra-index-url https://wheels.vllm.ai/VERSION/cpu
 
-Where that index cannot be reached there is nothing to measure, and this says so.
+If that index cannot be reached, vLLM is recorded as unavailable.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SERVED = "llava"
 
 def targets(checkpoint: Path) -> list[Target]:
     def prepare() -> None:
-        # vllm itself from that index and nowhere else: the same version on PyPI brings gigabytes of CUDA.
+        # Install vllm from this index only: the same version on PyPI depends on gigabytes of CUDA libraries.
         wheel = ["--no-deps", "--retries", "0", "--index-url", _INDEX, f"vllm=={_VERSION}"]
         ensure_environment(_NAME, wheel, [cpu_torch(), f"vllm=={_VERSION}", "--extra-index-url", _INDEX])
 

@@ -14,7 +14,7 @@ from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
 from PIL import Image
 from tiny.conversations import SYSTEM
-from tiny.exam import is_right
+from tiny.evaluation import is_right
 from tiny.packing import prompt_ids
 from tiny.questions import Turn
 from tokenizers import Tokenizer

@@ -1,4 +1,4 @@
-"""llava-serve's engine on a GPU, with random weights, and the limits of the card that it is compared with."""
+"""Measure llava-serve's engine with random weights on a GPU, and the peak rates of the GPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TILES, _TRIES = 16, 5
 def measure_case(
     shape: Shape, name: str, device: torch.device, card: dict[str, float], streams: list[int]
 ) -> dict[str, Any]:
-    """Measure one model in one precision. Seconds, bytes, and shares of the card's limits."""
+    """Measure one model in one precision: latency, throughput, memory and shares of the peak rates."""
     precision = precision_on(name, device)
     began = time.perf_counter()
     model = make_model(shape, precision, device)
@@ -47,7 +47,7 @@ def measure_case(
     results["streams"] = {
         str(num): generate(engine, [generator.sequence(num_tokens) for _ in range(num)]) for num in streams
     }
-    if PRECISION_BITS[name] >= 16:  # as transformers' continuous batching is measured
+    if PRECISION_BITS[name] >= 16:  # the workload of transformers' continuous batching
         results["text"] = {
             str(len(sequences)): generate(engine, sequences)
             for sequences in _texts(generator, streams, num_tokens)
@@ -83,7 +83,7 @@ def output_tokens(shape: Shape) -> int:
 
 
 def _shares(results: dict[str, Any], shape: Shape, name: str, card: dict[str, float]) -> dict[str, float]:
-    """Shares of the card's limits: memory reads of one decode step, operations of a prompt with an image."""
+    """Return the share of the GPU's peak rates: memory reads of a decode step, operations of a prefill."""
     alone = results["streams"][min(results["streams"], key=int)]
     read = shape.decode_bytes(alone["prompt_tokens"], bits=PRECISION_BITS[name]) / alone["decode_step_s"]
     operations = shape.image_operations() + shape.prefill_operations(alone["prompt_tokens"])
@@ -102,7 +102,7 @@ def _image_rate(model: Llava, shape: Shape) -> float:
 
 @torch.inference_mode()
 def measure_card(device: torch.device) -> dict[str, float]:
-    """Bytes read per second and 16-bit operations per second (fp32 on a CPU), the best of several runs."""
+    """Measure the peak rates: bytes read per second, and operations per second in fp16 (fp32 on a CPU)."""
     is_gpu = device.type == "cuda"
     buffer = torch.ones(1 << (30 if is_gpu else 24), dtype=torch.int32, device=device)
     size = 8192 if is_gpu else 512

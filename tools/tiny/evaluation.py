@@ -1,6 +1,6 @@
-"""The exam: questions about held-out scenes, how an answer is marked, and the bar.
+"""Evaluation questions about held-out scenes, their scoring, and the required accuracy.
 
-Nothing here depends on a model: `predictions` has two ways to answer the questions.
+This module does not run a model; `predictions` does, with transformers or through a server.
 """
 
 import random
@@ -16,9 +16,17 @@ from tiny.drawing import draw
 from tiny.questions import Turn
 from tiny.scenes import COLOURS, SHAPES, Scene, sample_scene
 
-__all__ = ["BAR_ALL", "BAR_KIND", "Question", "Result", "is_right", "questions", "table"]
+__all__ = [
+    "MIN_ACCURACY",
+    "MIN_KIND_ACCURACY",
+    "Question",
+    "Result",
+    "accuracy_table",
+    "evaluation_questions",
+    "is_right",
+]
 
-BAR_ALL, BAR_KIND = 0.95, 0.90
+MIN_ACCURACY, MIN_KIND_ACCURACY = 0.95, 0.90
 _PER_SCENE = 3
 _THING = re.compile(f"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
 _TEXT = re.compile(r'the (?:number (\d+)|word "(\w+)")')
@@ -26,7 +34,7 @@ _TEXT = re.compile(r'the (?:number (\d+)|word "(\w+)")')
 
 @dataclass(frozen=True)
 class Question:
-    """One conversation whose last answer is wanted. `system` is None for LLaVA's own sentence."""
+    """A conversation that ends with a question. `system` is None for LLaVA's own system prompt."""
 
     kind: str
     system: str | None
@@ -43,7 +51,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Result:
-    """A question with what was answered to it."""
+    """A question with the model's answer."""
 
     question: Question
     answer: str
@@ -53,8 +61,8 @@ class Result:
         return is_right(self.question.truth, self.answer)
 
 
-def questions(num_scenes: int, stream: str = "test") -> Iterator[Question]:
-    """Three questions of different kinds about each scene; all kinds take turns."""
+def evaluation_questions(num_scenes: int, stream: str = "test") -> Iterator[Question]:
+    """Yield three questions per scene, cycling through the kinds of questions."""
     for index in range(num_scenes):
         rng = random.Random(f"exam/{stream}/{index}")
         scene = sample_scene(stream, index)
@@ -85,7 +93,10 @@ def _ask(scene: Scene, other: Scene, kind: str, rng: random.Random) -> Question 
 
 
 def is_right(truth: str, answer: str) -> bool:
-    """The same text but for case, spaces and a final stop; a description may change its order."""
+    """Return whether an answer is correct.
+
+    Case, spaces and a final period are ignored, and a description may list the objects in any order.
+    """
     if _plain(truth) == _plain(answer):
         return True
     if not truth.startswith("The picture shows"):
@@ -101,17 +112,17 @@ def _named(text: str) -> tuple[Counter[tuple[str, ...]], list[tuple[str, ...]]]:
     return Counter(_THING.findall(text)), _TEXT.findall(text)
 
 
-def table(results: Iterable[Result]) -> tuple[str, bool]:
-    """Marks per kind as a Markdown table, and whether the bar is met."""
+def accuracy_table(results: Iterable[Result]) -> tuple[str, bool]:
+    """Return the accuracy per kind as a Markdown table, and whether it meets the required accuracy."""
     total, right = Counter[str](), Counter[str]()
     for result in results:
         total[result.question.kind] += 1
         right[result.question.kind] += result.is_right
     rows = [(kind, right[kind], total[kind]) for kind in KINDS if total[kind]]
     rows.append(("all", right.total(), total.total()))
-    lines = ["| question type | right | asked | accuracy |", "|---|---|---|---|"]
+    lines = ["| question type | correct | questions | accuracy |", "|---|---|---|---|"]
     lines += [f"| {kind} | {good} | {number} | {100 * good / number:.1f} % |" for kind, good, number in rows]
-    is_met = right.total() >= BAR_ALL * total.total() and all(
-        good >= BAR_KIND * number for _, good, number in rows
+    has_passed = right.total() >= MIN_ACCURACY * total.total() and all(
+        good >= MIN_KIND_ACCURACY * number for _, good, number in rows
     )
-    return "\n".join(lines), is_met
+    return "\n".join(lines), has_passed
