@@ -21,7 +21,7 @@ from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.layers.linear import Linear
 from llava_worker.model.llava import Llava
-from llava_worker.model.memory_budget import available_bytes
+from llava_worker.model.memory_estimate import available_bytes
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from torch import nn
 

@@ -14,7 +14,7 @@ from types import FrameType
 import uvicorn
 from llava_wire.controller_side.producer import JobProducer
 from llava_wire.errors import QueueUnavailable
-from llava_wire.otel import TracingUnavailable, open_tracing
+from llava_wire.otel_setup import TracingUnavailable, open_tracing
 
 from llava_server.app import create_app
 from llava_server.errors import ApiError

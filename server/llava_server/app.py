@@ -22,15 +22,15 @@ from llava_server.api.responses import routes as responses
 from llava_server.api.tokenize import routes as tokenize
 from llava_server.exception_handlers import EXCEPTION_HANDLERS
 from llava_server.lifespan import attach_services, open_services
+from llava_server.metrics import Metrics
 from llava_server.middleware.auth import ApiKeys, AuthMiddleware, is_public
-from llava_server.middleware.body_limit import BodyLimitMiddleware, BodyLimits
-from llava_server.middleware.error_handler import ServerErrorMiddleware
 from llava_server.middleware.rate_limit import RateLimiter, RateLimitMiddleware
 from llava_server.middleware.request_id import RequestIdMiddleware
+from llava_server.middleware.request_limits import BodyLimitMiddleware, BodyLimits
+from llava_server.middleware.server_error import ServerErrorMiddleware
 from llava_server.middleware.tracing import TracingMiddleware
 from llava_server.operator import health
 from llava_server.playground import routes as playground
-from llava_server.request_metrics import Metrics
 from llava_server.settings import Settings
 from llava_server.shutdown import GracefulShutdown
 from llava_server.tracing import Tracing

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from llava_server.api.parse import parameter_error
 from llava_server.errors import ApiError
 from llava_server.generation.disconnect import ClientDisconnected
-from llava_server.middleware.error_handler import error_response
+from llava_server.middleware.server_error import error_response
 
 __all__ = ["EXCEPTION_HANDLERS"]
 

@@ -26,10 +26,10 @@ from llava_server.images.decoder_pool import DecoderPool
 from llava_server.images.errors import ImageLimits
 from llava_server.images.fetch import FetchRules, ImageFetcher
 from llava_server.images.loader import ImageLoader
+from llava_server.metrics import Metrics
 from llava_server.middleware.auth import ApiKeys
 from llava_server.middleware.rate_limit import RateLimiter
 from llava_server.periodic import run_periodically
-from llava_server.request_metrics import Metrics
 from llava_server.settings import Settings
 from llava_server.shutdown import GracefulShutdown
 from llava_server.worker_registry import WorkerRegistry

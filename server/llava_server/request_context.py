@@ -13,7 +13,7 @@ from typing import Any
 from starlette.types import Scope
 
 from llava_server.errors import ApiError
-from llava_server.request_metrics import Metrics
+from llava_server.metrics import Metrics
 
 __all__ = ["RequestBody", "RequestContext", "add_context", "context_of"]
 

@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import anyio
-from llava_wire.otel import SCOPE, open_tracing
+from llava_wire.otel_setup import SCOPE, open_tracing
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Link, Span, Tracer

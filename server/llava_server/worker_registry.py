@@ -16,7 +16,7 @@ from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
 
 from llava_server.errors import ApiError
-from llava_server.request_metrics import Metrics
+from llava_server.metrics import Metrics
 
 __all__ = ["ServedModel", "WorkerRegistry"]
 

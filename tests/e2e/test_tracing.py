@@ -200,7 +200,7 @@ def test_otel_without_its_package_is_reported_with_the_install_command(module: s
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("module", ["llava_server.app", "llava_worker.worker", "llava_wire.otel"])
+@pytest.mark.parametrize("module", ["llava_server.app", "llava_worker.worker", "llava_wire.otel_setup"])
 def test_opentelemetry_is_not_imported_without_tracing(module: str) -> None:
     # Other parts of OpenTelemetry may be imported by the Redis client.
     prefixes = ("opentelemetry.sdk.trace", "opentelemetry.exporter")

@@ -9,7 +9,7 @@ import pytest
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import Sequence
 from llava_worker.engine.stats.step_trace import StepTrace, TraceFile
-from llava_worker.telemetry.step_timeline import TracedEngine
+from llava_worker.telemetry.traced_engine import TracedEngine
 from PIL import Image
 
 

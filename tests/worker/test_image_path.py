@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llava_server.images.resize import resize
+from llava_server.images.image_processing import resize
 from llava_wire.messages.job import ImageRef, Message
 from llava_worker.engine import Sequence
 from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
+from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES
 from llava_worker.language.prompt_builder import PromptBuilder
-from llava_worker.language.templates import CONVERSATION_TEMPLATES
 from llava_worker.language.tokenizer import ByteTokenizer
 from llava_worker.open_model import image_spec
 from PIL import Image

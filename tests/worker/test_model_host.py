@@ -15,8 +15,8 @@ from pathlib import Path
 import llava_worker
 import psutil
 import pytest
-from llava_wire.messages.commands import CommandStatus, ModelCommand
 from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.messages.load_command import CommandStatus, ModelCommand
 from llava_wire.operator.inspector import Inspector
 from llava_wire.operator.worker_commands import CommandSender
 from llava_wire.worker_side.consumer import JobConsumer

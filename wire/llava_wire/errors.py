@@ -31,7 +31,7 @@ class DuplicateJob(WireError):
 
 
 class AlreadySubmitted(WireError):
-    """The same job is live or ended minutes ago. Use ``snapshot`` or ``attach``."""
+    """The same job is live or ended minutes ago. Use ``JobProducer.snapshot`` or ``attach``."""
 
 
 class QueueUnavailable(WireError):

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from llava_wire.errors import QueueUnavailable
-from llava_wire.otel import SCOPE, TracingUnavailable, open_tracing
+from llava_wire.otel_setup import SCOPE, TracingUnavailable, open_tracing
 from llava_wire.worker_side.consumer import JobConsumer
 
 from llava_worker.engine_thread import EXIT_BROKEN

@@ -19,13 +19,13 @@ from typing import Literal
 
 import msgspec
 from anyio import CancelScope, move_on_after
-from llava_wire.messages.commands import CommandStatus, IssuedCommand
 from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.messages.load_command import CommandStatus, IssuedCommand
 from llava_wire.worker_side.consumer import JobConsumer
 
 from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.load_progress import LoadProgress
-from llava_worker.model_switch import CommandRefused, settings_for_command
+from llava_worker.loadable_models import CommandRefused, settings_for_command
 from llava_worker.open_model import LoadedModel, StartupError, open_model
 from llava_worker.settings import Settings
 from llava_worker.worker import LEAVE_TIMEOUT_S, Worker

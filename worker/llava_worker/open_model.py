@@ -24,13 +24,13 @@ from llava_worker.engine import EngineInterface
 from llava_worker.engine.core.step_timer import StepTimer
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.engine_thread import end_process
+from llava_worker.language.conversation_templates import choose_template
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.prompt_formats import ChatTemplateError
-from llava_worker.language.templates import choose_template
 from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer, TokenizerError
 from llava_worker.load_progress import LoadProgress, ProgressCallback
 from llava_worker.settings import Settings
-from llava_worker.telemetry.step_timeline import TracedEngine, open_trace
+from llava_worker.telemetry.traced_engine import TracedEngine, open_trace
 
 if TYPE_CHECKING:
     from llava_worker.engine.startup.model_info import ModelInfo

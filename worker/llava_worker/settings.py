@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
-from llava_wire.settings import ServiceSettings
+from llava_wire.base_settings import ServiceSettings
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from llava_worker.language.templates import CONVERSATION_TEMPLATES
+from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES
 
 __all__ = ["Precision", "Settings", "load_settings"]
 

@@ -23,9 +23,9 @@ import msgspec
 from anyio import CancelScope, create_task_group, current_time, move_on_after
 from anyio.abc import TaskGroup
 from llava_wire.messages.assignment import Assignment
-from llava_wire.messages.commands import IssuedCommand
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import Job
+from llava_wire.messages.load_command import IssuedCommand
 from llava_wire.messages.sampling_params import Grammar
 from llava_wire.worker_side.consumer import JobConsumer
 

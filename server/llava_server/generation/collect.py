@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from llava_wire.messages.event import Event, Final, TokenLogprob
 
 from llava_server.generation.merged_outputs import MergedOutputs
-from llava_server.request_metrics import EventObserver
+from llava_server.metrics import EventObserver
 
 __all__ = ["CollectedChoice", "collect"]
 

@@ -29,17 +29,17 @@ import anyio
 import msgspec
 from llava_wire.controller_side.limits import TenantLimits
 from llava_wire.controller_side.producer import JobProducer
-from llava_wire.controller_side.queue_status import JobSnapshot
+from llava_wire.controller_side.query_results import JobSnapshot
 from llava_wire.errors import AlreadySubmitted, DuplicateJob, QueueFull, QueueUnavailable, TenantOverLimit
 from llava_wire.messages.job import Job
 from llava_wire.stores.api_keys import KeyLimits
 
 from llava_server.errors import ApiError, from_wire_error, response_not_found
 from llava_server.generation.detached_jobs import DetachedJobs
-from llava_server.generation.log_tail import tail_log
+from llava_server.generation.job_log_reader import tail_log
 from llava_server.generation.output_queue import OutputQueue
+from llava_server.metrics import Metrics
 from llava_server.periodic import run_periodically
-from llava_server.request_metrics import Metrics
 from llava_server.tracing import traceparent
 
 __all__ = ["LOWEST_PRIORITY", "Controller", "TokenLimiter"]

@@ -10,7 +10,7 @@ from llava_wire.controller_side.producer import JobProducer
 from llava_wire.errors import QueueUnavailable
 
 from llava_server.generation.output_queue import OutputQueue
-from llava_server.request_metrics import Metrics
+from llava_server.metrics import Metrics
 
 __all__ = ["DetachedJobs"]
 

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from llava_wire.controller_side.queue_status import QueuePosition
+from llava_wire.controller_side.query_results import QueuePosition
 from llava_wire.messages.event import Event, JobError
 from llava_wire.messages.job import Job
 

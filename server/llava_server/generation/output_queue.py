@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from llava_wire.controller_side.queue_status import QueuePosition
+from llava_wire.controller_side.query_results import QueuePosition
 from llava_wire.messages.event import Event
 
 from llava_server.errors import ApiError

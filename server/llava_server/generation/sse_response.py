@@ -18,8 +18,8 @@ from llava_server.generation.disconnect import ClientDisconnected, cancel_on_dis
 from llava_server.generation.idle_timer import IdleTimer
 from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.generation.sse import KEEPALIVE, SSE_HEADERS
+from llava_server.metrics import EventObserver
 from llava_server.request_context import context_of
-from llava_server.request_metrics import EventObserver
 from llava_server.response_model import ResponseModel
 
 __all__ = ["EventStream", "Serializer"]

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, cast
 
 from PIL import Image, MpoImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
+from llava_server.images.image_processing import ResizeMode, apply_orientation, resize, to_rgb
 from llava_server.images.pipe_frames import read_frame, write_frame
-from llava_server.images.resize import ResizeMode, apply_orientation, resize, to_rgb
 from llava_server.images.sandbox import enter_sandbox
 
 __all__ = ["FORMATS", "DecodeError", "main", "preprocess"]

@@ -17,7 +17,7 @@ from llava_wire.messages.job import ImageRef
 from llava_server.images.data_url import EncodedImage, parse_data_url
 from llava_server.images.decoder_pool import DecoderPool, ImageTiles
 from llava_server.images.fetch import ImageFetcher, is_remote
-from llava_server.request_metrics import Metrics
+from llava_server.metrics import Metrics
 
 __all__ = ["ImageCache", "ImageLoader", "PreprocessedImage", "image_digest"]
 

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_server.errors import ApiError
-from llava_server.middleware.error_handler import send_error
+from llava_server.middleware.server_error import send_error
 from llava_server.request_context import context_of
 
 __all__ = ["ANONYMOUS", "ApiKeys", "AuthMiddleware", "is_public", "key_digest", "tenant_of"]

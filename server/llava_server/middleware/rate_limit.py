@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_server.errors import ApiError, from_wire_error
 from llava_server.middleware.auth import ApiKeys
-from llava_server.middleware.error_handler import send_error
+from llava_server.middleware.server_error import send_error
 from llava_server.request_context import context_of
 
 __all__ = ["RateLimitMiddleware", "RateLimiter"]

@@ -10,8 +10,8 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llava_server.metrics import Metrics
 from llava_server.request_context import RequestContext, add_context, context_of
-from llava_server.request_metrics import Metrics
 
 __all__ = ["RequestIdMiddleware", "route_path"]
 

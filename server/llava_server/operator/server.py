@@ -15,8 +15,8 @@ from starlette.middleware import Middleware
 
 from llava_server.exception_handlers import EXCEPTION_HANDLERS
 from llava_server.lifespan import Services, attach_services
-from llava_server.middleware.error_handler import ServerErrorMiddleware
 from llava_server.middleware.request_id import RequestIdMiddleware
+from llava_server.middleware.server_error import ServerErrorMiddleware
 from llava_server.operator import health, workers
 
 __all__ = ["AdminServer", "create_admin_app"]

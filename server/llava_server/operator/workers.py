@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query
 from llava_wire.errors import QueueUnavailable
-from llava_wire.messages.commands import CommandStatus, ModelCommand
+from llava_wire.messages.load_command import CommandStatus, ModelCommand
 from llava_wire.operator.inspector import WorkerStatus
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request

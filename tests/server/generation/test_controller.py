@@ -9,9 +9,9 @@ from typing import cast
 import pytest
 from llava_server.errors import ApiError
 from llava_server.generation.controller import Controller
+from llava_server.metrics import Metrics
 from llava_server.middleware.auth import ApiKeys
 from llava_server.middleware.rate_limit import RateLimiter
-from llava_server.request_metrics import Metrics
 from llava_wire.controller_side.limits import TenantLimits
 from llava_wire.controller_side.producer import JobProducer
 from llava_wire.errors import QueueUnavailable

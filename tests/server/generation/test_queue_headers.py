@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
-from llava_server.api.chat.handler import queue_headers
-from llava_wire.controller_side.queue_status import QueuePosition
+from llava_server.api.chat.request_handler import queue_headers
+from llava_wire.controller_side.query_results import QueuePosition
 
 from tests.server.conftest import Stack
 from tests.server.scripted_worker import MODEL

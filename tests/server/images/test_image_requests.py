@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.server.conftest import Stack, text_of
 from tests.server.image_files import data_url, encoded, part, png_claiming, scene
-from tests.server.images.test_resize import Pixels, original_pad
+from tests.server.images.test_image_processing import Pixels, original_pad
 from tests.server.scripted_worker import SPEC
 
 LEAKS = re.compile(r"0x[0-9a-f]{6,}|Traceback|/[a-z]+/[a-z]+|PIL|BytesIO")

@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from llava_server.images.decoder_pool import DecoderPool
 from llava_server.images.decoder_process import preprocess
 from llava_server.images.errors import ImageLimits
-from llava_server.images.resize import ResizeMode, resize
+from llava_server.images.image_processing import ResizeMode, resize
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_worker.model.config.image_grid import ImageLayout, best_resolution, size_on_canvas
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from tests.server.images.test_resize import noise, original_pad
+from tests.server.images.test_image_processing import noise, original_pad
 
 Pixels = NDArray[np.uint8]
 

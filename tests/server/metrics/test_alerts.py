@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from llava_server.errors import ERRORS
-from llava_server.request_metrics import Metrics
+from llava_server.metrics import Metrics
 
 FOLDER = Path(__file__).parents[3] / "deploy" / "prometheus"
 RULES: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"][0]["rules"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from llava_server.engine_metrics import COUNTERS, GAUGES
-from llava_server.request_metrics import Metrics
+from llava_server.metrics import Metrics
 
 FILE = Path(__file__).parents[3] / "deploy" / "grafana" / "dashboard.json"
 PANELS: list[dict[str, Any]] = json.loads(FILE.read_text("utf-8"))["panels"]

@@ -107,7 +107,7 @@ async def test_an_attach_with_a_lost_reply_only_delays_the_cancel(
 ) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
-    await producer._link.script("attach", job.job_id, job.tenant, producer.controller_id, "another")
+    await producer._link.script("take_over_job", job.job_id, job.tenant, producer.controller_id, "another")
     assert await producer.cancel_unread(job.job_id, tenant=job.tenant) is False
     await producer._reader.poll(None)
     assert await producer.cancel_unread(job.job_id, tenant=job.tenant) is True
@@ -123,7 +123,7 @@ async def test_a_job_attached_again_during_a_resync_continues(harness: Harness) 
         producer._ledger.drop(job.job_id)
         await producer.attach(job.job_id, tenant=job.tenant)
 
-    after_script(producer, "resync", attach_again)
+    after_script(producer, "resync_job", attach_again)
     await producer._reader.poll(None)
     client = harness.client(producer)
     assert (await consumer.emit([frame(assignment, 0, 1, final=STOP)])).refused == set()

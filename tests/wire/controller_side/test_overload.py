@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from llava_wire.controller_side.limits import DEFAULT_TENANT_LIMITS, TenantLimits
 from llava_wire.controller_side.producer import JobProducer
-from llava_wire.controller_side.queue_status import QueuePosition
+from llava_wire.controller_side.query_results import QueuePosition
 from llava_wire.errors import QueueFull, TenantOverLimit
 from llava_wire.messages.event import Event
 from llava_wire.redis.keys import PREFIX

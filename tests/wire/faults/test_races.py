@@ -36,7 +36,7 @@ async def test_a_job_cancelled_during_its_resync_does_not_run(harness: Harness) 
     async def cancel_too_early() -> None:
         producer._ledger.drop(job.job_id)
 
-    after_script(producer, "resync", cancel_too_early)
+    after_script(producer, "resync_job", cancel_too_early)
     await producer._reader.poll(None)
     await producer._reader.poll(None)
     assert await consumer._pull(1) == []
@@ -51,7 +51,7 @@ async def test_data_loss_during_a_resync_restarts_the_resync(harness: Harness) -
         harness.redis.flushall()
         producer._ledger.change_identity()
 
-    after_script(producer, "resync", lose_data)
+    after_script(producer, "resync_job", lose_data)
     await producer._reader.poll(None)
     client = harness.client(producer)
     await async_wait_until(lambda: harness.redis.zcard(PREFIX + "wait:m"))
@@ -66,7 +66,7 @@ async def test_a_beat_under_an_old_controller_id_does_not_count(harness: Harness
     async def lose_data() -> None:
         producer._ledger.change_identity()
 
-    after_script(producer, "reap", lose_data)
+    after_script(producer, "reap_workers", lose_data)
     await producer.reap()
     controller_id = producer.controller_id
     await producer.reap()
@@ -108,7 +108,7 @@ async def test_frames_between_a_takeover_and_its_reply_are_not_lost(harness: Har
         await consumer.emit([frame(assignment, 0, 1)])
         await async_wait_until(lambda: successor._reader._position[1] != "0-0")
 
-    after_script(successor, "attach", emit)
+    after_script(successor, "take_over_job", emit)
     assert await successor.attach(job.job_id, tenant=job.tenant) == []
     await consumer.emit([frame(assignment, 1, 2, final=STOP)])
     await client.receives_end(job)
@@ -161,7 +161,7 @@ async def test_a_busy_loop_of_commands_can_be_cancelled(harness: Harness) -> Non
 
     async def send_commands() -> None:
         while True:
-            await link.script("stats", "m")
+            await link.script("queue_stats", "m")
 
     for num_steps in range(40):
         task = asyncio.create_task(send_commands())

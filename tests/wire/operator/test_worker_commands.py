@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from llava_wire.messages.commands import CommandStatus, IssuedCommand, ModelCommand
+from llava_wire.messages.load_command import CommandStatus, IssuedCommand, ModelCommand
 from llava_wire.operator.inspector import Inspector
 from llava_wire.operator.worker_commands import CommandSender
 from llava_wire.redis.keys import PREFIX

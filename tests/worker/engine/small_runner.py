@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from llava_worker.engine.core.batch import Batch
+from llava_worker.engine.core.input_batch import Batch
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.model_runner import InFlightStep, ModelRunner
 

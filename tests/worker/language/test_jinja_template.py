@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from llava_wire.messages.event import ErrorCode
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
+from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES, choose_template
 from llava_worker.language.hf_tokenizer import HFTokenizer
 from llava_worker.language.jinja_template import JinjaChatTemplate, read_chat_template
 from llava_worker.language.prompt_builder import PromptBuilder
@@ -23,7 +24,6 @@ from llava_worker.language.prompt_formats import (
     Segment,
     SpecialToken,
 )
-from llava_worker.language.templates import CONVERSATION_TEMPLATES, choose_template
 from PIL import Image
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil

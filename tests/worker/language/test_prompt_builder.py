@@ -6,8 +6,8 @@ import pytest
 from llava_wire.messages.event import ErrorCode
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
+from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES
 from llava_worker.language.prompt_builder import Prompt, PromptBuilder, PromptError
-from llava_worker.language.templates import CONVERSATION_TEMPLATES
 from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer
 
 SIDE = 8

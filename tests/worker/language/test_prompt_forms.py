@@ -6,10 +6,10 @@ import pytest
 from llava_wire.messages.event import ErrorCode
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
+from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES
 from llava_worker.language.jinja_template import JinjaChatTemplate
 from llava_worker.language.prompt_builder import PromptBuilder, PromptError
 from llava_worker.language.prompt_formats import PromptTemplate
-from llava_worker.language.templates import CONVERSATION_TEMPLATES
 from llava_worker.language.tokenizer import ByteTokenizer
 
 from tests.worker.assignments import make_job

@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 import pytest
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
+from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES
 from llava_worker.language.hf_tokenizer import HFTokenizer
 from llava_worker.language.prompt_builder import PromptBuilder
-from llava_worker.language.templates import CONVERSATION_TEMPLATES
 
 Golden: TypeAlias = dict[str, Any]
 

@@ -55,7 +55,7 @@ def test_memory_measurement_does_not_import_the_torch_compiler() -> None:
     program = (
         "import sys, torch\n"
         "from llava_worker.model.config.model_config import ImageConfig, ModelConfig\n"
-        "from llava_worker.model.memory_budget import weight_bytes\n"
+        "from llava_worker.model.memory_estimate import weight_bytes\n"
         "from llava_worker.model.peak_memory import PeakMemory\n"
         "with PeakMemory(torch.device('cpu')):\n"
         "    torch.ones(3) + 1\n"

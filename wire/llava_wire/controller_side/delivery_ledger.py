@@ -84,7 +84,7 @@ class LiveJob:
         self.last_active = time.monotonic()
 
     def creation_args(self, controller_id: str) -> tuple[Arg, ...]:
-        """Return the first arguments of the scripts ``submit`` and ``resync``, which create the job."""
+        """Return the first arguments of the scripts ``submit`` and ``resync_job``, which create the job."""
         job = self.job
         digests = " ".join(dict.fromkeys(image.digest for image in job.images))
         return (
@@ -267,7 +267,7 @@ class DeliveryLedger:
     def apply_resync(
         self, live: LiveJob, controller_id: str, state: bytes, tail: list[bytes], last_entry: tuple[int, int]
     ) -> bool:
-        """Apply the reply of the script ``resync`` to a job; return False if it no longer applies.
+        """Apply the reply of the script ``resync_job`` to a job; return False if it no longer applies.
 
         ``tail`` has the frames in the log after the delivered ones; ``last_entry`` is the ID of the last
         stream entry that they cover.

@@ -98,7 +98,7 @@ class EventReader:
         if not idle:
             return
         pairs = [arg for live in idle for arg in (live.job.job_id, len(live.frames))]
-        for job_id in await self._link.script("check", self._ledger.controller_id, *pairs):
+        for job_id in await self._link.script("find_changed_jobs", self._ledger.controller_id, *pairs):
             self._ledger.request_resync(job_id.decode())
         for live in idle:
             live.mark_active()
@@ -115,7 +115,7 @@ class EventReader:
     async def _resync(self, live: LiveJob) -> None:
         controller_id = self._ledger.controller_id
         state, missing, tail, last_entry = await self._link.script(
-            "resync", *live.creation_args(controller_id), live.epoch, live.next_offset, *live.frames
+            "resync_job", *live.creation_args(controller_id), live.epoch, live.next_offset, *live.frames
         )
         is_current = self._ledger.apply_resync(live, controller_id, state, tail, _entry_id(last_entry))
         if is_current and missing:

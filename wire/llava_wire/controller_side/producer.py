@@ -18,7 +18,7 @@ import msgspec
 from llava_wire.controller_side.delivery_ledger import DeliveryLedger, LiveJob
 from llava_wire.controller_side.event_reader import EventReader
 from llava_wire.controller_side.limits import DEFAULT_TENANT_LIMITS, QueueLimits, TenantLimits, submit_error
-from llava_wire.controller_side.queue_status import JobSnapshot, QueuePosition, QueueStats
+from llava_wire.controller_side.query_results import JobSnapshot, QueuePosition, QueueStats
 from llava_wire.controller_side.sent_images import SentImages
 from llava_wire.errors import DuplicateJob, QueueUnavailable
 from llava_wire.messages.event import ErrorCode, Event, decode_log, error_event
@@ -193,7 +193,7 @@ class JobProducer:
         The stream stays with its controller. Return None if the job does not exist or belongs to another
         tenant.
         """
-        if not (reply := await self._call("snapshot", job_id, tenant, num_events)):
+        if not (reply := await self._call("read_job", job_id, tenant, num_events)):
             return None
         state, packed, frames, ends_ms = reply
         outline = _job_decoder.decode(packed)
@@ -216,7 +216,7 @@ class JobProducer:
         controller that still streams the job gets a final error event.
         """
         nonce = uuid.uuid4().hex
-        reply = await self._call("attach", job_id, tenant, self.controller_id, nonce)
+        reply = await self._call("take_over_job", job_id, tenant, self.controller_id, nonce)
         live = self._ledger.find(job_id)
         if reply == [b"cancelled"]:
             self._ledger.request_resync(job_id)  # ends the stream if this controller has it
@@ -238,7 +238,7 @@ class JobProducer:
 
     async def heartbeats(self) -> list[Heartbeat]:
         """Return the heartbeats of the live workers."""
-        reply = await self._call("stats")
+        reply = await self._call("queue_stats")
         return read_heartbeats(reply[2])
 
     async def reap(self) -> int:
@@ -249,7 +249,7 @@ class JobProducer:
         controller_id, beat = self.controller_id, self._ledger.next_beat
         payload = msgspec.msgpack.encode(CRASHED)
         num_requeued, has_lost_memory = await self._call(
-            "reap", controller_id, beat, MAX_CRASHES, self._orphan_ms, self._lease_ms, payload
+            "reap_workers", controller_id, beat, MAX_CRASHES, self._orphan_ms, self._lease_ms, payload
         )
         self._ledger.record_beat(controller_id, beat, has_lost_memory=bool(has_lost_memory))
         return int(num_requeued)
@@ -262,7 +262,7 @@ class JobProducer:
         if heartbeats is None:
             heartbeats = await self.heartbeats()
         models = sorted(({heartbeat.model for heartbeat in heartbeats} | self._ledger.models) - {""})
-        waiting, running, workers, controllers, dead_letters = await self._call("stats", *models)
+        waiting, running, workers, controllers, dead_letters = await self._call("queue_stats", *models)
         num_waiting, num_live = dict(zip(models, waiting, strict=True)), self._ledger.num_live
         return QueueStats(num_waiting, running, len(workers), controllers, dead_letters, num_live)
 

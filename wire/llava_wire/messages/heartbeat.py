@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from llava_wire.messages.commands import CommandStatus
+from llava_wire.messages.load_command import CommandStatus
 
 __all__ = ["Heartbeat", "ImageSpec", "read_heartbeats"]
 

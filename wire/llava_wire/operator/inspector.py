@@ -86,9 +86,9 @@ class Inspector:
 
     async def status(self) -> SystemStatus:
         """Return the live workers and controllers, and the queues of the models that the workers serve."""
-        workers, _, _, _ = await self._script("status")
+        workers, _, _, _ = await self._script("inspect")
         models = sorted({model for row in workers if row[1] and (model := _heartbeat(row).model)})
-        workers, controllers, queues, num_letters = await self._script("status", *models)
+        workers, controllers, queues, num_letters = await self._script("inspect", *models)
         return SystemStatus(
             tuple(_worker_status(row) for row in workers if row[1]),
             {

@@ -10,7 +10,7 @@ import uuid
 
 import msgspec
 
-from llava_wire.messages.commands import ModelCommand
+from llava_wire.messages.load_command import ModelCommand
 from llava_wire.redis.connection import Link, retry_briefly
 
 __all__ = ["CommandSender"]
@@ -30,7 +30,7 @@ class CommandSender:
         """
         packed = msgspec.msgpack.encode(command)
         command_id = f"order-{uuid.uuid4().hex}"
-        reply = await retry_briefly(lambda: self._link.script("command", worker_id, command_id, packed))
+        reply = await retry_briefly(lambda: self._link.script("send_command", worker_id, command_id, packed))
         return (reply[1].decode(), reply[0] == b"ok") if reply else None
 
     async def aclose(self) -> None:

@@ -19,9 +19,9 @@ tenant:{tenant}       HASH   live job -> cost                      with the last
 live:{controller}     SET    jobs that the controller streams      with the last of its jobs
 inflight:{worker}     HASH   job -> assignment, route, log length  with the last of its jobs
 heartbeat:{worker}    STRING packed Heartbeat; heartbeat           lease
-order:{worker}        HASH   pending command; command              1 min after the last heartbeat
-out:{controller}      STREAM frames to deliver; emit, reap         10 min after use, about 10,000 entries
-beats:{controller}    STRING number of the last beat; reap         10 min after last use
+order:{worker}        HASH   pending command; send_command         1 min after the last heartbeat
+out:{controller}      STREAM frames to deliver; emit, reap_workers 10 min after use, about 10,000 entries
+beats:{controller}    STRING number of the last beat; reap_workers 10 min after last use
 blob:{digest}         STRING image tiles; submit, supply_images    with the last of its jobs
 users:{digest}        SET    live jobs that use the image          with the last of its jobs
 rate:{tenant}         HASH   requests, tokens left; rate_limit     when the buckets are full
@@ -32,7 +32,7 @@ batch:{batch}         HASH   state, driver, counts; batches        window + 7 da
 results:{batch}       HASH   line -> result                        with its batch; deleted when finished
 batches:{tenant}      ZSET   batch -> arrival time                 with the last of its batches
 batching:{tenant}     SET    unfinished batches                    with the last of its batches
-reaped                STRING exists after a recent reap; reap      lease
+reaped                STRING exists after a recent reap_workers     lease
 workers               ZSET   worker -> end of its lease            permanent; dead workers are removed
 progress              ZSET   worker -> deadline for progress       permanent; dead workers are removed
 controllers           ZSET   controller -> time of last beat       permanent; dead controllers are removed
@@ -41,8 +41,8 @@ pixel_bytes           STRING sum of the sizes in pixels            permanent
 files                 ZSET   "file size" -> expiry time            permanent; expired entries are removed
 file_bytes            STRING sum of the sizes in files             permanent
 batches               ZSET   unfinished batch -> end of its lease  permanent; finished batches are removed
-keys                  HASH   digest -> packed ApiKey; api_key_add  permanent
-dlq                   STREAM dead letters; reap                    permanent, about 1,000 entries
+keys                  HASH   digest -> packed ApiKey; add_api_key  permanent
+dlq                   STREAM dead letters; reap_workers            permanent, about 1,000 entries
 ===================== ====== ===================================== ======================================
 
 The scripts build these names with ``key`` in ``scripts/shared/base.lua``; Python uses only the names below.

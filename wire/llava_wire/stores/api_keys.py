@@ -48,15 +48,15 @@ class ApiKeyStore:
 
     async def add(self, key: ApiKey) -> None:
         """Add the key, or replace the name and limits of an existing key."""
-        await self._call("api_key_add", key.digest, msgspec.msgpack.encode(key), _new_version())
+        await self._call("add_api_key", key.digest, msgspec.msgpack.encode(key), _new_version())
 
     async def remove(self, digest: str) -> bool:
         """Remove the key; return whether it existed. Controllers reject it within seconds."""
-        return bool(await self._call("api_key_remove", digest, _new_version()))
+        return bool(await self._call("remove_api_key", digest, _new_version()))
 
     async def read(self, version: str = "") -> tuple[str, list[ApiKey]] | None:
         """Return the current version and all keys, oldest first; None if ``version`` is current."""
-        reply = await self._call("api_keys_read", version)
+        reply = await self._call("read_api_keys", version)
         if reply is None:
             return None
         keys = [msgspec.msgpack.decode(key, type=ApiKey) for key in reply[1:]]

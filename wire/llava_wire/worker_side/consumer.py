@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 
 from llava_wire.messages.assignment import Assignment
-from llava_wire.messages.commands import CommandStatus, IssuedCommand, ModelCommand
 from llava_wire.messages.event import ErrorCode, Event, decode_log, error_event
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import WIRE_VERSION, Job
+from llava_wire.messages.load_command import CommandStatus, IssuedCommand, ModelCommand
 from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, queue_unavailable, retry_forever
 from llava_wire.redis.keys import wake_key
 
@@ -127,7 +127,7 @@ class JobConsumer:
     async def requeue(self, assignments: Sequence[Assignment]) -> None:
         """Return jobs to their positions in the queue without counting a crash."""
         pairs = [arg for each in assignments for arg in (each.job.job_id, each.assignment_id)]
-        await self._call("requeue", self._worker_id, *pairs)
+        await self._call("release_jobs", self._worker_id, *pairs)
         for each in assignments:
             if self._held.get(each.job.job_id) == each.assignment_id:
                 self._release([each.job.job_id])
@@ -161,7 +161,7 @@ class JobConsumer:
         """
         pairs = [arg for job_id in held for arg in (job_id, self._held.get(job_id, ""))]
         lost = _job_ids(
-            await self._call("reconcile", self._worker_id, len(self._pulling), *self._pulling, *pairs)
+            await self._call("reconcile_worker", self._worker_id, len(self._pulling), *self._pulling, *pairs)
         )
         self._release(lost)
         return lost

@@ -24,8 +24,8 @@ import torch
 from llava_wire.messages.event import ErrorCode, JobError
 
 from llava_worker.engine.core.block_manager import BlockManager
+from llava_worker.engine.core.model_runner_output import ChunkResult, StepResult
 from llava_worker.engine.core.scheduler import Chunk, Scheduler
-from llava_worker.engine.core.step_result import ChunkResult, StepResult
 from llava_worker.engine.model_runner import InFlightStep, ModelRunner, completed
 from llava_worker.engine.speculation.speculative_decoding import SpeculativeDecoding, is_draftable
 

@@ -21,12 +21,12 @@ from llava_wire.messages.event import ErrorCode, JobError
 
 from llava_worker.engine.async_pipeline import AsyncPipeline
 from llava_worker.engine.core.block_manager import BlockManager
+from llava_worker.engine.core.model_runner_output import ChunkResult, TokenResult
 from llava_worker.engine.core.outputs import EngineStats, Finish, StepOutput
 from llava_worker.engine.core.scheduler import Chunk, Scheduler
 from llava_worker.engine.core.sequence import Sequence, SequenceRejected
-from llava_worker.engine.core.step_result import ChunkResult, TokenResult
 from llava_worker.engine.core.validation import SamplingLimits, SequenceValidator
-from llava_worker.engine.image_embedding_queue import ImageEmbeddingQueue
+from llava_worker.engine.image_pooling import ImageEmbeddingQueue
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.speculation.drafter import Drafter
 from llava_worker.engine.speculation.speculative_decoding import SpeculativeDecoding

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llava_worker.engine.core.batch import Batch, FeatureSpan
 from llava_worker.engine.core.block_manager import BlockCopy
 from llava_worker.engine.core.encoder_cache import EncoderCache, ImageKey
+from llava_worker.engine.core.input_batch import Batch, FeatureSpan
+from llava_worker.engine.core.model_runner_output import ChunkResult
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.sequence import Pixels, Sequence
-from llava_worker.engine.core.step_result import ChunkResult
 from llava_worker.engine.core.step_timer import StepTimer
 from llava_worker.engine.sampling.grammar_bitmask import BitmaskBuilder
 from llava_worker.engine.sampling.logprobs import add_prompt_logprobs

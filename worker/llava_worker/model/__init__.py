@@ -2,7 +2,7 @@
 
 Each module imports only from the rows below it:
 
-    gpu (CUDA graphs), memory_budget
+    gpu (CUDA graphs), memory_estimate
     llava                              vision tower -> projector -> decoder
     decoder, vision_tower
     tensor_parallel

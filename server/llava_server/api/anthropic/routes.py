@@ -11,7 +11,7 @@ from llava_server.api.anthropic.request import CountTokensRequest, MessagesReque
 from llava_server.api.anthropic.response import Message, MessageTokens
 from llava_server.api.anthropic.serializer import MessagesSerializer
 from llava_server.api.anthropic.to_chat import parse_count_request, parse_messages_request
-from llava_server.api.chat.handler import RequestHandler
+from llava_server.api.chat.request_handler import RequestHandler
 from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.tokenize.routes import count_chat_tokens

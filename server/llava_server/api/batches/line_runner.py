@@ -12,8 +12,8 @@ import msgspec
 from llava_wire.messages.job import Job
 
 from llava_server.api.batches.jsonl import InputLine, LineResult, completed_result, failed_result
-from llava_server.api.chat.handler import build_chat_jobs
 from llava_server.api.chat.request import ChatRequest
+from llava_server.api.chat.request_handler import build_chat_jobs
 from llava_server.api.chat.response import ChatCompletion
 from llava_server.api.chat.serializer import ChatSerializer
 from llava_server.api.parse import parse_request
@@ -22,7 +22,7 @@ from llava_server.generation.collect import collect
 from llava_server.generation.controller import LOWEST_PRIORITY
 from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.lifespan import Services
-from llava_server.request_metrics import NoMetrics
+from llava_server.metrics import NoMetrics
 from llava_server.tracing import set_error_type
 
 __all__ = ["LineRunner"]

@@ -19,7 +19,7 @@ from llava_server.api.batches import response
 from llava_server.api.batches.jsonl import check_input
 from llava_server.api.batches.request import BatchRequest
 from llava_server.api.batches.response import BATCH_ID, BatchCounts, BatchErrorLine, BatchErrors, BatchList
-from llava_server.api.chat.handler import RequestHandler
+from llava_server.api.chat.request_handler import RequestHandler
 from llava_server.api.files.routes import stored_file
 from llava_server.api.openapi.document import Operation
 from llava_server.api.parse import parse_request

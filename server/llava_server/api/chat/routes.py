@@ -13,9 +13,9 @@ from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_server.api.chat.handler import RequestHandler
 from llava_server.api.chat.job_builder import choice_id
 from llava_server.api.chat.request import ChatRequest
+from llava_server.api.chat.request_handler import RequestHandler
 from llava_server.api.chat.response import CHAT_ID, ChatCompletion, ChatCompletionChunk, DeletedChat
 from llava_server.api.chat.serializer import ChatSerializer
 from llava_server.api.fields.sampling import MAX_CHOICES

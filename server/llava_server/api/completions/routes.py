@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_server.api.chat.handler import Generation, JobSet, RequestHandler
+from llava_server.api.chat.request_handler import Generation, JobSet, RequestHandler
 from llava_server.api.completions.job_builder import to_completion_jobs
 from llava_server.api.completions.request import CompletionRequest
 from llava_server.api.completions.response import TextCompletion, TextCompletionChunk

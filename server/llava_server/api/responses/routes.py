@@ -10,11 +10,11 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Path, Query
-from llava_wire.controller_side.queue_status import JobSnapshot
+from llava_wire.controller_side.query_results import JobSnapshot
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_server.api.chat.handler import Generation, JobSet, RequestHandler
+from llava_server.api.chat.request_handler import Generation, JobSet, RequestHandler
 from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.parse import MAX_START

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_server.api.chat.handler import JobSet, RequestHandler
 from llava_server.api.chat.job_builder import new_job_id, raw_job
 from llava_server.api.chat.request import ChatRequest
+from llava_server.api.chat.request_handler import JobSet, RequestHandler
 from llava_server.api.openapi.document import Operation
 from llava_server.api.parse import check_text, convert_request, parse_request
 from llava_server.api.tokenize.request import DetokenizeRequest, TokenizeRequest

@@ -16,8 +16,8 @@ import torch
 from llava_worker.engine import Sequence
 from llava_worker.engine.core.block_manager import BlockCopy
 from llava_worker.engine.core.encoder_cache import EncoderCache
+from llava_worker.engine.core.model_runner_output import ChunkResult, TokenResult
 from llava_worker.engine.core.scheduler import Chunk
-from llava_worker.engine.core.step_result import ChunkResult, TokenResult
 from llava_worker.engine.core.step_timer import StepTimer
 from llava_worker.engine.model_runner import InFlightStep
 from llava_worker.engine.sampling.sampled_tokens import count_accepted

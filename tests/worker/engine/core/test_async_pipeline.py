@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from llava_worker.engine import Sequence, StepOutput
+from llava_worker.engine.core.model_runner_output import ChunkResult
 from llava_worker.engine.core.scheduler import Chunk
-from llava_worker.engine.core.step_result import ChunkResult
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import InFlightStep, ModelRunner
 from llava_worker.engine.startup.build_engine import build_engine

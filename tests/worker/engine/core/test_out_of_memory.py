@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from llava_wire.messages.event import ErrorCode
-from llava_worker.engine.core.batch import Batch
+from llava_worker.engine.core.input_batch import Batch
 from llava_worker.engine.model_runner import ModelRunner
 
 from tests.worker.checkpoints import Prompt, random_prompt

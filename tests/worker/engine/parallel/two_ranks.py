@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import torch
-from llava_worker.engine.core.batch import Batch
+from llava_worker.engine.core.input_batch import Batch
 from llava_worker.engine.core.sequence import Sequence
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from llava_worker.engine.core.batch import Batch
 from llava_worker.engine.core.encoder_cache import EncoderCache
+from llava_worker.engine.core.input_batch import Batch
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec

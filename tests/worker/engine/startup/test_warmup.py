@@ -22,7 +22,7 @@ from llava_worker.model.attention.base import AttentionBackend, AttentionMetadat
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.llava import Llava
-from llava_worker.model.memory_budget import InsufficientMemory
+from llava_worker.model.memory_estimate import InsufficientMemory
 from llava_worker.model.peak_memory import PeakMemory
 from llava_worker.model.quantization.precision import choose_precision
 

@@ -19,7 +19,7 @@ from llava_worker.engine.core.step_timer import PHASES
 from llava_worker.engine.stats.step_trace import StepTrace, TraceFile
 from llava_worker.open_model import StartupError, open_model
 from llava_worker.settings import load_settings
-from llava_worker.telemetry.step_timeline import TracedEngine
+from llava_worker.telemetry.traced_engine import TracedEngine
 
 from tests.worker.checkpoints import random_prompt
 from tests.worker.engine.factories import MakeEngine, MakeSequence

@@ -16,7 +16,7 @@ from llava_worker.model.config.model_config import read_config, read_image_confi
 from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.kernels.w4a16 import W4A16Kernels
 from llava_worker.model.layers.linear import DenseLinear, Linear, LinearShape
-from llava_worker.model.memory_budget import weight_bytes
+from llava_worker.model.memory_estimate import weight_bytes
 from llava_worker.model.quantization.bitsandbytes import BnbInt8Linear, BnbNF4Linear
 from llava_worker.model.quantization.precision import choose_precision
 from llava_worker.model.quantization.quantized_linear import QuantizedLinear

@@ -11,7 +11,7 @@ import pytest
 import torch
 from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.layers.linear import DenseLinear, Linear, LinearShape
-from llava_worker.model.memory_budget import weight_bytes
+from llava_worker.model.memory_estimate import weight_bytes
 from llava_worker.model.quantization.precision import choose_precision
 from llava_worker.model.quantization.w8a8 import (
     W8A8_FORMATS,

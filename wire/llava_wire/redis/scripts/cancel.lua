@@ -1,6 +1,6 @@
 -- cancel: end a job without further events. The next emit of a worker that runs it is rejected, and the controller
 -- that streams it receives a resync request. With `only_owner`, the call changes nothing if another controller owns
--- the job. A job that `snapshot` read within `recent_ms` is not cancelled. With a `nonce`, only the submission or
+-- the job. A job that `read_job` read within `recent_ms` is not cancelled. With a `nonce`, only the submission or
 -- takeover with that nonce is cancelled, not the same job for a later reader.
 -- ARGV: job, tenant, controller, only_owner, recent_ms, nonce
 -- Reply: 1 cancelled, 0 nothing to cancel, 2 not cancelled because another reader uses the job

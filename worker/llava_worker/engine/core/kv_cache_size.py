@@ -8,7 +8,7 @@ import torch
 
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.config.model_config import ModelConfig
-from llava_worker.model.memory_budget import InsufficientMemory, available_bytes
+from llava_worker.model.memory_estimate import InsufficientMemory, available_bytes
 from llava_worker.model.quantization.precision import Precision
 
 __all__ = ["KV_CACHE_DTYPES", "allocate_cache", "fit_cache", "plan_cache"]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llava_worker.engine.core.batch import PromptRows
+from llava_worker.engine.core.input_batch import PromptRows
 from llava_worker.engine.core.outputs import TokenLogprobs
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.model.device_copy import copy_to_device

@@ -9,9 +9,9 @@ from itertools import islice
 from llava_wire.messages.event import JobError
 from torch import Tensor
 
+from llava_worker.engine.core.model_runner_output import ChunkResult, TokenResult
 from llava_worker.engine.core.outputs import TokenLogprobs
 from llava_worker.engine.core.scheduler import Chunk
-from llava_worker.engine.core.step_result import ChunkResult, TokenResult
 from llava_worker.engine.sampling.logprobs import PickedLogprobs
 from llava_worker.model.device_copy import HostCopy
 

@@ -16,9 +16,9 @@ from collections.abc import Sequence as Items
 from dataclasses import replace
 
 from llava_worker.engine.core.block_manager import BlockManager
+from llava_worker.engine.core.model_runner_output import StepResult
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.sequence import Sequence, has_penalties
-from llava_worker.engine.core.step_result import StepResult
 from llava_worker.engine.speculation.drafter import Drafter
 
 __all__ = ["MAX_DRAFTS_PER_STEP", "SpeculativeDecoding", "is_draftable"]

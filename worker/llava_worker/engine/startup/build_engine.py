@@ -33,7 +33,7 @@ from llava_worker.model.config.model_config import (
 )
 from llava_worker.model.llava import Llava
 from llava_worker.model.loading.weights import Progress, load_weights
-from llava_worker.model.memory_budget import WORKING_BYTES, available_bytes, require_memory, weight_bytes
+from llava_worker.model.memory_estimate import WORKING_BYTES, available_bytes, require_memory, weight_bytes
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 

@@ -26,7 +26,7 @@ from llava_worker.engine.model_runner import MAX_TILES_PER_PASS, ModelRunner
 from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.kv_cache import KVCacheSpec
 from llava_worker.model.llava import Llava
-from llava_worker.model.memory_budget import InsufficientMemory
+from llava_worker.model.memory_estimate import InsufficientMemory
 from llava_worker.model.peak_memory import PeakMemory
 
 __all__ = ["StepMemory", "WarmupError", "max_tiles_per_step", "warm_up"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llava_worker.engine.core.step_result import StepResult
+from llava_worker.engine.core.model_runner_output import StepResult
 
 __all__ = ["EngineCounters"]
 

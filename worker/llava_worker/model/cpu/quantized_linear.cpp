@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "amx.h"
+#include "quantized_linear_amx.h"
 #include "quantization.h"
 
 namespace {

@@ -45,7 +45,7 @@ local function register_live(id, tenant, controller, cost, ttl)
 end
 
 -- Writes everything about a job except its position in the queue, from the first twelve arguments of `submit` and
--- `resync`: job, controller, tenant, model, cost, payload, ttl_ms (without KEEP_MS), digests, priority, nonce, outline,
+-- `resync_job`: job, controller, tenant, model, cost, payload, ttl_ms (without KEEP_MS), digests, priority, nonce, outline,
 -- trace. `owner` is the epoch, which counts takeovers. `crashes` counts the worker crashes during the job, `doubts`
 -- those since it was last cleared.
 local function create_job(score, crashes, doubts, owner)

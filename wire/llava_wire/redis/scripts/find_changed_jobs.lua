@@ -1,4 +1,4 @@
--- check: return the jobs of a controller that differ from the state it expects: missing, ended, parked, taken over, or
+-- find_changed_jobs: return the jobs of a controller that differ from the state it expects: missing, ended, parked, taken over, or
 -- with a log length that differs from the number of delivered frames. Detects lost stream entries. Read-only.
 -- ARGV: controller, (job, number of frames)...   Reply: {job...}
 -- Uses shared/base.lua: key.

@@ -1,4 +1,4 @@
--- reap: record a controller's beat and find dead workers. Called once per second. The jobs of a worker return to the
+-- reap_workers: record a controller's beat and find dead workers. Called once per second. The jobs of a worker return to the
 -- queue if its lease has expired, or if it holds jobs and makes no progress. Any of these jobs may have crashed the
 -- worker. A job with two worker crashes runs alone from then on (quarantine). A job with max_crashes that was alone on
 -- its last worker ends with the payload passed by the caller and an entry in the dead-letter stream. Jobs of a

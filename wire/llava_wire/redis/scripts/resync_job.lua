@@ -1,4 +1,4 @@
--- resync: make Redis consistent with the frames that a job's controller has delivered. A job that Redis lost is
+-- resync_job: make Redis consistent with the frames that a job's controller has delivered. A job that Redis lost is
 -- created again as a new arrival. If the log equals or extends the delivered frames, it is kept and the reply has the
 -- additional frames. If the log is shorter or different, the writer is fenced, the log is replaced by the delivered
 -- frames and the job is requeued at its position. A job that was cancelled or taken over by another controller is left

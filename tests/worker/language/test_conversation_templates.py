@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
+from llava_worker.language.conversation_templates import (
+    CONVERSATION_TEMPLATES,
+    choose_template,
+    template_for_config,
+)
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.prompt_formats import ChatTemplateError, Segment, SpecialToken
-from llava_worker.language.templates import CONVERSATION_TEMPLATES, choose_template, template_for_config
 from llava_worker.language.tokenizer import ByteTokenizer
 
 IMAGE = ImageRef(digest="p", num_tiles=1, side=8, width=5, height=4)

@@ -1,4 +1,4 @@
--- snapshot: read a job's state and the rest of its log without taking over its stream. It sets `peeked`, so that the
+-- read_job: read a job's state and the rest of its log without taking over its stream. It sets `peeked`, so that the
 -- job is not cancelled as unread. If the job's controller sends no beats, the job is reported as orphaned and the
 -- caller may attach to it.
 -- ARGV: job, tenant, number of frames to skip   Reply: {} or {state, outline, {frame...}, deadline}

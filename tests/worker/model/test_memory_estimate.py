@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from llava_worker.model.config.model_config import ImageConfig, ModelConfig
-from llava_worker.model.memory_budget import (
+from llava_worker.model.memory_estimate import (
     InsufficientMemory,
     _container_bytes,
     _machine_bytes,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llava_server.images.resize import apply_orientation, resize, to_rgb
+from llava_server.images.image_processing import apply_orientation, resize, to_rgb
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 

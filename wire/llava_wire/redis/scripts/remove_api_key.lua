@@ -1,4 +1,4 @@
--- api_key_remove: remove an API key.
+-- remove_api_key: remove an API key.
 -- ARGV: digest, new version (a random string)   Reply: 1 if the key existed, else 0
 -- Uses shared/base.lua: PREFIX.
 local keys = PREFIX .. 'keys'

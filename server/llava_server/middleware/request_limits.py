@@ -13,9 +13,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_server.errors import ApiError
-from llava_server.middleware.error_handler import send_error
+from llava_server.metrics import Metrics
+from llava_server.middleware.server_error import send_error
 from llava_server.request_context import RequestBody, context_of
-from llava_server.request_metrics import Metrics
 from llava_server.shutdown import GracefulShutdown
 
 __all__ = ["BodyLimitMiddleware", "BodyLimits"]

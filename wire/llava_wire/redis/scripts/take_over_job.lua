@@ -1,4 +1,4 @@
--- attach: let a controller take over the stream of a tenant's job. Later frames are routed to it; the reply has the
+-- take_over_job: let a controller take over the stream of a tenant's job. Later frames are routed to it; the reply has the
 -- log so far. `owner` is the epoch: it grows with each takeover, so that a controller can detect one that it missed.
 -- The new nonce invalidates late cancels that were meant for earlier readers.
 -- ARGV: job, tenant, controller, nonce

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from llava_wire.messages.commands import ModelCommand
+from llava_wire.messages.load_command import ModelCommand
 
 from llava_worker.settings import Precision, Settings
 

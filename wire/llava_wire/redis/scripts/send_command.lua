@@ -1,4 +1,4 @@
--- command: store an operator's command for a worker (load or unload a model). A worker has one command at a time. An
+-- send_command: store an operator's command for a worker (load or unload a model). A worker has one command at a time. An
 -- equal command, or the same call sent again, returns the pending command.
 -- ARGV: worker, ID, packed ModelCommand   Reply: {} no such worker, {'ok' | 'busy', ID of the pending command}
 -- Uses shared/base.lua: PREFIX, now, key, COMMAND_MS.

@@ -1,4 +1,4 @@
--- api_keys_read: return all API keys, unless the caller already has the current version. Read-only. Versions are
+-- read_api_keys: return all API keys, unless the caller already has the current version. Read-only. Versions are
 -- random strings, so a Redis that lost its data and was refilled never repeats an old version.
 -- ARGV: version that the caller has   Reply: {version, packed ApiKey...}, nil if that version is current
 -- Uses shared/base.lua: PREFIX.

@@ -1,4 +1,4 @@
--- status: the workers with their jobs, the controllers and the queues, for display. Read-only.
+-- inspect: the workers with their jobs, the controllers and the queues, for display. Read-only.
 -- ARGV: model...
 -- Reply: {{worker, heartbeat, {job, tokens...}, ms for which its progress is overdue, ID of its command or ''}...},
 --   {controller, ms since its last beat...}, {{jobs with high, normal and low priority, quarantined jobs, backlog}...},

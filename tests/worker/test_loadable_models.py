@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from llava_wire.messages.commands import ModelCommand
-from llava_worker.model_switch import CommandRefused, settings_for_command
+from llava_wire.messages.load_command import ModelCommand
+from llava_worker.loadable_models import CommandRefused, settings_for_command
 from llava_worker.settings import Settings, load_settings
 
 

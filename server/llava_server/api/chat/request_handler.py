@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
-from llava_wire.controller_side.queue_status import JobSnapshot, QueuePosition
+from llava_wire.controller_side.query_results import JobSnapshot, QueuePosition
 from llava_wire.messages.event import Event
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import Job
@@ -28,8 +28,8 @@ from llava_server.generation.sse_response import EventStream, Serializer
 from llava_server.images.errors import ImageError
 from llava_server.images.loader import PreprocessedImage
 from llava_server.lifespan import Services, services_of
+from llava_server.metrics import ChoiceMetrics, EventObserver, NoMetrics
 from llava_server.request_context import context_of
-from llava_server.request_metrics import ChoiceMetrics, EventObserver, NoMetrics
 from llava_server.response_model import JSONResponse
 from llava_server.tracing import span
 from llava_server.worker_registry import ServedModel

@@ -1,4 +1,4 @@
--- requeue: return the jobs of a draining worker to their positions in the queue without counting a crash. Outdated
+-- release_jobs: return the jobs of a draining worker to their positions in the queue without counting a crash. Outdated
 -- assignments are skipped, so the call may be sent twice.
 -- ARGV: worker, (job, assignment)...
 -- Uses shared/base.lua: key, unpack_slot; shared/fair_queue.lua: requeue.
