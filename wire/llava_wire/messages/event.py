@@ -123,7 +123,7 @@ _decoder = msgspec.msgpack.Decoder(Event)
 
 
 def decode_event(payload: bytes, offset: int) -> Event:
-    """Decode a frame. ``offset`` replaces the offset -1 of a final event that ``reap_workers`` has written."""
+    """Decode a frame. ``offset`` replaces the offset -1 of a final event written by ``reap_workers``."""
     event = _decoder.decode(payload)
     return msgspec.structs.replace(event, offset=offset) if event.offset < 0 else event
 

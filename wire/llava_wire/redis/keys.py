@@ -32,7 +32,7 @@ batch:{batch}         HASH   state, driver, counts; batches        window + 7 da
 results:{batch}       HASH   line -> result                        with its batch; deleted when finished
 batches:{tenant}      ZSET   batch -> arrival time                 with the last of its batches
 batching:{tenant}     SET    unfinished batches                    with the last of its batches
-reaped                STRING exists after a recent reap_workers     lease
+reaped                STRING exists after a recent reap_workers    lease
 workers               ZSET   worker -> end of its lease            permanent; dead workers are removed
 progress              ZSET   worker -> deadline for progress       permanent; dead workers are removed
 controllers           ZSET   controller -> time of last beat       permanent; dead controllers are removed

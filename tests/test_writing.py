@@ -1,0 +1,156 @@
+"""Texts and names use standard terms. docs/writing.md has the rules, this test the words to avoid."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCH_ENVIRONMENTS = ROOT / "bench" / "work"  # git-ignored: virtual environments of other servers
+
+# Patterns of whole words, in any case, and what to write instead.
+WORDS = {
+    r"pictures?": "image",
+    r"answer(s|ed|ing)?": "response, output, completion",
+    r"told|tells?|telling": "report, return, log, send",
+    r"nobody|whoever|everybody|anybody": "no client, any client",
+    r"(come|comes|ask|asks) again": "retry",
+    r"beside": "next to, concurrently with",
+    r"is over|are over": "has expired, has ended",
+    r"known here": "recognized, supported",
+    r"so (many|long|much|few)": "the number, or 'that many'",
+    r"stands?|stood|standing": "is",
+    r"hears?|heard|speaks?|spoken|spoke": "receive, use, support",
+    r"dies|died|dying|born": "exit, crash, is created",
+    r"given up|gave up": "declared lost, abandoned",
+    r"guess(es|ed|ing)?": "draft, estimate",
+    r"forgets?|forgot|forgotten": "drop, evict, release",
+    r"twins?|guests?|wards?|seats?": "duplicate, overflow slot, quarantined request, slot",
+    r"fitted": "resized, preprocessed",
+    r"exams?": "evaluation",
+    r"ways? out": "remedy",
+    r"reckon(s|ed|ing)?": "accounting, estimate",
+    r"(breaks?|broke|broken|breaking) off": "is interrupted",
+    r"lets? go|letting go": "release",
+    r"steering": "logits processors",
+    r"go on|goes on|going on|went on|gone on": "continue",
+    r"afresh|anew|hence|thereby|thereof|whereupon|thereupon|alike|apiece|for ever": "plain English",
+    r"memory is (too )?short": "out of memory",
+    r"thrown away|throws? away": "discard",
+    r"hurr(y|ies|ied)": "plain English",
+    r"ours": "this project's",
+    r"comes? to": "is, totals",
+    r"mends?|mended": "fix",
+    r"taken? for": "mistaken for",
+    r"looks? at (it|them) once|looked at once": "encoded once",
+    r"wish(es|ed)?": "request",
+    r"(tokens?|requests?|bytes|ms|seconds?|times|steps?|images?|GB|MB|MiB|KiB|GiB) an? "
+    r"(second|minute|token|step|request|image|hour|day|row|line|file|layer|head|job|key)": "per",
+}
+
+# Where a word is right: paths, and the words.
+IMAGE, ANSWER, TELL = "pictures?", "answer(s|ed|ing)?", "told|tells?|telling"
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "docs/writing.md": tuple(WORDS),
+    "tests/test_writing.py": tuple(WORDS),
+}
+
+PATTERNS = {words: re.compile(rf"(?<![\w-])(?:{words})(?![\w-])", re.IGNORECASE) for words in WORDS}
+CODE = re.compile(r"``.+?``|`.+?`")
+TEXT_SUFFIXES = {".md", ".js", ".html", ".css", ".lua", ".cpp", ".h", ".yaml", ".toml", ".acl"}
+TEXT_NAMES = {"Makefile", ".env.example"}
+FOLDERS = ("wire", "server", "worker", "client", "tests", "tools", "bench", "examples", "deploy", "docs", ".")
+
+
+def python_texts(source: str) -> Iterator[tuple[int, str]]:
+    """Yield the line and text of each comment, string of several words, and name of a definition."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if " " in node.value:  # a string of one word is a key
+                yield node.lineno, CODE.sub("", node.value)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.lineno, re.sub(r"(?<=[a-z])(?=[A-Z])", " ", node.name).replace("_", " ")
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg.replace("_", " ")
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], CODE.sub("", token.string)
+
+
+def plain_texts(source: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file, without the code in a page."""
+    without_blocks = re.sub(
+        r"^```.*?^```", lambda block: "\n" * block[0].count("\n"), source, flags=re.M | re.S
+    )
+    for line, text in enumerate(without_blocks.splitlines(), 1):
+        yield line, CODE.sub("", text)
+
+
+def uses(path: str, source: str) -> list[str]:
+    """Return the words of the list that a file uses, with their lines and what to write instead."""
+    texts = python_texts(source) if path.endswith(".py") else plain_texts(source)
+    allowed = {words for pattern, each in ALLOWED.items() if fnmatch(path, pattern) for words in each}
+    return [
+        f"{path}:{line}: {match[0]!r}: write {WORDS[words]}"
+        for line, text in texts
+        for words, pattern in PATTERNS.items()
+        if words not in allowed
+        for match in pattern.finditer(text)
+    ]
+
+
+def files(folder: str) -> list[Path]:
+    """Return the text files in a folder of the project; for ".", those at the top only."""
+    found = ROOT.glob("*") if folder == "." else (ROOT / folder).rglob("*")
+    return sorted(path for path in found if path.is_file() and is_text(path))
+
+
+def is_text(path: Path) -> bool:
+    is_named = path.name in TEXT_NAMES or path.name.startswith("Dockerfile")
+    return (is_named or path.suffix in {".py", *TEXT_SUFFIXES}) and BENCH_ENVIRONMENTS not in path.parents
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_texts_and_names_use_standard_terms(folder: str) -> None:
+    paths = files(folder)
+    assert paths
+    assert [
+        each for path in paths for each in uses(path.relative_to(ROOT).as_posix(), path.read_text("utf-8"))
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("a.py", 'raise ValueError("the picture is too large")'),
+        ("a.py", '"""Return an answer."""'),
+        ("a.py", "x = 1  # nobody reads it"),
+        ("a.py", "def test_a_picture_is_sent(): ..."),
+        ("a.py", "class Picture: ..."),
+        ("a.py", "def send(*, picture): ..."),
+        ("a.py", 'f"{n} tokens a second"'),
+        ("a.md", "The request goes on."),
+        ("a.js", "// come again later"),
+    ],
+)
+def test_a_word_of_the_list_is_found(path: str, source: str) -> None:
+    assert len(uses(path, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("a.py", 'code = "answer_not_found"  # a public error code'),
+        ("a.py", '"""Return the response to the request, one token per step."""'),
+        ("docs/writing.md", "| picture | image |"),
+    ],
+)
+def test_public_names_standard_terms_and_the_guide_itself_are_allowed(path: str, source: str) -> None:
+    assert uses(path, source) == []
