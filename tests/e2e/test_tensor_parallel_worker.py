@@ -101,5 +101,5 @@ async def test_an_unsupported_number_of_ranks_is_rejected_with_a_message(
     worker = start_worker(**SINGLE, tensor_parallel=3)
     assert await worker.async_wait() == 1
     assert "3 does not divide num_attention_heads 4" in worker.log
-    assert "tensor_parallel 1, 2, 4" in worker.log
+    assert "tensor_parallel: 1, 2, 4" in worker.log
     assert "Traceback" not in worker.log

@@ -148,7 +148,7 @@ def test_an_unavailable_queue_returns_503_until_it_is_available_again(valkey: Va
         assert (response.status_code, response.json()["error"]["code"]) == (503, "queue_unavailable")
         assert response.headers["retry-after"]
         wait_until(lambda: stack.http.get("/readyz").status_code == 503)
-        assert "queue" in stack.http.get("/readyz").json()["reasons"][0]
+        assert "Redis is unavailable" in stack.http.get("/readyz").json()["reasons"][0]
         assert stack.http.get("/livez").status_code == 200
         assert stack.http.get("/v1/models").json()["data"]
         valkey.start()

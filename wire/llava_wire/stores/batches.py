@@ -161,7 +161,7 @@ class BatchStore:
 
     async def stats(self) -> BatchStats:
         """Return statistics for /metrics."""
-        rows = [(row[0].decode(), *map(int, row[1:])) for row in await self._call("queue_stats", "")]
+        rows = [(row[0].decode(), *map(int, row[1:])) for row in await self._call("stats", "")]
         total, completed, failed = (sum(row[column] for row in rows) for column in (1, 2, 3))
         states = dict(Counter(row[0] for row in rows))
         return BatchStats(states, total - completed - failed, completed, failed)

@@ -69,7 +69,7 @@ def test_two_images(client: openai.OpenAI) -> None:
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).owned_by == "llava-serve"
-    with pytest.raises(openai.NotFoundError, match="served: scripted"):
+    with pytest.raises(openai.NotFoundError, match="Available models: scripted"):
         client.models.retrieve("other")
 
 
