@@ -17,7 +17,7 @@ SCOPE = "llava_serve"  # instrumentation scope of the spans
 
 
 class TracingUnavailable(Exception):
-    """Tracing is enabled, but a package is missing. The message has the install command."""
+    """Tracing is enabled, but a package is missing. The message contains the install command."""
 
 
 def open_tracing(service: str) -> TracerProvider:
