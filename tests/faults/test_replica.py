@@ -1,4 +1,4 @@
-"""Manual failover: a replica of the queue is promoted during live streams, and the proxies redirect to it."""
+"""Manual failover: a replica of the queue is promoted while streams are live. The proxies switch to it."""
 
 from __future__ import annotations
 

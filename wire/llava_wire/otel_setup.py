@@ -1,7 +1,7 @@
 """OpenTelemetry export for controllers and workers; the OpenTelemetry packages are optional.
 
 The standard ``OTEL_*`` variables configure the endpoint, sampling and service name. This package creates no
-spans; it passes a ``traceparent`` from the submitter of a job to the worker.
+spans; it only passes the ``traceparent`` of a job from its submitter to the worker.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class HeldJob:
         self._offset = len(assignment.token_ids)
 
     def next_event(self, num_tokens: int) -> Event:
-        """Return an event with up to ``num_tokens`` tokens. 0 gives an event without tokens."""
+        """Return an event with up to ``num_tokens`` tokens. If it is 0, the event has no tokens."""
         end = min(self._offset + num_tokens, self._output_length)
         tokens = tuple(self._number * POSITIONS + position for position in range(self._offset, end))
         event = Event(self._offset, tokens, "x" * len(tokens), STOP if end == self._output_length else None)

@@ -34,7 +34,7 @@ def age(server: RedisServer, tenant: str, ms: int) -> None:
 
 @dataclass
 class Elapsed:
-    """The elapsed seconds according to the Redis clock, during which the buckets refill."""
+    """The time in seconds that passed on the Redis clock while buckets were refilling."""
 
     s: float = 0.0
 

@@ -112,7 +112,7 @@ class DeliveryLedger:
 
     def __init__(self) -> None:
         self._controller_id = uuid.uuid4().hex
-        self._num_beats = 0  # sent under the current controller ID; Redis stores the same number
+        self._num_beats = 0  # beats sent under this controller ID; Redis stores the same number
         self._former_ids: list[str] = []  # to be removed from Redis
         self._live: dict[str, LiveJob] = {}
         self._to_resync: dict[str, None] = {}  # ordered set of job IDs

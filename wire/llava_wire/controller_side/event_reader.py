@@ -129,7 +129,7 @@ class EventReader:
             return
         job_id = live.job.job_id
         pairs = [arg for digest in digests for arg in (digest, live.pixels[digest])]
-        self._ledger.request_resync(job_id)  # remains requested if the next call fails
+        self._ledger.request_resync(job_id)  # stays requested if the next call fails
         await self._link.script("supply_images", job_id, live.remaining_ms, *pairs)
         self._ledger.finish_resync(live, controller_id)
 

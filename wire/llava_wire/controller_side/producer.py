@@ -192,7 +192,7 @@ class JobProducer:
     ) -> JobSnapshot | None:
         """Return the state of a job and its events after the first ``num_events``.
 
-        ``offset`` is the number of tokens in these first events. The controller that streams the job does not
+        ``offset`` is the number of tokens in the skipped events. The controller that streams the job does not
         change. Return None if the job does not exist or belongs to another tenant.
         """
         if not (reply := await self._call("read_job", job_id, tenant, num_events)):

@@ -17,7 +17,7 @@ __all__ = ["CommandSender"]
 
 
 class CommandSender:
-    """A sender of worker commands. All calls raise QueueUnavailable if Redis is unavailable."""
+    """A client that sends commands to workers. All calls raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
         self._link = Link(url, timeout_s=timeout_s, max_connections=2)

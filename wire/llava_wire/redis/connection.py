@@ -43,10 +43,10 @@ UNAVAILABLE = (
 
 
 class Link:
-    """A pool of connections to one Redis. Each command returns or fails within ``timeout_s``.
+    """A pool of connections to a Redis server. Each command returns or fails within ``timeout_s``.
 
-    ``on_connect`` is called for each new connection, because it may lead to a different server or to one with
-    an older state.
+    ``on_connect`` is called for each new connection, because it may reach a different server or one with an
+    older state.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ class ApiKeyStore:
         await self._call("add_api_key", key.digest, msgspec.msgpack.encode(key), _new_version())
 
     async def remove(self, digest: str) -> bool:
-        """Remove the key and return whether it existed. Controllers start to reject it within seconds."""
+        """Remove the key and return whether it existed. Controllers start rejecting it within seconds."""
         return bool(await self._call("remove_api_key", digest, _new_version()))
 
     async def read(self, version: str = "") -> tuple[str, list[ApiKey]] | None:

@@ -225,7 +225,7 @@ class JobConsumer:
         return assignments
 
     def _can_accept(self, assignment: Assignment) -> bool:
-        """Return False if images are missing, or if the worker still runs the job under an older assignment.
+        """Return False if images are missing, or if the job is still running under an older assignment.
 
         In the latter case, the older assignment has been revoked. The next emit reports the job as refused,
         so that the worker drops it before accepting it again.
@@ -237,11 +237,11 @@ class JobConsumer:
         return all(image.digest in assignment.pixels for image in job.images)
 
     async def _wait_for_work(self) -> bool:
-        """Wait up to ``WAIT_S`` for a wake-up; return whether jobs may be waiting."""
+        """Wait up to ``WAIT_S`` for a wake-up, and return whether jobs may be waiting."""
         try:
             return bool(await self._waiter.command("BLPOP", wake_key(self._heartbeat.model), WAIT_S))
         except UNAVAILABLE:
-            return True  # unknown: the pull that follows waits for Redis
+            return True  # unknown; the following pull waits for Redis anyway
 
     def _frame(self, assignment: Assignment, event: Event) -> tuple[Arg, ...]:
         number = self._frame_numbers.get(assignment.assignment_id, 0) + 1

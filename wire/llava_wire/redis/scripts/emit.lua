@@ -59,7 +59,7 @@ for i = 5, #ARGV, 7 do
   local holder, controller, length, last = unpack_slot(held[id])
   if holder ~= assignment then
     local state, writer = unpack(redis.call('HMGET', key('job', id), 'state', 'assignment'))
-    if state ~= 'done' or writer ~= assignment then refused[#refused + 1] = id end -- else a repeated call
+    if state ~= 'done' or writer ~= assignment then refused[#refused + 1] = id end -- else this is a repeated call
   elseif frame > last then
     if frame == last + 1 and offset == length then
       write(id, assignment, controller, length, frame, count, ARGV[i + 5], ARGV[i + 6])
