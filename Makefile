@@ -1,4 +1,4 @@
-# Targets: up, test, test-fast, check, format, bench, train, eval, clean. Each installs what it needs.
+# Targets: up, test, test-fast, check, format, bench, train, eval, clean. Each target installs its dependencies first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -62,7 +62,7 @@ $(VENV)/.up: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 # LiteLLM is installed without its dependencies, because boto3's botocore requires an older python-dateutil than this
-# project. The dev extra contains the dependencies that LiteLLM imports to call llava-serve.
+# project. The dev extra contains the dependencies that LiteLLM imports when it calls llava-serve.
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	$(PIP) install -q -c constraints.txt --no-deps litellm

@@ -1,4 +1,4 @@
-"""Health check of the worker image. It exits with status 0 while the container's worker sends heartbeats.
+"""Health check of the worker image. It exits with status 0 if the container's worker is sending heartbeats.
 
 A worker has no port to check. It sends a heartbeat every second once its model is loaded, so the check also
 works for ``docker compose up --wait`` and ``depends_on``.
@@ -28,7 +28,7 @@ async def _problem() -> str | None:
     host = socket.gethostname()  # worker IDs begin with the host name of the container
     if any(worker.worker_id.startswith(f"{host}-") for worker in workers):
         return None
-    return f"No worker on {host} sends heartbeats. It is still loading its model, or it hangs."
+    return f"No worker on {host} is sending heartbeats. It is still loading its model, or it has hung."
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ _RESPONSE_TIMEOUT_S = 60.0  # much longer than the delay that any fault causes
 
 @dataclass(frozen=True)
 class Outcome:
-    """The response that one client received."""
+    """The response received by one client."""
 
     job_id: str
     text: str
@@ -155,7 +155,7 @@ class Chaos:
     async def _respond(
         self, http: httpx2.AsyncClient, name: str, max_tokens: int, dice: random.Random
     ) -> Outcome:
-        """Get one response. Repeat the request with its key, or resume the stream after an interruption."""
+        """Get one response. After an interruption, resume the stream or repeat the request with its key."""
         state, deadline = StreamState(), time.monotonic() + scaled(_RESPONSE_TIMEOUT_S)
         key = {"Idempotency-Key": f"chaos-{self.seed}-{self.cluster.front.port}-{name}"}
         body = {

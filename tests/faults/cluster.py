@@ -1,4 +1,4 @@
-"""A complete system for fault tests: a queue, controllers, workers, and a proxy to the queue for each kind.
+"""A complete system for fault tests: a queue, controllers and workers, each connected through a proxy.
 
 A cluster is shared by several tests. ``restore`` restarts killed processes before the next test.
 """
@@ -26,7 +26,7 @@ from tests.wire.redis_server import RedisServer, binary
 
 __all__ = ["Cluster", "running_cluster"]
 
-# Seconds on a fast machine. They are scaled on a slow machine, where live processes respond more slowly.
+# Durations for a fast machine. They are scaled up on a slow machine, where processes respond more slowly.
 _LEASE_S = 1.0
 _HANG_TIMEOUT_S = 3.0
 _ORPHAN_GRACE_S = 3.0
@@ -108,12 +108,12 @@ class Cluster:
         return found
 
     def has_moved(self, job_id: str, former: WorkerProcess) -> bool:
-        """Return whether a worker other than ``former`` runs the job; False while it is queued."""
+        """Return whether a worker other than ``former`` is running the job; False while the job is queued."""
         worker_id = self.job_field(job_id, "worker")
         return bool(worker_id and worker_id not in former.log)
 
     def num_reaps(self) -> int:
-        """Return how often the controllers have called ``reap``. Each calls it once per second."""
+        """Return how many times the controllers have called ``reap``. Each calls it once per second."""
         return sum(int(self.redis.get(name) or 0) for name in self.key_names("beats:"))
 
     def dead_letters(self) -> list[str]:
@@ -127,7 +127,7 @@ class Cluster:
         assert not leaks
 
     def num_running(self, worker: WorkerProcess) -> float | None:
-        """Return the number of running sequences in a worker's heartbeat; None without a heartbeat."""
+        """Return the number of running sequences in a worker's heartbeat, or None if it has no heartbeat."""
         for key in self.key_names("heartbeat:"):
             packed = self.redis.get(key)
             if key.rpartition(":")[2] in worker.log and isinstance(packed, bytes):
@@ -145,7 +145,7 @@ class Cluster:
 
 
 def _as_user(url: str, role: str, acl: str | None) -> str:
-    """Return the URL with the user of this role in ``deploy/users.acl``, if there is an ACL."""
+    """Return the URL with the credentials for this role in ``deploy/users.acl``, if an ACL is in use."""
     return url.replace("redis://", f"redis://{role}:change-{role}-password@") if acl else url
 
 

@@ -1,4 +1,4 @@
-"""Fixtures: one system for all fault tests. It is healthy and idle before each test, and leaks no keys."""
+"""Fixtures for the fault tests. The shared system is idle before each test and must not leak keys."""
 
 from __future__ import annotations
 

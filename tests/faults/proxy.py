@@ -80,7 +80,7 @@ class FaultProxy:
         return port
 
     async def _stop(self) -> None:
-        """Stop after all connections are closed. Otherwise their warnings would appear in a later test."""
+        """Stop once all connections are closed. Otherwise their warnings would appear in a later test."""
         for listening in self._server.sockets:
             self._loop.remove_reader(listening.fileno())
         while others := asyncio.all_tasks() - {asyncio.current_task()}:

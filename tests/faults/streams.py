@@ -53,7 +53,7 @@ class Stream:
         return self.task is not None and self.task.done()
 
     def assert_complete(self) -> None:
-        """Check that the text and the usage are those of a response without faults."""
+        """Check that the text and the usage match those of a response without faults."""
         assert (self.error, self.has_done_event, self.finish_reason) == (None, True, "length")
         assert self.text == echo_text(self.prompt, max_tokens=self.max_tokens)
         assert self.usage
@@ -120,11 +120,11 @@ class Streams:
         return stream
 
     def start_many(self, urls: Sequence[str], number: int, **fields: Any) -> list[Stream]:
-        """Start streams with different prompts, distributed over the servers."""
+        """Start streams with different prompts, distributed across the servers."""
         return [self.start(urls[index % len(urls)], story(index), **fields) for index in range(number)]
 
     def resume(self, url: str, stream: Stream, **query: str) -> Stream:
-        """Resume a stream that was interrupted; return a new stream with the rest."""
+        """Resume an interrupted stream. Return a new stream with the rest of the response."""
         parameters = {"stream": "true", "include_usage": "true", **query}
         headers = {"Last-Event-ID": stream.last_id} if stream.last_id else {}
         path = f"{url}/v1/chat/completions/{stream.job_id}"

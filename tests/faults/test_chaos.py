@@ -32,7 +32,7 @@ async def test_random_faults_change_no_text_and_leave_nothing_behind(cluster: Cl
 
 
 def assert_no_process_has_grown(cluster: Cluster) -> None:
-    """Check that the open files and memory of each process are close to those of a new process."""
+    """Check that each process uses about as many files and as much memory as a new process."""
     processes = [*cluster.controllers, *cluster.workers]
     old = {process: psutil.Process(process.pid) for process in processes}
     num_files = {process: measured.num_fds() for process, measured in old.items()}

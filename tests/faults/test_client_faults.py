@@ -35,7 +35,7 @@ async def test_a_client_that_disconnects_frees_its_slot(cluster: Cluster, stream
 
 
 async def disconnect_after(num_steps: int, cluster: Cluster, stream: Stream) -> None:
-    """Disconnect after ``num_steps`` iterations of the event loop; check that no job remains."""
+    """Disconnect after ``num_steps`` iterations of the event loop, and check that no job remains."""
     for _ in range(num_steps):
         await asyncio.sleep(0)
     assert stream.task
@@ -130,7 +130,7 @@ async def test_a_background_response_survives_its_controller_and_then_its_worker
 
 
 async def _response_once(http: httpx2.AsyncClient, path: str, *statuses: str) -> Any:
-    """Wait until the stored response has one of the statuses; return it."""
+    """Wait until the stored response has one of the statuses, and return it."""
     while (response := (await http.get(path)).json())["status"] not in statuses:
         await asyncio.sleep(0.05)
     return response

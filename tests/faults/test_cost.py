@@ -1,4 +1,4 @@
-"""The load on Redis: commands per step do not grow with the streams, and an idle system sends few."""
+"""The load on Redis: it does not grow with the number of streams and is low when the system is idle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.waiting import async_wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
-# Commands sent by processes. Redis also counts the commands inside scripts, which are excluded here.
+# Commands sent by clients. Redis also counts the commands that scripts run, which are excluded here.
 SENT = ("evalsha", "eval", "xread", "blpop", "ping", "info")
 
 
@@ -48,16 +48,16 @@ async def commands_per_step(cluster: Cluster, streams: Streams, num_streams: int
 async def test_commands_do_not_grow_with_the_number_of_streams(
     large_cluster: Cluster, streams: Streams
 ) -> None:
-    """The baseline of 40 streams already needs both scripts of an emit."""
+    """The baseline of 40 streams already needs two script calls per emit."""
     few = await commands_per_step(large_cluster, streams, 40)
     many = await commands_per_step(large_cluster, streams, 128)
     assert many <= few * 1.1
 
 
 async def test_an_idle_system_sends_few_commands(large_cluster: Cluster) -> None:
-    """Each of the two processes sends fewer than five commands per second, the interval of ``reap``."""
+    """Each of the two processes sends fewer than five commands per ``reap`` interval (one second)."""
     large_cluster.restore()
-    await async_wait_until(lambda: not large_cluster.key_names("live:"), "the end of all cancellations")
+    await async_wait_until(lambda: not large_cluster.key_names("live:"), "all cancellations")
     commands, reaps = num_commands(large_cluster), large_cluster.num_reaps()
     await async_wait_until(lambda: large_cluster.num_reaps() >= reaps + 4, "four reaps")
     num_reaps = large_cluster.num_reaps() - reaps

@@ -1,4 +1,4 @@
-"""Overload with ten times the capacity: excess requests are rejected with a time to retry."""
+"""Overload at ten times the capacity: excess requests are rejected with a retry time."""
 
 from __future__ import annotations
 
@@ -32,9 +32,8 @@ async def test_under_overload_each_request_is_completed_or_rejected_with_a_retry
     small_cluster: Cluster, streams: Streams
 ) -> None:
     cluster, (worker,) = small_cluster, small_cluster.workers
-    first = streams.start(
-        cluster.urls[0], story("first"), max_tokens=60
-    )  # provides the service rate for the estimates
+    # The first response provides a service rate for the estimated retry times.
+    first = streams.start(cluster.urls[0], story("first"), max_tokens=60)
     await async_wait_until(lambda: first.is_finished, "a response")
 
     running = streams.start_many(cluster.urls, MAX_RUNNING, max_tokens=400)

@@ -1,4 +1,4 @@
-"""Streams survive faults of the queue: killed with and without its data, disconnected, stalled, slow."""
+"""Streams survive queue faults: kills with and without data loss, disconnects, stalls and delays."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def restricted_queue() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="module")
 def volatile_cluster() -> Iterator[Cluster]:
-    """A cluster with a queue that loses its data in a restart, and with fewer slots than streams."""
+    """A cluster that has fewer slots than streams and whose queue loses its data in a restart."""
     with running_cluster(
         num_workers=2, is_durable=False, worker={"max_num_sequences": 8}, server={"keepalive_s": 0.5}
     ) as cluster:
@@ -64,7 +64,7 @@ async def test_a_queue_restarted_without_data_loses_no_live_stream(
     volatile_cluster.restore()
     started = streams.start_many(volatile_cluster.urls, NUM_STREAMS)
     await wait_for_text(started, 12)
-    assert sum(stream.num_deltas == 0 for stream in started) > 4  # queued jobs are submitted again too
+    assert sum(stream.num_deltas == 0 for stream in started) > 4  # queued jobs, which must be resubmitted too
     volatile_cluster.queue.restart(None)
     await streams.wait_for_all()
     for stream in started:

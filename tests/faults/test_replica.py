@@ -1,4 +1,4 @@
-"""Manual failover: a replica of the queue is promoted during live streams, and the address points to it."""
+"""Manual failover: a replica of the queue is promoted while streams are live. The proxies switch to it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_live_streams_continue_on_a_promoted_replica(
         before = {stream: stream.num_deltas for stream in started}
         await async_wait_until(
             lambda: all(s.is_finished or s.num_deltas > number + 20 for s, number in before.items()),
-            "more of each stream",
+            "more tokens in each stream",
         )
         late = streams.start_many(cluster.urls, 2, max_tokens=20)
         await streams.wait_for_all()

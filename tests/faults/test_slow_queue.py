@@ -56,7 +56,7 @@ def path(queue: str) -> Iterator[FaultProxy]:
 
 @asynccontextmanager
 async def stepped_worker(path: FaultProxy) -> AsyncIterator[SteppedEngine]:
-    """Run a worker that connects to the queue through ``path``; yield its engine."""
+    """Run a worker that connects to the queue through ``path``. Yield its engine."""
     model, engine = open_model(load_settings(["--model", "echo"])), SteppedEngine()
     consumer = await JobConsumer.connect(path.url, model.heartbeat)
     worker = Worker(
@@ -70,7 +70,7 @@ async def stepped_worker(path: FaultProxy) -> AsyncIterator[SteppedEngine]:
 
 
 async def submit(client: JobClient, engine: SteppedEngine) -> str:
-    """Submit a job and wait for its first token; return the job ID."""
+    """Submit a job, wait for its first token and return the job ID."""
     job_id = await client.submit("Tell me.", temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
     engine.permits.release()
     await async_wait_until(lambda: client.events[job_id], "the first token")

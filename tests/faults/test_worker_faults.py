@@ -1,4 +1,4 @@
-"""Streams survive faults of their workers: killed, frozen, hung, stopped, or declared lost while alive."""
+"""Streams survive if their worker is killed, frozen, hung, stopped, or declared lost while alive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
 
 async def start(cluster: Cluster, streams: Streams, number: int, **fields: Any) -> list[Stream]:
-    """Start streams over all controllers and wait until each has produced text."""
+    """Start streams across all controllers and wait until each has produced text."""
     started = streams.start_many(cluster.urls, number, **fields)
     await async_wait_until(
         lambda: all(stream.num_deltas >= 10 or stream.is_finished for stream in started), "all streams"
@@ -95,7 +95,7 @@ async def test_a_worker_with_a_hung_engine_exits_and_its_streams_continue(
     await streams.wait_for_all()
     for stream in good:
         stream.assert_complete()
-    for worker in cluster.workers:  # one may hold the job already, and would exit during the next test
+    for worker in cluster.workers:  # one may already hold the job and would then exit during the next test
         worker.kill()
 
 

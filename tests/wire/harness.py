@@ -190,7 +190,7 @@ class Harness:
 
 
 def wrap_scripts(participant: JobProducer | JobConsumer, call: ScriptWrapper) -> Callable[[], None]:
-    """Run the scripts of a controller or worker as ``call(script, name, *args)``; return an undo function."""
+    """Replace each script call by ``call(script, name, *args)``. Return a function that undoes the change."""
     link = participant._link
     script = link.script
 
@@ -222,7 +222,7 @@ def before_script(
 def after_script(
     participant: JobProducer | JobConsumer, name: str, action: Callable[[], Awaitable[Any]]
 ) -> None:
-    """Run ``action`` once, before the reply of the next call of this script is returned."""
+    """Run ``action`` once, before the reply to the next call of this script is returned."""
 
     async def call(script: Script, called: str, *args: Arg) -> Any:
         reply = await script(called, *args)

@@ -69,7 +69,7 @@ class RedisServer:
         wait_until(self._is_ready, "the server start")
 
     def kill(self) -> None:
-        """Kill the process without writing its data."""
+        """Kill the process without saving its data."""
         assert self._process
         self._process.kill()
         self._process.wait()
@@ -91,7 +91,7 @@ class RedisServer:
         return self._dump.read_bytes()
 
     def restart(self, dump: bytes | None) -> None:
-        """Kill the server and start it with the data in ``dump``, or without data."""
+        """Kill the server and restart it with the data in ``dump``, or without data."""
         self.kill()
         self._dump.unlink(missing_ok=True)
         if dump is not None:

@@ -1,7 +1,7 @@
 """Settings shared by the server and the worker, read from ``LLAVA_*`` variables and command-line flags.
 
-``ServiceSettings`` is the base class of the settings of both programs. Secrets can be read from files, as
-mounted by Docker and Kubernetes (``LLAVA_REDIS_URL_FILE`` for ``redis_url``), and are never printed.
+``ServiceSettings`` is the base class of the settings of both programs. Secrets can be read from files mounted
+by Docker or Kubernetes (for example ``LLAVA_REDIS_URL_FILE`` for ``redis_url``) and are never printed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 class ServiceSettings(BaseSettings):
-    """The settings of one process. A subclass adds fields and sets ``program``, the prefix of error lines.
+    """Base class for the settings of a process. Subclasses add fields and set ``program``, the error prefix.
 
-    A field ``<name>_file`` next to a secret field ``<name>`` is the path of a file that contains the secret.
+    For a secret field ``<name>``, the field ``<name>_file`` is the path of a file that contains the secret.
     """
 
     program: ClassVar[str]
@@ -61,7 +61,7 @@ class ServiceSettings(BaseSettings):
 
     @classmethod
     def load(cls, arguments: Sequence[str]) -> Self:
-        """Read variables and flags. On errors, print one line per error to stderr and exit with status 2."""
+        """Read variables and flags. On failure, print one line per error to stderr and exit with status 2."""
         try:
             return CliApp.run(cls, cli_args=list(arguments))
         except ValidationError as error:
@@ -93,7 +93,7 @@ class ServiceSettings(BaseSettings):
 
     @classmethod
     def _error_line(cls, detail: Any) -> str:
-        """Format one error detail from pydantic, without the value of a secret field."""
+        """Format one error detail from pydantic, omitting the value of a secret field."""
         name = "_".join(str(part) for part in detail["loc"])
         message = str(detail["msg"]).removeprefix("Value error, ").removesuffix(".")
         if not name:

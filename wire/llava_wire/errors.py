@@ -1,12 +1,12 @@
-"""Exceptions of this package. Redis errors are raised as ``QueueUnavailable`` (``redis/connection.py``).
+"""Exceptions raised by this package. Redis errors become ``QueueUnavailable`` (``redis/connection.py``).
 
 WireError
-├── QueueUnavailable       Redis cannot be reached: 503
+├── QueueUnavailable       Redis cannot be reached (HTTP 503)
 ├── DuplicateJob           a job with the same ID but different contents exists
 ├── AlreadySubmitted       the job was submitted through another controller, or has ended
-├── QueueFull              the model's queue is full: 503
-├── StoreFull              no room for a file or a batch: 429, or 503 if other tenants use the space
-└── TenantOverLimit        the tenant has reached a limit on live jobs: 429
+├── QueueFull              the model's queue is full (HTTP 503)
+├── StoreFull              no room for a file or a batch (HTTP 429, or 503 if other tenants use the space)
+└── TenantOverLimit        the tenant has reached a limit on live jobs (HTTP 429)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class WireError(Exception):
-    """Base class of the exceptions of this package."""
+    """Base class for all exceptions of this package."""
 
 
 class DuplicateJob(WireError):
@@ -31,11 +31,11 @@ class DuplicateJob(WireError):
 
 
 class AlreadySubmitted(WireError):
-    """The same job is live or ended minutes ago. Use ``JobProducer.snapshot`` or ``attach``."""
+    """The job is live or ended a few minutes ago. Use ``JobProducer.snapshot`` or ``attach``."""
 
 
 class QueueUnavailable(WireError):
-    """Redis is unavailable. Retry after ``retry_after_s``."""
+    """Redis is unavailable. Retry after ``retry_after_s`` seconds."""
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
@@ -59,7 +59,7 @@ class TenantOverLimit(WireError):
 
 
 class StoreFull(WireError):
-    """There is no room for a file or batch. ``is_own``: the tenant's own files or batches use the space."""
+    """There is no room for a file or batch. ``is_own`` is True if the tenant's own data takes it up."""
 
     def __init__(self, message: str, *, is_own: bool) -> None:
         super().__init__(message)

@@ -1,7 +1,7 @@
 """OpenTelemetry export for controllers and workers; the OpenTelemetry packages are optional.
 
 The standard ``OTEL_*`` variables configure the endpoint, sampling and service name. This package creates no
-spans; it passes a ``traceparent`` from the submitter of a job to the worker.
+spans; it only passes the ``traceparent`` of a job from its submitter to the worker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SCOPE = "llava_serve"  # instrumentation scope of the spans
 
 
 class TracingUnavailable(Exception):
-    """Tracing is enabled, but a package is missing. The message has the install command."""
+    """Tracing is enabled, but a package is missing. The message contains the install command."""
 
 
 def open_tracing(service: str) -> TracerProvider:

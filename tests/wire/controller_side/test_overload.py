@@ -26,7 +26,7 @@ async def submit(
 
 
 async def served(consumer: JobConsumer, number: int) -> list[str]:
-    """Pull jobs; return their tenants in order of assignment."""
+    """Pull jobs and return their tenants in order of assignment."""
     return [assignment.job.tenant for assignment in await consumer.pull(number)]
 
 
@@ -125,7 +125,7 @@ async def test_the_measured_rate_determines_when_to_retry(harness: Harness) -> N
         await submit(producer, 1)
     assert 2.0 <= raised.value.retry_after_s <= 30.0
     for bucket in harness.keys("served:"):
-        harness.redis.incrbyfloat(bucket, 998_000.0)  # much faster
+        harness.redis.incrbyfloat(bucket, 998_000.0)  # simulates a much higher service rate
     with pytest.raises(QueueFull) as sooner:
         await submit(producer, 1)
     assert sooner.value.retry_after_s == 1.0

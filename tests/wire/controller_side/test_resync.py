@@ -88,7 +88,7 @@ async def test_frames_that_a_worker_wrote_before_a_restart_are_kept(harness: Har
 
 
 async def test_frames_that_another_worker_wrote_to_an_older_log_are_not_delivered(harness: Harness) -> None:
-    """The client received 1, 2. After a restart with older data, another worker wrote 1, 7."""
+    """The client received tokens 1 and 2. After a restart with older data, another worker wrote 7 after 1."""
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     await consumer.emit([frame(assignment, 0, 1)])

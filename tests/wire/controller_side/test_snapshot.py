@@ -1,4 +1,4 @@
-"""Several readers of one job: resubmitted jobs, snapshots, and jobs without a reader."""
+"""Jobs with several readers or none: resubmission, snapshots and cancellation of unread jobs."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class FaultMachine(RuleBasedStateMachine):
         connecting = JobProducer.connect(
             self.server.url,
             check_interval_s=self.check_interval_s,
-            timeout_s=60.0,  # so that a slow machine causes no faults
+            timeout_s=60.0,  # so that a slow machine causes no additional faults
         )
         producer = self.wait(connecting)
         self._send_twice(producer)
@@ -82,7 +82,7 @@ class FaultMachine(RuleBasedStateMachine):
         self.workers.append(FaultyWorker(worker_id, consumer))
 
     def _send_twice(self, participant: JobProducer | JobConsumer) -> None:
-        """Run about every third script twice, as after a lost reply."""
+        """Run about every third script twice, as if its reply had been lost."""
 
         async def maybe_twice(script: Script, name: str, *args: Arg) -> Any:
             if self.random.random() < 0.3:
@@ -196,7 +196,7 @@ class FaultMachine(RuleBasedStateMachine):
 
     @rule(pick=picks)
     def move_client(self, pick: int) -> None:
-        """Reconnect a client, possibly to another controller, while the old controller still streams."""
+        """Reconnect a client, possibly to another controller, while the old controller is still streaming."""
         client = self._any_client()
         if client:
             self._attach(client, self.producers[pick % len(self.producers)])

@@ -24,7 +24,7 @@ class HeldJob:
         self._offset = len(assignment.token_ids)
 
     def next_event(self, num_tokens: int) -> Event:
-        """Return an event with up to ``num_tokens`` tokens; 0 tokens make a frame with text only."""
+        """Return an event with up to ``num_tokens`` tokens. If it is 0, the event has no tokens."""
         end = min(self._offset + num_tokens, self._output_length)
         tokens = tuple(self._number * POSITIONS + position for position in range(self._offset, end))
         event = Event(self._offset, tokens, "x" * len(tokens), STOP if end == self._output_length else None)
@@ -33,7 +33,7 @@ class HeldJob:
 
 
 class FaultyWorker:
-    """A consumer and the jobs that it holds. It may continue after it has been reaped."""
+    """A consumer and the jobs that it holds. It may continue to write after it has been reaped."""
 
     def __init__(self, worker_id: str, consumer: JobConsumer) -> None:
         self.worker_id = worker_id

@@ -1,4 +1,4 @@
-"""Random faults on Redis and Valkey. ``--exhaustive`` runs 200 new random cases instead of a fixed few."""
+"""Random faults on Redis and Valkey. ``--exhaustive`` runs 200 random cases instead of a few fixed ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Races: one coroutine acts between the script call of another one and its reply."""
+"""Race conditions: one coroutine acts between another coroutine's script call and the reply."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ async def test_a_cancelled_command_returns_immediately_and_leaves_the_link_usabl
 
 
 async def test_a_busy_loop_of_commands_can_be_cancelled(harness: Harness) -> None:
-    """A cancellation that coincides with a reply must not be lost, or a worker could not be stopped."""
+    """If a cancellation that coincides with a reply were lost, a worker could not be stopped."""
     link = Link(harness.server.url, timeout_s=60)
 
     async def send_commands() -> None:

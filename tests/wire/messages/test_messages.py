@@ -1,4 +1,4 @@
-"""Messages stay compatible across versions: new fields have defaults that match their absence."""
+"""Messages stay compatible across versions: the default of a new field means the same as its absence."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def submitted(harness: Harness, **changes: Any) -> tuple[Job, Any]:
-    """Submit a job as a newer server would write it; return the job and its client."""
+    """Submit a job as a newer server would encode it. Return the job and its client."""
     producer, job = await harness.producer(), make_job()
     client = harness.client(producer)
     await producer.submit(job, {})

@@ -28,13 +28,13 @@ async def store(server: RedisServer) -> AsyncIterator[RateLimitStore]:
 
 
 def age(server: RedisServer, tenant: str, ms: int) -> None:
-    """Move the tenant's last charge ``ms`` into the past."""
+    """Move the tenant's last charge ``ms`` milliseconds into the past."""
     server.client.hincrby(f"{PREFIX}rate:{tenant}", "at", -ms)
 
 
 @dataclass
 class Elapsed:
-    """The elapsed seconds by the Redis clock, during which the buckets fill."""
+    """The time in seconds that passed on the Redis clock while buckets were refilling."""
 
     s: float = 0.0
 

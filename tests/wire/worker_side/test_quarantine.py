@@ -1,4 +1,4 @@
-"""Quarantine: after two worker crashes a job runs alone, and it fails after another crash."""
+"""Quarantine: after two worker crashes, a job runs alone. After another crash, it fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def crash(harness: Harness, producer: JobProducer, worker_id: str) -> None
 
 
 async def two_quarantined_jobs(harness: Harness, producer: JobProducer) -> list[Job]:
-    """Return two jobs that were both running on two workers when these crashed."""
+    """Return two jobs that ran together on two workers in succession, both of which crashed."""
     jobs = [make_job(), make_job()]
     for job in jobs:
         await producer.submit(job, {})
@@ -112,7 +112,7 @@ async def test_one_busy_worker_at_a_time_drains_for_a_quarantined_job(harness: H
         await crash(harness, producer, name)
     for _ in range(2):
         await producer.submit(make_job(), {})
-    assert await busy[0]._pull(1) == []  # it drains
+    assert await busy[0]._pull(1) == []  # draining for the quarantined job
     assert len(await busy[1]._pull(1)) == 1
     await busy[0].emit([frame(running[0][1], 0, 1, final=STOP)])
     (assignment,) = await busy[0]._pull(4)

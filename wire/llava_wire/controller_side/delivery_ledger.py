@@ -1,8 +1,9 @@
-"""The live jobs of one controller and the frames that it has delivered, which take precedence over Redis.
+"""The live jobs of a controller and the frames that it has delivered, which take precedence over Redis.
 
 The ledger does no I/O: ``producer`` adds jobs and ``event_reader`` adds the frames that it reads. A frame is
 one packed event; its index is its position in the job's log. The ledger accepts each index once and in order,
-so a stream has no duplicates and no gaps. If a frame does not fit, the job is resynchronized with Redis.
+so a stream has no duplicates and no gaps. If a frame is out of sequence, the job is resynchronized with
+Redis.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PendingCancel:
-    """A cancel to send once Redis is available. With a ``nonce``, it applies only to that submission."""
+    """A cancel request to send once Redis is available.
+
+    If ``nonce`` is set, the request applies only to the submission or takeover with that nonce.
+    """
 
     job_id: str
     tenant: str
@@ -37,11 +41,11 @@ class PendingCancel:
 
 
 class LiveJob:
-    """A job that a controller streams, with all data needed to create it again in an empty Redis.
+    """A job streamed by a controller, with all data needed to recreate it in an empty Redis.
 
     ``nonce`` identifies one submission or takeover, so that repeated or late calls do not affect another
-    reader of the same job. ``epoch`` counts the takeovers of the stream. ``trace`` is the W3C traceparent; it
-    is stored separately because the packed job must not depend on it.
+    reader of the same job. ``epoch`` increases with each takeover of the stream. ``trace`` is the W3C
+    traceparent; it is stored separately because the packed job must not depend on it.
     """
 
     def __init__(
@@ -66,16 +70,16 @@ class LiveJob:
         self.next_offset = sum(len(event.token_ids) for event in decode_log(frames))
         self.deadline = time.monotonic() + ttl_s
         self.last_active = time.monotonic()
-        # ID of the last stream entry at the last resync. Earlier entries are in the log or no longer apply.
+        # ID of the last stream entry at the last resync. Entries up to it are in the log or no longer apply.
         self.resynced_to = (0, 0)
 
     @property
     def remaining_ms(self) -> int:
-        """Return the milliseconds until the deadline, at least 1."""
+        """Return the time until the deadline in milliseconds, at least 1."""
         return max(int((self.deadline - time.monotonic()) * 1000), 1)
 
     def append(self, payload: bytes, event: Event) -> None:
-        """Add the next frame of the log; ``event`` is the decoded ``payload``."""
+        """Append the next frame. ``event`` is the decoded ``payload``."""
         self.frames.append(payload)
         self.next_offset = event.next_offset
         self.mark_active()
@@ -84,7 +88,7 @@ class LiveJob:
         self.last_active = time.monotonic()
 
     def creation_args(self, controller_id: str) -> tuple[Arg, ...]:
-        """Return the first arguments of the scripts ``submit`` and ``resync_job``, which create the job."""
+        """Return the leading arguments of ``submit`` and ``resync_job``, the scripts that create jobs."""
         job = self.job
         digests = " ".join(dict.fromkeys(image.digest for image in job.images))
         return (
@@ -104,14 +108,14 @@ class LiveJob:
 
 
 class DeliveryLedger:
-    """The live jobs of one controller and the events that are ready for delivery."""
+    """The live jobs of one controller and their events that are ready for delivery."""
 
     def __init__(self) -> None:
         self._controller_id = uuid.uuid4().hex
-        self._num_beats = 0  # sent under the current controller ID; Redis stores the same number
+        self._num_beats = 0  # beats sent under this controller ID; Redis stores the same number
         self._former_ids: list[str] = []  # to be removed from Redis
         self._live: dict[str, LiveJob] = {}
-        self._to_resync: dict[str, None] = {}  # job IDs in request order
+        self._to_resync: dict[str, None] = {}  # ordered set of job IDs
         self._pending_cancels: dict[str, PendingCancel] = {}
         self._ready: list[tuple[str, Event]] = []
         self._taken_over: deque[str] = deque(maxlen=MAX_TAKEN_OVER)
@@ -124,11 +128,11 @@ class DeliveryLedger:
 
     @property
     def next_beat(self) -> int:
-        """Return the number of the next beat under the current controller ID."""
+        """Return the sequence number of the next beat under the current controller ID."""
         return self._num_beats + 1
 
     def record_beat(self, controller_id: str, beat: int, *, has_lost_memory: bool) -> None:
-        """Count a beat that Redis received. ``has_lost_memory``: Redis did not have the previous beat."""
+        """Record that Redis received a beat. ``has_lost_memory``: Redis has lost the previous beat."""
         if controller_id != self._controller_id:
             return
         self._num_beats = beat
@@ -136,9 +140,9 @@ class DeliveryLedger:
             self.change_identity()
 
     def change_identity(self) -> None:
-        """Switch to a new controller ID and resync every job, because Redis lost data.
+        """Switch to a new controller ID and resync every job after Redis has lost data.
 
-        Entry IDs in the old stream may go backwards after the loss, so it is abandoned.
+        Entry IDs in the old stream may go backwards after the loss, so that stream is abandoned.
         """
         self._former_ids.append(self._controller_id)
         self._controller_id = uuid.uuid4().hex
@@ -149,7 +153,7 @@ class DeliveryLedger:
 
     @property
     def former_ids(self) -> tuple[str, ...]:
-        """Return the earlier controller IDs that Redis may still have."""
+        """Return the previous controller IDs that Redis may still contain."""
         return tuple(self._former_ids)
 
     def remove_former_id(self, controller_id: str) -> None:
@@ -170,19 +174,20 @@ class DeliveryLedger:
         return self._live.get(job_id)
 
     def track(self, live: LiveJob) -> None:
-        """Start to deliver the events of this job."""
+        """Start delivering the events of this job."""
         self._live[live.job.job_id] = live
 
     def confirm(self, live: LiveJob) -> None:
-        """Record that Redis has accepted the job under this controller."""
+        """Record that Redis has accepted the job for this controller."""
         live.is_submitted = True
         if live.job.job_id in self._taken_over:
             self._taken_over.remove(live.job.job_id)
 
     def reattach(self, live: LiveJob, nonce: str, epoch: int) -> list[Event]:
-        """Transfer a live job to another reader on this controller; return the events delivered so far.
+        """Transfer a live job to another reader on this controller. Return the events delivered so far.
 
-        A higher ``epoch`` than the recorded one means that another controller had the stream in between.
+        An ``epoch`` higher than the recorded one means that another controller owned the stream in the
+        meantime.
         """
         live.nonce = nonce
         if epoch > live.epoch:
@@ -192,7 +197,7 @@ class DeliveryLedger:
         return decode_log(live.frames[: len(live.frames) - num_ready])
 
     def drop(self, job_id: str) -> None:
-        """Stop delivering this job and discard its events that are ready."""
+        """Stop delivering this job and discard its undelivered events."""
         self._stop(job_id)
         self._ready = [item for item in self._ready if item[0] != job_id]
 
@@ -211,10 +216,10 @@ class DeliveryLedger:
         self.cancel_later(live.job.job_id, live.job.tenant)
 
     def was_taken_over(self, job_id: str) -> bool:
-        """Return whether another controller took over the job, so that this one must not cancel it."""
+        """Return whether another controller has taken over the job. If so, this one must not cancel it."""
         return job_id in self._taken_over
 
-    # Cancels that Redis has not received
+    # Cancel requests that Redis has not received yet
 
     def cancel_later(self, job_id: str, tenant: str, nonce: str = "") -> None:
         self._pending_cancels[job_id] = PendingCancel(job_id, tenant, nonce)
@@ -224,14 +229,14 @@ class DeliveryLedger:
         return tuple(self._pending_cancels.values())
 
     def cancel_sent(self, cancel: PendingCancel) -> None:
-        """Remove a cancel that Redis received, unless a newer one has replaced it."""
+        """Remove a cancel request that Redis has received, unless a newer one has replaced it."""
         if self._pending_cancels.get(cancel.job_id) == cancel:
             del self._pending_cancels[cancel.job_id]
 
     # Delivery
 
     def receive(self, job_id: str, index: int, payload: bytes, entry_id: tuple[int, int]) -> None:
-        """Accept the next frame from the stream. Skip a duplicate; request a resync for any other frame."""
+        """Accept a frame from the stream if it is the next one. Skip duplicates, else request a resync."""
         live = self._live.get(job_id)
         if live is None or job_id in self._to_resync or entry_id <= live.resynced_to:
             return  # the resync returns these frames from the log
@@ -244,14 +249,14 @@ class DeliveryLedger:
         return bool(self._ready)
 
     def take_ready(self) -> list[tuple[str, Event]]:
-        """Return the (job ID, event) pairs to deliver, and clear them."""
+        """Return and clear the (job ID, event) pairs that are ready for delivery."""
         ready, self._ready = self._ready, []
         return ready
 
     # Resynchronization
 
     def idle_jobs(self, idle_s: float) -> list[LiveJob]:
-        """Return the submitted jobs that have received nothing for ``idle_s``."""
+        """Return the submitted jobs that have received no events for ``idle_s`` seconds."""
         before = time.monotonic() - idle_s
         return [live for live in self._live.values() if live.is_submitted and live.last_active <= before]
 
@@ -267,14 +272,14 @@ class DeliveryLedger:
     def apply_resync(
         self, live: LiveJob, controller_id: str, state: bytes, tail: list[bytes], last_entry: tuple[int, int]
     ) -> bool:
-        """Apply the reply of the script ``resync_job`` to a job; return False if it no longer applies.
+        """Apply the reply from the script ``resync_job`` to a job. Return False if the reply is outdated.
 
-        ``tail`` has the frames in the log after the delivered ones; ``last_entry`` is the ID of the last
-        stream entry that they cover.
+        ``tail`` contains the frames that follow the delivered ones in the log; ``last_entry`` is the ID of
+        the last stream entry that they cover.
         """
         job_id = live.job.job_id
-        if self._live.get(job_id) is not live:  # it was cancelled, and the script has created it again
-            self.request_resync(job_id)  # for a newer LiveJob with another nonce
+        if self._live.get(job_id) is not live:  # it was cancelled, but the script has recreated it
+            self.request_resync(job_id)  # in case there is a newer LiveJob with another nonce
             if job_id not in self._live:
                 self.cancel_later(job_id, live.job.tenant, live.nonce)
             return False
@@ -299,13 +304,13 @@ class DeliveryLedger:
             self._to_resync.pop(live.job.job_id, None)
 
     def _accept(self, job_id: str, index: int, payload: bytes) -> None:
-        """Make a frame ready for delivery if it continues the delivered frames; else request a resync."""
+        """Queue a frame for delivery if it is the next one in the log. Otherwise, request a resync."""
         live = self._live.get(job_id)
         if live is None:
             return  # the job has ended
         try:
             event = decode_event(payload, live.next_offset)
-        except ValueError as error:  # from msgspec, or from text that is not UTF-8
+        except ValueError as error:  # raised by msgspec or caused by invalid UTF-8
             _log.error("job %s failed: its worker wrote an invalid event: %s", job_id, error)
             self.fail(live, ErrorCode.INTERNAL_ERROR, "A worker wrote an invalid event. Retry the request.")
             return
@@ -322,6 +327,6 @@ class DeliveryLedger:
             self._ready.append((job_id, error_event(code, message, offset=live.next_offset)))
 
     def _stop(self, job_id: str) -> LiveJob | None:
-        """Stop accepting frames for this job; events that are ready are still delivered."""
+        """Stop accepting frames for this job. Events that are ready are still delivered."""
         self._to_resync.pop(job_id, None)
         return self._live.pop(job_id, None)

@@ -1,4 +1,4 @@
-"""Limits for the queue and for a tenant, and the errors for jobs that exceed them."""
+"""Limits on the queue and on each tenant, and the errors for jobs that exceed them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llava_wire.messages.job import Job
 
 __all__ = ["DEFAULT_TENANT_LIMITS", "QueueLimits", "TenantLimits", "submit_error"]
 
-_DEFAULT_RETRY_S = 5.0  # used if no job ended in the last minute and the service rate is unknown
+_DEFAULT_RETRY_S = 5.0  # used if the service rate is unknown because no job finished in the last minute
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
 
 
@@ -17,7 +17,7 @@ _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
 class TenantLimits:
     """The limits of one tenant. A tenant with ``weight`` 3 gets three times the tokens of one with ``weight``
     1 while both have waiting jobs. ``max_jobs`` limits the number of waiting and running jobs, ``max_cost``
-    the sum of their tokens; None applies the default for all tenants."""
+    their total cost in tokens. None selects the default limit for tenants."""
 
     weight: float = 1.0
     max_jobs: int | None = None
@@ -30,8 +30,8 @@ DEFAULT_TENANT_LIMITS = TenantLimits()
 @dataclass(frozen=True)
 class QueueLimits:
     """The limits of the queue. ``queued_*`` limit the waiting jobs per model, ``tenant_*`` the waiting and
-    running jobs per tenant; costs are in tokens. ``pixel_bytes`` limits the total size of all stored
-    images."""
+    running jobs per tenant. Costs are in tokens. ``pixel_bytes`` limits the total size of all stored images.
+    """
 
     queued_jobs: int
     queued_cost: float
@@ -40,7 +40,7 @@ class QueueLimits:
     pixel_bytes: int
 
     def for_tenant(self, limits: TenantLimits) -> QueueLimits:
-        """Return these limits with the ``tenant_*`` limits of one tenant."""
+        """Return a copy of these limits with the ``tenant_*`` limits replaced by those of one tenant."""
         return QueueLimits(
             self.queued_jobs,
             self.queued_cost,
@@ -51,7 +51,7 @@ class QueueLimits:
 
 
 def submit_error(job: Job, limits: QueueLimits, reply: list[bytes | int]) -> WireError:
-    """Return the error for a reply of the script ``submit`` other than "ok"."""
+    """Return the error for any reply from the script ``submit`` other than "ok"."""
     kind = reply[0].decode() if isinstance(reply[0], bytes) else ""
     if kind == "duplicate":
         return DuplicateJob(f"Job {job.job_id} already exists with different contents.")
@@ -60,7 +60,7 @@ def submit_error(job: Job, limits: QueueLimits, reply: list[bytes | int]) -> Wir
     num_used, retry_after_s = int(reply[1]), _retry_after_s(int(reply[2]))
     if kind == "tenant":
         return TenantOverLimit(
-            f"{num_used} requests of this API key are waiting or running; the limit is {limits.tenant_jobs}. "
+            f"This API key has {num_used} waiting or running requests; the limit is {limits.tenant_jobs}. "
             "Wait for one to finish.",
             retry_after_s=retry_after_s,
         )
@@ -90,7 +90,7 @@ def submit_error(job: Job, limits: QueueLimits, reply: list[bytes | int]) -> Wir
 
 
 def _retry_after_s(milliseconds: int) -> float:
-    """Return the estimate in seconds, clamped; 0 milliseconds means that there is no estimate."""
+    """Convert an estimate to seconds and clamp it. 0 milliseconds means that there is no estimate."""
     if not milliseconds:
         return _DEFAULT_RETRY_S
     return min(max(milliseconds / 1000, _MIN_RETRY_S), _MAX_RETRY_S)

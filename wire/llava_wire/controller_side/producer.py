@@ -2,7 +2,7 @@
 
 ``JobProducer`` fails fast: if Redis is unavailable, it raises ``QueueUnavailable`` and the caller returns a
 503. Only ``follow`` waits until Redis is available again. The events delivered to a client take precedence
-over the state in Redis, so live streams continue even if Redis restarts empty.
+over the state in Redis, so live streams continue even if Redis restarts without its data.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, queue_unavailabl
 
 __all__ = ["JobProducer"]
 
-MAX_CRASHES = 3  # two with other jobs on the worker, which may have caused the crash, and one alone
-RECENT_READ_S = 3.0  # a job that was read within this time is not cancelled as unread
+MAX_CRASHES = 3  # two while sharing a worker with jobs that may have caused the crash, and one alone
+RECENT_READ_S = 3.0  # a job that was read this recently is not cancelled as unread
 ORPHAN_GRACE_S = 30.0
 NUM_TRIES = 3
 CRASHED = error_event(
     ErrorCode.WORKER_CRASHED,
-    "Every worker that ran this request crashed, the last one while it ran no other request. Change the "
-    "request before you send it again.",
+    "Every worker that ran this request crashed, the last one while running no other request. Change the "
+    "request before sending it again.",
 )
 Pixels: TypeAlias = Mapping[str, bytes]  # by digest
 _job_decoder = msgspec.msgpack.Decoder(Job)
@@ -82,10 +82,10 @@ class JobProducer:
     ) -> JobProducer:
         """Connect to the queue. Raise QueueUnavailable if Redis does not respond within ``timeout_s``.
 
-        ``timeout_s`` applies to all later calls too. ``QueueLimits`` documents the ``max_*`` limits.
-        ``lease_s`` is the new lease of all workers after a period in which no controller called ``reap``.
-        Jobs of a controller that has not called ``reap`` for ``orphan_grace_s`` are cancelled. A job without
-        events for ``check_interval_s`` is compared with Redis.
+        ``timeout_s`` also applies to all later calls. The ``max_*`` limits are documented in ``QueueLimits``.
+        If no controller has called ``reap`` for a while, the next call gives all workers a new lease of
+        ``lease_s``. The jobs of a controller that has not called ``reap`` for ``orphan_grace_s`` are
+        cancelled. A job that receives no events for ``check_interval_s`` is compared with Redis.
         """
         producer = cls(
             url,
@@ -119,11 +119,11 @@ class JobProducer:
     ) -> QueuePosition | None:
         """Add a job to the queue. ``follow`` yields its events, possibly before this call returns.
 
-        ``pixels`` has the tiles of every image in the job, by digest; images that Redis has are not sent
-        again. ``trace`` is passed to the workers. The call may be repeated with the same job, and only the
-        first call returns the position. Raise QueueFull, TenantOverLimit, QueueUnavailable or DuplicateJob.
-        Raise AlreadySubmitted if another controller has the job or if it has ended. After an error, the job
-        does not run for this controller, or is cancelled once Redis is available.
+        ``pixels`` maps the digest of every image in the job to its tiles; images that are already in Redis
+        are not sent again. ``trace`` is passed to the workers. The call can be repeated with the same job;
+        only the first call returns the queue position. Raise QueueFull, TenantOverLimit, QueueUnavailable or
+        DuplicateJob. Raise AlreadySubmitted if another controller owns the job or if the job has ended. If
+        the call fails, the job is not run for this controller, or is cancelled once Redis is available.
         """
         pixels = {image.digest: pixels[image.digest] for image in job.images}
         live = self._find(job)
@@ -144,11 +144,11 @@ class JobProducer:
         return QueuePosition.from_reply(*reply[1:]) if len(reply) > 1 else None
 
     def is_live(self, job: Job) -> bool:
-        """Return whether this controller streams the job. Raise DuplicateJob if its contents differ."""
+        """Return whether this controller is streaming the job. Raise DuplicateJob if its contents differ."""
         return self._find(job) is not None
 
     async def cancel(self, job_id: str, *, tenant: str) -> bool:
-        """End a job without further events; return whether it was live.
+        """Cancel a job without emitting further events. Return whether it was live.
 
         If the call raises QueueUnavailable, the job is cancelled once Redis is available.
         """
@@ -164,34 +164,36 @@ class JobProducer:
             raise
 
     async def cancel_unread(self, job_id: str, *, tenant: str) -> bool:
-        """Cancel a job that no client of this controller reads; return whether it is no longer live.
+        """Cancel a job that no client of this controller is reading. Return True if it is no longer live.
 
-        Return False if another reader took a snapshot within ``RECENT_READ_S`` or has attached to the job. If
-        the call raises QueueUnavailable, the job may still be cancelled, but not for a later reader.
+        Return False if another reader took a snapshot within the last ``RECENT_READ_S`` seconds or has
+        attached to the job. If the call raises QueueUnavailable, the job may have been cancelled anyway,
+        unless a new reader had attached.
         """
         live, recent_ms = self._ledger.find(job_id), int(RECENT_READ_S * 1000)
         nonce = live.nonce if live else ""
         if await self._call("cancel", job_id, tenant, self.controller_id, 1, recent_ms, nonce) == 2:
-            self._ledger.request_resync(job_id)  # an attach with a lost reply may have set another nonce
+            self._ledger.request_resync(job_id)  # an attach whose reply was lost may have set another nonce
             return False
         if live and live.nonce == nonce:  # else a new reader has attached on this controller
             self._ledger.drop(job_id)
         return True
 
     async def delete(self, job_id: str, *, tenant: str) -> bool:
-        """Delete a job and its output; return False if the tenant has no such job.
+        """Delete a job and its output. Return False if the tenant has no such job.
 
-        An unfinished job is cancelled first, and its stream on any controller gets a final error event.
+        An unfinished job is cancelled first, and its stream ends with an error event on whichever controller
+        has it.
         """
         return bool(await self._call("delete", job_id, tenant, uuid.uuid4().hex))
 
     async def snapshot(
         self, job_id: str, *, tenant: str, num_events: int = 0, offset: int = 0
     ) -> JobSnapshot | None:
-        """Return the state of a job and its events after the first ``num_events``, which end at ``offset``.
+        """Return the state of a job and its events after the first ``num_events``.
 
-        The stream stays with its controller. Return None if the job does not exist or belongs to another
-        tenant.
+        ``offset`` is the number of tokens in the skipped events. The controller that streams the job does not
+        change. Return None if the job does not exist or belongs to another tenant.
         """
         if not (reply := await self._call("read_job", job_id, tenant, num_events)):
             return None
@@ -210,18 +212,18 @@ class JobProducer:
         return self._reader.follow()
 
     async def attach(self, job_id: str, *, tenant: str) -> list[Event] | None:
-        """Take over a stream: return the events so far; ``follow`` yields the next ones.
+        """Take over a stream and return its events so far. ``follow`` yields the later ones.
 
-        Return None if the job is cancelled, has expired, does not exist, or belongs to another tenant. A
-        controller that still streams the job gets a final error event.
+        Return None if the job was cancelled, has expired, does not exist, or belongs to another tenant. If
+        another controller is still streaming the job, its stream ends with an error event.
         """
         nonce = uuid.uuid4().hex
         reply = await self._call("take_over_job", job_id, tenant, self.controller_id, nonce)
         live = self._ledger.find(job_id)
         if reply == [b"cancelled"]:
-            self._ledger.request_resync(job_id)  # ends the stream if this controller has it
+            self._ledger.request_resync(job_id)  # ends the stream if it is on this controller
             return None
-        if live:  # already on this controller; another one may have had it in between
+        if live:  # already on this controller, but another one may have owned it in the meantime
             epoch = reply[1] if reply else 0
             return self._ledger.reattach(live, nonce, epoch) if live.job.tenant == tenant else None
         if not reply:
@@ -242,9 +244,10 @@ class JobProducer:
         return read_heartbeats(reply[2])
 
     async def reap(self) -> int:
-        """Requeue the jobs of dead and hung workers; return the number of jobs.
+        """Requeue the jobs of dead and hung workers. Return the number of jobs.
 
-        Call it once per second: it also shows that this controller is alive, and detects data loss in Redis.
+        Call it once per second. It is also the heartbeat of this controller, and it detects data loss in
+        Redis.
         """
         controller_id, beat = self.controller_id, self._ledger.next_beat
         payload = msgspec.msgpack.encode(CRASHED)
@@ -255,9 +258,9 @@ class JobProducer:
         return int(num_requeued)
 
     async def stats(self, heartbeats: Sequence[Heartbeat] | None = None) -> QueueStats:
-        """Return statistics for all models with a worker or with a live job on this controller.
+        """Return statistics for all models that have a worker or a live job on this controller.
 
-        ``heartbeats`` are read from Redis unless the caller passes them.
+        The heartbeats are read from Redis if ``heartbeats`` is None.
         """
         if heartbeats is None:
             heartbeats = await self.heartbeats()

@@ -1,4 +1,4 @@
-"""Queue information for controllers: statistics, and the position and state of a job."""
+"""Results of queue queries: statistics, and the position and state of a job."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ class QueueStats:
 
 @dataclass(frozen=True)
 class QueuePosition:
-    """The position of a job when it was submitted: the number of jobs waiting for the same model, and the
-    estimated time to serve them at the rate of the last minute; None if no job was served in that minute."""
+    """The queue position of a job at submission. ``num_ahead`` is the number of jobs waiting for the same
+    model. ``wait_s`` is the estimated time to serve them at the rate of the last minute; None if no job was
+    served in that minute."""
 
     num_ahead: int
     wait_s: float | None
 
     @classmethod
     def from_reply(cls, num_ahead: int, wait_ms: int) -> QueuePosition:
-        """Parse the reply of the script ``submit``. With jobs ahead, 0 ms means that there is no estimate."""
+        """Parse the reply from ``submit``. If there are jobs ahead, 0 ms means that there is no estimate."""
         return cls(num_ahead, None if num_ahead and not wait_ms else wait_ms / 1000)
 
 
@@ -41,7 +42,8 @@ class QueuePosition:
 class JobSnapshot:
     """The state of a job (queued, parked, running, done, cancelled or orphaned) and its next events.
 
-    ``outline`` is the job without its messages. ``created_at`` is in Unix seconds, by the Redis clock.
+    ``outline`` is the job without its messages. ``created_at`` is in Unix seconds, according to the Redis
+    clock.
     """
 
     state: str

@@ -1,4 +1,4 @@
-"""The images that a controller has sent recently and need not send again."""
+"""The images that a controller has sent recently and does not need to send again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_SENT_IMAGES = 4096
 
 
 class SentImages:
-    """An LRU set of digests that Redis probably has. The script ``submit`` reports missing images."""
+    """An LRU set of digests of images that are probably still in Redis. ``submit`` reports missing ones."""
 
     def __init__(self) -> None:
         self._digests: OrderedDict[str, None] = OrderedDict()  # oldest first

@@ -1,4 +1,4 @@
-"""Assignments: a job assigned to a worker, with the output that the worker continues."""
+"""Assignments: jobs assigned to workers, with the output so far that a worker continues."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class Assignment:
     ``assignment_id`` is a fencing token: only its holder may write to the log of the job. ``token_ids`` and
     ``text`` are the output of earlier workers; generation continues at offset ``len(token_ids)``. ``pixels``
     maps each digest in ``job.images`` to its tiles. ``remaining_s`` is the time from the pull to the deadline
-    of the job; None if unknown. ``trace`` is the W3C traceparent of the submitter; empty without tracing.
+    of the job, or None if unknown. ``trace`` is the W3C traceparent of the submitter; empty if tracing is
+    disabled.
     """
 
     job: Job

@@ -1,7 +1,7 @@
 """Events: the output of a job, as emitted by a worker and stored in the log of the job.
 
-Each event carries token IDs *and* text: another worker continues from the IDs, and a controller streams the
-text without a tokenizer. The last event of a job has ``final`` set.
+Each event carries both token IDs and text, so that another worker can resume from the IDs and a controller
+can stream the text without a tokenizer. The last event of a job has ``final`` set.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class FinishReason(str, Enum):
 
 
 class ErrorCode(str, Enum):
-    """The machine-readable reason why a job failed; ``JobError.message`` is for people."""
+    """The machine-readable reason why a job failed; ``JobError.message`` is for humans."""
 
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     INVALID_REQUEST = "invalid_request"
@@ -42,7 +42,7 @@ class ErrorCode(str, Enum):
     WORKER_CRASHED = "worker_crashed"
     INTERNAL_ERROR = "internal_error"
     WORKER_OUTDATED = "worker_outdated"  # the job requires a newer worker version
-    # Set by a controller that ends its stream; workers do not write these.
+    # Set by a controller when it ends a stream; workers never emit these.
     ANSWER_CANCELLED = "answer_cancelled"
     STREAM_TAKEN_OVER = "stream_taken_over"
 
@@ -54,8 +54,8 @@ class ErrorCode(str, Enum):
 
 
 class JobError(msgspec.Struct, frozen=True):
-    """The error of a failed job. ``message`` has the value, the limit and the remedy. ``param`` is the
-    invalid field of the request; None means the messages, or no field."""
+    """The error of a failed job. ``message`` states the value, the limit and the remedy. ``param`` is the
+    invalid field of the request. It is None if the error concerns the messages or no particular field."""
 
     code: ErrorCode
     message: str
@@ -63,10 +63,10 @@ class JobError(msgspec.Struct, frozen=True):
 
 
 class Final(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The end of a job.
+    """The outcome of a job, included in its last event.
 
     ``error`` is set if and only if ``reason`` is ERROR. ``stopped_by`` is the stop string that ended the
-    output, else empty. ``vector`` is the embedding: fp32, little-endian, normalized to unit length.
+    output, or empty. ``vector`` is the embedding: fp32, little-endian, normalized to unit length.
     """
 
     reason: FinishReason
@@ -79,7 +79,7 @@ class Final(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class TokenScore(msgspec.Struct, frozen=True, array_like=True):
     """A token and its log probability. ``text`` is the text of the token as bytes, because a token may
-    contain part of a character; empty for special tokens."""
+    contain only part of a character. It is empty for special tokens."""
 
     token_id: int
     text: bytes
@@ -96,13 +96,13 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 class Event(msgspec.Struct, frozen=True, array_like=True):
     """Tokens ``offset`` to ``offset + len(token_ids)`` of the output, and the text that they complete.
 
-    ``text`` has whole characters only. It may lag behind the tokens, for example within a character of
-    several tokens or a possible stop string, and the rest follows in a later event. The end-of-sequence token
-    is included in ``token_ids`` and has no text. ``logprobs`` has one entry per token ID if the job requests
-    them, else none. ``num_prompt_tokens`` is set in the first event from each worker, so that a stream can
-    report it early. ``prompt`` has all tokens of the prompt; it is set only in the first event of a job with
-    ``is_echoed``. Each entry has its log probability if the job requests them, else 0. The first token always
-    has 0.
+    ``text`` contains only complete characters. It may lag behind the tokens, for example in the middle of a
+    multi-token character or a possible stop string; the rest follows in a later event. The end-of-sequence
+    token is included in ``token_ids`` and has no text. ``logprobs`` contains one entry per token ID if the
+    job requests log probabilities; otherwise it is empty. ``num_prompt_tokens`` is set in the first event
+    from each worker, so that a stream can report it early. ``prompt`` contains all prompt tokens and is set
+    only in the first event of a job with ``is_echoed``. Their log probabilities are 0 if the job does not
+    request them; that of the first token is always 0.
     """
 
     offset: int
@@ -123,13 +123,13 @@ _decoder = msgspec.msgpack.Decoder(Event)
 
 
 def decode_event(payload: bytes, offset: int) -> Event:
-    """Decode a frame. ``offset`` replaces the offset -1 of a final event written by ``reap_workers``."""
+    """Decode a frame. ``offset`` replaces the -1 in the final events that ``reap_workers`` writes."""
     event = _decoder.decode(payload)
     return msgspec.structs.replace(event, offset=offset) if event.offset < 0 else event
 
 
 def decode_log(frames: list[bytes] | tuple[bytes, ...], offset: int = 0) -> list[Event]:
-    """Decode the frames of a log, or those after ``offset``, into events."""
+    """Decode consecutive frames of a log into events. ``offset`` is the token offset of the first frame."""
     events: list[Event] = []
     for frame in frames:
         events.append(decode_event(frame, events[-1].next_offset if events else offset))

@@ -1,4 +1,4 @@
-"""Heartbeats: information about a worker, its model and the image preprocessing that the model needs."""
+"""Heartbeats: information about a worker, its model and the image preprocessing that the model requires."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     ``side`` is the input size of the vision tower in pixels. ``fit`` is the resize mode: "pad" pads the image
     to a square with ``background`` and resizes it (the original LLaVA-1.5); "crop" resizes the shorter side
     and crops the center (CLIP's default); "squash" resizes the image to a square (SigLIP's default).
-    Resampling is PIL bicubic. A tile becomes ``tokens_per_tile`` tokens.
+    Images are resampled with PIL's bicubic filter. Each tile is encoded as ``tokens_per_tile`` tokens.
 
     "anyres" (LLaVA-1.6) and "hd" (LLaVA-1.5-HD, experimental) split an image into several tiles. The first
-    tile is the whole image squashed to side x side. The others come from the canvas in ``grid``, a list of
-    (width, height), that preserves the most pixels of the image; ties go to the least wasted area. The image
-    is resized to fit the canvas at its aspect ratio (fractions of a pixel are rounded up), centered on black
-    (the offset is rounded down), and cut into tiles row by row.
+    tile is the whole image squashed to side x side. For the others, ``grid`` lists the possible canvas sizes
+    (width, height). The canvas that preserves the most pixels of the image is selected; ties go to the one
+    with the least wasted area. The image is resized to fit the canvas, keeping its aspect ratio (sizes are
+    rounded up to whole pixels), centered on a black background (offsets are rounded down), and cut into tiles
+    row by row.
     """
 
     side: int
@@ -38,10 +39,10 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
-    """The heartbeat of one worker, renewed once per second. It expires soon after the worker exits."""
+    """The heartbeat of a worker, sent once per second. It expires soon after the worker exits."""
 
     worker_id: str
-    model: str  # empty if no model is loaded; the fields about the model are then unused
+    model: str  # empty if no model is loaded; the other model fields are then unused
     image_spec: ImageSpec
     context_length: int
     capacity: int  # maximum number of concurrent sequences
@@ -62,6 +63,6 @@ def read_heartbeats(payloads: Iterable[bytes]) -> list[Heartbeat]:
     for payload in payloads:
         try:
             read.append(_decoder.decode(payload))
-        except ValueError as error:  # noqa: PERF203 - from msgspec, or text that is not UTF-8
+        except ValueError as error:  # noqa: PERF203 - msgspec error or invalid UTF-8
             _log.warning("skipping a heartbeat that cannot be decoded: %s", error)
     return read

@@ -1,7 +1,7 @@
-"""Jobs: a request as submitted by the server and run by a worker.
+"""Jobs: requests submitted by the server and run by workers.
 
-A job is built once from a validated request and never changes. It contains no pixels and no encoded files: an
-image is an ``ImageRef`` to preprocessed tiles, which are stored separately.
+A job is built once from a validated request and never changes. It contains neither pixels nor encoded image
+files: each image is an ``ImageRef`` to preprocessed tiles, which are stored separately.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
     """An image preprocessed according to the model's ImageSpec: uint8 RGB tiles, stored under ``digest``.
 
     The tiles are ``num_tiles * side * side * 3`` bytes, row-major HWC, one after another. ``width`` and
-    ``height`` are the size of the upright original in pixels, which anyres models need to remove the padding.
+    ``height`` are the size of the original image in pixels, in upright orientation. Anyres models need it to
+    remove the padding.
     """
 
     digest: str
@@ -46,7 +47,7 @@ class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message of a conversation. ``parts`` has its texts and images in request order."""
+    """One message of a conversation. ``parts`` contains its texts and images in the order of the request."""
 
     role: Role
     parts: tuple[str | ImageRef, ...]
@@ -58,19 +59,19 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     - ``task``: "answer" generates text. "embed" returns the embedding of a raw prompt or of one image.
       "tokenize" returns the token IDs of the prompt, "detokenize" the text of ``prompt_ids``. All tasks
       except "answer" end with a single event.
-    - ``form``: "chat" applies the model's chat template to the messages. "continued" also does, and the
+    - ``form``: "chat" applies the model's chat template to the messages. "continued" does the same, but the
       output continues the last message. "raw" uses the text of the only message as the prompt.
     - ``prompt_ids``: a prompt as token IDs, instead of messages.
-    - ``cost``: in tokens (estimated prompt + images + expected output); used by fair queueing.
+    - ``cost``: estimated number of tokens (prompt + images + expected output), used by fair queueing.
     - ``ttl_s``: seconds from submission to the deadline, including the time in the queue.
-    - ``priority``: a worker schedules its jobs with higher priority first.
-    - ``cache_scope``: "tenant" shares cached prefixes with jobs of the same tenant, "public" with all public
-      jobs.
+    - ``priority``: workers schedule jobs with higher priority first.
+    - ``cache_scope``: "tenant" shares cached prefixes with other jobs of the same tenant, "public" with all
+      other public jobs.
     - ``version``: the minimum WIRE_VERSION of a worker that can run the job. Older workers can still run
-      other jobs. A field that older workers may ignore does not need a new version.
+      other jobs. Adding a field that older workers can ignore does not require a new version.
     - ``is_background``: the job runs to completion without a reader, even if its controller exits.
     - ``note``: data that the server needs to build the response later; opaque to workers.
-    - ``is_echoed``: the first event also has the tokens of the prompt. Requires a raw prompt without images;
+    - ``is_echoed``: the first event also contains the prompt tokens. Requires a raw prompt without images;
       ``max_tokens`` may be 0.
     """
 
@@ -93,7 +94,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def outline(self) -> Job:
-        """Return the job without its prompt. It is stored with the output to build the response."""
+        """Return the job without its prompt. The outline is stored with the output to build the response."""
         return msgspec.structs.replace(self, messages=(), prompt_ids=())
 
     @property

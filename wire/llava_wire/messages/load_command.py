@@ -1,6 +1,6 @@
-"""Operator commands for workers, and the status that a worker reports.
+"""Operator commands for workers, and the status reports that workers return.
 
-A command is named ``order`` in Redis keys and message fields.
+In Redis keys and message fields, a command is called ``order``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ __all__ = ["CommandStatus", "IssuedCommand", "ModelCommand"]
 
 
 class ModelCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A command to load a model, or to unload it (None). ``precision`` None: use the worker's setting."""
+    """A command to load ``model``, or to unload the current model if ``model`` is None.
+
+    If ``precision`` is None, the worker's own setting applies.
+    """
 
     model: str | None = None
     precision: str | None = None
@@ -22,16 +25,17 @@ class ModelCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 @dataclass(frozen=True)
 class IssuedCommand:
-    """A command, and the ID with which the worker reports its status."""
+    """A command, and the ID that the worker uses to report its status."""
 
     command_id: str
     command: ModelCommand
 
 
 class CommandStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The status of the last command. "refused": nothing was changed; "failed": no model is loaded.
+    """The status of the last command.
 
-    ``progress`` is the fraction of the weights that has been loaded.
+    In state "refused", nothing has changed; in state "failed", no model is loaded. ``progress`` is the
+    fraction of the weights that have been loaded.
     """
 
     command_id: str = msgspec.field(name="order_id")

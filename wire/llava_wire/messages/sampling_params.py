@@ -28,14 +28,14 @@ class Grammar(msgspec.Struct, frozen=True):
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Sampling parameters of one job, with the names and semantics of the OpenAI API and vLLM.
 
-    Every default is neutral, so it has no effect. Defaults are not sent, so that older workers can decode the
+    All defaults are neutral: they have no effect. Defaults are not sent, so that older workers can decode the
     job. The server validates the ranges; the worker validates token IDs against the vocabulary.
 
     - ``seed``: any 64-bit integer, used modulo 2**64. Always set, so that another worker can continue the
       same random sequence.
     - ``max_tokens``: maximum number of generated tokens, at least 1 (0 is allowed with ``is_echoed``). None:
       up to the context length.
-    - ``temperature``: 0 to 2; divides the logits. 0 is greedy sampling.
+    - ``temperature``: 0 to 2; divides the logits. 0 selects greedy sampling.
     - ``top_p``: above 0, at most 1; sample from the smallest set of most likely tokens with at least this
       total probability. Neutral: 1.
     - ``stop``: strings that end the output and are not included in it.
@@ -48,8 +48,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     - ``presence_penalty``: -2 to 2; subtracted from the logit of each token in the output. Neutral: 0.
     - ``frequency_penalty``: -2 to 2; subtracted once per occurrence of the token in the output. Neutral: 0.
     - ``logit_bias``: (token ID, bias) pairs with unique IDs; a bias of -100 to 100 is added to the logit.
-    - ``min_tokens``: number of generated tokens before the end-of-sequence token or any of ``stop_token_ids``
-      can be sampled. Neutral: 0.
+    - ``min_tokens``: number of tokens to generate before the end-of-sequence token or any of
+      ``stop_token_ids`` can be sampled. Neutral: 0.
     - ``stop_token_ids``: tokens that end the output and add no text to it.
     - ``num_logprobs``: number of alternatives per token for which log probabilities are returned. 0: only the
       sampled token. None: no log probabilities.

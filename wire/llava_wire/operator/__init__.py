@@ -1,1 +1,1 @@
-"""Operator access: the state of the queue, and commands to workers."""
+"""Access for operators: the state of the queue, and commands for workers."""

@@ -21,10 +21,10 @@ _MAX_LETTERS = 1000
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """The status of one worker. ``num_tokens`` maps each job to the length of its output.
+    """The status of one worker. ``num_tokens`` maps job IDs to output lengths.
 
-    ``overdue_s`` is the time for which progress has been overdue. ``pending_command_id`` is the ID of an
-    unfinished command, else empty; the heartbeat has the status of the last command.
+    ``overdue_s`` is how long the worker has been overdue to report progress. ``pending_command_id`` is the ID
+    of an unfinished command, or empty; the heartbeat contains the status of the last command.
     """
 
     heartbeat: Heartbeat
@@ -35,7 +35,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True)
 class QueueDepth:
-    """The number of jobs waiting for a model by priority and in quarantine, and their total cost."""
+    """The number of jobs waiting for a model, by priority and in quarantine, and the total cost in tokens."""
 
     num_high: int
     num_normal: int
@@ -46,8 +46,8 @@ class QueueDepth:
 
 @dataclass(frozen=True)
 class SystemStatus:
-    """The live workers, controllers and queues. ``controllers`` maps controller IDs to the seconds since the
-    last beat; ``queues`` maps models to their queues."""
+    """The live workers, controllers and queues. ``controllers`` maps controller IDs to the seconds since
+    their last beat; ``queues`` maps models to their queue depths."""
 
     workers: tuple[WorkerStatus, ...]
     controllers: Mapping[str, float]
@@ -57,7 +57,7 @@ class SystemStatus:
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A job that crashed its workers. ``job`` is None if the request was too large to be stored."""
+    """A job that crashed its workers. ``job`` is None if the request was too large to store."""
 
     entry_id: str
     job_id: str
@@ -71,7 +71,7 @@ class DeadLetter:
 
     @property
     def created_at(self) -> float:
-        """Return the creation time in Unix seconds, by the Redis clock."""
+        """Return the creation time in Unix seconds, according to the Redis clock."""
         return int(self.entry_id.partition("-")[0]) / 1000
 
 
@@ -105,7 +105,7 @@ class Inspector:
         return [_dead_letter(entry_id, fields) for entry_id, fields in entries]
 
     async def stored_images(self, job: Job) -> dict[str, bytes]:
-        """Return the tiles of the images of a job that are still stored, by digest."""
+        """Return those tiles of a job's images that are still stored, by digest."""
         digests = list(dict.fromkeys(image.digest for image in job.images))
         if not digests:
             return {}
@@ -113,7 +113,7 @@ class Inspector:
         return {digest: found for digest, found in zip(digests, tiles, strict=True) if found is not None}
 
     async def server_info(self) -> dict[str, Any]:
-        """Return the reply of INFO, the measured latency (``ping_s``) and clock skew (``clock_ahead_s``)."""
+        """Return the INFO reply with the measured latency (``ping_s``) and clock skew (``clock_ahead_s``)."""
         before = time.time()
         seconds, microseconds = await self._command("TIME")
         after = time.time()

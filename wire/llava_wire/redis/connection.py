@@ -1,7 +1,7 @@
 """Connections to Redis without implicit retries, and the execution of scripts.
 
-redis-py repeats a command if its reply was lost. A script may only be repeated as a whole with *identical*
-arguments, so retries in redis-py are disabled and each caller repeats whole scripts.
+By default, redis-py resends a command whose reply was lost. A script may be repeated only as a whole and with
+*identical* arguments, so retries in redis-py are disabled and callers repeat whole scripts.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ UNAVAILABLE = (
 
 
 class Link:
-    """A pool of connections to one Redis. Each command returns or fails within ``timeout_s``.
+    """A pool of connections to a Redis server. Each command returns or fails within ``timeout_s``.
 
-    ``on_connect`` is called for each new connection, after which the server may be a different one or may
-    have an older state.
+    ``on_connect`` is called for each new connection, because it may reach a different server or one with an
+    older state.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Link:
             self._on_connect()
 
     async def command(self, *args: Arg) -> Any:
-        """Return the raw reply of one command. Raise one of ``UNAVAILABLE`` on failure."""
+        """Run one command and return its raw reply. Raise an ``UNAVAILABLE`` error on failure."""
         task = asyncio.ensure_future(self._redis.execute_command(*args))
         task.add_done_callback(_retrieve_exception)
         try:
@@ -91,7 +91,7 @@ class Link:
         raise exceptions.TimeoutError(f"no reply within {self._timeout_s:g} s")
 
     async def script(self, name: str, *args: Arg) -> Any:
-        """Run ``scripts/{name}.lua`` once. Raise one of ``UNAVAILABLE`` on failure."""
+        """Run ``scripts/{name}.lua`` once. Raise an ``UNAVAILABLE`` error on failure."""
         text, sha = _script(name)
         try:
             return await self.command("EVALSHA", sha, 0, *args)
@@ -123,7 +123,7 @@ async def retry_forever(call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def retry_briefly(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Repeat ``call`` for a fraction of a second, and return its result. ``call`` must be idempotent.
+    """Retry ``call`` for a fraction of a second, and return its result. ``call`` must be idempotent.
 
     Raise QueueUnavailable if all attempts fail. A timeout is not retried because the caller has already
     waited.
@@ -139,13 +139,13 @@ async def retry_briefly(call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 def queue_unavailable(error: Exception) -> QueueUnavailable:
-    """Return the QueueUnavailable to raise for one of ``UNAVAILABLE``."""
+    """Return the QueueUnavailable exception for an ``UNAVAILABLE`` error."""
     reason = str(error).rstrip(".")
     return QueueUnavailable(f"Redis is unavailable: {reason}.")
 
 
 async def _abandon(task: asyncio.Task[Any]) -> None:
-    """Cancel a command and close its connection, on which a late reply would be read by the next command."""
+    """Cancel a command and close its connection, so that the next command does not read the late reply."""
     task.cancel()
     await asyncio.wait({task})
 

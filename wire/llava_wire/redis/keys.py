@@ -4,11 +4,11 @@
 key                   type   contents; written by                  expiry
 ===================== ====== ===================================== ======================================
 wait:{model}          ZSET   job -> fair score; submit, requeue    with the last of its jobs
-wait-high, wait-low   ZSET   the same for other priorities         as wait
-suspects:{model}      ZSET   the same for quarantined jobs         as wait
-since:{model}         ZSET   job -> arrival time                   as wait
-backlog:{model}       STRING total cost of all waiting jobs        as wait
-ward:{model}          STRING worker that drains for quarantine     lease
+wait-high, wait-low   ZSET   the same for other priorities         like wait
+suspects:{model}      ZSET   the same for quarantined jobs         like wait
+since:{model}         ZSET   job -> arrival time                   like wait
+backlog:{model}       STRING total cost of all waiting jobs        like wait
+ward:{model}          STRING worker draining for a quarantined job lease
 served:{model}:{n}    STRING cost served in 10-second bucket n     70 s
 fair:{model}          ZSET   queue, tenant -> next start; submit   1 h after last use
 clock:{model}         STRING virtual time of the fair queue; pull  1 h after last use
@@ -32,7 +32,7 @@ batch:{batch}         HASH   state, driver, counts; batches        window + 7 da
 results:{batch}       HASH   line -> result                        with its batch; deleted when finished
 batches:{tenant}      ZSET   batch -> arrival time                 with the last of its batches
 batching:{tenant}     SET    unfinished batches                    with the last of its batches
-reaped                STRING exists after a recent reap_workers    lease
+reaped                STRING set by the last reap_workers          lease
 workers               ZSET   worker -> end of its lease            permanent; dead workers are removed
 progress              ZSET   worker -> deadline for progress       permanent; dead workers are removed
 controllers           ZSET   controller -> time of last beat       permanent; dead controllers are removed
@@ -45,7 +45,8 @@ keys                  HASH   digest -> packed ApiKey; add_api_key  permanent
 dlq                   STREAM dead letters; reap_workers            permanent, about 1,000 entries
 ===================== ====== ===================================== ======================================
 
-The scripts build these names with ``key`` in ``scripts/shared/base.lua``; Python uses only the names below.
+The scripts build these names with ``key`` in ``scripts/shared/base.lua``; Python code uses only the names
+defined below.
 """
 
 from __future__ import annotations

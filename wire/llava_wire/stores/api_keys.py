@@ -1,7 +1,7 @@
 """API keys and their limits, shared by all controllers. Only hashes of the keys are stored.
 
 A key has 256 random bits, so its unsalted SHA-256 reveals nothing. The key itself is shown once, at creation,
-and is not stored in Redis. Each controller caches all keys and polls for changes by version.
+and is not stored in Redis. Each controller caches all keys and polls a version string to detect changes.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class ApiKeyStore:
         await self._call("add_api_key", key.digest, msgspec.msgpack.encode(key), _new_version())
 
     async def remove(self, digest: str) -> bool:
-        """Remove the key; return whether it existed. Controllers reject it within seconds."""
+        """Remove the key and return whether it existed. Controllers start rejecting it within seconds."""
         return bool(await self._call("remove_api_key", digest, _new_version()))
 
     async def read(self, version: str = "") -> tuple[str, list[ApiKey]] | None:
-        """Return the current version and all keys, oldest first; None if ``version`` is current."""
+        """Return the current version and all keys, oldest first. Return None if ``version`` is current."""
         reply = await self._call("read_api_keys", version)
         if reply is None:
             return None

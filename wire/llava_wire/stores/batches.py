@@ -1,7 +1,7 @@
 """Batches: their specifications, drivers and results.
 
-The driver of a batch is the controller that holds its lease. When the lease expires, another controller
-continues. Each line has one result, the first one recorded.
+The driver of a batch is the controller that holds its lease. When the lease expires, another controller takes
+over. Only the first result recorded for a line is stored.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class BatchIssue(msgspec.Struct, frozen=True):
 
 class BatchSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A batch as requested. ``created_at`` is in Unix seconds. ``trace`` is the W3C traceparent of the
-    request, empty without tracing."""
+    request; empty if tracing is disabled."""
 
     batch_id: str
     tenant: str
@@ -49,8 +49,8 @@ class BatchSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Batch:
-    """The current state of a batch. ``timestamps`` maps each state that it has entered to the time of entry,
-    in Unix seconds."""
+    """The current state of a batch. ``timestamps`` maps each state that the batch has entered to the time of
+    entry, in Unix seconds."""
 
     spec: BatchSpec
     state: str
@@ -73,7 +73,7 @@ class ClaimedBatch:
 
 @dataclass(frozen=True)
 class BatchStats:
-    """The number of unfinished batches of all tenants, by state, and the number of their lines, by state."""
+    """The number of unfinished batches of all tenants and the number of their lines, both by state."""
 
     num_batches: dict[str, int]
     num_waiting: int
@@ -97,7 +97,7 @@ class BatchStore:
         await self._link.aclose()
 
     async def create(self, spec: BatchSpec, *, num_lines: int, window_s: float) -> None:
-        """Store a batch, as failed if it has issues. Raise StoreFull if the tenant has too many batches."""
+        """Store a batch, with state failed if it has issues. Raise StoreFull if the tenant has too many."""
         state, window_ms = "failed" if spec.issues else "validating", int(window_s * 1000)
         payload = msgspec.msgpack.encode(spec)
         sizes = (num_lines, window_ms, window_ms + self._keep_ms, self._max_unfinished)
@@ -120,17 +120,20 @@ class BatchStore:
         return [batch for reply in replies if (batch := _batch(reply)) is not None]
 
     async def cancel(self, batch_id: str, *, tenant: str) -> Batch | None:
-        """Request cancellation; the driver ends an unfinished batch within seconds. None as in ``find``."""
+        """Request cancellation of a batch, which its driver then ends within seconds.
+
+        Return None in the same cases as ``find``.
+        """
         return _batch(await self._call("cancel", batch_id, tenant))
 
     async def claim(self) -> ClaimedBatch | None:
-        """Claim the next batch without a driver for the duration of the lease."""
+        """Claim the next batch that has no driver. The claim lasts until the lease expires."""
         reply = await self._call("claim", "", self._driver, self._lease_ms)
         batch = _batch(reply[1]) if reply else None
         return ClaimedBatch(batch, reply[2] / 1000) if batch is not None else None
 
     async def renew(self, batch_id: str) -> tuple[str, float] | None:
-        """Renew the lease. Return the state and the seconds left; None if another controller drives it."""
+        """Renew the lease. Return the state and the seconds left, or None if this is no longer the driver."""
         reply = await self._call("renew", batch_id, self._driver, self._lease_ms)
         return (reply[0].decode(), reply[1] / 1000) if reply else None
 
@@ -141,7 +144,7 @@ class BatchStore:
     async def record(
         self, batch_id: str, line: int, data: bytes, *, is_completed: bool, max_bytes: int
     ) -> RecordOutcome:
-        """Store the result of a line that has none. ``max_bytes`` limits the total size of the results."""
+        """Store the result of a line unless it has one. ``max_bytes`` limits the size of all results."""
         outcome = "completed" if is_completed else "failed"
         reply = await self._call("result", batch_id, self._driver, line, outcome, data, max_bytes)
         return _OUTCOMES[reply]
@@ -152,7 +155,7 @@ class BatchStore:
         return results
 
     async def finish(self, batch_id: str, state: str, *, output_file_id: str, error_file_id: str) -> bool:
-        """End the batch. Return False if another controller is the driver."""
+        """End the batch. Return False if another controller is its driver."""
         return bool(await self._call("finish", batch_id, self._driver, state, output_file_id, error_file_id))
 
     async def release(self, batch_id: str) -> None:

@@ -1,7 +1,8 @@
 """Uploaded files and batch output files, with expiry and size limits.
 
 The files are stored in Redis together with the jobs, so that any controller can serve any file and a batch
-survives the restart of any process. A shared folder would be a second store to keep consistent with Redis.
+survives the restart of any process. A shared folder would be a second store that had to be kept consistent
+with Redis.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ class FileStore:
         await self._link.aclose()
 
     async def add(self, file: StoredFile, data: bytes, *, tenant: str, is_limited: bool = True) -> None:
-        """Store a file, which is then visible to all controllers. The same file may be added again.
+        """Store a file and make it visible to all controllers. The call can be repeated with the same file.
 
-        Raise StoreFull if a limit is exceeded. Batch output is stored without limits (``is_limited`` False).
+        Raise StoreFull if a limit is exceeded. Batch output is exempt from the limits (``is_limited`` is
+        False).
         """
         limits = self._limits
         bounds = (limits.tenant_files, limits.tenant_bytes, limits.bytes) if is_limited else (0, 0, 0)
@@ -72,7 +74,7 @@ class FileStore:
         return _stored_file(reply) if reply else None
 
     async def read(self, file: StoredFile, *, tenant: str) -> bytes | None:
-        """Return the contents of a file; None as in ``find``."""
+        """Return the contents of a file, or None in the same cases as ``find``."""
         parts: list[bytes] = []
         for first in range(0, max(file.size, 1), _PART_BYTES):
             part = await self._call("part", file.file_id, tenant, first, first + _PART_BYTES - 1)
@@ -82,7 +84,7 @@ class FileStore:
         return b"".join(parts)
 
     async def renew(self, file_id: str, *, tenant: str) -> bool:
-        """Restart the TTL of the file; return whether it existed."""
+        """Restart the TTL of the file and return whether the file exists."""
         return bool(await self._call("seal", file_id, tenant, self._ttl_ms))
 
     async def list_files(self, *, tenant: str) -> list[StoredFile]:
@@ -91,7 +93,7 @@ class FileStore:
         return sorted(files, key=lambda file: (file.created_at, file.file_id), reverse=True)
 
     async def remove(self, file_id: str, *, tenant: str) -> bool:
-        """Remove the file; return whether it existed."""
+        """Remove the file and return whether it existed."""
         return bool(await self._call("remove", file_id, tenant))
 
     async def _call(self, step: str, *args: Arg) -> Any:

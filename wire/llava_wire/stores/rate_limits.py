@@ -12,7 +12,7 @@ __all__ = ["RateLimitStatus", "RateLimitStore"]
 
 @dataclass(frozen=True)
 class RateLimitStatus:
-    """The result of a charge. ``wait_s`` is the time until the charge is possible; 0 if it was made."""
+    """The result of a charge. ``wait_s`` is the time until the charge can be made; 0 if it was made."""
 
     remaining_requests: int
     remaining_tokens: int
@@ -26,7 +26,7 @@ class RateLimitStatus:
 class RateLimitStore:
     """The token buckets of all tenants. All calls raise QueueUnavailable if Redis is unavailable.
 
-    A charge is repeated if its reply was lost, and may then count twice. The bucket recovers from a double
+    A charge whose reply is lost is repeated and may then count twice. The bucket recovers from a double
     charge within one minute.
     """
 

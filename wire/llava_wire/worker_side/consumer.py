@@ -1,7 +1,7 @@
 """The worker side of the queue: pull jobs, emit their events, report progress and requeue jobs.
 
 ``JobConsumer`` waits for Redis: once connected, each call repeats its script with the same arguments until
-Redis replies. The scripts are idempotent through nonces in ``pull`` and frame numbers in ``emit``.
+Redis replies. Nonces in ``pull`` and frame numbers in ``emit`` make the scripts idempotent.
 """
 
 from __future__ import annotations
@@ -25,26 +25,28 @@ from llava_wire.redis.keys import wake_key
 __all__ = ["EmitResult", "JobConsumer"]
 
 COMMAND_TIMEOUT_S = 5.0
-WAIT_S = 1  # maximum time that a pull waits for jobs, which is also the delay after a lost wake-up
+WAIT_S = 1  # maximum time that a pull waits for jobs, and so also the delay if a wake-up is lost
 OUTDATED = msgspec.msgpack.encode(
     error_event(
         ErrorCode.WORKER_OUTDATED,
-        "The worker that received this request is older than the server. Retry after the worker update.",
+        "The worker that received this request is older than the server. Retry once it has been updated.",
     )
 )
-# Maximum number of frames in the first script of an emit. It is small, so that controllers can stream these
-# tokens while the rest is sent.
+# Maximum number of frames in the first script call of an emit. It is small, so that controllers can stream
+# these tokens while the rest is being sent.
 FIRST_FRAMES = 32
-MAX_FRAMES = 500  # maximum in each further script, because Lua unpacks the frames on its stack
+MAX_FRAMES = 500  # maximum in each later call, because Lua unpacks the frames onto its stack
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EmitResult:
-    """The result of an emit. ``refused`` has the IDs of jobs that this worker no longer owns and must abort.
+    """The result of an emit.
 
-    ``has_overflow_waiting``: whether ``pull_overflow`` would return a job. Set only with ``check_overflow``.
+    ``refused`` contains the IDs of jobs that this worker no longer owns and must abort.
+    ``has_overflow_waiting`` is True if ``pull_overflow`` would return a job. It is set only if the call to
+    ``emit`` had ``check_overflow`` set.
     """
 
     refused: set[str]
@@ -63,7 +65,8 @@ class JobConsumer:
         self._waiter = Link(url, timeout_s=WAIT_S + 3, max_connections=1)
         self._held: dict[str, str] = {}  # job ID -> assignment ID
         self._frame_numbers: dict[str, int] = {}  # assignment ID -> number of its last frame
-        # Nonces of the pull in progress, then its assignments, which the worker may not have processed yet.
+        # Nonces of the pull in progress. After the pull, the IDs of its assignments, because the worker may
+        # not have processed them yet.
         self._pulling: list[str] = []
         self._lost: set[str] = set()  # jobs that the worker has lost, to be reported by the next emit
         self._last_command_id = ""  # last command that send_heartbeat returned
@@ -82,14 +85,14 @@ class JobConsumer:
         return consumer
 
     async def pull(self, max_jobs: int) -> list[Assignment]:
-        """Pull up to ``max_jobs`` jobs in fair order. Wait up to about a second for the first job."""
+        """Pull up to ``max_jobs`` jobs in fair order. Wait for the first job for up to about one second."""
         assignments = await self._pull(max_jobs)
         if not assignments and await self._wait_for_work():
             assignments = await self._pull(max_jobs)
         return assignments
 
     async def pull_overflow(self) -> list[Assignment]:
-        """Pull the first waiting job of a tenant that has no job on this worker, when no slot is free.
+        """Pull the first waiting job of a tenant that has no job on this worker, even though no slot is free.
 
         Return at most one assignment, without waiting.
         """
@@ -104,7 +107,8 @@ class JobConsumer:
         """Append events to the logs of their jobs. An event must start where the previous event ended.
 
         Call it once per engine step, and at least once per second while the worker holds jobs, even without
-        events, because it reports progress. ``check_overflow`` sets ``EmitResult.has_overflow_waiting``.
+        events, because it also reports progress. If ``check_overflow`` is set,
+        ``EmitResult.has_overflow_waiting`` is filled in.
         """
         model = self._heartbeat.model if check_overflow else ""
         refused, self._lost = self._lost, set()
@@ -133,10 +137,12 @@ class JobConsumer:
                 self._release([each.job.job_id])
 
     async def send_heartbeat(self, heartbeat: Heartbeat | None = None) -> IssuedCommand | None:
-        """Renew the worker's lease and send its heartbeat. A given ``heartbeat`` replaces the previous one.
+        """Renew the worker's lease and send its heartbeat.
 
-        Return an operator command once, after the previous command has finished. Every heartbeat includes the
-        last status from ``report_command``.
+        If ``heartbeat`` is given, it replaces the previous one.
+
+        Each operator command is returned once, after the previous command has finished. Every heartbeat
+        includes the status that was last passed to ``report_command``.
         """
         status = self._heartbeat.command
         self._heartbeat = msgspec.structs.replace(heartbeat or self._heartbeat, command=status)
@@ -150,7 +156,7 @@ class JobConsumer:
         return IssuedCommand(command_id, msgspec.msgpack.decode(packed, type=ModelCommand))
 
     def report_command(self, status: CommandStatus) -> None:
-        """Set the command status that the following heartbeats report."""
+        """Set the command status to include in subsequent heartbeats."""
         self._heartbeat = msgspec.structs.replace(self._heartbeat, command=status)
 
     async def reconcile(self, held: Iterable[str]) -> set[str]:
@@ -219,10 +225,10 @@ class JobConsumer:
         return assignments
 
     def _can_accept(self, assignment: Assignment) -> bool:
-        """Return False if images are missing, or if the worker still runs the job under an older assignment.
+        """Return False if images are missing, or if the job is still running under an older assignment.
 
-        The older assignment has been revoked. The next emit reports this, and the worker drops the job before
-        it accepts it again.
+        In the latter case, the older assignment has been revoked. The next emit reports the job as refused,
+        so that the worker drops it before accepting it again.
         """
         job = assignment.job
         if job.job_id in self._held:
@@ -231,11 +237,11 @@ class JobConsumer:
         return all(image.digest in assignment.pixels for image in job.images)
 
     async def _wait_for_work(self) -> bool:
-        """Wait up to ``WAIT_S`` for a wake-up; return whether jobs may be waiting."""
+        """Wait up to ``WAIT_S`` for a wake-up, and return whether jobs may be waiting."""
         try:
             return bool(await self._waiter.command("BLPOP", wake_key(self._heartbeat.model), WAIT_S))
         except UNAVAILABLE:
-            return True  # unknown: the pull that follows waits for Redis
+            return True  # unknown; the following pull waits for Redis anyway
 
     def _frame(self, assignment: Assignment, event: Event) -> tuple[Arg, ...]:
         number = self._frame_numbers.get(assignment.assignment_id, 0) + 1
@@ -264,7 +270,7 @@ class JobConsumer:
 
 
 def _parts(events: Sequence[tuple[Assignment, Event]]) -> Iterator[Sequence[tuple[Assignment, Event]]]:
-    """Split the events of one emit into one part per script: at least one part, which may be empty."""
+    """Split the events of an emit into one part per script call. Without events, yield one empty part."""
     yield events[:FIRST_FRAMES]
     for start in range(FIRST_FRAMES, len(events), MAX_FRAMES):
         yield events[start : start + MAX_FRAMES]
@@ -275,16 +281,16 @@ def _job_ids(reply: list[bytes]) -> set[str]:
 
 
 def _assignment(row: list[Any], pixels: dict[str, bytes], now_ms: int) -> Assignment | None:
-    """Decode one job of a pull; return None if this version cannot run it."""
+    """Decode one job from a pull. Return None if this version cannot run it."""
     job_id, assignment_id, _, payload, frames, ends_ms, trace = row
     try:
         job, events = msgspec.msgpack.decode(payload, type=Job), decode_log(frames)
-    except ValueError as error:  # from msgspec, or from text that is not UTF-8
+    except ValueError as error:  # raised by msgspec or caused by invalid UTF-8
         _log.error("job %s failed: it cannot be decoded: %s", job_id.decode(), error)
         return None
     if job.version > WIRE_VERSION:
         _log.error(
-            "job %s failed: it requires wire version %d, this worker has version %d",
+            "job %s failed: it requires wire version %d, but this worker has version %d",
             job_id.decode(),
             job.version,
             WIRE_VERSION,

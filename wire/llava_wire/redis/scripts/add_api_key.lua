@@ -1,4 +1,4 @@
--- add_api_key: add an API key, or replace what is stored for it.
+-- add_api_key: add an API key, or replace its stored data.
 -- ARGV: digest, packed ApiKey, new version (a random string)
 -- Uses shared/base.lua: PREFIX.
 local keys = PREFIX .. 'keys'

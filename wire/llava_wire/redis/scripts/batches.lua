@@ -1,20 +1,20 @@
--- batches: lists of requests that a controller processes in the background. One controller at a time drives a batch
--- and holds its lease. Every write names the driver, so a driver that lost the lease changes nothing. `batches` has
--- the unfinished batches of all tenants ordered by the end of their lease (by arrival before the first lease),
--- `batching:{tenant}` those of one tenant. Only one batch per tenant is driven at a time, so that no tenant occupies
--- all drivers.
+-- batches: manage lists of requests that controllers process in the background. A batch is driven by one controller at
+-- a time, which holds its lease. Every write names the driver, so writes from a driver that has lost the lease have no
+-- effect. `batches` contains the unfinished batches of all tenants, ordered by the end of their lease (by arrival time
+-- before the first lease); `batching:{tenant}` contains those of one tenant. Only one batch per tenant is driven at a
+-- time, so that no tenant can occupy all drivers.
 -- ARGV: step, batch, then the arguments of the step:
 --   create: tenant, payload, state, total, window_ms, keep_ms, max_unfinished   Reply: {'ok'} or {'batches', number}
---   read: tenant                  Reply: the hash, empty if the batch does not belong to the tenant
+--   read: tenant                  Reply: the hash, or {} if the batch does not belong to the tenant
 --   list: tenant, after, number   Reply: {hash...}, newest first
---   cancel: tenant                Reply: the hash, as for read
+--   cancel: tenant                Reply: same as for read
 --   claim: driver, lease_ms       Reply: {batch, hash, ms left} or {}   (the batch argument is unused)
---   renew: driver, lease_ms       Reply: {state, ms left}, {} if another controller drives the batch
---   finished_lines: driver        Reply: the lines that have a result
+--   renew: driver, lease_ms       Reply: {state, ms left}, or {} if another controller drives the batch
+--   finished_lines: driver        Reply: the numbers of the lines that have a result
 --   result: driver, line, completed | failed, bytes, max_bytes
 --                                 Reply: 1 stored, 0 line already has a result, -1 not the driver, -2 over max_bytes
 --   results: driver, line...      Reply: the results of these lines
---   finish: driver, state, output file, error file   Reply: 1, 0 if another controller drives the batch
+--   finish: driver, state, output file, error file   Reply: 1, or 0 if another controller drives the batch
 --   release: driver
 --   stats                         Reply: {{state, lines, completed, failed}...}, one per unfinished batch
 -- Uses shared/base.lua: PREFIX, key, now, extend.

@@ -1,7 +1,8 @@
--- cancel: end a job without further events. The next emit of a worker that runs it is rejected, and the controller
--- that streams it receives a resync request. With `only_owner`, the call changes nothing if another controller owns
--- the job. A job that `read_job` read within `recent_ms` is not cancelled. With a `nonce`, only the submission or
--- takeover with that nonce is cancelled, not the same job for a later reader.
+-- cancel: cancel a job without emitting further events. If a worker is running the job, its next emit for the job is
+-- rejected. If another controller is streaming the job, it receives a resync request. If `only_owner` is 1, the call
+-- has no effect on a job that another controller owns. A job that was read by `read_job` within the last `recent_ms`
+-- is not cancelled. If `nonce` is set, only the submission or takeover with that nonce is cancelled, so a later reader
+-- of the same job is not affected.
 -- ARGV: job, tenant, controller, only_owner, recent_ms, nonce
 -- Reply: 1 cancelled, 0 nothing to cancel, 2 not cancelled because another reader uses the job
 -- Uses shared/base.lua: key, now, request_resync; shared/jobs.lua: fence, end_job.

@@ -1,8 +1,8 @@
--- delete: remove a tenant's job with its log and outline. An unfinished job is cancelled first, and its controller
--- receives a resync request. A tombstone remains for the lifetime of the log: a controller that has not received the
--- end must find the job cancelled, because it would create a missing job again. A repeated call finds its nonce in the
--- tombstone. A job with the same ID may be submitted again, as after a cancel.
--- ARGV: job, tenant, nonce   Reply: 1 deleted, 0 the tenant has no such job
+-- delete: delete a tenant's job with its log and outline. An unfinished job is cancelled first, and its controller
+-- receives a resync request. A tombstone in state 'cancelled' remains for as long as the log would have been stored.
+-- Without it, a controller that has not received the final event would recreate the missing job. A repeated call finds
+-- its nonce in the tombstone. As after a cancel, a job with the same ID can be submitted again.
+-- ARGV: job, tenant, nonce   Reply: 1 if deleted, 0 if the tenant has no such job
 -- Uses shared/base.lua: key, request_resync; shared/jobs.lua: fence, end_job.
 local id, tenant, nonce = unpack(ARGV)
 local job = key('job', id)

@@ -1,13 +1,14 @@
--- files: store a tenant's files for batches. A file is reserved, written in parts, and visible once it is sealed.
--- An upload that is not sealed expires after UPLOAD_MS. Every step may be sent twice. Bytes are counted when they are
--- reserved: `files` has 'file size' ordered by expiry, `file_bytes` the sum of the sizes.
+-- files: store the input and output files of batches. A file is reserved, written in parts and sealed, which makes it
+-- visible. An upload that is not sealed expires after UPLOAD_MS. Every step can be repeated. The size of a file counts
+-- from its reservation: `files` contains entries 'file size' ordered by expiry time, and `file_bytes` is the sum of
+-- the sizes.
 -- ARGV: step, file, tenant, then the arguments of the step:
 --   reserve: size, payload, max_files, max_tenant_bytes, max_bytes (all 0: unlimited)
 --                          Reply: {'ok'} or {exceeded limit, current use}
---   write: offset, bytes   Reply: 1 if the reservation still exists, else 0
---   seal: ttl_ms           Reply: as for write
+--   write: offset, bytes   Reply: 1 if the file still exists, else 0
+--   seal: ttl_ms           Reply: same as for write
 --   read                   Reply: {payload, size, expiry time} or {}
---   part: first, last      Reply: the bytes in this range, nil if the file does not exist
+--   part: first, last      Reply: the bytes in this range, or nil if the file does not exist
 --   list                   Reply: {{payload, size, expiry time}...}   (the file argument is unused)
 --   remove                 Reply: 1 if the file existed, else 0
 -- Uses shared/base.lua: PREFIX, key, now, extend.

@@ -1,5 +1,6 @@
--- find_changed_jobs: return the jobs of a controller that differ from the state it expects: missing, ended, parked, taken over, or
--- with a log length that differs from the number of delivered frames. Detects lost stream entries. Read-only.
+-- find_changed_jobs: return the jobs of a controller whose state is not what the controller expects. Such a job is
+-- missing, has ended, is parked, has been taken over, or has more or fewer frames in its log than were delivered.
+-- Detects lost stream entries. Read-only.
 -- ARGV: controller, (job, number of frames)...   Reply: {job...}
 -- Uses shared/base.lua: key.
 local changed = {}

@@ -1,6 +1,6 @@
--- inspect: the workers with their jobs, the controllers and the queues, for display. Read-only.
+-- inspect: return the workers with their jobs, the controllers and the queues, for display. Read-only.
 -- ARGV: model...
--- Reply: {{worker, heartbeat, {job, tokens...}, ms for which its progress is overdue, ID of its command or ''}...},
+-- Reply: {{worker, heartbeat, {job, tokens...}, ms by which its progress is overdue, ID of its command or ''}...},
 --   {controller, ms since its last beat...}, {{jobs with high, normal and low priority, quarantined jobs, backlog}...},
 --   number of dead letters
 -- Uses shared/base.lua: PREFIX, now, key, unpack_slot; shared/fair_queue.lua: QUEUES, QUARANTINE.

@@ -1,11 +1,11 @@
 -- pull: assign jobs to a worker in fair order, one per nonce. The nonce becomes the assignment ID. A repeated call
--- finds its nonces and returns the same reply, so no job stays assigned to a worker that does not know about it. If
--- the images of a job are missing, the job is parked and its controller receives a resync request. Queues are served
--- by priority; a job that has waited for PROMOTE_MS counts as high priority. A quarantined job is assigned to a worker
--- that holds no jobs, and that worker gets no other job until the job is cleared. If all workers are busy, one of them
--- is selected to finish its jobs first (key `ward`). A worker without a free slot can request an overflow job: the
--- first job of a tenant that has no job on the worker.
--- ARGV: worker, model, lease_ms, hang_ms, 1 for an overflow job, nonce...
+-- finds its nonces and returns the same reply, so a lost reply leaves no job assigned to a worker that never received
+-- it. If images of a job are missing, the job is parked and its controller receives a resync request. Queues are
+-- served in order of priority; a job that has waited for PROMOTE_MS is promoted to high priority. A quarantined job is
+-- assigned only to a worker that holds no jobs, and that worker gets no other jobs until the quarantined job has been
+-- cleared. If all workers are busy, one of them is selected to finish its current jobs first (key `ward`). A worker
+-- without a free slot can request an overflow job: the first job of a tenant that has no job on the worker.
+-- ARGV: worker, model, lease_ms, hang_ms, 1 to pull an overflow job, nonce...
 -- Reply: {{job, assignment, length, payload, log, deadline, trace}...}, {digest, bytes...}, now
 -- Uses shared/base.lua: key, PREFIX, now, split, unpack_slot, request_resync, pack_slot, extend, wake;
 --   shared/images.lua: missing_images; shared/fair_queue.lua: subtract_backlog, QUARANTINE_CRASHES, QUARANTINE,
@@ -101,7 +101,7 @@ local function pop_first()
   end
 end
 
--- Returns score 0, because a job served out of order must not advance virtual time.
+-- The returned score is 0, because a job served out of order must not advance virtual time.
 local function pop_overflow()
   local id, queue = find_overflow(model, held)
   if not id then return nil end
@@ -125,6 +125,6 @@ if last > virtual then
   redis.call('ZREMRANGEBYSCORE', key('fair', model), '-inf', last) -- these tenants restart at the current virtual time
 end
 if #assigned > 0 and #held == 0 then redis.call('ZADD', PREFIX .. 'progress', now + hang, worker) end
--- A reserved worker must not be woken for jobs that it cannot take. An overflow pull did not consume a wake-up.
+-- A reserved worker must not be woken for jobs that it cannot accept. An overflow pull has not consumed a wake-up.
 if not is_reserved and not is_overflow and num_queued(model) > 0 then wake(model) end
 return {assigned, images, now}

@@ -1,4 +1,4 @@
--- queue_stats: the number of waiting and running jobs, and the heartbeats of the live workers. Read-only.
+-- queue_stats: return the number of waiting and running jobs and the heartbeats of the live workers. Read-only.
 -- ARGV: model...   Reply: {{waiting...}, running, {heartbeat...}, controllers, dead letters}
 -- Uses shared/base.lua: PREFIX, now, key; shared/fair_queue.lua: num_waiting.
 local waiting, heartbeats, running = {}, {}, 0

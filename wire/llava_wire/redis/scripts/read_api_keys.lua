@@ -1,6 +1,6 @@
 -- read_api_keys: return all API keys, unless the caller already has the current version. Read-only. Versions are
--- random strings, so a Redis that lost its data and was refilled never repeats an old version.
--- ARGV: version that the caller has   Reply: {version, packed ApiKey...}, nil if that version is current
+-- random strings, so no version is repeated when Redis has lost its data and is filled again.
+-- ARGV: the caller's version   Reply: {version, packed ApiKey...}, or nil if the caller's version is current
 -- Uses shared/base.lua: PREFIX.
 local keys = PREFIX .. 'keys'
 local version = redis.call('HGET', keys, 'version') or '-'

@@ -1,5 +1,6 @@
--- reconcile_worker: resolve differences between the jobs that a worker holds and its assignments in Redis. Assigned jobs that
--- the worker does not hold return to the queue, except those of a pull in progress (identified by its nonces).
+-- reconcile_worker: resolve differences between the jobs that a worker holds and its assignments in Redis. Assigned
+-- jobs that the worker does not hold return to the queue, except those from a pull in progress (identified by its
+-- nonces).
 -- ARGV: worker, number of nonces, nonce..., (job, assignment)...   Reply: held jobs that are no longer assigned to it
 -- Uses shared/base.lua: key, unpack_slot; shared/fair_queue.lua: requeue.
 local slots = key('inflight', ARGV[1])

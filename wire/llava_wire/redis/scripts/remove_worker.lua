@@ -1,4 +1,4 @@
--- remove_worker: remove a worker that exits. The jobs that it still holds return to the queue.
+-- remove_worker: remove a worker that is shutting down. The jobs that it still holds return to the queue.
 -- ARGV: worker
 -- Uses shared/base.lua: key, unpack_slot, PREFIX; shared/fair_queue.lua: requeue.
 local worker = ARGV[1]

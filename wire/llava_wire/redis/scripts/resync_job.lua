@@ -1,8 +1,7 @@
--- resync_job: make Redis consistent with the frames that a job's controller has delivered. A job that Redis lost is
--- created again as a new arrival. If the log equals or extends the delivered frames, it is kept and the reply has the
--- additional frames. If the log is shorter or different, the writer is fenced, the log is replaced by the delivered
--- frames and the job is requeued at its position. A job that was cancelled or taken over by another controller is left
--- unchanged.
+-- resync_job: make Redis consistent with the frames that a job's controller has delivered. A job that Redis has lost
+-- is recreated as a new arrival. If the log starts with the delivered frames, it is retained, and the reply contains
+-- the additional frames. Otherwise, the writer is fenced, the log is replaced with the delivered frames, and the job
+-- is requeued at its previous position. A job that was cancelled or taken over by another controller is not changed.
 -- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, trace, owner, length,
 --   frame...
 -- Reply: {state, {missing digest...}, {frame...}, ID of the last entry in the controller's stream}
@@ -25,7 +24,7 @@ local function tail_of_log()
   return tail
 end
 
--- Returns the ID of the last stream entry. Entries up to it are already in the reply or no longer apply.
+-- Returns the ID of the last stream entry. Entries up to this one are already in the reply or no longer apply.
 local function last_entry()
   local entry = redis.call('XREVRANGE', key('out', controller), '+', '-', 'COUNT', 1)[1]
   return entry and entry[1] or '0-0'

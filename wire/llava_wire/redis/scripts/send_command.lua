@@ -1,6 +1,6 @@
--- send_command: store an operator's command for a worker (load or unload a model). A worker has one command at a time. An
--- equal command, or the same call sent again, returns the pending command.
--- ARGV: worker, ID, packed ModelCommand   Reply: {} no such worker, {'ok' | 'busy', ID of the pending command}
+-- send_command: store an operator's command for a worker (load or unload a model). A worker can have one pending
+-- command. If an equal command is sent or the call is repeated, the ID of the pending command is returned.
+-- ARGV: worker, ID, packed ModelCommand   Reply: {} (no such worker) or {'ok' | 'busy', ID of the pending command}
 -- Uses shared/base.lua: PREFIX, now, key, COMMAND_MS.
 local worker, id, what = unpack(ARGV)
 local lease = redis.call('ZSCORE', PREFIX .. 'workers', worker)

@@ -1,8 +1,8 @@
--- submit: add a job and its images to the queue for its model. A full queue, a tenant over its limits, too many bytes
--- of images, and missing images are reported before anything of the job is written, with the estimated milliseconds
--- until a retry can succeed (0: unknown). A repeated call finds its nonce and returns 'ok' without a position. The
--- same job under another nonce is 'known', or a 'duplicate' if its contents differ; a cancelled job starts again.
--- `weight` is the tenant's share relative to other tenants.
+-- submit: add a job and its images to the queue for its model. A full queue, a tenant over its limits, insufficient
+-- space for images, and missing images are reported before any part of the job is written. For exceeded limits, the
+-- reply includes the estimated milliseconds until a retry can succeed (0: unknown). A repeated call finds its nonce
+-- and returns 'ok' without a position. For a job that exists under another nonce, the reply is 'known', or 'duplicate'
+-- if its contents differ; a cancelled job starts again. `weight` is the tenant's share relative to other tenants.
 -- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, trace, weight,
 --   max_queued, max_queued_cost, max_tenant_jobs, max_tenant_cost, max_pixel_bytes, (digest, bytes)...
 -- Reply: {'ok', number of waiting jobs, milliseconds until they are served (0: unknown)} or {reason, ...}
@@ -15,8 +15,8 @@ local max_queued, max_queued_cost = tonumber(ARGV[14]), tonumber(ARGV[15])
 local max_tenant_jobs, max_tenant_cost, max_bytes = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18])
 cost = tonumber(cost)
 
--- Drops images that no live job uses, in order of expiry, until the new images fit. Returns nil, or the number of bytes
--- in use if they do not fit.
+-- Drops images that no live job uses, in order of expiry, until the new images fit. Returns nil on success, or the
+-- number of bytes in use if they still do not fit.
 local function make_room()
   local needed = 0
   for i = 19, #ARGV, 2 do
@@ -38,7 +38,7 @@ local function make_room()
   return used
 end
 
--- Returns the milliseconds until `load` is served at the rate of the last minute; 0 if the rate is unknown.
+-- Returns the time in milliseconds to serve `load` at the rate of the last minute; 0 if the rate is unknown.
 local function time_to_serve(load)
   local rate = service_rate(model)
   return rate and math.ceil(load * 1000 / rate) or 0

@@ -1,6 +1,6 @@
--- take_over_job: let a controller take over the stream of a tenant's job. Later frames are routed to it; the reply has the
--- log so far. `owner` is the epoch: it grows with each takeover, so that a controller can detect one that it missed.
--- The new nonce invalidates late cancels that were meant for earlier readers.
+-- take_over_job: let a controller take over the stream of a tenant's job. Later frames are routed to this controller;
+-- the reply contains the log so far. `owner` is the epoch, which increases with each takeover, so that a controller
+-- can detect a takeover that it missed. The new nonce invalidates late cancels intended for earlier readers.
 -- ARGV: job, tenant, controller, nonce
 -- Reply: {}, {'cancelled'} or {state, owner, payload, ttl_ms, log, {digest, bytes...}}
 -- Uses shared/base.lua: key, split, now, request_resync, extend, KEEP_MS, touch_controller; shared/images.lua:
@@ -22,7 +22,7 @@ if state ~= 'done' then
   end
   redis.call('HSET', job, 'nonce', nonce)
   if old ~= controller then
-    epoch = math.max(now, epoch + 1) -- at least the time, so that it grows even if Redis lost data
+    epoch = math.max(now, epoch + 1) -- at least the current time, so that it increases even after data loss in Redis
     redis.call('HSET', job, 'owner', epoch)
     change_owner(id, controller)
     request_resync(old, id)

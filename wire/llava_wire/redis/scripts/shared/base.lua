@@ -1,5 +1,5 @@
 -- Helpers for all scripts: key names, expiry, wake-ups, streams and worker slots. The loader prepends the files in
--- this folder to every script. All times are in milliseconds and come from the Redis clock.
+-- this folder to every script. All times are in milliseconds, according to the Redis clock.
 local PREFIX = '{lv}:'
 local KEEP_MS = 300000 -- a job's hash outlives its deadline by this time, so that late readers find the final event
 local OUT_MS = 600000
@@ -20,7 +20,8 @@ local function split(text)
   return words
 end
 
--- Wakes one waiting worker. One list element is enough: a pull that leaves jobs in the queue pushes the next one.
+-- Wakes one waiting worker. One list element is enough, because a pull that leaves jobs in the queue pushes the next
+-- one.
 local function wake(model)
   local name = key('wake', model)
   redis.call('LPUSH', name, '1')
@@ -34,13 +35,14 @@ local function notify(controller, fields)
   redis.call('PEXPIRE', name, OUT_MS)
 end
 
--- Requests a resync of the job from the controller.
+-- Asks the controller to resync the job.
 local function request_resync(controller, id) notify(controller, {id .. ' ?', ''}) end
 
 local function touch_controller(controller) redis.call('ZADD', PREFIX .. 'controllers', now, controller) end
 
 -- `inflight:{worker}` maps each job to assignment ID (32 characters) .. controller ID (32 characters) .. log length in
--- tokens .. ':' .. number of the last frame. One HGETALL returns what `emit` needs for fencing, routing and gap checks.
+-- tokens .. ':' .. number of the last frame. A single HGETALL returns everything that `emit` needs for fencing,
+-- routing and gap detection.
 local function pack_slot(assignment, controller, length, frame)
   return assignment .. controller .. length .. ':' .. frame
 end

@@ -1,9 +1,9 @@
 -- The fair queue: start-time fair queueing between tenants, with three priorities and a quarantine per model.
 --
 -- A job waits in the queue for its model and priority, ordered by its score in virtual time. `doubts` counts the
--- worker crashes during a job since it was last cleared; at QUARANTINE_CRASHES the job waits in quarantine and runs
--- alone. `since` has the arrival times of jobs with normal and low priority, for aging. `backlog` is the cost of all
--- waiting jobs.
+-- worker crashes while the job was running, since it was last cleared. Once it reaches QUARANTINE_CRASHES, the job
+-- waits in quarantine and runs alone. `since` contains the arrival times of jobs with normal and low priority, for
+-- aging. `backlog` is the cost of all waiting jobs.
 -- Uses shared/base.lua: key, extend, now, wake.
 local QUEUES = {'wait-high', 'wait', 'wait-low'}
 local QUARANTINE = 'suspects'
@@ -25,7 +25,7 @@ end
 local function num_waiting(model) return num_queued(model) + redis.call('ZCARD', key(QUARANTINE, model)) end
 
 -- Returns the virtual time in tokens: the highest score served so far. Each arrival also advances it slightly, so that
--- jobs with equal scores are served in order of arrival.
+-- otherwise equal jobs are served in order of arrival.
 local function virtual_time(model) return tonumber(redis.call('GET', key('clock', model)) or '0') end
 
 local function set_virtual_time(model, value)
@@ -69,7 +69,7 @@ local function requeue(id, length)
   wake(model)
 end
 
--- Updates the backlog after a job left its queue. The last job to leave resets the sum to exactly zero.
+-- Updates the backlog after a job has left its queue. The last job to leave resets the sum to exactly zero.
 local function subtract_backlog(model, id, cost)
   redis.call('ZREM', key('since', model), id)
   if num_waiting(model) == 0 then return redis.call('DEL', key('backlog', model), key('since', model)) end
@@ -84,7 +84,7 @@ local function dequeue(id, model, cost)
 end
 
 -- Returns the first waiting job of a tenant that has no job on the worker, and the queue of that job. Searches only the
--- nonempty queue with the highest priority. `slots` is the worker's `inflight` hash as HGETALL returns it.
+-- nonempty queue with the highest priority. `slots` is the worker's `inflight` hash as returned by HGETALL.
 local NUM_CANDIDATES = 64 -- with equal costs, the first job of each tenant is near the front
 local function find_overflow(model, slots)
   for _, name in ipairs(QUEUES) do
@@ -100,7 +100,7 @@ local function find_overflow(model, slots)
   end
 end
 
--- Counts the served cost in buckets of ten seconds, from which `service_rate` estimates when to retry.
+-- Adds the cost of a finished job to the current ten-second bucket. `service_rate` is computed from these buckets.
 local function count_served(model, cost)
   local bucket = key('served', model .. ':' .. math.floor(now / SERVED_MS))
   redis.call('INCRBYFLOAT', bucket, cost)

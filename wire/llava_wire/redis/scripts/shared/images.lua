@@ -1,6 +1,6 @@
--- Preprocessed images, stored once per digest. `pixels` has 'digest size' ordered by expiry, `pixel_bytes` is the sum
--- of the sizes, and `users:{digest}` has the live jobs that need the image. An image without users may be dropped
--- early.
+-- Preprocessed images, stored once per digest. `pixels` contains entries 'digest size' ordered by expiry time,
+-- `pixel_bytes` is the sum of the sizes, and `users:{digest}` contains the live jobs that need the image. An image
+-- without users may be dropped before it expires.
 -- Uses shared/base.lua: PREFIX, split, key, now, extend.
 local PIXELS, PIXEL_BYTES = PREFIX .. 'pixels', PREFIX .. 'pixel_bytes'
 

@@ -1,8 +1,8 @@
--- Operations on jobs outside the queue: creation, ownership, log, fencing and end.
+-- Operations on jobs other than queueing: creation, ownership, logging, fencing and completion.
 -- Uses shared/base.lua: key, unpack_slot, split, KEEP_MS, extend, now, pack_slot; shared/images.lua: use_images;
 --   shared/fair_queue.lua: count_served, dequeue.
 
--- Appends a frame to the job's log and returns its index. A frame is written whole and never changes.
+-- Appends a frame to the job's log and returns its index. Frames are written atomically and never change.
 local function append_frame(id, payload)
   local name = key('log', id)
   local index = redis.call('RPUSH', name, payload) - 1
@@ -10,8 +10,8 @@ local function append_frame(id, payload)
   return index
 end
 
--- Revokes the job from its worker, whose next emit is rejected for it. Returns the length of the log in tokens if the
--- job was running.
+-- Revokes the job's assignment, so that the worker's next emit for it is rejected. If the job was running, returns the
+-- length of its log in tokens.
 local function fence(id)
   local worker = redis.call('HGET', key('job', id), 'worker')
   if not worker or worker == '' then return nil end
@@ -28,7 +28,7 @@ local function end_job(id, state)
   redis.call('HSET', job, 'state', state)
   if state == 'done' then count_served(model, cost) end
   for _, digest in ipairs(split(digests or '')) do redis.call('SREM', key('users', digest), id) end
-  if state ~= 'orphaned' then redis.call('HDEL', job, 'payload', 'digests') end -- another controller may adopt an orphan
+  if state ~= 'orphaned' then redis.call('HDEL', job, 'payload', 'digests') end -- an orphan can be taken over
   dequeue(id, model, cost)
   redis.call('HDEL', key('tenant', tenant), id)
   redis.call('SREM', key('live', controller), id)
@@ -44,10 +44,10 @@ local function register_live(id, tenant, controller, cost, ttl)
   extend(key('live', controller), ttl)
 end
 
--- Writes everything about a job except its position in the queue, from the first twelve arguments of `submit` and
--- `resync_job`: job, controller, tenant, model, cost, payload, ttl_ms (without KEEP_MS), digests, priority, nonce, outline,
--- trace. `owner` is the epoch, which counts takeovers. `crashes` counts the worker crashes during the job, `doubts`
--- those since it was last cleared.
+-- Stores everything about a job except its position in the queue. Uses the first twelve arguments of `submit` and
+-- `resync_job`: job, controller, tenant, model, cost, payload, ttl_ms (without KEEP_MS), digests, priority, nonce,
+-- outline, trace. `owner` is the epoch, which increases with each takeover. `crashes` counts all worker crashes while
+-- the job was running, `doubts` only those since it was last cleared.
 local function create_job(score, crashes, doubts, owner)
   local id, controller, tenant, model, cost, payload, ttl, digests, priority, nonce, outline = unpack(ARGV, 1, 11)
   local job, life = key('job', id), tonumber(ttl) + KEEP_MS
