@@ -196,7 +196,7 @@ def test_without_a_kernel_that_passes_the_reference_is_used_and_logged(
     backend = first_passing(iter([unavailable, WrongKernel]), TEXT, torch.float32, CPU)
 
     assert isinstance(backend, SdpaBackend)
-    assert "sdpa, which gathers the KV cache and is slow; the kernel is not installed" in caplog.text
+    assert "sdpa, which is slow because it gathers the KV cache; the kernel is not installed" in caplog.text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="flash-attn may be installed on a machine with a GPU")
