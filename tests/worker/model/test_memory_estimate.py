@@ -1,4 +1,4 @@
-"""A model that does not fit into memory is rejected before loading, with settings that would fit."""
+"""A model that does not fit into memory is rejected before loading, with an error that lists alternatives."""
 
 from __future__ import annotations
 
