@@ -48,7 +48,7 @@ class PeakMemory:
 
 
 class _TensorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A counter of the bytes in live storages of tensors that operations return.
+    """A counter for the bytes of live tensor storages allocated by operations.
 
     Tensors created earlier are not counted, because they are first seen as arguments to an operation.
     """

@@ -60,7 +60,7 @@ class CopyCommand(msgspec.Struct, tag="copy", frozen=True):
 
 
 class StepCommand(msgspec.Struct, tag="step", frozen=True):
-    """A command to run a forward pass. Its tensors are sent by broadcast.
+    """A command to run a forward pass. Tensors are broadcast separately.
 
     ``width`` is the number of columns of the block tables.
     """

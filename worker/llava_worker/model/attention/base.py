@@ -85,7 +85,7 @@ class AttentionBackend(ABC):
 
     @abstractmethod
     def plan(self, metadata: AttentionMetadata, cache: KVCache) -> AttentionPlan:
-        """Prepare the data shared by all layers of a forward pass."""
+        """Create the plan shared by all layers of a forward pass."""
 
     def decode_plan(self, metadata: DecodeMetadata, cache: KVCache) -> AttentionPlan | None:
         """Prepare a decode-only pass without synchronizing with the device. Return None if unsupported."""

@@ -53,7 +53,7 @@ class PagedKernel(ABC):
 
     @abstractmethod
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
-        """Compute attention like `AttentionPlan.attend`, but with the new keys and values already written.
+        """Compute attention like `AttentionPlan.attend`. The new keys and values are already in the cache.
 
         Shapes: q [tokens, heads, head_dim]; keys and values [blocks, block_size, kv_heads, head_dim].
         """

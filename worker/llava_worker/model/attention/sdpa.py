@@ -1,7 +1,7 @@
 """The reference attention for any device: torch's scaled_dot_product_attention over gathered slots.
 
 All decodes are computed in one padded call, and each prompt chunk in a separate call. Slots of other rows are
-never read, not even with a mask, because a NaN multiplied by a masked weight of 0 is still NaN.
+never read. Masking them would not be enough, because a NaN multiplied by a weight of 0 is still NaN.
 """
 
 from __future__ import annotations

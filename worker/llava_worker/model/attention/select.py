@@ -42,7 +42,7 @@ def first_passing(
     dtype: torch.dtype,
     device: torch.device,
 ) -> AttentionBackend:
-    """Return a backend with the first kernel that is available and matches the reference, or the reference.
+    """Return a backend for the first kernel that is available and accurate, or else the reference backend.
 
     A package that was built for another version of torch or another GPU may return wrong results. Each kernel
     is therefore tested with the head counts and head size of this model.
@@ -76,7 +76,7 @@ def _candidates(dtype: torch.dtype, capability: tuple[int, int]) -> Iterator[Cal
 def _self_test(
     backend: PagedBackend, text: TextConfig, dtype: torch.dtype, device: torch.device
 ) -> str | None:
-    """Compare the backend with the reference on a batch of decodes, a whole prompt and a last prompt chunk.
+    """Compare the backend with the reference on decodes, a whole prompt and the last chunk of a prompt.
 
     Returns a description of the error, or None if the backend passes.
     """

@@ -58,7 +58,7 @@ def try_capture(graphs: _G, name: str) -> _G | None:
 def capture_sizes(max_size: int) -> list[int]:
     """Return the batch sizes to capture: 1, 2, 4, 8, 16, 24, ..., ``max_size``.
 
-    Steps are 8 for sizes from 8 to 64, and at most a quarter of the size beyond that.
+    From 8 to 64, sizes increase in steps of 8. Beyond that, a step is at most a quarter of the size.
     """
     sizes, size = [], 1
     while size < max_size:

@@ -34,7 +34,7 @@ class _Inputs:
         return _Inputs(self.token_ids[:num], self.positions[:num], metadata)
 
     def fill(self, token_ids: Tensor, positions: Tensor, slots: Tensor, tables: Tensor) -> None:
-        """Copy the rows of a step to the inputs, and the first of them to all unused rows as well."""
+        """Copy the rows of a step to the inputs, and its first row to all unused rows."""
         _fill(self.token_ids, token_ids)
         _fill(self.positions, positions)
         _fill(self.metadata.slot_mapping, slots)

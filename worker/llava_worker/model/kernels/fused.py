@@ -103,7 +103,7 @@ class FusedKernels(TorchKernels):
 @cache  # called for every precision whose memory use is estimated
 def choose_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
     """Return the fused kernels if they pass a self-test on this device, or else torch's. Log the choice."""
-    if device.type != "cuda" or not torch.cuda.is_available():  # the estimate may be for an absent GPU
+    if device.type != "cuda" or not torch.cuda.is_available():  # memory can be estimated for an absent GPU
         return TorchKernels()
     if importlib.util.find_spec("triton") is None:
         logger.info("RMSNorm, RoPE, cache write and SiLU kernels: torch, because Triton is not installed")

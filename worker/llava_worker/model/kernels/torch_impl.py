@@ -10,7 +10,7 @@ from llava_worker.model.kernels.interface import INT4_GROUP, PANEL_OUTPUTS, Kern
 
 __all__ = ["TorchKernels", "quantize_rows"]
 
-# Outputs per int4 product: large enough for efficiency, small enough to limit the memory of unpacked weights.
+# Outputs per int4 product: large enough for efficiency, small enough to limit the size of unpacked weights.
 _UNPACKED_OUTPUTS = 1024
 
 

@@ -15,7 +15,7 @@ __all__ = ["int4_linear"]
 def int4_linear(
     y,  # [rows, outputs]
     x,  # [rows, inputs]
-    packed,  # uint8 [lanes, half]: input i in the low half, input half + i in the high half, both plus 8
+    packed,  # uint8 [lanes, half]: input i in the low half, input half + i in the high half, both offset by 8
     scales,  # bf16 [lanes / PANEL, groups, PANEL]
     bias,  # fp32 [outputs]
     rows,

@@ -25,7 +25,7 @@ __all__ = ["Progress", "load_weights"]
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, int], object]  # bytes loaded, total bytes, tensors started
+Progress = Callable[[int, int, int], object]  # bytes loaded, total bytes, number of tensors started
 
 # Bytes per read: large enough to use the full speed of a disk, small compared with any model.
 _CHUNK_BYTES = 8 << 20

@@ -1,7 +1,7 @@
 """Linear layers based on bitsandbytes: LLM.int8(), and NF4 with double quantization.
 
 These formats save memory rather than time. Rows are quantized during loading, so the original weight is never
-held in memory as a whole. The library is imported when the first layer is used.
+fully in memory. The library is imported when the first layer is used.
 """
 
 from __future__ import annotations

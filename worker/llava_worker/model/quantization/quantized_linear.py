@@ -12,7 +12,7 @@ __all__ = ["QuantizedLinear"]
 
 
 class QuantizedLinear(Linear):
-    """A layer that quantizes rows during loading, so that the whole original weight is never in memory."""
+    """A layer that quantizes rows during loading, so that the original weight is never fully in memory."""
 
     def __init__(self, shape: LinearShape, *, bits: int, kernels: Kernels, device: torch.device) -> None:
         super().__init__(shape)
