@@ -1,4 +1,4 @@
-"""All attention kernels that this GPU supports agree with the reference for real head configurations."""
+"""All attention kernels that this GPU supports agree with the reference for head counts of real models."""
 
 from __future__ import annotations
 

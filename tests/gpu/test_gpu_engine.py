@@ -24,7 +24,7 @@ from tests.worker.sampling_params import greedy
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 NUM_PROMPTS, NUM_TOKENS = 12, 12
-# Tolerances for the log-probability of a likely token. Benchmarks measure the exact loss of each precision.
+# Tolerances for the log-probability of a likely token. Benchmarks measure the accuracy of each precision.
 TOLERANCE = {
     "fp32": 1e-3,
     "fp16": 0.1,
@@ -46,7 +46,7 @@ def build(**options: Any) -> tuple[Engine, ModelInfo]:
 
 
 def make_sequences(info: ModelInfo, *, num_tokens: int) -> list[Sequence]:
-    """Return sequences with random tokens and up to two images of two colors each."""
+    """Return sequences with random tokens and up to two two-color images."""
     rng = np.random.default_rng(0)
     sequences: list[Sequence] = []
     for index in range(NUM_PROMPTS):
@@ -97,7 +97,7 @@ def reference() -> Outputs:
 
 
 @USE_CUDA_GRAPHS
-def test_fp32_tokens_equal_those_of_a_cpu(reference: Outputs, use_cuda_graphs: bool) -> None:
+def test_fp32_tokens_equal_those_generated_on_a_cpu(reference: Outputs, use_cuda_graphs: bool) -> None:
     outputs, engine = generate(
         num_tokens=NUM_TOKENS, precision="fp32", device="cuda", use_cuda_graphs=use_cuda_graphs
     )
@@ -118,7 +118,7 @@ def test_async_scheduling_does_not_change_the_output(use_cuda_graphs: bool) -> N
 
 
 def test_launching_a_step_ahead_does_not_synchronize_with_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch raises an error if an operation synchronizes. All kinds of sampling are tested."""
+    """torch raises an error if an operation synchronizes. The sequences cover all sampling methods."""
     engine, info = build(device="cuda")
     launch = engine._runner.launch
     num_ahead = 0

@@ -1,4 +1,4 @@
-"""8-bit products on this GPU equal the reference for the sizes of real models, also in a CUDA graph."""
+"""8-bit products on this GPU match the reference at the sizes of real models, even in a CUDA graph."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def random_cache(
     block_size: int = BLOCK_SIZE,
     device: torch.device = CPU,
 ) -> KVCache:
-    """Return a cache of two layers with random contents in all slots."""
+    """Return a two-layer cache with random contents in all slots."""
     spec = KVCacheSpec(NUM_BLOCKS, block_size, 2, kv_heads, head_dim, dtype, is_int8)
     cache = KVCache(spec, device)
     shape = (spec.num_tokens, kv_heads, head_dim)
@@ -53,7 +53,7 @@ def random_cache(
 def make_metadata(
     rows: list[tuple[int, int]], *, block_size: int = BLOCK_SIZE, device: torch.device = CPU
 ) -> AttentionMetadata:
-    """Return the metadata of ``rows`` (new tokens, context length), decodes first, in random blocks."""
+    """Return metadata for ``rows`` of (new tokens, context length), decodes first, with random blocks."""
     rows = sorted(rows, key=lambda row: row[0] > 1)
     blocks = torch.randperm(NUM_BLOCKS).tolist()
     tables = [[blocks.pop() for _ in range(-(-context // block_size))] for _, context in rows]

@@ -1,4 +1,4 @@
-"""A model that does not fit into memory is rejected before loading, with settings that would fit."""
+"""A model that does not fit into memory is rejected before loading, with an error that lists alternatives."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def test_a_model_that_is_too_large_is_rejected_with_alternatives() -> None:
     assert free is not None
 
     with pytest.raises(
-        InsufficientMemory, match=r"in fp32 and the KV cache 0.0 GiB, but cpu has .* Use precision bf16"
+        InsufficientMemory,
+        match=r"in fp32 and the KV cache needs 0.0 GiB, but cpu has only .* Use precision bf16",
     ):
         require_memory(make_config(int(free * 1.2)), IMAGE, precision="fp32", device=CPU, cache_bytes=1)
     with pytest.raises(InsufficientMemory, match="Use a smaller model"):

@@ -1,4 +1,4 @@
-"""The LLaVA model. It operates on tensors and is independent of sequences, the scheduler and the queue.
+"""The LLaVA model. It operates only on tensors and does not depend on sequences, the scheduler or the queue.
 
 Each module imports only from the rows below it:
 
@@ -6,7 +6,7 @@ Each module imports only from the rows below it:
     llava                              vision tower -> projector -> decoder
     decoder, vision_tower
     tensor_parallel
-    attention                          backends over the paged KV cache
+    attention                          backends and the paged KV cache
     quantization, loading              weight formats and precisions; checkpoint files
     layers, cpu                        linear, RoPE, ...; C++ kernels
     kernels, config, device_copy       torch and Triton kernels; config.json

@@ -1,9 +1,9 @@
 """The language model: the Llama decoder, with biases for Qwen2 and a sliding window for Mistral.
 
-The input is packed: [tokens, hidden], with the tokens of any number of sequences. Only attention and RoPE
-depend on positions. Attributes have the names that checkpoints use, so that weights are found by name.
-Modules define ``__call__`` instead of ``forward``: hooks are not used, and their overhead would apply to
-hundreds of calls per step.
+The input, [tokens, hidden], is packed and contains the tokens of any number of sequences. Only attention and
+RoPE depend on positions. Attributes are named as in checkpoints, so that weights can be found by name.
+Modules define ``__call__`` instead of ``forward``, because hooks are not used and their overhead would add up
+over hundreds of calls per step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["LlamaDecoder"]
 
 
 class LlamaDecoder(nn.Module):
-    """A decoder, or the shard of one rank, that maps embeddings to final hidden states.
+    """A decoder, or one rank's shard of it, that maps embeddings to final hidden states.
 
     ``config`` describes the shard. Only the first rank embeds tokens.
     """
@@ -109,7 +109,7 @@ class _Attention(nn.Module):
             has_bias=config.has_qkv_bias,
             rows=ranks.shard,
         )
-        has_bias = config.attention_bias and ranks.is_first  # all-reduce must add it once
+        has_bias = config.attention_bias and ranks.is_first  # all-reduce must add it only once
         o = LinearShape.plain(q_size, config.hidden_size, has_bias=has_bias, columns=ranks.shard)
         self.qkv_proj = precision.linear(qkv, device, "decoder")
         self.o_proj = precision.linear(o, device, "decoder")

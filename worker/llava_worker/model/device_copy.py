@@ -21,7 +21,7 @@ def copy_to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
 
 class HostCopy:
-    """A copy of tensors to the host, enqueued after the pending work of the device. A no-op on a CPU."""
+    """A copy of tensors to the host, enqueued after all pending work on the device. A no-op on a CPU."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         """Enqueue the copy of ``tensors``, which must be on the same device."""

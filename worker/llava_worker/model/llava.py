@@ -24,9 +24,9 @@ class Llava(nn.Module):
     """Vision tower, projector and decoder. Weights are uninitialized until `load_weights` loads them.
 
     The model runner calls `encode` and `assemble` for new images and `embed` for the token IDs, and
-    overwrites the rows of image tokens with image features. Then it calls the model, and `logits` for the
-    rows to sample from. With tensor parallelism, this is the model of the first rank, and ``config``
-    describes its shard. The other ranks have only their shard of the decoder layers.
+    overwrites the rows of image tokens with image features. Then it calls the model itself, followed by
+    `logits` for the rows to sample from. With tensor parallelism, this is the model of the first rank, and
+    ``config`` describes its shard. The other ranks have only their shard of the decoder layers.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class Llava(nn.Module):
         if config.has_image_newline:
             newline = torch.empty(text.hidden_size, dtype=precision.dtype, device=device)
             self.image_newline = nn.Parameter(newline, requires_grad=False)
-        # Divided on the CPU. On the meta device, which is used to measure models, torch would import its
-        # compiler for a division.
+        # The division runs on the CPU. On the meta device, which is used to measure the size of models, torch
+        # would import its compiler for it.
         mean, std = torch.tensor(image.image_mean), torch.tensor(image.image_std)
         self._pixel_mean = (mean.view(3, 1, 1) / image.rescale_factor).to(device)
         self._pixel_std = (std.view(3, 1, 1) / image.rescale_factor).to(device)
@@ -79,7 +79,7 @@ class Llava(nn.Module):
     def assemble(self, features: Tensor, plan: ImagePlan) -> Tensor:
         """Arrange the tiles of an image, [tiles, tokens_per_tile, hidden], as prompt rows [tokens, hidden].
 
-        Without a grid, the rows are those of the single tile. With a grid, the base view comes first,
+        Without a grid, these are the rows of the single tile. With a grid, the base view comes first,
         followed by the patches of the grid without padding and with a newline embedding after each row of
         patches.
         """
@@ -105,10 +105,10 @@ class Llava(nn.Module):
 
 
 class _Projector(nn.Module):
-    """Linear layers with activations in between, from the width of the vision tower to the decoder's.
+    """Linear layers with activations in between, which map the width of the vision tower to the decoder's.
 
-    LLaVA-1.5 has two layers ("mlp2x_gelu"), LLaVA-v1 has one ("linear") and "identity" has none. The layers
-    are named linear_1, linear_2, ...
+    LLaVA-1.5 has two layers ("mlp2x_gelu"), LLaVA-v1 has one ("linear"), and "identity" means none. The
+    layers are named linear_1, linear_2, ...
     """
 
     def __init__(self, config: ModelConfig, precision: Precision, device: torch.device) -> None:

@@ -48,8 +48,8 @@ def require_memory(
     )
     weights_gib, cache_gib, free_gib = _gib(weights), _gib(cache_bytes), _gib(free)
     raise InsufficientMemory(
-        f"The weights need {weights_gib} in {precision} and the KV cache {cache_gib}, but {device} has "
-        f"{free_gib} free. {remedy}"
+        f"The weights need {weights_gib} in {precision} and the KV cache needs {cache_gib}, but {device} has "
+        f"only {free_gib} free. {remedy}"
     )
 
 
@@ -64,7 +64,7 @@ def weight_bytes(
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Return the free memory in bytes of the GPU, or of the machine and container; None if unknown."""
+    """Return the free memory in bytes, or None if unknown. On a CPU, container limits apply."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
@@ -82,7 +82,7 @@ def _machine_bytes(path: Path = Path("/proc/meminfo")) -> int | None:
 
 
 def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the bytes left in the cgroup, or None without a limit. The page cache counts as free."""
+    """Return the bytes left in the cgroup, or None if there is no limit. The page cache counts as free."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())

@@ -48,9 +48,9 @@ class PeakMemory:
 
 
 class _TensorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A counter of the live storages of all tensors that operations return.
+    """A counter for the bytes of live tensor storages allocated by operations.
 
-    Tensors created earlier are not counted, because they are first seen as arguments of an operation.
+    Tensors created earlier are not counted, because they are first seen as arguments to an operation.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,10 +1,10 @@
-"""Tensor parallelism: one decoder sharded over several processes (ranks).
+"""Tensor parallelism: one decoder sharded across several processes (ranks).
 
 Each rank holds a share of the attention heads and of the MLP's intermediate size in every layer. The first
-rank is the leader: it embeds tokens and images, samples, and manages sequences. Before each forward pass, it
-sends a command to the other ranks. Numbers are sent through a pipe, which never blocks the leader, and
-tensors through torch.distributed (NCCL for GPUs, Gloo for CPUs). During the pass, all-reduce adds the partial
-results of the ranks.
+rank is the leader: it embeds tokens and images, samples tokens and manages sequences. Before each forward
+pass, it sends a command to the other ranks. Commands are sent through a pipe, which never blocks the leader,
+and tensors through torch.distributed (NCCL for GPUs, Gloo for CPUs). During the pass, all-reduce adds the
+partial results of the ranks.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class CopyCommand(msgspec.Struct, tag="copy", frozen=True):
 
 
 class StepCommand(msgspec.Struct, tag="step", frozen=True):
-    """A command to run a forward pass. Its tensors are sent by broadcast.
+    """A command to run a forward pass. Tensors are broadcast separately.
 
     ``width`` is the number of columns of the block tables.
     """
@@ -87,7 +87,7 @@ class TensorParallel:
         return self.shard.index == 0
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """Sum ``x`` over all ranks in place and return it."""
+        """Sum ``x`` across all ranks in place and return it."""
         if self.size > 1:
             dist.all_reduce(x)
         return x
@@ -113,7 +113,7 @@ class TensorParallel:
     def collective_step(self) -> Iterator[None]:
         """Convert an out-of-memory error to RankFailed if there are other ranks.
 
-        The other ranks wait in the middle of the step, so it cannot be retried with a smaller batch.
+        The other ranks wait in the middle of the step, so the step cannot be retried with a smaller batch.
         """
         try:
             yield
@@ -149,7 +149,7 @@ def read_frame(pipe: BinaryIO) -> bytes | None:
 def receive_step(
     command: StepCommand, hidden_size: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, AttentionMetadata]:
-    """Receive the x, positions and metadata that the leader sent with `TensorParallel.send_step`."""
+    """Receive x, the positions and the metadata that the leader sent with `TensorParallel.send_step`."""
     num_tokens, num_rows = sum(command.query_lens), len(command.query_lens)
     packed = torch.empty(2 * num_tokens + num_rows * command.width, dtype=torch.int64, device=device)
     dist.broadcast(packed, 0)

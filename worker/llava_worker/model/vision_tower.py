@@ -1,8 +1,8 @@
 """The vision tower (CLIP or SigLIP), which maps images to the hidden states that the projector reads.
 
 SigLIP differs from CLIP: it has a bias in the patch embedding, but no class token and no norm before the
-first layer. Layers above the last one whose output is used are not created: LLaVA-1.5 reads the
-second-to-last layer.
+first layer. Layers after the last one whose output is used are not created. For example, LLaVA-1.5 reads the
+output of the second-to-last layer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self._feature_layers = feature_layers
         self.embeddings = _Embeddings(config, precision.dtype, device)
-        self.pre_layrnorm = (  # sic: the checkpoints' spelling
+        self.pre_layrnorm = (  # sic: spelled like this in checkpoints
             _layer_norm(config, precision, device) if config.has_class_token else None
         )
         self.encoder = _Encoder(config, max(feature_layers), precision, device)
@@ -57,7 +57,7 @@ class _Encoder(nn.Module):
         self.layers = nn.ModuleList([_Layer(config, precision, device) for _ in range(num_layers)])
 
     def __call__(self, x: Tensor) -> list[Tensor]:
-        """Return the input of the first layer and all layer outputs, [tiles, positions, hidden] each."""
+        """Return the input of the first layer and all layer outputs, each [tiles, positions, hidden]."""
         states = [x]
         for layer in self.layers:
             states.append(layer(states[-1]))

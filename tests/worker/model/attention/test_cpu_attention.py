@@ -103,7 +103,7 @@ def test_a_token_is_bitwise_identical_with_draft_tokens_after_it(backend: CpuBac
     assert torch.equal(together[:3], torch.cat(alone))
 
 
-def test_a_nan_of_another_row_is_not_read(backend: CpuBackend) -> None:
+def test_a_nan_in_another_row_is_not_read(backend: CpuBackend) -> None:
     torch.manual_seed(0)
     cache = random_cache(2, 16)
     qkv = random_qkv(2, 2, 2, 16)
@@ -112,7 +112,7 @@ def test_a_nan_of_another_row_is_not_read(backend: CpuBackend) -> None:
     out = attend(backend, make_metadata([(1, 30), (1, 9)]), cache, qkv)
 
     assert out[1].isfinite().all()
-    assert out[0, 0].isnan().all() and out[0, 1].isfinite().all()  # only the head with the NaN
+    assert out[0, 0].isnan().all() and out[0, 1].isfinite().all()  # only the head with the NaN is affected
 
 
 LONG_BLOCK_SIZE = 16  # tokens per block, for a cache of 640 tokens
@@ -153,7 +153,7 @@ def test_long_prompts_in_bf16_agree_with_the_reference(
 
 @needs_prefill_kernel
 @IS_INT8
-def test_a_prompt_is_bitwise_identical_for_any_chunks(backend: CpuBackend, is_int8: bool) -> None:
+def test_a_prompt_is_bitwise_identical_for_chunks_of_any_size(backend: CpuBackend, is_int8: bool) -> None:
     torch.manual_seed(0)
     batch, cache, qkv = long_prompt(300, 300, is_int8=is_int8)
     whole = attend(backend, batch, cache, qkv)

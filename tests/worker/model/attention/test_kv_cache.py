@@ -127,7 +127,7 @@ def test_copied_rows_are_equal_and_all_others_unchanged(is_int8: bool, data: st.
 
 
 def attend(cuts: list[int], *, is_int8: bool, num_tokens: int = 13, window: int | None = None) -> Tensor:
-    """Compute one sequence in chunks that end at ``cuts``. Return [tokens, heads, head_dim]."""
+    """Return the attention [tokens, heads, head_dim] of one sequence in chunks that end at ``cuts``."""
     cache, table = make_cache(is_int8=is_int8), torch.tensor([[2, 0, 3, 1]])
     slots = torch.cat([torch.arange(4) + block * 4 for block in table[0].tolist()])
     q, k, v = (

@@ -32,7 +32,7 @@ def test_memory_becomes_resident_only_when_it_is_prefaulted(is_int8: bool) -> No
     assert size / 4 < resident_bytes() - before < size * 3 / 4
     num_calls = sum(1 for _ in takewhile(bool, iter(cache.prefault_more, None)))
     assert resident_bytes() - before > size * 7 / 8
-    assert num_calls > 1  # a few milliseconds each
+    assert num_calls > 1  # each takes a few milliseconds
     assert not cache.prefault_more()
 
 
@@ -56,7 +56,7 @@ def test_prefaulting_more_has_no_effect_without_an_initial_prefault() -> None:
 def test_every_page_of_every_row_is_faulted_in() -> None:
     zeros = lazy_zeros((3, 1000, 2048), torch.uint8)
     before = resident_bytes()
-    assert sum(1 for _ in prefault_columns(zeros, 0)) == 3  # 2 MiB each
+    assert sum(1 for _ in prefault_columns(zeros, 0)) == 3  # chunks of 2 MiB
     assert resident_bytes() - before > 3 * 1000 * 2048 * 0.9
     assert not zeros.any()
     assert sum(1 for _ in prefault_columns(zeros, 1000)) == 0

@@ -1,4 +1,4 @@
-"""Paged attention kernels agree with the reference; if a kernel does not, the reference is used.
+"""Paged attention kernels agree with the reference. If none does, the reference is used instead.
 
 Without a GPU, the Triton kernel runs in Triton's interpreter, which does not support bf16 products.
 FlashAttention kernels are tested only on a GPU (tests/gpu).
@@ -50,7 +50,7 @@ def triton_kernel() -> TritonKernel:
 
 
 class WrongKernel(ReferenceKernel):
-    """A kernel with a wrong result for the last token of the last row."""
+    """A kernel that returns a wrong result for the last token of the last row."""
 
     name = "wrong"
 
@@ -117,7 +117,7 @@ def test_the_triton_kernel_agrees_with_the_reference(
 
 
 @needs_interpreter
-def test_the_triton_kernel_does_not_read_a_nan_of_another_row(triton_kernel: TritonKernel) -> None:
+def test_the_triton_kernel_does_not_read_a_nan_in_another_row(triton_kernel: TritonKernel) -> None:
     torch.manual_seed(0)
     cache = random_cache(2, 16)
     metadata = make_metadata([(1, 30), (1, 9), (6, 21)])
@@ -134,7 +134,7 @@ def test_the_triton_kernel_does_not_read_a_nan_of_another_row(triton_kernel: Tri
     out = attend(PagedBackend(triton_kernel), metadata, cache, qkv)
 
     assert out[1:].isfinite().all()
-    assert out[0, 0].isnan().all() and out[0, 1].isfinite().all()  # only the head with the NaN
+    assert out[0, 0].isnan().all() and out[0, 1].isfinite().all()  # only the head with the NaN is affected
 
 
 @needs_interpreter
@@ -196,7 +196,7 @@ def test_without_a_kernel_that_passes_the_reference_is_used_and_logged(
     backend = first_passing(iter([unavailable, WrongKernel]), TEXT, torch.float32, CPU)
 
     assert isinstance(backend, SdpaBackend)
-    assert "sdpa, which gathers the KV cache and is slow; the kernel is not installed" in caplog.text
+    assert "sdpa, which is slow because it gathers the KV cache; the kernel is not installed" in caplog.text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="flash-attn may be installed on a machine with a GPU")
@@ -208,7 +208,7 @@ def test_a_missing_flash_attn_is_reported() -> None:
 
 
 def test_the_torch_kernel_has_the_expected_signature() -> None:
-    """Without a GPU, the kernel raises after its arguments are accepted."""
+    """Without a GPU, the kernel raises an error only after it has accepted its arguments."""
     kernel = VarlenKernel()
     q, blocks = torch.zeros(1, 2, 16), torch.zeros(1, kernel.block_size, 2, 16)
     lens = torch.tensor([0, 1], dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""config.json determines the model, and missing fields have the defaults of transformers."""
+"""config.json determines the model, and missing fields have the same defaults as in transformers."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_defaults_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     assert actual.text_config.rope.rope_theta == expected.text_config.rope_parameters["rope_theta"]
 
 
-def test_published_llava_is_vicuna_behind_clip_with_576_tokens(tmp_path: Path) -> None:
+def test_published_llava_is_vicuna_with_clip_and_576_tokens(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, **LLAVA_1_5_7B))
 
     assert (config.text_config.hidden_size, config.text_config.num_key_value_heads) == (4096, 32)
@@ -167,7 +167,7 @@ def test_the_image_processor_is_read_from_either_file(tmp_path: Path) -> None:
     assert read_image_config(tmp_path).image_mean == (0.5, 0.5, 0.5)
 
 
-# Image processors of published checkpoints: the fields that determine how an image becomes square.
+# Image processors of published checkpoints: the fields that determine how images are made square.
 LLAVA_1_5_HF: dict[str, Any] = {
     "image_processor_type": "CLIPImageProcessor",
     "size": {"shortest_edge": 336},
@@ -192,7 +192,7 @@ LLAVA_INTERLEAVE_HF: dict[str, Any] = {
     ],
     ids=["1.5", "1.5, not padded", "interleave", "interleave, padded", "one length", "one side"],
 )
-def test_the_image_processor_determines_how_an_image_becomes_square(
+def test_the_image_processor_determines_how_images_are_made_square(
     tmp_path: Path, values: dict[str, Any], fit: str
 ) -> None:
     config = read_config(write(tmp_path, model_type="llava"))

@@ -1,4 +1,4 @@
-"""The C++ kernels agree with torch's in all variants that this machine supports."""
+"""All variants of the C++ kernels that this machine supports agree with the torch kernels."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_row_is_bitwise_identical_in_any_batch(native: NativeKernels, bits: in
 
 
 @BITS
-def test_a_weight_can_be_loaded_in_any_chunks_of_rows(native: NativeKernels, bits: int) -> None:
+def test_a_weight_can_be_loaded_in_chunks_of_any_size(native: NativeKernels, bits: int) -> None:
     weight = random(75, 90)
     for kernels in (native, TORCH):
         layer = make_layer(kernels, bits, torch.zeros_like(weight))
@@ -173,10 +173,8 @@ def test_vision_attention_agrees_with_torch(native: NativeKernels) -> None:
             parts = random(2, num_positions, 3 * 2 * head_dim).to(dtype).chunk(3, dim=-1)
             q, k, v = (part.view(2, num_positions, 2, head_dim) for part in parts)
 
-            for key in (
-                k,
-                k.transpose(1, 2).contiguous().transpose(1, 2),
-            ):  # with and without the strides of the values
+            # With and without the same strides as the values.
+            for key in (k, k.transpose(1, 2).contiguous().transpose(1, 2)):
                 assert_close(native.vision_attention(q, key, v), TORCH.vision_attention(q, key, v))
 
 
@@ -210,5 +208,5 @@ def test_a_failed_compilation_is_reported_and_leaves_no_files(
 
 def test_no_library_is_loaded_from_a_folder_that_other_users_can_write_to(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    with pytest.raises(NativeKernelsUnavailable, match="is owned or writable by another user"):
+    with pytest.raises(NativeKernelsUnavailable, match="is owned by or writable by another user"):
         load("avx2", tmp_path)

@@ -1,4 +1,4 @@
-"""The fused kernels agree with torch's for all shapes; if they do not, torch's kernels are used.
+"""The fused kernels agree with the torch kernels for all shapes. If not, the torch kernels are used.
 
 Without a GPU, they run in Triton's interpreter, which rounds to bf16 differently from GPUs.
 """
@@ -143,7 +143,7 @@ def test_a_nan_affects_only_its_head(fused: FusedKernels) -> None:
 
 
 def test_a_plan_with_rope_and_cache_agrees_with_the_reference(fused: FusedKernels) -> None:
-    """The batch has decodes and the end of a prompt, with a window. The caches are compared too."""
+    """The batch contains decodes and the last chunk of a prompt. The caches are also compared."""
     torch.manual_seed(0)
     metadata, qkv = make_metadata([(1, 9), (1, 30), (5, 21)]), torch.randn(7, 10, 16)
     angles = torch.randn(7, 1, 8)
@@ -170,7 +170,9 @@ def test_a_nan_affects_only_its_row(fused: FusedKernels) -> None:
     assert normed[1].isnan().all() and normed[[0, 2]].isfinite().all()
 
 
-def test_a_decoder_with_fused_kernels_has_the_logits_of_torch(fused: FusedKernels, tmp_path: Path) -> None:
+def test_a_decoder_with_fused_kernels_returns_the_logits_of_torch(
+    fused: FusedKernels, tmp_path: Path
+) -> None:
     write_checkpoint(tmp_path)
     token_ids = torch.tensor(random_prompt(np.random.default_rng(0), num_images=0).token_ids)
     num = len(token_ids)

@@ -66,7 +66,7 @@ def test_a_file_that_is_truncated_while_it_is_read_is_detected(path: Path) -> No
     (tensor,) = read_file(write(path, {"a": ENTRY}), allow_pickle=False)
     path.write_bytes(path.read_bytes()[:-4])
 
-    with pytest.raises(CheckpointError, match="the file became shorter while it was being read"):
+    with pytest.raises(CheckpointError, match="the file was truncated while it was being read"):
         tensor.read(0, 2)
 
 

@@ -48,7 +48,7 @@ LOADER = textwrap.dedent("""
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of 300 MB in fp32."""
+    """An fp32 checkpoint of 300 MB."""
     folder = tmp_path_factory.mktemp("large")
     write_checkpoint(
         folder,
@@ -65,10 +65,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.e2e
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
 def test_loading_needs_little_more_memory_than_the_weights(large: Path, precision: str) -> None:
-    """Chunks are 8 MiB of fp32 data, plus conversions. The weights are 57 to 156 MiB."""
+    """A chunk takes 8 MiB in fp32, plus converted copies. The weights take 57 to 156 MiB."""
     command = [sys.executable, "-c", LOADER, str(large), precision, "run"]
 
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -109,8 +109,7 @@ def test_progress_is_reported_in_bytes_and_tensors(tmp_path: Path) -> None:
     load_weights(model, tmp_path, on_progress=lambda *numbers: progress.append(numbers))
 
     dones, totals, counts = zip(*progress, strict=True)
-    assert set(totals) == {
-        2 * sum(parameter.nbytes for parameter in model.parameters())
-    }  # the file contains fp32
+    # The file contains fp32 weights, the model bf16 weights.
+    assert set(totals) == {2 * sum(parameter.nbytes for parameter in model.parameters())}
     assert list(dones) == sorted(set(dones)) and dones[-1] == totals[0]
     assert list(counts) == list(range(1, len(counts) + 1))

@@ -148,7 +148,7 @@ def test_images_for_siglip_are_squashed_unless_padded(tmp_path: Path) -> None:
         assert read(tmp_path, image_aspect_ratio=ratio, **SIGLIP).image_layout("crop").fit == fit
 
 
-def test_image_grids_are_width_first_in_the_original(tmp_path: Path) -> None:
+def test_image_grids_are_width_first_in_the_original_layout(tmp_path: Path) -> None:
     for pinpoints in (PINPOINTS, str(PINPOINTS)):
         layout = read(tmp_path, **ANYRES, image_grid_pinpoints=pinpoints).image_layout()
 
@@ -183,7 +183,7 @@ def test_unsupported_options_are_named_in_the_error(
         read(tmp_path, **values)
 
 
-def test_a_tower_folder_may_contain_a_whole_clip(tmp_path: Path) -> None:
+def test_a_tower_folder_may_contain_a_whole_clip_model(tmp_path: Path) -> None:
     tower = tmp_path / "tower"
     tower.mkdir()
     vision = {"hidden_size": 1024, "num_hidden_layers": 24, "image_size": 336, "patch_size": 14}

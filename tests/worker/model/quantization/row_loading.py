@@ -14,9 +14,9 @@ __all__ = ["assert_independent_of_chunks"]
 def assert_independent_of_chunks(
     make: Callable[[int], Linear], weight: Tensor, bias: Tensor, x: Tensor, *, chunk: int
 ) -> None:
-    """Assert that a layer is the same whether it is loaded at once or ``chunk`` rows at a time.
+    """Assert that a layer is the same whether it is loaded all at once or ``chunk`` rows at a time.
 
-    ``make`` returns a layer into which ``weight`` is loaded with this number of rows at a time. The bias is
+    ``make`` returns a layer after loading ``weight`` into it, the given number of rows at a time. The bias is
     loaded in two parts.
     """
     layers = [make(num_rows) for num_rows in (len(weight), chunk)]

@@ -1,4 +1,4 @@
-"""Precisions are selected by name, or by the device for "auto"."""
+"""Precisions are selected by name. With "auto", the device determines the precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers with 8-bit and 4-bit weights on a CPU are close to exact layers."""
+"""On a CPU, layers with 8-bit and 4-bit weights return results close to those of exact layers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """8-bit weights and activations (W8A8): products, layers and requirements.
 
-Products are computed on a CPU, which torch also supports. tests/gpu contains the tests for a GPU.
+These tests compute products on a CPU, which torch also supports. The GPU tests are in tests/gpu.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def test_a_gpu_with_the_required_capability_is_accepted(name: str) -> None:
     require_capability(name, (12, 0), "it")
 
 
-def test_fp8_on_ada_requires_a_torch_version_without_hanging_products() -> None:
+def test_fp8_on_ada_requires_a_torch_version_in_which_products_do_not_hang() -> None:
     with pytest.raises(ValueError) as caught:
         require_capability("fp8", (8, 9), "an L4", torch_version="2.11.1+cu130")
     assert str(caught.value) == (
@@ -150,7 +150,7 @@ def test_sizes_that_the_format_does_not_support_are_rejected() -> None:
 
 
 class WrongFormat(Int8Format):
-    """A format with wrong products for rows from 256 onward."""
+    """A format that returns wrong products for rows from 256 onward."""
 
     def matmul(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
         y = super().matmul(x, x_scales, w, w_scales)

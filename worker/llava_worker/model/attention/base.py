@@ -1,7 +1,7 @@
 """The attention interface: the metadata that backends receive and the methods that the decoder calls.
 
 The batch of a forward pass is packed: the tokens of all rows are concatenated without padding. A row consists
-of the new tokens of one sequence. Decodes (rows of one token) come first, followed by short rows (the last
+of the new tokens of one sequence. Decodes (single-token rows) come first, followed by short rows (the last
 token of a sequence and its draft tokens) and prompt chunks.
 
     tokens        | a | b | c  c  c  c | d  d |         query_lens    (1, 1, 4, 2)
@@ -29,24 +29,27 @@ __all__ = ["AttentionBackend", "AttentionMetadata", "AttentionPlan", "DecodeMeta
 class AttentionMetadata:
     """The rows of a forward pass and their slots in the KV cache.
 
-    ``context_lens`` counts the tokens of a sequence up to and including the last new token. The new tokens of
-    row i have positions [context_lens[i] - query_lens[i], context_lens[i]) in their sequence.
+    ``context_lens`` contains the number of tokens in each sequence, including the new ones. The new tokens of
+    row i are at positions [context_lens[i] - query_lens[i], context_lens[i]) of their sequence.
     """
 
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]
     num_decodes: int  # number of leading rows with exactly one token
-    block_tables: Tensor  # int64 [rows, max blocks per row], padded with any valid block
+    block_tables: Tensor  # int64 [rows, max blocks per row], padded with any valid block ID
     slot_mapping: Tensor  # int64 [tokens], the slot of each new token's key and value
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeMetadata:
-    """The rows of a decode-only pass. All fields are tensors, so that a CUDA graph can be replayed."""
+    """The rows of a decode-only pass.
+
+    The fields are tensors, so that a CUDA graph can be replayed with new values.
+    """
 
     slot_mapping: Tensor  # int64 [rows]
     context_lens: Tensor  # int32 [rows]
-    block_tables: Tensor  # int32 [rows, blocks of the maximum context length]
+    block_tables: Tensor  # int32 [rows, max blocks per row]
 
 
 class AttentionPlan(ABC):
@@ -56,17 +59,20 @@ class AttentionPlan(ABC):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
         """Write the new keys and values to the cache and compute causal attention over each row's context.
 
-        A token attends to itself and all previous tokens of its sequence. With a ``window``, it attends to at
-        most that many tokens, including itself.
+        A token attends to itself and all previous tokens of its sequence. If ``window`` is set, it attends to
+        at most that many tokens, including itself.
 
-        Shapes: q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim]. The result has the shape of
-        q.
+        Shapes: q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim]. The result has the same
+        shape as q.
         """
 
     def rope_and_attend(
         self, layer: int, qkv: Tensor, rotation: Rotation, *, kv_heads: int, window: int | None = None
     ) -> Tensor:
-        """Apply RoPE to q and k, then `attend`; qkv [tokens, heads + 2 * kv_heads, head_dim] is q, k, v."""
+        """Apply RoPE to q and k, then call `attend`.
+
+        ``qkv`` [tokens, heads + 2 * kv_heads, head_dim] contains q, k and v, in this order.
+        """
         q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
         return self.attend(layer, rotation.apply(q), rotation.apply(k), v, window=window)
 
@@ -79,9 +85,9 @@ class AttentionBackend(ABC):
 
     @abstractmethod
     def plan(self, metadata: AttentionMetadata, cache: KVCache) -> AttentionPlan:
-        """Prepare the data shared by all layers of a forward pass."""
+        """Create the plan shared by all layers of a forward pass."""
 
     def decode_plan(self, metadata: DecodeMetadata, cache: KVCache) -> AttentionPlan | None:
-        """Prepare a decode-only pass without synchronizing with the device. Return None if not supported."""
+        """Prepare a decode-only pass without synchronizing with the device. Return None if unsupported."""
         del metadata, cache
         return None

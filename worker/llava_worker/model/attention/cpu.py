@@ -1,10 +1,10 @@
-"""CPU attention in C++ kernels that read the KV cache in place.
+"""CPU attention, computed by C++ kernels that read the KV cache in place.
 
-Prompts that the C++ kernels do not support, such as fp32 prompts, are computed as in `sdpa`.
+Prompts that the C++ kernels do not support, such as fp32 prompts, fall back to the `sdpa` backend.
 
-A short row (the last token of a sequence and its draft tokens) is computed as multiple rows of one token over
+A short row (the last token of a sequence and its draft tokens) is computed as multiple single-token rows over
 the same blocks. All keys and values are written before any are read. Draft tokens are therefore verified with
-exactly the arithmetic of decoding.
+exactly the same arithmetic as in normal decoding.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llava_worker.model.cpu.native import NativeKernels
 __all__ = ["CpuBackend"]
 
 _LANES = 16  # head_dim must be a multiple of this
-_MAX_SHORT_ROW = 16  # tokens; for longer rows, sharing the reads of keys and values among tokens is faster
+_MAX_SHORT_ROW = 16  # tokens; in longer rows, it is faster if tokens share the reads of keys and values
 
 
 class CpuBackend(AttentionBackend):
@@ -83,7 +83,7 @@ class _CpuPlan(AttentionPlan):
 
 
 class _SplitPlan(AttentionPlan):
-    """A combination of a plan for the first ``num_tokens`` tokens and one for the others."""
+    """A combination of two plans: one for the first ``num_tokens`` tokens and one for the rest."""
 
     def __init__(self, num_tokens: int, first: AttentionPlan, others: AttentionPlan) -> None:
         self._num_tokens = num_tokens
@@ -106,7 +106,7 @@ def _prompts(metadata: AttentionMetadata, num_short: int) -> Iterator[tuple[slic
 
 
 def _split(metadata: AttentionMetadata, num: int) -> tuple[AttentionMetadata, AttentionMetadata]:
-    """Split the metadata into that of the first ``num`` rows and that of the others."""
+    """Split the metadata into two parts: the first ``num`` rows and the remaining rows."""
     num_tokens = sum(metadata.query_lens[:num])
     first = replace(
         metadata,

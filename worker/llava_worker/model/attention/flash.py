@@ -15,17 +15,17 @@ from llava_worker.model.attention.paged import KernelUnavailable, PagedKernel, Q
 
 __all__ = ["FlashAttnKernel", "VarlenKernel"]
 
-_BLOCK_SIZE = 256  # tokens per block, as FlashAttention 2 requires
+_BLOCK_SIZE = 256  # tokens per block, required by FlashAttention 2
 
 
 class FlashAttnKernel(PagedKernel):
-    """The kernel of the flash-attn package."""
+    """The kernel from the flash-attn package."""
 
     name = "flash-attn"
     block_size = _BLOCK_SIZE
 
     def __init__(self) -> None:
-        """Import the kernel. Raises KernelUnavailable."""
+        """Import the kernel. Raises KernelUnavailable if the import fails."""
         try:
             from flash_attn import flash_attn_varlen_func
         except (ImportError, OSError) as error:  # OSError: built for another version of torch
@@ -49,13 +49,13 @@ class FlashAttnKernel(PagedKernel):
 
 
 class VarlenKernel(PagedKernel):
-    """The kernel in torch, which supports a paged cache in versions after 2.10."""
+    """The varlen_attn kernel in torch. It supports a paged cache in versions after 2.10."""
 
     name = "torch's varlen_attn"
     block_size = _BLOCK_SIZE
 
     def __init__(self) -> None:
-        """Import the kernel. Raises KernelUnavailable."""
+        """Import the kernel. Raises KernelUnavailable if this version of torch does not support it."""
         try:
             from torch.nn.attention.varlen import varlen_attn
         except ImportError as error:
@@ -82,5 +82,5 @@ class VarlenKernel(PagedKernel):
 
 
 def _window_size(window: int | None) -> tuple[int, int]:
-    """Return FlashAttention's window size: the tokens to the left and to the right, -1 for all."""
+    """Convert the window to FlashAttention's (left, right) pair, in which -1 means unlimited."""
     return (-1 if window is None else window - 1, 0)

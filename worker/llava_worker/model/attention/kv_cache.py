@@ -1,15 +1,15 @@
 """The paged KV cache: keys and values of all tokens that running sequences can attend to.
 
-A row consists of the head_dim values of one head of one token. It is stored in the compute dtype or in int8.
-An int8 cache needs half the memory of a 16-bit cache, with a small, measured loss of accuracy
-(docs/engine.md):
+A row consists of the head_dim values of one head for one token. It is stored in the compute dtype or in int8.
+An int8 cache needs about half the memory of a 16-bit cache, at a small loss of accuracy (see docs/engine.md).
+It stores each row as int8 codes and one scale:
 
     row = codes * scale     codes: int8 in [-127, 127]
                             scale: largest magnitude of the row / 127, rounded to bf16, stored in fp32
 
-Codes and scales are exact in bf16, so dequantization to bf16 rounds only once, in the product, as if computed
-in fp32. A stored row depends only on its own values, not on the batch or prompt chunk in which it was
-written.
+bf16 can represent both codes and scales exactly. Dequantization to bf16 therefore rounds only the product, as
+if it were computed in fp32. A stored row depends only on its own values, not on the batch or prompt chunk in
+which it was written.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["KVCache", "KVCacheSpec"]
 _MAX_CODE = 127
 _SCALE_DTYPE = torch.float32  # small compared with head_dim codes; its range is sufficient for all models
 _MIN_SCALE = torch.finfo(_SCALE_DTYPE).tiny  # avoids division by zero for a row of zeros
-_CHUNKS_AT_ONCE = 4  # memory chunks per prefault call: typically 2 ms, or 25 ms on hosts with slow allocation
+_CHUNKS_AT_ONCE = 4  # memory chunks per prefault call, which takes about 2 ms, or 25 ms on slow hosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class KVCacheSpec:
     num_layers: int
     num_kv_heads: int
     head_dim: int
-    dtype: torch.dtype  # dtype of keys and values on write and read
+    dtype: torch.dtype  # dtype of keys and values when written and read
     is_int8: bool = False  # stored as int8 instead of ``dtype``
 
     @classmethod
@@ -61,7 +61,7 @@ class KVCacheSpec:
 
     @property
     def num_tokens(self) -> int:
-        """The capacity in tokens: one per slot."""
+        """The capacity in tokens. Each slot holds one token."""
         return self.num_blocks * self.block_size
 
     @property
@@ -81,10 +81,11 @@ class KVCacheSpec:
 
 
 class KVCache:
-    """A KV cache with one token per slot. Block ``b`` has slots [b * block_size, (b + 1) * block_size).
+    """A KV cache with one token per slot. Block ``b`` is slots [b * block_size, (b + 1) * block_size).
 
     The block manager assigns blocks to sequences; the cache does not track owners. The content of a slot is
-    undefined until it is written. In an int8 cache, a row with a NaN or an infinity is read as all NaN.
+    undefined until it is written. In an int8 cache, a row that contains a NaN or an infinity is read as all
+    NaN.
     """
 
     def __init__(self, spec: KVCacheSpec, device: torch.device) -> None:
@@ -105,7 +106,7 @@ class KVCache:
     def prefault(self, num_slots: int) -> None:
         """Fault in the memory of the first ``num_slots`` slots of a CPU cache, before any slot is written.
 
-        A write to pages that are not faulted in waits for the operating system.
+        A write to a page that is not faulted in has to wait for the operating system.
         """
         for stored in self._tensors():
             if stored.device.type == "cpu":
@@ -113,7 +114,7 @@ class KVCache:
                 self._unfaulted = chain(self._unfaulted, prefault_columns(stored.flatten(0, 1), num_slots))
 
     def prefault_more(self) -> bool:
-        """Fault in part of the remaining memory, in a few milliseconds, and preserve its contents.
+        """Fault in part of the remaining memory without changing its contents. Takes a few milliseconds.
 
         Returns False once all memory is faulted in.
         """
@@ -127,7 +128,7 @@ class KVCache:
         return LayerCache(keys, values, self.block_size, *self._scales[layer])
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Write keys and values, [tokens, kv_heads, head_dim] each, to ``slots``, int64 [tokens]."""
+        """Write keys and values, each [tokens, kv_heads, head_dim], to ``slots``, int64 [tokens]."""
         rows = self._rows[layer]  # [2, slots, kv_heads, head_dim]
         if self._scales is None:
             rows[0].index_copy_(0, slots, k)
@@ -138,7 +139,7 @@ class KVCache:
         self._scales[layer].index_copy_(1, slots, scales)
 
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values, [*slots, kv_heads, head_dim] each, for int64 ``slots`` of any shape."""
+        """Return keys and values, each [*slots.shape, kv_heads, head_dim], for int64 ``slots``."""
         flat = slots.flatten()  # index_select copies whole rows and is several times faster than indexing
         rows = self._rows[layer].index_select(1, flat)
         if self._scales is not None:
@@ -147,11 +148,11 @@ class KVCache:
         return k, v
 
     def copy_rows(self, sources: Tensor, targets: Tensor) -> None:
-        """Copy slots ``sources`` to ``targets``, int64 [n] each, in all layers. Reads precede writes."""
+        """Copy slots ``sources`` to ``targets``, both int64 [n], in all layers. Reads precede writes."""
         for stored in self._tensors():
             stored.index_copy_(2, targets, stored.index_select(2, sources))
 
-    def _tensors(self) -> list[Tensor]:  # [layers, 2, slots, ...] each
+    def _tensors(self) -> list[Tensor]:  # each [layers, 2, slots, ...]
         return [self._rows] if self._scales is None else [self._rows, self._scales]
 
 

@@ -22,7 +22,7 @@ _PAGE_BYTES = mmap.PAGESIZE
 
 
 def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return a zero CPU tensor with no pages faulted in. Raises OSError or OverflowError if too large."""
+    """Return a CPU tensor of zeros without faulted-in pages. Raises OSError or OverflowError if too large."""
     memory = mmap.mmap(-1, prod(shape) * dtype.itemsize)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # the operating system does not support huge pages
@@ -31,9 +31,9 @@ def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def prefault_columns(rows: Tensor, start: int) -> Iterator[Tensor]:
-    """Fault in ``rows`` [rows, columns, ...] from column ``start`` onward, one chunk of one row per item.
+    """Fault in ``rows`` [rows, columns, ...] from column ``start`` onward without changing the contents.
 
-    Chunks alternate between rows. The contents are not changed.
+    Each step of the iterator faults in one chunk of one row. Chunks alternate between rows.
     """
     raw = rows.flatten(1).view(torch.uint8)
     first = start * (raw.shape[1] // rows.shape[1])

@@ -1,8 +1,8 @@
-"""Attention kernels that read the paged KV cache in place, through the block tables of the rows.
+"""Attention kernels that read the paged KV cache in place, using the block tables of the rows.
 
 A kernel receives rows of queries and their block tables. Decodes and prompt chunks differ only in the number
-of queries, but decodes are passed in a separate call, because kernels split long contexts for rows of one
-token.
+of queries. Decodes are nevertheless passed in a separate call, because kernels can split long contexts if all
+rows have a single token.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ class KernelUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class QueryRows:
-    """The rows of one kernel call. A token attends to itself and the previous tokens of its sequence."""
+    """The rows in one kernel call. A token attends to itself and the previous tokens of its sequence."""
 
     starts: Tensor  # int32 [rows + 1], index of the first token of each row, then the end of the last row
     contexts: Tensor  # int32 [rows], context length up to and including the last token of the row
     context_starts: Tensor  # int32 [rows + 1], cumulative sums of ``contexts``
     tables: Tensor  # int32 [rows, blocks]
-    max_query: int  # number of tokens of the longest row
-    max_context: int  # upper bound of ``contexts``
+    max_query: int  # number of tokens in the longest row
+    max_context: int  # upper bound on ``contexts``
 
 
 class PagedKernel(ABC):
     """An attention kernel for a 16-bit or 32-bit KV cache."""
 
     name: str  # used in logs
-    block_size: int  # tokens per block, as the kernel requires
+    block_size: int  # tokens per block, required by the kernel
 
     @abstractmethod
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
-        """Compute attention as `AttentionPlan.attend` does, after the new keys and values are written.
+        """Compute attention like `AttentionPlan.attend`. The new keys and values are already in the cache.
 
         Shapes: q [tokens, heads, head_dim]; keys and values [blocks, block_size, kv_heads, head_dim].
         """
@@ -99,7 +99,7 @@ class _PagedPlan(AttentionPlan):
         slot_mapping: Tensor,
         parts: list[tuple[slice, QueryRows]],
     ) -> None:
-        """Create a plan. ``parts`` are consecutive spans of the packed tokens, with their rows."""
+        """Create a plan. ``parts`` contains consecutive spans of the packed tokens, each with its rows."""
         self._kernel = kernel
         self._cache = cache
         self._slot_mapping = slot_mapping
@@ -113,13 +113,13 @@ class _PagedPlan(AttentionPlan):
     def rope_and_attend(
         self, layer: int, qkv: Tensor, rotation: Rotation, *, kv_heads: int, window: int | None = None
     ) -> Tensor:
-        del kv_heads  # known from the cache
+        del kv_heads  # follows from the shape of the cache
         stored = self._cache.layer(layer)
         q = rotation.rope_and_cache(qkv, stored.keys, stored.values, self._slot_mapping)
         return self._attend(q, stored.keys, stored.values, window)
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
-        """Compute attention. Shape of keys and values: [slots, kv_heads, head_dim]."""
+        """Compute attention for keys and values of shape [slots, kv_heads, head_dim]."""
         shape = (self._cache.num_blocks, self._cache.block_size, *keys.shape[1:])
         keys, values = keys.view(shape), values.view(shape)
         outs = [self._kernel.attend(q[span], keys, values, rows, window) for span, rows in self._parts]

@@ -1,7 +1,7 @@
 """The reference attention for any device: torch's scaled_dot_product_attention over gathered slots.
 
 All decodes are computed in one padded call, and each prompt chunk in a separate call. Slots of other rows are
-never read, not even under a mask, because a masked NaN multiplied by 0 is still a NaN.
+never read. Masking them would not be enough, because a NaN multiplied by a weight of 0 is still NaN.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Layer(NamedTuple):
     cache: KVCache
     number: int
 
-    def gather(self, slots: Tensor) -> tuple[Tensor, Tensor]:  # [*slots, kv_heads, head_dim] each
+    def gather(self, slots: Tensor) -> tuple[Tensor, Tensor]:  # each [*slots.shape, kv_heads, head_dim]
         return self.cache.gather(self.number, slots)
 
 
@@ -58,14 +58,14 @@ class _WindowPlan:
         ]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: _Layer) -> Tensor:
-        """Compute attention for q, k and v of the new tokens, after k and v are written to the cache."""
+        """Compute attention for q, k and v of the new tokens. k and v must already be in the cache."""
         out = torch.empty_like(q)
         if self._decodes is not None:
             out[: self._num_decodes] = self._decodes.attend(q[: self._num_decodes], layer)
         for prefill in self._prefills:
             new = prefill.tokens
-            # The keys of a whole prompt need not be read back, unless the cache is quantized: the result must
-            # not depend on the division of a prompt into chunks.
+            # The keys and values of a whole prompt are read back only if the cache is quantized, so that the
+            # result does not depend on how a prompt is divided into chunks.
             if prefill.is_whole and not layer.cache.is_int8:
                 out[new] = prefill.attend(q[new], k[new], v[new])
             else:
@@ -74,7 +74,7 @@ class _WindowPlan:
 
 
 class _Decodes:
-    """All rows of one token, padded to the longest context.
+    """All single-token rows, padded to the longest context.
 
     The padding repeats the first slot of the row's context, so that only slots of the same row are read.
     """
@@ -96,7 +96,7 @@ class _Decodes:
         num_rows, num_heads, head_dim = q.shape
         keys, values = layer.gather(self._slots)  # [rows, longest, kv_heads, head_dim]
         num_kv_heads = keys.shape[2]
-        # The query heads of a KV head use the dimension of query positions, so that keys are not repeated.
+        # The query heads of a KV head take the place of query positions, so that keys are not repeated.
         grouped = q.view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
         k, v = keys.transpose(1, 2), values.transpose(1, 2)  # [rows, kv_heads, longest, head_dim]
         return scaled_dot_product_attention(grouped, k, v, attn_mask=self._mask).reshape(q.shape)

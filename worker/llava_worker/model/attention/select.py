@@ -42,10 +42,10 @@ def first_passing(
     dtype: torch.dtype,
     device: torch.device,
 ) -> AttentionBackend:
-    """Return the first kernel that is available and matches the reference, or else the reference.
+    """Return a backend for the first kernel that is available and accurate, or else the reference backend.
 
     A package that was built for another version of torch or another GPU may return wrong results. Each kernel
-    is therefore tested with the head counts and sizes of this model.
+    is therefore tested with the head counts and head size of this model.
     """
     reasons: list[str] = []
     for make in candidates:
@@ -61,7 +61,7 @@ def first_passing(
             return backend
         logger.warning("attention: %s failed its self-test: %s", kernel.name, fault)
         reasons.append(f"{kernel.name} failed its self-test")
-    logger.warning("attention: sdpa, which gathers the KV cache and is slow; %s", "; ".join(reasons))
+    logger.warning("attention: sdpa, which is slow because it gathers the KV cache; %s", "; ".join(reasons))
     return SdpaBackend()
 
 
@@ -76,7 +76,7 @@ def _candidates(dtype: torch.dtype, capability: tuple[int, int]) -> Iterator[Cal
 def _self_test(
     backend: PagedBackend, text: TextConfig, dtype: torch.dtype, device: torch.device
 ) -> str | None:
-    """Compare the backend with the reference on a batch of decodes, a prompt and the end of a prompt.
+    """Compare the backend with the reference on decodes, a whole prompt and the last chunk of a prompt.
 
     Returns a description of the error, or None if the backend passes.
     """

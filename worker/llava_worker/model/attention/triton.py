@@ -11,8 +11,8 @@ from llava_worker.model.attention.paged import KernelUnavailable, PagedKernel, Q
 
 __all__ = ["TritonKernel"]
 
-_MIN_DOT = 16  # minimum rows and columns of a tensor core product
-_LANES = 64  # query heads times tokens per program in a long row
+_MIN_DOT = 16  # minimum number of rows and columns in a tensor core product
+_LANES = 64  # query heads times query tokens per program, unless all rows have one token
 
 
 class TritonKernel(PagedKernel):

@@ -1,6 +1,6 @@
-"""The Triton kernel for paged attention, for all NVIDIA GPUs that Triton supports and for its interpreter.
+"""The Triton kernel for paged attention on NVIDIA GPUs and in the Triton interpreter.
 
-The module requires the triton package; import it only to launch the kernel.
+Importing this module requires the triton package, so import it only to launch the kernel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def paged_attention(
     scale,
     q_stride,  # elements between consecutive tokens
     table_stride,
-    WINDOW: tl.constexpr,  # context length in tokens, including the token itself; 0: unlimited
+    WINDOW: tl.constexpr,  # window in tokens, including the token itself; 0: unlimited
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,  # query heads per KV head
     HEAD_DIM: tl.constexpr,
@@ -33,7 +33,7 @@ def paged_attention(
     N: tl.constexpr,  # context positions per iteration
     D: tl.constexpr,  # >= HEAD_DIM
 ):
-    """Compute attention for one row, QUERIES of its tokens and one KV head, with online softmax."""
+    """Compute attention for QUERIES tokens of one row and one KV head, with online softmax."""
     row, part, kv_head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start = tl.load(starts + row)
     num_new = tl.load(starts + row + 1) - start
@@ -43,7 +43,7 @@ def paged_attention(
     lane, dim = tl.arange(0, M), tl.arange(0, D)
     token = part * QUERIES + lane // GROUP
     is_query = (lane < QUERIES * GROUP) & (token < num_new)
-    query_position = context - num_new + token  # in its sequence
+    query_position = context - num_new + token  # within the sequence
     head = kv_head * GROUP + lane % GROUP
     offset = head[:, None] * HEAD_DIM + dim[None, :]
     q_mask = is_query[:, None] & (dim[None, :] < HEAD_DIM)
@@ -80,7 +80,7 @@ def _update(score, value, position, query_position, WINDOW: tl.constexpr, row_ma
         is_seen = is_seen & (position[None, :] > query_position[:, None] - WINDOW)
     score = tl.where(is_seen, score, float("-inf"))
     new_max = tl.maximum(row_max, tl.max(score, 1))
-    base = tl.where(new_max == float("-inf"), 0.0, new_max)  # all positions masked so far
+    base = tl.where(new_max == float("-inf"), 0.0, new_max)  # -inf if all positions so far are masked
     weight = tl.exp(score - base[:, None])
     rescale = tl.exp(row_max - base)
     row_sum = row_sum * rescale + tl.sum(weight, 1)

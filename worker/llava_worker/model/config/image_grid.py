@@ -1,25 +1,26 @@
-"""Numbers of tiles and tokens of an image, computed from the image size.
+"""The number of tiles and tokens of an image, computed from its size.
 
-The module does not import torch, because the prompt builder uses it too.
+The prompt builder also uses this module, so it does not import torch.
 
     fit                tiles                          tokens
-    pad, crop, squash  the square image               tokens_per_tile
-    anyres             base view, then the grid       base view, then the patches of the grid in rows, without
-                       tiles in row-major order       padding, with one newline token after each row
+    pad, crop, squash  one square image               tokens_per_tile
+    anyres             base view, then the grid       base view, then the patches of the grid without padding,
+                       tiles in row-major order       row by row, with one newline token after each row
     hd                 same as anyres                 same as anyres, but only all-padding patches are removed
 
-Tiles for ``anyres`` and ``hd`` must be created as follows from an image of ``width`` x ``height`` pixels,
-after its EXIF orientation is applied:
+For ``anyres`` and ``hd``, tiles must be created as follows from an image of ``width`` x ``height`` pixels,
+after its EXIF orientation has been applied:
 
-1.  The first tile is the base view: the whole image squashed to side x side, without padding.
+1.  The first tile is the base view: the whole image squashed to side x side pixels, without padding.
 2.  The canvas is the resolution in ``grid`` that preserves the most pixels of the image (`best_resolution`).
-3.  The image is resized to the canvas with its aspect ratio preserved (`size_on_canvas`) and centered, at
-    floor((canvas - image) / 2). The remaining pixels are black.
-4.  The canvas is divided into tiles of side x side in row-major order.
+3.  The image is resized to the canvas with its aspect ratio preserved (`size_on_canvas`) and centered, with
+    its corner at floor((canvas - image) / 2). The remaining pixels are black.
+4.  The canvas is divided into tiles of side x side pixels in row-major order.
 
-These are the rules of LLaVA-1.6. ``hd`` is LLaVA-1.5-HD as described in its paper (arXiv 2310.03744, appendix
-A.1): up to six tiles, and a feature is dropped only if its patch contains only padding. It is experimental:
-no checkpoint was published for comparison, and the paper does not specify how to create the global view.
+These are the rules of LLaVA-1.6. ``hd`` implements LLaVA-1.5-HD as described in its paper (arXiv 2310.03744,
+appendix A.1), with up to six tiles. A feature is dropped only if its patch consists entirely of padding. This
+mode is experimental: no checkpoint has been published for comparison, and the paper does not specify how to
+create the global view.
 """
 
 from __future__ import annotations
@@ -44,16 +45,16 @@ OneTileFit = Literal["pad", "crop", "squash"]
 Fit = Literal["pad", "crop", "squash", "anyres", "hd"]
 Resolution = tuple[int, int]  # width, height, in pixels
 
-# The grids in the LLaVA-1.5-HD paper, as (columns, rows).
+# The grids from the LLaVA-1.5-HD paper, as (columns, rows).
 HD_SHAPES = (*((n, 1) for n in range(1, 7)), *((1, n) for n in range(2, 7)), (2, 2), (2, 3), (3, 2))
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePlan:
-    """The mapping of one image's tiles to tokens.
+    """The mapping from the tiles of one image to tokens.
 
     The grid has ``rows`` x ``columns`` tiles. Its patches [top, bottom) x [left, right) contain the image;
-    the others are padding. Without a grid, ``num_tiles`` is 1 and all other grid fields are 0.
+    the others are padding. Without a grid, ``num_tiles`` is 1 and the fields of the grid are 0.
     """
 
     num_tiles: int
@@ -70,7 +71,7 @@ class ImagePlan:
 class ImageLayout:
     """The rules by which a model divides images into tiles.
 
-    ``side`` is the tile size in pixels, and ``grid`` contains the possible canvas sizes, (width, height) in
+    ``side`` is the tile size in pixels, and ``grid`` contains the possible canvas sizes as (width, height) in
     pixels. Raises ValueError if a canvas size is not a multiple of the tile size, or if there is a grid and
     ``tokens_per_tile`` is not a square number.
     """
@@ -105,13 +106,13 @@ class ImageLayout:
     def plan(self, width: int, height: int) -> ImagePlan:
         """Return the plan for an image of this original size in pixels.
 
-        The plan for a size of 0 x 0 has only the base view. With a grid, any other size with a side below 1
-        raises ValueError.
+        The plan for a size of 0 x 0 has only the base view. If there is a grid, any other size with a side
+        below 1 raises ValueError.
         """
         if not self.has_grid or width == height == 0:
             return ImagePlan(num_tiles=1, num_tokens=self.tokens_per_tile)
         if width < 1 or height < 1:
-            raise ValueError(f"The image has {width}x{height} pixels; both sides must be at least 1 pixel.")
+            raise ValueError(f"The image size is {width}x{height} pixels; both sides must be at least 1.")
         canvas = best_resolution((width, height), self.grid)
         unpad = self._unpad_hd if self.fit == "hd" else self._unpad_anyres
         (left, right), (top, bottom) = unpad((width, height), canvas)
@@ -137,8 +138,8 @@ class ImageLayout:
 
         Half of the padding, rounded down to whole patches, is removed from each side. As in transformers,
         sizes are rounded to seven decimals before they are rounded down to whole patches. The original code
-        omits the first rounding, which differs only if a floating-point result is slightly below a whole
-        number.
+        omits the first rounding, so its results differ only if a floating-point value is slightly below a
+        whole number.
         """
         width, height = size
         across, down = (n // self.side * self.patches_per_side for n in canvas)
@@ -161,7 +162,7 @@ class ImageLayout:
 def best_resolution(size: Resolution, grid: tuple[Resolution, ...]) -> Resolution:
     """Return the canvas size that preserves the most pixels of the image.
 
-    Ties are resolved by the least padding, then by the order in ``grid``.
+    Ties are broken by the least padding, then by the order in ``grid``.
     """
     width, height = size
 

@@ -1,9 +1,9 @@
-"""Checkpoint configuration, read from config.json and the files of the image processor.
+"""Checkpoint configuration, read from config.json and the image processor's configuration file.
 
 The model type is determined by config.json, never by the name of the folder. Both the llava-hf layout and the
-original layout are parsed into the same `ModelConfig`. Defaults are those of transformers, which omits
-default values when it writes a file: the config.json published by llava-hf describes Vicuna-7B with only four
-fields.
+original layout are parsed into the same `ModelConfig`. The defaults are the same as in transformers, which
+omits default values when it saves a configuration. For example, the config.json published by llava-hf
+describes Vicuna-7B with only four fields.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NEXT_PINPOINTS = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
 
 
 class CheckpointError(ValueError):
-    """The folder contains no supported checkpoint. The message names the file and the problem."""
+    """The folder does not contain a supported checkpoint. The message names the file and the problem."""
 
 
 class VisionConfig(ConfigPart):
@@ -96,7 +96,7 @@ class ModelConfig(ConfigPart):
     image_aspect_ratio: str | None = None
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None  # (height, width) in pixels
     mm_use_im_start_end: bool = False
-    vision_tower_name: str | None = None  # original layout only; its files may not include the tower
+    vision_tower_name: str | None = None  # original layout only; its files may not contain the tower
 
     @model_validator(mode="before")
     @classmethod
@@ -107,7 +107,7 @@ class ModelConfig(ConfigPart):
         return values
 
     def shard(self, num_ranks: int) -> ModelConfig:
-        """Return the configuration of one rank. Raises ValueError if the decoder cannot be sharded."""
+        """Return the configuration for one rank. Raises ValueError if the decoder cannot be sharded."""
         return self.model_copy(update={"text_config": self.text_config.shard(num_ranks)})
 
     @model_validator(mode="after")
@@ -128,7 +128,7 @@ class ModelConfig(ConfigPart):
 
     @property
     def is_tied(self) -> bool:
-        """Whether the LM head's weight is the embedding table."""
+        """Whether the LM head and the embedding table share one weight."""
         return self.tie_word_embeddings or self.text_config.tie_word_embeddings
 
     @property
@@ -161,7 +161,7 @@ class ModelConfig(ConfigPart):
         return self.image_layout().has_grid
 
     def image_layout(self, fit: OneTileFit = "pad") -> ImageLayout:
-        """Return the image layout. ``fit`` is the default if config.json does not specify one."""
+        """Return the image layout. ``fit`` applies only if config.json does not specify a method."""
         side, tokens = self.vision_config.image_size, self.tokens_per_tile
         return ImageLayout(side, tokens, fit=self._fit(fit), grid=self._grid(side))
 
@@ -174,7 +174,7 @@ class ModelConfig(ConfigPart):
             return default
         if self.image_aspect_ratio == "pad":
             return "pad"
-        # The original code uses the tower's image processor: CLIP crops the center, SigLIP squashes.
+        # The original code uses the tower's image processor: CLIP's crops the center, SigLIP's squashes.
         return "crop" if self.vision_config.has_class_token else "squash"
 
     def _grid(self, side: int) -> tuple[Resolution, ...]:
@@ -187,7 +187,7 @@ class ModelConfig(ConfigPart):
 
 
 class ImageSize(ConfigPart):
-    """Target size of the image processor in pixels. A side that the file omits is None."""
+    """Target size of the image processor in pixels. A side is None if the file omits it."""
 
     height: int | None = None
     width: int | None = None
@@ -210,8 +210,8 @@ class ImageConfig(ConfigPart):
         """The default method for making images square, used if config.json does not specify one.
 
         LLaVA-1.5 was trained on padded images, although its image processor configuration does not specify
-        it. A file with both height and width belongs to SigLIP or a similar tower, which squashes images to
-        that size.
+        padding. A file with both height and width belongs to SigLIP or a similar tower, which squashes images
+        to that size.
         """
         if self.do_pad:
             return "pad"
@@ -246,8 +246,9 @@ def read_image_config(
 ) -> ImageConfig:
     """Read the image processor's configuration from preprocessor_config.json or processor_config.json.
 
-    Checkpoints in the original layout have the file in the folder of the tower. If there is no file, defaults
-    for the type of ``vision`` are returned. Raises CheckpointError if the configuration is invalid.
+    For checkpoints in the original layout, the file is in the folder of the vision tower. If there is no
+    file, the defaults for the tower type in ``vision`` are returned. Raises CheckpointError if the
+    configuration is invalid.
     """
     values = _image_processor(folder)
     if not values and vision_tower is not None:
@@ -294,7 +295,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _describe(error: ValidationError) -> str:
-    """Return one sentence per problem, with the path of the field if there is one."""
+    """Return one sentence per problem, with the path of the field, if any."""
     problems = []
     for item in error.errors():
         field, message = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")

@@ -1,7 +1,7 @@
 """Translation of the original LLaVA config.json (``liuhaotian/*`` and derivatives) to the llava-hf layout.
 
-The original file is the configuration of the decoder with additional ``mm_`` keys. It contains only the name
-of the vision tower. The configuration of the tower is read from the tower's folder or from the table in this
+The original file is the configuration of the decoder with additional ``mm_`` keys. It specifies the vision
+tower only by name. The configuration of the tower is read from the tower's folder or from the table in this
 module.
 """
 
@@ -26,7 +26,7 @@ SIGLIP_SO400M_384 = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden
     "patch_size": 14,
 }
 
-# Keys are the last component of the name, because some checkpoints contain a local path of their author.
+# Keys are only the last part of the name, because some checkpoints contain a path on their author's machine.
 _TOWERS = {
     "clip-vit-large-patch14": CLIP_L_224,
     "clip-vit-large-patch14-336": CLIP_L_336,
@@ -34,7 +34,7 @@ _TOWERS = {
 }
 _DECODERS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
 _MLP = re.compile(r"mlp(\d+)x_gelu")
-# The method by which LLaVA-1.6 merges patch features, and the only one that transformers supports.
+# The method that LLaVA-1.6 uses to merge patch features. It is the only one that transformers supports.
 _PATCH_MERGE_TYPE = "spatial_unpad"
 
 
@@ -58,7 +58,7 @@ def to_hf_config(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[s
     merge_type = values.get("mm_patch_merge_type")
     if is_anyres and merge_type != _PATCH_MERGE_TYPE:
         raise ValueError(
-            f"mm_patch_merge_type is {merge_type!r}; the supported value is {_PATCH_MERGE_TYPE}."
+            f"mm_patch_merge_type is {merge_type!r}; the only supported value is {_PATCH_MERGE_TYPE}."
         )
     return {
         "model_type": "llava_next" if is_anyres else "llava",
@@ -113,7 +113,7 @@ def _strategy(values: dict[str, Any], has_class_token: bool) -> str:
 
 
 def _pinpoints(values: dict[str, Any]) -> list[tuple[int, int]]:
-    """Convert the pinpoints from (width, height) pairs, sometimes a string, to (height, width) pairs."""
+    """Convert the pinpoints, a list or string of (width, height) pairs, to (height, width) pairs."""
     pinpoints = values.get("image_grid_pinpoints")
     if isinstance(pinpoints, str):
         pinpoints = ast.literal_eval(pinpoints)

@@ -11,7 +11,7 @@ __all__ = ["Activation", "ConfigPart", "RopeConfig", "TextConfig"]
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "silu", "relu"]
 
-# Defaults of transformers, which omits default values when it writes a file.
+# The same defaults as in transformers, which omits default values when it saves a configuration.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048},
     "mistral": {
@@ -30,16 +30,16 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 class ConfigPart(BaseModel):
-    """Base class of configurations. Unknown keys, such as training options, are ignored."""
+    """Base class for configurations. Unknown keys, such as training options, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
 class RopeConfig(ConfigPart):
-    """Configuration of RoPE and of its scaling to longer contexts.
+    """Configuration of RoPE and its scaling to longer contexts.
 
     "linear" divides positions by ``factor``. "llama3" and "yarn" do so for low frequencies only. "dynamic"
-    has no effect, because it applies only beyond ``max_position_embeddings``, the maximum context length.
+    has no effect, because it applies only beyond the maximum context length, ``max_position_embeddings``.
     """
 
     rope_type: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
@@ -103,9 +103,9 @@ class TextConfig(ConfigPart):
         return values
 
     def shard(self, num: int) -> TextConfig:
-        """Return the configuration of one of ``num`` ranks, with its share of heads and intermediate size.
+        """Return the configuration for one of ``num`` ranks, with its share of heads and intermediate size.
 
-        Raises ValueError if they are not divisible by ``num``.
+        Raises ValueError if ``num`` does not divide the head counts and the intermediate size.
         """
         sizes = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
         indivisible = ", ".join(
@@ -121,7 +121,7 @@ class TextConfig(ConfigPart):
 
     @property
     def possible_ranks(self) -> list[int]:
-        """All numbers of ranks across which the decoder can be sharded, in ascending order."""
+        """All rank counts across which the decoder can be sharded, in ascending order."""
         common = math.gcd(self.num_attention_heads, self.num_key_value_heads, self.intermediate_size)
         return [num for num in range(1, common + 1) if common % num == 0]
 
@@ -131,7 +131,7 @@ class TextConfig(ConfigPart):
 
     @property
     def sliding_windows(self) -> list[int | None]:
-        """The attention window of each layer in tokens, including the token itself; None is unlimited."""
+        """The attention window of each layer in tokens, including the token itself; None means unlimited."""
         return [self.sliding_window if self._is_sliding(i) else None for i in range(self.num_hidden_layers)]
 
     def _is_sliding(self, layer: int) -> bool:
@@ -143,7 +143,10 @@ class TextConfig(ConfigPart):
 
 
 def _rope(values: dict[str, Any]) -> Any:
-    """Merge the two spellings of the RoPE parameters. ``rope_theta`` may be inside or outside of them."""
+    """Return the RoPE parameters from ``rope_parameters`` or ``rope_scaling``.
+
+    ``rope_theta`` can be specified there or at the top level.
+    """
     rope = values.get("rope_parameters", values.get("rope_scaling", {}))
     if not isinstance(rope, dict):
         return rope

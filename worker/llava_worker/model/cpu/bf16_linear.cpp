@@ -1,6 +1,6 @@
 // y = x W^T + b in bf16 for a few rows, with the weight in the layout of the checkpoint: [outputs][inputs].
 //
-// Library kernels are optimized for many rows, and reach only half of the memory bandwidth for one row. This kernel
+// Library kernels are optimized for many rows and reach only half of the memory bandwidth for one row. This kernel
 // reads each weight once, sequentially, and multiplies it by up to ROWS rows while it is in a register.
 #include <algorithm>
 

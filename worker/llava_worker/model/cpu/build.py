@@ -3,9 +3,9 @@
     python -m llava_worker.model.cpu.build     compiles all variants into the package folder, for container
                                                images without a compiler
 
-A compiled library is searched for in the package folder, then in the user's cache folder. If there is none,
-it is compiled into the cache folder. Its name contains a digest of the sources and the compiler flags, so
-that an outdated library is never loaded.
+The compiled library is searched for in the package folder, then in the user's cache folder. If it is in
+neither, it is compiled into the cache folder. Its name contains a digest of the sources and the compiler
+flags, so that an outdated library is never loaded.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class NativeKernelsUnavailable(RuntimeError):
 
 
 def variant_for(capabilities: dict[str, bool]) -> str:
-    """Return the best variant for these CPU capabilities. Raises NativeKernelsUnavailable."""
+    """Return the best variant for these CPU capabilities. Raises NativeKernelsUnavailable if none fits."""
     for variant, required in _REQUIRED_CAPABILITIES.items():
         if all(capabilities.get(name, False) for name in required):
             return variant
@@ -60,7 +60,7 @@ def variant_for(capabilities: dict[str, bool]) -> str:
 
 
 def load(variant: str, cache: Path | None = None) -> ctypes.CDLL:
-    """Load the kernels, and compile them first if necessary.
+    """Load the kernels, compiling them first if necessary.
 
     ``cache`` is the folder for compiled libraries, by default the user's cache folder. Raises
     NativeKernelsUnavailable if there is no library and compilation fails.
@@ -114,11 +114,11 @@ def _make_private(folder: Path) -> None:
     except OSError as error:
         raise NativeKernelsUnavailable(f"the cache folder cannot be created: {error}") from error
     if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise NativeKernelsUnavailable(f"{folder} is owned or writable by another user")
+        raise NativeKernelsUnavailable(f"{folder} is owned by or writable by another user")
 
 
 def capabilities() -> dict[str, bool]:
-    """Return the CPU capabilities by the names that torch uses; empty on unsupported architectures."""
+    """Return the CPU capabilities that torch reports, by name. Empty on unsupported architectures."""
     return {
         name: bool(value) for name, value in torch.cpu.get_capabilities().items() if value in (True, False)
     }

@@ -1,4 +1,4 @@
-// Attention for one query per row, which reads the paged KV cache in place.
+// Attention for one query per row. The paged KV cache is read in place.
 //
 // Each task computes some KV heads of one row over its context, TOKENS positions at a time: scores, online softmax,
 // weighted values. Keys and values are read from memory once.
@@ -45,7 +45,8 @@ INLINE float dot(const float* q, const K* key, int64_t size) {
   return horizontal_sum(a + b);
 }
 
-// The type to which queries are converted: bf16 if there is a bf16 dot-product instruction for keys K, else fp32.
+// The type to which queries are converted: bf16 if everything is bf16 and the CPU has a bf16 dot-product instruction,
+// else fp32.
 template <class T, class K>
 struct QueryType {
   using type = float;
@@ -70,7 +71,7 @@ INLINE float dot(const bf16* q, const bf16* key, int64_t size) {
 }
 #endif
 
-// A slot is about one page long, and the hardware prefetcher stops at page boundaries.
+// Prefetches explicitly, because a slot is about one page long and the hardware prefetcher stops at page boundaries.
 INLINE void prefetch(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)from + i, 0, 2);
 }
@@ -85,7 +86,7 @@ INLINE void add_columns(float* to, const float* p, const K* values, const int64_
   for (int i = 0; i < LANES; i++) store(to + i * 16, sums[i]);
 }
 
-// Sums of weighted values, stored in the order of the dimensions.
+// Sums of weighted values, stored in dimension order.
 template <class T, class K>
 struct InOrder {
   static void add(float* to, const float* p, const K* values, const int64_t* starts, int64_t num, int64_t size) {
@@ -102,7 +103,7 @@ template <class T, class K>
 struct ValueSums : InOrder<T, K> {};
 
 #ifdef __AVX512BF16__
-// to += p[0] * values[starts[0]] + p[1] * values[starts[1]] ..., two tokens at a time. ``num`` is even.
+// to += p[0] * values[starts[0]] + p[1] * values[starts[1]] ..., two tokens at a time. ``num`` must be even.
 template <int WIDTH>
 INLINE void add_pairs(float* to, const bf16* p, const bf16* values, const int64_t* starts, int64_t num) {
   f32x16 sums[WIDTH][2];
@@ -119,8 +120,8 @@ INLINE void add_pairs(float* to, const bf16* p, const bf16* values, const int64_
   for (int i = 0; i < WIDTH * 2; i++) store(to + i * 16, sums[i / 2][i % 2]);
 }
 
-// Interleaving two rows moves the first four of each eight elements to one vector and the others to the next. Sums
-// are stored in this order until store_result restores the order of the dimensions.
+// Interleaving two rows moves the first four of every eight elements to one vector and the other four to the next. Sums
+// are stored in this order until store_result restores dimension order.
 template <>
 struct ValueSums<bf16, bf16> {
   static void add(float* to, const float* p, const bf16* values, const int64_t* starts, int64_t num, int64_t size) {
@@ -213,8 +214,8 @@ void decode(const Arguments<T, K>& args, int threads) {
 
 }  // namespace
 
-// The head size ``size`` is a multiple of 16. A ``window`` of 0 is none. Scales are null unless keys and values are
-// int8.
+// The head size, ``size``, must be a multiple of 16. A ``window`` of 0 means no limit. Scales are null unless keys and
+// values are int8.
 extern "C" void decode_attention(int is_bf16, const void* q, int64_t q_stride, const void* keys, const void* values,
                                  const float* key_scales, const float* value_scales, const int64_t* tables,
                                  const int64_t* contexts, int64_t rows, int64_t heads, int64_t kv_heads, int64_t size,

@@ -1,6 +1,6 @@
-"""Python interface to the C++ kernels. Results equal those of torch's kernels up to rounding.
+"""Python interface to the C++ kernels. Their results match those of the torch kernels up to rounding.
 
-Operations on tensors that a C++ kernel does not support, such as other dtypes, are computed by torch's
+Operations that the C++ kernels do not support, such as operations on other dtypes, are computed by the torch
 kernels.
 """
 
@@ -23,7 +23,7 @@ __all__ = ["NativeKernels", "native_kernels"]
 
 logger = logging.getLogger(__name__)
 
-# Up to this number of rows, the C++ kernel for bf16 is faster than torch's product.
+# Up to this number of rows, the C++ kernel for bf16 is faster than torch's matrix product.
 _MAX_BF16_ROWS = 6
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 # Parameter types in the order of the C++ declarations. The last parameter is the number of threads.
@@ -61,12 +61,12 @@ _SIGNATURES: dict[str, list[Any]] = {
 
 @cache
 def native_kernels() -> NativeKernels | None:
-    """Return the C++ kernels, compiled on first use. Return None and log a warning if unavailable."""
+    """Return the C++ kernels, compiled on first use, or log a warning and return None if unavailable."""
     try:
         variant = variant_for(capabilities())
         return NativeKernels(load(variant), variant)
     except (NativeKernelsUnavailable, OSError) as error:
-        logger.warning("C++ kernels are unavailable, using torch kernels instead: %s", error)
+        logger.warning("C++ kernels are unavailable; torch kernels are used instead: %s", error)
         return None
 
 
@@ -156,10 +156,10 @@ class NativeKernels(Kernels):
     def decode_attention(
         self, q: Tensor, stored: LayerCache, tables: Tensor, contexts: Tensor, window: int, *, out: Tensor
     ) -> None:
-        """Compute attention for one query per row, as `AttentionPlan.attend` does. A ``window`` of 0 is none.
+        """Compute attention for one query per row, like `AttentionPlan.attend`.
 
         Shapes: q and out [rows, heads, head_dim], with head_dim a multiple of 16; tables int64 [rows,
-        blocks]; contexts int64 [rows].
+        blocks]; contexts int64 [rows]. A ``window`` of 0 means no limit.
         """
         rows, heads, size = q.shape
         if q.stride()[1:] != (size, 1):
@@ -172,7 +172,7 @@ class NativeKernels(Kernels):
     def uses_prefill_attention(self, dtype: torch.dtype) -> bool:
         """Return whether `prefill_attention` supports this dtype and is faster than torch's attention.
 
-        On CPUs with AMX, torch's attention uses AMX for prompts, and this kernel does not.
+        On CPUs with AMX, torch's attention uses AMX for prompts, but this kernel does not.
         """
         return dtype == torch.bfloat16 and "prefill_attention" in self._functions and self._variant != "amx"
 
@@ -187,10 +187,10 @@ class NativeKernels(Kernels):
         is_causal: bool = True,
         out: Tensor,
     ) -> None:
-        """Compute attention for the last len(q) of ``context`` tokens, as `AttentionPlan.attend` does.
+        """Compute attention for the last len(q) of ``context`` tokens, like `AttentionPlan.attend`.
 
         Shapes: q and out bf16 [tokens, heads, head_dim], with head_dim a multiple of 16; table int64
-        [blocks]. A ``window`` of 0 is none.
+        [blocks]. A ``window`` of 0 means no limit.
         """
         tokens, heads, size = q.shape
         if q.stride()[1:] != (size, 1):
@@ -201,7 +201,7 @@ class NativeKernels(Kernels):
         self._call("prefill_attention", q, q.stride(0), *cached, table.contiguous(), *shape, size**-0.5, out)
 
     def _call(self, name: str, *arguments: Tensor | float | None) -> None:
-        """Call a C++ function with tensors as pointers, and with the number of torch threads at the end."""
+        """Call a C++ function. Tensors are passed as pointers, and the number of threads is appended."""
         pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
         self._functions[name](*pointers, torch.get_num_threads())
 

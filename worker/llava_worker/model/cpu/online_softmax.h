@@ -9,7 +9,7 @@
 struct OnlineSoftmax {
   float max = -INFINITY, sum = 0;
 
-  // Computes the weights e^(score - max) of ``num`` scores (a multiple of 16). Masked scores are -infinity. Rescales
+  // Computes the weights e^(score - max) for ``num`` scores (a multiple of 16). Masked scores are -infinity. Rescales
   // ``values`` [size], the accumulated weighted sum, to the new maximum.
   template <class W>
   void update(const float* scores, int64_t num, W* weights, float* values, int64_t size) {

@@ -1,13 +1,13 @@
 // Attention for many queries of one sequence in bf16: a prompt chunk over the paged KV cache, or the patches of an
 // image.
 //
-// KEYS positions at a time are repacked so that one instruction multiplies pairs of elements for sixteen keys, or for
+// KEYS positions at a time are repacked, so that one instruction multiplies pairs of elements for sixteen keys, or for
 // sixteen dimensions of values. Then QUERIES queries at a time are processed: scores, online softmax, weighted values.
-// Blocks of keys begin at multiples of KEYS, so the result of a query is bitwise identical for any division of the
-// prompt into chunks. Only slots in the context of the sequence are read.
+// Blocks of keys begin at multiples of KEYS, so the result of a query is bitwise identical however the prompt
+// is divided into chunks. Only slots in the context of the sequence are read.
 //
-// There is no AVX2 version: with half the registers and bf16 elements widened individually, it took three times as long
-// as torch.
+// There is no AVX2 version. It took three times as long as torch, because AVX2 has half the registers and bf16 elements
+// must be widened individually.
 #ifdef __AVX512F__
 #include <algorithm>
 #include <cmath>
@@ -19,7 +19,7 @@
 namespace {
 
 constexpr int KEYS = 128;
-constexpr int QUERIES = 12;  // 24 accumulators, 2 keys and a pair of query elements in 32 registers
+constexpr int QUERIES = 12;  // 32 registers hold 24 accumulators, 2 keys and a pair of query elements
 
 // K: type of keys and values, bf16 or int8 with one scale per head and slot.
 template <class K>
@@ -53,7 +53,7 @@ INLINE uint32_t pair(bf16 low, bf16 high) { return uint32_t(low.bits) | uint32_t
 // KEYS keys and values of one head, with zeros beyond the context.
 struct PackedBlock {
   std::vector<uint32_t> keys;    // [KEYS / 16][size / 2][16]: pairs of elements of sixteen keys
-  std::vector<uint32_t> values;  // [KEYS / 2][size]: pairs of elements of two values
+  std::vector<uint32_t> values;  // [KEYS / 2][size]: pairs of elements of two consecutive values
 
   template <class K>
   void fill(const Arguments<K>& args, int64_t head, int64_t begin) {
@@ -74,7 +74,7 @@ struct PackedBlock {
   }
 };
 
-// Computes scores [R][KEYS] for the first ``num`` keys, rounded up to a multiple of 32.
+// Computes scores [R][KEYS] for the first ``num`` keys. ``num`` is rounded up to a multiple of 32.
 template <int R>
 void score(const bf16* q, int64_t q_stride, const uint32_t* keys, int64_t pairs, int64_t num, float* scores) {
   for (int64_t v = 0; v * 16 < num; v += 2) {
@@ -158,7 +158,7 @@ ProcessQueries<K> process_queries_for(int rows, std::integer_sequence<int, R...>
   return table[rows - 1];
 }
 
-// Computes the query heads of KV head ``kv_head`` for every ``parts``-th tile of queries, starting with ``part``.
+// Computes the query heads of KV head ``kv_head`` for every ``parts``-th tile of queries, starting with tile ``part``.
 template <class K>
 void attend(const Arguments<K>& args, int64_t kv_head, int64_t part, int64_t parts) {
   int64_t per_kv = args.heads / args.kv_heads, tiles = (args.queries + QUERIES - 1) / QUERIES;
@@ -191,8 +191,8 @@ void attend_all(const Arguments<K>& args, int threads) {
 
 }  // namespace
 
-// The head size ``size`` is a multiple of 16. A ``window`` of 0 is none. Scales are null unless keys and values are
-// int8.
+// The head size, ``size``, must be a multiple of 16. A ``window`` of 0 means no limit. Scales are null unless keys and
+// values are int8.
 extern "C" void prefill_attention(const void* q, int64_t q_stride, const void* keys, const void* values,
                                   int64_t kv_stride, const float* key_scales, const float* value_scales,
                                   const int64_t* table, int64_t queries, int64_t context, int64_t heads,

@@ -11,7 +11,7 @@ constexpr int INT4_GROUP = 64;  // inputs per scale of 4-bit weights
 struct QuantizedWeight {
   const uint8_t* packed;
   const void* scales;  // 8 bits: fp32 [outputs]; 4 bits: bf16 [panels][groups][32]
-  int64_t outputs, padded;  // padded: number of inputs with padding, a multiple of 4
+  int64_t outputs, padded;  // padded: number of inputs including padding, a multiple of 4
   int group_size;           // inputs per scale of x; the last group may be smaller
   int groups() const { return int((padded + group_size - 1) / group_size); }
 };
@@ -28,7 +28,7 @@ float quantize_group(const T* x, int64_t size, int64_t padded, int8_t* codes) {
   int rest = int(size - full);
   auto scan = [&](f32x16 v) {
     lane_max = maximum(absolute(v), lane_max);
-    non_finite += v - v;  // NaN for an infinity or a NaN, so that the scale is NaN; otherwise 0
+    non_finite += v - v;  // NaN if v is infinite or NaN, which makes the scale NaN; otherwise 0
   };
   for (int64_t k = 0; k < full; k += 16) scan(load(x + k));
   if (rest) scan(load_partial(x + full, rest));
@@ -42,7 +42,7 @@ float quantize_group(const T* x, int64_t size, int64_t padded, int8_t* codes) {
   return max_abs / 127.0f + horizontal_sum(non_finite);
 }
 
-// Quantizes a row of x to codes [padded]. The scales and sums of the groups are stored with a stride of ``stride``.
+// Quantizes a row of x to codes [padded]. The scale and sum of group g are stored at index g * stride.
 template <class T>
 void quantize_row(const T* x, int64_t size, const QuantizedWeight& w, int8_t* codes, float* scales, int32_t* sums,
                   int stride) {
@@ -56,7 +56,8 @@ void quantize_row(const T* x, int64_t size, const QuantizedWeight& w, int8_t* co
   }
 }
 
-// Applies the weight scales (8 bits) to the sums of a row, adds the bias, and stores up to 16 outputs from ``first``.
+// Multiplies the sums of a row by the weight scales (8 bits only), adds the bias, and stores up to 16 outputs, starting
+// at ``first``.
 template <int BITS, class T>
 INLINE void store_outputs(const QuantizedWeight& w, int64_t first, f32x16 sums, const float* bias, T* row) {
   int count = int(std::min<int64_t>(16, w.outputs - first));

@@ -1,8 +1,8 @@
 // Quantizes rows of W to the format described in quantized_linear.cpp.
 //
-// 8 bits: one fp32 scale per row, the largest magnitude / 127. 4 bits: one bf16 scale per group of inputs. First, the
-// scale maps the value with the largest magnitude to -8, the longer end of the range. It is then replaced, once, by the
-// least-squares optimum for the resulting codes.
+// 8 bits: one fp32 scale per row, the largest magnitude / 127. 4 bits: one bf16 scale per group of inputs. The initial
+// scale maps the value with the largest magnitude to -8, the end of the range farther from zero. It is then replaced
+// once by the least-squares optimum for the resulting codes.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -37,7 +37,7 @@ INLINE f32x16 int4_codes(f32x16 x, float scale) {
   return codes < -8.0f ? broadcast(-8.0f) : codes;
 }
 
-// Returns the first value of the group with the largest magnitude.
+// Returns the value with the largest magnitude in the group, or the first such value if there are several.
 INLINE float largest_magnitude(const float* x) {
   f32x16 lane_max{};
   for (int k = 0; k < INT4_GROUP; k += 16) lane_max = maximum(absolute(load(x + k)), lane_max);

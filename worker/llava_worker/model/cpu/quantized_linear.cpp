@@ -4,12 +4,12 @@
 //
 // Weights are packed in panels of 32 outputs. Within a panel, four inputs of one output are adjacent, as the
 // dot-product instruction requires: [outputs / 32][inputs / 4][32][4] bytes. Weights are stored as unsigned bytes with
-// a zero point, because one operand of the instruction must be unsigned. Accumulators start with the correction: minus
-// the zero point times the sum of the group's inputs. With 4-bit weights, outputs i (low half) and 16 + i (high half)
-// of a panel share a byte.
+// a zero point, because one operand of the instruction must be unsigned. To compensate, accumulators are initialized to
+// the negative product of the zero point and the sum of the group's inputs. With 4-bit weights, outputs i (low half)
+// and 16 + i (high half) of a panel share a byte.
 //
 // x is quantized into tiles of at most MAX_TILE_ROWS rows, [inputs / 4][rows][4] bytes. A panel stays in the L2 cache
-// while it is multiplied with all tiles, so weights are read from memory once for any number of rows.
+// while it is multiplied by all tiles, so weights are read from memory only once, regardless of the number of rows.
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -20,7 +20,7 @@
 namespace {
 
 #ifdef __AVX512F__
-constexpr int MAX_TILE_ROWS = 12, FEW_ROWS = 4;  // 24 accumulators, 2 weights and an input in 32 registers
+constexpr int MAX_TILE_ROWS = 12, FEW_ROWS = 4;  // 32 registers hold 24 accumulators, 2 weights and an input
 #else
 constexpr int MAX_TILE_ROWS = 3, FEW_ROWS = 1;
 #endif
@@ -111,8 +111,8 @@ Multiply<T> multiply_for(int rows, std::integer_sequence<int, R...>) {
   return table[rows - 1];
 }
 
-// Multiplies panels [first, end) by all rows of a tile. For few rows, two panels are processed at a time, so that two
-// streams of weights are read concurrently.
+// Multiplies panels [first, end) by all rows of a tile. If there are few rows, two panels are processed at a time, so
+// that two streams of weights are read concurrently.
 template <int BITS, class T>
 void multiply_panels(const QuantizedWeight& w, const RowTile& tile, int64_t first, int64_t end, const float* bias,
                      T* y) {
@@ -157,7 +157,7 @@ void run(const T* x, int64_t rows, int64_t inputs, const QuantizedWeight& w, con
 
 }  // namespace
 
-// x [rows][inputs] and y [rows][outputs], both bf16 or both fp32; bias fp32 [outputs] or null.
+// x [rows][inputs] and y [rows][outputs] are both bf16 or both fp32. bias is fp32 [outputs] or null.
 extern "C" void quantized_linear(int bits, int is_bf16, const void* x, int64_t rows, int64_t inputs,
                                  const uint8_t* packed, const void* scales, int64_t outputs, int64_t padded,
                                  int group_size, const float* bias, void* y, int threads) {

@@ -1,9 +1,9 @@
-// The matrix products of quantized_linear.cpp for many rows, computed with AMX tile registers. Four instructions
-// multiply 32 rows by 32 outputs over 64 inputs, which is several times faster than SIMD vectors.
+// The matrix products of quantized_linear.cpp for many rows, computed with AMX tile registers. This is several
+// times faster than with SIMD vectors: four instructions multiply 32 rows by 32 outputs over 64 inputs.
 //
 // Panels already have the layout that the tile instruction requires. Integer sums are exact, so results are bitwise
 // identical to those of the vector code. x is stored tile by tile, because the length of a row is often a multiple of
-// 2 KiB, and sixteen such rows would share two sets of the L1 cache. The integer sums of each group are scaled and
+// 2 KiB, and sixteen such rows would map to only two sets of the L1 cache. The integer sums of each group are scaled and
 // accumulated in a buffer that fits into the L1 cache.
 #pragma once
 #ifdef __AMX_INT8__
@@ -21,10 +21,10 @@ namespace tiles {
 
 constexpr int SIDE = 32;    // rows and outputs of a square of 2x2 tiles
 constexpr int DEPTH = 64;   // inputs per tile
-constexpr int SQUARES = 2;  // squares of rows per iteration
+constexpr int SQUARES = 2;  // squares per iteration, along the rows
 constexpr int PANELS = 2;   // panels per iteration
 
-// x quantized to 8 bits, with rows padded with zeros to whole squares.
+// x, quantized to 8 bits and padded with rows of zeros to whole squares.
 struct Inputs {
   const int8_t* codes;    // [rows / 16][padded / 64][16][64]
   const float* scales;    // [rows][groups]
@@ -39,7 +39,7 @@ struct alignas(64) Config {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// Computes products [32][32] of x and the weights of a panel, [inputs / 4][32][4]. x consists of tiles of 16 rows;
+// Computes the products [32][32] of x and a panel of weights [inputs / 4][32][4]. x consists of tiles of 16 rows;
 // the tiles of the next 16 rows are at an offset of ``next`` inputs.
 INLINE void multiply_square(const int8_t* x, int64_t next, const uint8_t* weights, int64_t inputs, int32_t* products) {
   _tile_zero(0);

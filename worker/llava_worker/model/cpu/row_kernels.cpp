@@ -1,7 +1,7 @@
 // The operations between matrix products (RMSNorm, RoPE, activations), each in one pass over the rows. torch needs up
 // to five passes.
 //
-// Computation is in fp32, and intermediate results are rounded to the type of the tensor as in torch.
+// Computation is in fp32. As in torch, intermediate results are rounded to the type of the tensor.
 #include <algorithm>
 #include <cmath>
 

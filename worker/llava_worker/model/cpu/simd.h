@@ -1,7 +1,7 @@
-// SIMD vectors of sixteen lanes for AVX-512 and AVX2.
+// 16-lane SIMD vectors for AVX-512 and AVX2.
 //
-// Vectors use the vector extensions of GCC, which splits them in two for AVX2. This file wraps only instructions that
-// the extensions cannot express, for both instruction sets.
+// The vectors use GCC's vector extensions. For AVX2, GCC splits each vector in two. For both instruction sets, this
+// file wraps only the instructions that the extensions cannot express.
 #pragma once
 
 #include <immintrin.h>
@@ -70,7 +70,7 @@ INLINE u16x16 to_bf16(f32x16 v) {
 INLINE void store(float* to, f32x16 v) { write(to, v); }
 INLINE void store(bf16* to, f32x16 v) { write(to, to_bf16(v)); }
 
-// Rounds to the type of the pointer and converts back to fp32, as torch does between two operations.
+// Rounds to the pointer's element type and converts back to fp32, as torch does between two operations.
 INLINE f32x16 round_to_type(const float*, f32x16 v) { return v; }
 INLINE f32x16 round_to_type(const bf16*, f32x16 v) {
   return (f32x16)(__builtin_convertvector(to_bf16(v), u32x16) << 16);
@@ -116,7 +116,7 @@ INLINE i32x16 round_to_int(f32x16 v) {
 #endif
 }
 
-// Converts integers, which must be in the range of int8.
+// Converts integers that are in the range of int8.
 INLINE i8x16 to_int8(i32x16 v) {
 #ifdef __AVX512F__
   return (i8x16)_mm512_cvtepi32_epi8((__m512i)v);

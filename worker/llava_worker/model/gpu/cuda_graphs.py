@@ -33,7 +33,7 @@ _WARMUP_RUNS = 2  # before capture: libraries select kernels and allocate worksp
 
 
 class NotCapturable(RuntimeError):
-    """An operation synchronizes with the device. The message names the operation."""
+    """An operation cannot be captured in a CUDA graph. The message names the operation."""
 
 
 class _Graphs(Protocol):
@@ -58,7 +58,7 @@ def try_capture(graphs: _G, name: str) -> _G | None:
 def capture_sizes(max_size: int) -> list[int]:
     """Return the batch sizes to capture: 1, 2, 4, 8, 16, 24, ..., ``max_size``.
 
-    The difference is 8 up to a size of 64, and at most a quarter of the size beyond that.
+    From 8 to 64, sizes increase in steps of 8. Beyond that, a step is at most a quarter of the size.
     """
     sizes, size = [], 1
     while size < max_size:
@@ -68,7 +68,7 @@ def capture_sizes(max_size: int) -> list[int]:
 
 
 def cuda_graph_capture(device: torch.device) -> GraphCapture:
-    """Return a capture function. Its graphs share memory: use a result before the next replay."""
+    """Return a capture function. Its graphs share memory, so a result is valid only until the next replay."""
     pool = torch.cuda.graph_pool_handle()
 
     def capture(compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:

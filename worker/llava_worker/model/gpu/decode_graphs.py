@@ -1,6 +1,6 @@
 """CUDA graphs for decode steps, which replace hundreds of kernel launches per step with a single one.
 
-Unused rows of a graph are copies of the first row of the step and write the same values to the same slots of
+Unused rows of a graph are copies of the first row of the step and write the same values to the same slot of
 the KV cache.
 """
 
@@ -34,7 +34,7 @@ class _Inputs:
         return _Inputs(self.token_ids[:num], self.positions[:num], metadata)
 
     def fill(self, token_ids: Tensor, positions: Tensor, slots: Tensor, tables: Tensor) -> None:
-        """Copy the rows of a step, and its first row to all unused rows."""
+        """Copy the rows of a step to the inputs, and its first row to all unused rows."""
         _fill(self.token_ids, token_ids)
         _fill(self.positions, positions)
         _fill(self.metadata.slot_mapping, slots)
@@ -65,7 +65,10 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def capture_all(self) -> None:
-        """Capture all graphs, the largest first, so that others reuse its memory. Raises NotCapturable."""
+        """Capture all graphs, the largest first, so that the others reuse its memory.
+
+        Raises NotCapturable if the attention backend does not support CUDA graphs.
+        """
         inputs = self._make_inputs(self._sizes[-1])
         for size in reversed(self._sizes):
             own = inputs.first(size)
@@ -77,10 +80,10 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def logits(self, token_ids: Tensor, positions: Tensor, slots: Tensor, tables: Tensor) -> Tensor | None:
-        """Return the logits for one token per row, fp32 [rows, vocab], which are valid until the next call.
+        """Return the logits for one token per row, or None if no graph is large enough.
 
-        Shapes: token_ids, positions and slots int64 [rows]; tables int64 [rows, blocks]. Returns None if no
-        graph is large enough.
+        The logits, fp32 [rows, vocab], are valid until the next call. Shapes: token_ids, positions and slots
+        int64 [rows]; tables int64 [rows, blocks].
         """
         num = len(token_ids)
         index = bisect_left(self._sizes, num)
@@ -92,8 +95,8 @@ class DecodeGraphs:
         return out[:num]
 
     def _compute(self, inputs: _Inputs) -> Tensor:  # fp32 [rows, vocab]
-        # The plan is captured too, because it derives tensors from the inputs that must be updated on each
-        # replay.
+        # The plan is captured too, because the tensors that it derives from the inputs must be updated on
+        # each replay.
         plan = self._backend.decode_plan(inputs.metadata, self._cache)
         assert plan is not None
         x = self._model.embed(inputs.token_ids)

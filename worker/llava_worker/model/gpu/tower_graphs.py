@@ -1,6 +1,6 @@
 """CUDA graphs for the vision tower and the projector.
 
-With few tiles, kernel launches take longer than the computation.
+For a small number of tiles, kernel launches take longer than the computation itself.
 
 Tiles are independent of each other. If a graph has more tiles than needed, it also encodes the stale contents
 of the unused tiles, and these features are discarded.
@@ -20,7 +20,7 @@ __all__ = ["TowerGraphs"]
 
 
 class TowerGraphs:
-    """Graphs for a model. They share one input tensor, and each graph reads its first tiles."""
+    """Graphs for a model. They share one input tensor, of which a graph for n tiles reads the first n."""
 
     def __init__(self, model: Llava, capture: GraphCapture, *, max_tiles: int) -> None:
         self._model = model
@@ -32,14 +32,14 @@ class TowerGraphs:
 
     @torch.inference_mode()
     def capture_all(self) -> None:
-        """Capture all graphs, the largest first, so that others reuse its memory."""
+        """Capture all graphs, the largest first, so that the others reuse its memory."""
         for size in reversed(self._sizes):
             tiles = self._tiles[:size]
             self._graphs[size] = self._capture(lambda tiles=tiles: self._model.encode(tiles))  # type: ignore[misc]
 
     @torch.inference_mode()
     def encode(self, tiles: Tensor) -> Tensor:
-        """Encode tiles as `Llava.encode` does, with a graph if one is large enough."""
+        """Encode tiles like `Llava.encode`, using a graph if one is large enough."""
         num = len(tiles)
         index = bisect_left(self._sizes, num)
         if index == len(self._sizes) or not self._graphs:

@@ -1,1 +1,1 @@
-"""Kernels of a forward pass behind a common interface: torch, fused Triton and W4A16 Triton kernels."""
+"""Kernels for the forward pass, with a common interface: torch, fused Triton and W4A16 Triton kernels."""

@@ -100,10 +100,10 @@ class FusedKernels(TorchKernels):
         return out
 
 
-@cache  # called for each precision for which memory is estimated
+@cache  # called for every precision whose memory use is estimated
 def choose_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
-    """Return the fused kernels if they pass a self-test on this device, or else torch's; log the choice."""
-    if device.type != "cuda" or not torch.cuda.is_available():  # memory estimate for an absent GPU
+    """Return the fused kernels if they pass a self-test on this device, or else torch's. Log the choice."""
+    if device.type != "cuda" or not torch.cuda.is_available():  # memory can be estimated for an absent GPU
         return TorchKernels()
     if importlib.util.find_spec("triton") is None:
         logger.info("RMSNorm, RoPE, cache write and SiLU kernels: torch, because Triton is not installed")
@@ -121,7 +121,7 @@ def choose_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
 
 @torch.inference_mode()
 def self_test(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Compare the kernels with torch's on small inputs. Return a description of the error, or None."""
+    """Compare the kernels with torch's on small inputs. Return a description of the first error, or None."""
     noise = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:

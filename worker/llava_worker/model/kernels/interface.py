@@ -1,4 +1,4 @@
-"""The interface of the kernels of a forward pass, implemented in torch, C++ (CPU) and Triton (GPU)."""
+"""The interface of the kernels for the forward pass, implemented in torch, C++ (CPU) and Triton (GPU)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch import Tensor
 __all__ = ["INT4_GROUP", "INT8_GROUP", "PANEL_OUTPUTS", "Kernels", "LayerCache", "QuantizedWeight"]
 
 PANEL_OUTPUTS = 32  # outputs per panel of a packed weight
-INT4_GROUP = (
-    64  # inputs per scale of an int4 weight and of its x; inputs are also padded to a multiple for int8
-)
+# Inputs per scale of an int4 weight and of its x. int8 inputs are also padded to a multiple of this number.
+INT4_GROUP = 64
 INT8_GROUP = 256  # inputs per scale of x for an int8 weight; the weight itself has one scale per output
 
 
@@ -33,8 +32,8 @@ class QuantizedWeight:
     """A weight W [out_features, in_features] quantized to 8 or 4 bits: W = scale * code.
 
     Codes are integers from -127 to 127 (8 bits) or from -8 to 7 (4 bits). ``packed`` is uint8 [panels,
-    PANEL_OUTPUTS * padded_in_features * bits / 8], with a byte order that depends on the kernels. ``scales``
-    is fp32 [out_features] for 8 bits and bf16 [panels, groups, PANEL_OUTPUTS] for 4 bits.
+    PANEL_OUTPUTS * padded_in_features * bits / 8], in a kernel-specific layout. ``scales`` is fp32
+    [out_features] for 8 bits and bf16 [panels, groups, PANEL_OUTPUTS] for 4 bits.
     """
 
     bits: int
@@ -58,7 +57,7 @@ class QuantizedWeight:
 
 
 class Kernels(ABC):
-    """Base class of kernels. All tensors of a call have the same dtype and device, unless noted otherwise."""
+    """Base class for kernels. Unless noted otherwise, all tensors of a call share one dtype and device."""
 
     @property
     @abstractmethod
@@ -79,7 +78,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def pack_weight(self, rows: Tensor, first: int, weight: QuantizedWeight) -> None:
-        """Quantize ``rows`` (any dtype) and write them to ``weight`` as rows from ``first`` onward."""
+        """Quantize ``rows`` (any dtype) and write them to ``weight``, starting at row ``first``."""
 
     @abstractmethod
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -99,8 +98,8 @@ class Kernels(ABC):
     ) -> Tensor:
         """Apply RoPE to q and k, write k and v to the cache, and return q [tokens, heads, head_dim].
 
-        qkv [tokens, heads + 2 * kv_heads, head_dim] is q, k and v in this order. k and v are written to the
-        ``slots``, int64 [tokens], of keys and values [slots, kv_heads, head_dim]. Identical tokens may have
+        qkv [tokens, heads + 2 * kv_heads, head_dim] contains q, k and v, in this order. k and v are written
+        to keys and values [slots, kv_heads, head_dim] at ``slots``, int64 [tokens]. Identical tokens may have
         the same slot.
         """
         kv_heads = keys.shape[1]
@@ -119,4 +118,4 @@ class Kernels(ABC):
 
     @abstractmethod
     def vision_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Compute attention without a mask within each tile; q, k, v [tiles, positions, heads, head_dim]."""
+        """Compute unmasked attention within each tile for q, k, v [tiles, positions, heads, head_dim]."""

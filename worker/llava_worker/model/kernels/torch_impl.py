@@ -10,7 +10,7 @@ from llava_worker.model.kernels.interface import INT4_GROUP, PANEL_OUTPUTS, Kern
 
 __all__ = ["TorchKernels", "quantize_rows"]
 
-# Outputs per int4 product: large enough for efficiency, small enough to limit the memory of unpacked weights.
+# Outputs per int4 product: large enough for efficiency, small enough to limit the size of unpacked weights.
 _UNPACKED_OUTPUTS = 1024
 
 
@@ -75,11 +75,10 @@ class TorchKernels(Kernels):
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize fp32 [rows, n] to fp32 codes from -127 to 127 and fp32 scales [rows, 1].
 
-    The scale of a row with an infinity or a NaN is not finite, so that results of the row are not finite
-    either.
+    If a row contains an infinity or a NaN, its scale is not finite, and neither are its results.
     """
     top = x.abs().amax(1, keepdim=True)
-    # The dividend is a tensor. For a Python number, torch multiplies by the reciprocal, which rounds twice.
+    # The dividend is a tensor: with a Python number, torch would multiply by the reciprocal and round twice.
     factor = torch.where(top > 0, torch.tensor(127.0, device=x.device) / top, 0.0)
     return (x * factor).nan_to_num().round(), top / 127.0
 
@@ -87,8 +86,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 def _quantize_int4(x: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize fp32 [rows, groups, INT4_GROUP] to codes from -8 to 7 and bf16 scales [rows, groups].
 
-    The codes are computed with the scale that maps the value with the largest magnitude to -8, the longer end
-    of the range. The scale is then replaced by the least-squares optimum for these codes.
+    The codes are computed with the scale that maps the value with the largest magnitude to -8, the end of the
+    range farther from zero. The scale is then replaced by the least-squares optimum for these codes.
     """
     end = x.gather(2, x.abs().argmax(2, keepdim=True))
     codes = _int4_codes(x, (end / -8.0).bfloat16()).double()

@@ -1,7 +1,7 @@
 """Triton kernels for the row operations between matrix products, each in one pass over memory.
 
 Intermediate results are rounded as in torch, except in `rope_and_cache` and `rope`, which round once instead
-of twice. The module requires the triton package; import it only to launch the kernels.
+of twice. Importing this module requires the triton package, so import it only to launch the kernels.
 """
 
 from __future__ import annotations

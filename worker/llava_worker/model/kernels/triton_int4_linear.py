@@ -1,6 +1,6 @@
-"""The Triton kernel for linear layers with int4 weights (W4A16), for GPUs and for Triton's interpreter.
+"""The Triton kernel for linear layers with int4 weights (W4A16), for GPUs and for the Triton interpreter.
 
-The module requires the triton package; import it only to launch the kernel.
+Importing this module requires the triton package, so import it only to launch the kernel.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["int4_linear"]
 def int4_linear(
     y,  # [rows, outputs]
     x,  # [rows, inputs]
-    packed,  # uint8 [lanes, half]: input i in the low half, input half + i in the high half, both plus 8
+    packed,  # uint8 [lanes, half]: input i in the low half, input half + i in the high half, both offset by 8
     scales,  # bf16 [lanes / PANEL, groups, PANEL]
     bias,  # fp32 [outputs]
     rows,
@@ -29,7 +29,7 @@ def int4_linear(
     N: tl.constexpr,
     K: tl.constexpr,  # bytes per iteration, within one group
 ):
-    """Compute M rows and N outputs of y = x W^T + b. The partial sum of each group is scaled."""
+    """Compute M rows and N outputs of y = x W^T + b. Partial sums are multiplied by their group's scale."""
     row = (tl.program_id(0) * M + tl.arange(0, M))[:, None]
     lane = tl.program_id(1) * N + tl.arange(0, N)
     is_lane = lane < outputs

@@ -1,4 +1,4 @@
-"""W4A16: 4-bit weights and 16-bit activations, in a Triton kernel that dequantizes during the product."""
+"""W4A16: 4-bit weights and 16-bit activations. A Triton kernel dequantizes W during the matrix product."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from llava_worker.model.kernels.torch_impl import TorchKernels
 __all__ = ["W4A16Kernels"]
 
 _MIN_ROWS, _MAX_ROWS = 16, 64  # rows of x per program; 16 is the minimum for tensor cores
-_WIDE = 128  # outputs per program for many rows; few rows use one panel, for more programs
+_WIDE = 128  # outputs per program for many rows; with few rows, one panel, so that there are more programs
 
 
 class W4A16Kernels(TorchKernels):
-    """Kernels with weights packed as in `TorchKernels` and activations that are not quantized."""
+    """Kernels with weights packed as in `TorchKernels` and unquantized activations."""
 
     def __init__(self) -> None:
         """Check the requirements. Raises ValueError if Triton is not installed."""

@@ -1,4 +1,4 @@
-"""Activation functions by their names in config.json."""
+"""Activation functions, by their names in config.json."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The interface of linear layers, and the layer with a weight in the compute dtype.
+"""The interface of linear layers, and the implementation with a weight in the compute dtype.
 
-Weights are loaded by rows (outputs). Fused projections concatenate the rows of their parts, and quantized
-layers quantize rows during loading.
+Weights are loaded row by row, one row per output. Fused projections concatenate the rows of their parts, and
+quantized layers quantize rows during loading.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ UNSHARDED = Shard()
 class LinearShape:
     """The shape of a linear layer. ``parts`` maps fused projections, in output order, to their widths.
 
-    A layer without fused projections has one part with an empty name. Sizes are those of one shard: the
-    stored matrix of each part has ``rows.num`` times as many outputs and ``columns.num`` times as many
-    inputs.
+    A layer without fused projections has one part with an empty name. All sizes are per shard: the stored
+    matrix of each part has ``rows.num`` times as many outputs and ``columns.num`` times as many inputs.
     """
 
     in_features: int
@@ -83,7 +82,7 @@ class Linear(nn.Module, ABC):
 
 
 def empty_bias(shape: LinearShape, dtype: torch.dtype, device: torch.device) -> nn.Parameter | None:
-    """Return an uninitialized bias, or None for a layer without one."""
+    """Return an uninitialized bias, or None if the layer has no bias."""
     if not shape.has_bias:
         return None
     return nn.Parameter(torch.empty(shape.out_features, dtype=dtype, device=device), requires_grad=False)

@@ -23,7 +23,7 @@ class Rotation:
     kernels: Kernels
 
     def apply(self, x: Tensor) -> Tensor:  # [tokens, heads, head_dim]
-        """Rotate each pair (x[i], x[i + head_dim / 2]), the pair layout of Llama."""
+        """Rotate each pair (x[i], x[i + head_dim / 2]). This is Llama's pair layout."""
         return self.kernels.rope(x, self.cos, self.sin)
 
     def rope_and_cache(self, qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class RotaryEmbedding:
 
 
 def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
-    """Apply Llama 3.1 scaling: divide low frequencies by the factor, with a ramp to unscaled high ones."""
+    """Apply Llama 3.1 scaling: divide low frequencies by the factor, ramping up to unscaled high ones."""
     # Number of full rotations over the trained context.
     rotations = rope.original_max_position_embeddings * frequencies / (2 * math.pi)
     ramp = (rotations - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)

@@ -1,8 +1,8 @@
 """Checkpoint files. Tensors are listed first and read later, a few rows at a time.
 
 safetensors files are read instead of memory-mapped. Mapped pages count toward the memory of the process once
-they are accessed, so loading would need twice the memory under a memory limit. Pickle files can execute code
-when they are loaded; they are opened only if the caller allows it, and with ``weights_only=True``.
+they are accessed, so under a memory limit, loading would need twice as much memory. Pickle files can execute
+code when they are loaded, so they are opened only if the caller allows it, and with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class ReadRows(Protocol):
-    """A function that reads rows [start, end) of a tensor, or ``columns`` [first, last) of these rows."""
+    """A function that reads rows [start, end) of a tensor, or only ``columns`` [first, last) of them."""
 
     def __call__(self, start: int, end: int, columns: tuple[int, int] | None = None) -> Tensor: ...
 
@@ -126,7 +126,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _stored_tensor(path: Path, start: int, name: str, entry: Any) -> tuple[int, StoredTensor]:
-    """Return the offset of a tensor's data, validated against the size of the file, and the tensor."""
+    """Return the offset of a tensor's data, and the tensor. Both are validated against the file size."""
     try:
         dtype, shape = _DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
         begin, end = (int(n) for n in entry["data_offsets"])
@@ -173,7 +173,7 @@ class _RowReader:
         while done < len(buffer):  # a read returns at most 2 GiB
             num = file.readinto(buffer[done:])
             if not num:
-                raise _corrupt(self.path, "the file became shorter while it was being read")
+                raise _corrupt(self.path, "the file was truncated while it was being read")
             done += num
 
 

@@ -42,13 +42,13 @@ _TOWER_PREFIXES = (
     ("post_layernorm.", "vision_tower.post_layernorm."),
     ("head.", "vision_tower.head."),
 )
-# The projector of the original layout is a Sequential with linear layers at even indices, or one linear
+# The projector of the original layout is a Sequential with linear layers at even indices, or a single linear
 # layer.
 _ORIGINAL_PROJECTOR = re.compile(r"model\.mm_projector\.(?:(\d*[02468])\.)?(weight|bias)")
 
-# Canonical names of tensors that some files contain but the model does not use: constants, modules after the
-# last layer used in the vision tower, an LM head tied to the embedding table, and the text models of CLIP and
-# SigLIP.
+# Canonical names of tensors that some files contain but the model does not use: constants, modules of the
+# vision tower after the last layer that is used, an LM head tied to the embedding table, and the text models
+# of CLIP and SigLIP.
 _UNUSED = re.compile(
     r".*\.rotary_emb\.inv_freq|vision_tower\.embeddings\.position_ids"
     r"|vision_tower\.post_layernorm\.(weight|bias)|vision_tower\.head\..*|lm_head\.weight"
@@ -73,7 +73,7 @@ def canonical_tower_name(name: str) -> str:
 
 
 def is_unused(name: str, parameters: Iterable[str]) -> bool:
-    """Return whether a tensor with this canonical name, which is not in ``parameters``, can be ignored."""
+    """Return whether the tensor with this canonical name can be ignored. It must not be in ``parameters``."""
     layer = _TOWER_LAYER.match(name)
     if layer is not None:
         return not any(parameter.startswith(layer[0]) for parameter in parameters)

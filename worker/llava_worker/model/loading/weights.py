@@ -1,8 +1,8 @@
 """Loading of checkpoint weights into a model, a few rows of one tensor at a time.
 
-The parameters of the model determine the required tensors, by the canonical names of `weight_names`. The
-files must contain all of them, and no other tensors except those known to be unused. Loading writes no files,
-so a killed process leaves nothing behind.
+The parameters of the model determine the required tensors, by canonical name (see `weight_names`). The files
+must contain all of them, and no other tensors except those known to be unused. Loading writes no files, so a
+killed process leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ __all__ = ["Progress", "load_weights"]
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, int], object]  # bytes loaded, total bytes, tensors started
+Progress = Callable[[int, int, int], object]  # bytes loaded, total bytes, number of tensors started
 
-# Bytes per read: large enough for the full speed of a disk, small compared with any model.
+# Bytes per read: large enough to use the full speed of a disk, small compared with any model.
 _CHUNK_BYTES = 8 << 20
 
 
@@ -44,11 +44,11 @@ def load_weights(
     """Load every parameter of ``model`` from the files in ``folder``.
 
     ``vision_tower`` is the folder of the vision tower if ``folder`` does not contain it. ``base`` is the
-    folder of the base model if ``folder`` contains an adapter. With ``is_whole`` false, ``model`` has only
+    folder of the base model if ``folder`` contains an adapter. If ``is_whole`` is false, ``model`` has only
     some modules of the checkpoint, and the tensors of other modules are ignored.
 
     Raises CheckpointError if tensors are missing, unexpected, duplicate or wrongly shaped, or if a file
-    is missing, corrupt, or a pickle file while ``allow_pickle`` is false. The message lists the tensors or
+    is missing, corrupt, or a pickle file while ``allow_pickle`` is false. The message names the tensors or
     the file.
     """
     adapter = _read_adapter(folder, base, allow_pickle)
@@ -90,7 +90,7 @@ class _Target:
     """The destination of a stored tensor: a parameter or part of one.
 
     ``shape`` is the shape of the stored tensor. Only ``num_rows`` rows, starting at ``first_row``, are
-    loaded, or the ``columns`` [first, last) of these rows if given.
+    loaded. If ``columns`` [first, last) is given, only these columns of the rows are loaded.
     """
 
     shape: tuple[int, ...]
@@ -117,7 +117,7 @@ class _LoadPlan:
     _wrong: list[str] = field(default_factory=list)
 
     def add(self, stored: list[StoredTensor], name_of: Callable[[str], str]) -> None:
-        """Add tensors. Targets that have a source from an earlier call are skipped."""
+        """Add tensors, except those for targets that already have a source from an earlier call."""
         earlier = set(self._sources)
         for tensor in stored:
             name = name_of(tensor.name)

@@ -111,8 +111,8 @@ def choose_precision(name: str, device: torch.device, *, is_small: bool = False)
     """Return the precision with this name. Raises ValueError if the device does not support it.
 
     The name "auto" selects bf16 if the device has bf16 instructions, or else fp16 on a GPU and fp32 on other
-    devices. On a CPU, a model that ``is_small`` uses fp32, which is exact and hardly slower: as the precision
-    that "auto" selects, and as the compute dtype of int8 and int4.
+    devices. On a CPU, if ``is_small`` is true, "auto" selects fp32, and int8 and int4 compute in fp32. For
+    small models, fp32 is exact and hardly slower.
     """
     if name == "auto":
         name, reason = _auto(device, is_small)
@@ -160,9 +160,9 @@ def _quantized_on_gpu(name: str, device: torch.device) -> Precision:
     return Precision(name, dtype, choose_kernels(dtype, device), bits, is_bitsandbytes=True)
 
 
-@cache  # called for each precision for which memory is estimated
+@cache  # called for every precision whose memory use is estimated
 def _require_w8a8(name: str, device: torch.device) -> None:
-    """Raise ValueError if the GPU does not support the format. An absent GPU is not checked."""
+    """Raise ValueError if the GPU does not support the format. Without a GPU, do nothing."""
     if not torch.cuda.is_available():
         return
     gpu = f"{device} ({torch.cuda.get_device_name(device)})"

@@ -23,10 +23,10 @@ Capability = tuple[int, int]
 _FP8_MAX = 448.0  # largest value of float8_e4m3fn
 _MIN_INT8_ROWS = 32  # on a GPU, INT8 products in torch require more than 16 rows of x
 # Before version 2.12, torch cleared the workspace of FP8 products on Ada outside of the stream (pytorch issue
-# 177651). The product may hang in a CUDA graph or concurrently with other streams.
+# 177651). The product may hang in a CUDA graph or while other streams are active.
 _ADA, _ADA_MIN_TORCH = (8, 9), "2.12"
-# Numbers of rows in the self-test. Above 256 rows, torch pads the scales unless the number of rows is a
-# multiple of 256 (pytorch issue 133334).
+# Row counts in the self-test. Above 256 rows, torch pads the scales unless the number of rows is a multiple
+# of 256 (pytorch issue 133334).
 _TEST_ROWS = (1, 40, 300)
 _TOLERANCE = 0.02  # relative to the largest element of the product; FP8 products are rounded to bf16
 
@@ -37,18 +37,18 @@ class W8A8Format(ABC):
     dtype: torch.dtype
     capability: Capability  # minimum compute capability
     gpus: str  # first GPU generations with this capability
-    multiple: int  # both sizes of W must be multiples of this
+    multiple: int  # both dimensions of W must be multiples of this
 
     @abstractmethod
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Quantize fp32 [rows, n] to codes and scales, fp32 [rows, 1].
 
-        Products of a row with an infinity or a NaN are not finite.
+        If a row contains an infinity or a NaN, its products are not finite.
         """
 
     @abstractmethod
     def matmul(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
-        """Return the scaled product x w^T [rows, outputs] of codes x [rows, inputs], w [outputs, inputs]."""
+        """Return the scaled product x w^T [rows, outputs] for codes x [rows, inputs], w [outputs, inputs]."""
 
     @staticmethod
     def reference(x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
