@@ -110,7 +110,7 @@ def test_all_questions_are_different() -> None:
 def test_a_plan_without_an_end_or_a_pace_is_rejected() -> None:
     with pytest.raises(ValueError, match="Set num_requests or duration_s"):
         Plan(num_requests=None)
-    with pytest.raises(ValueError, match="Set concurrency, rate or both"):
+    with pytest.raises(ValueError, match="Set at least one of them"):
         Plan(concurrency=None)
 
 
