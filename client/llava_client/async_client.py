@@ -76,7 +76,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         messages: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[ChatOptions],
     ) -> Answer:
-        """Return the complete response. Takes the arguments and raises the errors of ``Client.chat``."""
+        """Return the complete response. Arguments and errors are the same as for ``Client.chat``."""
         body = await self._body(question, image, messages, options)
         request = self._chat_request(body, options, is_stream=False)
 
@@ -94,7 +94,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         on_close: Callable[[str], None] | None = None,
         **options: Unpack[ChatOptions],
     ) -> AsyncStream:
-        """Stream the response. Takes the arguments and raises the errors of ``Client.stream``."""
+        """Stream the response. Arguments and errors are the same as for ``Client.stream``."""
         body = await self._body(question, image, messages, options)
         request = self._chat_request(body, options, is_stream=True)
         opener = _StreamOpener(self, options)
@@ -132,7 +132,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         messages: Sequence[Mapping[str, Any]] | None = None,
         model: str | None = None,
     ) -> list[int]:
-        """Return token IDs. Takes the arguments and raises the errors of ``Client.tokenize``."""
+        """Return token IDs. Arguments and errors are the same as for ``Client.tokenize``."""
         body = endpoints.tokenize_body(text, messages, model)
         return await self._execute(endpoints.tokenize(await self._with_model(body)))
 

@@ -117,8 +117,8 @@ def batch_request(
 ) -> dict[str, Any]:
     """Return a request for ``Client.submit_batch``.
 
-    ``custom_id`` identifies the result and must be unique within the batch. Takes the other arguments and
-    raises the errors of ``Client.chat``.
+    ``custom_id`` identifies the result and must be unique within the batch. The other arguments and the
+    errors are the same as for ``Client.chat``.
     """
     body = chat_body(question, image, messages, options)
     return {"custom_id": custom_id, "method": "POST", "url": CHAT_PATH, "body": body}

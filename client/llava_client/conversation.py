@@ -92,7 +92,10 @@ class Conversation(_ConversationHistory):
         self._client = client
 
     def ask(self, question: str, image: Images = None) -> Answer:
-        """Send the next question. Raises the errors of ``Client.chat``. Failed turns are not recorded."""
+        """Send the next question. Raises the same errors as ``Client.chat``.
+
+        A failed turn is not recorded.
+        """
         messages, record = self._next_turn(question, image)
         answer = self._client.chat(messages=messages, **self._options)
         record(answer.text)
@@ -114,7 +117,10 @@ class AsyncConversation(_ConversationHistory):
         self._client = client
 
     async def ask(self, question: str, image: Images = None) -> Answer:
-        """Send the next question. Raises the errors of ``Client.chat``. Failed turns are not recorded."""
+        """Send the next question. Raises the same errors as ``Client.chat``.
+
+        A failed turn is not recorded.
+        """
         messages, record = self._next_turn(question, image)
         answer = await self._client.chat(messages=messages, **self._options)
         record(answer.text)

@@ -79,7 +79,7 @@ def default_model() -> ApiRequest[str]:
 def embed_body(text: str | Sequence[str] | None, image: Images, model: str | None) -> dict[str, Any]:
     """Return the body of an embeddings request.
 
-    Raises TypeError if not exactly one input is given, and ImageError.
+    Raises TypeError unless exactly one input is given, and ImageError for an invalid image.
     """
     if (text is None) == (image is None):
         raise TypeError("Pass either text or image=. Text and image embeddings are not comparable.")
@@ -98,7 +98,7 @@ def embed(body: Mapping[str, Any]) -> ApiRequest[Embeddings]:
 def tokenize_body(
     text: str | None, messages: Sequence[Mapping[str, Any]] | None, model: str | None
 ) -> dict[str, Any]:
-    """Return the body of a tokenize request. Raises TypeError if not exactly one input is given."""
+    """Return the body of a tokenize request. Raises TypeError unless exactly one input is given."""
     if (text is None) == (messages is None):
         raise TypeError("Pass either text or messages=[...].")
     prompt = {"messages": list(messages)} if messages is not None else {"prompt": text}

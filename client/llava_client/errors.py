@@ -107,7 +107,7 @@ class APIStatusError(APIError):
     """A response with an error status.
 
     ``retry_after_s`` is the delay requested by the server, or None. ``should_retry`` is whether the server
-    recommends a retry, or None if it did not say.
+    recommends a retry, or None if it did not specify this.
     """
 
     def __init__(

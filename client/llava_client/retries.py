@@ -34,7 +34,7 @@ class RetryPolicy:
         return status_code in self.statuses or status_code >= 500
 
     def delay_s(self, num_failures: int, stated_s: float | None = None) -> float | None:
-        """Return the delay after the ``num_failures``-th failure (starting at 1), or None to not retry."""
+        """Return the delay after the given number of failures, or None if ``stated_s`` is too long."""
         if stated_s is not None:
             return stated_s if stated_s <= self.max_stated_delay_s else None
         delay_s = min(self.initial_delay_s * 2.0 ** (num_failures - 1), self.max_delay_s)

@@ -32,7 +32,7 @@ class ChildFailed(Exception):
 
 @dataclass(frozen=True)
 class RestartBudget:
-    """Allows ``max_restarts`` per child within ``window_s``. Delays double, up to ``max_delay_s``."""
+    """Allows ``max_restarts`` restarts per child within ``window_s``. Delays double up to ``max_delay_s``."""
 
     max_restarts: int = 5
     window_s: float = 300.0
