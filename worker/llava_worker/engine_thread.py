@@ -69,9 +69,9 @@ class EngineThread:
         self._watchdog.start()
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence and transfer its ownership to the engine.
+        """Queue a sequence, which is then owned by the engine.
 
-        If rejected, its final output is an error.
+        If the engine rejects the sequence, an error is returned as its final output.
         """
         self._inbox.put(sequence)
 

@@ -112,7 +112,7 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _prefix_scheme(tokenizer: Tokenizer) -> str:
-    """Return to which segments the pre-tokenizer prepends a space: "always", "first" or "never"."""
+    """Return the pre-tokenizer's scheme for prepending a space to segments: "always", "first" or "never"."""
     pre_tokenizer = json.loads(tokenizer.to_str())["pre_tokenizer"] or {}
     is_metaspace = pre_tokenizer.get("type") == "Metaspace"
     return str(pre_tokenizer["prepend_scheme"]) if is_metaspace else "never"

@@ -1,8 +1,8 @@
 """Prompt construction: converts messages to token IDs and image positions.
 
 The rules are the same as in the original LLaVA. The prompt starts with one beginning-of-sequence token. Each
-text between images and special tokens is tokenized independently, so "\\n" after an image becomes ``▁
-<0x0A>``. For templates in the style of transformers, the texts are tokenized as parts of a single text. An
+text between images and special tokens is tokenized independently, so a newline after an image becomes ``▁``,
+``<0x0A>``. For templates in the style of transformers, the texts are tokenized as parts of a single text. An
 image takes one image token per feature vector.
 """
 
