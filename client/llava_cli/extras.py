@@ -1,4 +1,4 @@
-"""Detection of optional dependencies without importing them."""
+"""Detects optional dependencies without importing them."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Connection:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of every request."""
+        """The headers sent with every request."""
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
     @property

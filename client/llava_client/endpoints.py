@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ApiRequest(Generic[T]):
-    """A request and the function that parses its response, which raises APIError.
+    """A request and the function that parses its response. The function raises APIError.
 
     ``is_retryable`` is whether the request may be retried if no response was received.
     """

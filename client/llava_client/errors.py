@@ -6,7 +6,7 @@ LlavaError
 ├── APIConnectionError            no response: connection refused or reset, unknown host
 │   ├── APITimeoutError           no response in time
 │   └── StreamInterrupted         stream ended early; ``text`` is the part received
-└── APIError                      error from the server; this class itself for errors within a stream
+└── APIError                      error from the server; raised directly for errors within a stream
     └── APIStatusError            response with an error status
         ├── BadRequestError           400
         ├── AuthenticationError       401

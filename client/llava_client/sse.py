@@ -1,4 +1,4 @@
-"""Decodes server-sent events. Chunks may be split anywhere: within a line, a CRLF or a character.
+"""Decodes server-sent events. Chunks may end anywhere: within a line, a CRLF or a character.
 
 Implements the HTML standard (https://html.spec.whatwg.org/multipage/server-sent-events.html): three kinds of
 line endings, comments, a byte order mark at the start, multiple ``data`` lines, and an ``id`` that remains in

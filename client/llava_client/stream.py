@@ -161,7 +161,7 @@ class Stream(BaseStream):
         """Close the connection and cancel an unfinished response."""
         self._response.close()
         if completion_id := self._end_unfinished():
-            with suppress(LlavaError):  # if it fails, the server cancels shortly after the disconnect
+            with suppress(LlavaError):  # if this fails, the server cancels soon after the disconnect
                 self._opener.cancel(completion_id)
         self._run_on_close()
 
@@ -253,7 +253,7 @@ class AsyncStream(BaseStream):
         """Close the connection and cancel an unfinished response."""
         await self._response.aclose()
         if completion_id := self._end_unfinished():
-            with suppress(LlavaError):  # if it fails, the server cancels shortly after the disconnect
+            with suppress(LlavaError):  # if this fails, the server cancels soon after the disconnect
                 await self._opener.cancel(completion_id)
         self._run_on_close()
 

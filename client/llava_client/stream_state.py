@@ -26,7 +26,7 @@ class _ChoiceState:
     text: str = ""
     finish_reason: str | None = None
     logprobs: list[TokenLogprob] | None = None
-    tool_calls: dict[int, ToolCall] = field(default_factory=dict)  # by index
+    tool_calls: dict[int, ToolCall] = field(default_factory=dict)  # keyed by index
 
     def choice(self) -> Choice:
         logprobs = None if self.logprobs is None else tuple(self.logprobs)
@@ -53,7 +53,7 @@ class StreamState:
         self._decoder = SSEDecoder()
         self._deltas: list[str] = []
         self._first = _ChoiceState()
-        self._choices = {0: self._first}  # by index
+        self._choices = {0: self._first}  # keyed by index
         # State of the first choice:
         self._after_last_id = _ChoiceState()  # data received since the last event ID
         self._replayed = _ChoiceState()  # data received before the reconnect that the server will resend

@@ -62,7 +62,7 @@ class ScriptedServer:
 
     @property
     def chats(self) -> list[RecordedRequest]:
-        """The chat requests so far."""
+        """The chat requests received so far."""
         return [request for request in self.requests if request.path.endswith("/chat/completions")]
 
     @property

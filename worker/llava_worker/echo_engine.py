@@ -157,8 +157,8 @@ class EchoEngine:
 def _vector(sequence: Sequence) -> bytes:
     """Return a normalized vector of 16 values.
 
-    The values are the number of prompt tokens for each token ID modulo 16. For an image, they are the 16
-    bytes of a hash of the image's digest.
+    For text, the values count the prompt's token IDs modulo 16. For an image, they are the 16 bytes of a hash
+    of its digest.
     """
     if sequence.is_image_embedding:
         values = list(hashlib.blake2b(sequence.images[0].digest.encode(), digest_size=16).digest())

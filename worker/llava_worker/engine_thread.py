@@ -52,7 +52,7 @@ class EngineThread:
         on_hang: Callable[[], None] | None = None,
     ) -> None:
         self.num_steps = 0  # number of completed steps, as a measure of progress
-        self.stats = engine.stats()  # as of the last step; other threads must not access the engine
+        self.stats = engine.stats()  # after the last step; other threads must not access the engine
         self._engine = engine
         self._on_outputs = on_outputs
         self._on_failure = on_failure

@@ -133,8 +133,8 @@ class Settings(ServiceSettings):
     )
     trace_steps: Path | None = Field(
         None,
-        description="File to write a timeline of all engine steps to, for Perfetto. {pid} in the path is "
-        "replaced by the process ID.",
+        description="File for a timeline of all engine steps, which can be opened in Perfetto. {pid} in the "
+        "path is replaced by the process ID.",
     )
 
     echo_step_s: float = Field(

@@ -43,7 +43,7 @@ __all__ = ["LEAVE_TIMEOUT_S", "Worker", "has_overflow_slot", "sequence_priority"
 
 _PROGRESS_S = 1.0  # maximum time between emits while the engine is running steps; far below any hang timeout
 _RECONCILE_S = 3.0  # infrequent, because reconciliation only repairs states that should not occur
-_STOP_TIMEOUT_S = 5.0  # time for the engine to finish its current step
+_STOP_TIMEOUT_S = 5.0  # time allowed for the engine to finish its current step
 LEAVE_TIMEOUT_S = 10.0  # the usual grace period before SIGKILL, after which the lease expires
 
 logger = logging.getLogger(__name__)
@@ -136,8 +136,8 @@ class Worker:
                 await self._serve()
             if self._scope.cancelled_caught and not self._has_engine_failed:
                 logger.warning(
-                    "running jobs could not be requeued in time; other workers resume them after the lease "
-                    "expires"
+                    "running jobs could not be requeued in time; other workers will resume them after the "
+                    "lease expires"
                 )
         finally:
             if self._grammars is not None:
@@ -278,7 +278,7 @@ class Worker:
                 self._drop(job_id)
 
     def _drop(self, job_id: str) -> None:
-        """Drop a job, whatever its state. An unknown ID is ignored."""
+        """Drop a job, whatever its state. Unknown IDs are ignored."""
         output = self._outputs.pop(job_id, None)
         if output is not None:
             self._abort(output)

@@ -100,7 +100,7 @@ async def _first_model(client: AsyncClient) -> str:
 async def _warm_up(
     client: AsyncClient, plan: Plan, model: str, conversation: PlannedConversation
 ) -> tuple[Plan, Sample]:
-    """Send one request. If the server rejects ``ignore_eos``, send it again without it. Raises LlavaError."""
+    """Send one request. If the server rejects ``ignore_eos``, retry without it. Raises LlavaError."""
     one_turn = replace(conversation, questions=conversation.questions[:1])
     while True:
         runner = _RequestRunner(client, plan, model, None)

@@ -76,7 +76,7 @@ class PlannedConversation:
 def conversations(plan: Plan) -> Iterator[PlannedConversation]:
     """Yield the warm-up conversation (index 0), then an endless series of measured ones.
 
-    All are different.
+    No two conversations are the same.
     """
     generator = None if plan.pictures is Pictures.NONE else ImageGenerator(plan.width, plan.height)
     for index in itertools.count():

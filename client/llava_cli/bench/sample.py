@@ -50,7 +50,7 @@ class Sample:
 
 
 def error_kind(error: LlavaError) -> str:
-    """Return ``timeout``, ``broken_off``, ``no_connection``, ``error_event``, or ``http_`` and the status."""
+    """Return ``timeout``, ``broken_off``, ``no_connection``, ``error_event`` or ``http_<status>``."""
     if isinstance(error, APIStatusError):
         return f"http_{error.status_code}"
     if isinstance(error, APITimeoutError):

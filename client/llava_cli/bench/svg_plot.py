@@ -104,7 +104,7 @@ def duration(seconds: float) -> str:
 
 
 def _steps(values: Sequence[float]) -> list[tuple[float, float]]:
-    """Return about ``_MAX_POINTS`` points of the cumulative distribution at most, as (value, share)."""
+    """Return the cumulative distribution as (value, share) pairs, reduced to about ``_MAX_POINTS``."""
     ordered = sorted(values)
     step = math.ceil(len(ordered) / _MAX_POINTS)
     picked = range(step - 1, len(ordered), step)

@@ -40,7 +40,7 @@ def up(
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help="Model: 'tiny' (bundled), a folder, a Hugging Face name, or 'echo'."
+            "--model", "-m", help="Model: 'tiny' (bundled), a folder, a Hugging Face Hub ID, or 'echo'."
         ),
     ] = "tiny",
     workers: Annotated[int, typer.Option(min=1, max=64, help="Number of worker processes.")] = 1,
@@ -88,7 +88,7 @@ def up(
 
 
 async def run(plan: LaunchPlan, layers: list[list[Program]], display: Display) -> None:
-    """Start, supervise and stop the processes. Returns after a stop signal; raises ChildFailed."""
+    """Start, supervise and stop the processes. Returns after a stop signal. Raises ChildFailed."""
     stop, kill_now = asyncio.Event(), asyncio.Event()
     _listen_for_signals(stop, kill_now)
     async with Supervisor(on_line=display.line, on_event=display.show, kill_now=kill_now) as supervisor:
@@ -130,7 +130,7 @@ def _process_layers(plan: LaunchPlan, redis_url: str | None, stack: ExitStack) -
 
 
 def _listen_for_signals(stop: asyncio.Event, kill_now: asyncio.Event) -> None:
-    """Set ``stop`` at the first signal and ``kill_now`` at the second.
+    """Set ``stop`` on the first signal and ``kill_now`` on the second.
 
     SIGHUP means that the terminal was closed. Under nohup, it is ignored.
     """

@@ -97,7 +97,7 @@ class Terminal:
         os.write(self._handle, f"{line}\n".encode())
 
     def interrupt_until(self, text: str) -> None:
-        """Press Ctrl-C repeatedly, because a signal just before a blocking read is handled after it."""
+        """Press Ctrl-C repeatedly, because one just before a blocking read takes effect only after it."""
         while text not in self.shown:
             os.kill(self._pid, signal.SIGINT)
             self._read(wait_s=1.0)

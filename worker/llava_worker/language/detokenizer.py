@@ -60,7 +60,8 @@ class Detokenizer:
 def _split(text: str, stop_strings: list[str]) -> tuple[str, str, str]:
     """Split off a stop string.
 
-    Return the text before it, any text that may begin one, and the stop string or "".
+    Return the text before the stop string, any text at the end that may begin one, and the stop string found,
+    or "".
 
     If the text contains several stop strings, the one that ends first is used. If several end at the same
     position, the longest is used. The result therefore does not depend on how the text is split into tokens.

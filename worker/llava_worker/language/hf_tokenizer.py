@@ -159,7 +159,7 @@ def _read_decoder(decoder: dict[str, Any] | None) -> tuple[bool, bool]:
 
 
 def _byte_level_bytes(piece: str) -> bytes:
-    """Decode GPT-2's alphabet: printable bytes map to themselves, all others in order to U+0100 and up."""
+    """Decode GPT-2's alphabet: printable bytes map to themselves, the others to U+0100 and above."""
     if any(character not in _BYTE_OF for character in piece):
         return piece.encode()  # added tokens are stored as plain text
     return bytes(_BYTE_OF[character] for character in piece)

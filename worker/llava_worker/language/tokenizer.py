@@ -1,6 +1,6 @@
 """The tokenizer interface used by prompts, streams and grammars, and a byte tokenizer.
 
-User text is never encoded to special tokens: ``</s>`` or ``<image>`` in a text is encoded as plain
+User text is never encoded as special tokens: ``</s>`` or ``<image>`` in a text is treated as plain
 characters. Special tokens can only be added to a prompt by name, with ``special_id``. Decoding returns bytes,
 because a token may contain only part of a character. The detokenizer assembles the characters.
 ``hf_tokenizer`` implements the interface for real models.

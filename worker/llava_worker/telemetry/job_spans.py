@@ -1,12 +1,13 @@
 """OpenTelemetry spans for a job in this worker. Jobs without a trace context have no spans.
 
     queue             from submission to the first pull; recorded only by the first worker
-    chat MODEL        the time that the job spends in this worker, from pull to end
-      prefill         until the first token: waiting for the grammar and engine, encoding images, prefill
+    chat MODEL        the job in this worker, from the pull until the job ends
+      prefill         until the first token: waiting for grammar and engine, processing images and prompt
       decode          from the first token to the last
 
-The event ``resumed`` marks a job that another worker started. The event ``let go`` marks a job that left this
-worker unfinished because it was cancelled, lost its assignment or was requeued. Spans never contain text.
+The event ``resumed`` marks a job that was started by another worker. The event ``let go`` marks a job that
+left this worker unfinished because it was cancelled, requeued or no longer assigned to this worker. Spans
+never contain text.
 """
 
 from __future__ import annotations
