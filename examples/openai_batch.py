@@ -1,4 +1,4 @@
-"""Ask about an image in a batch: python examples/openai_batch.py IMAGE QUESTION [QUESTION ...]
+"""Ask questions about an image in a batch: python examples/openai_batch.py IMAGE QUESTION [QUESTION ...]
 
 A batch has lower priority than all other requests and continues if this program exits. The client reads
 OPENAI_BASE_URL (such as http://127.0.0.1:8000/v1) and OPENAI_API_KEY.

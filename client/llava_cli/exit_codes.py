@@ -1,4 +1,4 @@
-"""Error output of the commands: one line on stderr and an exit code for scripts."""
+"""Error output of the commands: a one-line message on stderr and an exit code for scripts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
 
 @contextmanager
 def handle_errors() -> Iterator[None]:
-    """Convert the exceptions of a command into one line on stderr and an exit code."""
+    """Convert any exception raised by a command into a one-line message on stderr and an exit code."""
     try:
         yield
     except LlavaError as exc:
@@ -76,8 +76,8 @@ def handle_errors() -> Iterator[None]:
         typer.echo(err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
-        # `ask ... | head -1` closes the pipe early. Redirect stdout, or flushing it at exit would print an
-        # error.
+        # `ask ... | head -1` closes the pipe early. Redirect stdout, because flushing it at exit would print
+        # an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(EXIT_FAILED) from None
 

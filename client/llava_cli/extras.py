@@ -1,4 +1,4 @@
-"""Detection of optional dependencies without importing them."""
+"""Detects optional dependencies without importing them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 
 __all__ = ["install_line", "missing_modules"]
 
-# Import names, which can differ from the names on PyPI.
+# These are import names, which can differ from the package names on PyPI.
 _MODULES = {
     "server": ("redis", "msgspec", "pydantic_settings", "fastapi", "uvicorn", "PIL"),
     "worker": ("redis", "msgspec", "pydantic_settings", "numpy", "torch", "tokenizers", "safetensors"),
@@ -15,7 +15,7 @@ _UNUSED_BY_ECHO = ("torch", "numpy", "tokenizers", "safetensors")
 
 
 def missing_modules(extra: str, *, model: str = "") -> list[str]:
-    """Return the modules of ``extra`` that are not installed; the "echo" model needs no model libraries."""
+    """Return the modules of ``extra`` that are not installed. The "echo" model needs no model libraries."""
     unused = _UNUSED_BY_ECHO if model == "echo" else ()
     return [name for name in _MODULES[extra] if name not in unused and importlib.util.find_spec(name) is None]
 

@@ -46,7 +46,9 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Sampling seed for repr
 System = Annotated[str | None, typer.Option("--system", help="System prompt. Replaces the model's default.")]
 Format = Annotated[
     FormatName | None,
-    typer.Option("--format", help="Response format. Adds an instruction that LLaVA-1.5 was trained on."),
+    typer.Option(
+        "--format", help="Response format. Adds an instruction that LLaVA-1.5 was trained to follow."
+    ),
 ]
 JsonSchema = Annotated[
     Path | None,
@@ -55,9 +57,7 @@ JsonSchema = Annotated[
 Regex = Annotated[
     str | None, typer.Option("--regex", help="Regular expression that the whole response must match.")
 ]
-Choice = Annotated[
-    list[str] | None, typer.Option("--choice", help="Allowed response. Repeat the option for each choice.")
-]
+Choice = Annotated[list[str] | None, typer.Option("--choice", help="Allowed response. Can be repeated.")]
 
 
 def schema_format(file: Path | None) -> dict[str, Any] | None:

@@ -6,13 +6,13 @@ import sys
 
 __all__ = ["print_delta", "sanitize"]
 
-# An image can make a model emit any characters, including terminal escape sequences. Newlines and tabs are
-# kept; all other C0 and C1 control characters and DEL are shown as replacement characters.
+# An image can make a model emit any character, including terminal escape sequences. Newlines and tabs are
+# preserved. All other C0 and C1 control characters and DEL are replaced.
 _HARMLESS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
 def print_delta(delta: str) -> None:
-    """Write a piece of a response immediately. Pipes and files receive it unchanged."""
+    """Write a piece of a response immediately. On a terminal, control characters are replaced."""
     sys.stdout.write(sanitize(delta) if sys.stdout.isatty() else delta)
     sys.stdout.flush()
 

@@ -1,8 +1,8 @@
-"""Response formats: instructions that LLaVA-1.5 was trained to follow, on a separate line after the question.
+"""Response formats: instructions that LLaVA-1.5 was trained to follow, placed on a line after the question.
 
 They come from Tables 7 and 8 of the paper (arXiv 2310.03744) and the evaluation scripts of the LLaVA
-repository. "unanswerable" consists of two sentences there; this module puts them on two lines. "sentence" is
-another name for "caption". Other models treat the formats as ordinary instructions.
+repository. The two sentences of "unanswerable" are on separate lines here. "sentence" is an alias of
+"caption". Other models treat the formats as ordinary instructions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ FORMATS: dict[FormatName, str] = {
 
 
 def format_question(question: str | None, name: FormatName | None) -> str | None:
-    """Return the question followed by its format, or None. A caption needs no question. Raises ValueError."""
+    """Return the question followed by the instruction for the format.
+
+    Only the caption format can be used without a question; otherwise, a missing question returns None. Raises
+    ValueError if the format is unknown.
+    """
     if name is None:
         return question
     if name not in FORMATS:

@@ -1,4 +1,4 @@
-"""``AsyncClient``, for asyncio. The module ``client`` describes the structure of both clients."""
+"""``AsyncClient``, the client for asyncio. The module ``client`` describes the structure of both clients."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class AsyncClient(BaseClient[httpx2.AsyncClient]):
-    """``Client`` for asyncio. Image files are read in a thread.
+    """The asyncio version of ``Client``. Image files are read in a thread.
 
     Use ``await client.chat(...)``, or ``stream = await client.stream(...)`` and then ``async for``.
     """
@@ -76,7 +76,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         messages: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[ChatOptions],
     ) -> Answer:
-        """Return the complete response. Arguments and errors are those of ``Client.chat``."""
+        """Return the complete response. Arguments and errors are the same as for ``Client.chat``."""
         body = await self._body(question, image, messages, options)
         request = self._chat_request(body, options, is_stream=False)
 
@@ -94,7 +94,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         on_close: Callable[[str], None] | None = None,
         **options: Unpack[ChatOptions],
     ) -> AsyncStream:
-        """Stream the response. Arguments and errors are those of ``Client.stream``."""
+        """Stream the response. Arguments and errors are the same as for ``Client.stream``."""
         body = await self._body(question, image, messages, options)
         request = self._chat_request(body, options, is_stream=True)
         opener = _StreamOpener(self, options)
@@ -105,17 +105,23 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         return await self._with_retries(attempt)
 
     async def models(self) -> list[Model]:
-        """Return the models that the server lists. Raises APIConnectionError, APIError."""
+        """Return the models that the server lists. Raises APIConnectionError and APIError."""
         return await self._execute(endpoints.models())
 
     def conversation(self, *, image: Images = None, **options: Unpack[ChatOptions]) -> AsyncConversation:
-        """Create a conversation. ``image`` is sent with the first question, ``options`` with each one."""
+        """Create a conversation.
+
+        ``image`` is sent with the first question, ``options`` with every question.
+        """
         return AsyncConversation(self, image=image, options=options)
 
     async def embed(
         self, text: str | Sequence[str] | None = None, *, image: Images = None, model: str | None = None
     ) -> Embeddings:
-        """Return the embeddings of texts or images. Arguments and errors are those of ``Client.embed``."""
+        """Return the embeddings of texts or images.
+
+        Arguments and errors are the same as for ``Client.embed``.
+        """
         body = await asyncio.to_thread(endpoints.embed_body, text, image, model)
         return await self._execute(endpoints.embed(await self._with_model(body)))
 
@@ -126,27 +132,30 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         messages: Sequence[Mapping[str, Any]] | None = None,
         model: str | None = None,
     ) -> list[int]:
-        """Return token IDs. Arguments and errors are those of ``Client.tokenize``."""
+        """Return token IDs. Arguments and errors are the same as for ``Client.tokenize``."""
         body = endpoints.tokenize_body(text, messages, model)
         return await self._execute(endpoints.tokenize(await self._with_model(body)))
 
     async def detokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
-        """Return the text of token IDs. Raises the errors of ``Client.detokenize``."""
+        """Return the text of token IDs. Raises the same errors as ``Client.detokenize``."""
         body = endpoints.detokenize_body(tokens, model)
         return await self._execute(endpoints.detokenize(await self._with_model(body)))
 
     async def retrieve_answer(self, answer_id: str) -> Answer:
-        """Return a running or recent response. Raises the errors of ``Client.retrieve_answer``."""
+        """Return a running or recent response. Raises the same errors as ``Client.retrieve_answer``."""
         return await self._execute(endpoints.retrieve_answer(answer_id))
 
     async def delete_answer(self, answer_id: str) -> None:
-        """Cancel and delete a response. Raises the errors of ``Client.delete_answer``."""
+        """Cancel and delete a response. Raises the same errors as ``Client.delete_answer``."""
         await self._execute(endpoints.delete_answer(answer_id))
 
     async def submit_batch(
         self, requests: BatchRequests, *, metadata: Mapping[str, str] | None = None
     ) -> Batch:
-        """Submit a batch of chat requests. Arguments and errors are those of ``Client.submit_batch``."""
+        """Submit a batch of chat requests.
+
+        Arguments and errors are the same as for ``Client.submit_batch``.
+        """
         requests = requests if isinstance(requests, (str, bytes, os.PathLike)) else list(requests)
         model = await self._model() if lacks_model(requests) else None
         data = await asyncio.to_thread(batch_file, requests, model)
@@ -154,17 +163,17 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         return (await self._execute(endpoints.create_batch(file_id, metadata))).checked()
 
     async def retrieve_batch(self, batch_id: str) -> Batch:
-        """Return the state of a batch. Raises the errors of ``Client.retrieve_batch``."""
+        """Return the state of a batch. Raises the same errors as ``Client.retrieve_batch``."""
         return await self._execute(endpoints.retrieve_batch(batch_id))
 
     async def cancel_batch(self, batch_id: str) -> Batch:
-        """Cancel a batch. Raises the errors of ``Client.cancel_batch``."""
+        """Cancel a batch. Raises the same errors as ``Client.cancel_batch``."""
         return await self._execute(endpoints.cancel_batch(batch_id))
 
     async def follow_batch(self, batch_id: str, *, poll_s: float = 1.0) -> AsyncIterator[Batch]:
         """Yield the batch now and after each change until it ends.
 
-        Raises the errors of ``Client.follow_batch``.
+        Raises the same errors as ``Client.follow_batch``.
         """
         last: Batch | None = None
         while last is None or not last.is_over:
@@ -176,7 +185,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
             last = batch
 
     async def batch_results(self, batch_id: str, *, poll_s: float = 1.0) -> AsyncIterator[BatchResult]:
-        """Yield the results after the batch has ended. Raises the errors of ``Client.batch_results``."""
+        """Yield the results after the batch has ended. Raises the same errors as ``Client.batch_results``."""
         *_, batch = [batch async for batch in self.follow_batch(batch_id, poll_s=poll_s)]
         for file_id in filter(None, (batch.checked().output_file_id, batch.error_file_id)):
             for result in read_results(await self._execute(endpoints.download(file_id))):
@@ -206,7 +215,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         return await self._with_retries(attempt, retries or self._retries_for(api_request))
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request and return its response with the body unread. Raises APIStatusError."""
+        """Send a request and return the response without reading its body. Raises APIStatusError."""
         response = await self._http.send(request, stream=True)
         if not response.is_success:
             await response.aread()
@@ -230,7 +239,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
 
 
 class _StreamOpener:
-    """Reopen and cancel the stream of one request."""
+    """Reopens and cancels the stream of one request."""
 
     def __init__(self, client: AsyncClient, options: ChatOptions) -> None:
         self._client = client

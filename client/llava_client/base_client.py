@@ -1,4 +1,4 @@
-"""Base class of both clients: settings, requests, retries and the default model. Does no I/O."""
+"""The base class of both clients: settings, requests, retries and the default model. Does no I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llava_client.retries import RetryPolicy, RetryState
 
 __all__ = ["DEFAULT_MAX_RETRIES", "DEFAULT_TIMEOUT", "BaseClient"]
 
-# A slow server may send no data for minutes, but a running server accepts connections within seconds.
+# A slow server may send no data for minutes, but any running server accepts connections within seconds.
 DEFAULT_TIMEOUT = httpx2.Timeout(600.0, connect=5.0)
 DEFAULT_MAX_RETRIES = 2
 _CANCEL_TIMEOUT_S = 2.0  # short, because the caller waits for the stream to close
@@ -98,7 +98,7 @@ class BaseClient(Generic[Http]):
         )
 
     def _resume_retries(self) -> RetryState:
-        """Return three times the retries of a new request, because a restart of the server takes seconds."""
+        """Allow three times as many retries as for a new request, because a server restart takes seconds."""
         return RetryState(self._retry_policy, self._max_retries * 3)
 
     def _read_timeout(self, options: ChatOptions) -> httpx2.Timeout:

@@ -1,4 +1,4 @@
-"""Input files, states and results of batches. The only I/O is reading a given input file."""
+"""The input files, states and results of batches. The only I/O is reading an input file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
 class BatchCounts(ResponseModel):
-    """The request counts of a batch: all, completed, and failed (rejected or not run)."""
+    """The number of requests in a batch: total, completed, and failed (rejected or not run)."""
 
     total: int = 0
     completed: int = 0
@@ -59,7 +59,7 @@ class _Issues(ResponseModel):
 
 
 class Batch(ResponseModel):
-    """The state of a batch when it was retrieved. Field names follow OpenAI; times are Unix seconds."""
+    """A snapshot of a batch. Field names are the same as in OpenAI's API. Times are in Unix seconds."""
 
     id: str
     status: str
@@ -73,7 +73,7 @@ class Batch(ResponseModel):
 
     @property
     def is_over(self) -> bool:
-        """Whether the batch has ended: completed, failed, expired or cancelled."""
+        """Whether the batch has completed, failed, expired or been cancelled."""
         return self.status in _OVER
 
     @property
@@ -82,7 +82,7 @@ class Batch(ResponseModel):
         return self.errors.data if self.errors else ()
 
     def checked(self) -> Batch:
-        """Return this batch. Raises APIError if it failed, in which case no request has a result."""
+        """Return this batch, or raise APIError if it failed. A failed batch has no results."""
         if self.status != "failed":
             return self
         reasons = " ".join(
@@ -94,9 +94,9 @@ class Batch(ResponseModel):
 
 
 class BatchResult(ResponseModel):
-    """The result of one request: an ``answer`` or an ``error``.
+    """The result of one request: either an ``answer`` or an ``error``.
 
-    ``raw`` is the decoded line of the server's file.
+    ``raw`` is the decoded line of the output or error file.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -118,21 +118,21 @@ def batch_request(
     """Return a request for ``Client.submit_batch``.
 
     ``custom_id`` identifies the result and must be unique within the batch. The other arguments and the
-    errors are those of ``Client.chat``.
+    errors are the same as for ``Client.chat``.
     """
     body = chat_body(question, image, messages, options)
     return {"custom_id": custom_id, "method": "POST", "url": CHAT_PATH, "body": body}
 
 
 def lacks_model(requests: BatchRequests) -> bool:
-    """Whether any request specifies no model. Files are sent unchanged and not inspected."""
+    """Return whether any request lacks a model. Files are sent unchanged and are not inspected."""
     if isinstance(requests, (str, os.PathLike, bytes)):
         return False
     return any("model" not in request.get("body", {}) for request in requests)
 
 
 def batch_file(requests: BatchRequests, model: str | None) -> bytes:
-    """Return the JSONL to upload. ``model`` is added to requests that specify none. Raises OSError."""
+    """Return the JSONL to upload. ``model`` is added to requests that do not specify one. Raises OSError."""
     if isinstance(requests, bytes):
         return requests
     if isinstance(requests, (str, os.PathLike)):

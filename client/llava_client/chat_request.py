@@ -1,4 +1,4 @@
-"""Bodies of chat requests. The only I/O is reading image files."""
+"""The bodies of chat requests. The only I/O is reading image files."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ _NOT_SENT = frozenset({"system", "format", "timeout", "extra_body", "idempotency
 
 
 class ChatOptions(TypedDict, total=False):
-    """Options of a chat request. None is equivalent to omitting an option.
+    """Options of a chat request. Passing None is the same as omitting the option.
 
     ``model`` defaults to the first model that the server lists. ``system`` replaces the default system
-    prompt. ``format`` adds an instruction that LLaVA-1.5 was trained on (``llava_client.FORMATS``).
-    ``temperature`` 0 always selects the most likely token. ``logit_bias`` maps token IDs to values from -100
-    to 100. ``n`` is the number of choices to generate (``Answer.choices``); a stream yields only the text of
-    the first. ``logprobs`` and ``top_logprobs`` are returned in ``Answer.choices``.
+    prompt. ``format`` adds an instruction that LLaVA-1.5 was trained to follow (see
+    ``llava_client.FORMATS``). If ``temperature`` is 0, the most likely token is always selected.
+    ``logit_bias`` maps token IDs to values from -100 to 100. ``n`` is the number of choices to generate
+    (``Answer.choices``); a stream yields only the text of the first. ``logprobs`` and ``top_logprobs`` are
+    returned in ``Answer.choices``.
 
     ``top_k``, ``min_p``, ``repetition_penalty``, ``min_tokens`` and ``stop_token_ids`` are extensions that
-    work as in vLLM. ``response_format`` is OpenAI's: {"type": "json_object"}, or a JSON Schema
+    work as in vLLM. ``response_format`` works as in OpenAI's API: {"type": "json_object"}, or a JSON Schema
     that the response must match. ``guided_regex`` and ``guided_choice`` (extensions) restrict the response to
-    a regular expression or to a list of strings. ``tools``, ``tool_choice`` and ``parallel_tool_calls`` are
-    OpenAI's; calls are returned in ``Choice.tool_calls``. ``service_tier`` "priority" runs before other
-    requests and "flex" after them. ``continue_final_message`` (extension) continues the last assistant
-    message in ``messages``. ``cache_scope`` (extension) "public" shares cached prompts with other API keys.
+    a regular expression or to a list of strings. ``tools``, ``tool_choice`` and ``parallel_tool_calls`` work
+    as in OpenAI's API; calls are returned in ``Choice.tool_calls``. Requests with the ``service_tier``
+    "priority" run before all others, and requests with "flex" after them. ``continue_final_message``
+    (extension) continues the last assistant message in ``messages``. Setting ``cache_scope`` (extension) to
+    "public" shares cached prompts with other API keys.
 
-    ``timeout`` is the maximum time without data, in seconds. Requests with the same ``idempotency_key`` run
-    only once; by default, each call uses a new key, which makes its retries safe. ``extra_body`` is merged
-    into the request body, for fields that this client does not support.
+    ``timeout`` is the maximum time to wait for more data, in seconds. Requests with the same
+    ``idempotency_key`` run only once. By default, each call uses a new key, so that its retries are safe.
+    ``extra_body`` is merged into the request body and can contain fields that this client does not support.
     """
 
     model: str | None
@@ -78,7 +80,7 @@ def completion_path(completion_id: str) -> str:
 
 
 def user_message(text: str, image: Images = None) -> dict[str, Any]:
-    """Return a user message with the images before the text, for ``messages=[...]``. Raises ImageError."""
+    """Return a user message for ``messages=[...]``, with the images before the text. Raises ImageError."""
     parts = image_parts(image)
     if not parts:
         return {"role": "user", "content": text}
@@ -91,10 +93,10 @@ def chat_body(
     messages: Sequence[Mapping[str, Any]] | None,
     options: ChatOptions,
 ) -> dict[str, Any]:
-    """Return the body of a chat request: ``messages`` first, then ``question`` as the next turn.
+    """Return the body of a chat request: ``messages``, followed by ``question`` as the next turn.
 
-    Raises TypeError if there is no question or message, or if an image or format has no question. Raises
-    ValueError for an unknown format and ImageError for an invalid image.
+    Raises TypeError if there are no messages and no question, or if an image or format is given without a
+    question. Raises ValueError for an unknown format and ImageError for an invalid image.
     """
     question = format_question(question, options.get("format"))
     if question is None and options.get("format"):

@@ -1,7 +1,7 @@
 """``Client``, the blocking client.
 
-Modules without I/O build requests, parse responses and streams, and decide on retries. Only sending and
-waiting happen here and, for asyncio, in ``async_client``.
+Other modules build requests, parse responses and streams, and decide on retries, all without I/O. Only this
+module and ``async_client`` send requests and wait.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Client(BaseClient[httpx2.Client]):
     """A blocking client for llava-serve and other OpenAI-compatible servers. Safe to share between threads.
 
     ``base_url`` defaults to $LLAVA_BASE_URL, or http://127.0.0.1:8000; ``api_key`` defaults to
-    $LLAVA_API_KEY. ``timeout`` limits the time without data, in seconds, not the total time. ``max_retries``
-    is the maximum number of retries per request; ``retry_policy`` determines the delays. The client does not
-    close an ``http_client`` that is passed in.
+    $LLAVA_API_KEY. ``timeout`` is the maximum time to wait for more data, in seconds; it does not limit the
+    total time. ``max_retries`` is the maximum number of retries per request; ``retry_policy`` determines the
+    delays. The client does not close an ``http_client`` that is passed in.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Client(BaseClient[httpx2.Client]):
         """Return the complete response to a question. ``ChatOptions`` describes the other arguments.
 
         ``messages`` are earlier turns in OpenAI's format; ``question`` (with ``image``) is the next turn.
-        Raises TypeError (no question or messages), ImageError, APIConnectionError, APIError.
+        Raises TypeError (no question or messages), ImageError, APIConnectionError and APIError.
         """
         body = self._with_model(chat_body(question, image, messages, options))
         request = self._chat_request(body, options, is_stream=False)
@@ -101,10 +101,10 @@ class Client(BaseClient[httpx2.Client]):
         on_close: Callable[[str], None] | None = None,
         **options: Unpack[ChatOptions],
     ) -> Stream:
-        """Stream the response to a question. Returns at the first event, so a rejected request raises here.
+        """Stream the response to a question. Returns after the first event, so rejected requests raise here.
 
-        ``on_close`` is called once with the text received so far, however the stream ends. Raises the errors
-        of ``chat``; iterating over the stream may raise StreamInterrupted and APIError.
+        ``on_close`` is called once with the text received, however the stream ends. Raises the same errors as
+        ``chat``. Iterating over the stream may raise StreamInterrupted or APIError.
         """
         body = self._with_model(chat_body(question, image, messages, options))
         request = self._chat_request(body, options, is_stream=True)
@@ -112,11 +112,14 @@ class Client(BaseClient[httpx2.Client]):
         return self._with_retries(lambda: Stream(self._send(request), on_close, opener=opener).begin())
 
     def models(self) -> list[Model]:
-        """Return the models that the server lists. Raises APIConnectionError, APIError."""
+        """Return the models that the server lists. Raises APIConnectionError and APIError."""
         return self._execute(endpoints.models())
 
     def conversation(self, *, image: Images = None, **options: Unpack[ChatOptions]) -> Conversation:
-        """Create a conversation. ``image`` is sent with the first question, ``options`` with each one."""
+        """Create a conversation.
+
+        ``image`` is sent with the first question, ``options`` with every question.
+        """
         return Conversation(self, image=image, options=options)
 
     def embed(
@@ -124,7 +127,8 @@ class Client(BaseClient[httpx2.Client]):
     ) -> Embeddings:
         """Return the embeddings of texts or images, at most 2,048 per call.
 
-        Raises TypeError (both or neither), ImageError, APIConnectionError, APIError.
+        Raises TypeError (unless exactly one of the two is given), ImageError, APIConnectionError and
+        APIError.
         """
         body = endpoints.embed_body(text, image, model)
         return self._execute(endpoints.embed(self._with_model(body)))
@@ -138,34 +142,37 @@ class Client(BaseClient[httpx2.Client]):
     ) -> list[int]:
         """Return the token IDs of a text, or of the prompt for ``messages`` including its images.
 
-        Raises TypeError (both or neither), APIConnectionError, APIError.
+        Raises TypeError (unless exactly one of the two is given), APIConnectionError and APIError.
         """
         body = endpoints.tokenize_body(text, messages, model)
         return self._execute(endpoints.tokenize(self._with_model(body)))
 
     def detokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
-        """Return the text of token IDs. Special tokens have no text. Raises APIConnectionError, APIError."""
+        """Return the text of token IDs. Special tokens have no text.
+
+        Raises APIConnectionError and APIError.
+        """
         body = endpoints.detokenize_body(tokens, model)
         return self._execute(endpoints.detokenize(self._with_model(body)))
 
     def retrieve_answer(self, answer_id: str) -> Answer:
         """Return a response that was requested with this API key. Waits until it is complete.
 
-        Responses are available until five minutes after their end, and only with ``n`` = 1. Raises
-        APIConnectionError, APIError (NotFoundError for an unknown ID).
+        Responses are available until five minutes after they end, and only if ``n`` is 1. Raises
+        APIConnectionError and APIError (NotFoundError for an unknown ID).
         """
         return self._execute(endpoints.retrieve_answer(answer_id))
 
     def delete_answer(self, answer_id: str) -> None:
-        """Cancel and delete a response with all its choices. Raises the errors of ``retrieve_answer``."""
+        """Cancel and delete a response and all its choices. Raises the same errors as ``retrieve_answer``."""
         self._execute(endpoints.delete_answer(answer_id))
 
     def submit_batch(self, requests: BatchRequests, *, metadata: Mapping[str, str] | None = None) -> Batch:
         """Submit chat requests to run at low priority within 24 hours. Returns once they are stored.
 
-        ``requests`` are results of ``batch_request``, or a JSONL file as a path or bytes. Raises OSError (the
-        file cannot be read), APIConnectionError, APIError. If the file has invalid lines, the APIError lists
-        them and none of the requests runs.
+        ``requests`` are return values of ``batch_request``, or a JSONL file as a path or bytes. Raises
+        OSError (the file cannot be read), APIConnectionError and APIError. If the file has invalid lines, the
+        APIError lists them and no requests are run.
         """
         requests = requests if isinstance(requests, (str, bytes, os.PathLike)) else list(requests)
         model = self._model() if lacks_model(requests) else None
@@ -175,21 +182,21 @@ class Client(BaseClient[httpx2.Client]):
     def retrieve_batch(self, batch_id: str) -> Batch:
         """Return the state of a batch.
 
-        Raises APIConnectionError, APIError (NotFoundError if it does not exist).
+        Raises APIConnectionError and APIError (NotFoundError if it does not exist).
         """
         return self._execute(endpoints.retrieve_batch(batch_id))
 
     def cancel_batch(self, batch_id: str) -> Batch:
         """Cancel a batch but keep its results.
 
-        Raises the errors of ``retrieve_batch``, and ConflictError if the batch has ended.
+        Raises the same errors as ``retrieve_batch``, and ConflictError if the batch has ended.
         """
         return self._execute(endpoints.cancel_batch(batch_id))
 
     def follow_batch(self, batch_id: str, *, poll_s: float = 1.0) -> Iterator[Batch]:
         """Yield the batch now and after each change until it ends. Polls every ``poll_s`` seconds.
 
-        Closing the iterator does not cancel the batch. Raises the errors of ``retrieve_batch``.
+        Closing the iterator does not cancel the batch. Raises the same errors as ``retrieve_batch``.
         """
         last: Batch | None = None
         while last is None or not last.is_over:
@@ -203,7 +210,7 @@ class Client(BaseClient[httpx2.Client]):
     def batch_results(self, batch_id: str, *, poll_s: float = 1.0) -> Iterator[BatchResult]:
         """Wait until the batch ends, then yield its responses in request order, followed by its errors.
 
-        Raises the errors of ``retrieve_batch``, and APIError if the batch failed.
+        Raises the same errors as ``retrieve_batch``, and APIError if the batch failed.
         """
         *_, batch = self.follow_batch(batch_id, poll_s=poll_s)
         for file_id in filter(None, (batch.checked().output_file_id, batch.error_file_id)):
@@ -224,7 +231,7 @@ class Client(BaseClient[httpx2.Client]):
         )
 
     def _send(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request and return its response with the body unread. Raises APIStatusError."""
+        """Send a request and return the response without reading its body. Raises APIStatusError."""
         response = self._http.send(request, stream=True)
         if not response.is_success:
             response.read()
@@ -246,7 +253,7 @@ class Client(BaseClient[httpx2.Client]):
 
 
 class _StreamOpener:
-    """Reopen and cancel the stream of one request."""
+    """Reopens and cancels the stream of one request."""
 
     def __init__(self, client: Client, options: ChatOptions) -> None:
         self._client = client

@@ -16,7 +16,7 @@ DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 
 @dataclass(frozen=True)
 class Connection:
-    """A server's address without a trailing slash or ``/v1``, and the API key, which the repr omits."""
+    """A server's address without a trailing slash or ``/v1``, and the API key (omitted from the repr)."""
 
     base_url: str
     api_key: str | None = field(default=None, repr=False)
@@ -33,12 +33,12 @@ class Connection:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of every request."""
+        """The headers sent with every request."""
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
     @property
     def is_local(self) -> bool:
-        """Whether the server is on this machine. Proxy environment variables are then ignored."""
+        """Whether the server is on this machine. If so, proxy environment variables are ignored."""
         return is_loopback(urlsplit(self.base_url).hostname or "")
 
 
@@ -56,7 +56,7 @@ def _validate_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # an invalid port
+    except ValueError:  # the port is invalid
         is_valid = False
     if not is_valid:
         raise ConfigurationError(

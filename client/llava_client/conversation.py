@@ -1,4 +1,4 @@
-"""Conversations, which send all earlier turns with each question."""
+"""Conversations, which send all previous turns with each question."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ class AsyncChatClient(Protocol):
 class _ConversationHistory:
     """The turns of a conversation.
 
-    A question is recorded only together with its response, so a failed turn is not recorded. If a response is
-    stopped early, the part that was received is recorded.
+    A question is recorded only together with its response, so failed turns are not recorded. If a response is
+    stopped early, the part received so far is recorded.
     """
 
     def __init__(self, image: Images, options: ChatOptions) -> None:
         self.messages: list[dict[str, Any]] = []
         self._image = image
         self._format = options.get("format")
-        self._options: ChatOptions = {**options, "format": None}  # _next_turn applies it
+        self._options: ChatOptions = {**options, "format": None}  # applied by _next_turn
 
     def reset(self) -> None:
         """Remove all turns and any image added for the next question."""
@@ -70,7 +70,7 @@ class _ConversationHistory:
         self._image = image
 
     def _next_turn(self, question: str, image: Images) -> tuple[list[dict[str, Any]], Callable[[str], None]]:
-        """Return the messages to send and a function that records the turn with the response text."""
+        """Return the messages to send and a function that takes the response text and records the turn."""
         text = format_question(question, self._format) or question
         turn = user_message(text, self._image if image is None else image)
 
@@ -92,7 +92,10 @@ class Conversation(_ConversationHistory):
         self._client = client
 
     def ask(self, question: str, image: Images = None) -> Answer:
-        """Send the next question. Raises as ``Client.chat``; a failed turn is not recorded."""
+        """Send the next question. Raises the same errors as ``Client.chat``.
+
+        A failed turn is not recorded.
+        """
         messages, record = self._next_turn(question, image)
         answer = self._client.chat(messages=messages, **self._options)
         record(answer.text)
@@ -105,7 +108,7 @@ class Conversation(_ConversationHistory):
 
 
 class AsyncConversation(_ConversationHistory):
-    """``Conversation`` for asyncio, created by ``AsyncClient.conversation``."""
+    """The asyncio version of ``Conversation``, created by ``AsyncClient.conversation``."""
 
     def __init__(
         self, client: AsyncChatClient, *, image: Images = None, options: ChatOptions | None = None
@@ -114,7 +117,10 @@ class AsyncConversation(_ConversationHistory):
         self._client = client
 
     async def ask(self, question: str, image: Images = None) -> Answer:
-        """Send the next question. Raises as ``Client.chat``; a failed turn is not recorded."""
+        """Send the next question. Raises the same errors as ``Client.chat``.
+
+        A failed turn is not recorded.
+        """
         messages, record = self._next_turn(question, image)
         answer = await self._client.chat(messages=messages, **self._options)
         record(answer.text)

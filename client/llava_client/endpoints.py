@@ -1,4 +1,4 @@
-"""One function per endpoint, which returns the request and the parser of its response. Does no I/O."""
+"""One function per endpoint, which returns the request and the parser for its response. Does no I/O."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ApiRequest(Generic[T]):
-    """A request and the function that parses its response, which raises APIError.
+    """A request and the function that parses its response. The function raises APIError.
 
-    ``is_retryable`` is whether the request may be sent again if no response was received.
+    ``is_retryable`` is whether the request may be retried if no response was received.
     """
 
     method: str
@@ -62,7 +62,7 @@ class ApiRequest(Generic[T]):
     is_retryable: bool = True
 
     def content(self) -> dict[str, Any]:
-        """Return the arguments of ``httpx2.Client.build_request`` for the body."""
+        """Return the arguments that pass the body to ``httpx2.Client.build_request``."""
         if self.file is not None:
             return {"files": {"file": ("requests.jsonl", self.file)}, "data": {"purpose": "batch"}}
         return {} if self.body is None else {"json": self.body}
@@ -77,7 +77,10 @@ def default_model() -> ApiRequest[str]:
 
 
 def embed_body(text: str | Sequence[str] | None, image: Images, model: str | None) -> dict[str, Any]:
-    """Return the body of an embeddings request. Raises TypeError (both or neither input) and ImageError."""
+    """Return the body of an embeddings request.
+
+    Raises TypeError unless exactly one input is given, and ImageError for an invalid image.
+    """
     if (text is None) == (image is None):
         raise TypeError("Pass either text or image=. Text and image embeddings are not comparable.")
     inputs = image_parts(image) if text is None else text
@@ -95,7 +98,7 @@ def embed(body: Mapping[str, Any]) -> ApiRequest[Embeddings]:
 def tokenize_body(
     text: str | None, messages: Sequence[Mapping[str, Any]] | None, model: str | None
 ) -> dict[str, Any]:
-    """Return the body of a tokenize request. Raises TypeError (both or neither input)."""
+    """Return the body of a tokenize request. Raises TypeError unless exactly one input is given."""
     if (text is None) == (messages is None):
         raise TypeError("Pass either text or messages=[...].")
     prompt = {"messages": list(messages)} if messages is not None else {"prompt": text}
@@ -131,7 +134,10 @@ def download(file_id: str) -> ApiRequest[bytes]:
 
 
 def create_batch(file_id: str, metadata: Mapping[str, str] | None) -> ApiRequest[Batch]:
-    """Return the request that creates a batch. A retry could run every request twice, so it is disabled."""
+    """Return the request that creates a batch.
+
+    Retries are disabled, because they could run every request twice.
+    """
     body: dict[str, Any] = {"input_file_id": file_id, "endpoint": CHAT_PATH, "completion_window": "24h"}
     if metadata is not None:
         body["metadata"] = dict(metadata)

@@ -1,4 +1,4 @@
-"""The exceptions of this package and their construction from HTTP responses.
+"""The exceptions of this package, and functions that create them from HTTP responses.
 
 LlavaError
 ├── ConfigurationError            invalid base URL (also a ValueError)
@@ -6,7 +6,7 @@ LlavaError
 ├── APIConnectionError            no response: connection refused or reset, unknown host
 │   ├── APITimeoutError           no response in time
 │   └── StreamInterrupted         stream ended early; ``text`` is the part received
-└── APIError                      error from the server; this class itself for errors within a stream
+└── APIError                      error from the server; raised directly for errors within a stream
     └── APIStatusError            response with an error status
         ├── BadRequestError           400
         ├── AuthenticationError       401
@@ -51,11 +51,11 @@ __all__ = [
     "status_error",
 ]
 
-_BODY_EXCERPT = 200  # characters of an unrecognized response body to show in a message
+_BODY_EXCERPT = 200  # number of characters of an unrecognized response body to show in a message
 
 
 class LlavaError(Exception):
-    """Base class of this package's exceptions. Invalid arguments raise TypeError or ValueError instead."""
+    """The base class of all exceptions here. Invalid arguments raise TypeError or ValueError instead."""
 
 
 class ConfigurationError(LlavaError, ValueError):
@@ -63,11 +63,11 @@ class ConfigurationError(LlavaError, ValueError):
 
 
 class ImageError(LlavaError, ValueError):
-    """An image cannot be read or its format is not recognized. Raised before anything is sent."""
+    """An image cannot be read, or its format is not recognized. Raised before anything is sent."""
 
 
 class APIConnectionError(LlavaError):
-    """No response was received. ``__cause__`` is the exception of the HTTP library."""
+    """No response was received. ``__cause__`` is the exception raised by the HTTP library."""
 
 
 class APITimeoutError(APIConnectionError):
@@ -75,7 +75,7 @@ class APITimeoutError(APIConnectionError):
 
 
 class StreamInterrupted(APIConnectionError):
-    """A stream ended before its last event. ``text`` holds the text received until then."""
+    """A stream ended before its last event. ``text`` is the text received before that."""
 
     def __init__(self, message: str, *, text: str = "") -> None:
         super().__init__(message)
@@ -83,9 +83,10 @@ class StreamInterrupted(APIConnectionError):
 
 
 class APIError(LlavaError):
-    """The server rejected the request or failed. ``code`` is for programs, ``message`` for people.
+    """The server rejected the request or failed. ``code`` is machine-readable, ``message`` human-readable.
 
-    ``request_id`` identifies the request in the server's logs; ``body`` is the decoded response or its text.
+    ``request_id`` identifies the request in the server's logs; ``body`` is the decoded JSON of the response,
+    or its text.
     """
 
     def __init__(self, message: str, *, body: object = None, request_id: str | None = None) -> None:
@@ -105,8 +106,8 @@ class APIError(LlavaError):
 class APIStatusError(APIError):
     """A response with an error status.
 
-    ``retry_after_s`` is the delay that the server requested, or None. ``should_retry`` is whether the server
-    recommends a retry, or None if it did not specify that.
+    ``retry_after_s`` is the delay requested by the server, or None. ``should_retry`` is whether the server
+    recommends a retry, or None if it did not specify this.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ _SHOULD_RETRY = {"true": True, "false": False}
 
 
 def status_error(response: httpx2.Response) -> APIStatusError:
-    """Return the exception for an error response, whose body must have been read."""
+    """Return the exception for an error response. The body must have been read."""
     body = _decoded(response)
     default = InternalServerError if response.status_code >= 500 else APIStatusError
     return _CLASSES.get(response.status_code, default)(
@@ -189,7 +190,7 @@ def api_error(body: object, *, request_id: str | None = None) -> APIError:
 
 
 def parse_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the delay, in seconds, of ``retry-after-ms`` or ``Retry-After``; None if neither is valid."""
+    """Return the delay in seconds from ``retry-after-ms`` or ``Retry-After``, or None if neither is valid."""
     if (ms := _non_negative(headers.get("retry-after-ms"))) is not None:
         return ms / 1000
     value = headers.get("retry-after")
@@ -199,7 +200,7 @@ def parse_retry_after(headers: Mapping[str, str]) -> float | None:
 
 @contextmanager
 def connection_errors(base_url: str) -> Iterator[None]:
-    """Convert the exceptions of the HTTP library into those of this package."""
+    """Convert exceptions of the HTTP library into exceptions of this package."""
     try:
         yield
     except httpx2.ConnectTimeout as exc:
@@ -241,7 +242,7 @@ def _non_negative(value: str | None) -> float | None:
 
 
 def _seconds_until(date: str | None) -> float | None:
-    """Return the seconds until an HTTP date (RFC 9110 allows one in ``Retry-After``)."""
+    """Return the number of seconds until an HTTP date (which RFC 9110 allows in ``Retry-After``)."""
     try:
         when = email.utils.parsedate_to_datetime(date) if date else None
     except ValueError:

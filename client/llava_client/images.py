@@ -1,8 +1,8 @@
-"""Conversion of images into the URLs that chat messages contain.
+"""Converts images into the URLs used in chat messages.
 
 An image is a path, a ``pathlib.Path``, the bytes of an image file, a PIL image, or a string that begins with
-``data:``, ``http://`` or ``https://``. The type of a file is detected from its first bytes, never from its
-name. URLs are sent unchanged; the server decides whether to fetch them.
+``data:``, ``http://`` or ``https://``. The file type is detected from the first bytes, never from the name.
+URLs are sent unchanged; the server decides whether to fetch them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _SIGNATURES = (
     (b"II*\x00", "image/tiff"),
     (b"MM\x00*", "image/tiff"),
 )
-# The modes that Pillow writes as PNG without conversion.
+# Modes that Pillow can write as PNG without conversion.
 _PNG_MODES = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
 
 
 @runtime_checkable
 class PillowImage(Protocol):
-    """The part of the ``PIL.Image.Image`` interface that is used, to avoid a dependency on Pillow."""
+    """The part of the ``PIL.Image.Image`` interface used here. Avoids a dependency on Pillow."""
 
     @property
     def mode(self) -> str: ...
@@ -107,7 +107,7 @@ def _data_url(data: bytes, *, name: str) -> str:
 
 
 def _encoded(image: PillowImage) -> bytes:
-    """Return a lossless file with the EXIF orientation, so that the server rotates it like the original."""
+    """Return a lossless file that preserves the EXIF orientation, so that the server rotates the image."""
     buffer = io.BytesIO()
     writable = image if image.mode in _PNG_MODES else image.convert("RGB")
     writable.save(buffer, format="PNG", exif=image.getexif())

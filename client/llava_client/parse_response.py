@@ -1,4 +1,4 @@
-"""Parsing of complete HTTP responses. The body must have been read."""
+"""Parses complete HTTP responses. The body must have been read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_answer(response: httpx2.Response) -> Answer:
 
 
 def read_models(response: httpx2.Response) -> list[Model]:
-    """Parse a model list, in the server's order. Raises APIError."""
+    """Parse a model list, preserving the server's order. Raises APIError."""
     return parse(response, ModelList).models()
 
 
@@ -44,7 +44,7 @@ def read_default_model(response: httpx2.Response) -> str:
 
 
 def read_embeddings(response: httpx2.Response) -> Embeddings:
-    """Parse embeddings, in the order of the inputs. Raises APIError."""
+    """Parse embeddings and return them in the order of the inputs. Raises APIError."""
     embeddings = parse(response, EmbeddingList)
     ordered = sorted(embeddings.data, key=lambda embedding: embedding.index)
     return Embeddings(
@@ -56,7 +56,7 @@ def read_embeddings(response: httpx2.Response) -> Embeddings:
 
 
 def raise_for_status(response: httpx2.Response) -> httpx2.Response:
-    """Return the response itself. Raises APIStatusError."""
+    """Return the response unchanged, or raise APIStatusError."""
     if not response.is_success:
         raise status_error(response)
     return response

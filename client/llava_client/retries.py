@@ -1,7 +1,7 @@
-"""Retry decisions: whether a failed request is retried, and after which delay. Does no I/O and does not wait.
+"""Decides whether and after what delay a failed request is retried. Does no I/O and does not wait.
 
 The headers ``x-should-retry``, ``retry-after-ms`` and ``Retry-After`` of a response take precedence.
-Otherwise the delay doubles with each retry, with jitter, so that clients that failed together do not retry
+Otherwise, the delay doubles with each retry. Jitter prevents clients that failed together from retrying
 together.
 """
 
@@ -19,8 +19,8 @@ __all__ = ["RetryPolicy", "RetryState"]
 class RetryPolicy:
     """The delays between retries.
 
-    If the server requests a delay above ``max_stated_delay_s``, the error is raised instead. ``jitter`` is
-    the maximum fraction by which a computed delay is randomly shortened.
+    If the server requests a delay longer than ``max_stated_delay_s``, the error is raised instead. ``jitter``
+    is the maximum fraction by which a computed delay is randomly shortened.
     """
 
     statuses: frozenset[int] = frozenset({408, 409, 429})  # in addition to 5xx
@@ -34,7 +34,7 @@ class RetryPolicy:
         return status_code in self.statuses or status_code >= 500
 
     def delay_s(self, num_failures: int, stated_s: float | None = None) -> float | None:
-        """Return the delay after the ``num_failures``-th failure (starting at 1), or None for no retry."""
+        """Return the delay after the given number of failures, or None if ``stated_s`` is too long."""
         if stated_s is not None:
             return stated_s if stated_s <= self.max_stated_delay_s else None
         delay_s = min(self.initial_delay_s * 2.0 ** (num_failures - 1), self.max_delay_s)
@@ -42,7 +42,7 @@ class RetryPolicy:
 
 
 class RetryState:
-    """The retries of one request. Only failures that may be temporary are retried."""
+    """The retry state of one request. Only failures that may be temporary are retried."""
 
     def __init__(self, policy: RetryPolicy, max_retries: int) -> None:
         self._policy = policy
@@ -50,7 +50,7 @@ class RetryState:
         self._num_failures = 0
 
     def next_delay_s(self, failure: LlavaError) -> float | None:
-        """Return the seconds to wait before the next retry, or None if ``failure`` is final."""
+        """Return the number of seconds to wait before the next retry, or None if ``failure`` is final."""
         self._num_failures += 1
         if self._num_failures > self._max_retries:
             return None
@@ -59,7 +59,7 @@ class RetryState:
             if not (is_retryable if failure.should_retry is None else failure.should_retry):
                 return None
             return self._policy.delay_s(self._num_failures, failure.retry_after_s)
-        # Timeouts are not retried, because a retry would double the time that the caller waits.
+        # Timeouts are not retried, because a retry would double the caller's waiting time.
         if isinstance(failure, APIConnectionError) and not isinstance(failure, APITimeoutError):
             return self._policy.delay_s(self._num_failures)
         return None

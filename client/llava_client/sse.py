@@ -1,4 +1,4 @@
-"""Decoding of server-sent events. Chunks may be split anywhere: within a line, a CRLF or a character.
+"""Decodes server-sent events. Chunks may end anywhere: within a line, a CRLF or a character.
 
 Implements the HTML standard (https://html.spec.whatwg.org/multipage/server-sent-events.html): three kinds of
 line endings, comments, a byte order mark at the start, multiple ``data`` lines, and an ``id`` that remains in
@@ -26,9 +26,9 @@ class ServerSentEvent:
 
 
 class SSEDecoder:
-    """An incremental decoder, which buffers incomplete lines and events between chunks.
+    """An incremental decoder that buffers incomplete lines and events between chunks.
 
-    As the standard requires, an event that is incomplete at the end of the stream is discarded.
+    As required by the standard, an event that is incomplete at the end of the stream is discarded.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class SSEDecoder:
         self._id = ""
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
-        """Return the events that ``chunk`` completes, in order."""
+        """Return the events completed by ``chunk``, in order."""
         if not chunk:
             return []
         if self._skips_newline and chunk.startswith(b"\n"):
@@ -63,7 +63,7 @@ class SSEDecoder:
     def _line(self, line: str) -> ServerSentEvent | None:
         if not line:
             return self._dispatch()
-        field, _, value = line.partition(":")  # a comment has an empty field name, which is ignored
+        field, _, value = line.partition(":")  # a comment is a field with an empty name and is ignored
         value = value.removeprefix(" ")
         if field == "data":
             self._data.append(value)

@@ -1,8 +1,8 @@
 """A streamed response: an iterator of text deltas that is also a context manager.
 
 ``Stream`` and ``AsyncStream`` feed the bytes of an HTTP response into a ``StreamState``, which parses them,
-and always close the response. If the connection breaks, the ``StreamOpener`` opens another one that starts
-after the last received event, so that iteration continues without a gap.
+and always close the response. If the connection is lost, the ``StreamOpener`` opens a new one that starts
+after the last event received, so that iteration continues without a gap.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ __all__ = ["AsyncStream", "Stream"]
 
 
 class StreamOpener(Protocol):
-    """Reopens a broken stream after its last event or cancels a completion. Both raise LlavaError."""
+    """Reopens a broken stream after its last event, or cancels a completion.
+
+    Both methods raise LlavaError.
+    """
 
     def reopen(self, last_event_id: str) -> httpx2.Response: ...
     def cancel(self, completion_id: str) -> None: ...
 
 
 class AsyncStreamOpener(Protocol):
-    """``StreamOpener`` for asyncio."""
+    """The asyncio version of ``StreamOpener``."""
 
     async def reopen(self, last_event_id: str) -> httpx2.Response: ...
     async def cancel(self, completion_id: str) -> None: ...
@@ -53,17 +56,17 @@ class BaseStream:
 
     @property
     def finish_reason(self) -> str | None:
-        """Why generation ended, "stop" or "length"; None before the end."""
+        """The reason why generation ended ("stop" or "length"), or None before the end."""
         return self._state.finish_reason
 
     @property
     def usage(self) -> Usage | None:
-        """Token counts; None before the end."""
+        """The token counts, or None before the end."""
         return self._state.usage
 
     @property
     def id(self) -> str:
-        """The completion ID; empty before the first event."""
+        """The completion ID, or an empty string before the first event."""
         return self._state.id
 
     @property
@@ -88,7 +91,7 @@ class BaseStream:
             on_close(self._state.text)
 
     def _end_unfinished(self) -> str | None:
-        """End the stream. Return the completion's ID if the server would keep generating; None otherwise."""
+        """End the stream. Return the completion's ID if the server is still generating it, otherwise None."""
         completion_id = self._state.id if self._state.can_resume else None
         if completion_id:
             self._state.end()
@@ -106,7 +109,7 @@ class Stream(BaseStream):
     """An iterator of the response's text deltas, created by ``Client.stream``.
 
     Closing it early (``close()`` or leaving the ``with`` block) cancels the response on the server. A failure
-    is raised after the deltas that were received before it.
+    is raised after all deltas received before it.
     """
 
     def __init__(
@@ -122,7 +125,7 @@ class Stream(BaseStream):
         self._iterator = self._deltas()
 
     def begin(self) -> Self:
-        """Wait for the first event. The client retries failures that occur before it."""
+        """Wait for the first event. Failures that occur before it are retried by the client."""
         try:
             self._check_content_type()
             while not self._has_started():
@@ -149,7 +152,7 @@ class Stream(BaseStream):
         self.close()
 
     def answer(self) -> Answer:
-        """Read to the end and return the complete response. Raises the errors of iteration."""
+        """Read to the end and return the complete response. Raises the same errors as iteration."""
         for _ in self:
             pass
         return self._state.answer()
@@ -158,7 +161,7 @@ class Stream(BaseStream):
         """Close the connection and cancel an unfinished response."""
         self._response.close()
         if completion_id := self._end_unfinished():
-            with suppress(LlavaError):  # without it, the server cancels shortly after the disconnect
+            with suppress(LlavaError):  # if this fails, the server cancels soon after the disconnect
                 self._opener.cancel(completion_id)
         self._run_on_close()
 
@@ -184,7 +187,7 @@ class Stream(BaseStream):
             self._state.feed(chunk)
 
     def _reconnect(self, cause: Exception | None) -> None:
-        """Continue on a new connection if the stream can be resumed; otherwise end it."""
+        """Continue on a new connection if the stream can be resumed. Otherwise, end the stream."""
         self._response.close()
         if not self._state.can_resume:
             self._state.end(cause)
@@ -199,7 +202,7 @@ class Stream(BaseStream):
 
 
 class AsyncStream(BaseStream):
-    """``Stream`` for ``async for`` and ``async with``, created by ``AsyncClient.stream``."""
+    """The asyncio version of ``Stream``, created by ``AsyncClient.stream``."""
 
     def __init__(
         self,
@@ -214,7 +217,7 @@ class AsyncStream(BaseStream):
         self._iterator = self._deltas()
 
     async def begin(self) -> Self:
-        """Wait for the first event. The client retries failures that occur before it."""
+        """Wait for the first event. Failures that occur before it are retried by the client."""
         try:
             self._check_content_type()
             while not self._has_started():
@@ -241,7 +244,7 @@ class AsyncStream(BaseStream):
         await self.aclose()
 
     async def answer(self) -> Answer:
-        """Read to the end and return the complete response. Raises the errors of iteration."""
+        """Read to the end and return the complete response. Raises the same errors as iteration."""
         async for _ in self:
             pass
         return self._state.answer()
@@ -250,7 +253,7 @@ class AsyncStream(BaseStream):
         """Close the connection and cancel an unfinished response."""
         await self._response.aclose()
         if completion_id := self._end_unfinished():
-            with suppress(LlavaError):  # without it, the server cancels shortly after the disconnect
+            with suppress(LlavaError):  # if this fails, the server cancels soon after the disconnect
                 await self._opener.cancel(completion_id)
         self._run_on_close()
 
@@ -278,7 +281,7 @@ class AsyncStream(BaseStream):
             self._state.feed(chunk)
 
     async def _reconnect(self, cause: Exception | None) -> None:
-        """Continue on a new connection if the stream can be resumed; otherwise end it."""
+        """Continue on a new connection if the stream can be resumed. Otherwise, end the stream."""
         await self._response.aclose()
         if not self._state.can_resume:
             self._state.end(cause)

@@ -1,7 +1,7 @@
 """The state of a streamed response, accumulated from its events. Does no I/O; the stream feeds it bytes.
 
-A broken stream is resumed after ``last_event_id``. The server then resends the text after that event, and the
-part that was already received is dropped here.
+A broken stream is resumed after ``last_event_id``. The server then resends the text after that event. Any
+part of it that was already received is dropped here.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _DONE = "[DONE]"
 
 @dataclass
 class _ChoiceState:
-    """The received part of one choice."""
+    """The part of one choice received so far."""
 
     text: str = ""
     finish_reason: str | None = None
     logprobs: list[TokenLogprob] | None = None
-    tool_calls: dict[int, ToolCall] = field(default_factory=dict)  # by index
+    tool_calls: dict[int, ToolCall] = field(default_factory=dict)  # keyed by index
 
     def choice(self) -> Choice:
         logprobs = None if self.logprobs is None else tuple(self.logprobs)
@@ -35,10 +35,10 @@ class _ChoiceState:
 
 
 class StreamState:
-    """The received part of a response.
+    """The part of a response received so far.
 
-    The stream ends with ``[DONE]``, an error event or the end of the bytes. Text, deltas and finish reason
-    belong to the first choice; ``answer`` returns all choices.
+    The stream ends with ``[DONE]``, an error event or the end of the body. The text, deltas and finish reason
+    are those of the first choice. ``answer`` returns all choices.
     """
 
     def __init__(self, request_id: str | None = None) -> None:
@@ -53,10 +53,10 @@ class StreamState:
         self._decoder = SSEDecoder()
         self._deltas: list[str] = []
         self._first = _ChoiceState()
-        self._choices = {0: self._first}  # by index
+        self._choices = {0: self._first}  # keyed by index
         # State of the first choice:
-        self._after_last_id = _ChoiceState()  # received since the last event ID
-        self._replayed = _ChoiceState()  # received before the reconnect and about to be sent again
+        self._after_last_id = _ChoiceState()  # data received since the last event ID
+        self._replayed = _ChoiceState()  # data received before the reconnect that the server will resend
         self._tool_calls_at_last_id: dict[int, ToolCall] = {}
 
     @property
@@ -76,7 +76,7 @@ class StreamState:
     def end(self, cause: Exception | None = None) -> None:
         """End the stream because the connection was closed or failed with ``cause``.
 
-        Before ``[DONE]``, the failure is StreamInterrupted.
+        If ``[DONE]`` has not been received, the failure is StreamInterrupted.
         """
         if not self.is_over:
             reason = (str(cause) or type(cause).__name__) if cause else "the connection was closed"
@@ -89,13 +89,14 @@ class StreamState:
 
     @property
     def can_resume(self) -> bool:
-        """Whether the stream is unfinished and its event IDs have the form ``completion:offset``."""
+        """Whether the stream is unfinished and its event IDs have the format ``completion:offset``."""
         return not self.is_over and bool(self.id) and self.last_event_id.rpartition(":")[0] == self.id
 
     def resume(self) -> None:
-        """Prepare for the bytes of a new connection, which begin after ``last_event_id``."""
+        """Prepare for data from a new connection, which begins after ``last_event_id``."""
         self._decoder = SSEDecoder()
-        # `_after_last_id` is not cleared: the new connection may break before all of it has been resent.
+        # `_after_last_id` is not cleared, because the new connection may be lost before all of it has been
+        # resent.
         after = self._after_last_id
         self._replayed = _ChoiceState(text=after.text, logprobs=list(after.logprobs or []))
         self._first.tool_calls = dict(self._tool_calls_at_last_id)
@@ -162,7 +163,7 @@ class StreamState:
     def _drop_replayed(
         self, delta: str, logprobs: list[TokenLogprob] | None
     ) -> tuple[str, list[TokenLogprob] | None]:
-        """Return the part of a chunk that was not received before the reconnect."""
+        """Return the part of a chunk that had not been received before the reconnect."""
         num_chars = min(len(self._replayed.text), len(delta))
         self._replayed.text = self._replayed.text[num_chars:]
         self._after_last_id.text += delta[num_chars:]

@@ -31,7 +31,7 @@ __all__ = [
 
 
 class ResponseModel(BaseModel):
-    """Base class of response types: frozen, with unknown fields ignored."""
+    """The base class of response types. Instances are frozen, and unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -41,7 +41,7 @@ class _PromptDetails(ResponseModel):
 
 
 class Usage(ResponseModel):
-    """Token counts of the prompt (including images) and of the completion."""
+    """Token counts for the prompt (including images) and the completion."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -50,7 +50,7 @@ class Usage(ResponseModel):
 
     @property
     def cached_tokens(self) -> int:
-        """Number of prompt tokens that were found in the worker's cache."""
+        """The number of prompt tokens that were found in the worker's cache."""
         details = self.prompt_tokens_details
         return (details.cached_tokens or 0) if details else 0
 
@@ -78,7 +78,7 @@ class ToolCall(ResponseModel):
 
 
 class Choice(ResponseModel):
-    """One of ``n`` choices. ``logprobs`` is set on request; ``tool_calls`` is empty without ``tools``."""
+    """One of ``n`` choices. ``logprobs`` is None unless requested. ``tool_calls`` requires ``tools``."""
 
     text: str
     finish_reason: str | None = None
@@ -123,7 +123,7 @@ class ModelList(BaseModel):
     data: list[dict[str, Any]]
 
     def models(self) -> list[Model]:
-        """Return the models in the server's order. Fields without an attribute go into ``details``."""
+        """Return the models in the server's order. Fields without an attribute are stored in ``details``."""
         known = {"id", "owned_by", "object", "created"}
         return [
             Model(
@@ -141,7 +141,7 @@ class _Function(ResponseModel):
 
 
 class _ToolCall(ResponseModel):
-    """A tool call, or a piece of one in a stream, where the ID and name may be sent only once."""
+    """A tool call, or part of one in a stream, in which the ID and name may be sent only once."""
 
     index: int = 0
     id: str | None = None
@@ -196,7 +196,7 @@ class _ChunkChoice(ResponseModel):
 
 
 class ChatChunk(ResponseModel):
-    """One event of a streamed chat completion. The last one may contain only the usage.
+    """One event of a streamed chat completion. The last event may contain only the usage.
 
     ``error`` is set if generation failed; no event follows it.
     """
@@ -209,7 +209,7 @@ class ChatChunk(ResponseModel):
 
 
 class Embeddings(ResponseModel):
-    """Unit-length embeddings, one per input in input order: [num inputs][hidden size].
+    """Unit-length embeddings [number of inputs][hidden size], one per input, in input order.
 
     Text and image embeddings are not comparable.
     """
@@ -227,7 +227,7 @@ class _Embedding(ResponseModel):
     def vector(self) -> tuple[float, ...]:
         if not isinstance(self.embedding, str):
             return self.embedding
-        numbers = array.array("f", base64.b64decode(self.embedding))  # little-endian, 32 bits
+        numbers = array.array("f", base64.b64decode(self.embedding))  # little-endian fp32
         if sys.byteorder == "big":
             numbers.byteswap()
         return tuple(numbers)
@@ -260,6 +260,6 @@ class FileStored(ResponseModel):
 
 
 class Deleted(ResponseModel):
-    """The body of a response to a deletion."""
+    """The response body of a DELETE request."""
 
     id: str

@@ -12,7 +12,7 @@ __all__ = ["AnyClient", "BlockingAsyncClient", "SyncClient"]
 
 
 class SyncClient:
-    """A wrapper of ``Client``."""
+    """A wrapper around ``Client``."""
 
     kind = "sync"
 
@@ -31,7 +31,7 @@ class SyncClient:
 
 
 class BlockingAsyncClient:
-    """A wrapper of ``AsyncClient`` that runs each call to completion on its own event loop."""
+    """A wrapper around ``AsyncClient`` that runs each call to completion on its own event loop."""
 
     kind = "async"
 

@@ -25,7 +25,7 @@ def server() -> Iterator[ScriptedServer]:
 
 @pytest.fixture(params=["sync", "async"])
 def make_client(request: pytest.FixtureRequest, server: ScriptedServer) -> Iterator[MakeClient]:
-    """A factory of clients of either kind. By default, there is no delay between retries."""
+    """Return a function that creates clients of either kind. By default, retries are not delayed."""
     clients: list[AnyClient] = []
 
     def make(base_url: str | None = None, **options: Any) -> AnyClient:

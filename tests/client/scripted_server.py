@@ -45,7 +45,10 @@ class RecordedRequest:
 
 @dataclass
 class ScriptedServer:
-    """The requests so far and the responders for the next ones. The default responder completes a chat."""
+    """The requests received so far and the responders for the next ones.
+
+    The default responder completes a chat.
+    """
 
     url: str = ""
     requests: list[RecordedRequest] = field(default_factory=list)
@@ -59,7 +62,7 @@ class ScriptedServer:
 
     @property
     def chats(self) -> list[RecordedRequest]:
-        """The chat requests so far."""
+        """The chat requests received so far."""
         return [request for request in self.requests if request.path.endswith("/chat/completions")]
 
     @property
@@ -84,7 +87,7 @@ def send(
 
 
 def completes(handler: BaseHTTPRequestHandler) -> None:
-    """Send a complete chat completion, or a stream if the request has ``stream``."""
+    """Send a complete chat completion, or a stream if ``stream`` is set in the request."""
     body = handler.request_body  # type: ignore[attr-defined]
     if body.get("stream"):
         streams(*stream_events())(handler)
@@ -105,7 +108,7 @@ def returns_error(status: int, message: str = "no", *, code: str | None = None, 
 
 
 def returns(status: int, body: bytes, kind: str) -> Responder:
-    """Send arbitrary bytes, like a proxy or an unrelated server."""
+    """Send arbitrary bytes, as a proxy or an unrelated server might."""
     return lambda handler: send(handler, status, body, kind)
 
 
@@ -149,7 +152,7 @@ def stream_events() -> list[bytes]:
 
 
 def streams(*pieces: bytes, then: Responder | None = None) -> Responder:
-    """Send each of ``pieces`` as one HTTP chunk; then call ``then``, or end the body."""
+    """Send each of ``pieces`` as one HTTP chunk, then call ``then`` or end the body."""
 
     def respond(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
@@ -170,7 +173,7 @@ def streams(*pieces: bytes, then: Responder | None = None) -> Responder:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # headers and body are separate writes
+    disable_nagle_algorithm = True  # headers and body are written separately
     scripted: ScriptedServer
     request_body: Any = None
 

@@ -159,7 +159,7 @@ def test_engine_that_raises_is_reported_and_not_used_again(
     assert listener.failed.wait(scaled(TIMEOUT_S))
     stop(thread)
     assert thread.num_steps == 3
-    assert "requests an engine failure" in caplog.text
+    assert "instructed the echo engine to fail" in caplog.text
 
 
 def test_stop_waits_for_the_current_step(listener: Listener, thread: EngineThread) -> None:

@@ -124,8 +124,8 @@ def test_failing_programs_are_reported_with_a_remedy(programs: Path) -> None:
     install(programs, "nvidia-smi", "No devices were found", status=6)
     install(programs, "dmesg", "", status=1)
     assert describe_gpu_health() == (
-        "nvidia-smi failed or timed out; the kernel log is not readable, check dmesg on the host for Xid "
-        "messages"
+        "nvidia-smi failed or timed out; the kernel log is not readable (check dmesg on the host for Xid "
+        "messages)"
     )
 
 

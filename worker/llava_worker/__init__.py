@@ -1,10 +1,10 @@
 """The worker process: pulls jobs from the queue, runs a LLaVA model and streams tokens back.
 
-Started by ``python -m llava_worker``. No other package imports this one.
+Start it with ``python -m llava_worker``. No other package imports this one.
 """
 
 import os
 
 # Makes torch allocate memory in 2 MiB pages, which speeds up reading weights by up to 25%. Torch reads the
-# variable at its first allocation, so it has to be set before torch is imported.
+# variable when it first allocates memory, so it must be set before torch is imported.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

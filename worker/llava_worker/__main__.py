@@ -1,6 +1,6 @@
-"""``python -m llava_worker``: run one worker until SIGTERM or Ctrl-C. A second signal ends it immediately.
+"""``python -m llava_worker``: run one worker until SIGTERM or Ctrl-C. A second signal stops it immediately.
 
-Exit status: 0 after a drain, 1 if the worker cannot start, 2 for invalid settings, 69 if the queue is
+Exit status: 0 after a drain, 1 if the worker cannot start, 2 if settings are invalid, 69 if the queue is
 unavailable, 70 if the engine or one of its ranks failed.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 _EXIT_NO_START = 1
-_EXIT_NO_QUEUE = 69  # sysexits' EX_UNAVAILABLE
+_EXIT_NO_QUEUE = 69  # EX_UNAVAILABLE in sysexits.h
 
 logger = logging.getLogger("llava_worker")
 
@@ -50,7 +50,7 @@ def main() -> int:
     try:
         status = asyncio.run(_serve(settings, host, _job_outputs(provider, host.heartbeat.worker_id)))
     except Exception:
-        logger.critical("unexpected error; the worker exits", exc_info=True)
+        logger.critical("unexpected error; the worker is exiting", exc_info=True)
         return EXIT_BROKEN
     finally:
         if provider is not None:
@@ -63,8 +63,8 @@ def main() -> int:
 def _open(settings: Settings) -> LoadedModel:
     """Load the model in a temporary thread, so that its OpenMP threads end with it. Raises StartupError.
 
-    GNU OpenMP counts the threads of all teams. If the process has more of them than cores, waiting threads
-    sleep instead of spinning, which reduces the engine's throughput by 25%.
+    GNU OpenMP counts the threads of all teams. If there are more of them than cores, waiting threads sleep
+    instead of spinning, which reduces the engine's throughput by 25%.
     """
     if settings.tensor_parallel > 1:  # the other ranks exit with the thread that started them
         return open_model(settings)
@@ -124,7 +124,7 @@ def _drain_on_signals(host: ModelHost) -> None:
 
 
 def _exit_now(status: int) -> None:
-    """Exit without waiting for threads: one may be in a long step, and native code is not interruptible."""
+    """Exit without waiting for threads, because native code cannot be interrupted and a step may be long."""
     logging.shutdown()
     os._exit(status)
 

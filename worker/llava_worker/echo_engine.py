@@ -1,15 +1,15 @@
-"""EchoEngine: an engine without a model, for tests, demos and load tests of the rest of the system.
+"""EchoEngine: an engine without a model, for tests, demos and load tests of everything except the model.
 
-The output consists of lower-case words. It is a function of the prompt, the image digests, the tokens so far
-and, unless sampling is greedy, the seed. A stream that another worker resumes therefore equals an
-uninterrupted one. Some letters take two tokens, as in real vocabularies. A text embedding is computed from
-the counts of the prompt's tokens, an image embedding from the image's digest. Supported sampling parameters
-are temperature, top_p, seed, ignore_eos, stop_token_ids and num_logprobs, also for prompts. ``step_s`` slows
-generation down so that streams can be interrupted. If faults are enabled, a marker in the prompt triggers
-one:
+The output consists of lowercase words. Each token depends only on the prompt, the image digests, the tokens
+so far and, unless sampling is greedy, the seed, temperature and top_p. A stream resumed by another worker is
+therefore identical to an uninterrupted one. Some letters take two tokens, as in real vocabularies. A text
+embedding is computed from the counts of the prompt's tokens, an image embedding from the image's digest. The
+supported sampling parameters are temperature, top_p, seed, ignore_eos, stop_token_ids and num_logprobs
+(including prompt log-probabilities). ``step_s`` slows down generation so that streams can be interrupted. If
+faults are enabled, a marker in the prompt triggers one:
 
     [[crash at 5]]   the process exits immediately before token 5, as if killed
-    [[fail at 5]]    the step raises an exception, as with a defective device
+    [[fail at 5]]    the step raises an exception, as if the device had failed
     [[error at 5]]   only this sequence fails
     [[hang at 5]]    the step never returns
     [[refuse]]       the sequence is rejected
@@ -39,21 +39,21 @@ _LEAD_BYTE = 0xC3
 _CONTINUATION_BYTES = b"\xa0\xa4\xa9\xb6\xbc"  # after 0xC3: a-grave, a-umlaut, e-acute, o-umlaut, u-umlaut
 _SPACE = 0x20
 _MARKER = re.compile(rb"\[\[(crash|fail|error|hang|refuse)(?: at (\d+))?\]\]")
-_CRASH_STATUS = 139  # what a shell reports after a segmentation fault
+_CRASH_STATUS = 139  # the exit status that a shell reports after a segmentation fault
 
 
 @dataclass
 class _Running:
     sequence: Sequence
     state: bytes  # digest of everything before the next token
-    length: int  # of the output in tokens, including end-of-sequence
+    length: int  # length of the output, in tokens, including end-of-sequence
     has_end: bool  # whether the last token is end-of-sequence
     fault: str = ""
     fault_at: int = 0
 
 
 class EchoEngine:
-    """An engine without a model that generates one token per running sequence and step.
+    """An engine without a model that generates one token per step for each running sequence.
 
     Up to ``max_sequences`` sequences run at a time. Those with the highest priority run first.
     """
@@ -79,7 +79,7 @@ class EchoEngine:
         return len(self._sequences)
 
     def add(self, sequence: Sequence) -> None:
-        """Add a sequence. Raises SequenceRejected if the prompt leaves no room for an output."""
+        """Add a sequence. Raises SequenceRejected if the prompt leaves no room for output."""
         num_tokens = len(sequence.prompt_ids)
         if num_tokens >= self.context_length:
             message = (
@@ -91,7 +91,7 @@ class EchoEngine:
         if self._has_faults:
             _set_fault(running)
         if running.fault == "refuse":
-            message = "The prompt requests a rejection."
+            message = "The prompt instructed the echo model to reject it (LLAVA_ECHO_FAULTS, for tests only)."
             raise SequenceRejected(JobError(ErrorCode.INVALID_REQUEST, message))
         self._sequences[sequence.seq_id] = running
 
@@ -137,7 +137,7 @@ class EchoEngine:
         if sequence.output_ids and sequence.output_ids[-1] in sequence.sampling.stop_token_ids:
             return StepOutput(seq_id=sequence.seq_id, finish="stop")
         prompt_logprobs = _prompt_logprobs(sequence)
-        if position >= running.length:  # a resumed output that was already complete, or an empty output
+        if position >= running.length:  # the output is empty, or was already complete when it was resumed
             return StepOutput(seq_id=sequence.seq_id, finish=finish, prompt_logprobs=prompt_logprobs)
         is_last = position + 1 == running.length
         token_id = ByteTokenizer.eos_token_id if is_last and running.has_end else _next_token(running)
@@ -157,8 +157,8 @@ class EchoEngine:
 def _vector(sequence: Sequence) -> bytes:
     """Return a normalized vector of 16 values.
 
-    The values are the counts of the prompt's token IDs modulo 16. For an image, they are the 16 bytes of a
-    hash of its digest.
+    For text, the values count the prompt's token IDs modulo 16. For an image, they are the 16 bytes of a hash
+    of its digest.
     """
     if sequence.is_image_embedding:
         values = list(hashlib.blake2b(sequence.images[0].digest.encode(), digest_size=16).digest())
@@ -202,7 +202,10 @@ def _next_token(running: _Running) -> int:
 
 
 def _logprobs(running: _Running, token_id: int) -> TokenLogprobs | None:
-    """Return arbitrary, deterministic log-probabilities. The top tokens start with the sampled token."""
+    """Return arbitrary but deterministic log-probabilities.
+
+    The sampled token is the first of the top tokens.
+    """
     num_top = running.sequence.sampling.num_logprobs
     if num_top is None:
         return None
@@ -212,7 +215,7 @@ def _logprobs(running: _Running, token_id: int) -> TokenLogprobs | None:
 
 
 def _prompt_logprobs(sequence: Sequence) -> tuple[TokenLogprobs, ...]:
-    """Return log-probabilities that decrease by 1/8 per token. The top tokens start with the prompt token."""
+    """Return log-probabilities that decrease by 1/8 per token. The prompt token is the first top token."""
     if not sequence.needs_prompt_logprobs:
         return ()
     num_top = sequence.sampling.num_logprobs or 0
@@ -234,10 +237,13 @@ def _fail(running: _Running) -> StepOutput | None:
     if running.fault == "crash":
         os._exit(_CRASH_STATUS)
     if running.fault == "fail":
-        raise RuntimeError("the prompt requests an engine failure")
+        raise RuntimeError("the prompt instructed the echo engine to fail")
     if running.fault == "hang":
         threading.Event().wait()
     if running.fault == "error":
-        error = JobError(ErrorCode.INTERNAL_ERROR, "The prompt requests an error.")
+        error = JobError(
+            ErrorCode.INTERNAL_ERROR,
+            "The prompt instructed the echo model to fail (LLAVA_ECHO_FAULTS, for tests only).",
+        )
         return StepOutput(seq_id=running.sequence.seq_id, error=error)
     return None

@@ -2,8 +2,9 @@
 
     event loop --add, abort--> inbox --> [ engine.add / abort / step ] --outputs, once per step--> event loop
 
-The thread sleeps while the engine has no sequences and nothing to prepare. It ends when it is stopped or when
-the engine raises an exception. A failed engine is not used again, because its state is unknown.
+The thread sleeps while the engine has no sequences and nothing to prepare. It exits when it is stopped or
+when the engine raises an exception. An engine that has failed is not used again, because its state is
+unknown.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from llava_worker.gpu_health import log_gpu_health
 
 __all__ = ["EXIT_BROKEN", "EngineThread", "end_process"]
 
-EXIT_BROKEN = 70  # sysexits' EX_SOFTWARE: the engine failed or hung; a supervisor should restart the worker
+EXIT_BROKEN = 70  # EX_SOFTWARE in sysexits.h: the engine failed or hung and the worker should be restarted
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class EngineThread:
     """A thread that runs the engine.
 
     ``on_outputs`` and ``on_failure`` are called in the engine's thread and must not block. ``on_hang`` is
-    called in the watchdog's thread when a step takes longer than ``hang_timeout_s``. By default it ends the
+    called in the watchdog's thread when a step takes longer than ``hang_timeout_s``. By default, it ends the
     process, because a thread that hangs in native code cannot be stopped. ``device`` is the engine's device.
     """
 
@@ -50,8 +51,8 @@ class EngineThread:
         device: str = "none",
         on_hang: Callable[[], None] | None = None,
     ) -> None:
-        self.num_steps = 0  # completed steps, as a measure of progress
-        self.stats = engine.stats()  # as of the last step; other threads must not access the engine
+        self.num_steps = 0  # number of completed steps, as a measure of progress
+        self.stats = engine.stats()  # after the last step; other threads must not access the engine
         self._engine = engine
         self._on_outputs = on_outputs
         self._on_failure = on_failure
@@ -68,7 +69,10 @@ class EngineThread:
         self._watchdog.start()
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence, which the engine then owns. A rejection is reported as a final output."""
+        """Queue a sequence, which is then owned by the engine.
+
+        If the engine rejects the sequence, an error is returned as its final output.
+        """
         self._inbox.put(sequence)
 
     def abort(self, seq_id: str) -> None:
@@ -76,7 +80,7 @@ class EngineThread:
         self._inbox.put(_Abort(seq_id))
 
     def stop(self, timeout_s: float) -> bool:
-        """Stop after the current step. Return False if that takes longer than ``timeout_s``."""
+        """Stop after the current step. Return False if the step does not finish within ``timeout_s``."""
         self._stopped.set()
         self._inbox.put(None)
         self._thread.join(timeout_s)
@@ -100,7 +104,7 @@ class EngineThread:
             self._stopped.set()
 
     def _take_inbox(self) -> list[StepOutput]:
-        """Process the inbox and return the rejections. Block for the first item if the engine is empty."""
+        """Process the inbox and return any rejections. If the engine is empty, wait for the first item."""
         rejections: list[StepOutput] = []
         is_waiting = not self._engine.num_sequences
         while is_waiting and self._inbox.empty() and self._engine.idle():
@@ -134,7 +138,7 @@ class EngineThread:
         while not self._stopped.wait(self._hang_timeout_s / 8):
             began = self._step_began
             if began is not None and time.monotonic() - began > self._hang_timeout_s:
-                logger.critical("the engine hangs: its current step exceeded %g s", self._hang_timeout_s)
+                logger.critical("the engine is hung: its current step exceeded %g s", self._hang_timeout_s)
                 self._on_hang()
                 return
 

@@ -1,7 +1,7 @@
-"""GPU health diagnostics that a worker logs after a GPU failure: memory errors and Xids.
+"""GPU health diagnostics that a worker logs after a GPU failure: memory errors and Xids (driver error codes).
 
-``nvidia-smi`` reports uncorrected memory errors. Xids, the driver's error codes, are in the kernel log, which
-containers usually cannot read.
+``nvidia-smi`` reports uncorrected memory errors. Xids are written to the kernel log, which containers usually
+cannot read.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from threading import Thread
 
 __all__ = ["describe_gpu_health", "log_gpu_health", "parse_faults", "parse_xids"]
 
-_TIMEOUT_S = 5.0  # a failed GPU may block the driver, and requests wait for this process to exit
-_MAX_XIDS = 5  # the most recent ones
+_TIMEOUT_S = 5.0  # short, because a failed GPU may block the driver and requests wait for the exit
+_MAX_XIDS = 5  # only the most recent Xids are logged
 _LINE = re.compile(r"( *)(\S.*?)\s*(?: : (.*))?$")
 _XID = re.compile(r"NVRM: (Xid \(PCI:.*)")
-# Values that indicate no fault, by section and by the end of the field's name.
+# Values that indicate no fault, keyed by section and by the end of the field name.
 _HEALTHY_VALUES = {
     ("Volatile", "Uncorrectable"): ("0", "N/A"),
     ("Volatile", "Uncorrectable Parity"): ("0", "N/A"),
@@ -41,7 +41,7 @@ def log_gpu_health(device: str) -> None:
 
 
 def describe_gpu_health(timeout_s: float = _TIMEOUT_S) -> str:
-    """Return a one-line summary for the log within ``timeout_s``. Never raises."""
+    """Return a one-line summary for the log. Takes at most ``timeout_s`` and never raises an exception."""
     report, kernel_log = _run_all(("nvidia-smi", "-q"), ("dmesg",), timeout_s=timeout_s)
     findings = [*(parse_faults(report) if report else []), *(parse_xids(kernel_log) if kernel_log else [])]
     if report and not findings:
@@ -49,12 +49,12 @@ def describe_gpu_health(timeout_s: float = _TIMEOUT_S) -> str:
     if not report:
         findings.append("nvidia-smi failed or timed out")
     if not kernel_log:
-        findings.append("the kernel log is not readable, check dmesg on the host for Xid messages")
+        findings.append("the kernel log is not readable (check dmesg on the host for Xid messages)")
     return "; ".join(findings)
 
 
 def parse_faults(report: str) -> Iterator[str]:
-    """Yield the faults of each GPU from the output of ``nvidia-smi -q``."""
+    """Yield the faults of each GPU that are listed in the output of ``nvidia-smi -q``."""
     gpu, sections = "", [(-1, "")]
     for line in report.splitlines():
         match = _LINE.fullmatch(line)
@@ -81,7 +81,7 @@ def _is_healthy(section: str, name: str, value: str) -> bool:
     return all(
         value in healthy_values
         for (in_section, end), healthy_values in _HEALTHY_VALUES.items()
-        if in_section == section and (name == end or name.endswith(f"AM {end}"))  # both SRAM and DRAM
+        if in_section == section and (name == end or name.endswith(f"AM {end}"))  # SRAM or DRAM
     )
 
 
@@ -93,7 +93,7 @@ def _run_all(*commands: tuple[str, ...], timeout_s: float) -> list[str | None]:
     outputs: list[str | None] = [None] * len(commands)
 
     def run(index: int) -> None:
-        # The shorter timeout makes sure that the program is killed before this process exits.
+        # A shorter timeout ensures that the program is killed before this process exits.
         outputs[index] = _run(commands[index], 0.9 * timeout_s)
 
     threads = [Thread(target=run, args=(index,), daemon=True) for index in range(len(commands))]

@@ -1,6 +1,6 @@
-"""Output state of one job: converts tokens from the engine to events for the queue.
+"""The output state of a job, which converts tokens from the engine to events for the queue.
 
-Tokens that arrive while an event is being sent are collected and sent together in the next event.
+Tokens that arrive while an event is being sent are collected and sent in the next event.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class JobOutputFactory(Protocol):
-    """Factory for the output state of a job: JobOutput itself or a function that adds tracing."""
+    """Creates the output state of a job: JobOutput itself, or a function that adds tracing."""
 
     def __call__(
         self, assignment: Assignment, tokenizer: Tokenizer, *, stop: tuple[str, ...]
@@ -40,8 +40,8 @@ class JobOutputFactory(Protocol):
 class JobOutput:
     """The output state of one job.
 
-    It continues where the assignment's event log ends. Once ``is_finished``, engine outputs are ignored.
-    ``stop`` contains the template's stop strings, which apply in addition to the job's.
+    It continues where the assignment's event log ends. Once ``is_finished`` is True, engine outputs are
+    ignored. ``stop`` contains the template's stop strings, which apply in addition to the job's.
     """
 
     def __init__(self, assignment: Assignment, tokenizer: Tokenizer, *, stop: tuple[str, ...] = ()) -> None:
@@ -52,14 +52,14 @@ class JobOutput:
         self._stop_token_ids = frozenset(assignment.job.sampling.stop_token_ids)
         self._offset = len(assignment.token_ids)
         self._has_event = False  # whether next_event has returned an event
-        self._token_ids: list[int] = []  # pending for the next event, like the next three
+        self._token_ids: list[int] = []  # for the next event, like the next three attributes
         self._logprobs: list[TokenLogprob] = []
         self._echo_token_ids: list[int] = []  # token IDs of the prompt
         self._echo_logprobs: tuple[TokenLogprobs, ...] = ()
         self._text = self._replay_log()
         self._final: Final | None = None
         self._has_final_event = False
-        if self._detokenizer.is_stopped:  # the log has all tokens, but not the final event
+        if self._detokenizer.is_stopped:  # the log contains all tokens but not the final event
             self._finish(FinishReason.STOP)
 
     @property
@@ -67,7 +67,7 @@ class JobOutput:
         return self._final is not None
 
     def start(self, prompt: Prompt) -> None:
-        """Record the prompt. A job that needs no forward pass is finished by this call."""
+        """Record the prompt. If the job requires no forward pass, this call finishes it."""
         self.num_prompt_tokens = len(prompt.token_ids)
         job = self.assignment.job
         if job.task == "tokenize":
@@ -76,7 +76,7 @@ class JobOutput:
             self._text = "".join(self._push(token_id) for token_id in prompt.token_ids)
             self._text += self._detokenizer.flush()
         if job.is_echoed and not self.assignment.token_ids:
-            self._echo_token_ids = prompt.token_ids  # otherwise the prompt is in the log's first event
+            self._echo_token_ids = prompt.token_ids  # otherwise, the log's first event contains the prompt
         if not job.needs_model:
             self._finish(FinishReason.STOP)
 
@@ -90,17 +90,17 @@ class JobOutput:
             self._process_step(output)
 
     def fail(self, error: JobError) -> None:
-        """Finish with an error. Tokens generated before the error are still sent."""
+        """Finish the job with an error. Tokens generated before the error are still sent."""
         self._final = Final(reason=FinishReason.ERROR, num_prompt_tokens=self.num_prompt_tokens, error=error)
 
     def close(self) -> None:
-        """Release resources. Called when the worker drops the job, finished or not."""
+        """Release resources. Called when the worker drops the job, whether or not it has finished."""
 
     def next_event(self) -> Event | None:
         """Return an event with the output since the last call, or None if there is none.
 
-        Text without a token is held until the next token: an event with neither a token nor the end of the
-        job would have the same offset as the event after it.
+        Text without a token is held back until the next token, because an event with neither a token nor the
+        end of the job would have the same offset as the event after it.
         """
         if self._has_final_event or not (self._token_ids or self._final):
             return None
@@ -120,7 +120,7 @@ class JobOutput:
         return event
 
     def _take_echo(self) -> tuple[TokenLogprob, ...]:
-        """Return the prompt's tokens for the first event, () for other events and for a failed job."""
+        """Return the prompt's tokens for the first event, or () for later events and failed jobs."""
         token_ids, self._echo_token_ids = self._echo_token_ids, []
         if not token_ids or (self._final is not None and self._final.error is not None):
             return ()
@@ -143,11 +143,11 @@ class JobOutput:
             self._finish(FinishReason(output.finish), output.num_cached_tokens, output.vector)
 
     def _push(self, token_id: int) -> str:
-        """Return the text that this token completes. Stop tokens have no text."""
+        """Return the text completed by this token. Stop tokens have no text."""
         return "" if token_id in self._stop_token_ids else self._detokenizer.push(token_id)
 
     def _with_bytes(self, token_id: int, logprobs: TokenLogprobs) -> TokenLogprob:
-        """Combine each log-probability with its token's bytes, which the engine does not have."""
+        """Combine each log-probability with the bytes of its token, which the engine does not know."""
 
         def score(token_id: int, logprob: float) -> TokenScore:
             return TokenScore(token_id, self._tokenizer.token_bytes(token_id), logprob)
@@ -167,11 +167,12 @@ class JobOutput:
         )
 
     def _replay_log(self) -> str:
-        """Feed the logged tokens to the detokenizer. Return the text that is missing from the log."""
+        """Feed the logged tokens to the detokenizer. Return any text that is missing from the log."""
         text = "".join(self._push(token_id) for token_id in self.assignment.token_ids)
         if text.startswith(self.assignment.text):
             return text[len(self.assignment.text) :]
-        # Another version of this program wrote the log. Text that was already sent cannot be changed.
+        # The log was written by another version of this program. Text that was already sent cannot be
+        # changed.
         logger.warning("job_id=%s: the logged text does not match its tokens", self.assignment.job.job_id)
         return ""
 
@@ -190,7 +191,7 @@ def _create_detokenizer(assignment: Assignment, tokenizer: Tokenizer, stop: tupl
 
 
 def _without_leading_space(tokens: list[TokenLogprob]) -> list[TokenLogprob]:
-    """Remove the leading space that the tokenizer added from the first token that has text."""
+    """Remove the leading space added by the tokenizer from the first token that has text."""
     for index, token in enumerate(tokens):
         if token.sampled.text:
             bare = msgspec.structs.replace(token.sampled, text=token.sampled.text.removeprefix(b" "))

@@ -1,4 +1,4 @@
-"""Engine input for a job: the sequence and the compiled grammar."""
+"""Creates the engine input for a job: the sequence and the compiled grammar."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class GrammarError(Exception):
-    """The job's grammar cannot be compiled; the job ends with ``error``."""
+    """The job's grammar cannot be compiled. The job fails with ``error``."""
 
     def __init__(self, error: JobError) -> None:
         super().__init__(error.message)
@@ -75,7 +75,7 @@ def _pixels(assignment: Assignment, prompt: Prompt) -> list[Pixels]:
 async def compile_grammar(grammars: GrammarCache | None, grammar: Grammar, job: Job) -> CompiledGrammar:
     """Compile the grammar in a thread, so that running streams are not delayed. Raises GrammarError.
 
-    ``grammars`` is None for a model without structured output.
+    ``grammars`` is None if the model does not support structured output.
     """
     try:
         if grammars is None:
@@ -85,7 +85,7 @@ async def compile_grammar(grammars: GrammarCache | None, grammar: Grammar, job: 
         param = "tools" if grammar.kind == "tools" else "response_format"
         message = error.client_message(grammar.kind)
         raise GrammarError(JobError(code=ErrorCode.INVALID_REQUEST, message=message, param=param)) from error
-    except Exception as error:  # the job must end, whatever failed
+    except Exception as error:  # the job must end, whatever the error
         logger.exception("job_id=%s: grammar compilation failed", job.job_id)
         message = "The grammar could not be compiled because of an internal error."
         raise GrammarError(JobError(code=ErrorCode.INTERNAL_ERROR, message=message)) from error

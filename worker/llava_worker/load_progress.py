@@ -1,4 +1,4 @@
-"""Progress of weight loading: a progress bar on a terminal, otherwise up to ten log lines."""
+"""Shows the progress of weight loading as a progress bar on a terminal, otherwise as up to ten log lines."""
 
 from __future__ import annotations
 

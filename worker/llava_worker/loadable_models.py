@@ -1,8 +1,8 @@
 """Access control and settings for loading another model into a running worker.
 
-Without ``--loadable-models``, a worker rejects all commands. With it, an operator may load the model that the
-worker was started with, the bundled model, and the models in that folder. No command can make a worker read
-other files, whether it arrives through the admin port or through the queue.
+If ``--loadable-models`` is not set, a worker rejects all commands. If it is set, an operator may load the
+model that the worker was started with, the bundled model, and the models in that folder. No command, whether
+it arrives through the admin port or through the queue, can make a worker read other files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llava_worker.settings import Precision, Settings
 __all__ = ["CommandRefused", "settings_for_command"]
 
 _BUNDLED = "tiny"
-# Settings that describe the startup model. They are reset to these values for other models.
+# Settings that describe the startup model. For other models, they are reset to these values.
 _FOR_OTHER_MODELS = {
     "served_model_name": None,
     "conversation": "auto",
@@ -62,12 +62,15 @@ def _precision(name: str | None, startup_settings: Settings) -> str:
 
 
 def _resolve(name: str, root: Path) -> str:
-    """Return the model's path in ``root``, which must be resolved. Symbolic links are followed first."""
+    """Return the model's path in ``root``, which must be a resolved path.
+
+    Symbolic links are followed first.
+    """
     if name == _BUNDLED:
         return name
     try:
         folder = (root / name).resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # a null byte, a cycle of links
+    except (OSError, ValueError, RuntimeError) as error:  # for example, a null byte or a cycle of links
         raise CommandRefused(f"Model {name!r} is not a valid folder name: {error}") from error
     if ".." in Path(name).parts or folder == root or not folder.is_relative_to(root):
         raise CommandRefused(f"Model {name!r} is outside the folder of loadable models, {root}.")

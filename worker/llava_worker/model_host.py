@@ -1,9 +1,9 @@
-"""Serves a sequence of models in one process: the configured model, then models that an operator loads.
+"""Serves one model at a time in one process: first the configured model, then models loaded by an operator.
 
     Worker.run (serving)  --command: drain-->  no model  --command: load in a thread-->  Worker.run ...
 
-Heartbeats continue with the same worker ID throughout. A rejected command has no effect. After a failed load,
-the worker has no model and waits for the next command.
+Heartbeats with the same worker ID are sent throughout. A rejected command has no effect. If a load fails, the
+worker has no model and waits for the next command.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ logger = logging.getLogger(__name__)
 
 
 class ModelHost:
-    """Owner of the process's current model. An instance can run only once.
+    """Owns the process's current model. An instance can run only once.
 
-    It holds the only reference to the model, so that an unload frees all of its memory.
+    It holds the only reference to the model, so that unloading the model frees all of its memory.
     """
 
     def __init__(self, settings: Settings, model: LoadedModel) -> None:
-        self.heartbeat: Heartbeat = model.heartbeat  # of the startup model
+        self.heartbeat: Heartbeat = model.heartbeat  # heartbeat of the startup model
         self._startup_settings = settings
         self._loaded_settings: Settings | None = settings  # None if no model is loaded
         self._target_settings: Settings | None = settings  # requested by the current command
-        self._model: LoadedModel | None = model  # loaded, not yet served
+        self._model: LoadedModel | None = model  # loaded but not yet served
         self._worker: Worker | None = None
-        self._command: IssuedCommand | None = None  # in progress
+        self._command: IssuedCommand | None = None  # the command in progress
         self._progress = 0.0
         self._beat_s = min(1.0, settings.lease_s / 4)
         self._has_command = asyncio.Event()
@@ -75,9 +75,9 @@ class ModelHost:
             else:
                 with CancelScope() as self._idle_scope:
                     await (self._load(consumer) if self._command else self._wait_for_command(consumer))
-            if not self._is_draining:  # otherwise a model may still be loading and torch be partly imported
+            if not self._is_draining:  # else a model may still be loading and torch may be partly imported
                 _release_memory()
-        with move_on_after(LEAVE_TIMEOUT_S):  # otherwise the lease expires
+        with move_on_after(LEAVE_TIMEOUT_S):  # if this fails, the lease expires
             await consumer.deregister()
         return 0
 
@@ -118,7 +118,7 @@ class ModelHost:
         if settings is None:
             self._finish_command(consumer, "done")
             return
-        loader = ThreadPoolExecutor(1, thread_name_prefix=LOADER)  # own thread: see ``_open`` in __main__
+        loader = ThreadPoolExecutor(1, thread_name_prefix=LOADER)  # new thread: see ``_open`` in __main__
         show_progress = LoadProgress()
 
         def on_progress(num_done: int, num_bytes: int, num_tensors: int) -> None:
@@ -135,7 +135,7 @@ class ModelHost:
             model = loading.result()
         except StartupError as error:
             self._finish_command(consumer, "failed", str(error))
-        except Exception as error:  # for example out of memory or a corrupt file; the worker keeps running
+        except Exception as error:  # such as out of memory or a corrupt file; the worker keeps running
             logger.exception("failed to load model %s", settings.model)
             self._finish_command(consumer, "failed", f"{type(error).__name__}: {error}")
         else:
@@ -153,7 +153,7 @@ class ModelHost:
             self._accept_command(command, consumer)
 
     def _accept_command(self, command: IssuedCommand, consumer: JobConsumer) -> None:
-        """Start executing a command, or reject it. The previous command has finished."""
+        """Start executing a command, or reject it. Any previous command has already finished."""
         model = command.command.model
         logger.info("%s: %s", command.command_id, "unload" if model is None else f"load {model!r}")
         self._command = command
@@ -196,7 +196,7 @@ class ModelHost:
 
 
 def _release_memory() -> None:
-    """Collect reference cycles, then release the free memory of the glibc and torch allocators."""
+    """Collect reference cycles, then release free memory held by the glibc and torch allocators."""
     gc.collect()
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc only
         trim(0)

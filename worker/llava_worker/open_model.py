@@ -1,4 +1,4 @@
-"""Open the configured model: engine, tokenizer, prompt builder and heartbeat.
+"""Opens the configured model: creates the engine, tokenizer, prompt builder and heartbeat.
 
 Torch is imported lazily, because the echo model does not need it.
 """
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["LoadedModel", "StartupError", "StartupTimes", "image_spec", "open_model"]
 
 _ECHO_SPEC = ImageSpec(side=32, tokens_per_tile=4)
-# Excludes every file that may contain code, except chat templates. Those run only on request, in a sandbox.
+# Excludes all files that may contain code except chat templates, which run only on request and in a sandbox.
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
 
 logger = logging.getLogger(__name__)
@@ -51,9 +51,9 @@ class StartupError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StartupTimes:
-    """Time until the model was ready, in total and by phase."""
+    """The time until the model was ready, in total and by phase."""
 
-    import_s: float = 0.0  # torch and its dependents
+    import_s: float = 0.0  # torch and the modules that import it
     weights_s: float = 0.0
     warmup_s: float = 0.0
     total_s: float = 0.0
@@ -67,14 +67,14 @@ class StartupTimes:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """All dependencies of a Worker except the queue."""
+    """Everything that a Worker needs except the queue."""
 
     engine: EngineInterface
     tokenizer: Tokenizer
     prompts: PromptBuilder
     heartbeat: Heartbeat
     times: StartupTimes = StartupTimes()
-    grammars: GrammarCache | None = None  # None: no structured output
+    grammars: GrammarCache | None = None  # None if structured output is not supported
 
 
 def open_model(settings: Settings, *, on_progress: ProgressCallback | None = None) -> LoadedModel:
@@ -149,7 +149,7 @@ def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback
 
 
 def _engine_config(settings: Settings, folder: Path, base: Path | None) -> EngineConfig:
-    """Return the engine's configuration. Raises StartupError if the vision tower cannot be found."""
+    """Create the engine's configuration. Raises StartupError if the vision tower cannot be found."""
     return EngineConfig(
         folder,
         vision_tower=_find_folder(settings.vision_tower) if settings.vision_tower else None,
@@ -189,7 +189,7 @@ def _traced(
 
 @contextmanager
 def _conversation_errors(settings: Settings) -> Iterator[None]:
-    """Convert errors of chat templates and tokenizers to StartupError."""
+    """Convert chat template and tokenizer errors to StartupError."""
     try:
         yield
     except (ChatTemplateError, TokenizerError) as error:
@@ -199,7 +199,7 @@ def _conversation_errors(settings: Settings) -> Iterator[None]:
 
 
 def image_spec(info: ModelInfo) -> ImageSpec:
-    """Return the image preprocessing parameters of the model."""
+    """Return the model's image preprocessing parameters."""
     return ImageSpec(
         side=info.image_side,
         fit=info.fit,
@@ -238,7 +238,7 @@ def _served_name(model: str, folder: Path) -> str:
 
 
 def _find_folder(model: str) -> Path:
-    """Return the model's folder. Download the model first if it is on the Hub. Raises StartupError."""
+    """Return the model's folder. If it is a Hub ID, download the model first. Raises StartupError."""
     if model == "tiny":
         folder = Path(__file__).parent / "tiny"
         if not (folder / "config.json").is_file():

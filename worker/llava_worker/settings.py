@@ -1,7 +1,7 @@
 """Settings of a worker process, read at startup.
 
-Flags override ``LLAVA_*`` environment variables, which override the defaults. Run
-``python -m llava_worker --help`` for a list of all flags.
+Flags override ``LLAVA_*`` environment variables, which override the defaults. For a list of all flags, run
+``python -m llava_worker --help``.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Settings(ServiceSettings):
     )
     conversation: str = Field(
         "auto",
-        description="Name of the conversation template. 'auto' selects it by the model's config.json; "
+        description="Name of the conversation template. 'auto' selects it based on the model's config.json; "
         "'checkpoint' uses the checkpoint's own chat template.",
     )
     prompt_style: Literal["original", "hf"] = Field(
         "original",
-        description="Prompt format for LLaVA-1.5. 'hf' builds the same prompts as the processor of "
-        "transformers, for comparisons.",
+        description="Prompt format for LLaVA-1.5. 'hf' builds the same prompts as the transformers "
+        "processor, for comparison.",
     )
     precision: Precision = Field(
         "auto",
@@ -62,7 +62,7 @@ class Settings(ServiceSettings):
         ge=1,
         le=64,
         description="Number of GPUs to split the model across, starting with the configured device. On a "
-        "CPU, the number of processes.",
+        "CPU, this is the number of processes.",
     )
     threads: int | None = Field(
         None, ge=1, le=4096, description="Number of CPU threads. Defaults to one per core."
@@ -73,13 +73,13 @@ class Settings(ServiceSettings):
     kv_cache_mb: int | None = Field(
         None,
         ge=1,
-        description="Maximum size of the KV cache, in MiB. Defaults to a share of the free memory, normally "
+        description="Maximum size of the KV cache, in MiB. Defaults to a fraction of free memory, normally "
         "at most 4 GiB on a CPU.",
     )
     kv_cache_dtype: Literal["auto", "int8"] = Field(
         "auto",
-        description="Data type of the KV cache. 'int8' stores twice as many tokens in the same memory; "
-        "'auto' uses the data type of the computation.",
+        description="Data type of the KV cache. 'int8' stores twice as many tokens in the same amount of "
+        "memory; 'auto' uses the data type of the computation.",
     )
     speculation: Literal["auto", "off"] = Field(
         "auto",
@@ -128,20 +128,20 @@ class Settings(ServiceSettings):
         0.0,
         ge=0,
         le=86400,
-        description="Time after SIGTERM to finish running requests, in seconds. Unfinished requests are then "
-        "handed over to other workers.",
+        description="Time that running requests have to finish after SIGTERM, in seconds. Unfinished "
+        "requests are then handed over to other workers.",
     )
     trace_steps: Path | None = Field(
         None,
-        description="File for a timeline of all engine steps, for Perfetto. {pid} in the path is replaced by "
-        "the process ID.",
+        description="File for a timeline of all engine steps, which can be opened in Perfetto. {pid} in the "
+        "path is replaced by the process ID.",
     )
 
     echo_step_s: float = Field(
         0.0, ge=0, le=60, description="Duration of each step of the echo model, in seconds."
     )
     echo_faults: bool = Field(
-        False, description="Let prompts trigger failures of the echo model. For tests only."
+        False, description="Allow prompts to trigger failures in the echo model. For tests only."
     )
 
     @field_validator("loadable_models", mode="before")

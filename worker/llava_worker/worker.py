@@ -3,10 +3,10 @@
     pull  ->  prompt  ->  EngineThread  ->  JobOutput (detokenizer)  ->  emit
               heartbeat every second       reconcile every few seconds
 
-One event loop owns everything except the engine. At most one emit is in flight; engine outputs that arrive
-during an emit are sent with the next one. Emits also signal progress: while the worker has jobs, it emits
-every second if and only if the engine has finished a step since the last emit. If the engine hangs, the emits
-stop, and the queue treats the worker as hung.
+One event loop owns everything except the engine. At most one emit is in flight. Engine outputs that arrive
+during an emit are sent with the next one. Emits also signal progress: while the worker has jobs, it emits at
+least once per second, provided that the engine has finished a step since the last emit. If the engine hangs,
+the emits stop, and the queue treats the worker as hung.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LEAVE_TIMEOUT_S", "Worker", "has_overflow_slot", "sequence_priority"]
 
-_PROGRESS_S = 1.0  # maximum time between two emits while the engine is stepping; far below any hang timeout
-_RECONCILE_S = 3.0  # reconciliation only repairs states that should not occur, so it can be infrequent
-_STOP_TIMEOUT_S = 5.0  # for the engine's current step
-LEAVE_TIMEOUT_S = 10.0  # the usual grace period before SIGKILL; afterwards the lease expires
+_PROGRESS_S = 1.0  # maximum time between emits while the engine is running steps; far below any hang timeout
+_RECONCILE_S = 3.0  # infrequent, because reconciliation only repairs states that should not occur
+_STOP_TIMEOUT_S = 5.0  # time allowed for the engine to finish its current step
+LEAVE_TIMEOUT_S = 10.0  # the usual grace period before SIGKILL, after which the lease expires
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ logger = logging.getLogger(__name__)
 class Worker:
     """A worker that serves one model. An instance can run only once.
 
-    Invariant: a job is in ``_outputs`` until its final event has been emitted or an emit has been rejected.
-    The caller connects ``consumer`` before ``run`` and closes it afterwards.
+    Invariant: a job remains in ``_outputs`` until its final event has been emitted or an emit has been
+    rejected. The caller connects ``consumer`` before calling ``run`` and closes it afterward.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class Worker:
         self._create_output = create_output
         self._on_command = on_command
         self._hang_timeout_s = hang_timeout_s
-        self._outputs: dict[str, JobOutput] = {}  # by job_id
-        self._in_engine: dict[str, JobOutput] = {}  # by assignment_id; only jobs that hold a slot
+        self._outputs: dict[str, JobOutput] = {}  # keyed by job_id
+        self._in_engine: dict[str, JobOutput] = {}  # keyed by assignment_id; only jobs that hold a slot
         self._has_engine_failed = False
         self._is_model_switch = False
         self._draining = asyncio.Event()
@@ -99,7 +99,7 @@ class Worker:
         self._slot_freed = asyncio.Event()
         self._has_outputs = asyncio.Event()
         self._is_idle = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None  # set by run(), like the next two
+        self._loop: asyncio.AbstractEventLoop | None = None  # set by run(), like the next two attributes
         self._scope: CancelScope | None = None
         self._grammar_tasks: TaskGroup | None = None
 
@@ -111,8 +111,8 @@ class Worker:
     def drain(self, *, is_model_switch: bool = False) -> None:
         """Stop pulling jobs, return unfinished jobs to the queue and let ``run`` return.
 
-        Must be called in the event loop's thread. For a model switch, the worker stays registered, and its
-        engine has stopped when ``run`` returns.
+        Must be called in the event loop's thread. If ``is_model_switch`` is true, the worker stays
+        registered, and its engine has stopped when ``run`` returns.
         """
         self._is_model_switch = is_model_switch and not self._draining.is_set()
         self._draining.set()
@@ -121,9 +121,9 @@ class Worker:
     async def run(self) -> int:
         """Serve until drained and return the exit status: 0 after a drain, 70 after an engine failure.
 
-        Any exception is a bug. After an engine failure, the jobs are not returned to the queue. Their
-        assignments expire with the lease. That counts as a crash, so a job that makes every engine fail is
-        ended after a few attempts.
+        Any exception raised is a bug. After an engine failure, the jobs are not returned to the queue.
+        Instead, their assignments expire with the lease. This counts as a crash, so that a job that makes
+        every engine fail is ended after a few attempts.
         """
         self._loop = asyncio.get_running_loop()
         try:
@@ -136,12 +136,12 @@ class Worker:
                 await self._serve()
             if self._scope.cancelled_caught and not self._has_engine_failed:
                 logger.warning(
-                    "running jobs could not be requeued in time; other workers resume them after the lease "
-                    "expires"
+                    "running jobs could not be requeued in time; other workers will resume them after the "
+                    "lease expires"
                 )
         finally:
             if self._grammars is not None:
-                await asyncio.to_thread(self._grammars.close)  # waits for a running compilation
+                await asyncio.to_thread(self._grammars.close)  # waits for any compilation in progress
             limit_s = self._hang_timeout_s if self._is_model_switch else _STOP_TIMEOUT_S
             has_stopped = await asyncio.to_thread(self._engine.stop, limit_s)
         must_exit = self._has_engine_failed or (self._is_model_switch and not has_stopped)
@@ -163,7 +163,7 @@ class Worker:
             self._grammar_tasks.cancel_scope.cancel()
 
     async def _limit_drain(self) -> None:
-        """Wait for a drain to begin and set its deadline."""
+        """Wait for a drain to begin, then set its deadline."""
         await self._draining.wait()
         logger.info("draining: %d running jobs", len(self._outputs))
         assert self._scope is not None
@@ -181,7 +181,7 @@ class Worker:
         logger.info("drained: requeued %d jobs", len(remaining))
 
     async def _pull_loop(self) -> None:
-        """Pull and reconcile in the same loop, so that reconciliation sees every pulled job."""
+        """Pull jobs and reconcile in the same loop, so that reconciliation sees every pulled job."""
         next_reconcile = time.monotonic() + _RECONCILE_S
         while not self._draining.is_set():
             self._slot_freed.clear()
@@ -204,10 +204,10 @@ class Worker:
     async def _start_job(self, assignment: Assignment) -> None:
         """Build the job's prompt and add its sequence to the engine, or finish the job with an error."""
         job = assignment.job
-        self._drop(job.job_id)  # if the job was pulled again, its previous assignment is void
+        self._drop(job.job_id)  # if the job was pulled again, its previous assignment is no longer valid
         output = self._create_output(assignment, self._tokenizer, stop=self._prompts.stop)
         try:
-            # Runs in a thread, because tokenizing a long text must not delay running streams.
+            # Use a thread, because tokenizing a long text must not delay running streams.
             prompt = await asyncio.to_thread(self._prompts.build, job)
             output.start(prompt)
             sequence = make_sequence(assignment, prompt, context_length=self._context_length)
@@ -224,7 +224,7 @@ class Worker:
         self._in_engine[assignment.assignment_id] = output
         if job.sampling.grammar is None:
             self._engine.add(sequence)
-        else:  # not awaited, so that a slow compilation does not delay other jobs
+        else:  # do not wait, so that a slow compilation does not delay other jobs
             assert self._grammar_tasks is not None
             self._grammar_tasks.start_soon(self._add_with_grammar, output, sequence, job.sampling.grammar)
 
@@ -243,7 +243,7 @@ class Worker:
         for engine_output in outputs:
             output = self._in_engine.get(engine_output.seq_id)
             if output is None:
-                continue  # aborted in the meantime
+                continue  # the sequence was aborted in the meantime
             output.process(engine_output)
             if output.is_finished:
                 self._abort(output)
@@ -269,7 +269,7 @@ class Worker:
                 self._drop_ended(outputs, result.refused | ended)
 
     def _drop_ended(self, emitted: dict[str, JobOutput], job_ids: set[str]) -> None:
-        """Drop these jobs, unless they were pulled again during the emit."""
+        """Drop the given jobs unless they were pulled again during the emit."""
         for job_id in job_ids:
             output = self._outputs.get(job_id)
             if output is not None and output is emitted.get(job_id):
@@ -278,7 +278,7 @@ class Worker:
                 self._drop(job_id)
 
     def _drop(self, job_id: str) -> None:
-        """Drop a job in any state. An unknown ID is ignored."""
+        """Drop a job, whatever its state. Unknown IDs are ignored."""
         output = self._outputs.pop(job_id, None)
         if output is not None:
             self._abort(output)
@@ -312,8 +312,8 @@ class Worker:
         self._scope.cancel()
 
     def _call_soon(self, call: Callable[..., None], *arguments: object) -> None:
-        """Schedule a call in the event loop's thread, from the engine's thread."""
-        with suppress(RuntimeError):  # raised if the loop is closed
+        """Schedule a call in the event loop's thread. Called from the engine's thread."""
+        with suppress(RuntimeError):  # raised if the event loop is closed
             assert self._loop is not None
             self._loop.call_soon_threadsafe(call, *arguments)
 
@@ -327,9 +327,10 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
 def has_overflow_slot(num_jobs: int, num_slots: int) -> bool:
     """Return whether all regular slots are in use and an overflow slot is free.
 
-    Without overflow slots, a burst of requests from one tenant takes all slots, and other tenants wait until
-    one of those requests ends. The queue assigns an overflow slot only to a tenant that has no job on this
-    worker. The engine prioritizes that job and preempts the most recent of the others if necessary.
+    Without overflow slots, a burst of requests from one tenant would take all slots, and other tenants would
+    have to wait until one of those requests ends. The queue assigns an overflow slot only to a tenant that
+    has no job on this worker. The engine prioritizes that job and, if necessary, preempts the most recent of
+    the other jobs.
     """
     return num_slots <= num_jobs < num_slots + max(1, num_slots // 4)
 
@@ -337,7 +338,8 @@ def has_overflow_slot(num_jobs: int, num_slots: int) -> bool:
 def sequence_priority(job: Job, running_jobs: Iterable[Job]) -> int:
     """Return the priority of a job's sequence.
 
-    Sequences are ordered by job priority. At equal priority, a tenant's first job precedes further jobs.
+    Sequences are ordered by job priority. Among jobs with the same priority, a tenant's first job takes
+    precedence over additional jobs.
     """
     is_first = all(other.tenant != job.tenant for other in running_jobs)
     return 2 * job.priority + is_first

@@ -29,19 +29,19 @@ from llava_cli.bench.sample import Sample, error_kind
 __all__ = ["DEFAULT_TIMEOUT_S", "Run", "run_load"]
 
 DEFAULT_TIMEOUT_S = 600.0  # maximum time between two pieces of a response
-_UNKNOWN_FIELD = (400, 422)  # statuses for a request field that a server does not support
+_UNKNOWN_FIELD = (400, 422)  # status codes returned by servers that reject an unknown request field
 
 OnSample = Callable[[Sample], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The results of an executed plan. ``samples`` is in the order in which the requests ended."""
+    """The results of an executed plan. ``samples`` are ordered by the time the requests ended."""
 
     plan: Plan
     base_url: str
     model: str
-    started_at: float  # seconds since 1970
+    started_at: float  # Unix time, in seconds
     wall_s: float
     samples: tuple[Sample, ...]
     warm_up: Sample | None = None
@@ -100,7 +100,7 @@ async def _first_model(client: AsyncClient) -> str:
 async def _warm_up(
     client: AsyncClient, plan: Plan, model: str, conversation: PlannedConversation
 ) -> tuple[Plan, Sample]:
-    """Send one request; repeat it without ``ignore_eos`` if the server rejects it. Raises LlavaError."""
+    """Send one request. If the server rejects ``ignore_eos``, retry without it. Raises LlavaError."""
     one_turn = replace(conversation, questions=conversation.questions[:1])
     while True:
         runner = _RequestRunner(client, plan, model, None)
@@ -120,7 +120,7 @@ class _RequestRunner:
 
     def __init__(self, client: AsyncClient, plan: Plan, model: str, on_sample: OnSample | None) -> None:
         self.samples: list[Sample] = []
-        self.failure: LlavaError | None = None  # the most recent one
+        self.failure: LlavaError | None = None  # the most recent failure
         self._client = client
         self._on_sample = on_sample
         self._options: ChatOptions = {"model": model, "max_tokens": plan.max_tokens, "temperature": 0}
@@ -138,7 +138,7 @@ class _RequestRunner:
         return time.perf_counter() - self._began
 
     async def run(self, conversation: PlannedConversation, *, due_s: float | None = None) -> None:
-        """Run all turns of a conversation; stop after a failed turn. ``due_s`` defaults to now."""
+        """Run the turns of a conversation until one fails. ``due_s`` defaults to the current time."""
         messages: list[dict[str, Any]] = []
         for turn in range(len(conversation.questions)):
             messages.append(conversation.message(turn))
@@ -166,7 +166,7 @@ class _RequestRunner:
             self.failure = failure
             sample = replace(sample, error=error_kind(failure), message=str(failure))
         if sample.is_complete and not arrivals_s:
-            sample = replace(sample, error="no_text", message="The response completed without text.")
+            sample = replace(sample, error="no_text", message="The response contains no text.")
         gaps = tuple(later - earlier for earlier, later in itertools.pairwise(arrivals_s))
         ttft_s = arrivals_s[0] - due_s if arrivals_s else None
         return replace(sample, total_s=self.now_s() - due_s, ttft_s=ttft_s, gaps_s=gaps), text
@@ -177,14 +177,14 @@ class _RequestRunner:
                 now_s = self.now_s()
                 arrivals_s.append(now_s)
         except StreamInterrupted as failure:
-            # Some servers close the connection after the finish reason without [DONE]. The response is
-            # complete.
+            # Some servers close the connection after the finish reason without sending [DONE]. The response
+            # is complete in this case.
             if stream.finish_reason is None or failure.__cause__ is not None:
                 raise
 
 
 def _with_usage(sample: Sample, stream: AsyncStream, *, num_pieces: int) -> Sample:
-    """Add the server's token counts and finish reason. Without counts, each piece counts as one token."""
+    """Add the server's token counts and finish reason. If there are none, count each piece as one token."""
     usage = stream.usage
     return replace(
         sample,
@@ -196,7 +196,7 @@ def _with_usage(sample: Sample, stream: AsyncStream, *, num_pieces: int) -> Samp
 
 
 async def _closed_loop(runner: _RequestRunner, plan: Plan, planned: Iterator[PlannedConversation]) -> None:
-    """Simulate ``plan.concurrency`` users. Each starts a conversation when its previous one has ended."""
+    """Simulate ``plan.concurrency`` users. Each starts a new conversation as soon as the last one ends."""
 
     def due_conversations() -> Iterator[PlannedConversation]:
         for conversation in itertools.islice(planned, plan.num_requests):
@@ -231,7 +231,7 @@ async def _open_loop(runner: _RequestRunner, plan: Plan, planned: Iterator[Plann
 async def _poisson_arrivals(
     runner: _RequestRunner, plan: Plan, planned: Iterator[PlannedConversation]
 ) -> AsyncIterator[tuple[PlannedConversation, float]]:
-    """Yield each conversation and its due time once it is due. Intervals are exponentially distributed."""
+    """Yield each conversation and its due time when it is due. Intervals are exponentially distributed."""
     intervals = random.Random(f"{plan.seed}/arrivals")
     due_s = 0.0
     for conversation in itertools.islice(planned, plan.num_requests):

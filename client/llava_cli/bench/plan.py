@@ -18,7 +18,7 @@ __all__ = ["Pictures", "Plan", "PlannedConversation", "conversations"]
 
 
 class Pictures(str, Enum):
-    """Images of the conversations: a new one for each, the same one for all, or none."""
+    """Which images the conversations use: a new one for each, the same one for all, or none."""
 
     NEW = "new"
     SAME = "same"
@@ -29,14 +29,15 @@ class Pictures(str, Enum):
 class Plan:
     """The parameters of a load.
 
-    It ends after ``num_requests`` conversations, and no conversation starts after ``duration_s`` seconds.
-    None disables a limit. Without ``rate``, ``concurrency`` conversations run at any time: when one ends, the
-    next one starts. With ``rate`` (conversations per second), they arrive at random times, regardless of
-    whether earlier ones have ended. ``concurrency`` then limits how many run at once (None means no limit),
-    and the latency includes the time spent waiting for that limit.
+    The load consists of at most ``num_requests`` conversations, and none of them starts after ``duration_s``
+    seconds. None disables the limit. If ``rate`` is None, ``concurrency`` conversations run at any time: when
+    one ends, the next one starts. Otherwise, conversations arrive at random times, ``rate`` per second on
+    average, regardless of whether earlier ones have ended. ``concurrency`` then limits how many run at once
+    (None means no limit), and the latency includes the time spent waiting for a slot.
 
     A conversation has ``num_turns`` questions. Each request includes the previous turns; the image is part of
-    the first question. ``ignore_eos`` requests exactly ``max_tokens`` tokens; not every server supports it.
+    the first question. ``ignore_eos`` requests exactly ``max_tokens`` output tokens, which not every server
+    supports.
     """
 
     num_requests: int | None = 32
@@ -54,14 +55,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.num_requests is None and self.duration_s is None:
-            raise ValueError("The load has no end. Set num_requests or duration_s.")
+            raise ValueError("The load would never end. Set num_requests or duration_s.")
         if self.rate is None and self.concurrency is None:
-            raise ValueError("The load has neither a concurrency nor a rate. Set concurrency, rate or both.")
+            raise ValueError("Neither concurrency nor rate is set. Set at least one of them.")
 
 
 @dataclass(frozen=True)
 class PlannedConversation:
-    """The questions of one conversation and the image (a PNG file) of its first question."""
+    """The questions of one conversation and the image (a PNG file) sent with the first question."""
 
     index: int
     questions: tuple[str, ...]
@@ -73,7 +74,10 @@ class PlannedConversation:
 
 
 def conversations(plan: Plan) -> Iterator[PlannedConversation]:
-    """Yield the warm-up conversation (index 0), then an endless series of measured ones. All differ."""
+    """Yield the warm-up conversation (index 0), then an endless series of measured ones.
+
+    No two conversations are the same.
+    """
     generator = None if plan.pictures is Pictures.NONE else ImageGenerator(plan.width, plan.height)
     for index in itertools.count():
         rng = random.Random(f"{plan.seed}/{index}")
@@ -84,5 +88,5 @@ def conversations(plan: Plan) -> Iterator[PlannedConversation]:
 
 
 def _question(rng: random.Random, num_words: int, index: int) -> str:
-    """Return random words followed by the index, which makes every question unique."""
+    """Return random words followed by the index, so that every question is unique."""
     return " ".join(rng.choices(WORDS, k=num_words)) + f" ({index})?"

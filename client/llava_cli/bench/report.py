@@ -1,4 +1,4 @@
-"""Reports of a run: text for people and JSON for programs. Does no I/O."""
+"""Formats the results of a run as text for people and as JSON for programs. Does no I/O."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def as_json(run: Run, summary: Mapping[str, Any]) -> str:
 
 
 def as_text(run: Run, summary: Mapping[str, Any]) -> str:
-    """Return a table of latency percentiles, followed by one line per other result."""
+    """Return a table of latency percentiles, followed by the other results, one per line."""
     lines = [f"{run.model} at {run.base_url}: {describe(run.plan)}", ""]
     lines.append(" " * 26 + "".join(f"{name:>10}" for name in (*(f"p{p}" for p in PERCENTILES), "mean")))
     for field, name in _ROWS:

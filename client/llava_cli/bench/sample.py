@@ -19,10 +19,11 @@ __all__ = ["Sample", "error_kind"]
 class Sample:
     """The measurements of one request. Times are in seconds.
 
-    ``due_s`` is when the request was due, measured from the start of the load; ``total_s`` and ``ttft_s`` are
-    measured from then. ``ttft_s`` is the time to the first piece of text, or None if there was no text.
-    ``gaps_s`` are the times between pieces; a piece may contain several tokens. ``num_tokens`` is the
-    server's count, or the number of pieces if there is none. ``error`` is None for a complete response.
+    ``due_s`` is when the request was due, measured from the start of the load. ``total_s`` and ``ttft_s`` are
+    measured from ``due_s``. ``ttft_s`` is the time to the first piece of text, or None if no text was
+    received. ``gaps_s`` are the times between pieces, each of which may contain several tokens.
+    ``num_tokens`` is the server's count, or the number of pieces if the server sent no count. ``error`` is
+    None for a complete response.
     """
 
     talk: int
@@ -44,12 +45,12 @@ class Sample:
 
     @property
     def tpot_s(self) -> float | None:
-        """Time per token after the first, in seconds; None for fewer than two tokens."""
+        """Mean time per token after the first, in seconds, or None if there are fewer than two tokens."""
         return sum(self.gaps_s) / (self.num_tokens - 1) if self.num_tokens > 1 and self.gaps_s else None
 
 
 def error_kind(error: LlavaError) -> str:
-    """Return ``timeout``, ``broken_off``, ``no_connection``, ``error_event``, or a status as ``http_429``."""
+    """Return ``timeout``, ``broken_off``, ``no_connection``, ``error_event`` or ``http_<status>``."""
     if isinstance(error, APIStatusError):
         return f"http_{error.status_code}"
     if isinstance(error, APITimeoutError):

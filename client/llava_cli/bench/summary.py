@@ -16,7 +16,7 @@ PERCENTILES = (50, 90, 95, 99)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Return a percentile with linear interpolation, like numpy. Raises ValueError if ``values`` is empty."""
+    """Return a percentile, linearly interpolated as in NumPy. Raises ValueError if ``values`` is empty."""
     if not values:
         raise ValueError("A percentile requires at least one value.")
     ordered = sorted(values)
@@ -27,7 +27,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def distribution(values: Iterable[float | None]) -> dict[str, float] | None:
-    """Return mean, minimum, maximum, count and percentiles; None if there are no values."""
+    """Return the mean, minimum, maximum, count and percentiles, or None if there are no values."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -45,9 +45,9 @@ def summarize(
 ) -> dict[str, Any]:
     """Return the "summary" object of ``--out``. Times are in seconds.
 
-    ``goodput`` is the share of all requests that completed within the service level objectives
-    (``slo_ttft_s`` and ``slo_tpot_s``, the maximum times), and the number of such requests per second. Failed
-    requests count only in ``num_requests``, in ``errors`` and in the denominator of the goodput share.
+    ``goodput`` contains the share of requests that met the service level objectives (the maximum times
+    ``slo_ttft_s`` and ``slo_tpot_s``) and the number of such requests per second. Failed requests are
+    included only in ``num_requests``, in ``errors`` and in the denominator of the goodput share.
     """
     complete = [sample for sample in run.samples if sample.is_complete]
     num_good = sum(_meets_objectives(sample, slo_ttft_s, slo_tpot_s) for sample in complete)

@@ -1,4 +1,4 @@
-"""A plot of a run as an SVG file, written without a plotting library.
+"""Plots a run as an SVG file without a plotting library.
 
 The two panels show the time to first token and the gaps between pieces. Each is a cumulative distribution
 (the share of values up to a given time) over a logarithmic time axis.
@@ -17,7 +17,7 @@ __all__ = ["draw"]
 
 _PANEL_WIDTH, _PANEL_HEIGHT = 420, 260
 _LEFT, _TOP, _GAP, _BOTTOM = 56, 56, 64, 48
-_MIN_S = 1e-4  # a logarithmic axis cannot show the zero gap between pieces in one packet
+_MIN_S = 1e-4  # pieces in the same packet have a gap of zero, which a logarithmic axis cannot show
 _SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 _MARKED = (50, 95)
 _MAX_POINTS = 600
@@ -74,9 +74,9 @@ def _panel(left: int, values: Sequence[float]) -> list[str]:
 
 
 class _Axis:
-    """A time axis that covers all values, with limits rounded outwards to 1, 2 or 5 times a power of ten."""
+    """A time axis that covers all values, with limits rounded outward to 1, 2 or 5 times a power of ten."""
 
-    def __init__(self, left: int, values: Sequence[float]) -> None:  # in seconds, above zero
+    def __init__(self, left: int, values: Sequence[float]) -> None:  # in seconds, greater than zero
         self._left = left
         steps = [digit * 10.0**power for power in range(-5, 6) for digit in (1, 2, 5)]
         self._low = max(step for step in steps if step <= min(values))
@@ -86,7 +86,7 @@ class _Axis:
         self._steps = [step for step in steps if self._low <= step <= self._high]
 
     def ticks(self) -> list[float]:
-        """Return at most eight of the steps."""
+        """Return at most eight tick values."""
         return self._steps[:: math.ceil(len(self._steps) / 8)]
 
     def x(self, value: float) -> float:
@@ -104,7 +104,7 @@ def duration(seconds: float) -> str:
 
 
 def _steps(values: Sequence[float]) -> list[tuple[float, float]]:
-    """Return points of the cumulative distribution as (value, share), at most about ``_MAX_POINTS``."""
+    """Return the cumulative distribution as (value, share) pairs, reduced to about ``_MAX_POINTS``."""
     ordered = sorted(values)
     step = math.ceil(len(ordered) / _MAX_POINTS)
     picked = range(step - 1, len(ordered), step)

@@ -88,7 +88,7 @@ def _print_stream(client: Client, question: str, images: list[ImageInput], optio
 
 
 def _image_url(photo: str, question: str) -> str:
-    """Return the image as a URL. Raises ImageError, with a hint if the question seems to come first."""
+    """Return the image as a URL. Raises ImageError, with a hint if the question was probably passed first."""
     try:
         return image_url(sys.stdin.buffer.read() if photo == "-" else photo)
     except ImageError as exc:

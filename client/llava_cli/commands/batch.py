@@ -27,7 +27,7 @@ def batch(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="FILE|ID", help="JSONL file with one request per line, or the ID of an existing batch."
+            metavar="FILE|ID", help="JSONL file with one request per line, or ID of an existing batch."
         ),
     ],
     output: Annotated[
@@ -64,7 +64,7 @@ def batch(
 
 
 def _wait_for_end(client: Client, batch_id: str) -> Batch:
-    """Wait until the batch has ended. On a terminal, show its progress."""
+    """Wait until the batch has ended. Show its progress if the output is a terminal."""
     console = Console(stderr=True, highlight=False)
     console.print(batch_id, soft_wrap=True)
     with console.status("waiting") as status:

@@ -1,4 +1,4 @@
-"""``llava-serve bench [URL]``: run a load against a server and report the latency that users would see."""
+"""``llava-serve bench [URL]``: run a load test against a server and report the latency seen by users."""
 
 from __future__ import annotations
 
@@ -54,23 +54,31 @@ _Requests = Annotated[
     typer.Option("--requests", "-n", min=1, help="Number of conversations. Default: 32 without --duration."),
 ]
 _Duration = Annotated[
-    float | None, typer.Option(min=0.001, help="Time after which no conversation starts, in seconds.")
+    float | None, typer.Option(min=0.001, help="Start no new conversations after this many seconds.")
 ]
 _Concurrency = Annotated[
     int | None,
     typer.Option(
-        "--concurrency", "-c", min=1, help="Maximum concurrent conversations. Default: 1 without --rate."
+        "--concurrency",
+        "-c",
+        min=1,
+        help="Maximum number of concurrent conversations. Default: 1 without --rate.",
     ),
 ]
 _Rate = Annotated[
-    float | None, typer.Option(min=0.0001, help="Mean conversations per second (Poisson arrivals).")
+    float | None,
+    typer.Option(min=0.0001, help="Average number of conversations started per second (Poisson arrivals)."),
 ]
-_Pictures = Annotated[Pictures, typer.Option(help="A new image per conversation, the same for all, or none.")]
+_Pictures = Annotated[
+    Pictures, typer.Option(help="Use a new image for each conversation, the same one for all, or none.")
+]
 _Size = Annotated[str, typer.Option(help="Image size, in pixels.")]
 _Words = Annotated[int, typer.Option(min=1, max=100_000, help="Number of words per question.")]
 _MaxTokens = Annotated[int, typer.Option(min=1, help="Maximum number of tokens per response.")]
 _Turns = Annotated[int, typer.Option(min=1, max=100, help="Number of questions per conversation.")]
-_IgnoreEos = Annotated[bool, typer.Option(help="Generate exactly --max-tokens tokens, if supported.")]
+_IgnoreEos = Annotated[
+    bool, typer.Option(help="Generate exactly --max-tokens tokens if the server supports it.")
+]
 _Seed = Annotated[int | None, typer.Option(help="Seed for reproducible requests. Default: random.")]
 _SloTtft = Annotated[
     float | None, typer.Option(min=0, help="Goodput limit for the time to first token, in seconds.")
@@ -78,8 +86,10 @@ _SloTtft = Annotated[
 _SloTpot = Annotated[
     float | None, typer.Option(min=0, help="Goodput limit for the time per token, in seconds.")
 ]
-_Timeout = Annotated[float, typer.Option(min=0.1, help="Maximum time without data, in seconds.")]
-_WarmUp = Annotated[bool, typer.Option(help="Send one unmeasured request first.")]
+_Timeout = Annotated[
+    float, typer.Option(min=0.1, help="Maximum time to wait for more data from the server, in seconds.")
+]
+_WarmUp = Annotated[bool, typer.Option(help="Send one warm-up request that is not measured.")]
 _Out = Annotated[Path | None, typer.Option(help="JSON file for all results.")]
 _Plot = Annotated[Path | None, typer.Option(help="SVG file for a plot of the latency distributions.")]
 
@@ -120,7 +130,7 @@ def bench(
         max_tokens=max_tokens,
         num_turns=turns,
         ignore_eos=ignore_eos,
-        # A new seed for each run, because the server may have cached the images of an earlier one.
+        # Use a new seed for each run, because the server may have cached the images of an earlier run.
         seed=secrets.randbelow(10**9) if seed is None else seed,
     )
     _check_writable(out, plot)
@@ -183,7 +193,7 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 
 def _check_writable(*paths: Path | None) -> None:
-    """Exit before the load runs if the folder of an output file does not exist."""
+    """Exit if the folder of an output file does not exist, so that no results are lost after the run."""
     for path in paths:
         if path is not None and not path.absolute().parent.is_dir():
             output = str(path)

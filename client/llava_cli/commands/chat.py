@@ -1,7 +1,7 @@
 """``llava-serve chat [PHOTO]``: an interactive conversation in the terminal.
 
-Ctrl-C stops the response, not the program; the part that was received stays in the conversation. Without a
-terminal, each line of stdin is a question, and only responses are printed.
+Ctrl-C stops the response, not the program. The part received so far stays in the conversation. If stdin is
+not a terminal, each line is a question, and only the responses are printed.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ def chat(
 
 
 class _ChatLoop:
-    """The input loop.
+    """The loop that reads and processes input lines.
 
-    In a terminal, a failed question is reported and the loop continues; otherwise the program exits.
+    If a question fails in a terminal, the error is printed and the loop continues. Otherwise, the program
+    exits.
     """
 
     def __init__(self, conversation: Conversation, *, is_terminal: bool) -> None:
@@ -69,7 +70,7 @@ class _ChatLoop:
         }
 
     def run(self) -> int:
-        """Process input until /quit or the end of input. Return the exit code."""
+        """Process input until /quit or end of file. Return the exit code."""
         if self._is_terminal:
             import readline  # noqa: F401  adds line editing and history to input()
 

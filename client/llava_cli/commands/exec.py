@@ -1,4 +1,4 @@
-"""Commands that replace this process with the server, a worker or an operator command."""
+"""Commands that replace this process with the server, a worker or an operator tool."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def worker(context: typer.Context) -> None:
 
 
 def top(context: typer.Context) -> None:
-    """Show workers, streams and queues live. Requires the Redis URL."""
+    """Show a live view of workers, streams and queues. Requires the Redis URL."""
     _exec("server", "llava_server.operator.cli", ["top", *context.args])
 
 
 def doctor(context: typer.Context) -> None:
-    """Check Redis, the clocks and the running processes. Requires the Redis URL."""
+    """Check Redis, the system clocks and the running processes. Requires the Redis URL."""
     _exec("server", "llava_server.operator.cli", ["doctor", *context.args])
 
 

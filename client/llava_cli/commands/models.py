@@ -15,7 +15,7 @@ __all__ = ["models"]
 
 
 def models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print all fields of the models as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all fields of each model as JSON.")] = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
 ) -> None:

@@ -1,7 +1,7 @@
 """A child process of ``llava-serve up``.
 
 It runs in its own session, so that Ctrl-C in the terminal reaches only the parent, which then stops the
-children in order. It is started through ``parent_death_signal``, so that it does not outlive the parent.
+children in order. It is launched by ``parent_death_signal``, so that it does not outlive the parent.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ class Child:
     async def start(self) -> None:
         """Start or restart the program.
 
-        Call from the main thread, because the parent death signal is tied to the calling thread.
+        Must be called in the main thread, because the parent death signal is tied to the calling thread.
         """
         await self.aclose()
-        # Not asyncio.subprocess.PIPE: its wait() returns only after every holder of the pipe has closed it.
+        # asyncio.subprocess.PIPE is not used, because wait() would return only after every process that holds
+        # the pipe has closed it.
         read_end, write_end = os.pipe()
         pipe = os.fdopen(read_end, "rb", buffering=0)
         try:
@@ -79,8 +80,8 @@ class Child:
     async def wait(self) -> int:
         """Wait until the process has exited and its output has been read.
 
-        Return the exit status, or the negative number of the signal that killed it. Processes that it left
-        behind are killed, because they would hold memory, a port or the output pipe.
+        Return the exit status, or the negated number of the signal that killed the process. Any processes
+        that it left behind are killed, because they would continue to hold memory, a port or the output pipe.
         """
         process, reader = self._running()
         status = await process.wait()
@@ -90,7 +91,7 @@ class Child:
         return status
 
     async def stop(self, kill_now: asyncio.Event) -> None:
-        """Send SIGTERM, then SIGKILL to the process group after the grace period or ``kill_now``."""
+        """Send SIGTERM. After the grace period, or once ``kill_now`` is set, kill the process group."""
         if self._process is None or self._process.returncode is not None:
             return
         process, _ = self._running()
@@ -122,7 +123,8 @@ class Child:
             lambda: asyncio.StreamReaderProtocol(stream), pipe
         )
         try:
-            # Not readline(), which fails on lines above its limit: a pipe that is not read blocks the child.
+            # readline() is not used, because it fails on lines above its limit, and the child blocks if its
+            # output is not read.
             rest = b""
             while chunk := await stream.read(_READ_BYTES):
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -141,7 +143,7 @@ class Child:
 
 
 def describe_exit(status: int) -> str:
-    """Describe an exit status as a phrase for messages."""
+    """Return a phrase for messages, such as "exited with status 1"."""
     if status >= 0:
         return f"exited with status {status}"
     try:

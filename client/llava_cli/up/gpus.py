@@ -9,7 +9,7 @@ from collections.abc import Mapping
 __all__ = ["GpusUnavailable", "choose_gpus"]
 
 _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=index", "--format=csv,noheader")
-_TIMEOUT_S = 30.0  # long, because nvidia-smi loads the driver if necessary
+_TIMEOUT_S = 30.0  # a long timeout, because nvidia-smi may have to load the driver
 _NAME = re.compile(r"\d+|(GPU|MIG)-[\w-]+")
 
 
@@ -18,7 +18,7 @@ class GpusUnavailable(Exception):
 
 
 def choose_gpus(text: str, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the GPUs in a list such as "0,2", or for "all" those visible to CUDA. Raises GpusUnavailable."""
+    """Parse a list of GPUs such as "0,2"; "all" selects all GPUs visible to CUDA. Raises GpusUnavailable."""
     if text != "all":
         return _parse(text, "--gpus")
     if visible := environment.get("CUDA_VISIBLE_DEVICES"):

@@ -3,8 +3,8 @@
     python -I -S parent_death_signal.py PARENT_PID COMMAND [ARGUMENT]...
 
 This is a separate script instead of a ``preexec_fn``, so that it does not inherit the parent's threads and
-locks. It replaces itself with the command by exec, which keeps the death signal. The signal requires Linux;
-on other systems, the script only runs the command.
+locks. It replaces itself with the command by calling exec, which preserves the death signal. The signal
+requires Linux. On other systems, the script only runs the command.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
-_EXIT_NOT_FOUND = 127  # the exit status that shells use
+_EXIT_NOT_FOUND = 127  # the exit status that shells return if a command cannot be run
 
 
 def main(arguments: list[str]) -> None:
-    """Tie this process to its parent, pid ``arguments[0]``, and exec the remaining arguments."""
+    """Tie this process to the parent with the PID ``arguments[0]``, then exec the remaining arguments."""
     parent, *command = arguments
     if sys.platform == "linux":
-        # SIGKILL, because Redis is killed together with the parent and draining would fail.
+        # Use SIGKILL. A drain would fail, because Redis is killed together with the parent.
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(parent):  # the parent exited before the signal was set
+        if os.getppid() != int(parent):  # the parent exited before the death signal was set
             sys.exit(0)
     try:
         os.execvp(command[0], command)

@@ -14,16 +14,16 @@ from llava_cli.up.child_process import Program
 
 __all__ = ["LaunchPlan"]
 
-# Long enough to finish a short response, but short for a developer who stops a local server.
+# Long enough to finish a short response, but short enough for a developer who stops a local server.
 _DRAIN_S = 5
 _WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """The processes of one ``up``. With ``gpus``, there is one worker per GPU.
+    """The processes of one ``up`` command. If ``gpus`` is set, there is one worker per GPU.
 
-    ``generated_key`` is the API key generated for this run; None if no key is required or keys are
+    ``generated_key`` is the API key generated for this run, or None if no key is required or keys are
     configured.
     """
 
@@ -39,7 +39,7 @@ class LaunchPlan:
 
     @staticmethod
     def generate_key(host: str, environment: Mapping[str, str]) -> str | None:
-        """Return a new API key if ``host`` is reachable from other machines and no key is configured."""
+        """Return a new API key, or None if ``host`` is a loopback address or a key is configured."""
         return None if is_loopback(host) or _has_keys(environment) else f"lv-{secrets.token_urlsafe(24)}"
 
     @property
@@ -87,7 +87,7 @@ def _python(module: str, *flags: str) -> tuple[str, ...]:
 
 def _environment(redis_url: str) -> dict[str, str]:
     """Return the environment of a child, including the Redis URL, which may contain a password."""
-    # Unbuffered, because a child that crashes would otherwise lose its last output lines.
+    # Disable output buffering, because a child that crashes would otherwise lose its last output lines.
     environment = {**os.environ, "LLAVA_REDIS_URL": redis_url, "PYTHONUNBUFFERED": "1"}
-    environment.pop("LLAVA_REDIS_URL_FILE", None)  # the programs reject both settings together
+    environment.pop("LLAVA_REDIS_URL_FILE", None)  # the programs reject both settings at once
     return environment

@@ -1,4 +1,4 @@
-"""Check whether the listen address is free; if not, find the process that uses it."""
+"""Check whether the listen address is free and, if it is not, find the process that uses it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PortUnavailable(Exception):
 
 
 def check_port(host: str, port: int) -> int:
-    """Return ``port``, or a free port for 0. Raises PortUnavailable."""
+    """Return ``port``, or a free port if it is 0. Raises PortUnavailable."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -33,7 +33,7 @@ def check_port(host: str, port: int) -> int:
 
 
 def owner_of(port: int) -> str | None:
-    """Return the process that listens on ``port``, as "python3 -m http.server (pid 42)"; None if unknown."""
+    """Return the process that listens on ``port``, such as "python3 -m http.server (pid 42)", or None."""
     inodes = set(_listening_inodes(port))
     for entry in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
         try:

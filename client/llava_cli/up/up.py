@@ -1,4 +1,4 @@
-"""``llava-serve up``: runs Redis, a server and workers on this machine and stops them together.
+"""``llava-serve up``: run Redis, a server and workers on this machine and stop them together.
 
     check extras, port and Redis  ->  plan  ->  start [redis] [workers] [server]
     ->  wait for /readyz  ->  panel  ->  watch until Ctrl-C or SIGTERM  ->  stop [server] [workers] [redis]
@@ -40,22 +40,22 @@ def up(
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help="Model: 'tiny' (bundled), a folder, a Hugging Face name, or 'echo'."
+            "--model", "-m", help="Model: 'tiny' (bundled), a folder, a Hugging Face Hub ID, or 'echo'."
         ),
     ] = "tiny",
     workers: Annotated[int, typer.Option(min=1, max=64, help="Number of worker processes.")] = 1,
     precision: Annotated[str, typer.Option(help="Data type: auto, fp32, bf16, ...")] = "auto",
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, ...")] = "auto",
     gpus: Annotated[
-        str | None, typer.Option(help="GPUs, with one worker per GPU: 'all', or a list such as '0,1'.")
+        str | None, typer.Option(help="Run one worker on each of these GPUs: 'all' or a list such as '0,1'.")
     ] = None,
     served_model_name: Annotated[str | None, typer.Option(help="Model name in the API.")] = None,
     host: Annotated[
-        str, typer.Option(help="Listen address. Requires an API key unless it is loopback.")
+        str, typer.Option(help="Listen address. Clients need an API key unless it is a loopback address.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Listen port. 0 selects a free port.")] = 8000,
     redis_url: Annotated[
-        str | None, typer.Option(envvar="LLAVA_REDIS_URL", help="Redis URL. Default: start a private Redis.")
+        str | None, typer.Option(envvar="LLAVA_REDIS_URL", help="Redis URL. Default: a private Redis server.")
     ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show the output of the processes.")
@@ -88,7 +88,7 @@ def up(
 
 
 async def run(plan: LaunchPlan, layers: list[list[Program]], display: Display) -> None:
-    """Start, supervise and stop the processes. Returns after a stop signal; raises ChildFailed."""
+    """Start, supervise and stop the processes. Returns after a stop signal. Raises ChildFailed."""
     stop, kill_now = asyncio.Event(), asyncio.Event()
     _listen_for_signals(stop, kill_now)
     async with Supervisor(on_line=display.line, on_event=display.show, kill_now=kill_now) as supervisor:
@@ -111,7 +111,7 @@ def _check_extras(model: str) -> None:
 
 
 def _choose_gpus(gpus: str | None, num_workers: int, device: str) -> tuple[str, ...]:
-    """Return the GPUs, or nothing without --gpus. Raises GpusUnavailable."""
+    """Return the selected GPUs, or an empty tuple if --gpus is not set. Raises GpusUnavailable."""
     if gpus is None:
         return ()
     if num_workers > 1 or device != "auto":
@@ -130,9 +130,9 @@ def _process_layers(plan: LaunchPlan, redis_url: str | None, stack: ExitStack) -
 
 
 def _listen_for_signals(stop: asyncio.Event, kill_now: asyncio.Event) -> None:
-    """Set ``stop`` at the first signal and ``kill_now`` at the second.
+    """Set ``stop`` on the first signal and ``kill_now`` on the second.
 
-    SIGHUP means that the terminal was closed. It stays ignored under nohup.
+    SIGHUP means that the terminal was closed. Under nohup, it is ignored.
     """
 
     def on_signal() -> None:
@@ -144,7 +144,7 @@ def _listen_for_signals(stop: asyncio.Event, kill_now: asyncio.Event) -> None:
 
 
 async def _run_until_first(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Wait until one coroutine ends, cancel the others, and raise its exception, if any."""
+    """Wait until one of the coroutines ends, cancel the others, and raise its exception, if any."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -190,7 +190,7 @@ async def _wait_until_ready(base_url: str) -> None:
 
 
 async def _served_name(plan: LaunchPlan) -> str:
-    """Return the model name in the API, from the server's model list if it can be read."""
+    """Return the API's model name, read from the server's model list if possible."""
     try:
         async with AsyncClient(plan.base_url, plan.generated_key, timeout=5.0, max_retries=0) as client:
             models = await client.models()

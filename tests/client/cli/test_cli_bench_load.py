@@ -33,7 +33,7 @@ TEXT_ONLY = Plan(pictures=Pictures.NONE, num_requests=12)
 
 
 class Barrier:
-    """A responder that completes no request before ``size`` requests have arrived."""
+    """A responder that completes no request until ``size`` requests have arrived."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -90,7 +90,7 @@ def test_arrivals_are_a_poisson_process(server: ScriptedServer) -> None:
     assert mean == pytest.approx(1 / 2000, rel=0.25)
     assert np.std(pauses) == pytest.approx(
         mean, rel=0.3
-    )  # as for an exponential distribution; a constant interval would give 0
+    )  # as in an exponential distribution; it would be 0 for constant intervals
 
 
 def test_generated_images_are_readable_and_their_pixels_differ() -> None:
@@ -104,13 +104,13 @@ def test_generated_images_are_readable_and_their_pixels_differ() -> None:
 def test_all_questions_are_different() -> None:
     planned = itertools.islice(conversations(replace(TEXT_ONLY, num_turns=2)), 200)
     words = [question.rsplit(" ", 1)[0] for conversation in planned for question in conversation.questions]
-    assert len(set(words)) == 400  # they differ in more than the index at the end
+    assert len(set(words)) == 400  # they differ in more than the final index
 
 
 def test_a_plan_without_an_end_or_a_pace_is_rejected() -> None:
     with pytest.raises(ValueError, match="Set num_requests or duration_s"):
         Plan(num_requests=None)
-    with pytest.raises(ValueError, match="Set concurrency, rate or both"):
+    with pytest.raises(ValueError, match="Set at least one of them"):
         Plan(concurrency=None)
 
 

@@ -1,4 +1,4 @@
-"""A conversation records successful turns and nothing else."""
+"""A conversation records only successful turns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Response formats: the trained instruction is added on a separate line after the question."""
+"""Response formats: the instruction is added on a separate line after the question."""
 
 from __future__ import annotations
 

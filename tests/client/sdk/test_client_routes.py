@@ -98,7 +98,7 @@ def test_each_request_of_a_cancelled_batch_has_a_cancelled_error(served: AnyClie
 
 
 def test_creating_a_batch_is_not_retried() -> None:
-    """Uploading the file is retried; creating the batch is not."""
+    """The upload of the file is retried, but the creation of the batch is not."""
     paths: list[str] = []
     numbers = itertools.count()
 

@@ -61,7 +61,7 @@ def retry_after(error: APIError) -> float | None:
 
 
 def misuse(client: Client) -> None:
-    """Contain only lines that a type checker must reject."""
+    """A function whose lines must all be rejected by a type checker."""
     client.chat("Hello?", max_tokens="9")  # type: ignore[arg-type]
     client.chat("Hello?", maximum=9)  # type: ignore[call-arg]
     client.chat("Hello?").words  # type: ignore[attr-defined] # noqa: B018

@@ -86,7 +86,9 @@ def test_an_error_is_shown_as_a_sentence_and_the_request_can_be_retried(playgrou
 
 def test_a_rejection_by_the_worker_is_shown_and_the_next_request_succeeds(playground: Page) -> None:
     ask(playground, "[[refuse]]")
-    expect(playground.get_by_role("alert")).to_contain_text("The prompt requests a rejection.")
+    expect(playground.get_by_role("alert")).to_contain_text(
+        "The prompt instructed the echo model to reject it"
+    )
     with playground.expect_request(CHAT) as request:
         ask(playground, "Hello?")
     assert sent(request.value)["messages"] == [{"role": "user", "content": "Hello?"}]
@@ -95,7 +97,7 @@ def test_a_rejection_by_the_worker_is_shown_and_the_next_request_succeeds(playgr
 
 def test_an_interrupted_response_is_marked_and_left_out_of_the_conversation(playground: Page) -> None:
     ask(playground, "[[error at 20]]")
-    expect(playground.get_by_role("alert")).to_contain_text("The prompt requests an error.")
+    expect(playground.get_by_role("alert")).to_contain_text("The prompt instructed the echo model to fail")
     expect(response_text(playground)).to_have_text(re.compile(r"\w{3}"))
     expect(playground.locator(".facts")).to_contain_text("incomplete")
     with playground.expect_request(CHAT) as request:

@@ -1,9 +1,9 @@
 """The conversation templates that LLaVA models were trained with, and template selection.
 
-System messages, roles and separators are those of the templates with the same names in
-``llava/conversation.py`` of the original LLaVA. ``qwen_1_5`` is from LLaVA-NeXT, ``llava_hf`` is the chat
-template of llava-hf's LLaVA-1.5 checkpoints. To add a template, add an entry here, and a format in
-``prompt_formats`` if no existing format applies.
+System messages, roles and separators are the same as in the templates of the same names in the original LLaVA
+(``llava/conversation.py``). ``qwen_1_5`` is from LLaVA-NeXT. ``llava_hf`` is the chat template of llava-hf's
+LLaVA-1.5 checkpoints. To add a template, add an entry here and, if no existing format applies, a format in
+``prompt_formats``.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ _ALL = [
 ]
 CONVERSATION_TEMPLATES = {template.name: template for template in _ALL}
 
-_LLAVA_1_5_TEMPLATES = ("vicuna_v1", "llava_v1", "llava_hf")  # "hf" style is defined only for these
+_LLAVA_1_5_TEMPLATES = ("vicuna_v1", "llava_v1", "llava_hf")  # the "hf" prompt style exists only for these
 _YI_EOS = 7  # <|im_end|> of Nous-Hermes-2-Yi-34B, the decoder of LLaVA-1.6-34B
 
 
@@ -123,7 +123,7 @@ def choose_template(
 ) -> PromptTemplate:
     """Return the template for the settings ``conversation`` and ``prompt_style``. Raises ChatTemplateError.
 
-    ``folder`` and ``tokenizer`` belong to the model; they are None for the echo model. If ``folder`` contains
+    ``folder`` and ``tokenizer`` belong to the model and are None for the echo model. If ``folder`` contains
     an adapter, ``base`` is the folder of its base model and provides the files that ``folder`` lacks.
     """
     if conversation == "checkpoint":
@@ -135,7 +135,7 @@ def choose_template(
         if conversation not in _LLAVA_1_5_TEMPLATES:
             raise ChatTemplateError(
                 f"The prompt style 'hf' requires LLaVA-1.5, but this model uses the template "
-                f"{conversation!r}. Use --conversation checkpoint, the model's own chat template."
+                f"{conversation!r}. To use the model's own chat template, set --conversation checkpoint."
             )
         conversation = "llava_hf"
     return CONVERSATION_TEMPLATES[conversation]
@@ -144,8 +144,8 @@ def choose_template(
 def template_for_config(config: Mapping[str, Any]) -> str:
     """Return the name of the template for a model with this config.json, in either checkpoint layout.
 
-    The default is vicuna_v1. It is also returned for LLaVA-v0 and models based on Llama-2-chat, because their
-    configuration does not differ from Vicuna's.
+    The default is vicuna_v1. It is also returned for LLaVA-v0 and for models based on Llama-2-chat, because
+    their configurations are indistinguishable from Vicuna's.
     """
     text = config.get("text_config") or config
     model_type = str(text.get("model_type", "llama"))

@@ -1,8 +1,8 @@
 """Incremental detokenization. The text contains only complete characters and no part of a stop string.
 
 Tokens are decoded to bytes, and an incremental UTF-8 decoder buffers incomplete characters, so a character
-may span several tokens. Text that may be the beginning of a stop string is held back until the following
-tokens decide. The output depends only on the tokens so far, so another worker that replays the logged tokens
+may span several tokens. Text that may be the beginning of a stop string is held back until later tokens show
+whether it is. The output depends only on the tokens so far, so another worker that replays the logged tokens
 reaches exactly the same state.
 """
 
@@ -20,17 +20,17 @@ class Detokenizer:
     """An incremental detokenizer for one response. It returns no text once ``is_stopped`` is set."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, is_continued: bool = False) -> None:
-        """With ``is_continued``, the tokens continue an existing text, so a leading space is kept."""
+        """If ``is_continued`` is true, the tokens continue a text, so a leading space is preserved."""
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strips_next_space = tokenizer.strips_leading_space and not is_continued
         self._stop_strings = [text for text in stop if text]
         self._held_back = ""
         self.is_stopped = False
-        self.stopped_by = ""  # the stop string that was found
+        self.stopped_by = ""  # the stop string that was found, if any
 
     def push(self, token_id: int) -> str:
-        """Return the text that this token completes, possibly empty. It never includes a stop string."""
+        """Return the text completed by this token, which may be empty. It never includes a stop string."""
         if self.is_stopped:
             return ""
         return self._release(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
@@ -58,10 +58,13 @@ class Detokenizer:
 
 
 def _split(text: str, stop_strings: list[str]) -> tuple[str, str, str]:
-    """Return the text before any stop string, the text that may begin one, and the stop string found, or "".
+    """Split off a stop string.
 
-    If the text contains several stop strings, the one that ends first is used, and the longest of those. The
-    result therefore does not depend on how the text is split into tokens.
+    Return the text before the stop string, any text at the end that may begin one, and the stop string found,
+    or "".
+
+    If the text contains several stop strings, the one that ends first is used. If several end at the same
+    position, the longest is used. The result therefore does not depend on how the text is split into tokens.
     """
     found = [(text.find(string) + len(string), -len(string)) for string in stop_strings if string in text]
     if found:

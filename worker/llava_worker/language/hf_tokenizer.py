@@ -15,7 +15,7 @@ __all__ = ["HFTokenizer", "has_tokenizer"]
 
 
 class HFTokenizer:
-    """A tokenizer with byte fallback (Llama) or, from a ``tokenizer.json``, a byte-level one (GPT-2)."""
+    """A tokenizer with byte fallback (Llama) or a byte-level one (GPT-2, only from ``tokenizer.json``)."""
 
     def __init__(self, folder: Path, *, image_token_id: int | None = None) -> None:
         """Load the tokenizer. Raises TokenizerError.
@@ -33,7 +33,7 @@ class HFTokenizer:
         self._segment_tokenizer = _segment_tokenizer(self._tokenizer, self._prefix_scheme)
         decoder = json.loads(self._tokenizer.to_str())["decoder"]
         self._is_byte_level, self.strips_leading_space = _read_decoder(decoder)
-        self._bytes: dict[int, bytes] = {}  # by token ID
+        self._bytes: dict[int, bytes] = {}  # keyed by token ID
         config = _read_config(folder / "tokenizer_config.json")
         self.bos_token, self.eos_token = _token_name(config, "bos_token"), _token_name(config, "eos_token")
         self.bos_token_id = None if self.bos_token is None else self.special_id(self.bos_token)
@@ -102,7 +102,7 @@ def _load(folder: Path) -> Tokenizer:
         return read_sentencepiece(folder / "tokenizer.model")
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises bare Exception for a file it cannot read
+    except Exception as error:  # the tokenizers library raises a plain Exception if it cannot read a file
         raise TokenizerError(f"The tokenizer file {path} cannot be read: {error}") from error
 
 
@@ -112,14 +112,14 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _prefix_scheme(tokenizer: Tokenizer) -> str:
-    """Return when the pre-tokenizer prepends a space to a segment: "always", "first" or "never"."""
+    """Return the pre-tokenizer's scheme for prepending a space to segments: "always", "first" or "never"."""
     pre_tokenizer = json.loads(tokenizer.to_str())["pre_tokenizer"] or {}
     is_metaspace = pre_tokenizer.get("type") == "Metaspace"
     return str(pre_tokenizer["prepend_scheme"]) if is_metaspace else "never"
 
 
 def _segment_tokenizer(tokenizer: Tokenizer, prefix_scheme: str) -> Tokenizer:
-    """Return the tokenizer for segments after the first, which is usually the same tokenizer."""
+    """Return the tokenizer for segments after the first. It is usually the same tokenizer."""
     if prefix_scheme != "first":
         return tokenizer
     copy: Tokenizer = Tokenizer.from_str(tokenizer.to_str())
@@ -136,7 +136,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _token_name(config: dict[str, Any], name: str) -> str | None:
-    """Return a special token from tokenizer_config.json: a string or an object with a ``content`` field."""
+    """Return a special token from tokenizer_config.json (a string or an object with a ``content`` field)."""
     token = config.get(name)
     content = token.get("content") if isinstance(token, dict) else token
     return None if content is None else str(content)
@@ -159,9 +159,9 @@ def _read_decoder(decoder: dict[str, Any] | None) -> tuple[bool, bool]:
 
 
 def _byte_level_bytes(piece: str) -> bytes:
-    """Decode GPT-2's alphabet: printable bytes map to themselves, the others to U+0100 and up, in order."""
+    """Decode GPT-2's alphabet: printable bytes map to themselves, the others to U+0100 and above."""
     if any(character not in _BYTE_OF for character in piece):
-        return piece.encode()  # an added token is plain text
+        return piece.encode()  # added tokens are stored as plain text
     return bytes(_BYTE_OF[character] for character in piece)
 
 

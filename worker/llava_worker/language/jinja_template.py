@@ -1,8 +1,8 @@
 """A checkpoint's own chat template: untrusted Jinja code that runs in a sandbox without side effects.
 
-Before rendering, the first characters of special tokens in the user's text are replaced by random
-placeholders. They are restored afterwards. Every special token in the output therefore comes from the
-template.
+Before rendering, all characters in the user's text that are the first character of a special token are
+replaced by random placeholders. They are restored afterward. Every special token in the output therefore
+comes from the template.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["JinjaChatTemplate", "has_chat_template", "read_chat_template"]
 
 
 class JinjaChatTemplate:
-    """A template that renders like transformers' ``apply_chat_template`` with ``add_generation_prompt``."""
+    """A template that renders like ``apply_chat_template`` with ``add_generation_prompt`` in transformers."""
 
     name = "checkpoint"
     is_hf_style = True
@@ -71,13 +71,13 @@ class JinjaChatTemplate:
         """Implement ``PromptTemplate.render``. Raises PromptError if the template rejects the messages."""
         validate_messages(messages, is_continued=is_continued)
         turns = [self._as_dict(message) for message in messages]
-        if is_continued:  # text that the template appends to the last message is removed below
+        if is_continued:  # any text that the template appends to the last message is removed below
             turns[-1]["content"][-1]["text"] += self._end_marker
         try:
             text = self._template.render(
                 messages=turns, add_generation_prompt=not is_continued, **self._variables
             )
-        except Exception as error:  # untrusted code may raise anything
+        except Exception as error:  # untrusted code can raise any type of exception
             raise PromptError(
                 ErrorCode.INVALID_REQUEST, f"The model's chat template rejected the messages: {error}"
             ) from error
@@ -103,7 +103,7 @@ class JinjaChatTemplate:
         }
 
     def _split(self, text: str, images: list[ImageRef]) -> list[Segment]:
-        """Split the text at special tokens and replace image tokens with the images, in order."""
+        """Split the text at special tokens and replace the image tokens with the images, in order."""
         segments: list[Segment] = []
         num_images, remaining = len(images), iter(images)
         end = 0
@@ -135,7 +135,7 @@ class JinjaChatTemplate:
 
 
 class _Generation(Extension):
-    """The ``{% generation %}`` tag, which marks responses in transformers' templates. It has no effect."""
+    """The ``{% generation %}`` tag, which marks responses in transformers templates. Has no effect here."""
 
     tags = {"generation"}
 
@@ -165,7 +165,7 @@ def _find_source(folder: Path) -> str | None:
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         path = folder / name
         template = json.loads(path.read_text("utf-8")).get("chat_template") if path.is_file() else None
-        if isinstance(template, list):  # several named templates
+        if isinstance(template, list):  # a list of named templates
             template = {item["name"]: item["template"] for item in template}.get("default")
         if isinstance(template, str):
             return template

@@ -1,9 +1,9 @@
 """Prompt construction: converts messages to token IDs and image positions.
 
-The rules are those of the original LLaVA. The prompt starts with one beginning-of-sequence token. Each text
-between images and special tokens is tokenized independently, so "\\n" after an image becomes ``▁ <0x0A>``.
-For templates in transformers' style, the texts are tokenized as parts of one text. An image takes one image
-token per feature vector.
+The rules are the same as in the original LLaVA. The prompt starts with one beginning-of-sequence token. Each
+text between images and special tokens is tokenized independently, so a newline after an image becomes ``▁``,
+``<0x0A>``. For templates in the style of transformers, the texts are tokenized as parts of a single text. An
+image takes one image token per feature vector.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _SAMPLE_CHAT = (Message("user", ("a",)), Message("assistant", ("b",)), Message("
 
 @dataclass
 class Prompt:
-    """A prompt. ``images`` are in the order of their positions in ``token_ids``."""
+    """A prompt. ``images`` are ordered by their positions in ``token_ids``."""
 
     token_ids: list[int] = field(default_factory=list)
     images: list[ImageSpan] = field(default_factory=list)
 
 
 class PromptBuilder:
-    """A builder of prompts for one model. Immutable and thread-safe."""
+    """Builds prompts for one model. Immutable and thread-safe."""
 
     def __init__(
         self,
@@ -47,7 +47,8 @@ class PromptBuilder:
     ) -> None:
         """Create a builder. Raises TokenizerError if the vocabulary lacks a required special token.
 
-        ``has_image_marks``: the model was trained with ``<im_start>`` and ``<im_end>`` around images.
+        ``has_image_marks`` is whether the model was trained with ``<im_start>`` and ``<im_end>`` around
+        images.
         """
         self._tokenizer = tokenizer
         self._template = template
@@ -93,7 +94,7 @@ class PromptBuilder:
         return prompt
 
     def build_chat(self, messages: Sequence[Message]) -> Prompt:
-        """Build the prompt of a chat. Raises PromptError like ``build``."""
+        """Build the prompt for a chat. Raises PromptError under the same conditions as ``build``."""
         prompt = self._encode(self._template.render(messages))
         self._check_length(prompt)
         return prompt
@@ -111,7 +112,7 @@ class PromptBuilder:
         return prompt
 
     def _bos(self, segments: Sequence[Segment]) -> list[int]:
-        """Return the beginning-of-sequence token to prepend, or [] if none is used or it is already there."""
+        """Return the beginning-of-sequence token to prepend, or [] if it is not used or already present."""
         bos = self._tokenizer.bos_token_id
         if bos is None or not self._template.has_bos:
             return []
@@ -146,8 +147,8 @@ class PromptBuilder:
                 f"requires {plan.num_tiles} tiles of {expected_side} pixels. The workers that serve this "
                 "model have different preprocessing configurations.",
             )
-        # The size is set only for grids, where features depend on it. Otherwise, equal pixels have equal
-        # features at any size.
+        # The size is set only for grids, where features depend on it. Without a grid, the same pixels produce
+        # the same features whatever the size of the original image.
         width, height = (image.width, image.height) if has_grid else (0, 0)
         return ImageSpan(start=start, length=plan.num_tokens, digest=image.digest, width=width, height=height)
 
@@ -174,7 +175,7 @@ class PromptBuilder:
 
 
 def _join_texts(segments: Iterable[Segment]) -> list[Segment]:
-    """Join adjacent texts, because tokenization depends on where a text ends."""
+    """Join adjacent texts, because tokenization depends on where the text is split."""
     joined: list[Segment] = []
     for segment in segments:
         if isinstance(segment, str) and joined and isinstance(joined[-1], str):

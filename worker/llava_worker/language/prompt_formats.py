@@ -1,8 +1,8 @@
 """Prompt formats of the built-in conversation templates, and validation of messages.
 
-A format arranges system, user and assistant messages like ``llava/conversation.py`` in the original LLaVA.
-Templates of the same format differ only in the data in ``templates``. A rendered prompt consists of segments:
-plain text, special tokens by name, and images. This module does not handle token IDs.
+A format arranges system, user and assistant messages as in ``llava/conversation.py`` of the original LLaVA.
+Templates with the same format differ only in their data (see ``conversation_templates``). A rendered prompt
+consists of segments: plain text, special tokens by name, and images. This module does not handle token IDs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PromptFormat = Literal["colons", "inst", "chatml", "plain", "llava_hf"]
 
 
 class PromptError(Exception):
-    """The model cannot process this prompt; the job ends with ``error``."""
+    """The model cannot process this prompt. The job fails with ``error``."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class PromptError(Exception):
 
 
 class ChatTemplateError(Exception):
-    """The configured template is incompatible with the model, or the model's own is missing or invalid."""
+    """The configured template does not match the model, or the model's own template is missing or invalid."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,11 @@ Segment: TypeAlias = str | SpecialToken | ImageRef
 
 
 class PromptTemplate(Protocol):
-    """Interface of templates, which render messages to segments.
+    """The interface of templates, which render messages to segments.
 
-    With ``is_hf_style``, the texts are tokenized as parts of one text, as in transformers. Otherwise, each
-    text is tokenized independently, as in the original LLaVA. ``stop`` lists the strings that end a response.
+    If ``is_hf_style`` is true, the texts are tokenized as parts of a single text, as in transformers.
+    Otherwise, each text is tokenized independently, as in the original LLaVA. ``stop`` lists the strings that
+    end a response.
     """
 
     @property
@@ -69,7 +70,8 @@ class PromptTemplate(Protocol):
     def render(self, messages: Sequence[Message], *, is_continued: bool = False) -> list[Segment]:
         """Render the prompt up to the beginning of the response. Raises PromptError.
 
-        With ``is_continued``, the last message is a partial response, and the prompt ends with its text.
+        If ``is_continued`` is true, the last message is a partial response, and the prompt ends with its
+        text.
         """
         ...
 
@@ -79,12 +81,13 @@ class ConversationTemplate:
     """A built-in template.
 
     ``separator`` follows the system message and each user message. ``end`` follows each assistant message.
-    Exceptions: in "inst", ``separator`` precedes every user message except the first; in "chatml", both
-    follow every message.
+    There are two exceptions. In "inst", ``separator`` precedes every user message except the first. In
+    "chatml", both follow every message.
 
-    ``has_bos``: the prompt begins with the beginning-of-sequence token, if the vocabulary has one.
-    ``has_image_tags`` (only for "colons"): images are rendered as ``<Image>...</Image>`` in a separate user
-    message, followed by an assistant message with the text "Received.".
+    If ``has_bos`` is true, the prompt begins with the beginning-of-sequence token, provided that the
+    vocabulary has one. If ``has_image_tags`` is true (only for "colons"), images are rendered as
+    ``<Image>...</Image>`` in a separate user message, followed by an assistant message with the text
+    "Received.".
     """
 
     name: str
@@ -121,9 +124,9 @@ class ConversationTemplate:
 def _render_colons(template: ConversationTemplate, system: str, turns: Sequence[Message]) -> list[Segment]:
     """``{system} USER: {question} ASSISTANT: {answer}</s>USER: {question} ASSISTANT:``.
 
-    There is no space after the end token. The images of a message precede its text, whatever their position
-    in the message, and each is followed by a newline. The original was trained with ``<image>\\n`` first, and
-    its demo moves later images to the front.
+    There is no space after the end token. The images of a message precede its text, regardless of their
+    positions in the message, and each is followed by a newline. The original model was trained with
+    ``<image>\\n`` first, and its demo moves later images to the front.
     """
     segments: list[Segment] = [system, template.separator] if system else []
     for turn in turns:
@@ -163,7 +166,7 @@ def _render_chatml(template: ConversationTemplate, system: str, turns: Sequence[
 
 
 def _render_plain(template: ConversationTemplate, system: str, turns: Sequence[Message]) -> list[Segment]:
-    """Images and texts without roles, each on a separate line, as in pre-training."""
+    """Images and texts without roles, each on a separate line, as in pretraining."""
     segments: list[Segment] = [system]
     for turn in turns:
         end = template.separator if turn.role == "user" else template.end
@@ -194,8 +197,8 @@ def validate_messages(messages: Sequence[Message], *, is_continued: bool = False
     """Validate the messages and return the index of the first turn: 1 after a system message, otherwise 0.
 
     User and assistant messages must alternate, starting with a user message. The last message must be a user
-    message, or with ``is_continued`` an assistant message. Only user messages may contain images. Raises
-    PromptError.
+    message or, if ``is_continued`` is true, an assistant message. Only user messages may contain images.
+    Raises PromptError.
     """
     if not messages:
         raise PromptError(

@@ -1,7 +1,7 @@
-"""Reader for SentencePiece's ``tokenizer.model``, the only tokenizer file in many original checkpoints.
+"""Reads SentencePiece's ``tokenizer.model``, the only tokenizer file in many original checkpoints.
 
 Only vocabularies like Llama's are supported: byte-pair encoding, one piece for each byte, and no text
-normalization. The file is a protobuf message (sentencepiece_model.proto). These fields are used:
+normalization. The file is a protobuf message (see sentencepiece_model.proto). The following fields are used:
 
     1   a piece: 1 text, 2 score (fp32), 3 type (see the constants below)
     2   trainer: 3 algorithm (2 is byte-pair encoding)
@@ -90,10 +90,10 @@ def _create_tokenizer(pieces: list[_Piece], *, has_prefix: bool) -> Tokenizer:
 
 
 def _merges(pieces: list[_Piece], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Return all splits of pieces into two other pieces, in descending order of the piece's score.
+    """Return every way to split a piece into two other pieces, in descending order of the piece's score.
 
-    SentencePiece only compares the scores of whole pieces. The tokenizers library also needs an order among
-    the splits of a piece. As in transformers, they are ordered by the IDs of the two parts.
+    SentencePiece only compares the scores of whole pieces. The tokenizers library also requires an order for
+    the splits of the same piece. As in transformers, they are ordered by the IDs of the two parts.
     """
     joinable = {piece.text for piece in pieces if piece.type == _NORMAL}
     ranked = sorted(
@@ -109,7 +109,10 @@ def _merges(pieces: list[_Piece], vocabulary: dict[str, int]) -> list[tuple[str,
 
 
 def _add_tokens(tokenizer: Tokenizer, path: Path) -> None:
-    """Add tokens such as ``{"<pad>": 32000}``. Their IDs must follow the model's without a gap."""
+    """Add tokens such as ``{"<pad>": 32000}``.
+
+    Their IDs must directly follow the IDs of the model's tokens.
+    """
     added: dict[str, int] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     for text, token_id in sorted(added.items(), key=lambda item: item[1]):
         tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])
@@ -132,9 +135,12 @@ def _last_field(message: list[tuple[int, Value]], number: int) -> Value:
 
 
 def _fields(data: Value) -> Iterator[tuple[int, Value]]:
-    """Yield the fields of a protobuf message. Values are integers, or bytes for any other type."""
+    """Yield the fields of a protobuf message.
+
+    Values of all types other than integers are returned as bytes.
+    """
     if not isinstance(data, bytes):
-        raise TypeError("a field has a number instead of a message")
+        raise TypeError("a field contains a number instead of a message")
     offset = 0
     while offset < len(data):
         key, offset = _varint(data, offset)
@@ -156,7 +162,7 @@ def _fields(data: Value) -> Iterator[tuple[int, Value]]:
 
 
 def _varint(data: bytes, offset: int) -> tuple[int, int]:
-    """Decode an integer stored with seven bits per byte. Return it and the offset of its end."""
+    """Decode an integer stored with seven bits per byte. Return it and the offset of the byte after it."""
     value = 0
     for index, byte in enumerate(data[offset : offset + 10]):
         value |= (byte & 0x7F) << (7 * index)

@@ -1,9 +1,9 @@
 """The tokenizer interface used by prompts, streams and grammars, and a byte tokenizer.
 
-User text is never encoded to special tokens: ``</s>`` or ``<image>`` in a text is encoded as plain
-characters. Special tokens are added to a prompt only by name, with ``special_id``. Decoding returns bytes
-because a token may contain only a part of a character. The detokenizer assembles the characters.
-``hf_tokenizer`` implements the tokenizers of models.
+User text is never encoded as special tokens: ``</s>`` or ``<image>`` in a text is treated as plain
+characters. Special tokens can only be added to a prompt by name, with ``special_id``. Decoding returns bytes,
+because a token may contain only part of a character. The detokenizer assembles the characters.
+``hf_tokenizer`` implements the interface for real models.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ class TokenizerError(Exception):
 
 
 class Tokenizer(Protocol):
-    """Interface of tokenizers.
+    """The interface of tokenizers.
 
     ``bos_token_id`` is None for models without a beginning-of-sequence token. ``image_token_id`` is the
-    placeholder at the positions of images. ``adds_bos``: transformers prepends ``bos_token_id`` to every text
+    placeholder token for images. ``adds_bos`` is whether transformers prepends ``bos_token_id`` to every text
     for this model.
     """
 
@@ -43,7 +43,8 @@ class Tokenizer(Protocol):
     def encode_segment(self, text: str, *, is_first: bool) -> list[int]:
         """Return the token IDs of a part of a prompt, as in transformers.
 
-        ``is_first``: the text is at the beginning of the prompt; otherwise it follows a special token.
+        If ``is_first`` is true, the text is at the beginning of the prompt. Otherwise, it follows a special
+        token.
         """
         ...
 

@@ -1,1 +1,1 @@
-"""OpenTelemetry spans for jobs and the timeline of engine steps."""
+"""OpenTelemetry spans for jobs, and the timeline of engine steps."""

@@ -1,12 +1,13 @@
-"""OpenTelemetry spans for a job in this worker. Jobs without a trace have no spans.
+"""OpenTelemetry spans for a job in this worker. Jobs without a trace context have no spans.
 
     queue             from submission to the first pull; recorded only by the first worker
-    chat MODEL        the job in this worker, from pull to end
-      prefill         until the first token: waiting in the engine and for the grammar, images, prompt
+    chat MODEL        the job in this worker, from the pull until the job ends
+      prefill         until the first token: waiting for grammar and engine, processing images and prompt
       decode          from the first token to the last
 
-The event ``resumed`` marks a job that another worker started. The event ``let go`` marks a job that left this
-worker unfinished because it was cancelled, lost its assignment or was requeued. Spans never contain text.
+The event ``resumed`` marks a job that was started by another worker. The event ``let go`` marks a job that
+left this worker unfinished because it was cancelled, requeued or no longer assigned to this worker. Spans
+never contain text.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = ["TracedJobOutput", "traced_job_outputs"]
 
 
 def traced_job_outputs(tracer: Tracer, *, worker_id: str) -> JobOutputFactory:
-    """Return a factory that traces every job that was submitted with a trace context."""
+    """Return a factory that traces all jobs submitted with a trace context."""
 
     def create(assignment: Assignment, tokenizer: Tokenizer, *, stop: tuple[str, ...]) -> JobOutput:
         if not assignment.trace:
@@ -40,7 +41,7 @@ def traced_job_outputs(tracer: Tracer, *, worker_id: str) -> JobOutputFactory:
 
 
 def _operation(job: Job) -> str:
-    """Return the operation name of OpenTelemetry's semantic conventions, or else the task's name."""
+    """Return the operation name from OpenTelemetry's semantic conventions, or else the task name."""
     if job.task == "embed":
         return "embeddings"
     if job.task != "answer":
@@ -75,7 +76,7 @@ class TracedJobOutput(JobOutput):
             "llava.worker.id": worker_id,
         }
         if assignment.token_ids == () and assignment.remaining_s is not None:
-            waited_s = max(job.ttl_s - assignment.remaining_s, 0.0)  # both measured by the queue's clock
+            waited_s = max(job.ttl_s - assignment.remaining_s, 0.0)  # both use the queue's clock
             queue_span = tracer.start_span(
                 "queue", submitter, start_time=pulled_at - int(waited_s * 1e9), attributes=attributes
             )
@@ -111,7 +112,7 @@ class TracedJobOutput(JobOutput):
 
     def fail(self, error: JobError) -> None:
         super().fail(error)
-        # The message is not recorded, because it may quote the request.
+        # The message is not recorded, because it may contain parts of the request.
         self._job_span.set_attribute("error.type", error.code.value)
         self._job_span.set_status(StatusCode.ERROR)
         self._end_spans()
@@ -129,7 +130,7 @@ class TracedJobOutput(JobOutput):
         )
 
     def _end_spans(self) -> None:
-        """End all open spans. A second call has no effect."""
+        """End all open spans. Calling it again has no effect."""
         if not self._job_span.is_recording():
             return
         attributes: dict[str, Any] = {"gen_ai.usage.output_tokens": self._offset + len(self._token_ids)}

@@ -1,4 +1,4 @@
-"""Timeline of engine steps for Perfetto. Used only with ``--trace-steps``."""
+"""Writes a timeline of engine steps for Perfetto. Used only if ``--trace-steps`` is set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def open_trace(path: Path, *, process: str) -> StepTrace:
 
 
 class TracedEngine:
-    """A wrapper that records an engine's steps. ``timer``, if given, reports the phases of each step."""
+    """A wrapper that records the steps of an engine. If given, ``timer`` reports the phases of each step."""
 
     def __init__(self, engine: EngineInterface, trace: StepTrace, timer: StepTimer | None = None) -> None:
         self._engine = engine
@@ -50,7 +50,7 @@ class TracedEngine:
         self._trace.aborted(seq_id, time.perf_counter())
 
     def step(self) -> list[StepOutput]:
-        """Run and record a step, even if it raises an exception."""
+        """Run a step and record it, even if it raises an exception."""
         started_at = time.perf_counter()
         outputs: list[StepOutput] = []
         try:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.e2e
 
 
 class Running:
-    """A running ``up``: its URL, its processes and its folder for temporary files."""
+    """A running ``up`` command: its URL, its processes and its temporary folder."""
 
     def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
         self.process = process

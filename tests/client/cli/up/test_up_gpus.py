@@ -15,7 +15,7 @@ from tests.machine_speed import scaled
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path) -> Path:
-    """A fake nvidia-smi that prints the file ``nvidia-smi.output`` next to it."""
+    """A fake nvidia-smi that prints the contents of ``nvidia-smi.output`` in its folder."""
     program = tmp_path / "nvidia-smi"
     program.write_text('#!/bin/sh\ncat "$0.output"\n')
     program.chmod(0o755)

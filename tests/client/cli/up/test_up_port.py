@@ -1,4 +1,4 @@
-"""A port in use is reported before anything starts, with the process that uses it."""
+"""If the port is in use, the process that uses it is reported before anything starts."""
 
 from __future__ import annotations
 
