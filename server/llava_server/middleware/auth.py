@@ -30,7 +30,7 @@ ANONYMOUS = "anonymous"  # the tenant of requests without a key
 _PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json"})
 _PUBLIC_FOLDER = "/playground/"  # static files; the page prompts the user for the key
 _TENANT_HEX_DIGITS = 16
-_MIN_REFRESH_S = 0.25  # minimum interval between refreshes that unknown keys trigger
+_MIN_REFRESH_S = 0.25  # minimum interval between refreshes triggered by unknown keys
 _NO_LIMITS = KeyLimits()
 
 

@@ -39,7 +39,7 @@ class RateLimiter:
         return self._keys.limits(tenant)
 
     async def charge_request(self, tenant: str) -> None:
-        """Charge one request. Raises ApiError: 429 if it exceeds the limit, 503 if Redis is unavailable."""
+        """Charge one request. Raises ApiError: 429 if over the limit, 503 if Redis is unavailable."""
         limits = self.limits(tenant)
         if limits.requests_per_min or limits.tokens_per_min:
             await self._charge(tenant, limits, requests=1)
@@ -64,7 +64,7 @@ class RateLimiter:
                 return
 
     def headers(self, tenant: str) -> dict[str, str]:
-        """Return OpenAI's ``x-ratelimit-*`` headers as of the tenant's last charge, or none without limits."""
+        """Return OpenAI's ``x-ratelimit-*`` headers as of the last charge, or none if there are no limits."""
         limits, allowance = self.limits(tenant), self._allowances.get(tenant)
         headers: dict[str, str] = {}
         if allowance is None:
