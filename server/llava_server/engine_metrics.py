@@ -86,7 +86,7 @@ class EngineCollector(Collector):
         heartbeats = sorted(self.registry.heartbeats, key=lambda beat: (beat.started_at, beat.worker_id))
         yield GaugeMetricFamily(
             "llava_engine_workers_hidden",
-            f"Number of live workers whose metrics are not exported because of the limit of {MAX_WORKERS}.",
+            f"Number of live workers not exported because of the limit of {MAX_WORKERS} workers.",
             max(0, len(heartbeats) - MAX_WORKERS),
         )
         heartbeats = heartbeats[:MAX_WORKERS]

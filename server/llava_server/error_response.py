@@ -49,7 +49,7 @@ RetryAfterMs = Annotated[int, Meta(ge=0, le=86_400_000)]
 
 
 class ErrorFields(ResponseModel, kw_only=True):
-    """The fields that both formats share, in output order."""
+    """The fields shared by both formats, in output order."""
 
     message: Annotated[
         str,
@@ -67,7 +67,7 @@ class ErrorFields(ResponseModel, kw_only=True):
         ),
     ]
     request_id: RequestId
-    doc: Annotated[str, doc("The location of the documentation of this error code.", _EXAMPLE["doc"])]
+    doc: Annotated[str, doc("Where this error code is documented.", _EXAMPLE["doc"])]
     retry_after_ms: Annotated[
         RetryAfterMs | UnsetType,
         doc("Time to wait before retrying, in milliseconds. Omitted if waiting does not help.", 1500),

@@ -32,7 +32,7 @@ class Settings(ServiceSettings):
     )
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on. 0 selects any free port.")
     admin_host: str = Field(
-        "127.0.0.1", description="Address to listen on for the admin port, which does not require an API key."
+        "127.0.0.1", description="Listen address of the admin port, which does not require an API key."
     )
     admin_port: int | None = Field(
         None,
@@ -49,7 +49,7 @@ class Settings(ServiceSettings):
         (),
         description="Comma-separated API keys, in addition to those managed with 'llava-serve keys'.",
     )
-    api_keys_file: Path | None = Field(None, description="Path of a secret file with one API key per line.")
+    api_keys_file: Path | None = Field(None, description="Path to a secret file with one API key per line.")
 
     max_body_mb: int = Field(32, ge=1, le=128, description="Maximum size of a request body, in MiB.")
     max_inflight_body_mb: int = Field(

@@ -35,7 +35,7 @@ _tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 
 
 class Tracing:
-    """The tracer of the process. ``tracer`` is None until ``open`` is called, which requires ``otel``."""
+    """The tracer of the process. ``tracer`` is None until ``open`` is called, and if tracing is disabled."""
 
     def __init__(self) -> None:
         self.tracer: Tracer | None = None

@@ -61,7 +61,7 @@ class WorkerRegistry:
 
     @property
     def models(self) -> list[ServedModel]:
-        """All models that were served since this process started, sorted by name."""
+        """All models that have been served since this process started, sorted by name."""
         return [self._models[name] for name in sorted(self._models)]
 
     @property

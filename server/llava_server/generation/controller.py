@@ -49,11 +49,11 @@ logger = logging.getLogger(__name__)
 LOWEST_PRIORITY, _HIGHEST_PRIORITY = -1, 1
 _INTERVAL_S = 1.0  # interval between checks for lost workers and expired deadlines
 _CANCEL_TIMEOUT_S = 5.0
-_ALL_EVENTS = 2**31  # a number of events to skip that leaves none in a snapshot
+_ALL_EVENTS = 2**31  # more events than any job has; skipping them all leaves none in a snapshot
 
 
 class TokenLimiter(Protocol):
-    """An interface that returns the limits of tenants and charges their tokens."""
+    """The limits of each tenant, and the accounting of the tokens it uses."""
 
     def limits(self, tenant: str) -> KeyLimits: ...
 
@@ -83,7 +83,7 @@ class Controller:
         self._open: dict[str, OutputQueue] = {}  # by job ID
         self._detached = DetachedJobs(producer, metrics, grace_s=orphan_grace_s)
         self._tails: dict[OutputQueue, asyncio.Task[None]] = {}
-        self.failure: str | None = None  # why this process must be restarted, if it must
+        self.failure: str | None = None  # set if this process must be restarted
 
     @property
     def num_open(self) -> int:
@@ -214,7 +214,7 @@ class Controller:
         except Exception as error:
             logger.exception("the controller loop failed")
             self.failure = f"The controller loop failed with {type(error).__name__}. Restart the server."
-            self.fail_all(ApiError("internal_error", "The server failed with an internal error. Retry."))
+            self.fail_all(ApiError("internal_error", "The server encountered an internal error. Retry."))
 
     async def _follow(self) -> None:
         async for batch in self._producer.follow():

@@ -30,7 +30,7 @@ class DetachedJobs:
         return job_id in self._jobs
 
     def add(self, output: OutputQueue) -> None:
-        """Add a job, which is cancelled after the grace period. A background job has no deadline."""
+        """Add a job. It is cancelled after the grace period, unless it is a background job."""
         grace_s = math.inf if output.is_background else self._grace_s
         self._jobs[output.job_id] = output.tenant, time.monotonic() + grace_s
 

@@ -12,7 +12,7 @@ __all__ = ["IdleTimer"]
 class IdleTimer:
     """A timer that calls ``on_timeout`` every ``seconds`` seconds while it is running.
 
-    Starting and stopping the timer only sets a timestamp. A single event-loop timer checks the timestamp and
+    Starting or stopping the timer only sets a timestamp. A single event-loop timer checks the timestamp and
     is rescheduled if it fires too early. Call ``close`` when the timer is no longer needed.
     """
 
@@ -21,7 +21,7 @@ class IdleTimer:
         self._loop = asyncio.get_running_loop()
         self._seconds = seconds
         self._on_timeout = on_timeout
-        self._started_at = math.inf  # time of the event loop; infinity while stopped
+        self._started_at = math.inf  # event loop time; infinity while stopped
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self) -> None:

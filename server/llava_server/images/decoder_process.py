@@ -33,7 +33,7 @@ _ORIENTATION = 0x0112
 class DecodeError(Exception):
     """An image cannot be decoded.
 
-    ``reason`` is an identifier defined in this module, because Pillow's messages may leak memory addresses.
+    ``reason`` is an identifier from this module. Pillow's messages are not used: they may leak addresses.
     """
 
     def __init__(self, reason: str, **numbers: int) -> None:
@@ -49,7 +49,7 @@ def preprocess(request: dict[str, Any], text: bytes) -> tuple[Image.Image, int, 
     """
     image = _open(_from_base64(text), request)
     try:
-        image.load()  # only the first frame of an animation
+        image.load()  # loads only the first frame of an animation
         orientation = _orientation(image)
         upright = apply_orientation(to_rgb(image), orientation)
     except MemoryError as error:

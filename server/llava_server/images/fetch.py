@@ -2,7 +2,7 @@
 
 Fetching is disabled unless a host is allowed. Redirects are subject to the same checks. A name is never
 resolved a second time, because the second lookup could return an internal address. Responses from allowed
-hosts are not trusted any more than uploads.
+hosts are as untrusted as uploads.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ HOST_RULE = re.compile(rf"(?:\*\.)?{_NAME}(?::[1-9][0-9]{{0,4}})?")
 _URL = re.compile(
     rf"(?P<scheme>https?)://(?P<host>{_NAME})(?::(?P<port>[1-9][0-9]{{0,4}}))?"
     r"(?P<target>(?:[/?][!$-\[\]_a-z~]*)?)(?:#[!-~]*)?",
-    re.IGNORECASE | re.ASCII,  # without ASCII, the Kelvin sign would match k
+    re.IGNORECASE | re.ASCII,  # without re.ASCII, the Kelvin sign would match k
 )
 _PORTS = {"http": 80, "https": 443}
 

@@ -63,7 +63,7 @@ def resize(
     """Return the tiles of an RGB image, each ``side`` x ``side`` pixels, stacked vertically.
 
     "pad", "crop" and "squash" produce one tile. The other modes select one of the canvas sizes in ``grid``.
-    Each is a (width, height) pair in pixels, with multiples of ``side``.
+    Each is given as (width, height) in pixels, and both are multiples of ``side``.
     """
     if mode == "pad":
         return _pad(image, side, background)

@@ -94,7 +94,7 @@ def enter_sandbox(machine: str | None = None) -> str | None:
     """Restrict this process until it exits. Return None, or the reason why this is not possible."""
     machine = platform.machine() if machine is None else machine
     if sys.platform != "linux" or machine not in _MACHINES:
-        return f"no list of system calls for {sys.platform} on {machine}"
+        return f"no list of allowed system calls for {sys.platform} on {machine}"
     instructions = _filter(*_MACHINES[machine])
     buffer = ctypes.create_string_buffer(instructions)
     program = _Program(len(instructions) // 8, ctypes.addressof(buffer))
@@ -108,7 +108,7 @@ def enter_sandbox(machine: str | None = None) -> str | None:
 
 
 def _filter(arch: int, numbers: dict[str, int]) -> bytes:
-    """Return the BPF program, which has 8 bytes per instruction. Jumps skip a number of instructions."""
+    """Return the BPF program, with 8 bytes per instruction. Jumps specify how many instructions to skip."""
     plain = [number for name, number in numbers.items() if name not in ("mmap", "mprotect", "prlimit64")]
     program = [
         _instruction(_LOAD, _ARCH),

@@ -1,4 +1,4 @@
-"""Middleware that reads request bodies. It limits their size, their upload time and the number of requests.
+"""Middleware that reads request bodies and enforces limits on body size, upload time and open requests.
 
 No other code reads bodies, so all bytes are counted as they arrive. A route consumes the body once and drops
 it as soon as it is parsed, so that a long stream does not keep the request body in memory.
@@ -72,7 +72,7 @@ class BodyLimitMiddleware:
         self._num_inflight_bytes -= num_bytes
 
     def _check_before_reading(self, scope: Scope) -> None:
-        """Check the limits that do not depend on the body itself. Raises ApiError (413, 503)."""
+        """Check the limits that can be checked before the body is read. Raises ApiError (413, 503)."""
         if self._shutdown.rejects_requests:
             raise ApiError(
                 "shutting_down", "The server is shutting down. Retry.", retry_after_s=_RETRY_AFTER_S

@@ -119,7 +119,7 @@ async def _run_command(services: Services, worker_id: str, command: ModelCommand
             raise ApiError("order_refused", status.message)
         if status is not None and status.state == "failed":
             raise ApiError(
-                "load_failed", f"The command failed, and the worker has no model now: {status.message}"
+                "load_failed", f"The command failed, and the worker no longer has a model: {status.message}"
             )
         if status is not None and status.state == "done":
             return JSONResponse(_to_response(worker, command_id))

@@ -8,7 +8,8 @@ const INLINE_CHARS = 100_000;
 /** @param {Request} request */
 export function asCurl(request, origin) {
   const files = filesOf(request);
-  const escaped = files.size ? (text) => text.replace(/[\\$`]/g, "\\$&") : (text) => text; // characters that the shell expands below
+  // With image files, the shell expands the here-document, so its special characters must be escaped.
+  const escaped = files.size ? (text) => text.replace(/[\\$`]/g, "\\$&") : (text) => text;
   const lines = [];
   for (const { image, number } of files.values()) {
     const prefix = `data:${mediaType(image)};base64`;

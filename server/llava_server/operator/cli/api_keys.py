@@ -81,7 +81,10 @@ def create(
     )
     entry = ApiKey(digest=key_digest(key), name=name, created_at=time.time(), limits=limits)
     _with_store(lambda store: store.add(entry))
-    typer.echo(f"Created key {tenant_of(entry.digest)} for {name}. It cannot be displayed again:", err=True)
+    typer.echo(
+        f"Created key {tenant_of(entry.digest)} for {name}. Copy it now; it cannot be displayed again:",
+        err=True,
+    )
     typer.echo(key)
 
 
@@ -103,7 +106,7 @@ def list_keys(
 @app.command()
 def revoke(
     key_id: Annotated[
-        str, typer.Argument(help="ID of the key, or a prefix of the ID, as printed by 'list'.")
+        str, typer.Argument(help="ID of the key as printed by 'list', or a prefix of that ID.")
     ],
 ) -> None:
     """Revoke a key. Open requests continue; new requests are rejected."""

@@ -123,10 +123,10 @@ def _processes(status: SystemStatus) -> list[Finding]:
     findings = [
         Finding("ok", f"{len(status.workers)} workers")
         if status.workers
-        else Finding("error", "no worker; start one with 'llava-serve worker'"),
+        else Finding("error", "no worker is running; start one with 'llava-serve worker'"),
         Finding("ok", f"{len(status.controllers)} controllers")
         if status.controllers
-        else Finding("error", "no controller; start one with 'llava-serve server'"),
+        else Finding("error", "no controller is running; start one with 'llava-serve server'"),
     ]
     for worker in status.workers:
         if worker.num_tokens and worker.overdue_s:
