@@ -1,4 +1,4 @@
-"""``python -m llava_server``: serve until SIGTERM, finish the open requests and exit with status 0."""
+"""``python -m llava_server``: serve until SIGTERM, then finish open requests and exit with status 0."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ _EXIT_USAGE = 2
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Return the exit status: 0 after a graceful shutdown, 1 after a failure, 2 for invalid settings."""
+    """Run the server and return the exit status.
+
+    It is 0 after a graceful shutdown, 1 after a failure, and 2 if the settings are invalid.
+    """
     settings = load_settings(sys.argv[1:] if args is None else args)
     configure_logging(settings.log_level, settings.log_format)
     with contextlib.ExitStack() as stack:
@@ -44,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
             listener = stack.enter_context(listen(settings.host, settings.port, flag="--port"))
             admin = _admin_listener(settings, stack)
             if settings.otel:
-                open_tracing("llava-server").shutdown()  # report missing packages here, in one line
+                open_tracing("llava-server").shutdown()  # report missing packages here, without a traceback
             asyncio.run(_check_queue(settings))
         except (ListenError, TracingUnavailable) as error:
             sys.stderr.write(f"llava-server: {error}\n")
@@ -58,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 class DrainingServer(uvicorn.Server):
-    """A uvicorn server that drains on SIGTERM: it serves health checks until all open requests finish."""
+    """A uvicorn server that drains on SIGTERM, serving health checks until all open requests are finished."""
 
     def __init__(self, settings: Settings, admin: socket.socket | None) -> None:
         self._shutdown = GracefulShutdown(grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)
@@ -127,7 +130,7 @@ class DrainingServer(uvicorn.Server):
 
 
 async def _check_queue(settings: Settings) -> None:
-    """Raise QueueUnavailable before the app starts, so that ``main`` can report it in one line."""
+    """Check the queue before the app starts, so that ``main`` can report QueueUnavailable in one line."""
     producer = await JobProducer.connect(settings.redis_url.get_secret_value())
     await producer.aclose()
 

@@ -45,7 +45,7 @@ _ROUTES = (
 
 
 def create_app(settings: Settings, shutdown: GracefulShutdown | None = None) -> FastAPI:
-    """Create the app. Its lifespan opens the connections and starts the processes and tasks."""
+    """Create the app. Its lifespan opens connections and starts processes and background tasks."""
     metrics = Metrics()
     shutdown = shutdown or GracefulShutdown(
         grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s

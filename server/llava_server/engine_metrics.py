@@ -1,8 +1,9 @@
 """Engine metrics of the workers, read from their heartbeats at each scrape.
 
-Nothing is stored here. A worker's series end when it exits. A restarted worker has a new name and starts at
-zero, as Prometheus' ``rate`` and ``sum`` expect. The set of series depends only on the tables below and the
-live workers: unknown statistics in a heartbeat are ignored, and missing ones have no series.
+Nothing is stored here. A worker's series end when the worker exits. A restarted worker has a new name and
+counters that start at zero, as Prometheus' ``rate`` and ``sum`` expect. The set of series depends only on the
+tables below and the live workers: unknown statistics in a heartbeat are ignored, and missing ones have no
+series.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from llava_server.worker_registry import WorkerRegistry
 
 __all__ = ["COUNTERS", "GAUGES", "MAX_WORKERS", "PHASES", "STARTS", "EngineCollector"]
 
-MAX_WORKERS = 256  # maximum number of workers with series
+MAX_WORKERS = 256  # maximum number of workers whose metrics are exported
 
 # statistic in the heartbeat -> (metric name without llava_engine_, help)
 GAUGES = {
@@ -73,19 +74,19 @@ _Family: TypeAlias = GaugeMetricFamily | CounterMetricFamily
 
 @dataclass(frozen=True)
 class EngineCollector(Collector):
-    """A collector that creates the series at each scrape, for the ``MAX_WORKERS`` oldest workers at most."""
+    """A collector that creates series at each scrape, for at most the ``MAX_WORKERS`` oldest workers."""
 
     registry: WorkerRegistry
 
     def describe(self) -> list[GaugeMetricFamily]:
-        """Return an empty list; the default implementation would collect at registration."""
+        """Return an empty list. The default implementation would call ``collect`` at registration."""
         return []
 
     def collect(self) -> Iterator[_Family]:
         heartbeats = sorted(self.registry.heartbeats, key=lambda beat: (beat.started_at, beat.worker_id))
         yield GaugeMetricFamily(
             "llava_engine_workers_hidden",
-            f"Number of live workers without series, because there are more than {MAX_WORKERS}.",
+            f"Number of live workers not exported because of the limit of {MAX_WORKERS} workers.",
             max(0, len(heartbeats) - MAX_WORKERS),
         )
         heartbeats = heartbeats[:MAX_WORKERS]
@@ -112,7 +113,7 @@ class EngineCollector(Collector):
 
 
 def _with_samples(family: _Family, heartbeats: list[Heartbeat], stats: dict[str, tuple[str, ...]]) -> _Family:
-    """Add one sample per worker and statistic; ``stats`` maps each statistic to its additional labels."""
+    """Add one sample per worker and statistic. ``stats`` maps each statistic to its additional labels."""
     for beat in heartbeats:
         for stat, labels in stats.items():
             if stat in beat.stats:

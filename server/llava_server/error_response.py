@@ -40,33 +40,37 @@ _EXAMPLE = {
 }
 RequestId = Annotated[
     Annotated[str, Meta(max_length=64)] | None,
-    doc("The request ID, as in the server's log and the X-Request-Id header.", _EXAMPLE["request_id"]),
+    doc(
+        "The request ID, which also appears in the server's log and in the X-Request-Id header.",
+        _EXAMPLE["request_id"],
+    ),
 ]
 RetryAfterMs = Annotated[int, Meta(ge=0, le=86_400_000)]
 
 
 class ErrorFields(ResponseModel, kw_only=True):
-    """The fields of both formats, in their order."""
+    """The fields shared by both formats, in output order."""
 
     message: Annotated[
-        str, doc("A description for humans: what happened, the value and the limit.", _EXAMPLE["message"])
+        str,
+        doc("A human-readable description: what happened, the value and the limit.", _EXAMPLE["message"]),
     ]
     type: str
     param: Annotated[str | None, doc("The request field that caused the error.", "top_p")]
     code: Annotated[
         str,
         doc(
-            "A machine-readable error code. Each code always has the same HTTP status; docs/errors.md "
-            "describes all codes.",
+            "A machine-readable error code. Each code always has the same HTTP status. All codes are "
+            "described in docs/errors.md.",
             _EXAMPLE["code"],
             extra_json_schema={"enum": sorted(ERRORS)},
         ),
     ]
     request_id: RequestId
-    doc: Annotated[str, doc("The documentation of this error code.", _EXAMPLE["doc"])]
+    doc: Annotated[str, doc("Where this error code is documented.", _EXAMPLE["doc"])]
     retry_after_ms: Annotated[
         RetryAfterMs | UnsetType,
-        doc("Time to wait before a retry, in milliseconds. Absent if waiting does not help.", 1500),
+        doc("Time to wait before retrying, in milliseconds. Omitted if waiting does not help.", 1500),
     ] = UNSET
 
 
@@ -91,7 +95,7 @@ class MessageErrorDetail(ErrorFields, kw_only=True):
 
 
 class MessageError(ResponseModel, kw_only=True):
-    """An error response in Anthropic's format; in a stream, the last event."""
+    """An error response in Anthropic's format. In a stream, it is the last event."""
 
     type: Literal["error"] = "error"
     error: Annotated[MessageErrorDetail, doc("The error.", _EXAMPLE)]

@@ -1,6 +1,6 @@
 """The error codes of this server and their HTTP statuses. ``error_response.py`` defines the bodies.
 
-Programs match on the code, which always has the same status. The message of an ApiError is for humans.
+Programs can rely on the code, which always has the same HTTP status. The message is for humans.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ ErrorType = Literal["invalid_request_error", "authentication_error", "rate_limit
 class ErrorKind:
     """The HTTP status and type of an error code.
 
-    ``should_retry`` is sent as ``x-should-retry``; None sends no header and leaves retries to the client.
+    ``should_retry`` is sent in the ``x-should-retry`` header. If it is None, no header is sent and the client
+    decides whether to retry.
     """
 
     status: int
@@ -84,7 +85,7 @@ ERRORS: dict[str, ErrorKind] = {
     "shutting_down": ErrorKind(503, _SERVER),
     "worker_outdated": ErrorKind(503, _SERVER, should_retry=True),
     "queue_timeout": ErrorKind(408, _SERVER, should_retry=True),
-    # system failures; most would recur on a retry
+    # system failures, most of which would recur on a retry
     "deadline_exceeded": ErrorKind(504, _SERVER, should_retry=False),
     "insufficient_memory": ErrorKind(503, _SERVER, should_retry=False),
     "worker_crashed": ErrorKind(500, _SERVER, should_retry=False),
@@ -94,7 +95,10 @@ ERRORS: dict[str, ErrorKind] = {
 
 
 class ApiError(Exception):
-    """An error response. ``message`` states what happened, the value, the limit and the remedy."""
+    """An error that is returned to the client.
+
+    ``message`` states what happened, the value, the limit and the remedy.
+    """
 
     def __init__(
         self, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
@@ -128,9 +132,9 @@ def response_not_found() -> ApiError:
 
 
 def from_job_error(error: JobError, field: str) -> ApiError:
-    """Convert a worker's error; every ErrorCode of the wire protocol is also a code in ``ERRORS``.
+    """Convert a worker's error. Every ErrorCode of the wire protocol is also defined in ``ERRORS``.
 
-    ``field`` is the request field that holds the prompt.
+    ``field`` is the request field that contains the prompt.
     """
     is_about_input = error.code in (ErrorCode.CONTEXT_LENGTH_EXCEEDED, ErrorCode.INVALID_REQUEST)
     param = error.param or (field if is_about_input else None)

@@ -17,7 +17,7 @@ from llava_server.middleware.server_error import error_response
 
 __all__ = ["EXCEPTION_HANDLERS"]
 
-_CLIENT_CLOSED_REQUEST = 499  # nginx's status; appears only in the log
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status code; appears only in the log
 
 
 async def _handle_api_error(request: Request, error: ApiError) -> Response:

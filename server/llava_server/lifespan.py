@@ -1,4 +1,4 @@
-"""Services with the lifetime of the app. They are closed in the reverse order of their creation."""
+"""Services that live as long as the app. They are closed in reverse order of creation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ __all__ = ["Services", "attach_services", "open_services", "services_of", "servi
 logger = logging.getLogger(__name__)
 
 _REGISTRY_REFRESH_S = 1.0
-_KEYS_REFRESH_S = 3.0  # a revoked key stays valid for this long; new keys are looked up on first use
+_KEYS_REFRESH_S = 3.0  # a revoked key stays valid for up to this long; new keys are looked up on first use
 _MIB = 2**20
 _DAY_S = 86400.0
 _BATCH_LEASE_S = 5.0  # a server that does not renew its lease on a batch for this long loses the batch
@@ -50,7 +50,7 @@ _BATCH_LEASE_S = 5.0  # a server that does not renew its lease on a batch for th
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """The objects that routes and background tasks share."""
+    """Objects shared by routes and background tasks."""
 
     settings: Settings
     metrics: Metrics
@@ -70,7 +70,7 @@ class Services:
 
 
 def attach_services(app: FastAPI, services: Services) -> None:
-    """Store the services in the app's state, for its routes."""
+    """Store the services in the app's state, so that its routes can access them."""
     app.state.services = services
 
 
@@ -80,7 +80,7 @@ def services_of(request: Request) -> Services:
 
 
 def services_of_app(app: FastAPI) -> Services:
-    """Return the services of an app. Raise RuntimeError before the app has started."""
+    """Return the services of an app. Raises RuntimeError if the app has not started."""
     services = getattr(app.state, "services", None)
     if not isinstance(services, Services):
         raise RuntimeError("The app has no services: its lifespan has not started.")

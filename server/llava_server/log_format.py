@@ -18,7 +18,7 @@ _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class JsonFormatter(logging.Formatter):
-    """A formatter for one line of ASCII JSON per record, with line breaks and control characters escaped."""
+    """A formatter that writes each record as one line of ASCII JSON and escapes control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

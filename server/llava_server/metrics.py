@@ -1,7 +1,7 @@
-"""The Prometheus metrics of this process. Names, units and buckets are vLLM's, with the prefix ``llava_``.
+"""The Prometheus metrics of this process. Names, units and buckets follow vLLM, with the prefix ``llava_``.
 
-Each app has its own registry. Label values come from closed sets (served models, error codes, finish
-reasons), never from a request, so that a client cannot increase the number of series.
+Each app has its own registry. Label values come from fixed sets (served models, error codes, finish reasons),
+never from a request, so clients cannot increase the number of series.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ class Metrics:
         self._request_generation_tokens = histogram(
             "request_generation_tokens", "Number of generated tokens per request.", _TOKENS
         )
-        self._prompt_tokens = counter("prompt_tokens", "Number of prompt tokens of finished requests.", model)
+        self._prompt_tokens = counter("prompt_tokens", "Number of prompt tokens in finished requests.", model)
         self._cached_tokens = counter(
             "prompt_tokens_cached",
-            "Number of prompt tokens of finished requests that were found in a prefix cache.",
+            "Number of prompt tokens found in a prefix cache, for finished requests.",
             model,
         )
         self._generation_tokens = counter(
-            "generation_tokens", "Number of generated tokens of finished requests.", model
+            "generation_tokens", "Number of generated tokens in finished requests.", model
         )
         self._success = counter(
             "request_success",
@@ -83,7 +83,7 @@ class Metrics:
         )
         self._errors = counter("request_errors", "Number of requests that failed with an error.", ("code",))
         self._cancelled = counter(
-            "requests_cancelled", "Number of requests cancelled because the client disconnected."
+            "requests_cancelled", "Number of requests that were cancelled because the client disconnected."
         )
         self._image_cache_queries = counter(
             "mm_cache_queries", "Number of lookups in the cache of preprocessed images."
@@ -100,27 +100,27 @@ class Metrics:
         self._running = gauge("num_requests_running", "Number of jobs assigned to workers.")
         self._waiting = gauge("num_requests_waiting", "Number of jobs waiting for a worker.", model)
         self._workers = gauge("num_workers", "Number of live workers that accept jobs.", model)
-        self._batches = gauge("batches", "Number of unfinished batches of all API keys.", ("state",))
+        self._batches = gauge("batches", "Number of unfinished batches across all API keys.", ("state",))
         self._batch_lines = gauge("batch_lines", "Number of lines in unfinished batches.", ("state",))
         self._ended_batches = counter(
             "batches_ended", "Number of batches that ended on this controller, by final state.", ("state",)
         )
         self._ended_lines = counter(
-            "batch_lines_ended", "Number of batch results that this controller wrote.", ("outcome",)
+            "batch_lines_ended", "Number of batch results written by this controller.", ("outcome",)
         )
         self.open_requests = gauge(
             "num_open_requests", "Number of POST requests that this controller is processing."
         )
         self.queue_up = gauge("queue_up", "1 if the job queue is reachable, otherwise 0.")
         self.jobs_reaped = counter(
-            "jobs_reaped", "Number of jobs that this controller reclaimed from lost or hung workers."
+            "jobs_reaped", "Number of jobs reclaimed by this controller from lost or hung workers."
         )
 
     def observe_first_token(self, model: str, seconds: float) -> None:
         self._time_to_first_token.labels(model).observe(seconds)
 
     def inter_token_latency(self, model: str) -> Histogram:
-        """Return the histogram of the seconds between two tokens of a response."""
+        """Return the histogram of the time between two tokens of a response, in seconds."""
         return self._inter_token_latency.labels(model)
 
     def request_finished(
@@ -133,7 +133,7 @@ class Metrics:
         num_cached_tokens: int,
         num_generated_tokens: int,
     ) -> None:
-        """Count a choice that finished without an error, ``seconds`` after its request arrived."""
+        """Record a choice that finished without an error, ``seconds`` seconds after its request arrived."""
         self._request_latency.labels(model).observe(seconds)
         self._success.labels(model, reason).inc()
         self._request_prompt_tokens.labels(model).observe(num_prompt_tokens)
@@ -156,7 +156,7 @@ class Metrics:
     def set_queue(
         self, *, num_running: int, num_waiting: dict[str, int], num_workers: dict[str, int]
     ) -> None:
-        """Set the queue's gauges. The keys of the mappings are model names."""
+        """Set the gauges for the queue and the workers. The dictionaries are keyed by model name."""
         self.queue_up.set(1)
         self._running.set(num_running)
         for gauge, values in ((self._waiting, num_waiting), (self._workers, num_workers)):
@@ -186,13 +186,13 @@ class Metrics:
 
 
 class EventObserver(Protocol):
-    """An observer of the events of one choice, in order."""
+    """An observer that receives the events of one choice in order."""
 
     def observe(self, event: Event) -> None: ...
 
 
 class NoMetrics:
-    """An observer that records nothing, for batches and for output that was already observed once."""
+    """An observer that records nothing. Used for batches and for output that has already been observed."""
 
     def observe(self, event: Event) -> None:
         pass
@@ -206,7 +206,9 @@ class ChoiceMetrics:
         self._model = model
         self._arrived_at = arrived_at  # time.monotonic()
         self._last_event_at: float | None = None
-        self._inter_token_latency = metrics.inter_token_latency(model)  # cached: used for every token
+        self._inter_token_latency = metrics.inter_token_latency(
+            model
+        )  # cached, because it is used for every token
 
     def observe(self, event: Event) -> None:
         now = time.monotonic()

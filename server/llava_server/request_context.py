@@ -21,7 +21,7 @@ _KEY = "llava_server.context"
 
 
 class RequestBody:
-    """The body of a request. ``on_release`` is called with the number of bytes when they are dropped."""
+    """The body of a request. When it is dropped, ``on_release`` is called with its size in bytes."""
 
     def __init__(self, on_release: Callable[[int], None]) -> None:
         self._on_release = on_release

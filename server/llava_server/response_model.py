@@ -1,7 +1,7 @@
 """The base class of all response bodies, chunks and events.
 
 Routes and serializers create and encode ResponseModel objects; ``api/openapi/document.py`` generates the
-OpenAPI document from the same classes. An optional field has the default UNSET.
+OpenAPI document from the same classes. Optional fields default to UNSET.
 """
 
 from __future__ import annotations

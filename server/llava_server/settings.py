@@ -1,6 +1,6 @@
-"""The settings of the server process, read from ``LLAVA_*`` variables and flags and validated at startup.
+"""The settings of the server, read from environment variables and flags and validated at startup.
 
-Flags override variables. ``python -m llava_server --help`` lists every flag.
+Flags override the ``LLAVA_*`` variables. ``python -m llava_server --help`` lists all flags.
 """
 
 from __future__ import annotations
@@ -27,26 +27,29 @@ class Settings(ServiceSettings):
     program: ClassVar[str] = "llava-server"
     model_config = SettingsConfigDict(cli_prog_name="python -m llava_server")
 
-    host: str = Field("127.0.0.1", description="Address to listen on. 0.0.0.0 listens on all interfaces.")
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on. Use 0.0.0.0 to listen on all interfaces."
+    )
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on. 0 selects any free port.")
     admin_host: str = Field(
-        "127.0.0.1", description="Address of the admin port. The admin port does not require an API key."
+        "127.0.0.1", description="Listen address of the admin port, which does not require an API key."
     )
     admin_port: int | None = Field(
         None,
         ge=0,
         le=65535,
-        description="TCP port for /metrics, health checks and /workers. Without it, the API port serves "
-        "/metrics, which then requires an API key.",
+        description="TCP port for /metrics, health checks and /workers. If not set, the API port serves "
+        "/metrics, and an API key is required.",
     )
     auth: bool = Field(
         True,
         description="Require an API key. If disabled, any client that can reach the port can use the API.",
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="API keys in addition to those of 'llava-serve keys', separated by commas."
+        (),
+        description="Comma-separated API keys, in addition to those managed with 'llava-serve keys'.",
     )
-    api_keys_file: Path | None = Field(None, description="File with one API key per line (a secret).")
+    api_keys_file: Path | None = Field(None, description="Path to a secret file with one API key per line.")
 
     max_body_mb: int = Field(32, ge=1, le=128, description="Maximum size of a request body, in MiB.")
     max_inflight_body_mb: int = Field(
@@ -66,11 +69,11 @@ class Settings(ServiceSettings):
         description="Maximum number of open POST requests. Requests above the limit fail with 503.",
     )
     max_text_kb: int = Field(
-        1024, ge=1, le=65536, description="Maximum size of the text of one request, in KiB."
+        1024, ge=1, le=65536, description="Maximum size of the text in one request, in KiB."
     )
     max_images: int = Field(8, ge=0, le=64, description="Maximum number of images per request.")
     max_image_mb: int = Field(20, ge=1, le=128, description="Maximum file size of one image, in MiB.")
-    max_image_mp: int = Field(40, ge=1, le=178, description="Maximum size of one image, in million pixels.")
+    max_image_mp: int = Field(40, ge=1, le=178, description="Maximum size of one image, in megapixels.")
     image_workers: int = Field(2, ge=1, le=64, description="Number of image decoder processes.")
     image_cache_mb: int = Field(
         64, ge=0, le=65536, description="Maximum size of the cache of preprocessed images, in MiB."
@@ -78,7 +81,7 @@ class Settings(ServiceSettings):
 
     image_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Hosts from which images may be fetched, separated by commas: name, *.name or name:port. "
+        description="Comma-separated hosts from which images may be fetched: name, *.name or name:port. "
         "If empty, fetching is disabled.",
     )
     image_allow_http: bool = Field(False, description="Allow http:// image URLs in addition to https://.")
@@ -97,7 +100,7 @@ class Settings(ServiceSettings):
         10_000_000,
         ge=1,
         le=10**12,
-        description="Maximum estimated number of tokens of all waiting jobs, per model. "
+        description="Maximum estimated number of tokens in all waiting jobs, per model. "
         "Requests above the limit fail with 503.",
     )
     max_tenant_jobs: int = Field(
@@ -111,7 +114,7 @@ class Settings(ServiceSettings):
         10_000_000,
         ge=1,
         le=10**12,
-        description="Maximum estimated number of tokens of the waiting and running jobs of one API key. "
+        description="Maximum estimated number of tokens in waiting and running jobs, per API key. "
         "Requests above the limit fail with 429.",
     )
     file_days: float = Field(7.0, gt=0, le=365, description="Retention time of files and batches, in days.")
@@ -125,14 +128,14 @@ class Settings(ServiceSettings):
         128,
         ge=1,
         le=65536,
-        description="Maximum total size of the files of one API key, in MiB of Redis memory. "
+        description="Maximum total size of files per API key, in MiB of Redis memory. "
         "Uploads above the limit fail with 429.",
     )
     max_all_files_mb: int = Field(
         256,
         ge=1,
         le=1 << 20,
-        description="Maximum total size of the files of all API keys, in MiB of Redis memory. "
+        description="Maximum total size of files across all API keys, in MiB of Redis memory. "
         "Uploads above the limit fail with 503.",
     )
     max_batches: int = Field(
@@ -152,7 +155,7 @@ class Settings(ServiceSettings):
         8,
         ge=1,
         le=1024,
-        description="Maximum number of batch requests that one controller has in the queue at a time.",
+        description="Maximum number of batch requests that each controller keeps in the queue at a time.",
     )
     request_timeout_s: float = Field(
         600.0, gt=0, le=86400, description="Maximum time from submission to the last token, in seconds."
@@ -165,13 +168,13 @@ class Settings(ServiceSettings):
         gt=0,
         le=3600,
         description="Maximum time for a client to read the next part of a stream, in seconds. "
-        "The connection is then closed.",
+        "If exceeded, the connection is closed.",
     )
     keepalive_s: float = Field(
         10.0,
         gt=0,
         le=3600,
-        description="Interval between keepalive comments on a stream without output, in seconds.",
+        description="Interval between keepalive comments while a stream has no output, in seconds.",
     )
 
     orphan_grace_s: float = Field(
@@ -179,7 +182,7 @@ class Settings(ServiceSettings):
         gt=0,
         le=3600,
         description="Time for the client of a resumable response to reconnect, in seconds. "
-        "The response is then cancelled.",
+        "If it does not reconnect in time, the response is cancelled.",
     )
 
     drain_timeout_s: float = Field(
@@ -192,9 +195,11 @@ class Settings(ServiceSettings):
         0.0,
         ge=0,
         le=600,
-        description="Time during which new requests are accepted after SIGTERM, in seconds.",
+        description="Time after SIGTERM during which new requests are still accepted, in seconds.",
     )
-    log_format: LogFormat = Field("text", description="Log format: text, or one JSON object per line.")
+    log_format: LogFormat = Field(
+        "text", description="Log format: text, or json for one JSON object per line."
+    )
 
     @field_validator("api_keys", "image_hosts", mode="before")
     @classmethod

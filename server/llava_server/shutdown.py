@@ -11,7 +11,7 @@ _POLL_S = 0.1
 
 
 class GracefulShutdown:
-    """The shutdown state of this process. A shutdown cannot be revoked."""
+    """The shutdown state of this process. Once begun, a shutdown cannot be stopped."""
 
     def __init__(self, *, grace_s: float, timeout_s: float) -> None:
         self._grace_s = grace_s
@@ -19,12 +19,12 @@ class GracefulShutdown:
         self._begun_at: float | None = None
 
     def begin(self) -> None:
-        """Start the shutdown. Safe to call from signal handlers, from any thread and repeatedly."""
+        """Start the shutdown. Can be called repeatedly, from any thread and from signal handlers."""
         if self._begun_at is None:
             self._begun_at = time.monotonic()
 
     async def wait_begun(self) -> None:
-        """Wait until the shutdown has begun. Polls, because a signal handler cannot wake a task."""
+        """Wait until the shutdown has begun. This polls, because a signal handler cannot wake a task."""
         while not self.is_draining:
             await asyncio.sleep(_POLL_S)
 
@@ -34,7 +34,7 @@ class GracefulShutdown:
 
     @property
     def rejects_requests(self) -> bool:
-        """Whether new requests are rejected: the grace period for load balancers has ended."""
+        """Whether new requests are rejected because the grace period for load balancers has ended."""
         return self._elapsed() >= self._grace_s
 
     @property

@@ -11,13 +11,13 @@ _BACKLOG = 2048
 
 
 class ListenError(Exception):
-    """The address is not available. The message has the reason and the remedy."""
+    """The address is not available. The message contains the reason and the remedy."""
 
 
 def listen(host: str, port: int, *, flag: str) -> socket.socket:
     """Listen on the first address of ``host`` that belongs to this machine.
 
-    Raises ListenError; the message names ``flag`` as the option that selects another port.
+    Raises ListenError, whose message names ``flag`` as the option for selecting another port.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     last_error = OSError("the host name has no address")
@@ -41,7 +41,7 @@ def listen(host: str, port: int, *, flag: str) -> socket.socket:
 
 
 def url_of(host: str, listener: socket.socket) -> str:
-    """Return the URL under which this machine can reach the socket."""
+    """Return a URL at which the socket can be reached from this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
     host = f"[{host}]" if ":" in host and not host.startswith("[") else host
     return f"http://{host}:{listener.getsockname()[1]}"
@@ -55,7 +55,7 @@ def _reason(host: str, port: int, flag: str, error: OSError) -> str:
         )
     if error.errno == errno.EACCES:
         return (
-            f"Permission denied to listen on {host}:{port}. Ports below 1024 require privileges; "
+            f"Permission denied when listening on {host}:{port}. Ports below 1024 require privileges; "
             f"select another port with {flag}."
         )
     return f"Cannot listen on {host}:{port}: {error}."

@@ -4,15 +4,16 @@
                           client's span, started by TracingMiddleware
       pictures            fetch, decode and preprocess the images
       submit              charge the rate limits and submit the job
-        (worker spans)    connected by the ``traceparent`` that is sent with the job
+        (worker spans)    part of the same trace through the ``traceparent`` sent with the job
       first event         wait for the worker's first event
 
     batch line            one line of a batch, until its result is stored; a separate trace with a link to
                           the request that created the batch, because a batch can run for a day
       pictures, submit    as above
 
-The tracer is a context variable, like the current span. Code that runs in a request or a batch line needs no
-tracer argument; other code creates no spans. Attributes contain sizes and identifiers, never content.
+The tracer is stored in a context variable, like the current span, so code that handles a request or a batch
+line needs no tracer argument. Other code creates no spans. Attributes contain sizes and identifiers, never
+content.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ _tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 
 
 class Tracing:
-    """The tracer of the process. ``tracer`` is None before ``open``, and always if tracing is disabled."""
+    """The tracer of the process. ``tracer`` is None until ``open`` is called, and if tracing is disabled."""
 
     def __init__(self) -> None:
         self.tracer: Tracer | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Export spans inside the block. Raises TracingUnavailable."""
+        """Create the tracer, and export its spans until the block ends. Raises TracingUnavailable."""
         provider = open_tracing("llava-server")
         self.tracer = provider.get_tracer(SCOPE)
         try:
@@ -62,13 +63,16 @@ def use_tracer(tracer: Tracer | None) -> Iterator[None]:
 
 
 def span(name: str, **attributes: int | str) -> AbstractContextManager[object]:
-    """Start a child of the current span if there is a tracer. ``_`` in attribute names becomes a dot."""
+    """Start a child of the current span if there is a tracer. Underscores in attribute names become dots."""
     tracer = _tracer.get()
     return nullcontext() if tracer is None else _start_span(tracer, name, attributes)
 
 
 def linked_span(name: str, parent: str, **attributes: int | str) -> AbstractContextManager[object]:
-    """Start a new trace with a link to the span in ``parent``, a ``traceparent`` or an empty string."""
+    """Start a new trace with a link to the span that ``parent`` identifies.
+
+    ``parent`` is a ``traceparent`` value, or an empty string for no link.
+    """
     tracer = _tracer.get()
     if tracer is None:
         return nullcontext()
@@ -89,7 +93,7 @@ def set_error_type(code: str) -> None:
 
 
 def traceparent() -> str:
-    """Return the current span as a W3C ``traceparent``, or an empty string without a tracer."""
+    """Return the W3C ``traceparent`` of the current span, or an empty string if there is no tracer."""
     if _tracer.get() is None:
         return ""
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -109,6 +113,6 @@ def _start_span(
     ) as started:
         try:
             yield started
-        except BaseException as error:  # only the class: the message may contain request content
+        except BaseException as error:  # only the class, because the message may contain request content
             started.set_attribute("error.type", type(error).__name__)
             raise

@@ -1,7 +1,7 @@
 """The registry of live workers and served models: a copy of the workers' heartbeats, refreshed every second.
 
 Readers such as ``GET /v1/models`` use the copy and do not wait for Redis. A model stays registered after its
-last worker has exited, so that requests for it fail with 503 (retry) and not with 404 (unknown model).
+last worker has exited, so that requests for it fail with 503 (retry) instead of 404 (unknown model).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ __all__ = ["ServedModel", "WorkerRegistry"]
 
 logger = logging.getLogger(__name__)
 
-_STALE_S = 5.0  # the queue is considered unavailable if the last refresh is older
-_MIN_REFRESH_S = 0.25  # minimum interval between refreshes for models without workers
+_STALE_S = 5.0  # the queue is considered unavailable if the last refresh is older than this
+_MIN_REFRESH_S = 0.25  # minimum interval between refreshes triggered by requests for models without workers
 _RETRY_AFTER_S = 5.0
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model as announced by its most recently started worker."""
+    """A served model, as described by its most recently started worker."""
 
     name: str
     image_spec: ImageSpec
@@ -39,7 +39,10 @@ class ServedModel:
 
     @property
     def fingerprint(self) -> str:
-        """The ``system_fingerprint``, which changes if the same seed may produce a different output."""
+        """The ``system_fingerprint``.
+
+        It changes whenever the same seed might no longer produce the same output.
+        """
         text = f"{self.name}/{self.precision}/{self.context_length}/{self.image_spec}"
         return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
@@ -58,17 +61,17 @@ class WorkerRegistry:
 
     @property
     def models(self) -> list[ServedModel]:
-        """All models that were served since this process started, sorted by name."""
+        """All models that have been served since this process started, sorted by name."""
         return [self._models[name] for name in sorted(self._models)]
 
     @property
     def heartbeats(self) -> list[Heartbeat]:
-        """The latest heartbeats of live workers with a model; empty while the queue is unavailable."""
+        """The latest heartbeats of live workers with a model. Empty while the queue is unavailable."""
         return [] if self.queue_error else self._heartbeats
 
     @property
     def queue_error(self) -> str | None:
-        """The reason that the queue is unavailable, or None."""
+        """The reason why the queue is unavailable, or None if it is available."""
         if self._refresh_error is None and self._refreshed_at is not None:
             age_s = time.monotonic() - self._refreshed_at
             return f"The job queue has not responded for {age_s:.0f} seconds." if age_s > _STALE_S else None
@@ -79,7 +82,7 @@ class WorkerRegistry:
         return self._num_workers.get(model, 0)
 
     async def find(self, name: str) -> ServedModel:
-        """Return a model that has a live worker. Raises ApiError: 404 if unknown, 503 without a worker."""
+        """Return a model. Raises ApiError: 404 if it is unknown, 503 if it has no live worker."""
         if not self.num_workers(name) and self._age_s() > _MIN_REFRESH_S:
             await self.refresh()  # the worker may have started since the last refresh
         model = self._models.get(name)
@@ -98,13 +101,13 @@ class WorkerRegistry:
         return model
 
     def get(self, name: str) -> ServedModel:
-        """Return a model, with or without a live worker. Raises ApiError (404)."""
+        """Return a model, even if it has no live worker. Raises ApiError (404)."""
         if name not in self._models:
             raise self._not_found(name)
         return self._models[name]
 
     def fingerprint(self, name: str) -> str | None:
-        """Return the fingerprint of a model, or None for one that is unknown."""
+        """Return the fingerprint of a model, or None if the model is unknown."""
         return self._models[name].fingerprint if name in self._models else None
 
     async def refresh(self) -> None:
@@ -137,7 +140,9 @@ class WorkerRegistry:
             heartbeat.model, heartbeat.image_spec, heartbeat.context_length, heartbeat.precision, first_seen
         )
         if known is None:
-            logger.info("model %s is served on %s in %s", model.name, heartbeat.device, model.precision)
+            logger.info(
+                "model %s is served on %s with precision %s", model.name, heartbeat.device, model.precision
+            )
         self._models[model.name] = model
 
     def _set_refresh_error(self, error: str | None) -> None:

@@ -68,7 +68,7 @@ async def test_top_shows_workers_and_streams(cluster: Cluster, streams: Streams)
 def test_doctor_passes_on_a_healthy_system(cluster: Cluster) -> None:
     found = run(cluster, "doctor")
     assert found.returncode == 0, found.stdout
-    assert "append-only file on" in found.stdout
+    assert "append-only file enabled" in found.stdout
     assert "FAIL" not in found.stdout
 
 

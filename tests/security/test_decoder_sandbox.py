@@ -132,4 +132,4 @@ def test_a_missing_sandbox_is_logged_only_once(
 
     asyncio.run(start())
     lines = [record.getMessage() for record in caplog.records]
-    assert lines == ["image decoders run without the seccomp sandbox: no list"]
+    assert lines == ["image decoders are running without the seccomp sandbox: no list"]

@@ -15,7 +15,7 @@ __all__ = ["CollectedChoice", "collect"]
 
 @dataclass
 class CollectedChoice:
-    """The output of one choice up to its latest event."""
+    """The output of one choice so far."""
 
     parts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -35,7 +35,7 @@ class CollectedChoice:
 
     @property
     def final(self) -> Final:
-        """The final status of the job. Raises ValueError before its last event."""
+        """The final status of the job. Raises ValueError if its last event has not been added."""
         if self.last.final is None:
             raise ValueError("The choice is not finished.")
         return self.last.final
@@ -44,7 +44,7 @@ class CollectedChoice:
 async def collect(
     outputs: MergedOutputs, first: tuple[int, Event] | None, observers: Sequence[EventObserver]
 ) -> list[CollectedChoice]:
-    """Read all outputs to the end. ``first`` is an event that was already read.
+    """Read all outputs to the end. ``first`` is the first event, if it has already been read.
 
     Raises ApiError if a job failed.
     """

@@ -1,4 +1,4 @@
-"""The controller: manages all jobs whose output is read by clients of this process.
+"""The controller, which manages all jobs whose output is read by clients of this process.
 
     handler  --submit-->  Controller      --submit-->  JobProducer (Redis)
     handler  <---get----  OutputQueue <--put-- Controller.run  <--follow--  JobProducer
@@ -8,12 +8,12 @@ Each job is in one of three collections:
 - ``_open``: this process streams the job. ``run`` puts its events into its OutputQueue.
 - ``_detached``: the job is resumable and its client has disconnected. The job is cancelled unless a client
   reconnects within the grace period.
-- ``_tails``: another connection, to this or another server, streams the job. A task copies the events from
-  the job's log into a second OutputQueue and takes over the stream if the other connection ends.
+- ``_tails``: another connection, to this or another server, is streaming the job. A task copies the events
+  from the job's log into a second OutputQueue and takes over the stream if the other connection ends.
 
-Invariant: an OutputQueue is in ``_open`` from before its job is submitted until it is finished or closed. If
-its queue is closed early, the job is cancelled, or detached if it is resumable. ``run`` never waits for a
-client. A slow client costs only memory for its text, which is bounded by the length of the output.
+Invariant: an OutputQueue is added to ``_open`` before its job is submitted and stays there until it is
+finished or closed. If it is closed early, the job is cancelled, or detached if it is resumable. ``run`` never
+waits for a client. A slow client only uses memory for its unread text, which is bounded by the output length.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ __all__ = ["LOWEST_PRIORITY", "Controller", "TokenLimiter"]
 logger = logging.getLogger(__name__)
 
 LOWEST_PRIORITY, _HIGHEST_PRIORITY = -1, 1
-_INTERVAL_S = 1.0  # between two checks for lost workers and expired deadlines
+_INTERVAL_S = 1.0  # interval between checks for lost workers and expired deadlines
 _CANCEL_TIMEOUT_S = 5.0
-_ALL_EVENTS = 2**31  # skips all events, so that a snapshot contains no log
+_ALL_EVENTS = 2**31  # more events than any job has; skipping them all leaves none in a snapshot
 
 
 class TokenLimiter(Protocol):
-    """The limits of each tenant and the accounting of its tokens."""
+    """The limits of each tenant, and the accounting of the tokens it uses."""
 
     def limits(self, tenant: str) -> KeyLimits: ...
 
@@ -65,7 +65,7 @@ class TokenLimiter(Protocol):
 
 
 class Controller:
-    """A controller that submits jobs and distributes their events. ``run`` must be running meanwhile."""
+    """A controller that submits jobs and, while ``run`` is running, distributes their events."""
 
     def __init__(
         self,
@@ -83,11 +83,11 @@ class Controller:
         self._open: dict[str, OutputQueue] = {}  # by job ID
         self._detached = DetachedJobs(producer, metrics, grace_s=orphan_grace_s)
         self._tails: dict[OutputQueue, asyncio.Task[None]] = {}
-        self.failure: str | None = None  # the reason that this process must be restarted
+        self.failure: str | None = None  # set if this process must be restarted
 
     @property
     def num_open(self) -> int:
-        """The number of outputs that clients of this process are reading."""
+        """The number of outputs being read by clients of this process."""
         return len(self._open) + len(self._tails)
 
     async def submit(
@@ -101,9 +101,10 @@ class Controller:
     ) -> OutputQueue:
         """Submit a job and return its queue, which the caller must close. Raises ApiError (409, 429, 503).
 
-        When its client disconnects, a resumable job runs until the grace period ends, and a background job
-        until it is finished. If an identical resumable job already exists, the returned queue reads the
-        output of that job. ``add_key_priority`` adds the priority of the tenant's API key to the job's.
+        After its client disconnects, a resumable job continues until the grace period ends, and a background
+        job until it is finished. If an identical resumable job already exists, the returned queue receives
+        the output of that job. If ``add_key_priority`` is true, the priority of the tenant's API key is added
+        to the job's priority.
         """
         is_resumable = is_resumable or job.is_background
         limits = self._limiter.limits(job.tenant)
@@ -127,7 +128,7 @@ class Controller:
     async def resume(
         self, job: Job, *, timeout_s: float, event_arrived: asyncio.Event | None = None
     ) -> OutputQueue:
-        """Take over the stream of an existing job, from its first event. Another reader gets an error.
+        """Take over the stream of an existing job from its first event. Any other reader gets an error.
 
         Raises ApiError: 404 if the tenant has no such job or it has expired, 503 if the queue is unavailable.
         """
@@ -137,7 +138,7 @@ class Controller:
             events = await self._producer.attach(job_id, tenant=job.tenant)
         if events is None:
             raise response_not_found()
-        # No await below: the events that follow must find the new queue in ``_open``.
+        # No await below, so that no event is distributed before the new queue is in ``_open``.
         previous = self._open.pop(job_id, None)
         if previous is not None:
             previous.put(ApiError("stream_taken_over", "Another connection has taken over this stream."))
@@ -150,7 +151,10 @@ class Controller:
         return output
 
     async def snapshot(self, job_id: str, tenant: str, *, has_events: bool = True) -> JobSnapshot:
-        """Return the output so far without taking over the stream. Raises the same errors as ``resume``."""
+        """Return a job's output so far, without taking over its stream.
+
+        Raises the same errors as ``resume``.
+        """
         num_events = 0 if has_events else _ALL_EVENTS
         with _queue_errors():
             snapshot = await self._producer.snapshot(job_id, tenant=tenant, num_events=num_events)
@@ -159,7 +163,7 @@ class Controller:
         return snapshot
 
     async def cancel(self, job_id: str, tenant: str) -> bool:
-        """Cancel a job, even if another connection streams it. Return whether it was running.
+        """Cancel a job, even if another connection is streaming it. Return whether the job was running.
 
         Raises ApiError (503).
         """
@@ -177,7 +181,7 @@ class Controller:
             return await self._producer.delete(job_id, tenant=tenant)
 
     async def close(self, output: OutputQueue) -> None:
-        """Close a queue; see ``OutputQueue.aclose``."""
+        """Close a queue. See ``OutputQueue.aclose``."""
         if (tail := self._tails.pop(output, None)) is not None:
             tail.cancel()
             await asyncio.gather(tail, return_exceptions=True)
@@ -210,7 +214,7 @@ class Controller:
         except Exception as error:
             logger.exception("the controller loop failed")
             self.failure = f"The controller loop failed with {type(error).__name__}. Restart the server."
-            self.fail_all(ApiError("internal_error", "The server failed with an internal error. Retry."))
+            self.fail_all(ApiError("internal_error", "The server encountered an internal error. Retry."))
 
     async def _follow(self) -> None:
         async for batch in self._producer.follow():
@@ -224,7 +228,7 @@ class Controller:
         try:
             num_jobs = await self._producer.reap()
         except QueueUnavailable:
-            return  # the registry logs it
+            return  # WorkerRegistry logs the error
         if num_jobs:
             logger.warning("%d jobs reclaimed from lost or hung workers", num_jobs)
             self._metrics.jobs_reaped.inc(num_jobs)
@@ -252,7 +256,7 @@ class Controller:
     async def _submit(
         self, output: OutputQueue, job: Job, pixels: Mapping[str, bytes], limits: KeyLimits
     ) -> None:
-        self._open[job.job_id] = output  # before ``submit``: an event may arrive before it returns
+        self._open[job.job_id] = output  # first, because an event may arrive before ``submit`` returns
         is_submitted = False
         try:
             await self._limiter.charge_tokens(job.tenant, job.cost)
@@ -261,7 +265,7 @@ class Controller:
             output.queue_position = await self._producer.submit(job, pixels, tenant_limits, traceparent())
             is_submitted = True
         finally:
-            if not is_submitted:  # the producer guarantees that the job does not run
+            if not is_submitted:  # the producer guarantees that the job will not run
                 del self._open[job.job_id]
                 await self._reconcile_tokens(output)
 
@@ -274,7 +278,7 @@ class Controller:
             output.num_charged_tokens = 0.0
 
     async def _tail(self, output: OutputQueue) -> None:
-        """Copy the events of a job that another connection streams; take over the stream if that one ends."""
+        """Copy the events of a job streamed by another connection, and take over if that connection ends."""
         num_events = await tail_log(self._producer, output)
         while num_events is not None:
             try:

@@ -30,16 +30,16 @@ class DetachedJobs:
         return job_id in self._jobs
 
     def add(self, output: OutputQueue) -> None:
-        """Add a job, to be cancelled after the grace period. A background job has no deadline."""
+        """Add a job. It is cancelled after the grace period, unless it is a background job."""
         grace_s = math.inf if output.is_background else self._grace_s
         self._jobs[output.job_id] = output.tenant, time.monotonic() + grace_s
 
     def discard(self, job_id: str) -> None:
-        """Remove a job that has a client again or has ended."""
+        """Remove a job that has ended or whose client has reconnected."""
         self._jobs.pop(job_id, None)
 
     async def cancel_expired(self) -> None:
-        """Cancel the expired jobs. A job that another connection tails is skipped until the next call."""
+        """Cancel expired jobs. A job that another connection is tailing is skipped until the next call."""
         now = time.monotonic()
         for job_id, (tenant, deadline) in list(self._jobs.items()):
             if deadline > now:
@@ -49,5 +49,5 @@ class DetachedJobs:
             except QueueUnavailable:
                 return
             if is_cancelled and self._jobs.pop(job_id, None) is not None:
-                logger.info("job %s is cancelled: no client reconnected within the grace period", job_id)
+                logger.info("job %s cancelled: no client reconnected within the grace period", job_id)
                 self._metrics.request_cancelled()

@@ -1,4 +1,4 @@
-"""Cancellation of work when the client of a request disconnects."""
+"""Cancel work when the client of a request disconnects."""
 
 from __future__ import annotations
 

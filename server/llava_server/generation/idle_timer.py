@@ -10,10 +10,10 @@ __all__ = ["IdleTimer"]
 
 
 class IdleTimer:
-    """A timer that calls ``on_timeout`` every ``seconds`` while it is running.
+    """A timer that calls ``on_timeout`` every ``seconds`` seconds while it is running.
 
-    Starting and stopping only assign a time. A single event-loop timer checks it and is rescheduled if it
-    fires too early. Call ``close`` at the end.
+    Starting or stopping the timer only sets a timestamp. A single event-loop timer checks the timestamp and
+    is rescheduled if it fires too early. Call ``close`` when the timer is no longer needed.
     """
 
     def __init__(self, seconds: float, on_timeout: Callable[[], None]) -> None:
@@ -21,7 +21,7 @@ class IdleTimer:
         self._loop = asyncio.get_running_loop()
         self._seconds = seconds
         self._on_timeout = on_timeout
-        self._started_at = math.inf  # the loop's time; infinite while stopped
+        self._started_at = math.inf  # event loop time; infinity while stopped
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self) -> None:

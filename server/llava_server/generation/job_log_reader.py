@@ -17,14 +17,14 @@ from llava_server.generation.output_queue import OutputQueue
 __all__ = ["tail_log"]
 
 _POLL_S = 0.1
-_MAX_MISSES = 20  # polls without a log: the other connection may not have submitted the job yet
+_MAX_MISSES = 20  # polls that may find no log, because the other connection has not submitted the job yet
 
 
 async def tail_log(producer: JobProducer, output: OutputQueue) -> int | None:
-    """Copy the job's events into ``output`` up to the last one, and return None.
+    """Copy all events of the job into ``output`` and return None.
 
-    If no connection streams the job any more, return the number of events copied so far. The caller can then
-    take over the stream at that event.
+    If no connection is streaming the job anymore, return the number of events copied so far. The caller can
+    then take over the stream after these events.
     """
     num_events = offset = num_misses = 0
     while not output.is_finished:
@@ -39,7 +39,7 @@ async def tail_log(producer: JobProducer, output: OutputQueue) -> int | None:
         if (snapshot and snapshot.state == "cancelled") or num_misses > _MAX_MISSES:
             output.put(
                 ApiError(
-                    "answer_cancelled", "The client that sent this request first has cancelled it. Retry."
+                    "answer_cancelled", "The client that first sent this request has cancelled it. Retry."
                 )
             )
             return None

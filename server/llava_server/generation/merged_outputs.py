@@ -19,9 +19,10 @@ __all__ = ["MergedOutputs"]
 
 
 class MergedOutputs:
-    """The merged outputs of all choices of a request, read by one coroutine that must close them.
+    """The merged outputs of all choices of a request. One coroutine reads them and must close them.
 
-    ``field`` is the request field that holds the prompt, or one field per job. Errors name it.
+    ``field`` is the request field that contains the prompt, or a list of fields with one per job. It is
+    reported in errors.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class MergedOutputs:
         self._field = field
         self._is_resumable = is_resumable
         self._queues: list[OutputQueue] = []
-        self._event_arrived = asyncio.Event()  # in any of the queues
+        self._event_arrived = asyncio.Event()  # set when any of the queues receives an event
         self._unfinished: deque[int] = deque()  # indices of choices, least recently read first
 
     def __len__(self) -> int:
@@ -55,9 +56,9 @@ class MergedOutputs:
     async def submit(
         self, jobs: Sequence[Job], pixels: Mapping[str, bytes], *, add_key_priority: bool = True
     ) -> None:
-        """Submit the jobs as choices. Raises the same errors as ``Controller.submit``.
+        """Submit one job per choice. Raises the same errors as ``Controller.submit``.
 
-        The jobs before a failed one remain submitted.
+        If a submission fails, the jobs before it remain submitted.
         """
         for job in jobs:
             with span("submit"):
@@ -71,7 +72,7 @@ class MergedOutputs:
             self._add(queue)
 
     async def resume(self, job: Job, *, timeout_s: float) -> None:
-        """Add a choice with an existing job. Raises the same errors as ``Controller.resume``."""
+        """Add a choice for an existing job. Raises the same errors as ``Controller.resume``."""
         self._add(await self._controller.resume(job, timeout_s=timeout_s, event_arrived=self._event_arrived))
 
     async def next(self) -> tuple[int, Event]:
@@ -81,7 +82,7 @@ class MergedOutputs:
         return item
 
     async def next_or_woken(self) -> tuple[int, Event] | None:
-        """Wait for the next event as ``next`` does, but return None if ``wake`` is called first."""
+        """Like ``next``, but return None if ``wake`` is called before an event arrives."""
         if (item := self._get_nowait()) is None:
             await self._event_arrived.wait()
             item = self._get_nowait()
@@ -105,7 +106,7 @@ class MergedOutputs:
         self._queues.append(queue)
 
     def _get_nowait(self) -> tuple[int, Event] | None:
-        """Return the next event in round-robin order, or None. ``_event_arrived`` signals the next event."""
+        """Clear ``_event_arrived`` and return the next event in round-robin order, or None if none exists."""
         self._event_arrived.clear()
         for index in list(self._unfinished):
             event = self._queues[index].get_nowait()

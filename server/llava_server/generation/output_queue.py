@@ -18,11 +18,11 @@ _DEADLINE_SLACK_S = 5.0  # added to the job's deadline, which is normally enforc
 
 
 class OutputQueue:
-    """The events of one job, in order. The controller puts them and one coroutine gets them.
+    """A queue of the events of one job, in order. The controller adds events and one coroutine reads them.
 
-    ``event_arrived`` is set for each event; queues that are read together share one. If ``is_resumable``, the
-    job continues for the grace period after its client has disconnected; if ``is_background``, until it is
-    finished.
+    ``event_arrived`` is set whenever an event is added. Queues that are read together share it. After its
+    client disconnects, a resumable job continues until the grace period ends, and a background job until it
+    is finished.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class OutputQueue:
         self.is_resumable = is_resumable
         self.is_background = is_background
         self.has_begun = False  # whether a worker has started the job
-        self.is_finished = False  # whether the last event was put (it may not have been read yet)
-        self.queue_position: QueuePosition | None = None  # when the job was submitted
+        self.is_finished = False  # whether the last event has been added (it may not have been read yet)
+        self.queue_position: QueuePosition | None = None  # at submission
         self.num_charged_tokens = 0.0  # estimate charged to the tenant's rate limit at submission
         self.num_used_tokens = 0  # prompt and output tokens; set by the last event
         self.first_event_deadline = time.monotonic() + queue_timeout_s
@@ -78,7 +78,7 @@ class OutputQueue:
         return event
 
     def timeout_error(self, now: float) -> ApiError | None:
-        """Return the error for a deadline that has passed at ``now``, or None."""
+        """Return the error to report if a deadline has passed at the time ``now``, otherwise None."""
         if now > self.last_event_deadline:
             timeout_s = self._timeout_s
             return ApiError(

@@ -6,7 +6,7 @@
     (empty line)
 
 ``offset`` is the number of tokens up to and including this chunk. A complete stream ends with
-``data: [DONE]``. A failed stream ends with a data line that contains ``error``, without ``[DONE]``.
+``data: [DONE]``. A failed stream ends with a data line that contains ``error``, and has no ``[DONE]`` line.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def encode_event(data: msgspec.Struct, *, event_id: str | None = None, name: str
 def encode_events(chunks: Sequence[msgspec.Struct], event_id: str | None) -> bytes:
     """Encode the chunks of one job event.
 
-    Only the last chunk has the ID, so that a client that received the ID has all chunks of the event.
+    Only the last chunk contains the ID, so a client that has received the ID has all chunks of the event.
     """
     last = len(chunks) - 1
     return b"".join(

@@ -28,25 +28,25 @@ logger = logging.getLogger(__name__)
 
 
 class Serializer(Protocol):
-    """A serializer for the output of a request in the format of one API. Bytes are server-sent events."""
+    """A serializer for the response format of one API. All returned bytes are encoded server-sent events."""
 
     def begin(self, num_choices: int) -> bytes:
-        """Return the server-sent events before the first event of the job."""
+        """Return the server-sent events to send before the first event of the job."""
         ...
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:
         """Serialize an event of the choice ``index``. Return empty bytes if there is nothing to send yet.
 
-        ``event_id`` is the position at which the stream can be resumed, or None if it cannot be resumed.
+        ``event_id`` is the position after which the stream can be resumed, or None if it cannot be resumed.
         """
         ...
 
     def end(self) -> bytes:
-        """Return the server-sent events after the last event of the job."""
+        """Return the server-sent events to send after the last event of the job."""
         ...
 
     def error(self, error: ApiError, request_id: str | None) -> bytes:
-        """Return the last event of a failed stream."""
+        """Return the last server-sent event of a failed stream."""
         ...
 
     def to_response(self, choices: Sequence[CollectedChoice]) -> ResponseModel:
@@ -58,9 +58,9 @@ class EventStream(Response):
     """A response that streams the outputs as server-sent events and then closes them.
 
     The status is always 200, so create the response only after the first event has arrived without an error.
-    After ``keepalive_s`` seconds without an event, a comment is sent. A client that reads nothing for
-    ``send_timeout_s`` seconds is disconnected. ``start`` is the number of tokens that a resuming client has
-    already received; only the tokens after them are sent.
+    After ``keepalive_s`` seconds without an event, a keepalive comment is sent. A client that reads nothing
+    for ``send_timeout_s`` seconds is disconnected. ``start`` is the number of tokens that a resuming client
+    has already received. Only the tokens after those are sent.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class EventStream(Response):
         self._serializer = serializer
         self._observers = observers
         self._start = start
-        # A stream of several jobs cannot be resumed: an event ID is a position in one job only.
+        # A stream of several jobs cannot be resumed, because an event ID is a position in a single job.
         self._resumable_job_id = outputs.job_id if len(outputs) == 1 else None
         self._stalled = anyio.CancelScope()  # cancelled when the client stops reading
         self._keepalive_timer = IdleTimer(keepalive_s, outputs.wake)
@@ -101,7 +101,7 @@ class EventStream(Response):
         with self._stalled:
             await self._stream(scope, send)
         if self._stalled.cancelled_caught:
-            logger.warning("client of job %s stopped reading, connection closed", self._outputs.job_id)
+            logger.warning("client of job %s stopped reading and was disconnected", self._outputs.job_id)
 
     async def _stream(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -116,7 +116,7 @@ class EventStream(Response):
         await self._send(send, last, more=False)
 
     async def _send_events(self, send: Send) -> bytes:
-        """Send all events except the last and return the bytes of the last. Raises ApiError."""
+        """Send all events except the last one, and return the last one encoded. Raises ApiError."""
         while True:
             index, event = await self._next_event(send)
             self._observers[index].observe(event)
@@ -131,7 +131,7 @@ class EventStream(Response):
                 await self._send(send, data)
 
     async def _next_event(self, send: Send) -> tuple[int, Event]:
-        """Wait for the next event, sending keepalive comments in the meantime."""
+        """Wait for the next event, and send keepalive comments in the meantime."""
         if self._first is not None:
             first, self._first = self._first, None
             return first
@@ -152,7 +152,7 @@ class EventStream(Response):
 
 
 def _missing_part(event: Event, start: int) -> Event | None:
-    """Return the part of an event that a client with ``start`` tokens is missing, or None.
+    """Return the part of an event to send to a client that already has ``start`` tokens, or None.
 
     A final event is always sent, because a client with all tokens may not have received the finish reason.
     Raises ApiError if ``start`` is inside the event.
@@ -162,7 +162,7 @@ def _missing_part(event: Event, start: int) -> Event | None:
     if event.next_offset > start:
         raise ApiError(
             "invalid_value",
-            f"No event ends at token {start}. Use the number in the ID of the last event that was received "
+            f"No event ends at token {start}. Use the number in the ID of the last event that you received "
             "completely.",
             param="starting_after",
         )

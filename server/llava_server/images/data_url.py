@@ -8,11 +8,11 @@ from llava_server.images.errors import ImageError
 
 __all__ = ["EncodedImage", "parse_data_url"]
 
-_MAX_QUOTED = 40  # maximum number of characters of client text in an error
+_MAX_QUOTED = 40  # maximum number of characters of client input quoted in an error
 
 
 class EncodedImage(NamedTuple):
-    """An image as received: the declared media type, and base64 text that is not decoded or checked yet."""
+    """An image as received: its declared media type, and base64 text that has not been validated yet."""
 
     media_type: str
     base64: bytes
@@ -21,7 +21,7 @@ class EncodedImage(NamedTuple):
 def parse_data_url(url: str, *, max_bytes: int) -> EncodedImage:
     """Parse ``data:[<type>][;parameter...];base64,<text>``. Raises ImageError.
 
-    ``max_bytes`` limits the size of the decoded file. It is compared with the length of the text.
+    ``max_bytes`` limits the size of the decoded file, which is estimated from the length of the text.
     """
     if url[:5].lower() != "data:":
         raise ImageError(
@@ -30,7 +30,8 @@ def parse_data_url(url: str, *, max_bytes: int) -> EncodedImage:
     head, comma, text = url[5:].partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise ImageError(
-            "invalid_image_url", "the data: URL is not base64. Send the image as data:image/png;base64,..."
+            "invalid_image_url",
+            "the data: URL is not base64-encoded. Send the image as data:image/png;base64,...",
         )
     media_type = head[: -len(";base64")].partition(";")[0].strip().lower()
     if media_type and not media_type.startswith("image/") and media_type != "application/octet-stream":
@@ -49,7 +50,7 @@ def _as_ascii(text: str, max_bytes: int) -> bytes:
     if num_bytes > max_bytes + 2:  # the padding can account for two bytes
         raise ImageError(
             "image_too_large",
-            f"the image has about {num_bytes} bytes; the limit is {max_bytes}. Send a smaller file.",
+            f"the image is about {num_bytes} bytes; the limit is {max_bytes} bytes. Send a smaller file.",
         )
     if not text.isascii():
         raise ImageError(

@@ -1,9 +1,9 @@
 """A pool of prestarted decoder processes. Each decodes one image at a time.
 
-A process is replaced if it crashes, exceeds its time limit, is interrupted during an image, or has decoded
-``_IMAGES_PER_PROCESS`` images. Threads do the pipe I/O, so that neither large images nor slow starts block
-the event loop. Invariant: every process is idle, decoding exactly one image, or being replaced. ``aclose``
-terminates all of them.
+A process is replaced if it crashes, exceeds its time limit, is interrupted while decoding, or has decoded
+``_IMAGES_PER_PROCESS`` images. Pipe I/O runs in threads, so that neither large images nor slow process starts
+block the event loop. Invariant: every process is idle, decoding exactly one image, or being replaced.
+``aclose`` terminates all of them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ _SOURCE_ROOT = str(Path(__file__).resolve().parents[2])
 
 
 class ImageTiles:
-    """An image preprocessed for a model. ``pixels`` has ``num_tiles * side * side * 3`` bytes of RGB data.
+    """An image preprocessed for a model.
 
-    ``width`` and ``height`` are those of the original image.
+    ``pixels`` contains ``num_tiles * side * side * 3`` bytes of RGB data. ``width`` and ``height`` are the
+    size of the original image, in pixels.
     """
 
     __slots__ = ("height", "num_tiles", "pixels", "width")
@@ -49,7 +50,7 @@ class ImageTiles:
 
 
 class DecoderPool:
-    """A pool of ``num_processes`` processes that convert base64 text to tiles.
+    """A pool of ``num_processes`` processes that convert base64-encoded images to tiles.
 
     Call ``start`` before use and ``aclose`` at the end.
     """
@@ -60,7 +61,7 @@ class DecoderPool:
         self._idle: asyncio.LifoQueue[_DecoderProcess] = asyncio.LifoQueue()  # most recently used first
         self._processes: set[_DecoderProcess] = set()
         self._replacing: set[asyncio.Task[None]] = set()
-        # Two threads per process: when a process is replaced, the old one's reader may still be blocked.
+        # Two threads per process, because the thread reading from a replaced process may still be blocked.
         self._threads = ThreadPoolExecutor(2 * num_processes, thread_name_prefix="image")
         self._is_closed = False
         self._has_warned = False
@@ -75,7 +76,7 @@ class DecoderPool:
         await asyncio.gather(*(self._add_process() for _ in range(self._num_processes)))
 
     async def preprocess(self, base64: bytes, spec: ImageSpec) -> ImageTiles:
-        """Decode and preprocess one image, after waiting for an idle process. Raises ImageError."""
+        """Wait for an idle process, then decode and preprocess one image. Raises ImageError."""
         process = await self._idle.get()
         try:
             head, pixels = await self._request(process, base64, spec)
@@ -118,7 +119,7 @@ class DecoderPool:
             return await asyncio.wait_for(response, self._limits.timeout_s)
         except asyncio.TimeoutError as error:
             logger.warning(
-                "image decoder %d killed: exceeded its time limit of %g s",
+                "image decoder %d exceeded its time limit of %g s and was killed",
                 process.pid,
                 self._limits.timeout_s,
             )
@@ -135,7 +136,9 @@ class DecoderPool:
         self._processes.add(process)
         if process.sandbox_error and not self._has_warned:
             self._has_warned = True
-            logger.warning("image decoders run without the seccomp sandbox: %s", process.sandbox_error)
+            logger.warning(
+                "image decoders are running without the seccomp sandbox: %s", process.sandbox_error
+            )
         if self._is_closed:
             self._kill(process)
         else:
@@ -153,13 +156,13 @@ class DecoderPool:
             try:
                 return await self._add_process()
             except (RuntimeError, OSError):  # noqa: PERF203
-                logger.exception("an image decoder cannot start, retrying in 1 s")
+                logger.exception("an image decoder failed to start, retrying in 1 s")
                 await asyncio.sleep(1.0)
 
     def _kill(self, process: _DecoderProcess) -> None:
         self._processes.discard(process)
         process.kill()
-        self._threads.submit(process.wait)  # in a thread: the kernel may need time to free a gigabyte
+        self._threads.submit(process.wait)  # in a thread, because the kernel may need time to free memory
 
 
 class _DecoderProcess:
@@ -190,16 +193,16 @@ class _DecoderProcess:
         return self._process.pid
 
     def request(self, head: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
-        """Send one image and block until the response. Raises BrokenFrame or OSError if the process exits."""
+        """Send one image and wait for the response. Raises BrokenFrame or OSError if the process exits."""
         write_frame(cast(BinaryIO, self._process.stdin), head, body)
         frame = self._read()
         if frame is None:
-            raise BrokenFrame("The decoder process exited before its response.")
+            raise BrokenFrame("The decoder process exited before it sent a response.")
         self.num_images += 1
         return frame
 
     def kill(self) -> None:
-        """Kill the process. A thread blocked in ``request`` gets BrokenFrame or OSError."""
+        """Kill the process. A ``request`` call in another thread then raises BrokenFrame or OSError."""
         self._process.kill()
 
     def wait(self) -> None:
@@ -207,7 +210,7 @@ class _DecoderProcess:
         self._process.wait()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(OSError):  # flushing buffered bytes fails without a reader
+        with contextlib.suppress(OSError):  # flushing buffered bytes fails if the reader is gone
             self._process.stdin.close()
         self._process.stdout.close()
 

@@ -1,9 +1,9 @@
 """The program of a decoder process, which decodes untrusted images in isolation.
 
 The process has no environment variables, no open files except its standard streams, and limited memory and
-CPU time. It cannot open files: RLIMIT_NOFILE allows none, and ``sandbox`` blocks the system calls where the
-kernel supports it. It reads requests from stdin and writes responses to stdout until stdin is closed, which
-also happens when the server exits. An image that crashes the process affects no other image.
+CPU time. It cannot open files: RLIMIT_NOFILE prevents it, and ``sandbox`` blocks the system calls if the
+kernel supports seccomp. It reads requests from stdin and writes responses to stdout until stdin is closed,
+which also happens when the server exits. An image that crashes the process does not affect other images.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from llava_server.images.sandbox import enter_sandbox
 __all__ = ["FORMATS", "DecodeError", "main", "preprocess"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-_LATE_PLUGINS = (MpoImagePlugin, WebPImagePlugin)  # preinit() omits them; some phones write JPEGs as MPO
+_LATE_PLUGINS = (MpoImagePlugin, WebPImagePlugin)  # preinit() skips them; some phones save JPEGs as MPO
 _ORIENTATION = 0x0112
 
 
 class DecodeError(Exception):
-    """An image that cannot be decoded.
+    """An image cannot be decoded.
 
-    ``reason`` is one of this module's own words, because Pillow's messages may leak addresses.
+    ``reason`` is an identifier from this module. Pillow's messages are not used: they may leak addresses.
     """
 
     def __init__(self, reason: str, **numbers: int) -> None:
@@ -43,15 +43,18 @@ class DecodeError(Exception):
 
 
 def preprocess(request: dict[str, Any], text: bytes) -> tuple[Image.Image, int, int]:
-    """Return the tiles of a base64 image, and the upright image's width and height. Raises DecodeError."""
+    """Return the tiles of a base64-encoded image, and the width and height of the upright image.
+
+    Raises DecodeError.
+    """
     image = _open(_from_base64(text), request)
     try:
-        image.load()  # only the first frame of an animation
+        image.load()  # loads only the first frame of an animation
         orientation = _orientation(image)
         upright = apply_orientation(to_rgb(image), orientation)
     except MemoryError as error:
         raise DecodeError("out_of_memory") from error
-    except Exception as error:  # Pillow's decoders raise exceptions of any class
+    except Exception as error:  # Pillow's decoders can raise any type of exception
         raise DecodeError("damaged") from error
     tiles = resize(
         upright,
@@ -64,7 +67,7 @@ def preprocess(request: dict[str, Any], text: bytes) -> tuple[Image.Image, int, 
 
 
 def main() -> None:
-    """Serve requests until stdin is closed. The first frame reports that the process is ready."""
+    """Serve requests until stdin is closed. The first frame written reports that the process is ready."""
     sandbox_error = _restrict_process(memory_bytes=int(sys.argv[2]))
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
     write_frame(stdout, {"ready": True, "sandbox_error": sandbox_error})
@@ -92,7 +95,7 @@ def _from_base64(text: bytes) -> bytes:
 
 
 def _open(file: bytes, request: dict[str, Any]) -> Image.Image:
-    """Read the header and check the size before any pixel is allocated."""
+    """Read the header and check the size before allocating memory for pixels."""
     if (size := _webp_size(file)) is not None:
         _check_size(*size, request)  # Pillow's WEBP reader allocates the canvas when it opens the file
     try:
@@ -101,7 +104,7 @@ def _open(file: bytes, request: dict[str, Any]) -> Image.Image:
         raise DecodeError("damaged" if _has_known_signature(file) else "not_an_image") from error
     except MemoryError as error:
         raise DecodeError("out_of_memory") from error
-    except Exception as error:  # Pillow's decoders raise exceptions of any class
+    except Exception as error:  # Pillow's decoders can raise any type of exception
         raise DecodeError("damaged") from error
     _check_size(image.width, image.height, request)
     return image
@@ -115,7 +118,7 @@ def _check_size(width: int, height: int, request: dict[str, Any]) -> None:
 
 
 def _webp_size(file: bytes) -> tuple[int, int] | None:
-    """Return the size in a WEBP header (RFC 9649), or None if the header is absent or truncated."""
+    """Return the image size from a WEBP header (RFC 9649), or None if the header is missing or truncated."""
     if file[:4] != b"RIFF" or file[8:12] != b"WEBP" or len(file) < 30:
         return None
     if file[12:16] == b"VP8X":
@@ -134,19 +137,19 @@ def _has_known_signature(file: bytes) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, or 1 (upright) if the EXIF block is absent or broken."""
+    """Return the EXIF orientation, or 1 (upright) if the EXIF block is missing or invalid."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # the EXIF parser raises exceptions of any class
+    except Exception:  # the EXIF parser can raise any type of exception
         return 1
 
 
 def _restrict_process(*, memory_bytes: int) -> str | None:
     """Set the resource limits of this process and enter the sandbox.
 
-    Return None, or the reason if the sandbox is not available.
+    Return None, or the reason why the sandbox is not available.
     """
-    Image.MAX_IMAGE_PIXELS = None  # _check_size enforces the limit on the header
+    Image.MAX_IMAGE_PIXELS = None  # _check_size checks the size in the header instead
     warnings.simplefilter("ignore")
     _load_plugins()
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
@@ -157,7 +160,7 @@ def _restrict_process(*, memory_bytes: int) -> str | None:
 
 
 def _load_plugins() -> None:
-    """Preprocess one image of every kind, so that Pillow's lazy imports happen before files are blocked."""
+    """Preprocess one image of each kind, to trigger Pillow's lazy imports before file access is blocked."""
     Image.preinit()
     exif = Image.Exif()
     exif[_ORIENTATION] = 6
@@ -173,7 +176,7 @@ def _load_plugins() -> None:
 
 
 def _limit_cpu_time(seconds: float) -> None:
-    """Limit the CPU time of the next image. RLIMIT_CPU counts from the start of the process."""
+    """Limit the CPU time for the next image. RLIMIT_CPU limits the total time since the process started."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit = math.ceil(used.ru_utime + used.ru_stime + seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))

@@ -16,7 +16,9 @@ class ImageLimits:
     max_side: int = 16_384  # pixels
     max_ratio: int = 100  # longer side to shorter side
     cpu_s: float = 5.0  # CPU time in the decoder process
-    timeout_s: float = 30.0  # wall time in the decoder process; generous, since workers may use all cores
+    timeout_s: float = (
+        30.0  # wall-clock time in the decoder process; generous because workers may use all cores
+    )
     memory_bytes: int = 2**30  # address space of one decoder process
 
     def for_decoder(self) -> dict[str, Any]:
@@ -32,7 +34,7 @@ class ImageLimits:
 class ImageError(Exception):
     """An error in one image. ``code`` is one of the server's error codes.
 
-    The API puts the path of the field in front of ``message``, which therefore starts in lower case.
+    The API prefixes ``message`` with the path of the field, so it starts with a lowercase letter.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -45,7 +47,10 @@ _FORMATS = "JPEG, PNG, WEBP, GIF and BMP"
 
 
 def image_error(reason: str, numbers: dict[str, Any], limits: ImageLimits) -> ImageError:
-    """Return the error for a decoder's one-word ``reason``. ``numbers`` has the image's width and height."""
+    """Return the error for a ``reason`` from the decoder process.
+
+    ``numbers`` contains the width and height of the image if the reason is related to them.
+    """
     size = f"{numbers.get('width')} x {numbers.get('height')} pixels"
     memory_mib = limits.memory_bytes // 2**20
     code, message = {
@@ -65,12 +70,12 @@ def image_error(reason: str, numbers: dict[str, Any], limits: ImageLimits) -> Im
         ),
         "too_large": (
             "image_too_large",
-            f"the image has {size}; the limits are {limits.max_pixels} pixels in total and "
+            f"the image is {size}; the limits are {limits.max_pixels} pixels in total and "
             f"{limits.max_side} pixels per side. Scale the image down.",
         ),
         "too_narrow": (
             "invalid_image",
-            f"the image has {size}; the limit of the aspect ratio is {limits.max_ratio}:1. Crop the image.",
+            f"the image is {size}; the maximum aspect ratio is {limits.max_ratio}:1. Crop the image.",
         ),
         "out_of_memory": (
             "image_too_large",

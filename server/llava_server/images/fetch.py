@@ -1,8 +1,8 @@
 """Fetch images by URL from allowed hosts: resolve the name once, check all addresses, connect to one of them.
 
-Fetching is disabled unless a host is allowed. Every redirect passes the same checks. A name is never resolved
-a second time, because the second lookup could return an internal address. The response of an allowed host is
-as untrusted as an upload.
+Fetching is disabled unless a host is allowed. Redirects are subject to the same checks. A name is never
+resolved a second time, because the second lookup could return an internal address. Responses from allowed
+hosts are as untrusted as uploads.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ __all__ = ["FetchRules", "ImageFetcher", "Resolver", "is_remote", "resolve"]
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 
 _MAX_REDIRECTS = 3
-_MAX_FETCHES = 32  # concurrent fetches in this process; others wait
+_MAX_FETCHES = 32  # maximum number of concurrent fetches in this process; others wait
 _CONNECT_S = 5.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 @dataclass(frozen=True)
 class FetchRules:
-    """The rules for fetching. Each of ``hosts`` is ``name`` or ``*.name`` with an optional ``:port``."""
+    """The rules for fetching. An entry of ``hosts`` is ``name`` or ``*.name`` with an optional ``:port``."""
 
     hosts: frozenset[str] = frozenset()
     allow_http: bool = False
@@ -39,7 +39,7 @@ class FetchRules:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Return all addresses of a host from the system resolver."""
+    """Return all addresses that the system resolver finds for a host."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
@@ -50,7 +50,7 @@ def is_remote(url: str) -> bool:
 
 
 class ImageFetcher:
-    """The image fetcher of the process. Tests replace the resolver and the network."""
+    """The image fetcher of this process. Tests replace the resolver and the network."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class ImageFetcher:
         self._slots = asyncio.Semaphore(_MAX_FETCHES)
 
     async def fetch(self, url: str) -> bytes:
-        """Return the file. Raises ImageError; the message reveals nothing about internal networks."""
+        """Return the file. Raises ImageError, whose message reveals nothing about internal networks."""
         if not self._rules.hosts:
             raise ImageError(
                 "invalid_image_url",
@@ -106,7 +106,7 @@ class ImageFetcher:
         )
 
     async def _get(self, url: ImageUrl) -> bytes | ImageUrl:
-        """Return the file, or the URL of a redirect."""
+        """Return the file, or the target of a redirect."""
         network = _PinnedNetwork(self._network, await self._public_addresses(url))
         headers = [("host", url.authority), ("accept", "image/*"), ("accept-encoding", "identity")]
         target = httpcore2.URL(scheme=url.scheme, host=url.host, port=url.port, target=url.target)
@@ -145,7 +145,7 @@ class ImageFetcher:
             )
 
     async def _public_addresses(self, url: ImageUrl) -> list[str]:
-        """Return the addresses of the host. Raises ImageError unless all are public: a mix is an attack."""
+        """Return the addresses of the host. Raises ImageError unless all of them are public."""
         if not url.is_among(self._rules.hosts):
             raise ImageError(
                 "invalid_image_url",
@@ -161,7 +161,7 @@ class ImageFetcher:
 
 
 class _PinnedNetwork(httpcore2.AsyncNetworkBackend):
-    """A network backend that connects to the checked addresses. TLS and the Host header use the name."""
+    """A network backend that connects to the checked addresses. TLS and the Host header use the host name."""
 
     def __init__(self, network: httpcore2.AsyncNetworkBackend, addresses: list[str]) -> None:
         self._network = network

@@ -1,7 +1,7 @@
-"""Rules for fetching images: strict parsing of URLs, and the check that an address is public.
+"""Rules for fetching images: strict URL parsing, and a check that an address is public.
 
 A URL that two parsers could interpret differently is rejected. Connections are made only to the addresses
-that the host of an ``ImageUrl`` resolved to, never to an address in the URL.
+that the host name resolved to, never to an address in the URL.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HOST_RULE = re.compile(rf"(?:\*\.)?{_NAME}(?::[1-9][0-9]{{0,4}})?")
 _URL = re.compile(
     rf"(?P<scheme>https?)://(?P<host>{_NAME})(?::(?P<port>[1-9][0-9]{{0,4}}))?"
     r"(?P<target>(?:[/?][!$-\[\]_a-z~]*)?)(?:#[!-~]*)?",
-    re.IGNORECASE | re.ASCII,  # without ASCII, the Kelvin sign would match k
+    re.IGNORECASE | re.ASCII,  # without re.ASCII, the Kelvin sign would match k
 )
 _PORTS = {"http": 80, "https": 443}
 
@@ -45,7 +45,7 @@ class ImageUrl(NamedTuple):
 
     @property
     def authority(self) -> str:
-        """The value of the Host header, which is compared with the rules."""
+        """The value of the Host header, which is matched against the rules."""
         return self.host if self.port == _PORTS[self.scheme] else f"{self.host}:{self.port}"
 
     def is_among(self, rules: frozenset[str]) -> bool:
@@ -64,7 +64,7 @@ def parse_image_url(url: str, *, allow_http: bool) -> ImageUrl:
         raise ImageError(
             "invalid_image_url",
             f"the URL is not supported. Use an https:// URL with a host name and at most {_MAX_URL_CHARS} "
-            "ASCII characters, without user name, password, backslashes or spaces. Percent-encode special "
+            "ASCII characters, without a user name, password, backslashes or spaces. Percent-encode special "
             "characters.",
         )
     scheme = match["scheme"].lower()

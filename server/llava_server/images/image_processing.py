@@ -1,10 +1,10 @@
 """Image preprocessing that is bit-identical to the original LLaVA.
 
 - "pad": LLaVA-1.5's ``expand2square`` and CLIP's resize
-- "crop": CLIP's resize of the shorter side and center crop (``CLIPImageProcessor``, PIL path)
+- "crop": CLIP's resize of the shorter side, followed by a center crop (``CLIPImageProcessor``, PIL path)
 - "squash": SigLIP's resize of both sides (``SiglipImageProcessor``, PIL path)
 - "anyres": LLaVA-1.6's ``process_anyres_image``
-- "hd": the same tiles for LLaVA-1.5-HD (experimental)
+- "hd": the same tiling as "anyres", for LLaVA-1.5-HD (experimental)
 
 All modes resample with PIL's bicubic filter.
 """
@@ -36,7 +36,7 @@ _TO_UPRIGHT = {
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB with ``Image.convert``, as the original does.
+    """Convert an image of any mode to 8-bit RGB with ``Image.convert``, as the original LLaVA does.
 
     Alpha is dropped, not blended. 16-bit grayscale is scaled by 1/257 (65535 becomes 255), because PIL would
     clip it to white.
@@ -47,7 +47,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def apply_orientation(image: Image.Image, orientation: int) -> Image.Image:
-    """Rotate or flip the image upright by its EXIF orientation (1 to 8). Other values are ignored."""
+    """Make the image upright according to its EXIF orientation (1 to 8). Other values are ignored."""
     method = _TO_UPRIGHT.get(orientation)
     return image if method is None else image.transpose(method)
 
@@ -62,8 +62,8 @@ def resize(
 ) -> Image.Image:
     """Return the tiles of an RGB image, each ``side`` x ``side`` pixels, stacked vertically.
 
-    "pad", "crop" and "squash" produce one tile. The other modes select one of the canvas sizes in ``grid``,
-    (width, height) in pixels, which are multiples of ``side``.
+    "pad", "crop" and "squash" produce one tile. The other modes select one of the canvas sizes in ``grid``.
+    Each is given as (width, height) in pixels, and both are multiples of ``side``.
     """
     if mode == "pad":
         return _pad(image, side, background)
@@ -75,11 +75,11 @@ def resize(
 
 
 def _pad(image: Image.Image, side: int, background: tuple[int, int, int]) -> Image.Image:
-    """Center the image on a square canvas of its longer side (rounding up and left) and resize the canvas.
+    """Center the image on a square canvas as large as its longer side, and resize the canvas.
 
-    PIL resizes horizontally first and vertically second, with 8-bit values in between. A horizontal pass over
-    strips of rows gives the same bits as a pass over the whole canvas, which would need a gigabyte for an
-    image of 16384 x 2000 pixels.
+    Offsets are rounded down. PIL first resizes horizontally, then vertically, with 8-bit intermediate values.
+    Resizing strips of rows horizontally is therefore bit-identical to resizing the whole canvas, which would
+    need a gigabyte of memory for an image of 16384 x 2000 pixels.
     """
     width, height = image.size
     long = max(width, height)
@@ -107,7 +107,7 @@ def _squash(image: Image.Image, side: int) -> Image.Image:
 
 
 def _split_into_tiles(image: Image.Image, side: int, grid: Sequence[tuple[int, int]]) -> Image.Image:
-    """Return the whole image squashed to one tile, followed by the tiles of its canvas in row-major order."""
+    """Return the whole image resized to one tile, followed by the tiles of its canvas in row-major order."""
     canvas = _fit_on_canvas(image, _best_canvas(image.size, grid))
     columns, rows = canvas.width // side, canvas.height // side
     tiles = Image.new("RGB", (side, side * (1 + columns * rows)))
@@ -119,7 +119,7 @@ def _split_into_tiles(image: Image.Image, side: int, grid: Sequence[tuple[int, i
 
 
 def _fit_on_canvas(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale the image to the canvas size, preserving its aspect ratio, and center it on black."""
+    """Scale the image to fit the canvas, preserving its aspect ratio, and center it on a black background."""
     x_scale, y_scale = size[0] / image.width, size[1] / image.height
     if x_scale < y_scale:
         scaled = (size[0], min(math.ceil(image.height * x_scale), size[1]))
@@ -134,7 +134,7 @@ def _fit_on_canvas(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _best_canvas(size: tuple[int, int], grid: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return the canvas that preserves the most pixels of the image.
 
-    Among equal canvases, return the smallest, then the first.
+    Ties are resolved in favor of the smallest canvas, then in favor of the first.
     """
     width, height = size
 

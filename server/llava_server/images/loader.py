@@ -1,4 +1,4 @@
-"""Image loading: converts the URLs in requests to preprocessed pixels and caches the results."""
+"""Load the images of requests: convert their URLs to preprocessed pixels and cache the results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llava_server.metrics import Metrics
 
 __all__ = ["ImageCache", "ImageLoader", "PreprocessedImage", "image_digest"]
 
-_PREPROCESSING_VERSION = 1  # increment when preprocessing changes the pixels of an image
+_PREPROCESSING_VERSION = 1  # increment when a change to preprocessing affects the pixels
 
 
 class PreprocessedImage(NamedTuple):
@@ -32,7 +32,7 @@ class PreprocessedImage(NamedTuple):
 
 
 class ImageCache:
-    """An LRU cache of preprocessed images with at most ``max_bytes`` of pixels."""
+    """An LRU cache of preprocessed images that holds at most ``max_bytes`` bytes of pixels."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -46,7 +46,7 @@ class ImageCache:
         return image
 
     def put(self, key: bytes, image: PreprocessedImage) -> None:
-        """Store an image and evict the least recently used ones. Skip an image larger than the cache."""
+        """Store an image, evicting others if necessary. Images larger than the cache are not stored."""
         if key in self._images or len(image.pixels) > self._max_bytes:
             return
         self._images[key] = image
@@ -59,7 +59,8 @@ class ImageCache:
 class ImageLoader:
     """A loader for the images of requests.
 
-    ``load`` handles one image, so a request that awaits one call at a time uses at most one decoder process.
+    ``load`` handles one image per call, so a request that awaits one call at a time never uses more than one
+    decoder process.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class ImageLoader:
         self._hash_thread = ThreadPoolExecutor(1, thread_name_prefix="image-hash")
 
     async def load(self, url: str, spec: ImageSpec, *, tenant: str) -> PreprocessedImage:
-        """Fetch or parse, decode and preprocess one image. Raises ImageError."""
+        """Fetch or parse one image, then decode and preprocess it. Raises ImageError."""
         run = asyncio.get_running_loop().run_in_executor
         if is_remote(url):
             file = await self._fetcher.fetch(url)
@@ -105,7 +106,7 @@ class ImageLoader:
 def image_digest(tiles: ImageTiles, spec: ImageSpec, tenant: str) -> str:
     """Return the ID of an image's pixels for the wire protocol and the caches.
 
-    The digest is keyed by the tenant, so that a tenant cannot detect by timing which images others have sent.
+    The digest is keyed by the tenant, so that tenants cannot use timing to find out which images others sent.
     """
     return _keyed_digest(
         tenant,

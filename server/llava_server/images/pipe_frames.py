@@ -1,9 +1,9 @@
-"""Messages on the pipes between the server and a decoder process: a small JSON head and raw bytes.
+"""Messages on the pipes between the server and a decoder process: a small JSON header followed by a body.
 
-    ready     {"ready", "sandbox_error": the reason that the process is not sandboxed, or null}
+    ready     {"ready", "sandbox_error": why the process is not sandboxed, or null}
     request   {"side", "fit", "background", "grid", "max_pixels", "max_side", "max_ratio", "cpu_s"} + base64
     response  {"width", "height"} + tiles of side * side * 3 bytes of RGB
-              {"error": reason, ...numbers}, without raw bytes
+              {"error": reason, ...numbers}, with an empty body
 
 Both sides reject frames larger than ``MAX_FRAME_BYTES``.
 """
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 __all__ = ["MAX_FRAME_BYTES", "BrokenFrame", "read_frame", "write_frame"]
 
 MAX_FRAME_BYTES = 256 * 2**20
-_LENGTHS = struct.Struct(">II")  # head, body
+_LENGTHS = struct.Struct(">II")  # of the header and the body
 
 
 class BrokenFrame(Exception):
@@ -33,19 +33,19 @@ def write_frame(pipe: BinaryIO, head: dict[str, Any], body: bytes = b"") -> None
 
 
 def read_frame(pipe: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
-    """Return the next frame, or None at the end of the pipe. Raises BrokenFrame for a partial frame."""
+    """Return the next frame, or None at the end of the pipe. Raises BrokenFrame for an invalid frame."""
     lengths = pipe.read(_LENGTHS.size)
     if not lengths:
         return None
     if len(lengths) < _LENGTHS.size:
-        raise BrokenFrame("The pipe ended inside a frame.")
+        raise BrokenFrame("The pipe was closed in the middle of a frame.")
     head_bytes, body_bytes = _LENGTHS.unpack(lengths)
     if (num_bytes := head_bytes + body_bytes) > MAX_FRAME_BYTES:
-        raise BrokenFrame(f"The frame has {num_bytes} bytes; the limit is {MAX_FRAME_BYTES}.")
+        raise BrokenFrame(f"The frame is {num_bytes} bytes; the limit is {MAX_FRAME_BYTES} bytes.")
     head, body = pipe.read(head_bytes), pipe.read(body_bytes)
     if len(head) < head_bytes or len(body) < body_bytes:
-        raise BrokenFrame("The pipe ended inside a frame.")
+        raise BrokenFrame("The pipe was closed in the middle of a frame.")
     try:
         return dict(json.loads(head)), body
     except ValueError as error:
-        raise BrokenFrame("The head of the frame is not JSON.") from error
+        raise BrokenFrame("The header of the frame is not valid JSON.") from error

@@ -1,7 +1,8 @@
-"""A seccomp sandbox that allows only the system calls for decoding: no files, sockets, programs or threads.
+"""A seccomp sandbox that allows only the system calls needed for decoding images.
 
-Other system calls fail with EPERM, so that a library that uses one raises an error, as for a damaged image.
-The filter cannot be removed. If the system does not support it, ``enter_sandbox`` returns the reason.
+Opening files or sockets and starting programs or threads is blocked. Blocked system calls fail with EPERM, so
+a library that uses one raises an error, just as for a damaged image. The filter cannot be removed. If the
+system does not support it, ``enter_sandbox`` returns the reason.
 """
 
 from __future__ import annotations
@@ -90,10 +91,10 @@ class _Program(ctypes.Structure):
 
 
 def enter_sandbox(machine: str | None = None) -> str | None:
-    """Restrict this process until it exits. Return None, or the reason if that is not possible."""
+    """Restrict this process until it exits. Return None, or the reason why this is not possible."""
     machine = platform.machine() if machine is None else machine
     if sys.platform != "linux" or machine not in _MACHINES:
-        return f"no list of system calls for {sys.platform} on {machine}"
+        return f"no list of allowed system calls for {sys.platform} on {machine}"
     instructions = _filter(*_MACHINES[machine])
     buffer = ctypes.create_string_buffer(instructions)
     program = _Program(len(instructions) // 8, ctypes.addressof(buffer))
@@ -107,7 +108,7 @@ def enter_sandbox(machine: str | None = None) -> str | None:
 
 
 def _filter(arch: int, numbers: dict[str, int]) -> bytes:
-    """Return the BPF program, with 8 bytes per instruction. A jump is the number of instructions to skip."""
+    """Return the BPF program, with 8 bytes per instruction. Jumps specify how many instructions to skip."""
     plain = [number for name, number in numbers.items() if name not in ("mmap", "mprotect", "prlimit64")]
     program = [
         _instruction(_LOAD, _ARCH),

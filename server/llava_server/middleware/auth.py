@@ -1,8 +1,8 @@
 """Authentication: an API key identifies a tenant. No other part of the server has access to the keys.
 
-All paths require a key except the public paths listed here, so a new route is protected by default. Paths are
-compared in the form that the router uses. Keys come from the settings and from the store in Redis. This
-process caches the store, and the cache remains valid while Redis is unavailable.
+All paths except the public paths listed here require a key, so a new route is protected by default. Paths are
+compared in the form that the router uses. Keys come from the settings and from a store in Redis. This process
+caches the keys in the store, and the cache remains valid while Redis is unavailable.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ANONYMOUS = "anonymous"  # the tenant of requests without a key
 _PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json"})
 _PUBLIC_FOLDER = "/playground/"  # static files; the page prompts the user for the key
 _TENANT_HEX_DIGITS = 16
-_MIN_REFRESH_S = 0.25  # minimum interval between refreshes for unknown keys, which may be new
+_MIN_REFRESH_S = 0.25  # minimum interval between refreshes triggered by unknown keys
 _NO_LIMITS = KeyLimits()
 
 
@@ -40,7 +40,7 @@ def key_digest(key: str) -> str:
 
 
 def tenant_of(digest: str) -> str:
-    """Return the tenant's name: a prefix of the digest, from which neither digest nor key can be derived."""
+    """Return the tenant's name, a prefix of the digest. The digest and the key cannot be derived from it."""
     return digest[:_TENANT_HEX_DIGITS]
 
 
@@ -71,7 +71,7 @@ class ApiKeys:
         return self._limits.get(tenant, _NO_LIMITS)
 
     def is_active(self, tenant: str) -> bool:
-        """Return whether the tenant still has a valid key; for background work such as batches."""
+        """Return whether the tenant still has a valid key. Background work such as batches checks this."""
         digests = self._from_settings | self._from_store
         return not self.is_required or any(tenant_of(digest) == tenant for digest in digests)
 
@@ -93,7 +93,7 @@ class ApiKeys:
             changes = await self._store.read(self._store_version)
         except QueueUnavailable as error:
             if not self._is_store_unavailable:
-                logger.warning("API keys cannot be refreshed, the cached keys remain valid: %s", error)
+                logger.warning("API keys cannot be refreshed; cached keys remain valid: %s", error)
             self._is_store_unavailable = True
             return
         self._is_store_unavailable = False
@@ -103,7 +103,7 @@ class ApiKeys:
             self._limits = {tenant_of(key.digest): key.limits for key in keys}
 
     def _is_known(self, digest: str) -> bool:
-        # The lookup need not take constant time: an attacker cannot choose the digest of a key.
+        # The lookup does not need to be constant-time, because attackers cannot choose the digest of a key.
         return digest in self._from_settings or digest in self._from_store
 
 
@@ -144,12 +144,12 @@ class AuthMiddleware:
 
 
 def is_public(path: str) -> bool:
-    """Return whether the path can be used without a key."""
+    """Return whether the path can be accessed without a key."""
     return path in _PUBLIC_PATHS or (path.startswith(_PUBLIC_FOLDER) and ".." not in path)
 
 
 def _keys_in(headers: Headers) -> set[str]:
-    """Return the keys of a request. OpenAI's clients send a bearer token, Anthropic's send ``x-api-key``."""
+    """Return the keys in a request. OpenAI clients send a bearer token, Anthropic clients ``x-api-key``."""
     keys = {key.strip() for key in headers.getlist("x-api-key")}
     for authorization in headers.getlist("authorization"):
         scheme, _, key = authorization.partition(" ")

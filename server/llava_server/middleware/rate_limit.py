@@ -1,7 +1,7 @@
-"""Rate limits on requests and tokens per minute for each API key, and the ``x-ratelimit-*`` headers.
+"""Limits on the requests and tokens per minute of each API key, and the ``x-ratelimit-*`` headers.
 
-A request is charged before its body is read. Its tokens are charged when its job is submitted, with the same
-estimate that fair queueing uses; the estimate is replaced with the actual number when the job ends.
+A request is charged before its body is read. Its tokens are charged when its job is submitted, using the same
+estimate as fair queueing. When the job ends, the estimate is replaced with the actual number.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = ["RateLimitMiddleware", "RateLimiter"]
 
 
 class RateLimiter:
-    """A rate limiter on a store that all servers share. Tenants without rate limits need no Redis call."""
+    """A rate limiter with a store that all servers share. Requests of tenants without limits skip Redis."""
 
     def __init__(self, keys: ApiKeys) -> None:
         self._keys = keys
         self._store: RateLimitStore | None = None
-        self._allowances: dict[str, RateLimitStatus] = {}  # latest status by tenant; only tenants with limits
+        self._allowances: dict[str, RateLimitStatus] = {}  # latest status of each tenant with limits
 
     def attach(self, store: RateLimitStore) -> None:
-        """Set the store, which enables the limits."""
+        """Set the store. Must be called before any tenant with limits is charged."""
         self._store = store
 
     def limits(self, tenant: str) -> KeyLimits:
@@ -39,7 +39,7 @@ class RateLimiter:
         return self._keys.limits(tenant)
 
     async def charge_request(self, tenant: str) -> None:
-        """Charge one request. Raises ApiError: 429 above the limit, 503 if Redis is unavailable."""
+        """Charge one request. Raises ApiError: 429 if over the limit, 503 if Redis is unavailable."""
         limits = self.limits(tenant)
         if limits.requests_per_min or limits.tokens_per_min:
             await self._charge(tenant, limits, requests=1)
@@ -53,7 +53,7 @@ class RateLimiter:
     async def reconcile_tokens(self, tenant: str, *, estimated: float, used: int) -> None:
         """Replace an estimate charged by ``charge_tokens`` with the number of tokens used.
 
-        If Redis is unavailable, the estimate remains charged until the limit has refilled.
+        If Redis is unavailable, the estimate is not corrected.
         """
         limits = self.limits(tenant)
         if limits.tokens_per_min and self._store is not None:
@@ -64,7 +64,7 @@ class RateLimiter:
                 return
 
     def headers(self, tenant: str) -> dict[str, str]:
-        """Return OpenAI's ``x-ratelimit-*`` headers after the tenant's last charge; empty without limits."""
+        """Return OpenAI's ``x-ratelimit-*`` headers as of the last charge, or none if there are no limits."""
         limits, allowance = self.limits(tenant), self._allowances.get(tenant)
         headers: dict[str, str] = {}
         if allowance is None:
@@ -81,7 +81,7 @@ class RateLimiter:
 
     async def _charge(self, tenant: str, limits: KeyLimits, *, requests: int = 0, tokens: int = 0) -> None:
         if self._store is None:
-            raise RuntimeError("A request was charged before the app had started.")
+            raise RuntimeError("A request was charged before the app started.")
         try:
             allowance = await self._store.charge(tenant, limits, requests=requests, tokens=tokens)
         except QueueUnavailable as error:
@@ -98,7 +98,7 @@ class RateLimiter:
 
 
 class RateLimitMiddleware:
-    """Middleware that charges each POST and adds the headers to its response. Runs after AuthMiddleware."""
+    """Middleware that charges POST requests and adds rate limit headers. Runs after AuthMiddleware."""
 
     def __init__(self, app: ASGIApp, *, limiter: RateLimiter) -> None:
         self._app = app
@@ -122,7 +122,7 @@ class RateLimitMiddleware:
 
 
 def _duration(seconds: float) -> str:
-    """Format a duration as OpenAI does: 350ms, 6s, 1m30s."""
+    """Format a duration in OpenAI's format, for example 350ms, 6s or 1m30s."""
     if seconds < 1:
         return f"{math.ceil(max(seconds, 0) * 1000)}ms"
     minutes, rest = divmod(math.ceil(seconds), 60)

@@ -1,4 +1,4 @@
-"""The outermost middleware: assigns an ID and a RequestContext to each request and logs it at its end."""
+"""The outermost middleware: assigns an ID and a RequestContext to each request, and logs the request."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["RequestIdMiddleware", "route_path"]
 logger = logging.getLogger(__name__)
 
 _VALID_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_DEBUG_PATHS = frozenset({"/livez", "/readyz", "/metrics"})  # logged at debug level: polled every few seconds
+_DEBUG_PATHS = frozenset({"/livez", "/readyz", "/metrics"})  # polled often, so logged at debug level
 
 
 class RequestIdMiddleware:
     """Middleware that adds a request ID to the ``X-Request-Id`` response header, to errors and to the log.
 
-    A client's ``X-Request-Id`` is used only if it has 1 to 64 letters, digits, ``_`` or ``-``. Other
+    A client's ``X-Request-Id`` is used only if it consists of 1 to 64 letters, digits, ``_`` or ``-``. Other
     characters could be used to forge headers or log lines.
     """
 
@@ -54,7 +54,7 @@ class RequestIdMiddleware:
 
 
 def route_path(scope: Scope) -> str:
-    """Return the path template of the matched route, never the path that the client sent."""
+    """Return the path template of the matched route, not the path that the client sent."""
     route = scope.get("route")
     return str(getattr(route, "path", "(no route)"))
 

@@ -1,7 +1,7 @@
-"""Middleware that reads request bodies and limits their size, upload time and the number of open requests.
+"""Middleware that reads request bodies and enforces limits on body size, upload time and open requests.
 
 No other code reads bodies, so all bytes are counted as they arrive. A route consumes the body once and drops
-it as soon as it is parsed, so that a long stream does not hold its upload in memory.
+it as soon as it is parsed, so that a long stream does not keep the request body in memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RETRY_AFTER_S = 1.0
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """The limits of BodyLimitMiddleware. ``max_inflight_bytes`` limits the total size of all bodies."""
+    """The limits of BodyLimitMiddleware. ``max_inflight_bytes`` limits the total size of bodies in memory."""
 
     max_open_requests: int
     max_body_bytes: int
@@ -34,7 +34,7 @@ class BodyLimits:
 
 
 class BodyLimitMiddleware:
-    """Middleware that rejects a POST early or stores its RequestBody in the request context."""
+    """Middleware that either rejects a POST request early or stores its body in the request context."""
 
     def __init__(
         self, app: ASGIApp, *, limits: BodyLimits, shutdown: GracefulShutdown, metrics: Metrics
@@ -72,7 +72,7 @@ class BodyLimitMiddleware:
         self._num_inflight_bytes -= num_bytes
 
     def _check_before_reading(self, scope: Scope) -> None:
-        """Check the limits that do not need the body. Raises ApiError (413, 503)."""
+        """Check the limits that can be checked before the body is read. Raises ApiError (413, 503)."""
         if self._shutdown.rejects_requests:
             raise ApiError(
                 "shutting_down", "The server is shutting down. Retry.", retry_after_s=_RETRY_AFTER_S

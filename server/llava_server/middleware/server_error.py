@@ -16,7 +16,7 @@ __all__ = ["ServerErrorMiddleware", "error_response", "send_error"]
 
 logger = logging.getLogger(__name__)
 
-_ANTHROPIC_PATHS = "/v1/messages"  # prefix of the paths with errors in Anthropic's format
+_ANTHROPIC_PATHS = "/v1/messages"  # prefix of the paths whose errors use Anthropic's format
 
 
 def error_response(scope: Scope, error: ApiError) -> Response:
@@ -37,7 +37,7 @@ async def send_error(scope: Scope, send: Send, error: ApiError) -> None:
 
 
 class ServerErrorMiddleware:
-    """Middleware that logs unhandled exceptions and responds with 500 and the request ID."""
+    """Middleware that logs unhandled exceptions and responds with status 500 and the request ID."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -63,5 +63,7 @@ class ServerErrorMiddleware:
                 raise  # too late for an error response: the HTTP server closes the connection
             request_id = context_of(scope).request_id
             logger.exception("unhandled exception, request_id=%s", request_id)
-            message = f"Internal server error. The server's log has the traceback under {request_id}."
+            message = (
+                f"Internal server error. The server's log contains the traceback for request {request_id}."
+            )
             await send_error(scope, send, ApiError("internal_error", message))

@@ -23,7 +23,7 @@ _METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"
 
 
 class TracingMiddleware:
-    """Middleware that traces each request under ``/v1/``; ``llava_server.tracing`` lists the child spans."""
+    """Middleware that traces requests under ``/v1/``. See ``llava_server.tracing`` for the child spans."""
 
     def __init__(self, app: ASGIApp, *, tracing: Tracing) -> None:
         self._app = app

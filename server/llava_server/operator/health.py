@@ -52,8 +52,9 @@ async def livez(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """Return 503 with the reasons while the server should not receive requests.
 
-    The reasons are: the server is draining, the job queue is unavailable, or no worker has registered yet.
-    The server stays ready if all workers exit later, so that clients receive its 503 with Retry-After.
+    Possible reasons are that the server is draining, that the job queue is unavailable, or that no worker has
+    registered yet. The server remains ready if all workers exit later, so that clients receive its 503
+    responses with a Retry-After header.
     """
     services = services_of(request)
     reasons = _reasons(services)
@@ -70,7 +71,7 @@ async def readyz(request: Request) -> Response:
     other_responses={401: (Error, "A valid API key is required.")},
 )
 async def metrics(request: Request) -> Response:
-    """Return all metrics in Prometheus text format 0.0.4. The names are vLLM's, with the prefix llava_."""
+    """Return all metrics in Prometheus text format 0.0.4. Names follow vLLM, with the prefix llava_."""
     return Response(services_of(request).metrics.exposition(), media_type="text/plain; version=0.0.4")
 
 

@@ -35,7 +35,7 @@ class Ready(ResponseModel, kw_only=True):
     status: Literal["ready"] = "ready"
     models: Annotated[
         list[str],
-        doc("The models that were served since the server started.", ["tiny-llava"], min_length=1),
+        doc("The models that have been served since the server started.", ["tiny-llava"], min_length=1),
     ]
 
 
@@ -45,5 +45,5 @@ class NotReady(ResponseModel, kw_only=True):
     status: Literal["not ready"] = "not ready"
     reasons: Annotated[
         list[str],
-        doc("The reasons, for humans.", ["No worker has registered yet."], min_length=1),
+        doc("Human-readable reasons.", ["No worker has registered yet."], min_length=1),
     ]

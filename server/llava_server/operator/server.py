@@ -1,7 +1,7 @@
-"""The admin server: metrics, health checks and worker commands, on a separate port without the API.
+"""The admin server, which serves metrics, health checks and worker commands on a separate port.
 
-It shares the services of the app in the same process. It does not require an API key, so access must be
-restricted by the network; by default it listens on loopback.
+It shares the services of the API server in the same process. It does not require an API key, so access must
+be restricted at the network level. By default, it listens on the loopback interface only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def create_admin_app(services: Services) -> FastAPI:
 
 
 class AdminServer(uvicorn.Server):
-    """A uvicorn server in the event loop of the API server, which handles the signals."""
+    """A uvicorn server that runs in the API server's event loop and leaves signals to the API server."""
 
     def __init__(self, services: Services) -> None:
         super().__init__(

@@ -1,7 +1,8 @@
-"""Routes for /workers on the admin port: the live workers, and commands that load or unload models.
+"""Routes for /workers on the admin port: list live workers, and load or unload their models.
 
-A worker reads a command with its next heartbeat, and a command can run for minutes. The response waits up to
-``wait_s`` for the command. Later, every server shows the command's status in the worker's description.
+A worker reads a command at its next heartbeat, and a command can take minutes. The server waits up to
+``wait_s`` seconds for the command to finish before it responds. After that, every server reports the
+command's status in the description of the worker.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ router = APIRouter(prefix="/workers", tags=["workers"])
 _MAX_BODY_BYTES = 65536
 _POLL_S = 0.1
 WorkerId = Annotated[str, Path(max_length=512)]
-WaitS = Annotated[float, Query(ge=0, le=30, description="Maximum time to wait for the command, in seconds.")]
+WaitS = Annotated[
+    float, Query(ge=0, le=30, description="Maximum time to wait for the command to finish, in seconds.")
+]
 
 
 class LoadRequest(BaseModel):
@@ -88,14 +91,14 @@ async def get_worker(request: Request, worker_id: WorkerId) -> Response:
 
 @router.post("/{worker_id}/unload", response_model=None)
 async def unload(request: Request, worker_id: WorkerId, wait_s: WaitS = 5.0) -> Response:
-    """Send a worker the command to unload its model. Its running requests are resumed on other workers."""
+    """Command a worker to unload its model. Its running requests are resumed on other workers."""
     _check_origin(request)
     return await _run_command(services_of(request), worker_id, ModelCommand(), wait_s)
 
 
 @router.post("/{worker_id}/load", response_model=None)
 async def load(request: Request, worker_id: WorkerId, wait_s: WaitS = 5.0) -> Response:
-    """Send a worker the command to unload its model, and then to load and serve another one."""
+    """Command a worker to unload its model, and then to load and serve another one."""
     _check_origin(request)
     load_request = parse_request(LoadRequest, await _read_body(request))
     command = ModelCommand(model=load_request.model, precision=load_request.precision)
@@ -103,7 +106,10 @@ async def load(request: Request, worker_id: WorkerId, wait_s: WaitS = 5.0) -> Re
 
 
 async def _run_command(services: Services, worker_id: str, command: ModelCommand, wait_s: float) -> Response:
-    """Send a command and wait for it. Return 200 if it is done, or 202 after ``wait_s``. Raises ApiError."""
+    """Send a command and wait for it to finish. Raises ApiError.
+
+    Return 200 if the command is done, or 202 if it is unfinished after ``wait_s`` seconds.
+    """
     deadline = time.monotonic() + wait_s
     command_id = await _send(services, worker_id, command)
     while True:
@@ -112,7 +118,9 @@ async def _run_command(services: Services, worker_id: str, command: ModelCommand
         if status is not None and status.state == "refused":
             raise ApiError("order_refused", status.message)
         if status is not None and status.state == "failed":
-            raise ApiError("load_failed", f"The command failed and the worker has no model: {status.message}")
+            raise ApiError(
+                "load_failed", f"The command failed, and the worker no longer has a model: {status.message}"
+            )
         if status is not None and status.state == "done":
             return JSONResponse(_to_response(worker, command_id))
         if time.monotonic() >= deadline or services.shutdown.is_draining:
@@ -133,8 +141,8 @@ async def _send(services: Services, worker_id: str, command: ModelCommand) -> st
     if not is_accepted:
         raise ApiError(
             "worker_has_order",
-            f"The worker has an unfinished command with the ID {command_id}. "
-            f"See GET /workers/{worker_id} and retry.",
+            f"The worker has not finished the previous command (ID {command_id}). "
+            f"Check its status with GET /workers/{worker_id}, then retry.",
             retry_after_s=5.0,
         )
     return command_id
@@ -157,7 +165,7 @@ async def _find(services: Services, worker_id: str) -> WorkerStatus:
 def _not_found(worker_id: str) -> ApiError:
     quoted_id = worker_id[:64]
     return ApiError(
-        "worker_not_found", f"No live worker has the ID {quoted_id!a}. See GET /workers for all workers."
+        "worker_not_found", f"No live worker has the ID {quoted_id!a}. List all workers with GET /workers."
     )
 
 
@@ -170,7 +178,8 @@ def _status_of(worker: WorkerStatus, command_id: str) -> CommandStatus | None:
 def _to_response(worker: WorkerStatus, command_id: str = "") -> Worker:
     """Return the description of a worker.
 
-    ``command_id`` is the command to include; the default is a pending command, or else the last one.
+    ``command_id`` selects the command to include. By default, this is the pending command if there is one,
+    and otherwise the last command.
     """
     beat = worker.heartbeat
     return Worker(
@@ -205,10 +214,10 @@ def _command_response(worker: WorkerStatus, command_id: str) -> Command | None:
 
 
 def _check_origin(request: Request) -> None:
-    """Reject requests from web pages: this port requires no key, and the operator's browser can reach it."""
+    """Reject requests from web pages: this port needs no key, and the operator's browser can reach it."""
     if "origin" in request.headers:
         raise ApiError(
-            "invalid_request", "Commands from web pages are not accepted. Remove the header Origin."
+            "invalid_request", "Commands from web pages are not accepted. Remove the Origin header."
         )
 
 

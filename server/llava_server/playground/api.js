@@ -4,7 +4,7 @@
 import { readEvents } from "./sse.js";
 
 export class ApiError extends Error {
-  /** @param {number} status HTTP status, or 0 without a response */
+  /** @param {number} status HTTP status, or 0 if there was no response */
   constructor(message, status = 0) {
     super(message);
     this.name = "ApiError";
@@ -21,7 +21,8 @@ export async function fetchModels(key) {
 
 /**
  * Yields the chunks of a streamed response. Returns only after the server has sent [DONE].
- * @throws {ApiError} also for an error event in the stream; a DOMException named AbortError if aborted
+ * @throws {ApiError} if the request fails or the stream contains an error event
+ * @throws {DOMException} named AbortError, if aborted
  */
 export async function* streamChat(body, key, signal) {
   const response = await call("/v1/chat/completions", {
@@ -65,7 +66,7 @@ async function errorOf(response) {
   try {
     message = (await response.json()).error.message;
   } catch {
-    // The response is not from this server but from a proxy: the body has no OpenAI error.
+    // The response is from a proxy, not from this server, so its body is not an OpenAI error.
   }
   const wait = Number(response.headers.get("Retry-After"));
   const text = sentence(message || `The request failed with status ${response.status}.`);
@@ -73,7 +74,7 @@ async function errorOf(response) {
   return new ApiError(text + hint, response.status);
 }
 
-/** Capitalizes the first word of a message and adds a final period, if they are missing. */
+/** Capitalizes the first word of a message and adds a final period if necessary. */
 function sentence(message) {
   const text = String(message || "something went wrong").trim();
   const isWord = /^[a-z]+[ ,]/.test(text); // not a field name

@@ -11,7 +11,7 @@ import { Turn } from "./turn.js";
 const MODELS_RETRY_MS = 3000;
 const IDEAS = ["Describe the picture in one sentence.", "How many objects are there?", "What does the text say?"];
 const STOPPED = ["stopped", "You stopped this response"];
-const REMARKS = { length: ["truncated", "The response reached the length limit of the settings or the model"] };
+const REMARKS = { length: ["truncated", "The response reached the length limit set in the settings or by the model"] };
 
 const tray = new Tray($("thumbs"), { onChange: showIdeas, onReject: notify });
 let turns = [];
@@ -60,7 +60,7 @@ async function ask(question) {
   await respond(turn);
 }
 
-/** Streams the response to a turn. In all cases, ends the turn and re-enables the form. */
+/** Streams the response to a turn. Always ends the turn and re-enables the form, even if it fails. */
 async function respond(turn) {
   if (running) return;
   const earlier = turns.slice(0, turns.indexOf(turn)).filter((earlierTurn) => earlierTurn.isComplete);
@@ -99,7 +99,7 @@ async function stream(turn, request) {
 
 function fail(turn, request, error) {
   if (!(error instanceof ApiError)) console.error(error);
-  const message = error instanceof ApiError ? error.message : "Internal error of this page. See the browser console.";
+  const message = error instanceof ApiError ? error.message : "This page encountered an internal error. See the browser console.";
   turn.fail(request, message, () => respond(turn));
   announce("");
   if (error.status === 401) askForKey();
@@ -120,7 +120,7 @@ function showRunning(isRunning) {
   focusQuestion();
 }
 
-/** Focuses the question, except on touch screens, where the keyboard would cover the conversation. */
+/** Focuses the question field, except on touch screens, where the keyboard would cover the conversation. */
 function focusQuestion() {
   if (matchMedia("(pointer: fine)").matches) $("question").focus({ preventScroll: true });
 }

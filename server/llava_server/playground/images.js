@@ -11,7 +11,7 @@ let numImages = 0;
  * @property {string} name   file name, for display
  * @property {string} url    data: URL for the request
  * @property {string} preview  blob: URL for this page; released by releaseImage()
- * @property {boolean} isFile  whether the user's file with this name contains exactly the sent bytes
+ * @property {boolean} isFile  whether the user has a file with this name that contains exactly the bytes sent
  */
 
 /** @returns {Promise<ImageFile>} @throws {Error} with a message for the user if the browser cannot decode the file */
@@ -29,7 +29,7 @@ export async function readImage(file, { isFile = true } = {}) {
   }
 }
 
-/** Releases the preview. Call it when no element shows the image any more. */
+/** Releases the preview. Call this once no element displays the image anymore. */
 export function releaseImage(image) {
   URL.revokeObjectURL(image.preview);
 }
@@ -42,7 +42,7 @@ async function decoded(url) {
 }
 
 async function reencoded(file, width, height) {
-  const bitmap = await createImageBitmap(file); // upright: the Exif orientation is applied
+  const bitmap = await createImageBitmap(file); // the EXIF orientation is already applied
   const canvas = document.createElement("canvas");
   try {
     for (let scale = Math.min(1, MAX_SIDE / Math.max(width, height)); ; scale *= 0.7) {

@@ -64,7 +64,7 @@ def _file_response(request: Request, name: str) -> Response:
 
 @cache
 def _files() -> dict[str, StaticFile]:
-    """Return all files by name. A name from a client is only a dict key and never a path to open."""
+    """Return all static files by name. Names sent by clients are used only as dict keys, never as paths."""
     static_files = {}
     for entry in (files("llava_server") / "playground").iterdir():
         media_type = _MEDIA_TYPES.get("." + entry.name.rpartition(".")[2])

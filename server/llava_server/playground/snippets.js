@@ -8,7 +8,8 @@ const INLINE_CHARS = 100_000;
 /** @param {Request} request */
 export function asCurl(request, origin) {
   const files = filesOf(request);
-  const escaped = files.size ? (text) => text.replace(/[\\$`]/g, "\\$&") : (text) => text; // expanded below
+  // With image files, the shell expands the here-document, so its special characters must be escaped.
+  const escaped = files.size ? (text) => text.replace(/[\\$`]/g, "\\$&") : (text) => text;
   const lines = [];
   for (const { image, number } of files.values()) {
     const prefix = `data:${mediaType(image)};base64`;
@@ -54,7 +55,7 @@ const IMAGE_FUNCTION = [
   "",
 ];
 
-/** Maps data: URLs to the image and its number for all images that the snippet reads from files. */
+/** Returns a map from data: URL to { image, number } for the images that the snippet reads from files. */
 function filesOf({ images }) {
   const files = new Map();
   const numChars = images.reduce((sum, image) => sum + image.url.length, 0);

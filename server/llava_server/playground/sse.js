@@ -27,6 +27,6 @@ export async function* readEvents(body) {
       if (done) return; // an event without a final blank line is incomplete and is dropped
     }
   } finally {
-    reader.cancel().catch(() => {}); // fails if the body has already failed, which read() has reported
+    reader.cancel().catch(() => {}); // rejects if the body has failed, which read() has already reported
   }
 }

@@ -9,7 +9,10 @@ export class Tray {
   #onReject;
   #images = [];
 
-  /** onChange() is called after each change, onReject(message) after files are added. No error: message is empty. */
+  /**
+   * onChange() is called after each change. onReject(message) is called after files have been added. The message is
+   * empty if there was no error.
+   */
   constructor(list, { onChange, onReject }) {
     this.#list = list;
     this.#onChange = onChange;
@@ -52,7 +55,7 @@ export class Tray {
     await this.add([new File([blob], url.split("/").pop(), { type: blob.type })], { isFile: false });
   }
 
-  /** Accepts images from the whole window. The curtain is visible while a file is dragged over the window. */
+  /** Accepts images dropped or pasted anywhere in the window. The curtain is shown while a file is dragged over it. */
   listen({ input, curtain }) {
     input.addEventListener("change", async () => {
       await this.add([...input.files]);

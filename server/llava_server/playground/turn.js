@@ -1,4 +1,4 @@
-// One question and its response: creates the elements and updates them while tokens arrive.
+// One question and its response: creates their elements and updates them as tokens arrive.
 
 import { element } from "./dom.js";
 import { asCurl, asPython } from "./snippets.js";
@@ -39,7 +39,7 @@ export class Turn {
     return this.#text.data;
   }
 
-  /** Whether the turn is part of the conversation that is sent to the model; failed turns are not. */
+  /** Whether the turn is part of the conversation that is sent to the model. Failed turns are excluded. */
   get isComplete() {
     return this.#failure === null && this.response !== "";
   }
@@ -75,7 +75,7 @@ export class Turn {
     this.#showFacts();
   }
 
-  /** @param {[string, string]=} remark  the reason that the response is incomplete: a label and a tooltip */
+  /** @param {[string, string]=} remark  why the response is incomplete: a label and a tooltip */
   end(request, remark) {
     this.#response.removeAttribute("aria-busy");
     if (this.response === "" && !remark) this.#body.append(element("em", { textContent: "(empty response)" }));
@@ -102,7 +102,7 @@ export class Turn {
 
   #timing() {
     if (!this.#firstAt) return [];
-    const facts = [[`first token ${duration(this.#firstAt - this.#startedAt)}`, "Time to the first token, measured by this page"]];
+    const facts = [[`first token ${duration(this.#firstAt - this.#startedAt)}`, "Time to first token, measured by this page"]];
     const numTokens = this.#usage?.completion_tokens ?? this.#numPieces;
     const seconds = (this.#lastAt - this.#firstAt) / 1000;
     if (numTokens > 1 && seconds > 0.02) {
@@ -142,7 +142,7 @@ function duration(ms) {
 
 async function copy(button, label, text) {
   const copied = await toClipboard(text);
-  button.textContent = copied ? "Copied" : "Copying is not allowed";
+  button.textContent = copied ? "Copied" : "Copying failed";
   setTimeout(() => {
     button.textContent = label;
   }, 1500);
@@ -153,7 +153,7 @@ async function toClipboard(text) {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // The clipboard API requires https or localhost; fall back to execCommand with the text selected in a field.
+    // The clipboard API requires https or localhost. Otherwise, select the text in a field and use execCommand.
     const field = element("textarea", { value: text, className: "sr-only" });
     document.body.append(field);
     field.select();

@@ -1,1 +1,1 @@
-"""Operator commands: ``python -m llava_server.operator.cli top|doctor|dlq``. They connect to Redis."""
+"""Operator commands, which connect to Redis: ``python -m llava_server.operator.cli top|doctor|dlq``."""

@@ -1,4 +1,4 @@
-"""Operator commands. Exit status: 0 success, 1 problem found, 2 usage error, 69 queue unavailable."""
+"""Operator commands. Exit statuses: 0 (success), 1 (failure), 2 (usage error), 69 (queue unavailable)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["app"]
 
 T = TypeVar("T")
 
-_EXIT_NO_QUEUE = 69  # sysexits' EX_UNAVAILABLE
+_EXIT_NO_QUEUE = 69  # EX_UNAVAILABLE in sysexits.h
 
 app = typer.Typer(
     name="llava-serve", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -36,7 +36,7 @@ app.add_typer(dead_letter_commands)
 RedisUrl = Annotated[
     str,
     typer.Option(
-        "--redis-url", envvar="LLAVA_REDIS_URL", help="URL of the queue: redis://, rediss:// or unix://."
+        "--redis-url", envvar="LLAVA_REDIS_URL", help="URL of the job queue (redis://, rediss:// or unix://)."
     ),
 ]
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
@@ -53,7 +53,7 @@ def top(
 
 @app.command("doctor")
 def doctor(redis_url: RedisUrl = DEFAULT_URL) -> None:
-    """Check the Redis server, the clocks, the workers and the controllers. Exit with status 1 on an error."""
+    """Check the Redis server, clocks, workers and controllers. Exit with status 1 if a check fails."""
 
     async def check(inspector: Inspector) -> bool:
         return print_findings(await run_checks(inspector), Console())
@@ -72,7 +72,7 @@ def replay(
     job_id: Annotated[str, typer.Argument(help="Job ID, as printed by 'show'.")],
     redis_url: RedisUrl = DEFAULT_URL,
 ) -> None:
-    """Run a dead letter again with a new job ID and print its output. It may crash workers again."""
+    """Replay a dead letter under a new job ID and print its output. It may crash workers again."""
     raise SystemExit(
         _run_with_inspector(redis_url, lambda inspector: dead_letters.replay(inspector, redis_url, job_id))
     )

@@ -1,7 +1,7 @@
-"""``llava-serve keys``: create, list and revoke API keys, for all servers on the same Redis.
+"""``llava-serve keys``: create, list and revoke API keys for all servers that use the same Redis server.
 
-A key is printed only once, when it is created; the store has only its hash. The ID of a key is a prefix of
-the hash, and is also the tenant's name in logs.
+A key is printed only once, when it is created. The store contains only its hash. The ID of a key is a prefix
+of the hash, and is also used as the tenant's name in logs.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def create(
         typer.Option(
             min=1,
             max=10**6,
-            help="Maximum number of waiting and running jobs. Default: LLAVA_MAX_TENANT_JOBS of the server.",
+            help="Maximum number of waiting and running jobs. Default: the server's LLAVA_MAX_TENANT_JOBS.",
         ),
     ] = None,
     priority: Annotated[
@@ -65,12 +65,12 @@ def create(
     ] = 0,
     weight: Annotated[
         float,
-        typer.Option(min=0.01, max=100, help="Relative share of a busy model, compared with other keys."),
+        typer.Option(min=0.01, max=100, help="Share of a busy model's capacity, relative to other keys."),
     ] = 1.0,
 ) -> None:
     """Create an API key and print it. The key cannot be displayed again."""
     if not name.isprintable() or not 1 <= len(name) <= 100:
-        _fail(f"The name {name!r} does not consist of 1 to 100 printable characters.", _EXIT_USAGE)
+        _fail(f"The name {name!r} is invalid. Use 1 to 100 printable characters.", _EXIT_USAGE)
     key = f"lv-{secrets.token_urlsafe(_KEY_BYTES)}"
     limits = KeyLimits(
         requests_per_min=requests_per_min,
@@ -81,7 +81,10 @@ def create(
     )
     entry = ApiKey(digest=key_digest(key), name=name, created_at=time.time(), limits=limits)
     _with_store(lambda store: store.add(entry))
-    typer.echo(f"Created key {tenant_of(entry.digest)} for {name}. It is displayed only once:", err=True)
+    typer.echo(
+        f"Created key {tenant_of(entry.digest)} for {name}. Copy it now; it cannot be displayed again:",
+        err=True,
+    )
     typer.echo(key)
 
 
@@ -102,11 +105,13 @@ def list_keys(
 
 @app.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(help="ID of the key, as printed by 'list', or a prefix of it.")],
+    key_id: Annotated[
+        str, typer.Argument(help="ID of the key as printed by 'list', or a prefix of that ID.")
+    ],
 ) -> None:
     """Revoke a key. Open requests continue; new requests are rejected."""
     if len(key_id) < _MIN_ID_DIGITS:
-        _fail(f"The ID {key_id!r} is too short. Give at least {_MIN_ID_DIGITS} digits.", _EXIT_USAGE)
+        _fail(f"The ID {key_id!r} is too short. Enter at least {_MIN_ID_DIGITS} digits.", _EXIT_USAGE)
     found = [key for key in _all_keys() if tenant_of(key.digest).startswith(key_id)]
     if len(found) != 1:
         num_found = len(found)

@@ -1,4 +1,4 @@
-"""``llava-serve dlq``: dead letters, which are requests that repeatedly crashed workers."""
+"""``llava-serve dlq``: list and replay dead letters, which are requests that repeatedly crashed workers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def show(inspector: Inspector, console: Console) -> None:
 
 
 async def replay(inspector: Inspector, url: str, job_id: str) -> int:
-    """Run the request of a dead letter again and print its output. Return the exit status."""
+    """Replay the request of a dead letter and print its output. Return the exit status."""
     letters = [letter for letter in await inspector.dead_letters() if letter.job_id == job_id]
     reason = await _reason_against_replay(inspector, letters)
     request = letters[0].job if letters else None
@@ -63,9 +63,9 @@ async def _reason_against_replay(inspector: Inspector, letters: list[DeadLetter]
         return "No dead letter has this job ID. List all dead letters with 'llava-serve dlq show'."
     job = letters[0].job
     if job is None:
-        return "The request was too large to store. Get it from its sender."
+        return "The request was too large to store. Obtain it from the client that sent it."
     if len(await inspector.stored_images(job)) < len({image.digest for image in job.images}):
-        return "The images of the request have expired. Get the request from its sender."
+        return "The images of the request have expired. Obtain the request from the client that sent it."
     return None
 
 

@@ -1,4 +1,4 @@
-"""``llava-serve doctor``: checks of the Redis server, the clocks and the live processes."""
+"""``llava-serve doctor``: check the Redis server, the clocks and the live processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LABELS = {"ok": "[green]ok  [/]", "warning": "[yellow]warn[/]", "error": "[red]
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check. The level "error" means that the system's guarantees do not hold."""
+    """The result of one check. The level is "error" if the system cannot provide its guarantees."""
 
     level: Literal["ok", "warning", "error"]
     text: str
@@ -47,7 +47,7 @@ def check(info: dict[str, Any], status: SystemStatus) -> list[Finding]:
 
 
 def print_findings(findings: list[Finding], console: Console) -> bool:
-    """Print the findings. Return whether none of them is an error."""
+    """Print the findings. Return True if none of them is an error."""
     for finding in findings:
         console.print(f"{_LABELS[finding.level]} {escape(finding.text)}", soft_wrap=True, highlight=False)
     return all(finding.level != "error" for finding in findings)
@@ -78,10 +78,10 @@ def _persistence(info: dict[str, Any]) -> Finding:
             return Finding(
                 "error", "the append-only file cannot be written; check the Redis server's log and disk"
             )
-        return Finding("ok", "append-only file on: jobs survive a restart of the queue")
+        return Finding("ok", "append-only file enabled: jobs survive a restart of the queue")
     return Finding(
         "warning",
-        "append-only file off: only jobs with a live controller survive a restart of the queue; "
+        "append-only file disabled: only jobs with a live controller survive a restart of the queue; "
         "set appendonly yes",
     )
 
@@ -90,7 +90,7 @@ def _memory(info: dict[str, Any]) -> Finding:
     used, limit = int(info["used_memory"]), int(info.get("maxmemory") or 0)
     if not limit:
         return Finding(
-            "warning", f"{used >> 20} MiB used, no limit; set maxmemory below the memory of the machine"
+            "warning", f"{used >> 20} MiB used, no limit; set maxmemory to less than the machine's memory"
         )
     if used > limit * _FULL:
         return Finding(
@@ -123,16 +123,16 @@ def _processes(status: SystemStatus) -> list[Finding]:
     findings = [
         Finding("ok", f"{len(status.workers)} workers")
         if status.workers
-        else Finding("error", "no worker; start one with 'llava-serve worker'"),
+        else Finding("error", "no worker is running; start one with 'llava-serve worker'"),
         Finding("ok", f"{len(status.controllers)} controllers")
         if status.controllers
-        else Finding("error", "no controller; start one with 'llava-serve server'"),
+        else Finding("error", "no controller is running; start one with 'llava-serve server'"),
     ]
     for worker in status.workers:
         if worker.num_tokens and worker.overdue_s:
             name = worker.heartbeat.worker_id
             findings.append(
-                Finding("error", f"worker {name} makes no progress on {len(worker.num_tokens)} jobs")
+                Finding("error", f"worker {name} is making no progress on {len(worker.num_tokens)} jobs")
             )
     if status.num_dead_letters:
         findings.append(
@@ -146,6 +146,6 @@ def _gpu() -> Finding:
         return Finding("ok", "no NVIDIA GPU on this machine: workers here run on the CPU")
     if importlib.util.find_spec("torch") is None:
         return Finding(
-            "warning", "NVIDIA GPU found, but torch is not installed; pip install 'llava-serve[worker]'"
+            "warning", "NVIDIA GPU found, but torch is not installed; run pip install 'llava-serve[worker]'"
         )
     return Finding("ok", "NVIDIA driver found")

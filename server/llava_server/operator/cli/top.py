@@ -1,4 +1,4 @@
-"""``llava-serve top``: a screen with workers, queues and streams, refreshed every second."""
+"""``llava-serve top``: a live view of workers, queues and streams, refreshed every second."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _TOKENS_STAT = "num_generated_tokens_total"
 
 
 class TokenRates:
-    """The number of tokens per second of each worker between two updates."""
+    """The number of tokens that each worker generated per second between the last two updates."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[float, float]] = {}  # worker -> time, total tokens
         self.per_s: dict[str, float] = {}
 
     def update(self, status: SystemStatus, now: float) -> None:
-        """Compute the rates since the last update. ``now`` is the time of a monotonic clock."""
+        """Compute the rates since the last update. ``now`` is a monotonic time, in seconds."""
         for worker in status.workers:
             name, tokens = worker.heartbeat.worker_id, worker.heartbeat.stats.get(_TOKENS_STAT, 0.0)
             last_time, last_tokens = self._last.get(name, (now, tokens))
@@ -74,7 +74,7 @@ def _workers(status: SystemStatus, rates: TokenRates) -> Table:
 
 
 def _queues(status: SystemStatus) -> Table:
-    table = Table("waiting for", "high", "normal", "low", "quarantined", "tokens", expand=True)
+    table = Table("queue", "high", "normal", "low", "quarantined", "tokens", expand=True)
     for model, depth in status.queues.items():
         numbers = (depth.num_high, depth.num_normal, depth.num_low, depth.num_quarantined, depth.cost)
         table.add_row(escape(model), *map(str, numbers))
