@@ -21,10 +21,13 @@ class Model(ResponseModel, kw_only=True):
     id: Annotated[str, doc("Name of the model.", "tiny-llava")]
     object: Literal["model"] = "model"
     created: Annotated[
-        Timestamp, doc("Unix timestamp (seconds) when this server first found a worker.", 1764241200)
+        Timestamp,
+        doc(
+            "Unix timestamp (in seconds) for when this server first found a worker for the model.", 1764241200
+        ),
     ]
     owned_by: Literal["llava-serve"] = "llava-serve"
-    max_model_len: Annotated[Count, doc("Maximum number of prompt and output tokens.", 4096)]
+    max_model_len: Annotated[Count, doc("Maximum total number of prompt and output tokens.", 4096)]
     num_workers: Annotated[Count, doc("Number of workers that currently serve the model.", 1)]
     capabilities: Annotated[Capabilities, doc("Capabilities of the model.")]
 
