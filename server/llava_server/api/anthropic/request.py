@@ -109,7 +109,7 @@ BlockContent = Annotated[
 
 
 class AnthropicMessage(RequestModel):
-    """A message of the conversation."""
+    """A message in the conversation."""
 
     role: Literal["user", "assistant"] = Field(
         description="Role of the author. Consecutive messages with the same role are merged."

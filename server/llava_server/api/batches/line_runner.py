@@ -1,4 +1,4 @@
-"""Execution of batch requests as chat requests of the batch's tenant, at the lowest priority."""
+"""Execution of batch requests as chat requests on behalf of the batch's tenant, at the lowest priority."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Batch(ResponseModel, kw_only=True):
         BatchErrors | None, doc("Errors in the input file, or null if the file is valid.", None)
     ]
     input_file_id: Annotated[str, doc("ID of the input file.", FILE_ID)]
-    completion_window: Annotated[Literal["24h"], doc("Time limit of the batch.")] = "24h"
+    completion_window: Annotated[Literal["24h"], doc("Time limit for the batch.")] = "24h"
     status: Annotated[
         str, doc("Current status of the batch.", "in_progress", extra_json_schema={"enum": _STATUSES})
     ]

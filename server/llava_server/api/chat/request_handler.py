@@ -69,10 +69,10 @@ class Generation:
 class RequestHandler:
     """A handler for one request to any API. It has four steps.
 
-            parse        Parse the body (in a thread if it is large).
-            build_jobs   Look up the model, load the images and build one job per choice.
-            submit       Queue the jobs and wait for the first event.
-            respond      Send a stream, or a single body with the complete output.
+        parse        Parse the body (in a thread if it is large).
+        build_jobs   Look up the model, load the images and build one job per choice.
+        submit       Queue the jobs and wait for the first event.
+        respond      Send a stream, or a single body with the complete output.
 
     The response starts after the first event, so that earlier errors return a 4xx or 5xx status even if the
     client requested a stream. Every step can raise ApiError.

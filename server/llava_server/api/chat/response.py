@@ -1,4 +1,4 @@
-"""Responses of chat completions: one chat.completion, or a stream of chat.completion.chunk objects."""
+"""Chat completion responses: one chat.completion, or a stream of chat.completion.chunk objects."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class ChatOutputMessage(ResponseModel, kw_only=True):
 
 
 class ChatChoice(ResponseModel):
-    """A choice of a chat completion."""
+    """A choice in a chat completion."""
 
     index: Annotated[Count, doc("Index of the choice, starting at 0.", 0)]
     message: Annotated[ChatOutputMessage, doc("The generated message.")]

@@ -1,8 +1,7 @@
-"""/v1/chat/completions: OpenAI's chat API. The requests of most other routes are converted to chat requests.
+"""/v1/chat/completions: OpenAI's chat API. Requests to most other routes are converted to chat requests.
 
 A completion can be read with the API key that requested it, while it is being generated and for five minutes
-afterwards.
-If the request had an ``Idempotency-Key``, generation continues after the client disconnects.
+afterwards. If the request had an ``Idempotency-Key``, generation continues after the client disconnects.
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ async def read_answer(
     ] = None,
     include_usage: Annotated[
         str,
-        Query(description='Whether to send the token usage in the last chunk ("true").', examples=["true"]),
+        Query(description='If "true", the token usage is sent in the last chunk.', examples=["true"]),
     ] = "false",
 ) -> Response:
     """Returns only the first choice. Streams with ``n`` greater than 1 cannot be resumed."""

@@ -72,8 +72,9 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
         None,
         ge=0,
         le=5,
-        description="Return the log probability of each output token and of this number (0 to 5) of the most "
-        "likely tokens at its position. Prompt tokens are included if echo is true.",
+        description="Number of most likely tokens (0 to 5) to return at each position. Their log "
+        "probabilities are returned in addition to that of the output token. Prompt tokens are included if "
+        "echo is true.",
         examples=[1],
     )
     suffix: Annotated[Any, Unsupported("The model can only append text to a prompt.", ("",))] = None

@@ -1,4 +1,4 @@
-"""Responses of text completions: one text_completion, or a stream of text_completion chunks."""
+"""Text completion responses: one text_completion, or a stream of text_completion chunks."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TextPiece(ResponseModel):
 
 
 class TextChoice(TextPiece):
-    """A choice of a text completion."""
+    """A choice in a text completion."""
 
     finish_reason: Annotated[
         Literal["stop", "length"],

@@ -1,4 +1,4 @@
-"""Responses of /v1/embeddings."""
+"""Responses from /v1/embeddings."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ ModelId = Annotated[str, Path(description="Name of the model.", examples=["tiny-
 @router.get("", summary="List models")
 @Operation("The models", ModelList, statuses=(401, 500))
 async def list_models(request: Request) -> Response:
-    """Returns all models that have had a worker since this server started.
+    """Returns all models that have been served by a worker since this server started.
 
     A model whose ``num_workers`` is 0 currently has no worker.
     """

@@ -44,7 +44,7 @@ _REQUEST_ID = r"^[A-Za-z0-9_-]{1,64}$"
 # Response headers by name.
 HEADERS: Mapping[str, Schema] = {
     "x-request-id": _text(
-        "ID that identifies the request in server logs and error messages.",
+        "Request ID, as shown in server logs and error messages.",
         "req-9855bf8261138516bd52469d",
         pattern=_REQUEST_ID,
     ),

@@ -1,4 +1,4 @@
-"""Input items of /v1/responses: messages, function calls and their results."""
+"""Input items for /v1/responses: messages, function calls and their results."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ InputContent = Annotated[
 
 
 class MessageItem(RequestModel):
-    """A message of the conversation."""
+    """A message in the conversation."""
 
     type: Literal["message"] = Field("message", description='Must be "message". Can be omitted.')
     role: Literal["user", "assistant", "system", "developer"] = Field(description="Role of the author.")

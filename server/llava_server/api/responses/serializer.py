@@ -59,7 +59,7 @@ class ResponsesSerializer:
     """Serializer for one response, which has one choice. Streams end with the complete response."""
 
     def __init__(self, job: Job, *, created_at: float | None = None, starting_after: int = -1) -> None:
-        """Create a serializer for a job with a note. Events up to number ``starting_after`` are skipped."""
+        """Create a serializer for a job from ``with_note`` that skips events up to ``starting_after``."""
         echo = msgspec.json.decode(job.note, type=ResponseEcho)
         self._job = job
         self._response = Response(

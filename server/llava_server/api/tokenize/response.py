@@ -1,4 +1,4 @@
-"""Responses of /tokenize and /detokenize."""
+"""Responses from /tokenize and /detokenize."""
 
 from __future__ import annotations
 
