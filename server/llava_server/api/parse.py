@@ -1,4 +1,4 @@
-"""Request parsing. The first validation error is reported as an ApiError."""
+"""Request parsing. The first validation error is raised as an ApiError."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _GOOD_KEY = re.compile(r"[!-~]{1,255}")
 MAX_START = 999_999_999  # maximum number of tokens or events that a client can skip
-_SHOWN = 60  # maximum number of characters of a client's value in an error message
+_SHOWN = 60  # maximum number of characters to show of an invalid value in an error message
 _UNSUPPORTED_PARTS = {"input_audio", "audio_url", "file", "video_url", "image_embeds"}
 
 
@@ -59,7 +59,8 @@ def idempotency_key(headers: Mapping[str, str]) -> str | None:
 def convert_request(model: type[Model], fields: Mapping[str, Any], names: Mapping[str, str]) -> Model:
     """Convert the fields of another API's request to a request of type ``model``.
 
-    Raises ApiError like ``parse_request``. ``names`` maps field names of the model to those of the other API.
+    Raises the same errors as ``parse_request``, but with the field names of the other API. ``names`` maps the
+    model's field names to them.
     """
     try:
         return model.model_validate(fields)
@@ -82,11 +83,11 @@ def check_num_images(num_images: int, max_images: int, *, param: str) -> None:
 
 
 def check_text(num_bytes: int, max_text_bytes: int, *, param: str) -> None:
-    """Raise ApiError if the size of the text exceeds the limit."""
+    """Raise ApiError if the text exceeds the size limit."""
     if num_bytes > max_text_bytes:
         raise ApiError(
             "context_length_exceeded",
-            f"{param}: the text has {num_bytes} bytes; the limit is {max_text_bytes}. Shorten the text.",
+            f"{param}: the text is {num_bytes} bytes; the limit is {max_text_bytes}. Shorten the text.",
             param=param,
         )
 
@@ -112,7 +113,7 @@ def _as_api_error(detail: Any, model: type[BaseModel] | None) -> ApiError:
 def _wrong_tag(param: str | None, context: dict[str, Any]) -> ApiError:
     """Return the error for a union with a missing or unknown discriminator (role, type)."""
     named = str(context["discriminator"]).strip("'")
-    field = "type" if named.endswith("()") else named  # a discriminator function
+    field = "type" if named.endswith("()") else named  # the discriminator is a function
     path = f"{param}.{field}"
     if "tag" not in context:
         return ApiError("missing_required_parameter", f"{path} is required.", param=path)
@@ -138,7 +139,7 @@ def _path(model: Any, loc: tuple[int | str, ...]) -> str | None:
 
 
 def _union_members(annotation: Any, discriminator: str = "") -> dict[Any, Any]:
-    """Return the members of a tagged union by tag; empty for other types."""
+    """Return the members of a tagged union by tag, or an empty dict for other types."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         for mark in args[1:]:
@@ -155,7 +156,7 @@ def _union_members(annotation: Any, discriminator: str = "") -> dict[Any, Any]:
 
 
 def _inner_type(annotation: Any, step: int | str) -> Any:
-    """Return the type of a field of a model or of an item of a list or dict; None if it is unknown."""
+    """Return the type of a model field or of a list or dict item, or None if it is unknown."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _inner_type(args[0], step)

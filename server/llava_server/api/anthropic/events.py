@@ -1,4 +1,4 @@
-"""Server-sent events of a streamed message. The SSE event name is the ``type`` field."""
+"""Server-sent events of a streamed message. The SSE event name is the value of the ``type`` field."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ BlockIndex = Annotated[Count, doc("Index of the content block in the message, st
 
 
 class MessageStart(ResponseModel, kw_only=True):
-    """Start of the message."""
+    """The start of the message."""
 
     type: Literal["message_start"] = "message_start"
     message: Annotated[StartedMessage, doc("The message, with empty content.")]
 
 
 class ContentBlockStart(ResponseModel, kw_only=True):
-    """Start of a content block."""
+    """The start of a content block."""
 
     type: Literal["content_block_start"] = "content_block_start"
     index: BlockIndex
@@ -42,13 +42,13 @@ class ContentBlockStart(ResponseModel, kw_only=True):
 
 
 class TextDelta(ResponseModel, tag_field="type", tag="text_delta"):
-    """New text in a text block."""
+    """Text to append to a text block."""
 
-    text: Annotated[str, doc("The new text.", "A red")]
+    text: Annotated[str, doc("The text to append.", "A red")]
 
 
 class InputJsonDelta(ResponseModel, tag_field="type", tag="input_json_delta"):
-    """New part of a tool's arguments."""
+    """The next part of a tool call's arguments."""
 
     partial_json: Annotated[
         str, doc("Next part of the arguments. The concatenated parts form a JSON object.", '{"city":')
@@ -56,17 +56,17 @@ class InputJsonDelta(ResponseModel, tag_field="type", tag="input_json_delta"):
 
 
 class ContentBlockDelta(ResponseModel, kw_only=True):
-    """New content in the current block."""
+    """Content to append to the current block."""
 
     type: Literal["content_block_delta"] = "content_block_delta"
     index: BlockIndex
     delta: Annotated[
-        TextDelta | InputJsonDelta, doc("The new content.", {"type": "text_delta", "text": "A red"})
+        TextDelta | InputJsonDelta, doc("The content to append.", {"type": "text_delta", "text": "A red"})
     ]
 
 
 class ContentBlockStop(ResponseModel, kw_only=True):
-    """End of the current block."""
+    """The end of the current block."""
 
     type: Literal["content_block_stop"] = "content_block_stop"
     index: BlockIndex
@@ -75,14 +75,14 @@ class ContentBlockStop(ResponseModel, kw_only=True):
 class MessageEnd(ResponseModel):
     """The reason why a message ended."""
 
-    stop_reason: Annotated[StopReason, doc("Same as in a non-streamed message.")]
+    stop_reason: Annotated[StopReason, doc("Same as stop_reason in a non-streamed message.")]
     stop_sequence: Annotated[
-        str | None, doc("The stop sequence that ended the output; null if none did.", "###")
+        str | None, doc("The stop sequence that ended the output, or null if none did.", "###")
     ]
 
 
 class MessageDelta(ResponseModel, kw_only=True):
-    """End of the message's content."""
+    """The stop reason and the token usage, sent after the last content block."""
 
     type: Literal["message_delta"] = "message_delta"
     delta: Annotated[
@@ -93,7 +93,7 @@ class MessageDelta(ResponseModel, kw_only=True):
 
 
 class MessageStop(ResponseModel):
-    """Last event of the stream."""
+    """The last event of the stream."""
 
     type: Literal["message_stop"] = "message_stop"
 

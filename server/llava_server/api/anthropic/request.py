@@ -1,4 +1,4 @@
-"""Requests of /v1/messages and /v1/messages/count_tokens, in Anthropic's format."""
+"""Requests to /v1/messages and /v1/messages/count_tokens, in Anthropic's format."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MAX_TOOLS = 128
 
 _CACHE: Any = Field(
     None,
-    description="Accepted as a hint. Prompts are always cached by content.",
+    description="Accepted for compatibility. Prompt caching is automatic.",
     examples=[{"type": "ephemeral"}],
 )
 
@@ -36,7 +36,7 @@ _CACHE: Any = Field(
 class TextBlock(RequestModel):
     """A text block."""
 
-    type: Literal["text"] = Field(description="text")
+    type: Literal["text"] = Field(description='Must be "text".')
     text: str = Field(description="Plain text.", examples=["What is in the image?"])
     cache_control: Any = _CACHE
 
@@ -44,7 +44,7 @@ class TextBlock(RequestModel):
 class Base64Source(RequestModel):
     """A base64-encoded image."""
 
-    type: Literal["base64"] = Field(description="base64")
+    type: Literal["base64"] = Field(description='Must be "base64".')
     media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp", "image/bmp"] = Field(
         description="Media type of the image."
     )
@@ -52,11 +52,11 @@ class Base64Source(RequestModel):
 
 
 class UrlSource(RequestModel):
-    """An image given by its URL."""
+    """An image referenced by URL."""
 
-    type: Literal["url"] = Field(description="url")
+    type: Literal["url"] = Field(description='Must be "url".')
     url: str = Field(
-        description="URL of the image; see image_url.url of chat completions.",
+        description="URL of the image. See image_url.url in the Chat Completions API.",
         examples=["data:image/png;base64,iVBO..."],
     )
 
@@ -64,7 +64,7 @@ class UrlSource(RequestModel):
 class ImageBlock(RequestModel):
     """An image block."""
 
-    type: Literal["image"] = Field(description="image")
+    type: Literal["image"] = Field(description='Must be "image".')
     source: Annotated[Base64Source | UrlSource, Field(discriminator="type")] = Field(
         description="Image data or URL."
     )
@@ -74,7 +74,7 @@ class ImageBlock(RequestModel):
 class ToolUseBlock(RequestModel):
     """A tool call in an earlier assistant message."""
 
-    type: Literal["tool_use"] = Field(description="tool_use")
+    type: Literal["tool_use"] = Field(description='Must be "tool_use".')
     id: CallId = Field(description="ID of the call in the earlier message.", examples=["toolu_1"])
     name: FunctionName = Field(description="Name of the tool.", examples=["get_weather"])
     input: dict[str, Any] = Field(description="Arguments of the call.", examples=[{"city": "Paris"}])
@@ -90,13 +90,13 @@ TextContent = Annotated[
 class ResultBlock(RequestModel):
     """The result of a tool call."""
 
-    type: Literal["tool_result"] = Field(description="tool_result")
+    type: Literal["tool_result"] = Field(description='Must be "tool_result".')
     tool_use_id: CallId = Field(description="ID of the tool call.", examples=["toolu_1"])
-    content: TextContent | None = Field(
-        None, description="Output of the tool. Text only.", examples=["18 degrees"]
-    )
+    content: TextContent | None = Field(None, description="Text output of the tool.", examples=["18 degrees"])
     is_error: bool | None = Field(
-        None, description="Whether the tool call failed. The model sees the result as an error."
+        None,
+        description='Whether the tool call failed. If true, the result is prefixed with "error: " in the '
+        "prompt.",
     )
     cache_control: Any = _CACHE
 
@@ -109,20 +109,22 @@ BlockContent = Annotated[
 
 
 class AnthropicMessage(RequestModel):
-    """A message of the conversation."""
+    """A message in the conversation."""
 
     role: Literal["user", "assistant"] = Field(
         description="Role of the author. Consecutive messages with the same role are merged."
     )
     content: BlockContent = Field(
-        description="Text, or a list of blocks in reading order.", examples=["What can you do?"]
+        description="A string, or a list of content blocks in reading order.", examples=["What can you do?"]
     )
 
 
 class AnthropicTool(RequestModel):
     """A function that the model may call."""
 
-    type: Literal["custom"] | None = Field(None, description="custom. Server tools are not supported.")
+    type: Literal["custom"] | None = Field(
+        None, description='Only "custom" (default) is supported. Server tools are not available.'
+    )
     name: FunctionName = Field(
         description="Name of the tool: up to 64 letters, digits, underscores and hyphens.",
         examples=["get_weather"],
@@ -130,13 +132,15 @@ class AnthropicTool(RequestModel):
     description: str | None = Field(
         None,
         max_length=4096,
-        description="What the tool does, for the model. At most 4096 characters.",
-        examples=["The weather in a city."],
+        description="Describes to the model what the tool does. At most 4096 characters.",
+        examples=["Get the current weather in a city."],
     )
     input_schema: Schema = Field(
-        description="JSON schema of the arguments. Its type must be object.", examples=[{"type": "object"}]
+        description='JSON schema of the arguments. Its type must be "object".', examples=[{"type": "object"}]
     )
-    strict: bool | None = Field(None, description="Accepted. Calls always conform to the schema.")
+    strict: bool | None = Field(
+        None, description="Accepted for compatibility. Calls always conform to the schema."
+    )
     cache_control: Any = _CACHE
 
 
@@ -144,11 +148,11 @@ class AnthropicToolChoice(RequestModel):
     """How the model may use tools."""
 
     type: Literal["auto", "any", "tool", "none"] = Field(
-        description="auto: the model decides; any: the model must call a tool; tool: the model must call the "
-        "named tool; none: the model must not call a tool."
+        description='With "auto", the model decides whether to call a tool. With "any", it must call a tool. '
+        'With "tool", it must call the named tool. With "none", it must not call a tool.'
     )
     name: FunctionName | None = Field(
-        None, description="Name of the tool. Only used with type tool.", examples=["get_weather"]
+        None, description='Name of the tool. Only used if type is "tool".', examples=["get_weather"]
     )
     disable_parallel_tool_use: bool | None = Field(
         None, description="Whether to limit the output to one tool call. Defaults to false."
@@ -158,17 +162,17 @@ class AnthropicToolChoice(RequestModel):
 class JsonFormat(RequestModel):
     """JSON output that conforms to a schema."""
 
-    type: Literal["json_schema"] = Field(description="json_schema")
+    type: Literal["json_schema"] = Field(description='Must be "json_schema".')
     schema_: Schema = Field(
         alias="schema", description="JSON schema, at most 64 KiB.", examples=[{"type": "object"}]
     )
 
 
 class OutputConfig(RequestModel):
-    """Options for the output."""
+    """Output options."""
 
     format: JsonFormat | None = Field(None, description="Format of the output. Defaults to free text.")
-    effort: None = Field(None, description="Not supported, must be null. The model has no reasoning mode.")
+    effort: None = Field(None, description="Not supported; must be null. The model has no reasoning mode.")
 
 
 class AnthropicMetadata(RequestModel):
@@ -177,13 +181,13 @@ class AnthropicMetadata(RequestModel):
     user_id: str | None = Field(
         None,
         max_length=1024,
-        description="Accepted as a hint. Neither used nor stored.",
+        description="Accepted for compatibility, but neither used nor stored.",
         examples=["user-7"],
     )
 
 
 class CountTokensRequest(RequestModel):
-    """A conversation to count the tokens of."""
+    """A request to count the tokens of a conversation."""
 
     model: str = Field(
         min_length=1,
@@ -194,13 +198,13 @@ class CountTokensRequest(RequestModel):
     messages: list[AnthropicMessage] = Field(
         min_length=1,
         max_length=_MAX_MESSAGES,
-        description="Conversation so far, oldest message first. If the last message has the role assistant, "
-        "the model continues it.",
+        description="Conversation so far, oldest message first. If the last message has the role "
+        '"assistant", the model continues it.',
         examples=[[{"role": "user", "content": "What can you do?"}]],
     )
     system: TextContent | None = Field(
         None,
-        description="System prompt. Replaces the default system prompt of the model.",
+        description="System prompt. Replaces the model's default system prompt.",
         examples=["Answer in one word."],
     )
     tools: list[AnthropicTool] | None = Field(
@@ -210,18 +214,18 @@ class CountTokensRequest(RequestModel):
         examples=[[{"name": "get_weather", "input_schema": {"type": "object"}}]],
     )
     tool_choice: AnthropicToolChoice | None = Field(None, description="How the model may use tools.")
-    output_config: OutputConfig | None = Field(None, description="Options for the output.")
+    output_config: OutputConfig | None = Field(None, description="Output options.")
     cache_control: Any = _CACHE
     thinking: Annotated[Any, Unsupported("This model has no reasoning mode.", ({"type": "disabled"},))] = None
-    container: Annotated[Any, Unsupported("This server has no containers.")] = None
+    container: Annotated[Any, Unsupported("This server does not provide containers.")] = None
     mcp_servers: Annotated[
         Any, Unsupported("Connect to MCP servers in your client and pass their tools in 'tools'.", ([],))
     ] = None
     context_management: Annotated[
         Any, Unsupported("Shorten 'messages' in your client; the server never truncates them.", ({},))
     ] = None
-    inference_geo: Annotated[Any, Unsupported("Inference runs where this server runs.")] = None
-    speed: Annotated[Any, Unsupported("Use service_tier of /v1/chat/completions.", ("standard",))] = None
+    inference_geo: Annotated[Any, Unsupported("Inference always runs where this server is deployed.")] = None
+    speed: Annotated[Any, Unsupported("Use service_tier in the Chat Completions API.", ("standard",))] = None
     diagnostics: Annotated[Any, Unsupported("Omit it.")] = None
     user_profile_id: Annotated[Any, Unsupported("Omit it.")] = None
     workspace_id: Annotated[Any, Unsupported("Omit it.")] = None
@@ -236,7 +240,7 @@ class MessagesRequest(CountTokensRequest):
     stop_sequences: list[str] | None = Field(
         None,
         max_length=4,
-        description="Up to 4 strings of 1 to 256 characters. Generation stops before the first match.",
+        description="Up to 4 strings of 1 to 256 characters each. Generation stops before the first match.",
         examples=[["\n"]],
     )
     stream: bool | None = Field(
@@ -253,18 +257,18 @@ class MessagesRequest(CountTokensRequest):
         None,
         gt=0,
         le=1,
-        description="Sample from the smallest set of most likely tokens with this total probability. "
-        "Defaults to 1.",
+        description="Sample only from the smallest set of most likely tokens whose cumulative probability "
+        "reaches top_p. Defaults to 1.",
         examples=[1],
     )
     top_k: int | None = Field(
         None,
         ge=0,
         le=MAX_TOKENS,
-        description="Sample from the top_k most likely tokens. 0, the default, means all tokens.",
+        description="Sample only from the top_k most likely tokens. 0 (default) disables the limit.",
         examples=[40],
     )
-    metadata: AnthropicMetadata | None = Field(None, description="Metadata of the request.")
+    metadata: AnthropicMetadata | None = Field(None, description="Request metadata.")
     service_tier: Literal["auto", "standard_only"] | None = Field(
-        None, description="Accepted. Both values select the default tier."
+        None, description="Accepted for compatibility. Both values select the default tier."
     )

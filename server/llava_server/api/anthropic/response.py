@@ -1,4 +1,4 @@
-"""Messages in the format of Anthropic's Messages API, and the token count of a prompt."""
+"""Responses in the format of Anthropic's Messages API: messages and token counts."""
 
 from __future__ import annotations
 
@@ -29,13 +29,19 @@ class OutputTextBlock(ResponseModel, tag_field="type", tag="text"):
 class OutputToolUseBlock(ResponseModel, tag_field="type", tag="tool_use"):
     """A tool call for the client to run."""
 
-    id: Annotated[str, doc("ID of the call, for the tool_result block.", "toolu_0f3c5d2a91b84e6f7a10c2d4")]
-    name: Annotated[str, doc("Name of one of the tools in the request.", "get_weather")]
+    id: Annotated[
+        str,
+        doc(
+            "ID of the call. Use it as tool_use_id in the tool_result block.",
+            "toolu_0f3c5d2a91b84e6f7a10c2d4",
+        ),
+    ]
+    name: Annotated[str, doc("Name of a tool from the request.", "get_weather")]
     input: Annotated[
         dict[str, Any],
         doc(
-            "Arguments that conform to the tool's schema. Empty in content_block_start, and if the output "
-            "reached max_tokens within the arguments.",
+            "Arguments that conform to the tool's schema. Empty in content_block_start, and if max_tokens "
+            "truncated the arguments.",
             {"city": "Paris"},
         ),
     ]
@@ -48,7 +54,9 @@ class MessageUsage(ResponseModel):
     """Token usage. The prompt length is the sum of input_tokens and cache_read_input_tokens."""
 
     input_tokens: Annotated[Count, doc("Number of prompt tokens that were not in the prefix cache.", 36)]
-    cache_creation_input_tokens: Annotated[Literal[0], doc("Always 0. Writing to the cache is free.")]
+    cache_creation_input_tokens: Annotated[
+        Literal[0], doc("Always 0. Cache writes are not counted separately.")
+    ]
     cache_read_input_tokens: Annotated[
         Count, doc("Number of prompt tokens that were reused from the prefix cache.", 576)
     ]
@@ -65,7 +73,7 @@ class MessageHead(ResponseModel, kw_only=True):
     content: list[OutputBlock]
     stop_reason: StopReason | None
     stop_sequence: str | None
-    usage: Annotated[MessageUsage, doc("Token usage; in a stream, the usage so far.")]
+    usage: Annotated[MessageUsage, doc("Token usage. In a stream, the usage so far.")]
 
 
 class Message(MessageHead, kw_only=True):
@@ -81,18 +89,18 @@ class Message(MessageHead, kw_only=True):
     stop_reason: Annotated[
         StopReason,
         doc(
-            "end_turn: the model ended its output; stop_sequence: a stop sequence of the request matched; "
-            "max_tokens: the output reached max_tokens or the end of the context; tool_use: the model called "
-            "a tool."
+            'The reason why generation stopped: "end_turn" if the model ended its output, "stop_sequence" if '
+            'a stop sequence from the request matched, "max_tokens" if the output reached max_tokens or the '
+            'context length, or "tool_use" if the model called a tool.'
         ),
     ]
     stop_sequence: Annotated[
-        str | None, doc("The stop sequence that ended the output; null if none did.", "###")
+        str | None, doc("The stop sequence that ended the output, or null if none did.", "###")
     ]
 
 
 class StartedMessage(MessageHead, kw_only=True):
-    """A message at the start of its stream."""
+    """The initial state of a streamed message."""
 
     content: Annotated[list[OutputBlock], doc("Always empty.", [], max_length=0)]
     stop_reason: Annotated[None, doc("Always null.")] = None

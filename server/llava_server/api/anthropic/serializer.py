@@ -1,4 +1,4 @@
-"""Serialize job events as a message of Anthropic's Messages API.
+"""Serialize job events as a message in the format of Anthropic's Messages API.
 
 message_start
   content_block_start   content_block_delta ...   content_block_stop
@@ -42,7 +42,7 @@ __all__ = ["MessagesSerializer"]
 
 
 class MessagesSerializer:
-    """Serializer for one message. A message has exactly one choice."""
+    """Serializer for one message, which has exactly one choice."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -54,7 +54,7 @@ class MessagesSerializer:
         self._has_begun = False
 
     def begin(self, num_choices: int) -> bytes:  # noqa: ARG002
-        """Return nothing. The first event contains the number of prompt tokens, which is not known yet."""
+        """Return no bytes. The first event contains the number of prompt tokens, which is not known yet."""
         return b""
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:  # noqa: ARG002
@@ -147,7 +147,7 @@ class MessagesSerializer:
 
 
 def _parsed_arguments(text: str) -> dict[str, Any]:
-    """Return the arguments of a tool call as an object; an empty one if max_tokens truncated them."""
+    """Return the arguments of a tool call as an object, or an empty object if max_tokens truncated them."""
     try:
         arguments: dict[str, Any] = json.loads(text)
     except ValueError:

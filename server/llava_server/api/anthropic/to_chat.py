@@ -1,4 +1,4 @@
-"""Conversion of /v1/messages requests to chat requests. Pure functions."""
+"""Pure functions that convert /v1/messages requests to chat requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llava_server.api.parse import convert_request, parse_request
 
 __all__ = ["parse_count_request", "parse_messages_request"]
 
-# Names of ChatRequest fields in this API, for error messages.
+# Maps ChatRequest fields to their names in this API, for error messages.
 _NAMES = {"stop": "stop_sequences", "response_format": "output_config.format"}
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
@@ -37,7 +37,7 @@ def parse_messages_request(raw: bytes) -> tuple[MessagesRequest, ChatRequest]:
 
 
 def parse_count_request(raw: bytes) -> tuple[CountTokensRequest, ChatRequest]:
-    """Parse a request to count tokens. Raises ApiError like ``parse_messages_request``."""
+    """Parse a request to count tokens. Raises the same errors as ``parse_messages_request``."""
     request = parse_request(CountTokensRequest, raw)
     return request, convert_request(ChatRequest, _chat_fields(request), _NAMES)
 
@@ -76,7 +76,7 @@ def _messages(request: CountTokensRequest) -> list[dict[str, Any]]:
 def _add(messages: list[dict[str, Any]], role: str, block: Any) -> None:
     """Add a content block. Blocks of consecutive messages with the same role form one message.
 
-    A tool result always becomes a message of its own.
+    Each tool result becomes a separate message.
     """
     if isinstance(block, ResultBlock):
         text = f"{'error: ' if block.is_error else ''}{_text(block.content or '')}"

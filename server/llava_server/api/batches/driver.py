@@ -2,9 +2,9 @@
 
     BatchStore.claim -> run each line -> BatchStore.record -> two files -> BatchStore.finish
 
-One server at a time drives a batch, under a lease. The job IDs of a request are derived from the batch and
-the line number, so a server that takes over a batch reads existing outputs instead of generating them again.
-A request that cannot run now is retried until the batch expires.
+Each batch is run by one server at a time, which holds a lease on it. Job IDs are derived from the batch ID
+and the line number, so that a server that takes over a batch reads existing outputs instead of generating
+them again. Requests that fail temporarily are retried until the batch expires.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ logger = logging.getLogger(__name__)
 
 _MIB = 2**20
 _METRICS_INTERVAL_S = 1.0
-_CLAIM_INTERVAL_S = 5.0  # time between two attempts to claim a batch
+_CLAIM_INTERVAL_S = 5.0  # interval between attempts to claim a batch
 _RENEW_INTERVAL_S = 1.0
 _RELEASE_TIMEOUT_S = 3.0
-_MAX_BATCHES = 4  # maximum number of batches that this server drives at a time
-_NUM_RESULTS_READ = 256  # number of results to read per call
+_MAX_BATCHES = 4  # maximum number of batches that this server runs concurrently
+_NUM_RESULTS_READ = 256  # number of results to read per store call
 
 EndReason = Literal["cancelled", "expired", "output_full"]
-_SKIPPED: dict[EndReason, tuple[str, str]] = {  # error code and message of requests that did not finish
+_SKIPPED: dict[EndReason, tuple[str, str]] = {  # error code and message for unfinished requests
     "cancelled": ("batch_cancelled", "The batch was cancelled before this request finished."),
     "expired": ("batch_expired", "The batch expired before this request finished."),
     "output_full": (
@@ -57,7 +57,7 @@ _SKIPPED: dict[EndReason, tuple[str, str]] = {  # error code and message of requ
 
 @asynccontextmanager
 async def run_batches(services: Services) -> AsyncIterator[None]:
-    """Drive batches in the background until the block exits or the server starts to shut down."""
+    """Run batches in the background until the ``with`` block exits or the server begins to shut down."""
     driver = BatchDriver(services)
     with use_tracer(services.tracer):
         tasks = [asyncio.create_task(driver.run(), name="batches")]
@@ -81,7 +81,7 @@ async def _stop_on_shutdown(driver: BatchDriver, services: Services) -> None:
 
 
 async def _update_metrics(services: Services) -> None:
-    with contextlib.suppress(QueueUnavailable):  # logged by the registry
+    with contextlib.suppress(QueueUnavailable):  # already logged by the worker registry
         services.metrics.set_batches(await services.batches.stats())
 
 
@@ -98,7 +98,7 @@ class BatchDriver:
         self._scope = anyio.CancelScope()
 
     async def run(self) -> None:
-        """Claim and drive batches until cancelled or stopped."""
+        """Claim and run batches until cancelled or stopped."""
         with self._scope:
             async with anyio.create_task_group() as tasks:
                 while True:
@@ -112,7 +112,7 @@ class BatchDriver:
                         await self._changed.wait()
 
     def stop(self) -> None:
-        """Release the batches of this server so that another server can continue them immediately."""
+        """Release all batches run by this server so that another server can resume them immediately."""
         self._scope.cancel()
 
     async def _claim(self) -> ClaimedBatch | None:
@@ -121,7 +121,7 @@ class BatchDriver:
         try:
             return await self._services.batches.claim()
         except QueueUnavailable:
-            return None  # logged by the registry
+            return None  # already logged by the worker registry
 
     async def _drive(self, claimed: ClaimedBatch) -> None:
         batch_id = claimed.batch.spec.batch_id
@@ -138,7 +138,7 @@ class BatchDriver:
 
 
 class BatchRun:
-    """A batch that this server drives."""
+    """A batch run by this server."""
 
     def __init__(
         self, services: Services, line_runner: LineRunner, slots: asyncio.Semaphore, batch: BatchSpec
@@ -155,7 +155,7 @@ class BatchRun:
         self._running_lines = anyio.CancelScope()
 
     async def run(self) -> None:
-        """Run the batch to its end, or until another server takes it over. Raises QueueUnavailable."""
+        """Run the batch until it ends or another server takes it over. Raises QueueUnavailable."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._renew_lease)
             try:
@@ -177,7 +177,7 @@ class BatchRun:
             await self._write_files(lines)
 
     async def _renew_lease(self) -> None:
-        """Renew the lease. Stop the requests if the batch is cancelled, expires or is taken over."""
+        """Renew the lease. Stop all requests if the batch is cancelled, expires or is taken over."""
         while True:
             try:
                 renewed = await self._store.renew(self._batch.batch_id)
@@ -262,7 +262,7 @@ class BatchRun:
         return outcome
 
     async def _write_files(self, lines: list[InputLine]) -> None:
-        """Write the output and error files in line order and end the batch."""
+        """Write the results to the output and error files in line order, then finish the batch."""
         if self._end_reason is not None:
             await self._skip_unfinished(lines, self._end_reason)
         output, errors = bytearray(), bytearray()
@@ -291,7 +291,7 @@ class BatchRun:
                     yield LineResult.unpack(stored)
 
     async def _store_file(self, kind: str, data: bytes) -> str:
-        """Return the file's ID, or "" if there is no data. The ID is the same on every server."""
+        """Store a result file and return its ID, or "" if there is no data. The ID is deterministic."""
         if not data:
             return ""
         batch_id = self._batch.batch_id

@@ -1,4 +1,4 @@
-"""JSONL files of a batch: parsing and validation of the input, and lines of the output and error files."""
+"""Batch JSONL files: parsing and validating the input, and creating lines of the output and error files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ISSUE_CODES = {"invalid_json": "invalid_json_line"}  # other codes are the same
 
 
 class InputLine(NamedTuple):
-    """A request of a batch. ``number`` is its line number in the input file, starting at 1."""
+    """A request in a batch. ``number`` is its line number in the input file, starting at 1."""
 
     batch: BatchSpec
     number: int
@@ -38,21 +38,21 @@ class InputLine(NamedTuple):
 
     @property
     def request_id(self) -> str:
-        """Return the request's ID in the results.
+        """Return the ID that identifies the request in the results.
 
-        It is also the idempotency key, so that every server derives the same job IDs.
+        It is also the idempotency key, so every server derives the same job IDs.
         """
         return f"{self.batch.batch_id}:{self.number}"
 
 
 class LineResult(NamedTuple):
-    """The result of a request: a line of the output file, or of the error file if the request failed."""
+    """The result of a request: a line in the output file, or in the error file if the request failed."""
 
     is_completed: bool
     text: bytes
 
     def pack(self) -> bytes:
-        """Return the encoding in which the result is stored until the batch ends."""
+        """Encode the result for storage until the batch ends."""
         return (b"+" if self.is_completed else b"-") + self.text
 
     @classmethod
@@ -122,7 +122,7 @@ def _check_line(
     num_bytes = len(text)
     if num_bytes > max_line_bytes:
         message = (
-            f"The line has {num_bytes} bytes; the limit is {max_line_bytes}. Send fewer or smaller images."
+            f"The line is {num_bytes} bytes; the limit is {max_line_bytes}. Send fewer or smaller images."
         )
         return [BatchIssue("line_too_long", message, number)]
     try:
@@ -135,7 +135,7 @@ def _check_line(
     if first_line != number:
         custom_id = request.custom_id[:60]
         message = (
-            f"custom_id {custom_id!a} is already used in line {first_line}. Use a unique ID for each request."
+            f"custom_id {custom_id!a} is already used on line {first_line}. Use a unique ID for each request."
         )
         return [BatchIssue("duplicate_custom_id", message, number, "custom_id")]
     return []

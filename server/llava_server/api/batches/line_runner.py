@@ -1,4 +1,4 @@
-"""Execution of batch requests: each one is a chat request of the batch's tenant, at the lowest priority."""
+"""Execution of batch requests as chat requests on behalf of the batch's tenant, at the lowest priority."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CANCEL_TIMEOUT_S = 5.0
 
 
 class LineRunner:
-    """A runner for batch requests. They run on behalf of their tenant, without an HTTP request."""
+    """A runner for batch requests, which run on behalf of their tenant without an HTTP request."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -40,8 +40,8 @@ class LineRunner:
     async def run(self, line: InputLine, *, should_cancel: Callable[[], bool]) -> LineResult:
         """Run a request and return its result. Temporary failures are retried.
 
-        If this call is interrupted, the jobs are cancelled if ``should_cancel`` returns true. Otherwise they
-        keep running, and the next run of the line, on this server or another one, reads their output.
+        When this call is interrupted, the jobs are cancelled if ``should_cancel`` returns true. Otherwise
+        they keep running, and the next run of the line, on this server or another one, reads their output.
         """
         while True:
             try:
@@ -55,7 +55,7 @@ class LineRunner:
                 return completed_result(line, completion)
 
     async def _complete(self, line: InputLine, should_cancel: Callable[[], bool]) -> ChatCompletion:
-        """Return the chat completion. Raises ApiError."""
+        """Generate the chat completion. Raises ApiError."""
         services, tenant = self._services, line.batch.tenant
         if not services.api_keys.is_active(tenant):
             raise ApiError("invalid_api_key", "The API key that created this batch has been revoked.")
@@ -83,7 +83,7 @@ class LineRunner:
 
 
 def _is_temporary(error: ApiError) -> bool:
-    """Return whether a retry may succeed, as for a full queue, no worker, a rate limit or a revoked key."""
-    if error.code == "insufficient_memory":  # status 503, but a retry would fail too
+    """Return whether a retry may succeed, for example after a full queue, a rate limit or a revoked key."""
+    if error.code == "insufficient_memory":  # has status 503, but a retry would fail too
         return False
     return error.kind.status in (408, 409, 429, 503) or error.code == "invalid_api_key"

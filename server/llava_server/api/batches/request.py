@@ -1,4 +1,4 @@
-"""Requests of /v1/batches, and the lines of a batch's input file."""
+"""Requests to /v1/batches, and the lines of a batch's input file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ class BatchRequest(RequestModel):
     input_file_id: str = Field(
         min_length=1,
         max_length=128,
-        description="ID of a file uploaded with purpose batch. The file contains one request per line.",
+        description='ID of a file uploaded with purpose "batch". The file must contain one request per line.',
         examples=["file-3f1c09a2b44de8715a7c61f02b9d10ee"],
     )
     endpoint: Literal["/v1/chat/completions"] = Field(
-        description="Endpoint for all requests of the batch. Only chat completions are supported."
+        description="Endpoint used for all requests in the batch. Only chat completions are supported."
     )
     completion_window: Literal["24h"] = Field(
-        description="Time limit. Requests that have not finished by then are skipped, and the batch expires."
+        description="Time limit for the batch. Requests that have not finished by then are skipped, and the "
+        "batch expires."
     )
     metadata: Metadata | None = Field(
         None,
@@ -36,7 +37,7 @@ class BatchRequest(RequestModel):
 
 
 class BatchLine(BaseModel):
-    """A line of the input file."""
+    """A line in the input file."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 

@@ -21,11 +21,11 @@ _ERROR_LINE = {
 
 
 class BatchErrorLine(ResponseModel):
-    """An error in a line of the input file, or in the file as a whole."""
+    """An error on a line of the input file, or in the file as a whole."""
 
     code: Annotated[str, doc("Machine-readable error code.", "invalid_value")]
     line: Annotated[
-        Count | None, doc("Line number, starting at 1; null if the error concerns the whole file.", 3)
+        Count | None, doc("Line number, starting at 1, or null if the error applies to the whole file.", 3)
     ]
     message: Annotated[
         str,
@@ -41,13 +41,15 @@ class BatchErrors(ResponseModel, kw_only=True):
     """Errors in the input file of a batch that failed validation."""
 
     object: Literal["list"] = "list"
-    data: Annotated[list[BatchErrorLine], doc("The first errors of the file.", [_ERROR_LINE], min_length=1)]
+    data: Annotated[
+        list[BatchErrorLine], doc("The first errors found in the file.", [_ERROR_LINE], min_length=1)
+    ]
 
 
 class BatchCounts(ResponseModel):
     """Progress of a batch."""
 
-    total: Annotated[Count, doc("Number of requests in the batch.", 100)]
+    total: Annotated[Count, doc("Total number of requests in the batch.", 100)]
     completed: Annotated[Count, doc("Number of requests that completed.", 40)]
     failed: Annotated[Count, doc("Number of requests that failed.", 1)]
 
@@ -56,44 +58,53 @@ _STATUSES = ["validating", "in_progress", "completed", "failed", "expired", "can
 
 
 def _when(state: str) -> Meta:
-    return doc(f"Unix timestamp (seconds) of the change to status {state}; null if not reached.", 1764241260)
+    return doc(
+        f"Unix timestamp (in seconds) for when the status changed to {state}, or null if it has not.",
+        1764241260,
+    )
 
 
 class Batch(ResponseModel, kw_only=True):
-    """A batch of the API key."""
+    """A batch that belongs to the API key."""
 
     id: Annotated[str, doc("ID of the batch.", BATCH_ID)]
     object: Literal["batch"] = "batch"
-    endpoint: Annotated[Literal["/v1/chat/completions"], doc("Endpoint for all requests of the batch.")] = (
-        "/v1/chat/completions"
-    )
-    errors: Annotated[BatchErrors | None, doc("Errors in the input file; null if the file is valid.", None)]
+    endpoint: Annotated[
+        Literal["/v1/chat/completions"], doc("Endpoint used for all requests in the batch.")
+    ] = "/v1/chat/completions"
+    errors: Annotated[
+        BatchErrors | None, doc("Errors in the input file, or null if the file is valid.", None)
+    ]
     input_file_id: Annotated[str, doc("ID of the input file.", FILE_ID)]
-    completion_window: Annotated[Literal["24h"], doc("Time limit of the batch.")] = "24h"
+    completion_window: Annotated[Literal["24h"], doc("Time limit for the batch.")] = "24h"
     status: Annotated[
         str, doc("Current status of the batch.", "in_progress", extra_json_schema={"enum": _STATUSES})
     ]
     output_file_id: Annotated[
         str | None,
         doc(
-            "ID of the file with the responses, one per line; null before the end of the batch or if no "
-            "request completed.",
+            "ID of the file that contains the responses, one per line. Set when the batch ends, if at least "
+            "one request completed.",
             FILE_ID,
         ),
     ]
     error_file_id: Annotated[
         str | None,
         doc(
-            "ID of the file with the failed requests; null before the end of the batch or if no request "
-            "failed.",
+            "ID of the file that contains the failed requests. Set when the batch ends, if at least one "
+            "request failed.",
             FILE_ID,
         ),
     ]
     created_at: Annotated[
-        Timestamp, doc("Unix timestamp (seconds) of the creation of the batch.", 1764241200)
+        Timestamp, doc("Unix timestamp (in seconds) for when the batch was created.", 1764241200)
     ]
     expires_at: Annotated[
-        Timestamp, doc("Unix timestamp (seconds) at which unfinished requests are skipped.", 1764327600)
+        Timestamp,
+        doc(
+            "Unix timestamp (in seconds) for when the batch expires. Unfinished requests are then skipped.",
+            1764327600,
+        ),
     ]
     in_progress_at: Annotated[Timestamp | None, _when("in_progress")]
     completed_at: Annotated[Timestamp | None, _when("completed")]
@@ -105,20 +116,20 @@ class Batch(ResponseModel, kw_only=True):
         BatchCounts,
         doc("Number of requests by outcome.", {"total": 100, "completed": 40, "failed": 1}),
     ]
-    metadata: Annotated[dict[str, str] | None, doc("Metadata of the request.", {"run": "7"})]
+    metadata: Annotated[dict[str, str] | None, doc("Metadata from the request.", {"run": "7"})]
 
 
 class BatchList(ResponseModel, kw_only=True):
-    """A page of the batches of the API key, newest first."""
+    """A page of the API key's batches, newest first."""
 
     object: Literal["list"] = "list"
-    data: Annotated[list[Batch], doc("Up to limit batches.", [])]
+    data: Annotated[list[Batch], doc("At most limit batches.", [])]
     has_more: Annotated[
         bool, doc("Whether there are more batches. Request the next page with after=last_id.")
     ]
     first_id: Annotated[
-        str | UnsetType, doc("ID of the first batch; omitted if the list is empty.", BATCH_ID)
+        str | UnsetType, doc("ID of the first batch. Omitted if the list is empty.", BATCH_ID)
     ] = UNSET
     last_id: Annotated[
-        str | UnsetType, doc("ID of the last batch; omitted if the list is empty.", BATCH_ID)
+        str | UnsetType, doc("ID of the last batch. Omitted if the list is empty.", BATCH_ID)
     ] = UNSET

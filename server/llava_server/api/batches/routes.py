@@ -42,7 +42,7 @@ BatchId = Annotated[str, Path(description="ID of the batch.", max_length=128, ex
 @router.post("", summary="Create a batch")
 @Operation("The batch", response.Batch, request=BatchRequest)
 async def create_batch(request: Request) -> Response:
-    """The input file is validated immediately. If it is invalid, the batch fails and ``errors`` lists why."""
+    """The input file is validated immediately. If it is invalid, the batch fails and sets ``errors``."""
     services, tenant = services_of(request), context_of(request).tenant
     handler = RequestHandler(request)
     with handler.body() as raw:
@@ -95,7 +95,7 @@ async def list_batches(
         int, Query(ge=1, le=_MAX_PAGE, description="Maximum number of batches per page.", examples=[20])
     ] = 20,
 ) -> Response:
-    """Returns the batches of this API key, newest first."""
+    """Returns the API key's batches, newest first."""
     try:
         batches = await services_of(request).batches.list_batches(
             tenant=context_of(request).tenant, after=after, limit=limit + 1
@@ -119,7 +119,7 @@ async def get_batch(request: Request, batch_id: BatchId) -> Response:
 @router.post("/{batch_id}/cancel", summary="Cancel a batch")
 @Operation("The batch", response.Batch, statuses=(400, 401, 404, 408, 409, 413, 429, 500, 503))
 async def cancel_batch(request: Request, batch_id: BatchId) -> Response:
-    """Results of requests that have completed are in the output file. A request body is ignored."""
+    """Results of requests that have already completed are in the output file. The request body is ignored."""
     batch = await _found(services_of(request).batches.cancel(batch_id, tenant=context_of(request).tenant))
     if batch.state not in ("cancelling", "cancelled"):
         raise ApiError("batch_has_ended", f"The batch is {batch.state} and can no longer be cancelled.")
@@ -133,7 +133,7 @@ async def _current(request: Request, batch_id: str) -> Response:
 
 
 async def _found(lookup: Awaitable[Batch | None]) -> Batch:
-    """Return the batch of a lookup. Raises ApiError: 404 if it does not exist, 503 without the queue."""
+    """Return the batch that ``lookup`` finds. Raises ApiError (404 or, if the queue is unavailable, 503)."""
     try:
         batch = await lookup
     except QueueUnavailable as error:

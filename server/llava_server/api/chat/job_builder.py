@@ -1,4 +1,4 @@
-"""Conversion of a validated request to jobs, one per choice. Pure functions."""
+"""Pure functions that convert a validated request to jobs, one per choice."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
     "with_choices",
 ]
 
-# Estimates for fair queueing; not limits.
+# Estimates used for fair queueing, not limits.
 _CHARS_PER_TOKEN = 3
 _EXPECTED_OUTPUT_TOKENS = 256
 _SEED_BITS = 63
@@ -63,7 +63,7 @@ def job_id_for_key(tenant: str, idempotency_key: str) -> str:
 
 
 class ImageSource(NamedTuple):
-    """An image of a request: the field that contains it, its URL and whether it has low detail."""
+    """An image in a request: the field that contains it, its URL, and whether low detail is requested."""
 
     param: str
     url: str
@@ -92,9 +92,9 @@ def to_jobs(
     ttl_s: float,
     idempotency_key: str | None = None,
 ) -> list[Job]:
-    """Return one job per choice. ``images`` are in the order of ``image_sources``.
+    """Return one job per choice. ``images`` must be in the order of ``image_sources``.
 
-    With an ``idempotency_key``, every controller builds the same jobs for the same request.
+    If ``idempotency_key`` is set, every controller builds the same jobs for the same request.
     """
     messages = _messages(request, [image.ref for image in images])
     sampling = to_sampling_params(request, model, request.grammar)
@@ -125,9 +125,9 @@ def raw_job(
     sampling: SamplingParams | None = None,
     task: Task = "answer",
 ) -> Job:
-    """Return a job with a prompt that bypasses the chat template: a text, token IDs, or an image to embed.
+    """Return a job whose prompt bypasses the chat template: text, token IDs, or an image to embed.
 
-    Jobs that generate no output need no ``sampling``.
+    ``sampling`` is not needed for jobs that generate no output.
     """
     sampling = sampling or SamplingParams(seed=0, max_tokens=1)
     messages = (Message("user", (prompt,)),) if isinstance(prompt, str | ImageRef) else ()
@@ -166,7 +166,7 @@ def choice_id(first: str, index: int) -> str:
 
 
 def choice_seed(seed: int, index: int) -> int:
-    """Return the seed of a choice. The first choice has the request's seed, so its output matches ``n`` 1."""
+    """Return the seed of a choice. The first choice uses the request's seed, regardless of ``n``."""
     if index == 0:
         return seed
     digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
@@ -178,10 +178,10 @@ def _digest(*parts: str) -> bytes:
 
 
 def _messages(request: ChatRequest, refs: Sequence[ImageRef]) -> tuple[Message, ...]:
-    """Return the messages with the roles that the model supports.
+    """Return the messages, converted to the roles that the model supports.
 
-    Tool results become user messages and are merged with the next one. The system message describes the
-    tools.
+    Each tool result becomes a user message and is merged with the tool result or user message that follows
+    it. Tool descriptions are added to the system message.
     """
     remaining = iter(refs)
     messages: list[Message] = []

@@ -13,7 +13,7 @@ from llava_server.response_model import ResponseModel, doc
 
 __all__ = ["ChatLogprobs", "Logprob", "TokenLogprob", "token_logprobs", "token_text"]
 
-_MIN_LOGPROB = -9999  # represents minus infinity, as in OpenAI's API
+_MIN_LOGPROB = -9999  # represents negative infinity, as in OpenAI's API
 Logprob = Annotated[float, Meta(ge=_MIN_LOGPROB, le=0)]
 Byte = Annotated[int, Meta(ge=0, le=255)]
 
@@ -22,20 +22,24 @@ class ScoredToken(ResponseModel):
     """A token and its log probability."""
 
     token: Annotated[
-        str, doc("Text of the token. A token without text is represented by its ID: token_id:2.", "red")
+        str,
+        doc(
+            "Text of the token. A token without text is represented by its ID, for example token_id:2.", "red"
+        ),
     ]
     logprob: Annotated[
         Logprob,
         doc(
             "Natural logarithm of the probability, computed from the model's logits before temperature and "
-            "other sampling parameters. -9999 represents minus infinity.",
+            "other sampling parameters are applied. -9999 represents negative infinity.",
             -0.25,
         ),
     ]
     bytes: Annotated[
         list[Byte],
         doc(
-            "UTF-8 bytes of the text. If several tokens form one character, concatenate their bytes.",
+            "UTF-8 bytes of the text. If a character is split across tokens, concatenate their bytes to "
+            "decode it.",
             [114, 101, 100],
         ),
     ]
@@ -47,7 +51,7 @@ class TokenLogprob(ScoredToken):
     top_logprobs: Annotated[
         list[ScoredToken],
         doc(
-            "The most likely tokens, most likely first. Their number is set by top_logprobs.",
+            "The top_logprobs most likely tokens, in descending order of probability.",
             [{"token": "red", "logprob": -0.25, "bytes": [114, 101, 100]}],
             max_length=20,
         ),
@@ -55,7 +59,7 @@ class TokenLogprob(ScoredToken):
 
 
 class ChatLogprobs(ResponseModel):
-    """Log probabilities of the tokens of a choice or of a chunk."""
+    """Log probabilities of the tokens in a choice or chunk."""
 
     content: Annotated[
         list[TokenLogprob],
@@ -68,7 +72,7 @@ class ChatLogprobs(ResponseModel):
 
 
 def token_logprobs(logprobs: Sequence[EventLogprob]) -> list[TokenLogprob]:
-    """Return the log probabilities of an event in OpenAI's format."""
+    """Convert the log probabilities of an event to OpenAI's format."""
     return [
         TokenLogprob(
             *_score(token.sampled), top_logprobs=[ScoredToken(*_score(other)) for other in token.top]
@@ -78,7 +82,7 @@ def token_logprobs(logprobs: Sequence[EventLogprob]) -> list[TokenLogprob]:
 
 
 def token_text(score: TokenScore) -> str:
-    """Return a token's text or, as in vLLM, its ID if it has no text, such as the end-of-sequence token."""
+    """Return a token's text or, as in vLLM, its ID if it has none (such as the end-of-sequence token)."""
     return score.text.decode(errors="replace") or f"token_id:{score.token_id}"
 
 

@@ -1,6 +1,6 @@
-"""The request of /v1/chat/completions, in OpenAI's format.
+"""Requests to /v1/chat/completions, in OpenAI's format.
 
-All limits are checked here. The requests of most other APIs are converted to a ChatRequest.
+All limits are checked here. Requests to most other APIs are converted to a ChatRequest.
 """
 
 from __future__ import annotations
@@ -64,15 +64,17 @@ class StreamOptions(RequestModel):
 
     include_usage: bool = Field(
         False,
-        description="Send the token usage in an additional chunk without choices before [DONE].",
+        description="Whether to send the token usage in an additional chunk without choices before [DONE].",
         examples=[True],
     )
     continuous_usage_stats: bool = Field(
         False,
-        description="Extension, as in vLLM. Send the usage so far in every chunk. Requires include_usage "
-        "true.",
+        description="vLLM extension. Whether to send the usage so far in every chunk. Only allowed if "
+        "include_usage is true.",
     )
-    include_obfuscation: bool | None = Field(None, description="Accepted. Obfuscation is never added.")
+    include_obfuscation: bool | None = Field(
+        None, description="Accepted for compatibility, but obfuscation is never added."
+    )
 
     @model_validator(mode="after")
     def _check_options(self) -> StreamOptions:
@@ -85,7 +87,7 @@ class StreamOptions(RequestModel):
 
 
 class SharedFields(BaseModel):
-    """Fields that chat and text completions share, except for the sampling parameters."""
+    """Fields shared by chat and text completion requests, except for the sampling parameters."""
 
     model: str = Field(
         min_length=1,
@@ -95,7 +97,7 @@ class SharedFields(BaseModel):
     )
     stop: StopStrings | None = Field(
         None,
-        description="Up to 4 strings of 1 to 256 characters. Generation stops before the first match.",
+        description="Up to 4 strings of 1 to 256 characters each. Generation stops before the first match.",
         examples=[["\n"]],
     )
     stream: bool | None = Field(
@@ -106,37 +108,38 @@ class SharedFields(BaseModel):
     )
     ignore_eos: bool | None = Field(
         None,
-        description="Extension. Continue after the end-of-sequence token up to max_tokens, for benchmarks.",
+        description="Extension. Whether to continue after the end-of-sequence token until max_tokens is "
+        "reached. Intended for benchmarks.",
     )
     cache_scope: Literal["tenant", "public"] | None = Field(
         None,
-        description="Extension. tenant (default) shares cached prompts and images within this API key. "
-        "public shares them with all public requests. Other clients can then infer from response times that "
-        "the same content was sent before.",
+        description='Extension. With "tenant" (default), cached prompts and images are shared only within '
+        'this API key. With "public", they are shared among all public requests. Other clients can then '
+        "infer from response times that the same content was sent before.",
     )
     priority: int | None = Field(
         None,
         ge=-1,
         le=1,
-        description="Extension, as in vLLM. Requests with a lower value are scheduled first: -1, 0 (default) "
-        "or 1.",
+        description="vLLM extension. Scheduling priority: -1, 0 (default) or 1. Requests with lower values "
+        "are scheduled first.",
         examples=[0],
     )
     service_tier: Literal["auto", "default", "flex", "priority"] | None = Field(
         None,
-        description="priority is scheduled before other requests, flex after them. auto is the same as "
-        "default.",
+        description='"priority" requests are scheduled before other requests, "flex" requests after them. '
+        '"auto" is the same as "default".',
         examples=["flex"],
     )
     user: Hint | None = Field(
         None,
-        description="Accepted as a hint, at most 1024 characters. Neither used nor stored.",
+        description="Accepted for compatibility, but neither used nor stored. At most 1024 characters.",
         examples=["user-7"],
     )
 
     @property
     def job_priority(self) -> int:
-        """Priority of the job: 1 before other jobs, -1 after them, otherwise 0."""
+        """Priority of the job: 1 to schedule it before others, -1 to schedule it after them, otherwise 0."""
         return -self.priority if self.priority is not None else _TIERS.get(self.service_tier or "", 0)
 
     @property
@@ -169,16 +172,16 @@ class SharedFields(BaseModel):
 
 
 class GenerationRequest(SharedFields, SamplingFields):
-    """Fields of every request that generates text."""
+    """Fields common to all requests that generate text."""
 
     @property
     def num_logprobs(self) -> int | None:
-        """Number of top tokens to return per position; None if log probabilities are not requested."""
+        """Number of top tokens to return per position, or None if log probabilities are not requested."""
         raise NotImplementedError
 
     @property
     def max_output_tokens(self) -> int | None:
-        """Maximum number of output tokens; None for the rest of the context."""
+        """Maximum number of output tokens, or None if limited only by the context length."""
         raise NotImplementedError
 
 
@@ -195,17 +198,17 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
         None,
         ge=1,
         le=MAX_TOKENS,
-        description="Maximum number of output tokens. Defaults to the rest of the model's context, which is "
+        description="Maximum number of output tokens. Defaults to the remaining context length, which is "
         "also the upper limit.",
         examples=[128],
     )
     max_completion_tokens: int | None = Field(
-        None, ge=1, le=MAX_TOKENS, description="Newer name of max_tokens.", examples=[128]
+        None, ge=1, le=MAX_TOKENS, description="Newer name for max_tokens.", examples=[128]
     )
     logprobs: bool | None = Field(
         None,
-        description="Whether to return the log probability of each output token, before temperature and "
-        "other sampling parameters.",
+        description="Whether to return the log probability of each output token, computed before temperature "
+        "and other sampling parameters are applied.",
     )
     top_logprobs: int | None = Field(
         None,
@@ -216,36 +219,37 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
     )
     continue_final_message: bool | None = Field(
         None,
-        description="Extension, as in vLLM. Continue the last message, which must have the role assistant. "
-        "The response contains only the continuation. Cannot be combined with tools or structured output.",
+        description="vLLM extension. Whether to continue the last message, which must have the role "
+        '"assistant". The response contains only the continuation. Cannot be combined with tools or '
+        "structured output.",
     )
     add_generation_prompt: bool | None = Field(
         None,
-        description="Extension, as in vLLM. Must be the opposite of continue_final_message. Can be omitted.",
+        description="vLLM extension. If set, must be the opposite of continue_final_message.",
     )
     safety_identifier: Hint | None = Field(
         None,
-        description="Accepted as a hint, at most 1024 characters. Neither used nor stored.",
+        description="Accepted for compatibility, but neither used nor stored. At most 1024 characters.",
         examples=["user-7"],
     )
     prompt_cache_key: Hint | None = Field(
         None,
-        description="Accepted as a hint, at most 1024 characters. Prompts are always cached by content.",
+        description="Accepted for compatibility, at most 1024 characters. Prompt caching is automatic.",
         examples=["album-3"],
     )
     prompt_cache_retention: Literal["in_memory", "24h"] | None = Field(
-        None, description="Accepted as a hint. Prompts remain cached until their memory is needed."
+        None, description="Accepted for compatibility. Prompts remain cached until their memory is needed."
     )
     metadata: Metadata | None = Field(
         None,
-        description="Accepted, but not stored. Up to 16 key-value pairs, with keys of up to 64 and values of "
-        "up to 512 characters.",
+        description="Accepted for compatibility, but not stored. Up to 16 key-value pairs, with keys of up "
+        "to 64 and values of up to 512 characters.",
         examples=[{"run": "7"}],
     )
 
     @property
     def num_logprobs(self) -> int | None:
-        """Number of top tokens to return per position; None if log probabilities are not requested."""
+        """Number of top tokens to return per position, or None if log probabilities are not requested."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
@@ -286,8 +290,8 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
         if not isinstance(last, AssistantMessage) or last.content is None or last.tool_calls:
             raise invalid_value(
                 "continue_final_message",
-                "continue_final_message requires a last message with the role assistant, with text and "
-                "without tool_calls.",
+                "continue_final_message requires the last message to have the role assistant, text and no "
+                "tool_calls.",
             )
         if self.grammar is not None:
             raise invalid_value(

@@ -36,7 +36,7 @@ from llava_server.worker_registry import ServedModel
 
 __all__ = ["Generation", "JobSet", "RequestHandler", "build_chat_jobs", "load_image", "queue_headers"]
 
-_PUBLIC_SCOPE = "*"  # owner of images with cache_scope public; never a tenant's name
+_PUBLIC_SCOPE = "*"  # owner of images whose cache_scope is "public"; never a tenant name
 _LARGE_BODY_BYTES = 64 * 1024  # larger bodies are parsed in a thread to avoid delaying other streams
 _GRIDS = ("anyres", "hd")
 
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class JobSet:
-    """The jobs of a request, one per choice, and the pixels of their images by digest."""
+    """The jobs of a request, one per choice, and the pixels of their images, keyed by digest."""
 
     model: ServedModel
     jobs: Sequence[Job]
@@ -67,15 +67,15 @@ class Generation:
 
 
 class RequestHandler:
-    """A handler for one request of any API, in four steps.
+    """A handler for one request to any API. It has four steps.
 
         parse        Parse the body (in a thread if it is large).
         build_jobs   Look up the model, load the images and build one job per choice.
         submit       Queue the jobs and wait for the first event.
-        respond      Send a stream, or one body with the complete output.
+        respond      Send a stream, or a single body with the complete output.
 
-    The response starts after the first event, so that errors before it have a 4xx or 5xx status even if the
-    client requested a stream. Every step raises ApiError.
+    The response starts after the first event, so that earlier errors return a 4xx or 5xx status even if the
+    client requested a stream. Every step can raise ApiError.
     """
 
     def __init__(self, request: Request) -> None:
@@ -89,9 +89,9 @@ class RequestHandler:
         return idempotency_key(self._request.headers)
 
     async def start(self, parse: Callable[[bytes], tuple[T, ChatRequest]]) -> tuple[T, Generation]:
-        """Run the first three steps for a chat. Cancelled if the client disconnects.
+        """Run the first three steps for a chat request. They are cancelled if the client disconnects.
 
-        ``parse`` returns the request in the format of its API and as a chat request.
+        ``parse`` returns the request both in the format of its API and as a chat request.
         """
         return await cancel_on_disconnect(self._request.receive, self._start(parse))
 
@@ -106,8 +106,8 @@ class RequestHandler:
         return self._context.body.consume()
 
     async def parse(self, raw: bytes, parse: Callable[[bytes], T]) -> T:
-        """Return the result of ``parse`` for the body."""
-        # A web page of another origin can make a browser post forms and plain text here, but not JSON.
+        """Check the content type and return the result of ``parse`` for the body."""
+        # A web page from another origin can make a browser send forms and plain text here, but not JSON.
         media_type = self._request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             raise ApiError(
@@ -128,9 +128,10 @@ class RequestHandler:
     async def submit(
         self, job_set: JobSet, *, is_resumable: bool = False, field: str | Sequence[str] = "messages"
     ) -> Generation:
-        """Queue the jobs and wait for the first event of the first one.
+        """Queue the jobs and wait for the first event of the first job.
 
-        With ``is_resumable`` they continue after a disconnect. Errors refer to the request's ``field``.
+        If ``is_resumable`` is true, the jobs continue after a disconnect. ``field`` is the request field that
+        errors refer to.
         """
         jobs = job_set.jobs
         self._context.job_id = jobs[0].job_id
@@ -141,7 +142,7 @@ class RequestHandler:
                 index, first = await outputs.next()
             if first.final is not None and first.final.error is not None:
                 raise outputs.api_error(index, first.final.error)
-            # The first choice's worker has computed the prompt by now, so the other choices can reuse it.
+            # The first choice's worker has processed the prompt by now, so other choices can reuse its cache.
             await outputs.submit(jobs[1:], job_set.pixels)
         except BaseException:
             await outputs.aclose()
@@ -156,7 +157,7 @@ class RequestHandler:
         await outputs.aclose()
 
     async def respond(self, generation: Generation, serializer: Serializer, *, is_stream: bool) -> Response:
-        """Return the response. It closes the outputs at its end. Raises ApiError and ClientDisconnected."""
+        """Return the response, which closes the outputs when done. Raises ApiError and ClientDisconnected."""
         if is_stream:
             stream = self._stream(
                 generation.outputs, generation.first, serializer, self._choice_metrics(generation)
@@ -174,7 +175,7 @@ class RequestHandler:
             await generation.outputs.aclose()
 
     async def snapshot(self, job_id: str, *, has_events: bool = True) -> JobSnapshot:
-        """Return the current state of a stored job. Raises ApiError 404 if this tenant has no such job."""
+        """Return the current state of a stored job. Raises ApiError (404) if this tenant has no such job."""
         self._context.job_id = job_id
         return await self.services.controller.snapshot(job_id, self.tenant, has_events=has_events)
 
@@ -187,9 +188,9 @@ class RequestHandler:
         start: int = 0,
         field: str = "messages",
     ) -> Response:
-        """Return the response of a stored job, or its stream after the first ``start`` tokens.
+        """Return the response of a stored job, or a stream that skips the first ``start`` tokens.
 
-        A client that is reading the job is disconnected. Metrics are not recorded again.
+        Any client that is already reading the job is disconnected. Metrics are not recorded again.
         """
         outputs = MergedOutputs(self.services.controller, field=field)
         await outputs.resume(outline, timeout_s=self.services.settings.request_timeout_s)
@@ -203,7 +204,7 @@ class RequestHandler:
         return JSONResponse(serializer.to_response(choices))
 
     async def delete(self, job_id: str) -> None:
-        """Cancel and delete a stored job. Raises ApiError 404 if this tenant has no such job."""
+        """Cancel and delete a stored job. Raises ApiError (404) if this tenant has no such job."""
         if not await self.services.controller.delete(job_id, self.tenant):
             raise response_not_found()
 
@@ -239,7 +240,8 @@ async def build_chat_jobs(
 ) -> JobSet:
     """Check the size of a chat request, look up its model, load its images and return its jobs.
 
-    With an ``idempotency_key``, every controller builds the same jobs for the same request. Raises ApiError.
+    If ``idempotency_key`` is set, every controller builds the same jobs for the same request. Raises
+    ApiError.
     """
     _check_size(
         chat, max_text_bytes=services.settings.max_text_kb * 1024, max_images=services.settings.max_images
@@ -272,7 +274,7 @@ def _check_size(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> N
 async def load_image(
     services: Services, source: ImageSource, model: ServedModel, owner: str
 ) -> PreprocessedImage:
-    """Fetch, decode and preprocess an image for the model. Raises ApiError with the image's field."""
+    """Load, decode and preprocess an image for the model. Raises ApiError with the image's field."""
     spec = _base_view(model.image_spec) if source.is_low_detail else model.image_spec
     try:
         return await services.image_loader.load(source.url, spec, tenant=owner)
@@ -281,12 +283,12 @@ async def load_image(
 
 
 def _base_view(spec: ImageSpec) -> ImageSpec:
-    """Return the spec of the image as a single tile, as used for low detail."""
+    """Return the spec for encoding an image as a single tile, as used for low detail."""
     return msgspec.structs.replace(spec, fit="squash", grid=()) if spec.fit in _GRIDS else spec
 
 
 def queue_headers(position: QueuePosition | None) -> dict[str, str]:
-    """Return headers with the state of the queue when the request arrived; see docs/reliability.md."""
+    """Return headers that describe the queue when the request arrived. See docs/reliability.md."""
     if position is None:
         return {}
     headers = {"x-queue-position": str(position.num_ahead)}

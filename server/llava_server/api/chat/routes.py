@@ -1,7 +1,7 @@
-"""/v1/chat/completions: OpenAI's chat API. The requests of most other routes are converted to chat requests.
+"""/v1/chat/completions: OpenAI's chat API. Requests to most other routes are converted to chat requests.
 
-A completion can be read with the API key that requested it, while it is generated and for five minutes after.
-If the request had an ``Idempotency-Key``, generation continues after the client disconnects.
+A completion can be read with the API key that requested it, while it is being generated and for five minutes
+afterwards. If the request had an ``Idempotency-Key``, generation continues after the client disconnects.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ JobId = Annotated[str, Path(description="ID of the completion.", max_length=128,
     request_headers=("Idempotency-Key",),
 )
 async def create_chat_completion(request: Request) -> Response:
-    """The response starts after the first event. Earlier errors have a 4xx or 5xx status, also in streams."""
+    """The response starts after the first event. Earlier errors have a 4xx or 5xx status even for streams."""
     handler = RequestHandler(request)
     chat, generation = await handler.start(_parse)
     serializer = ChatSerializer(
@@ -70,7 +70,8 @@ async def read_answer(
     stream: Annotated[
         str,
         Query(
-            description="true: stream server-sent events; false: return the complete response.",
+            description='Whether to stream server-sent events ("true") or return the complete response '
+            '("false").',
             examples=["true"],
         ),
     ] = "false",
@@ -84,10 +85,11 @@ async def read_answer(
         ),
     ] = None,
     include_usage: Annotated[
-        str, Query(description="true: send the token usage in the last chunk.", examples=["true"])
+        str,
+        Query(description='If "true", the token usage is sent in the last chunk.', examples=["true"]),
     ] = "false",
 ) -> Response:
-    """Returns only the first choice. Streams with ``n`` above 1 cannot be resumed."""
+    """Returns only the first choice. Streams with ``n`` greater than 1 cannot be resumed."""
     handler = RequestHandler(request)
     start = _num_received(job_id, starting_after, request.headers.get("last-event-id"))
     job = (await handler.snapshot(job_id, has_events=False)).outline
@@ -123,6 +125,6 @@ def _num_received(job_id: str, starting_after: int | None, last_event_id: str | 
     if event_job_id != job_id or not _NUM_TOKENS.fullmatch(number):
         raise ApiError(
             "invalid_value",
-            "The Last-Event-ID header belongs to another completion. Send the ID of an event of this one.",
+            "The Last-Event-ID header belongs to another completion. Send an event ID of this completion.",
         )
     return int(number)

@@ -38,8 +38,8 @@ __all__ = ["ChatSerializer"]
 class ChatSerializer:
     """Serializer for one request. ``job`` is the job of the first choice.
 
-    The encoded event depends only on the job and the events so far, so that another controller can resume the
-    stream with identical bytes.
+    Encoded events depend only on the job and the events so far, so that another controller can resume the
+    stream with the same content.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class ChatSerializer:
         )
 
     def _deltas(self, index: int, text: str, *, is_last: bool) -> list[ChatDelta]:
-        """Return the deltas for new text of a choice."""
+        """Return the deltas for new text in a choice."""
         deltas = []
         for delta in self._parsers[index].feed(text, is_last=is_last):
             if isinstance(delta, TextDelta):
@@ -148,7 +148,7 @@ class ChatSerializer:
     def _chunk(
         self, choice: ChunkChoice | None = None, usage: CompletionUsage | UnsetType | None = UNSET
     ) -> ChatCompletionChunk:
-        """Return a chunk with the choice or, without one, with the ``usage``."""
+        """Return a chunk that contains the choice, or ``usage`` if there is no choice."""
         return ChatCompletionChunk(
             id=self._job.job_id,
             created=self._created,
@@ -165,7 +165,7 @@ class ChatSerializer:
 
 
 def _message(deltas: Iterable[ChatDelta]) -> ChatOutputMessage:
-    """Return the message that the concatenated deltas of a choice form."""
+    """Return the message formed by concatenating the deltas of a choice."""
     text = ""
     calls: list[MessageToolCall] = []
     for delta in deltas:

@@ -21,7 +21,7 @@ class PromptTokens(ResponseModel):
 
 
 class CompletionUsage(ResponseModel):
-    """Token usage of all choices. A prompt counts once, regardless of the number of choices."""
+    """Token usage of all choices. A prompt is counted once, regardless of the number of choices."""
 
     prompt_tokens: Annotated[Count, doc("Number of prompt tokens, including image tokens.", 612)]
     completion_tokens: Annotated[Count, doc("Number of output tokens, including end-of-sequence tokens.", 9)]
@@ -32,9 +32,10 @@ class CompletionUsage(ResponseModel):
 
 
 class UsageCounter:
-    """Counter for the tokens of one request, over the events of all its choices.
+    """Token counter for one request, updated with the events of all its choices.
 
-    A prompt counts once, regardless of the number of choices. The end-of-sequence token is an output token.
+    A prompt is counted once, regardless of the number of choices. The end-of-sequence token counts as an
+    output token.
     """
 
     def __init__(
@@ -42,14 +43,14 @@ class UsageCounter:
     ) -> None:
         """Create a counter.
 
-        ``choices_per_prompt`` 0 means that all choices share one prompt. With ``in_stream``, the stream ends
-        with the usage (``include_usage``). With ``in_chunks``, each chunk has it too
-        (``continuous_usage_stats``).
+        If ``choices_per_prompt`` is 0, all choices share one prompt. If ``in_stream`` is true, the usage is
+        sent at the end of the stream (``include_usage``). If ``in_chunks`` is true, each chunk contains the
+        usage so far (``continuous_usage_stats``).
         """
         self.in_stream = in_stream
         self._in_chunks = in_chunks
         self._choices_per_prompt = choices_per_prompt
-        self._prompts: dict[int, tuple[int, int]] = {}  # prompt tokens, cached tokens
+        self._prompts: dict[int, tuple[int, int]] = {}  # number of prompt tokens and of cached tokens
         self._outputs: dict[int, int] = {}
 
     @property
@@ -79,7 +80,7 @@ class UsageCounter:
         return CompletionUsage(prompt, output, prompt + output, PromptTokens(self.num_cached_tokens))
 
     def for_chunk(self) -> CompletionUsage | UnsetType | None:
-        """Return the ``usage`` of a chunk with choices: UNSET, None or the usage so far."""
+        """Return ``usage`` for a chunk that contains choices: UNSET, None or the usage so far."""
         if self._in_chunks:
             return self.total()
         return None if self.in_stream else UNSET

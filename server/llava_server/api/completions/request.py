@@ -1,4 +1,4 @@
-"""The request of /v1/completions. Prompts bypass the chat template."""
+"""Requests to /v1/completions. Prompts bypass the chat template."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ Prompt = Annotated[
 
 
 class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields):
-    """A request to continue one or more texts."""
+    """A request to complete one or more prompts."""
 
     prompt: Prompt = Field(
-        description="A text, a list of texts, a list of token IDs, or a list of such lists. The number of "
-        f"prompts times n must not exceed {_MAX_TOTAL_CHOICES}. A beginning-of-sequence token is added to "
-        "texts, but not to token IDs.",
+        description="A string, a list of strings, a list of token IDs, or a list of token ID lists. The "
+        f"number of prompts times n must not exceed {_MAX_TOTAL_CHOICES}. A beginning-of-sequence token is "
+        "prepended to strings, but not to token IDs.",
         examples=["The image shows"],
     )
     max_tokens: int | None = Field(
@@ -57,23 +57,24 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
         ge=0,
         le=MAX_TOKENS,
         description=f"Maximum number of output tokens per choice. Defaults to {_DEFAULT_TOKENS}, as in "
-        "OpenAI's API. 0 is only allowed with echo and returns the prompt, with its log probabilities if "
-        "requested.",
+        "OpenAI's API. 0 is only allowed if echo is true. It returns only the prompt, with its log "
+        "probabilities if requested.",
         examples=[64],
     )
     echo: bool | None = Field(
         None,
-        description="Whether to return the prompt before the generated text. With logprobs, the log "
-        "probabilities of the prompt tokens are returned as well (null for the first token). They are "
-        "computed for the whole prompt, without the prefix cache.",
+        description="Whether to return the prompt before the generated text. If logprobs is set, the log "
+        "probabilities of the prompt tokens are returned as well (null for the first token). The whole "
+        "prompt is then processed without the prefix cache.",
         examples=[True],
     )
     logprobs: int | None = Field(
         None,
         ge=0,
         le=5,
-        description="Return the log probability of each token and of this number of most likely tokens, 0 to "
-        "5. With echo, prompt tokens are included.",
+        description="Number of most likely tokens (0 to 5) to return at each position. Their log "
+        "probabilities are returned in addition to that of the output token. Prompt tokens are included if "
+        "echo is true.",
         examples=[1],
     )
     suffix: Annotated[Any, Unsupported("The model can only append text to a prompt.", ("",))] = None
@@ -88,7 +89,7 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """Prompts as a list. Each one has ``n`` choices."""
+        """The prompts as a list. Each one has ``n`` choices."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
@@ -102,7 +103,7 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
 
     @property
     def num_logprobs(self) -> int | None:
-        """Number of top tokens to return per position; None if log probabilities are not requested."""
+        """Number of top tokens to return per position, or None if log probabilities are not requested."""
         return self.logprobs
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Responses of text completions: one text_completion, or a stream of text_completion chunks."""
+"""Text completion responses: one text_completion, or a stream of text_completion chunks."""
 
 from __future__ import annotations
 
@@ -21,56 +21,56 @@ class TextLogprobs(ResponseModel):
     tokens: Annotated[
         list[str],
         doc(
-            "Texts of the tokens. A part of a character is represented by its bytes: bytes:\\xf0.",
+            "Texts of the tokens. A token that is only part of a character is represented by its bytes, for "
+            "example bytes:\\xf0.",
             ["A", " red"],
         ),
     ]
     token_logprobs: Annotated[
         list[Logprob | None],
         doc(
-            "Natural logarithms of the token probabilities; null for the first token of a prompt.",
+            "Natural logarithms of the token probabilities. The entry for the first token of a prompt is "
+            "null.",
             [-0.5, -0.25],
         ),
     ]
     top_logprobs: Annotated[
         list[dict[str, Logprob] | None],
         doc(
-            "The most likely tokens and the sampled token per position; null for the first token of a "
-            "prompt.",
+            "The most likely tokens and the sampled token at each position. The entry for the first token of "
+            "a prompt is null.",
             [{"A": -0.5}, {" red": -0.25}],
         ),
     ]
-    text_offset: Annotated[
-        list[Count], doc("Start position of each token in the text, in characters.", [0, 1])
-    ]
+    text_offset: Annotated[list[Count], doc("Start offset of each token in the text, in characters.", [0, 1])]
 
 
 class TextPiece(ResponseModel):
-    """Fields that a choice has with and without streaming."""
+    """Fields of a choice in both streamed and non-streamed responses."""
 
     index: Annotated[
-        Count, doc("Index of the choice, starting at 0: n choices per prompt, in prompt order.", 0)
+        Count, doc("Index of the choice, starting at 0. There are n choices per prompt, in prompt order.", 0)
     ]
     text: Annotated[
         str,
         doc(
-            "Generated text; in a stream, the new text. With echo, it is preceded by the prompt.",
+            "Generated text. In a stream, only the new text. If echo is true, the prompt precedes it.",
             "A red circle.",
         ),
     ]
     logprobs: Annotated[
-        TextLogprobs | None, doc("Log probabilities of the tokens; null if not requested.", None)
+        TextLogprobs | None, doc("Log probabilities of the tokens, or null if not requested.", None)
     ]
 
 
 class TextChoice(TextPiece):
-    """A choice of a text completion."""
+    """A choice in a text completion."""
 
     finish_reason: Annotated[
         Literal["stop", "length"],
         doc(
-            "stop: the model ended its output or a stop string matched; length: the output reached "
-            "max_tokens or the end of the context.",
+            'The reason why generation stopped: "stop" if the model ended its output or a stop string '
+            'matched, "length" if the output reached max_tokens or the context length.',
             "stop",
         ),
     ]
@@ -81,22 +81,26 @@ class TextChunkChoice(TextPiece):
 
     finish_reason: Annotated[
         Literal["stop", "length"] | None,
-        doc("Reason why the choice ended, in its last chunk; null in all other chunks.", "stop"),
+        doc("The reason why the choice ended. Set in its last chunk, null in all other chunks.", "stop"),
     ] = None
 
 
 class TextHead(ResponseModel, kw_only=True):
-    """Fields that a text completion and each of its chunks start with."""
+    """The first fields of text completions and their chunks."""
 
     id: Annotated[str, doc("ID of the completion.", "cmpl-3f1c09a2b44de8715a7c61f02b9d10ee")]
     object: Literal["text_completion"] = "text_completion"
     created: Annotated[
-        Timestamp, doc("Unix timestamp (seconds) of the creation of the response.", 1764241200)
+        Timestamp, doc("Unix timestamp (in seconds) for when the response was created.", 1764241200)
     ]
     model: Annotated[str, doc("Model that generated the completion.", "tiny-llava")]
     system_fingerprint: Annotated[
         str,
-        doc("Changes if the model's weights or the way they are computed change.", "fp_5a7c61f02b"),
+        doc(
+            "Fingerprint of the model configuration. It changes whenever the same seed might no longer "
+            "produce the same output.",
+            "fp_5a7c61f02b",
+        ),
     ]
 
 
@@ -104,7 +108,8 @@ class TextCompletion(TextHead, kw_only=True):
     """A text completion with the choices for all prompts."""
 
     choices: Annotated[
-        list[TextChoice], doc("The choices: n per prompt, in prompt order.", [_CHOICE], min_length=1)
+        list[TextChoice],
+        doc("The generated choices, n per prompt, in prompt order.", [_CHOICE], min_length=1),
     ]
     usage: Annotated[CompletionUsage, doc("Token usage of the request.")]
 
@@ -114,12 +119,16 @@ class TextCompletionChunk(TextHead, kw_only=True):
 
     choices: Annotated[
         list[TextChunkChoice],
-        doc("The choice with new content. Empty in the chunk with the total usage.", [_CHOICE], max_length=1),
+        doc(
+            "The choice that has new content. The list is empty in the chunk that contains the total usage.",
+            [_CHOICE],
+            max_length=1,
+        ),
     ]
     usage: Annotated[
         CompletionUsage | None | UnsetType,
         doc(
-            "Omitted without include_usage. With it, the last chunk has the total usage. All other chunks "
-            "have null, or the usage so far with continuous_usage_stats."
+            "Omitted unless include_usage is true. The last chunk then contains the total usage. In all "
+            "other chunks, usage is null, or the usage so far if continuous_usage_stats is true."
         ),
     ] = UNSET

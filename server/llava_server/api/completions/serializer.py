@@ -1,4 +1,4 @@
-"""Serialize job events as OpenAI text completions, with their older format of log probabilities."""
+"""Serialize job events as OpenAI text completions, which use the legacy log probability format."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class CompletionSerializer:
             in_stream=request.include_usage,
             in_chunks=request.continuous_usage,
         )
-        self._cursors: defaultdict[int, _Cursor] = defaultdict(_Cursor)  # per choice
+        self._cursors: defaultdict[int, _Cursor] = defaultdict(_Cursor)  # by choice index
 
     def begin(self, num_choices: int) -> bytes:  # noqa: ARG002
-        """Return nothing. An echoed prompt is part of the choice's first event."""
+        """Return no bytes. An echoed prompt is part of the choice's first event."""
         return b""
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:
@@ -97,7 +97,7 @@ class CompletionSerializer:
     def _chunk(
         self, choice: TextChunkChoice | None = None, usage: CompletionUsage | UnsetType | None = UNSET
     ) -> TextCompletionChunk:
-        """Return a chunk with the choice or, without one, with the ``usage``."""
+        """Return a chunk that contains the choice, or ``usage`` if there is no choice."""
         return TextCompletionChunk(
             id=self._job.job_id,
             created=self._created,
@@ -108,7 +108,7 @@ class CompletionSerializer:
         )
 
     def _echo(self, index: int, prompt: Sequence[TokenLogprob]) -> str:
-        """Return the echoed prompt: the text of the request, or the decoded token IDs. Empty without echo."""
+        """Return the echoed prompt (the request's text or the decoded token IDs), or "" if not echoed."""
         if not prompt:
             return ""
         sent = self._request.prompts[index // self._request.num_choices]
@@ -136,7 +136,7 @@ class CompletionSerializer:
 
 
 class _Cursor:
-    """The text offset of the next token. A character of several tokens is counted with the last of them."""
+    """The text offset of the next token. A character split across tokens counts toward the last of them."""
 
     def __init__(self, offset: int = 0) -> None:
         self._offset = offset
@@ -154,7 +154,7 @@ def _finish_reason(final: Final) -> Literal["stop", "length"]:
 
 
 def _name(score: TokenScore) -> str:
-    """Return the key of a token. As in OpenAI's API, each part of a character has a separate key."""
+    """Return the name of a token. As in OpenAI's API, each part of a split character has its own name."""
     try:
         score.text.decode()
     except UnicodeDecodeError:

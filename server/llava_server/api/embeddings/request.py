@@ -1,4 +1,4 @@
-"""The request of /v1/embeddings: OpenAI's format, extended by image inputs."""
+"""Requests to /v1/embeddings, in OpenAI's format extended with image inputs."""
 
 from __future__ import annotations
 
@@ -59,19 +59,20 @@ class EmbeddingRequest(RequestModel):
         examples=["tiny-llava"],
     )
     input: Input = Field(
-        description="A text, a list of token IDs, or a list of texts or of token ID lists with up to "
-        f"{_MAX_INPUTS} items. A beginning-of-sequence token is added to texts, but not to token IDs. "
-        "Extension: an input can also be an image, in the format of the image_url part of a chat message.",
+        description="A string, a list of token IDs, or a list of strings or token ID lists with up to "
+        f"{_MAX_INPUTS} items. A beginning-of-sequence token is prepended to strings, but not to token IDs. "
+        "Extension: an input can also be an image, in the format of an image_url part of a chat message.",
         examples=["a red square"],
     )
     encoding_format: Literal["float", "base64"] | None = Field(
         None,
-        description="float (default): numbers; base64: little-endian 32-bit floats.",
+        description='"float" (default) returns a list of numbers. "base64" returns base64-encoded '
+        "little-endian 32-bit floats.",
         examples=["float"],
     )
     user: Hint | None = Field(
         None,
-        description="Accepted as a hint, at most 1024 characters. Neither used nor stored.",
+        description="Accepted for compatibility, but neither used nor stored. At most 1024 characters.",
         examples=["user-7"],
     )
     dimensions: Annotated[Any, Unsupported("Embeddings have a fixed size and cannot be shortened.")] = None
@@ -84,13 +85,13 @@ class EmbeddingRequest(RequestModel):
 
     @property
     def fields(self) -> list[str]:
-        """Field name of each input, for error messages."""
+        """The field name of each input, for error messages."""
         is_one = not isinstance(self.input, list) or isinstance(self.input[0], int)
         return ["input"] if is_one else [f"input[{index}]" for index in range(len(self.inputs))]
 
     @property
     def inputs(self) -> list[EmbeddingInput]:
-        """Inputs as a list, one per embedding."""
+        """The inputs as a list, one per embedding."""
         if not isinstance(self.input, list):
             return [self.input]
         if isinstance(self.input[0], int):

@@ -1,4 +1,4 @@
-"""Responses of /v1/embeddings."""
+"""Responses from /v1/embeddings."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Embedding(ResponseModel, kw_only=True):
     embedding: Annotated[
         list[Float32] | str,
         doc(
-            "Vector of unit length: a list of numbers or, with encoding_format base64, encoded little-endian "
-            "32-bit floats.",
+            'Unit-length vector: a list of numbers or, if encoding_format is "base64", base64-encoded '
+            "little-endian 32-bit floats.",
             [0.6, -0.8],
         ),
     ]
@@ -32,7 +32,7 @@ class Embedding(ResponseModel, kw_only=True):
 class EmbeddingUsage(ResponseModel):
     """Token usage of the request."""
 
-    prompt_tokens: Annotated[Count, doc("Number of tokens in all inputs, including image tokens.", 7)]
+    prompt_tokens: Annotated[Count, doc("Total number of tokens in all inputs, including image tokens.", 7)]
     total_tokens: Annotated[Count, doc("Same as prompt_tokens.", 7)]
 
 

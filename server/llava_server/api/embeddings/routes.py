@@ -29,14 +29,14 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["embeddings"])
 
-# Maximum number of queued jobs per request: fills a worker's batch, and is far below the limit of an API key.
+# Maximum number of queued jobs per request: enough to fill a worker's batch, but far below the API key limit.
 _MAX_PARALLEL_JOBS = 32
 
 
 @router.post("/v1/embeddings", summary="Create embeddings of texts and images")
 @Operation("The embeddings", EmbeddingList, headers=QUEUE, request=EmbeddingRequest)
 async def create_embeddings(request: Request) -> Response:
-    """Returns vectors of unit length.
+    """Returns unit-length vectors.
 
     The embedding of a text is the decoder's last hidden state at the last token. The embedding of an image is
     the mean of its projected patch features. Text and image embeddings are not comparable with each other,
@@ -76,7 +76,7 @@ def _check_sizes(settings: Settings, inputs: list[EmbeddingInput]) -> None:
 async def _build_jobs(
     handler: RequestHandler, request: EmbeddingRequest, model: ServedModel
 ) -> tuple[list[Job], dict[str, bytes]]:
-    """Return one job per input, and the pixels of the images by digest."""
+    """Return one job per input, and the pixels of the images, keyed by digest."""
     ttl_s = handler.services.settings.request_timeout_s
     jobs: list[Job] = []
     pixels: dict[str, bytes] = {}

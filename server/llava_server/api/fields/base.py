@@ -11,7 +11,7 @@ __all__ = ["RequestModel", "invalid_value", "text_or_list"]
 
 
 class RequestModel(BaseModel):
-    """A request or a part of one.
+    """The base class of requests and their parts.
 
     Types are not coerced ("5" is not 5). Unknown fields are ignored, because clients send extra fields.
     """
@@ -20,7 +20,7 @@ class RequestModel(BaseModel):
 
 
 def text_or_list(value: Any) -> str:
-    """Return the discriminator of a union: a string or a list.
+    """Return the discriminator for a union of a string and a list.
 
     Without a discriminator, pydantic would report the errors of both union members.
     """

@@ -50,7 +50,7 @@ class TextPart(RequestModel):
 
 
 class ImageUrl(RequestModel):
-    """The URL of an image, and its level of detail."""
+    """The URL of an image and its level of detail."""
 
     url: str = Field(
         description="Image as a data URL: data:image/png;base64,... Supported formats are JPEG, PNG, WEBP, "
@@ -59,9 +59,9 @@ class ImageUrl(RequestModel):
     )
     detail: Literal["auto", "low", "high"] | None = Field(
         None,
-        description="Level of detail. low: encode the whole image as a single tile, which needs the fewest "
-        "tokens. high and auto (default): also encode tiles at higher resolution if the model supports it "
-        "(LLaVA-1.6). LLaVA-1.5 has a single resolution, so the value has no effect.",
+        description='Level of detail. "low" encodes the whole image as a single tile, which requires the '
+        'fewest tokens. "high" and "auto" (default) also encode tiles at higher resolution if the model '
+        "supports it (LLaVA-1.6). LLaVA-1.5 uses a single resolution, so the value has no effect.",
         examples=["low"],
     )
 
@@ -70,7 +70,7 @@ class ImagePart(RequestModel):
     """An image part."""
 
     type: Literal["image_url"] = Field(description="image_url")
-    image_url: ImageUrl = Field(description="URL of the image, and its level of detail.")
+    image_url: ImageUrl = Field(description="URL of the image and its level of detail.")
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
@@ -88,15 +88,15 @@ def _only_text(content: str | list[TextPart | ImagePart]) -> str | list[TextPart
 
 TextContent = Annotated[Content, AfterValidator(_only_text)]
 
-_CONTENT = "Text, or a list of parts in reading order."
+_CONTENT = "A string, or a list of content parts in reading order."
 _NAME: Any = Field(None, description="Accepted, but not included in the prompt.", examples=["Ada"])
 
 
 class SystemMessage(RequestModel):
-    """A system message. Replaces the default system prompt of the model."""
+    """A system message. It replaces the model's default system prompt."""
 
     role: Literal["system", "developer"] = Field(
-        description="Role of the author. system and developer are equivalent."
+        description='Role of the author. "system" and "developer" are equivalent.'
     )
     content: TextContent = Field(description=_CONTENT, examples=["Answer in one word."])
     name: str | None = _NAME
@@ -111,7 +111,7 @@ class UserMessage(RequestModel):
 
 
 class FunctionCall(RequestModel):
-    """The function and the arguments of a tool call."""
+    """The function name and the arguments of a tool call."""
 
     name: FunctionName = Field(description="Name of the function.", examples=["get_weather"])
     arguments: str = Field(description="JSON-encoded arguments.", examples=['{"city": "Paris"}'])
@@ -121,8 +121,8 @@ class ToolCall(RequestModel):
     """A tool call in an earlier assistant message."""
 
     id: CallId = Field(description="ID of the call in the earlier message.", examples=["call_1"])
-    type: Literal["function"] = Field(description="Must be function.")
-    function: FunctionCall = Field(description="Function and arguments.")
+    type: Literal["function"] = Field(description='Must be "function".')
+    function: FunctionCall = Field(description="Function name and arguments.")
 
 
 class AssistantMessage(RequestModel):
@@ -131,22 +131,22 @@ class AssistantMessage(RequestModel):
     role: Literal["assistant"] = Field(description="Role of the author.")
     content: TextContent | None = Field(
         None,
-        description="Content of the message. Can be omitted if there are tool_calls.",
+        description="Content of the message. Can be omitted if tool_calls is set.",
         examples=["I see a red circle."],
     )
     name: str | None = _NAME
     refusal: str | None = Field(
         None, description="Accepted, but not included in the prompt.", examples=["I cannot."]
     )
-    audio: Any = Field(None, description="Not supported, must be null.", examples=[None])
+    audio: Any = Field(None, description="Not supported; must be null.", examples=[None])
     tool_calls: list[ToolCall] | None = Field(
         None,
         max_length=_MAX_CALLS,
-        description=f"Tool calls of the message. At most {_MAX_CALLS}.",
+        description=f"Tool calls made by the message. At most {_MAX_CALLS}.",
         examples=[[{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]],
     )
     function_call: Any = Field(
-        None, description="Not supported, must be null. Use tool_calls.", examples=[None]
+        None, description="Not supported; must be null. Use tool_calls.", examples=[None]
     )
 
     @field_validator("function_call", "audio")
@@ -180,7 +180,7 @@ ChatMessage = Annotated[
 
 
 def check_tool_results(messages: list[ChatMessage]) -> None:
-    """Raise an error unless each tool call is followed by its result, and each result belongs to a call."""
+    """Raise an error unless each tool call is followed by its result and each result belongs to a call."""
     open_ids: list[str] = []
     for index, message in enumerate(messages):
         if isinstance(message, ToolMessage):

@@ -1,6 +1,6 @@
-"""Sampling parameters of a request: OpenAI's with their limits, and vLLM's extensions.
+"""Sampling parameters of a request: OpenAI's parameters, with the same limits, and vLLM's extensions.
 
-The default of each extension has no effect. Workers validate token IDs, since they have the vocabulary.
+By default, the extensions have no effect. Workers validate token IDs, because only they have the vocabulary.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def _check_bias_keys(bias: dict[str, float]) -> dict[str, float]:
             shown_key = key if len(key) <= 20 else f"{key[:20]}..."
             raise invalid_value(
                 "logit_bias",
-                f'logit_bias has the key {shown_key!a}. Keys must be token IDs, for example {{"42": -100}}.',
+                f"logit_bias contains the invalid key {shown_key!a}. Keys must be token IDs, for example "
+                f'{{"42": -100}}.',
             )
     return bias
 
@@ -35,7 +36,7 @@ TokenId = Annotated[int, Field(ge=0, le=_MAX_TOKEN_ID)]
 
 
 class SamplingFields(BaseModel):
-    """Sampling parameters. ``_check_fields`` of the request checks how they combine."""
+    """Sampling parameters. Each request validates their combinations in ``_check_fields``."""
 
     temperature: float | None = Field(
         None,
@@ -48,51 +49,54 @@ class SamplingFields(BaseModel):
         None,
         gt=0,
         le=1,
-        description="Sample from the smallest set of most likely tokens with this total probability. "
-        "Defaults to 1.",
+        description="Sample only from the smallest set of most likely tokens whose cumulative probability "
+        "reaches top_p. Defaults to 1.",
         examples=[1],
     )
     top_k: int | None = Field(
         None,
         ge=-1,
         le=_MAX_TOKENS,
-        description="Extension. Sample from the top_k most likely tokens. 0 or -1, the default, means all "
-        "tokens.",
+        description="Extension. Sample only from the top_k most likely tokens. 0 (default) or -1 disables "
+        "the limit.",
         examples=[40],
     )
     min_p: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Extension. Minimum probability of a token, relative to that of the most likely token.",
+        description="Extension. Minimum probability of sampled tokens, relative to that of the most likely "
+        "token.",
         examples=[0.05],
     )
     presence_penalty: float | None = Field(
         None,
         ge=-2,
         le=2,
-        description="Subtracted from the logits of tokens that occur in the output. Defaults to 0.",
+        description="Value subtracted from the logits of tokens that already occur in the output. Defaults "
+        "to 0.",
         examples=[0],
     )
     frequency_penalty: float | None = Field(
         None,
         ge=-2,
         le=2,
-        description="Subtracted from the logit of a token once per occurrence in the output. Defaults to 0.",
+        description="Value subtracted from the logit of a token once for each time it occurs in the output. "
+        "Defaults to 0.",
         examples=[0],
     )
     repetition_penalty: float | None = Field(
         None,
         gt=0,
         le=2,
-        description="Extension, as in transformers. For tokens that occur in the prompt or the output, "
-        "positive logits are divided and negative logits are multiplied by this value. Defaults to 1.",
+        description="Extension. As in transformers, positive logits of tokens that occur in the prompt or "
+        "output are divided by this value, and negative logits are multiplied by it. Defaults to 1.",
         examples=[1.1],
     )
     logit_bias: Annotated[dict[str, Bias], AfterValidator(_check_bias_keys)] | None = Field(
         None,
         max_length=300,
-        description="Map of token IDs to values that are added to their logits, -100 to 100. Up to 300 "
+        description="Map of token IDs to values from -100 to 100 that are added to their logits. Up to 300 "
         "entries.",
         examples=[{"42": -100}],
     )
@@ -100,8 +104,8 @@ class SamplingFields(BaseModel):
         None,
         ge=0,
         le=_MAX_TOKENS,
-        description="Extension. Minimum number of output tokens before the end-of-sequence token and stop "
-        "tokens are allowed. Stop strings end the output at any time.",
+        description="Extension. Minimum number of output tokens before the end-of-sequence token or a stop "
+        "token can be sampled. Stop strings can end the output earlier.",
         examples=[1],
     )
     stop_token_ids: list[TokenId] | None = Field(
@@ -114,8 +118,9 @@ class SamplingFields(BaseModel):
         None,
         ge=-(2**63),
         lt=2**63,
-        description="Seed for sampling. The same request with the same seed has the same output. Defaults to "
-        "a random seed. With n, the seed of each choice is derived from this value.",
+        description="Seed for sampling. The same request with the same seed produces the same output. "
+        "Defaults to a random seed. If n is greater than 1, the seed of each choice is derived from this "
+        "value.",
         examples=[7],
     )
     n: int | None = Field(
@@ -131,11 +136,11 @@ class SamplingFields(BaseModel):
         if max_tokens is not None and (self.min_tokens or 0) > max_tokens:
             raise invalid_value(
                 "min_tokens",
-                f"min_tokens is {self.min_tokens}; max_tokens is {max_tokens}. Reduce min_tokens or increase "
-                "max_tokens.",
+                f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({max_tokens}). Reduce "
+                "min_tokens or increase max_tokens.",
             )
 
     @property
     def num_choices(self) -> int:
-        """Number of choices."""
+        """The number of choices."""
         return self.n or 1

@@ -1,7 +1,7 @@
 """Fields that constrain the output: OpenAI's ``response_format`` and vLLM's extensions.
 
-Each field is parsed separately, and ``grammar`` combines them. Workers have the grammar library, so they
-reject schemas that are not supported, with status 400.
+Each field is parsed separately, and ``grammar`` combines them. Unsupported schemas are rejected with status
+400 by the workers, because only they have the grammar library.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 MAX_SCHEMA_BYTES = 64 << 10
-_MAX_SCHEMA_DEPTH = 64  # in JSON levels; a level of a schema takes two
+_MAX_SCHEMA_DEPTH = 64  # in levels of JSON nesting; each level of a schema adds two
 _MAX_REGEX_CHARS = 8192
 _MAX_CHOICES = 1000
 
@@ -35,7 +35,7 @@ def _check_schema_size(schema: dict[str, Any]) -> dict[str, Any]:
     if num_bytes > MAX_SCHEMA_BYTES:
         raise PydanticCustomError(
             "invalid_value",
-            f"The schema has {num_bytes} bytes; the limit is {MAX_SCHEMA_BYTES}. Simplify the schema.",
+            f"The schema is {num_bytes} bytes; the limit is {MAX_SCHEMA_BYTES}. Simplify the schema.",
         )
     if _depth(schema) > _MAX_SCHEMA_DEPTH:
         raise PydanticCustomError(
@@ -68,14 +68,18 @@ class JsonSchemaFormat(RequestModel):
         description="Accepted, but not included in the prompt.",
         examples=["The contents of the image."],
     )
-    strict: bool | None = Field(None, description="Accepted. The output always conforms to the schema.")
+    strict: bool | None = Field(
+        None, description="Accepted for compatibility. The output always conforms to the schema."
+    )
 
 
 class ResponseFormat(RequestModel):
     """The format of the output."""
 
-    type: Literal["text", "json_object", "json_schema"] = Field(description="Type of the output.")
-    json_schema: JsonSchemaFormat | None = Field(None, description="Schema; required with type json_schema.")
+    type: Literal["text", "json_object", "json_schema"] = Field(description="Type of the output format.")
+    json_schema: JsonSchemaFormat | None = Field(
+        None, description='The schema. Required if type is "json_schema".'
+    )
 
     @model_validator(mode="after")
     def _check_json_schema(self) -> ResponseFormat:
@@ -89,7 +93,7 @@ class ResponseFormat(RequestModel):
 
 
 class StructuredOutputs(RequestModel):
-    """vLLM's format for structured output."""
+    """Structured output options, in vLLM's format."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -98,7 +102,7 @@ class StructuredOutputs(RequestModel):
     )
     regex: Regex | None = Field(None, description="Same as guided_regex.", examples=["[a-z]+"])
     choice: Choices | None = Field(None, description="Same as guided_choice.", examples=[["yes", "no"]])
-    json_object: bool | None = Field(None, description="Same as response_format with type json_object.")
+    json_object: bool | None = Field(None, description='Same as response_format with type "json_object".')
 
     @property
     def grammars(self) -> dict[str, Grammar]:
@@ -108,7 +112,7 @@ class StructuredOutputs(RequestModel):
 
 
 class StructuredOutputFields(BaseModel):
-    """Fields that constrain the output. At most one of them can be used."""
+    """Fields that constrain the output. At most one of them can be set."""
 
     response_format: ResponseFormat | None = Field(
         None,
@@ -118,25 +122,25 @@ class StructuredOutputFields(BaseModel):
     )
     guided_json: Schema | None = Field(
         None,
-        description="Extension. The output conforms to this JSON schema.",
+        description="Extension. JSON schema that the output must conform to.",
         examples=[{"type": "object"}],
     )
     guided_regex: Regex | None = Field(
         None,
-        description="Extension. The whole output matches this regular expression (Rust syntax, no "
+        description="Extension. Regular expression that the whole output must match (Rust syntax, no "
         "look-around).",
         examples=["[a-z]+"],
     )
     guided_choice: Choices | None = Field(
-        None, description="Extension. The output is one of these strings.", examples=[["yes", "no"]]
+        None, description="Extension. The output must be one of these strings.", examples=[["yes", "no"]]
     )
     structured_outputs: StructuredOutputs | None = Field(
-        None, description="Extension, as in vLLM. One of json, regex, choice and json_object."
+        None, description="vLLM extension. Only one of json, regex, choice and json_object can be set."
     )
 
     @property
     def grammar(self) -> Grammar | None:
-        """Grammar of the output; None if it is not constrained."""
+        """Grammar of the output, or None if it is not constrained."""
         return next(iter(self._grammars_by_field().values()), None)
 
     @model_validator(mode="after")
@@ -191,7 +195,7 @@ def _as_text(value: Any) -> str:
 
 
 def _depth(value: Any) -> int:
-    """Return the number of nested objects and lists, including the outermost one."""
+    """Return the nesting depth of objects and lists, including the outermost one."""
     depth, level = 0, [value]
     while level := [inner for inner in level if isinstance(inner, dict | list)]:
         level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]

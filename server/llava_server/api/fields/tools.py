@@ -36,16 +36,18 @@ class Function(RequestModel):
     description: str | None = Field(
         None,
         max_length=4096,
-        description="What the function does, for the model. At most 4096 characters.",
-        examples=["The weather in a city."],
+        description="Describes to the model what the function does. At most 4096 characters.",
+        examples=["Get the current weather in a city."],
     )
     parameters: Annotated[Schema, AfterValidator(_check_object_schema)] | None = Field(
         None,
-        description="JSON schema of the arguments. Its type must be object. Omit it for a function without "
+        description='JSON schema of the arguments. Its type must be "object". Omit it for a function without '
         "arguments.",
         examples=[{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}],
     )
-    strict: bool | None = Field(None, description="Accepted. Calls always conform to the schema.")
+    strict: bool | None = Field(
+        None, description="Accepted for compatibility. Calls always conform to the schema."
+    )
 
     @property
     def arguments_schema(self) -> dict[str, Any]:
@@ -58,7 +60,7 @@ class Function(RequestModel):
 class FunctionTool(RequestModel):
     """A tool. All tools are functions."""
 
-    type: Literal["function"] = Field(description="Must be function.")
+    type: Literal["function"] = Field(description='Must be "function".')
     function: Function = Field(description="Definition of the function.")
 
 
@@ -69,7 +71,7 @@ class ChosenFunction(RequestModel):
 
 
 class NamedChoice(RequestModel):
-    """A tool choice that requires a call of a specific function."""
+    """A tool choice that requires a call to a specific function."""
 
     type: Literal["function"] = Field(description="function")
     function: ChosenFunction = Field(description="Function that the model must call.")
@@ -78,7 +80,9 @@ class NamedChoice(RequestModel):
 class AllowedTools(RequestModel):
     """A subset of the tools, and whether the model must call one of them."""
 
-    mode: Literal["auto", "required"] = Field(description="auto or required, as in tool_choice.")
+    mode: Literal["auto", "required"] = Field(
+        description='"auto" or "required", with the same meaning as in tool_choice.'
+    )
     tools: list[NamedChoice] = Field(
         min_length=1,
         max_length=_MAX_TOOLS,
@@ -90,8 +94,10 @@ class AllowedTools(RequestModel):
 class AllowedChoice(RequestModel):
     """A tool choice that restricts calls to a subset of the tools."""
 
-    type: Literal["allowed_tools"] = Field(description="allowed_tools")
-    allowed_tools: AllowedTools = Field(description="The allowed tools and the mode.")
+    type: Literal["allowed_tools"] = Field(description='Must be "allowed_tools".')
+    allowed_tools: AllowedTools = Field(
+        description="The allowed tools, and whether the model must call one of them."
+    )
 
 
 def _choice_kind(value: Any) -> str:
@@ -110,23 +116,24 @@ ToolChoice = Annotated[
 
 
 class ToolFields(BaseModel):
-    """Tools, and how the model may use them."""
+    """The tools of a request, and how the model may use them."""
 
     tools: list[FunctionTool] | None = Field(
         None,
         max_length=_MAX_TOOLS,
-        description=f"Functions that the model may call. At most {_MAX_TOOLS}, with 64 KiB of schemas. They "
-        "are described in the prompt. Calls always conform to the schemas.",
+        description=f"Functions that the model may call. At most {_MAX_TOOLS}, with 64 KiB of schemas in "
+        "total. They are described in the prompt. Calls always conform to the schemas.",
         examples=[[{"type": "function", "function": {"name": "get_weather"}}]],
     )
     tool_choice: ToolChoice | None = Field(
         None,
-        description="auto (default): the model decides; none: no calls; required: at least one call; a "
-        "function: a call of this function; allowed_tools: calls of a subset of the tools.",
+        description='With "auto" (default), the model decides whether to call functions. With "none", it '
+        'must not call any. With "required", it must call at least one. A function object requires a call to '
+        'that function. "allowed_tools" restricts calls to a subset of the tools.',
         examples=["auto"],
     )
     parallel_tool_calls: bool | None = Field(
-        None, description="Whether the output may contain several calls, at most 16. Defaults to true."
+        None, description="Whether the output may contain multiple calls (at most 16). Defaults to true."
     )
 
     @property
@@ -154,7 +161,7 @@ class ToolFields(BaseModel):
 
     @property
     def tool_grammar(self) -> Grammar | None:
-        """Grammar of tool calls; None if there are no callable functions."""
+        """Grammar of tool calls, or None if there are no callable functions."""
         if not self.callable_functions:
             return None
         functions = [
@@ -186,8 +193,8 @@ class ToolFields(BaseModel):
         if num_bytes > MAX_SCHEMA_BYTES:
             raise invalid_value(
                 "tools",
-                f"The schemas in tools have {num_bytes} bytes; the limit is {MAX_SCHEMA_BYTES}. Simplify the "
-                "schemas or send fewer tools.",
+                f"The schemas in tools total {num_bytes} bytes; the limit is {MAX_SCHEMA_BYTES}. Simplify "
+                "the schemas or send fewer tools.",
             )
         return self
 

@@ -1,7 +1,7 @@
 """Known fields of OpenAI's API and vLLM's extensions that this server does not support.
 
-Ignoring such a field would silently change the output. A value that is not neutral is therefore an error that
-names the field. Unknown fields are ignored, because clients send extra fields.
+Ignoring such a field would silently change the output. A value that is not neutral therefore causes an error
+that names the field. Unknown fields are ignored, because clients send extra fields.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["Unsupported", "UnsupportedFields"]
 _ALL_CHOICES = "Use n and select a choice in your client."
 _NO_FUNCTIONS = "Use tools and tool_choice."
 _NO_GRAMMAR = "Use response_format with a JSON schema, guided_regex or guided_choice."
-_TEXT_ONLY = "The model accepts text and images and generates text."
+_TEXT_ONLY = "The model accepts text and images, and generates only text."
 
 
 @dataclass(frozen=True, eq=False)  # typing would merge equal annotations, and 0 equals False
 class Unsupported:
-    """Annotation of an unsupported field, with the ``remedy`` for its error message.
+    """Annotation for an unsupported field. ``remedy`` is part of its error message.
 
-    null and ``neutral`` values are accepted. A neutral value requests the default behavior of the server.
+    null and ``neutral`` values are accepted. A neutral value requests the server's default behavior.
     """
 
     remedy: str
@@ -53,15 +53,15 @@ class Unsupported:
 
 
 class UnsupportedFields(BaseModel):
-    """Unsupported fields of a chat request. They have type Any because their values are not parsed."""
+    """Unsupported fields of a chat request. Their type is Any because their values are not parsed."""
 
     best_of: Annotated[Any, Unsupported(_ALL_CHOICES, (1,))] = None
     functions: Annotated[Any, Unsupported(_NO_FUNCTIONS, ([],))] = None
     function_call: Annotated[Any, Unsupported(_NO_FUNCTIONS, ("none", "auto"))] = None
     guided_grammar: Annotated[Any, Unsupported(_NO_GRAMMAR)] = None
-    prompt_logprobs: Annotated[Any, Unsupported("Use echo and logprobs of /v1/completions.", (0, False))] = (
-        None
-    )
+    prompt_logprobs: Annotated[
+        Any, Unsupported("Use echo and logprobs with /v1/completions.", (0, False))
+    ] = None
     bad_words: Annotated[Any, Unsupported("Use logit_bias with the token IDs of the words.", ([],))] = None
     modalities: Annotated[Any, Unsupported(_TEXT_ONLY, (["text"],))] = None
     audio: Annotated[Any, Unsupported(_TEXT_ONLY)] = None
@@ -78,10 +78,8 @@ class UnsupportedFields(BaseModel):
     chat_template_kwargs: Annotated[Any, Unsupported("The served model determines the template.", ({},))] = (
         None
     )
-    moderation: Annotated[Any, Unsupported("Moderate texts in your client.")] = None
-    prompt_cache_options: Annotated[
-        Any, Unsupported("Omit it. Prompts are always cached by content.", ({},))
-    ] = None
+    moderation: Annotated[Any, Unsupported("Moderate content in your client.")] = None
+    prompt_cache_options: Annotated[Any, Unsupported("Omit it. Prompt caching is automatic.", ({},))] = None
     echo: Annotated[Any, Unsupported("Omit it.", (False,))] = None
     image_embeds: Annotated[Any, Unsupported("Send images as image_url parts.")] = None
 

@@ -1,4 +1,4 @@
-"""Parser for a file uploaded as multipart/form-data, from a request body that is already in memory."""
+"""Parser for multipart/form-data file uploads whose request body is already in memory."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class FileUpload(BaseModel):
     """A file upload for a batch."""
 
     file: bytes = Field(
-        description="JSONL file with one request per line; see docs/batches.md.", examples=["requests.jsonl"]
+        description="JSONL file with one request per line. See docs/batches.md.", examples=["requests.jsonl"]
     )
-    purpose: Literal["batch"] = Field(description="Purpose of the file. Must be batch.")
+    purpose: Literal["batch"] = Field(description='Purpose of the file. Must be "batch".')
 
 
 @dataclass(frozen=True)
 class Upload:
-    """The file of a form, and the other fields."""
+    """The file and the other fields of an uploaded form."""
 
     name: str
     data: bytes
@@ -38,7 +38,7 @@ class Upload:
 
 
 async def parse_upload(headers: Headers, body: bytes) -> Upload:
-    """Parse a form with a file. Raises ApiError (400, 415)."""
+    """Parse a form that contains a file. Raises ApiError (400, 415)."""
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise ApiError(
             "unsupported_media_type",

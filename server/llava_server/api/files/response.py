@@ -24,40 +24,42 @@ _FILE = {
 
 
 class StoredFile(ResponseModel, kw_only=True):
-    """A file of the API key."""
+    """A file that belongs to the API key."""
 
     id: Annotated[str, doc("ID of the file.", FILE_ID)]
     object: Literal["file"] = "file"
     bytes: Annotated[int, doc("Size of the file in bytes.", 2048, ge=0, le=2**40)]
-    created_at: Annotated[Timestamp, doc("Unix timestamp (seconds) of the upload.", 1764241200)]
-    expires_at: Annotated[
-        Timestamp, doc("Unix timestamp (seconds) at which the file is deleted.", 1764846000)
+    created_at: Annotated[
+        Timestamp, doc("Unix timestamp (in seconds) for when the file was created.", 1764241200)
     ]
-    filename: Annotated[str, doc("Name of the uploaded file.", "requests.jsonl")]
+    expires_at: Annotated[
+        Timestamp, doc("Unix timestamp (in seconds) for when the file will be deleted.", 1764846000)
+    ]
+    filename: Annotated[str, doc("Name of the file.", "requests.jsonl")]
     purpose: Annotated[
         str,
         doc(
-            "batch: requests of a batch; batch_output: results of a batch.",
+            'Purpose of the file: "batch" for input files, "batch_output" for results.',
             "batch",
             extra_json_schema={"enum": ["batch", "batch_output"]},
         ),
     ]
-    status: Annotated[Literal["processed"], doc("Always processed. The file can be used immediately.")] = (
+    status: Annotated[Literal["processed"], doc('Always "processed". The file can be used immediately.')] = (
         "processed"
     )
 
 
 class FileList(ResponseModel, kw_only=True):
-    """The files of the API key, newest first."""
+    """The API key's files, newest first."""
 
     object: Literal["list"] = "list"
     data: Annotated[list[StoredFile], doc("All files.", [_FILE])]
-    has_more: Annotated[AlwaysFalse, doc("Always false. The list is never paged.")] = False
+    has_more: Annotated[AlwaysFalse, doc("Always false. The list is not paginated.")] = False
     first_id: Annotated[
-        str | UnsetType, doc("ID of the first file; omitted if the list is empty.", FILE_ID)
+        str | UnsetType, doc("ID of the first file. Omitted if the list is empty.", FILE_ID)
     ] = UNSET
     last_id: Annotated[
-        str | UnsetType, doc("ID of the last file; omitted if the list is empty.", FILE_ID)
+        str | UnsetType, doc("ID of the last file. Omitted if the list is empty.", FILE_ID)
     ] = UNSET
 
 

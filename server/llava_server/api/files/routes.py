@@ -39,7 +39,7 @@ FileId = Annotated[
 @router.post("", summary="Upload a file for a batch")
 @Operation("The file", response.StoredFile, request=FileUpload, request_type="multipart/form-data")
 async def upload_file(request: Request) -> Response:
-    """The file is JSONL with one request per line. The limit on the size of request bodies applies."""
+    """The file must be JSONL with one request per line. The size limit for request bodies applies."""
     services = services_of(request)
     with context_of(request).body.consume() as body:
         upload = await parse_upload(request.headers, body)
@@ -64,10 +64,10 @@ async def upload_file(request: Request) -> Response:
 async def list_files(
     request: Request,
     purpose: Annotated[
-        str | None, Query(description="Only list files with this purpose.", max_length=64, examples=["batch"])
+        str | None, Query(description="List only files with this purpose.", max_length=64, examples=["batch"])
     ] = None,
 ) -> Response:
-    """Returns all files of this API key, newest first."""
+    """Returns all of the API key's files, newest first."""
     try:
         files = await services_of(request).files.list_files(tenant=context_of(request).tenant)
     except QueueUnavailable as error:
@@ -108,7 +108,7 @@ async def read_file(request: Request, file_id: FileId) -> Response:
 @router.delete("/{file_id}", summary="Delete a file")
 @Operation("The deleted file", DeletedFile, statuses=(400, 401, 404, 500, 503))
 async def delete_file(request: Request, file_id: FileId) -> Response:
-    """Running batches with this input file continue, but fail if another controller has to take them over."""
+    """Running batches that use this file continue, but they fail if another controller takes them over."""
     try:
         is_deleted = await services_of(request).files.remove(file_id, tenant=context_of(request).tenant)
     except QueueUnavailable as error:
@@ -119,7 +119,7 @@ async def delete_file(request: Request, file_id: FileId) -> Response:
 
 
 async def stored_file(request: Request, file_id: str) -> StoredFile:
-    """Return a file of the request's API key. Raises ApiError (404, 503)."""
+    """Return a file that belongs to the request's API key. Raises ApiError (404, 503)."""
     try:
         file = await services_of(request).files.find(file_id, tenant=context_of(request).tenant)
     except QueueUnavailable as error:

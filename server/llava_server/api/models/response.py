@@ -16,15 +16,18 @@ class Capabilities(ResponseModel):
 
 
 class Model(ResponseModel, kw_only=True):
-    """A model that has had a worker since this server started."""
+    """A model that has been served by a worker since this server started."""
 
     id: Annotated[str, doc("Name of the model.", "tiny-llava")]
     object: Literal["model"] = "model"
     created: Annotated[
-        Timestamp, doc("Unix timestamp (seconds) when this server first found a worker.", 1764241200)
+        Timestamp,
+        doc(
+            "Unix timestamp (in seconds) for when this server first found a worker for the model.", 1764241200
+        ),
     ]
     owned_by: Literal["llava-serve"] = "llava-serve"
-    max_model_len: Annotated[Count, doc("Maximum number of prompt and output tokens.", 4096)]
+    max_model_len: Annotated[Count, doc("Maximum total number of prompt and output tokens.", 4096)]
     num_workers: Annotated[Count, doc("Number of workers that currently serve the model.", 1)]
     capabilities: Annotated[Capabilities, doc("Capabilities of the model.")]
 
@@ -41,7 +44,7 @@ _MODEL = {
 
 
 class ModelList(ResponseModel, kw_only=True):
-    """All models that have had a worker since this server started."""
+    """All models that have been served by a worker since this server started."""
 
     object: Literal["list"] = "list"
     data: Annotated[list[Model], doc("The models, sorted by name.", [_MODEL])]

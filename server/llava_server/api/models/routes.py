@@ -1,4 +1,4 @@
-"""GET /v1/models. Served from memory, so that clients that list models first do not wait for the queue."""
+"""GET /v1/models, served from memory so that clients that list models first do not wait for the queue."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ModelId = Annotated[str, Path(description="Name of the model.", examples=["tiny-
 @router.get("", summary="List models")
 @Operation("The models", ModelList, statuses=(401, 500))
 async def list_models(request: Request) -> Response:
-    """Returns all models that have had a worker since this server started.
+    """Returns all models that have been served by a worker since this server started.
 
-    A model with ``num_workers`` 0 has no worker at the moment.
+    A model whose ``num_workers`` is 0 currently has no worker.
     """
     registry = services_of(request).registry
     return JSONResponse(ModelList(data=[_to_response(model, registry) for model in registry.models]))
@@ -35,7 +35,7 @@ async def list_models(request: Request) -> Response:
 @router.get("/{model_id:path}", summary="Retrieve a model")
 @Operation("The model", Model, statuses=(401, 404, 500))
 async def get_model(model_id: ModelId, request: Request) -> Response:
-    """The name of the model may contain slashes."""
+    """The model name may contain slashes."""
     registry = services_of(request).registry
     return JSONResponse(_to_response(registry.get(model_id), registry))
 

@@ -1,7 +1,7 @@
 """The OpenAPI document, built from the app's routes.
 
-Routes read and write bodies themselves, so FastAPI only has their paths, parameters and summaries. The
-decorator Operation attaches the rest to a route's function. ``build_document`` combines both.
+Routes parse and serialize bodies themselves, so FastAPI only knows their paths, parameters and summaries. The
+decorator ``Operation`` attaches the rest to the route function. ``build_document`` combines both.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MEANINGS = {
     409: "Conflict with the current state.",
     413: "Request body too large.",
     415: "Unsupported media type.",
-    429: "Limit of the API key exceeded.",
+    429: "API key limit exceeded.",
     500: "Internal error.",
     503: "Temporarily unavailable.",
     504: "Deadline exceeded.",
@@ -42,25 +42,27 @@ _SECURITY = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "API key as sent by OpenAI clients: Authorization: Bearer KEY.",
+        "description": "API key, sent by OpenAI clients as Authorization: Bearer KEY.",
     },
     "x-api-key": {
         "type": "apiKey",
         "in": "header",
         "name": "x-api-key",
-        "description": "API key as sent by Anthropic clients. A request with two different keys is rejected.",
+        "description": "API key, sent by Anthropic clients as x-api-key: KEY. Requests with two different "
+        "keys are rejected.",
     },
 }
 
 
 @dataclass(frozen=True)
 class Operation:
-    """Decorator for a route's function that describes the bodies and headers of its requests and responses.
+    """Decorator for route functions that describes the bodies and headers of requests and responses.
 
     ``response`` is the model of a successful response, or a media type for bytes. ``stream`` is the model of
-    a stream's events, or a union of models; with ``stream_name``, the union becomes a named component.
-    ``headers`` are sent in addition to the headers of every response. ``statuses`` are the errors with the
-    body ``error``. ``other_responses`` maps other statuses to the model and description of their body.
+    a stream's events, or a union of models. If ``stream_name`` is set, the union becomes a named component.
+    ``headers`` are sent in addition to the headers of every response. ``statuses`` are the error statuses
+    whose body is ``error``. ``other_responses`` maps other statuses to the model and description of their
+    body.
     """
 
     description: str
@@ -110,7 +112,7 @@ class Operation:
         return responses
 
     def stream_component(self, schemas: Mapping[str, Schema]) -> Schema:
-        """Return the schema of a named union whose members are distinguished by their ``type``."""
+        """Return the schema of a named union whose members are distinguished by ``type``."""
         mapping = {}
         for model in self._events():
             kind = schemas[model.__name__]["properties"]["type"]
@@ -118,7 +120,7 @@ class Operation:
                 mapping[value] = ref(model.__name__)["$ref"]
         return {
             "title": self.stream_name,
-            "description": "The data of one event. The event name is the type.",
+            "description": "The data of one event. The event name is the value of type.",
             "oneOf": [ref(model.__name__) for model in self._events()],
             "discriminator": {"propertyName": "type", "mapping": mapping},
         }
@@ -142,7 +144,7 @@ class Operation:
 def build_document(app: FastAPI, routers: Iterable[APIRouter], *, needs_key: Callable[[str], bool]) -> Schema:
     """Build the OpenAPI document of an app that includes these routers.
 
-    ``needs_key`` returns whether requests to a path need an API key.
+    ``needs_key`` returns whether requests to a path require an API key.
     """
     document: Schema = app.openapi()
     operations = {

@@ -14,8 +14,8 @@ __all__ = ["DOWNLOAD", "HEADERS", "QUEUE", "STREAM", "header_parameter", "header
 
 Schema = dict[str, Any]
 
-QUEUE = ("x-queue-position", "x-queue-estimate-s")  # generated responses
-STREAM = ("cache-control", "x-accel-buffering")  # server-sent events
+QUEUE = ("x-queue-position", "x-queue-estimate-s")  # sent with generated responses
+STREAM = ("cache-control", "x-accel-buffering")  # sent with server-sent events
 DOWNLOAD = ("content-disposition", "x-content-type-options")
 _LIMITS = tuple(
     f"x-ratelimit-{what}-{unit}"
@@ -37,25 +37,25 @@ def _text(description: str, example: str, **bounds: Any) -> Schema:
     return {"description": description, "schema": {"type": "string", **bounds, "examples": [example]}}
 
 
-_RESET = "Time until the limit is fully reset, as in 350ms, 6s or 1m30s."
+_RESET = "Time until the limit is fully reset, for example 350ms, 6s or 1m30s."
 _DURATION = r"^(\d+ms|\d+s|\d+m\d+s)$"
 _REQUEST_ID = r"^[A-Za-z0-9_-]{1,64}$"
 
 # Response headers by name.
 HEADERS: Mapping[str, Schema] = {
     "x-request-id": _text(
-        "ID of the request in server logs and error messages.",
+        "Request ID, as shown in server logs and error messages.",
         "req-9855bf8261138516bd52469d",
         pattern=_REQUEST_ID,
     ),
     "retry-after": _number(
-        "Time to wait before a retry, in seconds. Only sent if a retry can succeed.", 2, maximum=_MAX_WAIT_S
+        "Number of seconds to wait before a retry. Only sent if a retry can succeed.", 2, maximum=_MAX_WAIT_S
     ),
     "retry-after-ms": _number(
-        "Time to wait before a retry, in milliseconds.", 1500, maximum=_MAX_WAIT_S * 1000
+        "Number of milliseconds to wait before a retry.", 1500, maximum=_MAX_WAIT_S * 1000
     ),
     "x-should-retry": _text(
-        "Whether a retry of the same request can succeed. Omitted if this follows from the status.",
+        "Whether retrying the same request can succeed. Omitted if the status code already implies it.",
         "false",
         enum=["true", "false"],
     ),
@@ -82,23 +82,26 @@ HEADERS: Mapping[str, Schema] = {
     "x-ratelimit-remaining-tokens": _number("Number of tokens left before the limit is reached.", 99_400),
     "x-ratelimit-reset-tokens": _text(_RESET, "360ms", pattern=_DURATION),
     "cache-control": _text(
-        "For streams: proxies must not cache or transform the response.",
+        "Sent with streams. Prevents proxies from caching or transforming the response.",
         "no-cache, no-transform",
         const="no-cache, no-transform",
     ),
-    "x-accel-buffering": _text("For streams: nginx must not buffer the response.", "no", const="no"),
+    "x-accel-buffering": _text(
+        "Sent with streams. Prevents nginx from buffering the response.", "no", const="no"
+    ),
     "content-disposition": _text(
-        "Browsers download the file instead of displaying it.", "attachment", const="attachment"
+        "Makes browsers download the file instead of displaying it.", "attachment", const="attachment"
     ),
     "x-content-type-options": _text(
-        "Browsers must not detect the media type from the content.", "nosniff", const="nosniff"
+        "Prevents browsers from detecting the media type from the content.", "nosniff", const="nosniff"
     ),
 }
 
 # Request headers by name, except for the API key and Content-Type.
 _REQUEST_HEADERS: Mapping[str, Schema] = {
     "X-Request-Id": _text(
-        "Request ID for logs and error messages: up to 64 of A-Z a-z 0-9 _ -. An invalid ID is replaced.",
+        "Request ID for logs and error messages: up to 64 letters, digits, underscores and hyphens. An "
+        "invalid ID is replaced.",
         "my-request-1",
         pattern=_REQUEST_ID,
     ),
@@ -109,13 +112,14 @@ _REQUEST_HEADERS: Mapping[str, Schema] = {
     ),
     "Idempotency-Key": _text(
         "1 to 255 visible ASCII characters, such as a UUID. A retry with the same key returns the same "
-        "response, which is generated once. Generation continues after a disconnect, and the response can be "
-        "read for five minutes.",
+        "response instead of generating a new one. Generation continues after a disconnect, and the response "
+        "can be read for five minutes afterwards.",
         "0b9c2f4e-6f1d-4a57-9f0e-3f1c09a2b44d",
         pattern="^[!-~]{1,255}$",
     ),
     "Last-Event-ID": _text(
-        "ID of the last complete event: {id}:{number of tokens so far}. Overridden by starting_after.",
+        "ID of the last complete event received: {id}:{number of tokens so far}. Overridden by "
+        "starting_after.",
         "chatcmpl-3f1c09a2b44de8715a7c61f02b9d10ee:12",
         pattern="^.{1,128}:[0-9]{1,9}$",
     ),
@@ -128,7 +132,7 @@ def header_parameter(name: str) -> Schema:
 
 
 def headers_of(method: str, status: int) -> list[str]:
-    """Return the names of all headers that a response with this method and status may have."""
+    """Return the names of all headers that a response to this method with this status may contain."""
     names = ["x-request-id"]
     names += _LIMITS if method == "post" and status != 401 else ()  # limits apply per API key
     names += ("retry-after", "retry-after-ms") if status in _RETRY_AFTER_STATUSES else ()

@@ -68,7 +68,7 @@ def _response_schemas(models: Sequence[type[ResponseModel]]) -> dict[str, Schema
 
 
 def _examples(schema: Schema, schemas: Mapping[str, Schema]) -> list[Any]:
-    """Return the example that a schema implies, as a list; empty if it allows any value of a type."""
+    """Return a list with the example implied by a schema, or an empty list if any value is allowed."""
     if "examples" in schema:
         return list(schema["examples"][:1])
     if "$ref" in schema:

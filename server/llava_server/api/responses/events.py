@@ -1,4 +1,4 @@
-"""Server-sent events of a streamed response. The SSE event name is the ``type`` field."""
+"""Server-sent events of a streamed response. The SSE event name is the value of the ``type`` field."""
 
 from __future__ import annotations
 
@@ -45,20 +45,21 @@ PartEventType = Literal["response.content_part.added", "response.content_part.do
 
 
 class ResponseStatusEvent(ResponseModel, kw_only=True):
-    """A change of the response's status. The last three types end the stream."""
+    """A change in the status of the response. The last three types end the stream."""
 
     type: Annotated[
-        StatusEventType, doc("Type of the event. It contains the new status.", "response.created")
+        StatusEventType, doc("Type of the event, which includes the new status.", "response.created")
     ]
     sequence_number: SequenceNumber = 0
     response: Annotated[Response, doc("The response at the time of the event.")]
 
 
 class OutputItemEvent(ResponseModel, kw_only=True):
-    """Start or end of an output item."""
+    """The start or end of an output item."""
 
     type: Annotated[
-        Literal["response.output_item.added", "response.output_item.done"], doc("Start or end of the item.")
+        Literal["response.output_item.added", "response.output_item.done"],
+        doc("Whether the item was added or is done."),
     ]
     sequence_number: SequenceNumber = 0
     output_index: OutputIndex
@@ -66,9 +67,9 @@ class OutputItemEvent(ResponseModel, kw_only=True):
 
 
 class ContentPartEvent(ResponseModel, kw_only=True):
-    """Start or end of the content part of a message."""
+    """The start or end of the content part of a message."""
 
-    type: Annotated[PartEventType, doc("Start or end of the content part.")]
+    type: Annotated[PartEventType, doc("Whether the content part was added or is done.")]
     sequence_number: SequenceNumber = 0
     output_index: OutputIndex
     item_id: ItemId
@@ -77,21 +78,21 @@ class ContentPartEvent(ResponseModel, kw_only=True):
 
 
 class OutputTextDelta(ResponseModel, kw_only=True):
-    """New text of a message."""
+    """Text to append to a message."""
 
     type: Literal["response.output_text.delta"] = "response.output_text.delta"
     sequence_number: SequenceNumber = 0
     output_index: OutputIndex
     item_id: ItemId
     content_index: ContentIndex = 0
-    delta: Annotated[str, doc("The new text.", "A red")]
+    delta: Annotated[str, doc("The text to append.", "A red")]
     logprobs: Annotated[
-        list[TokenLogprob], doc("Log probabilities of the new tokens; empty if not requested.", [])
+        list[TokenLogprob], doc("Log probabilities of the new tokens. Empty if not requested.", [])
     ]
 
 
 class OutputTextDone(ResponseModel, kw_only=True):
-    """End of a message's text."""
+    """The end of a message's text."""
 
     type: Literal["response.output_text.done"] = "response.output_text.done"
     sequence_number: SequenceNumber = 0
@@ -100,12 +101,12 @@ class OutputTextDone(ResponseModel, kw_only=True):
     content_index: ContentIndex = 0
     text: Annotated[str, doc("The complete text.", "A red circle.")]
     logprobs: Annotated[
-        list[TokenLogprob], doc("Log probabilities of all tokens; empty if not requested.", [])
+        list[TokenLogprob], doc("Log probabilities of all tokens. Empty if not requested.", [])
     ]
 
 
 class ArgumentsDelta(ResponseModel, kw_only=True):
-    """New part of a call's arguments."""
+    """The next part of a call's arguments."""
 
     type: Literal["response.function_call_arguments.delta"] = "response.function_call_arguments.delta"
     sequence_number: SequenceNumber = 0
@@ -117,7 +118,7 @@ class ArgumentsDelta(ResponseModel, kw_only=True):
 
 
 class ArgumentsDone(ResponseModel, kw_only=True):
-    """End of a call's arguments."""
+    """The end of a call's arguments."""
 
     type: Literal["response.function_call_arguments.done"] = "response.function_call_arguments.done"
     sequence_number: SequenceNumber = 0

@@ -1,4 +1,4 @@
-"""Input items of /v1/responses: messages, function calls and their results."""
+"""Input items for /v1/responses: messages, function calls and their results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class InputText(RequestModel):
     """A text part."""
 
     type: Literal["input_text", "output_text"] = Field(
-        description="input_text for input, output_text for an earlier output."
+        description='"input_text" for input, or "output_text" for text from an earlier output.'
     )
     text: str = Field(description="Plain text.", examples=["What is in the image?"])
 
@@ -34,7 +34,7 @@ class InputImage(RequestModel):
         examples=["data:image/png;base64,iVBO..."],
     )
     detail: Literal["auto", "low", "high"] | None = Field(
-        None, description="Level of detail; see image_url.detail of chat completions."
+        None, description="Level of detail. See image_url.detail in the Chat Completions API."
     )
 
 
@@ -46,18 +46,20 @@ InputContent = Annotated[
 
 
 class MessageItem(RequestModel):
-    """A message of the conversation."""
+    """A message in the conversation."""
 
-    type: Literal["message"] = Field("message", description="message. Can be omitted.")
+    type: Literal["message"] = Field("message", description='Must be "message". Can be omitted.')
     role: Literal["user", "assistant", "system", "developer"] = Field(description="Role of the author.")
-    content: InputContent = Field(description="Text, or a list of parts in reading order.", examples=["Hi"])
+    content: InputContent = Field(
+        description="A string, or a list of content parts in reading order.", examples=["Hi"]
+    )
     id: str | None = Field(None, description="Accepted, but ignored.", examples=["msg_1"])
     status: str | None = _STATUS
     phase: str | None = Field(None, description="Accepted, but ignored.", examples=["final_answer"])
 
 
 class CallItem(RequestModel):
-    """A function call of an earlier output."""
+    """A function call from an earlier output."""
 
     type: Literal["function_call"] = Field(description="function_call")
     call_id: CallId = Field(description="ID of the call in the earlier output.", examples=["call_1"])
@@ -72,7 +74,7 @@ class ResultItem(RequestModel):
 
     type: Literal["function_call_output"] = Field(description="function_call_output")
     call_id: CallId = Field(description="ID of the function call.", examples=["call_1"])
-    output: InputContent = Field(description="Output of the function. Text only.", examples=["18 degrees"])
+    output: InputContent = Field(description="Text output of the function.", examples=["18 degrees"])
     id: str | None = Field(None, description="Accepted, but ignored.", examples=["msg_1"])
     status: str | None = _STATUS
 

@@ -1,4 +1,4 @@
-"""The request of /v1/responses, in OpenAI's format."""
+"""Requests to /v1/responses, in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["ResponseRequest", "ResponseTool"]
 _LOGPROBS = "message.output_text.logprobs"
 _MAX_TOOLS = 128
 _NOT_STORED = "Conversations are not stored. Send the whole conversation as input."
-_TEXT_ONLY = "The model accepts text and images and generates text."
+_TEXT_ONLY = "The model accepts text and images, and generates only text."
 
 
 class ResponseTool(RequestModel):
     """A function that the model can call. The client runs it."""
 
-    type: Literal["function"] = Field(description="Must be function.")
+    type: Literal["function"] = Field(description='Must be "function".')
     name: FunctionName = Field(
         description="Name of the function: up to 64 letters, digits, underscores and hyphens.",
         examples=["get_weather"],
@@ -33,21 +33,23 @@ class ResponseTool(RequestModel):
     description: str | None = Field(
         None,
         max_length=4096,
-        description="What the function does, for the model. At most 4096 characters.",
-        examples=["The weather in a city."],
+        description="Describes to the model what the function does. At most 4096 characters.",
+        examples=["Get the current weather in a city."],
     )
     parameters: Schema | None = Field(
         None,
-        description="JSON schema of the arguments, at most 64 KiB. Its type must be object.",
+        description='JSON schema of the arguments, at most 64 KiB. Its type must be "object".',
         examples=[{"type": "object"}],
     )
-    strict: bool | None = Field(None, description="Accepted. Calls always conform to the schema.")
+    strict: bool | None = Field(
+        None, description="Accepted for compatibility. Calls always conform to the schema."
+    )
 
 
 class ResponseTextFormat(RequestModel):
     """The format of the text output."""
 
-    type: Literal["text", "json_object", "json_schema"] = Field(description="Type of the output.")
+    type: Literal["text", "json_object", "json_schema"] = Field(description="Type of the output format.")
     name: str | None = Field(
         None,
         description="Name of the schema: up to 64 letters, digits, underscores and hyphens.",
@@ -64,7 +66,9 @@ class ResponseTextFormat(RequestModel):
         description="Accepted, but not included in the prompt.",
         examples=["The contents of the image."],
     )
-    strict: bool | None = Field(None, description="Accepted. The output always conforms to the schema.")
+    strict: bool | None = Field(
+        None, description="Accepted for compatibility. The output always conforms to the schema."
+    )
 
 
 class TextOptions(RequestModel):
@@ -74,14 +78,16 @@ class TextOptions(RequestModel):
         None, description="Format of the output: free text (default) or JSON, optionally with a schema."
     )
     verbosity: Literal["medium"] | None = Field(
-        None, description="Must be medium. Ask for a short or long response in the input."
+        None, description='Must be "medium". Ask for a short or long response in the input.'
     )
 
 
 class ResponseStreamOptions(RequestModel):
     """Options for streaming."""
 
-    include_obfuscation: bool | None = Field(None, description="Accepted. Obfuscation is never added.")
+    include_obfuscation: bool | None = Field(
+        None, description="Accepted for compatibility, but obfuscation is never added."
+    )
 
 
 class ResponseRequest(RequestModel):
@@ -94,19 +100,19 @@ class ResponseRequest(RequestModel):
         examples=["tiny-llava"],
     )
     input: Input = Field(
-        description="A text, or the conversation so far as a list of items, oldest first.",
+        description="A string, or a list of items that contains the conversation so far, oldest first.",
         examples=["What can you do?"],
     )
     instructions: str | None = Field(
         None,
-        description="System prompt. Inserted as a system message before the input.",
+        description="System prompt, inserted as a system message before the input.",
         examples=["Answer in one word."],
     )
     max_output_tokens: int | None = Field(
         None,
         ge=1,
         le=MAX_TOKENS,
-        description="Maximum number of output tokens. Defaults to the rest of the model's context, which is "
+        description="Maximum number of output tokens. Defaults to the remaining context length, which is "
         "also the upper limit.",
         examples=[128],
     )
@@ -121,8 +127,8 @@ class ResponseRequest(RequestModel):
         None,
         gt=0,
         le=1,
-        description="Sample from the smallest set of most likely tokens with this total probability. "
-        "Defaults to 1.",
+        description="Sample only from the smallest set of most likely tokens whose cumulative probability "
+        "reaches top_p. Defaults to 1.",
         examples=[1],
     )
     top_logprobs: int | None = Field(
@@ -136,7 +142,7 @@ class ResponseRequest(RequestModel):
     include: list[str] | None = Field(
         None,
         max_length=16,
-        description="Additional output. Only message.output_text.logprobs is supported.",
+        description="Additional output to include. Only message.output_text.logprobs is supported.",
         examples=[["message.output_text.logprobs"]],
     )
     stream: bool | None = Field(
@@ -154,17 +160,17 @@ class ResponseRequest(RequestModel):
     )
     tool_choice: Any = Field(
         None,
-        description="auto (default), none, required, a function as {type, name}, or a subset of the tools as "
-        "{type, mode, tools} with type allowed_tools.",
+        description='"auto" (default), "none", "required", a function in the form {type, name}, or a subset '
+        'of the tools in the form {type, mode, tools} with type "allowed_tools".',
         examples=["auto"],
     )
     parallel_tool_calls: bool | None = Field(
-        None, description="Whether the output may contain several calls, at most 16. Defaults to true."
+        None, description="Whether the output may contain multiple calls (at most 16). Defaults to true."
     )
     service_tier: Literal["auto", "default", "flex", "priority"] | None = Field(
         None,
-        description="priority is scheduled before other requests, flex after them. auto is the same as "
-        "default.",
+        description='"priority" requests are scheduled before other requests, "flex" requests after them. '
+        '"auto" is the same as "default".',
     )
     metadata: Metadata | None = Field(
         None,
@@ -173,21 +179,21 @@ class ResponseRequest(RequestModel):
         examples=[{"run": "7"}],
     )
     user: Hint | None = Field(
-        None, description="Accepted as a hint, at most 1024 characters.", examples=["user-7"]
+        None, description="Accepted for compatibility, at most 1024 characters.", examples=["user-7"]
     )
     safety_identifier: Hint | None = Field(
-        None, description="Accepted as a hint, at most 1024 characters.", examples=["user-7"]
+        None, description="Accepted for compatibility, at most 1024 characters.", examples=["user-7"]
     )
     prompt_cache_key: Hint | None = Field(
-        None, description="Accepted as a hint, at most 1024 characters.", examples=["album-3"]
+        None, description="Accepted for compatibility, at most 1024 characters.", examples=["album-3"]
     )
     prompt_cache_retention: Literal["in_memory", "24h"] | None = Field(
-        None, description="Accepted as a hint."
+        None, description="Accepted for compatibility."
     )
     store: bool | None = Field(
         None,
-        description="Whether the response can be read with GET /v1/responses/{id} while it is generated and "
-        "for five minutes after. Defaults to true.",
+        description="Whether the response can be read with GET /v1/responses/{id} while it is being "
+        "generated and for five minutes afterwards. Defaults to true.",
         examples=[True],
     )
     background: bool | None = Field(
@@ -200,7 +206,7 @@ class ResponseRequest(RequestModel):
     conversation: Annotated[Any, Unsupported(_NOT_STORED)] = None
     background_options: Annotated[Any, Unsupported("Omit it.", ({},))] = None
     max_tool_calls: Annotated[
-        Any, Unsupported("It limits calls of server tools, and this server has none.")
+        Any, Unsupported("It limits calls to server tools, and this server has none.")
     ] = None
     prompt: Annotated[Any, Unsupported("Prompt templates are not stored. Send the text as input.")] = None
     reasoning: Annotated[Any, Unsupported("This model has no reasoning mode.", ({}, {"effort": "none"}))] = (
@@ -213,10 +219,8 @@ class ResponseRequest(RequestModel):
     context_management: Annotated[
         Any, Unsupported("Shorten the input in your client; the server never truncates it.", ([],))
     ] = None
-    moderation: Annotated[Any, Unsupported("Moderate texts in your client.")] = None
-    prompt_cache_options: Annotated[
-        Any, Unsupported("Omit it. Prompts are always cached by content.", ({},))
-    ] = None
+    moderation: Annotated[Any, Unsupported("Moderate content in your client.")] = None
+    prompt_cache_options: Annotated[Any, Unsupported("Omit it. Prompt caching is automatic.", ({},))] = None
     access_programs: Annotated[Any, Unsupported("Omit it.")] = None
     image: Annotated[Any, Unsupported(_TEXT_ONLY)] = None
     modalities: Annotated[Any, Unsupported(_TEXT_ONLY, (["text"],))] = None
@@ -233,7 +237,7 @@ class ResponseRequest(RequestModel):
 
     @property
     def num_logprobs(self) -> int | None:
-        """Number of top tokens to return per position; None if log probabilities are not requested."""
+        """Number of top tokens to return per position, or None if log probabilities are not requested."""
         return (self.top_logprobs or 0) if _LOGPROBS in (self.include or ()) else None
 
     @model_validator(mode="after")

@@ -42,8 +42,8 @@ TopP = Annotated[float, Meta(gt=0, le=1)]
 ItemStatus = Annotated[
     Literal["in_progress", "completed", "incomplete"],
     doc(
-        "in_progress: the item is being generated; incomplete: the output reached max_output_tokens or the "
-        "end of the context.",
+        'Status of the item: "in_progress" while it is being generated, "incomplete" if the output reached '
+        'max_output_tokens or the context length, otherwise "completed".',
         "completed",
     ),
 ]
@@ -56,7 +56,7 @@ class OutputText(ResponseModel, kw_only=True):
     text: Annotated[str, doc("The text generated so far.", "A red circle.")]
     annotations: Annotated[list[str], doc("Always empty. Citations are not supported.", [], max_length=0)]
     logprobs: Annotated[
-        list[TokenLogprob], doc("Log probabilities of the tokens so far; empty if not requested.", [])
+        list[TokenLogprob], doc("Log probabilities of the tokens so far. Empty if not requested.", [])
     ]
 
 
@@ -68,7 +68,7 @@ class OutputMessage(ResponseModel, kw_only=True, tag_field="type", tag="message"
     role: Literal["assistant"] = "assistant"
     content: Annotated[
         list[OutputText],
-        doc("Text of the message; empty when the item is added.", [TEXT_EXAMPLE], max_length=1),
+        doc("Text of the message. Empty when the item is added.", [TEXT_EXAMPLE], max_length=1),
     ]
 
 
@@ -76,7 +76,7 @@ class OutputFunctionCall(ResponseModel, kw_only=True, tag_field="type", tag="fun
     """A function call for the client to run."""
 
     id: Annotated[str, doc("ID of the item.", f"fc_{_NUMBER}_0")]
-    name: Annotated[str, doc("Name of one of the functions in the request.", "get_weather")]
+    name: Annotated[str, doc("Name of a function from the request.", "get_weather")]
     status: ItemStatus
     arguments: Annotated[
         str,
@@ -88,7 +88,7 @@ class OutputFunctionCall(ResponseModel, kw_only=True, tag_field="type", tag="fun
     call_id: Annotated[
         str,
         doc(
-            "ID of the call, for the function_call_output item with its result.",
+            "ID of the call. Use it as call_id in the function_call_output item that contains the result.",
             "call_0f3c5d2a91b84e6f7a10c2d4",
         ),
     ]
@@ -111,7 +111,7 @@ class IncompleteDetails(ResponseModel):
 
     reason: Annotated[
         Literal["max_output_tokens"],
-        doc("The output reached max_output_tokens or the end of the context."),
+        doc("The output reached max_output_tokens or the context length."),
     ] = "max_output_tokens"
 
 
@@ -121,7 +121,7 @@ class InputTokens(ResponseModel):
     cached_tokens: Annotated[
         Count, doc("Number of prompt tokens that were reused from the prefix cache.", 576)
     ]
-    cache_write_tokens: Annotated[Literal[0], doc("Always 0. Writing to the cache is free.")] = 0
+    cache_write_tokens: Annotated[Literal[0], doc("Always 0. Cache writes are not counted separately.")] = 0
 
 
 class OutputTokens(ResponseModel):
@@ -145,22 +145,22 @@ class EchoedTool(ResponseModel, kw_only=True):
 
     parameters: Annotated[
         dict[str, Any] | None,
-        doc("JSON schema of the arguments; null if the request has none.", {"type": "object"}),
+        doc("JSON schema of the arguments, or null if the request contains none.", {"type": "object"}),
     ] = None
     strict: Annotated[bool | None, doc("Value from the request. Calls always conform to the schema.")] = None
     type: Literal["function"] = "function"
     name: Annotated[str, doc("Name of the function.", "get_weather")]
-    description: Annotated[str | UnsetType, doc("Description of the function.", "The weather in a city.")] = (
-        UNSET
-    )
+    description: Annotated[
+        str | UnsetType, doc("Description of the function.", "Get the current weather in a city.")
+    ] = UNSET
 
 
 class EchoedFormat(ResponseModel, rename={"schema_": "schema"}):
-    """The format of the text output, from the request."""
+    """The text output format from the request."""
 
-    type: Annotated[Literal["text", "json_object", "json_schema"], doc("Type of the output.", "text")] = (
-        "text"
-    )
+    type: Annotated[
+        Literal["text", "json_object", "json_schema"], doc("Type of the output format.", "text")
+    ] = "text"
     name: Annotated[str | UnsetType, doc("Name of the schema.", "scene")] = UNSET
     schema_: Annotated[dict[str, Any] | UnsetType, doc("The JSON schema.", {"type": "object"})] = UNSET
     description: Annotated[str | UnsetType, doc("Value from the request.", "The contents of the image.")] = (
@@ -170,67 +170,76 @@ class EchoedFormat(ResponseModel, rename={"schema_": "schema"}):
 
 
 class EchoedText(ResponseModel):
-    """Options for the text output, from the request."""
+    """The text output options from the request."""
 
     format: Annotated[EchoedFormat, doc("Format of the output: free text or JSON, optionally with a schema.")]
     verbosity: Annotated[Literal["medium"] | UnsetType, doc("Value from the request.", "medium")] = UNSET
 
 
 class EchoedReasoning(ResponseModel):
-    """Options for reasoning, which is not supported."""
+    """Reasoning options. Reasoning is not supported."""
 
     effort: Annotated[None, doc("Always null.")] = None
     summary: Annotated[None, doc("Always null.")] = None
 
 
 class ResponseEcho(ResponseModel, kw_only=True):
-    """The fields of a response that follow from its request. Stored with the job (``Job.note``)."""
+    """Response fields derived from the request. They are stored with the job (``Job.note``)."""
 
     model: Annotated[str, doc("Model that generates the response.", "tiny-llava")]
-    error: Annotated[ResponseError | None, doc("Reason why the response failed; otherwise null.", None)] = (
-        None
-    )
+    error: Annotated[
+        ResponseError | None, doc("The reason why the response failed, or null if it did not.", None)
+    ] = None
     incomplete_details: Annotated[
-        IncompleteDetails | None, doc("Reason why the response is incomplete; otherwise null.", None)
+        IncompleteDetails | None,
+        doc("The reason why the response is incomplete, or null if it is not.", None),
     ] = None
     background: Annotated[bool, doc("Whether the response is generated even if no client reads it.")]
     instructions: Annotated[str | None, doc("Value from the request.", "Answer in one word.")]
     max_output_tokens: Annotated[
-        Count | None, doc("Maximum number of output tokens; null for the rest of the context.", 128)
+        Count | None,
+        doc("Maximum number of output tokens, or null if limited only by the context length.", 128),
     ]
-    metadata: Annotated[dict[str, str], doc("Metadata of the request; empty if it has none.", {"run": "7"})]
-    parallel_tool_calls: Annotated[bool, doc("Whether the output may contain several calls.")]
+    metadata: Annotated[
+        dict[str, str], doc("Metadata from the request. Empty if none was sent.", {"run": "7"})
+    ]
+    parallel_tool_calls: Annotated[bool, doc("Whether the output may contain multiple calls.")]
     previous_response_id: Annotated[None, doc("Always null. Conversations are not stored.")] = None
-    reasoning: Annotated[EchoedReasoning, doc("Options for reasoning, which is not supported.")]
+    reasoning: Annotated[EchoedReasoning, doc("Reasoning options. Reasoning is not supported.")]
     service_tier: Annotated[ServiceTier, doc("Scheduling tier of the request.", "default")]
-    store: Annotated[bool, doc("Whether the response can be read later.")]
+    store: Annotated[bool, doc("Whether the response is stored and can be read later.")]
     temperature: Annotated[Temperature, doc("Sampling temperature.", 1)]
     text: Annotated[EchoedText, doc("Options for the text output.")]
     tool_choice: Annotated[
         Literal["auto", "none", "required"] | dict[str, Any],
-        doc("Value from the request: a mode, or an object with one function or a subset.", "auto"),
+        doc(
+            "Value from the request: a mode, or an object that names one function or a subset of the tools.",
+            "auto",
+        ),
     ]
     tools: Annotated[list[EchoedTool], doc("Functions that the model may call.", [], max_length=128)]
     top_logprobs: Annotated[int, doc("Number of most likely tokens returned per position.", 0, ge=0, le=20)]
-    top_p: Annotated[TopP, doc("Total probability of the tokens to sample from.", 1)]
-    truncation: Annotated[Literal["disabled"], doc("Always disabled. The input is never truncated.")] = (
+    top_p: Annotated[TopP, doc("Cumulative probability of the tokens to sample from.", 1)]
+    truncation: Annotated[Literal["disabled"], doc('Always "disabled". The input is never truncated.')] = (
         "disabled"
     )
     usage: Annotated[
-        ResponseUsage | None, doc("Token usage; null unless the status is completed or incomplete.")
+        ResponseUsage | None, doc('Token usage, or null unless the status is "completed" or "incomplete".')
     ] = None
     user: Annotated[str | None, doc("Value from the request.", "user-7")]
 
 
 class Response(ResponseEcho, kw_only=True):
-    """A response, with the parameters of its request."""
+    """A response, including parameters from its request."""
 
-    id: Annotated[str, doc("ID of the response, for GET /v1/responses/{id}.", _ID)]
+    id: Annotated[str, doc("ID of the response. Use it with GET /v1/responses/{id}.", _ID)]
     object: Literal["response"] = "response"
-    created_at: Annotated[Timestamp, doc("Unix timestamp (seconds) of the request.", 1764241200)]
+    created_at: Annotated[
+        Timestamp, doc("Unix timestamp (in seconds) for when the request arrived.", 1764241200)
+    ]
     status: Annotated[
         Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"],
-        doc("Status of the response. The last four values are final.", "completed"),
+        doc("Status of the response. The last four statuses are final.", "completed"),
     ]
     output: Annotated[
         list[OutputItem],

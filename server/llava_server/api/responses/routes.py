@@ -1,7 +1,7 @@
 """/v1/responses: OpenAI's Responses API. Requests are converted to chat requests.
 
-A stored response can be read on any controller while it is generated and for five minutes after, with the API
-key that requested it. A background response is generated even if no client reads it.
+A stored response can be read from any controller with the API key that requested it, while it is being
+generated and for five minutes afterwards. A background response is generated even if no client reads it.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ async def read_response(
     stream: Annotated[
         str,
         Query(
-            description="true: stream the events from the start; false: return the current response.",
+            description='Whether to stream the events from the start ("true") or return the current response '
+            '("false").',
             examples=["true"],
         ),
     ] = "false",
@@ -106,12 +107,12 @@ async def read_response(
         Query(
             ge=0,
             le=MAX_START,
-            description="sequence_number of the last event received. Only used if stream is true.",
+            description='sequence_number of the last event received. Only used if stream is "true".',
             examples=[4],
         ),
     ] = None,
 ) -> Response:
-    """Returns the response generated so far. A new stream disconnects a client that reads an earlier one."""
+    """Returns the response generated so far. A new stream disconnects any client of an earlier one."""
     handler = RequestHandler(request)
     is_stream = stream == "true"
     job = await _snapshot(handler, response_id, has_events=not is_stream)
@@ -128,7 +129,7 @@ async def read_response(
 @router.post("/v1/responses/{response_id}/cancel", summary="Cancel a response")
 @Operation("The response", response.Response, statuses=(400, 401, 404, 503))
 async def cancel_response(request: Request, response_id: ResponseId) -> Response:
-    """Returns the response after the cancellation. A response that has ended is not changed."""
+    """Returns the cancelled response. A response that has already ended is not changed."""
     handler = RequestHandler(request)
     job_id = (await _snapshot(handler, response_id, has_events=False)).outline.job_id
     await handler.services.controller.cancel(job_id, handler.tenant)
@@ -138,7 +139,7 @@ async def cancel_response(request: Request, response_id: ResponseId) -> Response
 @router.delete("/v1/responses/{response_id}", summary="Delete a response")
 @Operation("The deleted response", DeletedResponse, statuses=(400, 401, 404, 503))
 async def delete_response(request: Request, response_id: ResponseId) -> Response:
-    """The response can no longer be read. A response that is in progress is cancelled first."""
+    """The response can no longer be read afterwards. If it is in progress, it is cancelled first."""
     handler = RequestHandler(request)
     await handler.delete((await _snapshot(handler, response_id, has_events=False)).outline.job_id)
     return JSONResponse(DeletedResponse(response_id))

@@ -1,4 +1,4 @@
-"""Serialize job events as a response of OpenAI's Responses API.
+"""Serialize job events as a response in the format of OpenAI's Responses API.
 
 response.created, response.in_progress
   response.output_item.added
@@ -56,10 +56,10 @@ __all__ = ["ResponsesSerializer", "with_note"]
 
 
 class ResponsesSerializer:
-    """Serializer for one response. A response has one choice. The stream ends with the complete response."""
+    """Serializer for one response, which has one choice. Streams end with the complete response."""
 
     def __init__(self, job: Job, *, created_at: float | None = None, starting_after: int = -1) -> None:
-        """Create a serializer for a job from ``with_note``. Skips events up to number ``starting_after``."""
+        """Create a serializer for a job from ``with_note`` that skips events up to ``starting_after``."""
         echo = msgspec.json.decode(job.note, type=ResponseEcho)
         self._job = job
         self._response = Response(
@@ -75,7 +75,7 @@ class ResponsesSerializer:
         self._message: OutputMessage | None = None  # the current item, if it is a message
         self._call: OutputFunctionCall | None = None  # the current item, if it is a call
         self._num_events = 0
-        self._encoded: list[bytes] = []  # events to return
+        self._encoded: list[bytes] = []  # events not yet returned
 
     def begin(self, num_choices: int) -> bytes:  # noqa: ARG002
         """Return the first two events."""
@@ -98,7 +98,7 @@ class ResponsesSerializer:
         return self._take()
 
     def end(self) -> bytes:
-        """Return nothing. The job's last event already completes the response."""
+        """Return no bytes. The job's last event has already completed the response."""
         return b""
 
     def error(self, error: ApiError, request_id: str | None) -> bytes:  # noqa: ARG002
@@ -240,7 +240,7 @@ class ResponsesSerializer:
         self._emit(events.ResponseStatusEvent(type=event_type, response=self._response))
 
     def _emit(self, event: events.ResponseEvent) -> None:
-        """Number an event and encode it immediately, because its items and response change later."""
+        """Assign an event its number and encode it immediately, because its contents change later."""
         event.sequence_number = self._num_events
         self._num_events += 1
         if event.sequence_number > self._starting_after:
@@ -260,7 +260,7 @@ class ResponsesSerializer:
 
 
 def with_note(job: Job, request: ResponseRequest) -> Job:
-    """Return the job with a note for any controller: the fields that its response copies from the request."""
+    """Return the job with a note that contains the response fields copied from the request."""
     echo = msgspec.to_builtins(_echo(request, job))
     note = json.dumps(echo, separators=(",", ":"))
     return msgspec.structs.replace(job, note=note, is_background=bool(request.background))

@@ -1,4 +1,4 @@
-"""Conversion of /v1/responses requests to chat requests. Pure functions."""
+"""Pure functions that convert /v1/responses requests to chat requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llava_server.api.responses.request import ResponseRequest
 
 __all__ = ["parse_response_request"]
 
-# Names of ChatRequest fields in this API, for error messages.
+# Maps ChatRequest fields to their names in this API, for error messages.
 _NAMES = {"messages": "input", "max_completion_tokens": "max_output_tokens", "response_format": "text.format"}
 
 

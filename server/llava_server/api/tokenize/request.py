@@ -1,4 +1,4 @@
-"""Requests of /tokenize and /detokenize, with vLLM's field names."""
+"""Requests to /tokenize and /detokenize, with vLLM's field names."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ _MODEL: Any = Field(
 
 
 class TokenizeRequest(RequestModel, ToolFields):
-    """A request to tokenize a text or a conversation."""
+    """A request to tokenize text or a conversation."""
 
     model: str = _MODEL
     prompt: str | None = Field(
         None,
-        description="Text to tokenize. A beginning-of-sequence token is added.",
+        description="Text to tokenize. A beginning-of-sequence token is prepended.",
         examples=["What is this?"],
     )
     messages: list[ChatMessage] | None = Field(
         None,
         min_length=1,
         max_length=_MAX_MESSAGES,
-        description="Conversation to tokenize instead of a text. The chat template is applied and images are "
-        "included.",
+        description="Conversation to tokenize instead of text. The chat template is applied, and image "
+        "tokens are included.",
         examples=[[{"role": "user", "content": "What can you do?"}]],
     )
     continue_final_message: bool | None = Field(
-        None, description="Same as in chat completions. Only allowed with messages."
+        None, description="Same as in the Chat Completions API. Only allowed if messages is set."
     )
     add_generation_prompt: bool | None = Field(
-        None, description="Same as in chat completions. Only allowed with messages."
+        None, description="Same as in the Chat Completions API. Only allowed if messages is set."
     )
     add_special_tokens: Annotated[Any, Unsupported("Remove the first token in your client.", (True,))] = None
     return_token_strs: Annotated[Any, Unsupported("Send tokens to /detokenize one at a time.", (False,))] = (
@@ -69,6 +69,6 @@ class DetokenizeRequest(RequestModel):
 
     model: str = _MODEL
     tokens: Annotated[list[TokenId], Field(min_length=1, max_length=_MAX_TOKENS)] = Field(
-        description="Token IDs, at least one. Special tokens and unknown IDs are skipped.",
+        description="One or more token IDs. Special tokens and unknown IDs are skipped.",
         examples=[[1, 42]],
     )

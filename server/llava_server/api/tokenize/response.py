@@ -1,4 +1,4 @@
-"""Responses of /tokenize and /detokenize."""
+"""Responses from /tokenize and /detokenize."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ __all__ = ["Detokenized", "Tokenized"]
 
 
 class Tokenized(ResponseModel):
-    """Tokens of a text or a conversation."""
+    """The tokens of a text or conversation."""
 
     count: Annotated[Count, doc("Number of tokens.", 3)]
-    max_model_len: Annotated[Count, doc("Maximum number of prompt and output tokens of the model.", 4096)]
+    max_model_len: Annotated[
+        Count, doc("Maximum total number of prompt and output tokens that the model supports.", 4096)
+    ]
     tokens: Annotated[
         list[Count],
-        doc("Token IDs. An image is a sequence of repeated image tokens.", [1, 15043, 29889]),
+        doc("Token IDs. An image is represented by a sequence of image tokens.", [1, 15043, 29889]),
     ]
     token_strs: Annotated[None, doc("Always null.")] = None
 
 
 class Detokenized(ResponseModel):
-    """Text of a sequence of tokens."""
+    """The text of a token sequence."""
 
     prompt: Annotated[str, doc("The text.", "Hello.")]

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize. Processed by a worker's tokenizer, without the engine."""
+"""POST /tokenize and /detokenize. A worker's tokenizer handles the requests, without the engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["count_chat_tokens", "router"]
 router = APIRouter(tags=["tokens"])
 
 
-@router.post("/tokenize", summary="Tokenize a text or a conversation")
+@router.post("/tokenize", summary="Tokenize text or a conversation")
 @Operation("The tokens", Tokenized, request=TokenizeRequest)
 async def tokenize(request: Request) -> Response:
     """The prompt contains one image token for each position that an image occupies."""
@@ -41,7 +41,7 @@ async def detokenize(request: Request) -> Response:
 
 
 async def count_chat_tokens(handler: RequestHandler, chat: ChatRequest) -> int:
-    """Return the number of tokens in a chat's prompt. Raises ApiError."""
+    """Return the number of tokens in the prompt of a chat request. Raises ApiError."""
     event = await _run(handler, _without_output(await handler.build_jobs(chat)), field="messages")
     return len(event.token_ids)
 
@@ -87,7 +87,7 @@ async def _raw_job_set(
 
 
 def _without_output(job_set: JobSet) -> JobSet:
-    """Return the first job as a job that only tokenizes its prompt."""
+    """Convert the first job to a job that only tokenizes its prompt."""
     job: Job = job_set.jobs[0]
     sampling = replace(job.sampling, grammar=None, max_tokens=1)
     job = replace(job, job_id=new_job_id("tok"), sampling=sampling, task="tokenize")

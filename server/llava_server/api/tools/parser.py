@@ -4,8 +4,8 @@
     <tool_call>{"name": "f",         ->  ToolCallStart(0, "f")
     "arguments": {...}}</tool_call>  ->  ToolCallDelta(0, piece) ...
 
-The grammar restricts an output to either text or calls in this format. A part of the arguments is returned as
-soon as it arrives. Their end is found by counting brackets outside of strings.
+The grammar restricts an output to either text or calls in this format. Parts of the arguments are
+returned as soon as they arrive. The end of the arguments is found by counting brackets outside strings.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TextDelta(msgspec.Struct, frozen=True):
 
 
 class ToolCallStart(msgspec.Struct, frozen=True):
-    """The start of a tool call. ``index`` counts the calls of the output from 0."""
+    """The start of a tool call. ``index`` is the position of the call in the output, starting at 0."""
 
     index: int
     name: str
@@ -57,7 +57,7 @@ OutputDelta = TextDelta | ToolCallStart | ToolCallDelta
 
 
 def call_mode(job: Job) -> str | None:
-    """Return how the model may use tools ("auto", "required", "named"); None without tools."""
+    """Return how the model may use tools ("auto", "required" or "named"), or None if it has no tools."""
     grammar = job.sampling.grammar
     if grammar is None or grammar.kind != "tools":
         return None
@@ -70,10 +70,10 @@ def call_id(job_id: str, choice: int, number: int) -> str:
 
 
 class ToolCallParser:
-    """Parser for the output of one choice. The joined deltas do not depend on how the output is split."""
+    """Parser for the output of one choice. How the output is split does not affect the joined deltas."""
 
     def __init__(self, *, may_call: bool = True) -> None:
-        """Create a parser. Without ``may_call``, all output is text."""
+        """Create a parser. If ``may_call`` is false, all output is treated as text."""
         self.num_calls = 0
         self._pending = ""  # received but not yet returned
         self._state: Literal["start", "text", "head", "arguments", "between"] = (
@@ -86,7 +86,7 @@ class ToolCallParser:
     def feed(self, text: str, *, is_last: bool = False) -> list[OutputDelta]:
         """Return the deltas for the next part of the output.
 
-        Text that may be the start of a call is held back; with ``is_last``, it is returned as text.
+        Text that may be the start of a call is held back. If ``is_last`` is true, it is returned as text.
         """
         self._pending += text
         deltas: list[OutputDelta] = []
@@ -97,7 +97,7 @@ class ToolCallParser:
         return deltas
 
     def _step(self) -> list[OutputDelta] | None:
-        """Return the next deltas; None if more text is needed."""
+        """Return the next deltas, or None if more text is needed."""
         if not self._pending:
             return None
         if self._state == "start":

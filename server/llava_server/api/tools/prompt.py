@@ -1,7 +1,7 @@
 """Prompt text for functions, calls and results. ``parser`` parses the calls in an output.
 
 All models use the format that Hermes and Qwen models were trained with. A grammar enforces the format
-(``Grammar`` in llava_wire), so that models that were not trained with tools can call them too.
+(``Grammar`` in llava_wire), so that models that were not trained to use tools can also call them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INSTRUCTIONS = {
 
 
 def tools_text(request: ToolFields) -> str:
-    """Return the description of the callable functions for the system message; empty if there are none."""
+    """Return the description of the callable functions for the system message, or "" if there are none."""
     functions = request.callable_functions
     if not functions:
         return ""

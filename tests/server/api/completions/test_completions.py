@@ -96,8 +96,8 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"logprobs": True}, "logprobs", "integer"),
     ({"max_tokens": 0}, "max_tokens", "echo is true"),
     ({"max_tokens": -1, "echo": True}, "max_tokens", "got -1"),
-    ({"max_tokens": 0, "echo": True, "min_tokens": 1}, "min_tokens", "max_tokens is 0"),
-    ({"min_tokens": 17}, "min_tokens", "max_tokens is 16"),
+    ({"max_tokens": 0, "echo": True, "min_tokens": 1}, "min_tokens", "must not exceed max_tokens (0)"),
+    ({"min_tokens": 17}, "min_tokens", "must not exceed max_tokens (16)"),
     ({"prompt": "x" * (1024 * 1024 + 1)}, "prompt", "1048576"),
     ({"prompt": "refuse context_length_exceeded"}, "prompt", "scripted failure"),
 ]
