@@ -30,22 +30,30 @@ _BATCH_STATES = ("validating", "in_progress", "cancelling")
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
 
 
+class _Registry(CollectorRegistry):
+    """A registry whose metrics all have the prefix ``llava_``."""
+
+    def histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        """Register a histogram with the label ``model_name``."""
+        return Histogram(f"llava_{name}", text, ("model_name",), buckets=buckets, registry=self)
+
+    def counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(f"llava_{name}", text, labels, registry=self)
+
+    def gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(f"llava_{name}", text, labels, registry=self)
+
+
 class Metrics:
     """All metrics of this process. Each is updated through one method or attribute."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        model = ("model_name",)
+        self.registry = registry = _Registry()
+        self._add_request_metrics(registry)
+        self._add_queue_metrics(registry)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"llava_{name}", text, model, buckets=buckets, registry=registry)
-
-        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-            return Counter(f"llava_{name}", text, labels, registry=registry)
-
-        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-            return Gauge(f"llava_{name}", text, labels, registry=registry)
-
+    def _add_request_metrics(self, registry: _Registry) -> None:
+        model, histogram, counter = ("model_name",), registry.histogram, registry.counter
         self._time_to_first_token = histogram(
             "time_to_first_token_seconds",
             "Time from the arrival of a request to its first token, in seconds.",
@@ -97,6 +105,9 @@ class Metrics:
             buckets=_TTFT_S[:16],
             registry=registry,
         )
+
+    def _add_queue_metrics(self, registry: _Registry) -> None:
+        model, counter, gauge = ("model_name",), registry.counter, registry.gauge
         self._running = gauge("num_requests_running", "Number of jobs assigned to workers.")
         self._waiting = gauge("num_requests_waiting", "Number of jobs waiting for a worker.", model)
         self._workers = gauge("num_workers", "Number of live workers that accept jobs.", model)
