@@ -85,7 +85,7 @@ def test_measurements_that_do_not_fit_are_dropped_and_listed() -> None:
     rows = [clock.measurement(name, seconds) for name, seconds in {"a": 60, "b": 40, "c": 10, "d": 1}.items()]
     done, dropped = run_within(rows, deadline=1159, clock=clock)
     assert list(done) == ["a", "b"]
-    assert dropped == dict.fromkeys("cd", "59 s were left before c, which may take 60 s")
+    assert dropped == dict.fromkeys("cd", "only 59 s were left for c, which may take 60 s")
 
 
 def test_the_expected_duration_depends_on_the_weight() -> None:
@@ -136,6 +136,6 @@ def test_without_a_gpu_the_error_message_suggests_quick() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert (
-        "requires an NVIDIA GPU, and torch found none. Use --quick for a smoke test on the CPU."
+        "requires an NVIDIA GPU, but torch found none. Use --quick for a smoke test on the CPU."
         in done.stderr
     )

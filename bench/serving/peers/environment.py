@@ -13,7 +13,7 @@ from bench.serving.target import Unavailable
 
 __all__ = ["cpu_torch", "ensure_environment", "installed", "run_or_unavailable"]
 
-_TAIL = 6  # number of output lines of a failed command to report
+_TAIL = 6  # number of output lines to report when a command fails
 
 
 def ensure_environment(name: str, *installs: Sequence[str], without: Sequence[str] = ()) -> Path:
@@ -55,7 +55,7 @@ def installed(name: str, packages: Sequence[str]) -> Mapping[str, str]:
 
 
 def run_or_unavailable(command: Sequence[str]) -> None:
-    """Run a command. Raises Unavailable with the end of its output if it fails."""
+    """Run a command. If it fails, raises Unavailable with the last lines of its output."""
     try:
         done = subprocess.run(list(command), capture_output=True, text=True, check=False)
     except OSError as error:
