@@ -105,7 +105,7 @@ def sent(request: Request) -> dict[str, Any]:
 
 
 def scripted(page: Page, *pieces: str) -> None:
-    """Make the server return these pieces of text for all further chat requests."""
+    """Make all further chat requests return these pieces of text."""
     chunks: list[dict[str, Any]] = [
         {"choices": [{"index": 0, "delta": {"content": piece}}]} for piece in pieces
     ]
