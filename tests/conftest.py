@@ -88,7 +88,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect excluded paths from the command line. pytest ignores ``pytest_ignore_collect`` for them."""
+    """Deselect excluded paths given on the command line. ``pytest_ignore_collect`` does not apply to them."""
     excluded = [
         item for item in items if not not_collected().keys().isdisjoint((item.path, *item.path.parents))
     ]

@@ -1,4 +1,4 @@
-"""The output of a job: the events form the response and resume exactly where another worker stopped."""
+"""A job's events make up its response, and resume exactly where another worker stopped."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def step_outputs(text: bytes, finish: str | None = None) -> list[StepOutput]:
 
 
 def events(output: JobOutput, *batches: list[StepOutput]) -> list[Event]:
-    """Process each batch of outputs and collect the event after it, if there is one."""
+    """Process the batches of outputs. Return the events that follow the batches, at most one per batch."""
     collected = []
     for batch in batches:
         for step_output in batch:

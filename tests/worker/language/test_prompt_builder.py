@@ -1,4 +1,4 @@
-"""Chat prompts: the format of the original, image tokens and rejected messages."""
+"""Chat prompts: the original LLaVA's format, image tokens and rejected messages."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_image_of_several_tiles_has_one_token_per_feature() -> None:
         BYTES, CONVERSATION_TEMPLATES["vicuna_v1"], image_spec=ANYRES, context_length=4096
     )
     [span] = builder.build_chat([user(anyres_image(), "Hi?")]).images
-    # A base view of 2x2 tokens, plus the grid rows that show the image, each of 4 tokens and a newline.
+    # A base view of 2x2 tokens, plus the grid rows that show the image, each with 4 tokens and a newline.
     assert (span.length, span.width, span.height) == (4 + 2 * 5, 30, 10)
 
 
