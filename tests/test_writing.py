@@ -1,4 +1,4 @@
-"""Texts and names use standard terms. docs/writing.md has the rules, and this test lists the words to avoid."""
+"""Texts and names use standard terms. docs/writing.md has the rules; this test lists the words to avoid."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""An engine for a LLaVA model with random weights. The weights are generated on the device, without files or
-downloads. They are loaded in chunks of rows, just like those of a checkpoint, so all precisions are
-supported.
+"""An engine for a LLaVA model with random weights.
+
+The weights are generated on the device, without files or downloads. They are loaded in chunks of rows, just
+like those of a checkpoint, so all precisions are supported.
 """
 
 from __future__ import annotations

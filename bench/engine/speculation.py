@@ -253,8 +253,9 @@ def _tokens_per_step(samples: list[Sample]) -> float:
 
 
 def generate_all(engine: EngineInterface, batches: Batches) -> tuple[Sample, dict[str, list[int]]]:
-    """Generate all batches. Return the measurements and each sequence's output tokens. The measurements
-    exclude prefill and all tokens generated before the last prompt of a batch is prefilled.
+    """Generate all batches. Return the measurements and each sequence's output tokens.
+
+    The measurements exclude prefill and all tokens generated before the last prompt of a batch is prefilled.
     """
     outputs: dict[str, list[int]] = {}
     samples = [_generate_batch(engine, batch, outputs) for batch in batches]

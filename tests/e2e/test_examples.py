@@ -1,5 +1,6 @@
-"""The programs in examples/ run unmodified against the bundled model. Each must print the correct answer. The
-dev extra installs the packages they need, except for LiteLLM, which ``make test`` installs.
+"""The programs in examples/ run unmodified against the bundled model. Each must print the correct answer.
+
+The dev extra installs the packages they need, except for LiteLLM, which ``make test`` installs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Image hosts on loopback, and a network backend that connects to them instead of to public addresses. The
-fetcher rejects loopback addresses, so the tests resolve names to public addresses. ``Network`` records the
-addresses to which the fetcher connects.
+"""Image hosts on loopback, and a network backend that connects to them instead of to public addresses.
+
+The fetcher rejects loopback addresses, so the tests resolve names to public addresses. ``Network`` records
+the addresses to which the fetcher connects.
 """
 
 from __future__ import annotations

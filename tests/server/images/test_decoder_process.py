@@ -1,4 +1,4 @@
-"""The functions of the decoder process, called directly, and its pipe frames."""
+"""The decoder process's functions, called directly, and its pipe frames."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def test_every_request_body_is_a_component_of_the_document() -> None:
 
 
 def test_two_models_with_one_name_are_an_error() -> None:
-    """Without the error, one of them would be missing from the document."""
+    """Without this error, the document would silently omit one of the models."""
 
     class Error(ResponseModel):
         text: str
