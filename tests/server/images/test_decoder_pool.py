@@ -1,6 +1,4 @@
-"""Decoder processes are isolated and resource-limited. A crashed process is replaced and only its image
-fails.
-"""
+"""Decoder processes are isolated. A crashed process is replaced, and only the image it was decoding fails."""
 
 from __future__ import annotations
 
