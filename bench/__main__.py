@@ -84,7 +84,7 @@ def _arguments() -> argparse.Namespace:
     )
     args = parser.parse_args()
     if args.url and not args.name:
-        parser.error("--url requires --name, the name of the record.")
+        parser.error("--url requires --name (the name of the record).")
     return args
 
 

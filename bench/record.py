@@ -41,7 +41,7 @@ _INSTRUCTION_SETS = (
     "avx512_bf16",
     "amx_int8",
     "amx_bf16",
-)  # names in /proc/cpuinfo
+)  # flag names in /proc/cpuinfo
 
 
 def write_record(
@@ -115,7 +115,7 @@ def versions(packages: Sequence[str] = ()) -> dict[str, str]:
 
 
 def _cpu_info() -> dict[str, str]:
-    """Return the fields of the first processor in /proc/cpuinfo. Empty if the file does not exist."""
+    """Return the fields of the first processor in /proc/cpuinfo, or {} if the file does not exist."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -111,7 +111,7 @@ class Shape:
         return (self.vision_layers - 1) * layer + self.hidden * (self.vision_hidden + self.hidden)
 
     def decode_bytes(self, context: int, *, bits: float) -> float:
-        """Return the bytes read per decode step: weights with ``bits`` bits, and keys and values in bf16."""
+        """Return the bytes read per decode step: ``bits``-bit weights, and keys and values in bf16."""
         return self.decoder_parameters * bits / 8 + context * self.kv_bytes_per_token
 
     @property
@@ -173,8 +173,8 @@ class Shape:
         yield "language_model.lm_head.weight", (self.vocabulary, width)
 
 
-# LLaVA-1.5 with CLIP-L/14-336, and a decoder with 1.3 instead of 7 billion parameters, which two CPU cores
-# can run in an acceptable time.
+# LLaVA-1.5 with CLIP-L/14-336, and a decoder with 1.3 instead of 7 billion parameters, which runs in an
+# acceptable time on two CPU cores.
 LLAVA_1_5_SMALL = Shape(
     hidden=2048,
     layers=24,

@@ -132,7 +132,7 @@ class _Call:
         return [_PYDANTIC_CODES.get(code, code) for code in codes]
 
     def texts(self, value: ast.expr) -> list[str]:
-        """Return templates for all texts that an expression can yield, or [] if the caller passes it."""
+        """Return a template for each text that an expression can yield, or [] if it is a parameter."""
         if isinstance(value, ast.Constant):
             return [value.value] if isinstance(value.value, str) else []
         if isinstance(value, ast.Attribute):  # ErrorCode.QUEUE_FULL, ErrorCode.QUEUE_FULL.value

@@ -139,7 +139,7 @@ def merge_order(piece: str, vocabulary: dict[str, int]) -> int:
 
 
 def needed_part(tokenizer: dict[str, Any], texts: list[str]) -> dict[str, Any]:
-    """Return the tokenizer without the pieces that do not occur in any of the texts."""
+    """Return the tokenizer without the pieces that do not occur in any text."""
     everything = "\x03".join("▁" + text.replace(" ", "▁") for text in texts)
     model = tokenizer["model"]
     specials = {token["content"] for token in tokenizer["added_tokens"]}

@@ -33,7 +33,7 @@ from bench.record import RESULTS, write_record
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 NUM_STREAMS = 4
-NUM_IMAGES, NUM_WORDS = 14, 300  # per long prompt: 1,700 of at most 2,048 tokens
+NUM_IMAGES, NUM_WORDS = 14, 300  # per long prompt: 1,700 tokens in total; the context length is 2,048
 STEPS_BETWEEN = 20  # steps between the end of a long prompt and the next one
 BUDGETS = {"chunks of 512": 512, "whole prompts": 4096}
 

@@ -1,6 +1,6 @@
-"""``python -m bench.engine.kv_cache``: measure the memory savings and the accuracy of an 8-bit KV cache.
+"""``python -m bench.engine.kv_cache``: measure the memory savings and accuracy of an 8-bit KV cache.
 
-logits     the error of the logits with the 8-bit cache, compared with the error of computing in bf16, the
+logits     the logit error with the 8-bit cache, compared with the error of computing in bf16, the
            most common precision for serving
 answers    greedy outputs of the tiny model for the evaluation questions: how many are identical with both
            caches, and how many are correct

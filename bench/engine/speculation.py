@@ -45,7 +45,7 @@ sys.path.append(str(ROOT / "tools"))  # to import the tiny model's scenes and ev
 from tiny.drawing import draw, preprocess
 from tiny.evaluation import Question, evaluation_questions
 
-TINY_OUTPUTS = 32  # per round; outputs of the tiny model are short
+TINY_OUTPUTS = 32  # per round; the tiny model's outputs are short
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 48  # for the large model
 WORDS = range(300, 32_000)  # lower IDs are special tokens and byte tokens
 

@@ -20,7 +20,7 @@ class Measurement:
 def run_within(
     measurements: Sequence[Measurement], *, deadline: float, clock: Callable[[], float] = time.monotonic
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Run the measurements. Return results by name and, for skipped measurements, reasons by name.
+    """Run the measurements. Return the results, and the reasons for skipped measurements, both by name.
 
     A measurement is started if the remaining time exceeds the longest duration so far, scaled by its weight.
     Otherwise, it and all later measurements are skipped, even if a later one might fit.

@@ -59,7 +59,7 @@ def measure_generate(
 def measure_continuous(
     shape: Shape, device: torch.device, prompts: list[list[list[int]]], num_tokens: int
 ) -> dict[str, Any]:
-    """Measure continuous batching with each batch of ``prompts``. The model is only the decoder.
+    """Measure continuous batching with each batch of ``prompts``. Only the decoder is used.
 
     The times are reported by transformers and start when a request is created. They exclude starting and
     stopping threads and capturing CUDA graphs. transformers allocates most of the free memory.

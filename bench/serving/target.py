@@ -98,7 +98,7 @@ def _wait_until_ready(target: Target, process: subprocess.Popen[bytes], url: str
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise Unavailable(
-                f"The server exited with status {process.returncode} before it was ready; see its log."
+                f"The server exited with status {process.returncode} before it was ready. See its log."
             )
         if _is_ready(url):
             return
@@ -110,7 +110,7 @@ def _is_ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
             return bool(response.status == 200)
-    except (OSError, http.client.HTTPException):  # not listening, or an error status because it is not ready
+    except (OSError, http.client.HTTPException):  # not listening yet, or an error status
         return False
 
 

@@ -30,7 +30,7 @@ def test_a_case_has_all_results(precision: str) -> None:
     assert results["streams"].keys() == {"1", "2"} and results["is_recorded"] is False
     assert all(share > 0 for share in results["shares"].values())
     assert len(results["streams"]["2"]["ttft_s"]) == 2
-    assert ("text" in results) == (precision == "fp32")  # compared with transformers
+    assert ("text" in results) == (precision == "fp32")  # for comparison with transformers
 
 
 def test_transformers_generate_is_measured_with_the_same_metrics() -> None:
@@ -80,7 +80,7 @@ def test_measurements_that_fit_are_all_run() -> None:
 
 
 def test_measurements_that_do_not_fit_are_dropped_and_listed() -> None:
-    """When the third starts, less time is left than the longest took. The last would fit but is skipped."""
+    """The third no longer fits into the remaining time. The last one would fit but is skipped, too."""
     clock = Clock()
     rows = [clock.measurement(name, seconds) for name, seconds in {"a": 60, "b": 40, "c": 10, "d": 1}.items()]
     done, dropped = run_within(rows, deadline=1159, clock=clock)

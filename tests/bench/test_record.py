@@ -1,4 +1,4 @@
-"""Tests for benchmark records, hardware limits, the results table and the servers to measure."""
+"""Tests for benchmark records, hardware limits, the results table and the servers to benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector for tests. It receives spans through OTLP over HTTP and stores them."""
+"""An OpenTelemetry collector for tests. It receives spans via OTLP over HTTP and stores them."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def queue_url() -> Iterator[str]:
 
 
 def health(url: str) -> tuple[int, str]:
-    """Return the exit status and the standard error output of the health check."""
+    """Return the exit status and the error output of the health check."""
     environment = {**os.environ, "LLAVA_REDIS_URL": url}
     done = subprocess.run(
         [sys.executable, str(HEALTH)], env=environment, capture_output=True, text=True, check=False

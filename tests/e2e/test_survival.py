@@ -1,4 +1,4 @@
-"""HTTP streams of the bundled model continue when a worker is killed or drained in mid-stream."""
+"""HTTP streams of the bundled model continue when a worker is killed or drained mid-stream."""
 
 from __future__ import annotations
 

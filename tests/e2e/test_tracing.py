@@ -28,7 +28,7 @@ SECRET = "rutabaga"
 
 @pytest.fixture(scope="module")
 def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A system shared by all tests that only send requests. Each test uses its own trace."""
+    """A system shared by all tests that only send requests. Each test has its own trace."""
     with running_redis() as url:
         system = System(url, tmp_path_factory.mktemp("traced"), otel=True)
         system.worker()

@@ -20,7 +20,7 @@ TLS = Path(__file__).parents[1] / "data" / "tls"
 PUBLIC_ADDRESS = "93.184.216.34"
 HOST = "pictures.example"
 
-Route = bytes | list[bytes]  # a complete response, or the parts of one that never ends
+Route = bytes | list[bytes]  # a complete response, or the parts of a response that never ends
 
 
 def http_response(status: int, body: bytes = b"", **headers: str) -> bytes:

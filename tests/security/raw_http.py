@@ -1,4 +1,4 @@
-"""Raw HTTP requests, for requests that client libraries refuse to send."""
+"""Send raw HTTP requests that client libraries would refuse to send."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def broken(number: int) -> bytes:
                 del raw[at : at + length]
             case _:
                 raw[at:at] = raw[at : at + length]
-    if rng.random() < 0.1:  # combine the signature of one format with the rest of another
+    if rng.random() < 0.1:  # combine the signature of one format with the body of another
         length = rng.choice((2, 4, 8, 16, 32))
         raw[:length] = VALID_FILES[rng.choice(FORMATS)][:length]
     return bytes(raw[: rng.randrange(1, len(raw))] if rng.random() < 0.2 else raw)
@@ -92,7 +92,7 @@ def test_no_broken_image_makes_an_error_reveal_internals(stack: Stack) -> None:
             assert error["code"] in ("invalid_image", "image_too_large"), (number, error)
             assert not LEAKS.search(json.dumps(error)), (number, error)
     assert stack.works()
-    # Both outcomes must be frequent. Otherwise, the images are not broken enough, or too broken.
+    # Both outcomes must be frequent. Otherwise, the images are damaged too little or too much.
     assert all(statuses[path, status] >= 10 for path, _ in statuses for status in (200, 400)), statuses
     assert len(statuses) == 2 * len(ROUTES)
 

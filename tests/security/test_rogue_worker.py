@@ -25,7 +25,7 @@ def queue(queue_url: str) -> Iterator[Any]:
 
 
 def stream_of(queue: Any) -> str:
-    """Return the key of the event stream of the only controller."""
+    """Return the key of the only controller's event stream."""
     (controller_id,) = queue.zrange("{lv}:controllers", 0, -1)
     return f"{{lv}}:out:{controller_id.decode()}"
 

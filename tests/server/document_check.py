@@ -20,7 +20,7 @@ PLAIN = {"content-type", "content-length", "date", "server", "connection", "tran
 
 
 def violations(response: httpx2.Response) -> list[str]:
-    """Return all violations of the document by a complete response."""
+    """Return every way in which a complete response violates the document."""
     operation = operation_of(response.request.method, response.request.url.path)
     if operation is None:
         return ["the route is not in the document"]
@@ -34,7 +34,7 @@ def violations(response: httpx2.Response) -> list[str]:
 
 
 def violations_of(value: Any, schema: dict[str, Any]) -> list[str]:
-    """Return all violations of a schema by a value."""
+    """Return every way in which a value violates a schema."""
     return [
         f"{error.json_path}: {error.message[:300]}"
         for error in _validator(json.dumps(schema)).iter_errors(value)

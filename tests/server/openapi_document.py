@@ -32,7 +32,7 @@ REQUEST_SCHEMAS: dict[str, dict[str, Any]] = {
 class LeafSchema(NamedTuple):
     """The schema of a scalar value in a body.
 
-    ``steps`` are field names, "[]" for list items and "{}" for map values.
+    ``steps`` contains field names, "[]" for list items and "{}" for map values.
     """
 
     steps: tuple[str, ...]

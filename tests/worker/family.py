@@ -105,7 +105,7 @@ def _llava_1_5(rng: np.random.Generator, folder: Path, seed: int) -> Member:
 
 
 def _llava_1_5_13b(rng: np.random.Generator, folder: Path, seed: int) -> Member:
-    """Write LLaVA-1.5 with more heads and layers: 13B has 40 heads and 40 layers, 7B has 32 each."""
+    """Write LLaVA-1.5 with more heads and layers: 13B has 40 heads and 40 layers, 7B has 32 of each."""
     options = _options(rng, groups=[1])
     sizes: dict[str, Any] = {
         "hidden_size": 60,

@@ -1,4 +1,4 @@
-"""Conversion of checkpoints between llava-hf's layout and the layout of the original LLaVA."""
+"""Convert checkpoints between llava-hf's layout and the original LLaVA's layout."""
 
 from __future__ import annotations
 

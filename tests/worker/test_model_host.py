@@ -67,7 +67,7 @@ class RunningHost:
 
 @asynccontextmanager
 async def running_host(url: str, *flags: str) -> AsyncIterator[RunningHost]:
-    """Run a worker that may load its own model, the bundled model and models in a folder from ``flags``."""
+    """Run a worker that may load its own model, the bundled model and models in a folder set by ``flags``."""
     flags = ("--loadable-models", str(Path(__file__).parent), *flags)
     settings = load_settings(["--redis-url", url, "--lease-s", str(LEASE_S), *flags])
     model = open_model(settings)

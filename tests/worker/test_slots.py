@@ -77,7 +77,7 @@ async def test_burst_of_one_tenant_at_most_doubles_the_latency_of_another(
         first_alone, end_alone = await Stepper(running, client).measure("other", "Hi?")
     async with running_worker(queue_url, SteppedEngine(max_sequences=NUM_SLOTS), is_stepped=True) as running:
         stepper = await start_burst(running, client)
-        for number in range(3):  # not just for the first job
+        for number in range(3):  # not only for the first job
             first, end = await stepper.measure("other", f"Hi {number}?")
             assert first <= 2 * first_alone
             assert end <= 2 * end_alone

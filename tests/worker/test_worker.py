@@ -1,4 +1,4 @@
-"""The worker on a real queue, with an in-process echo engine."""
+"""A worker on a real queue, with an in-process echo engine."""
 
 from __future__ import annotations
 

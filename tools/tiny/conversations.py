@@ -77,7 +77,7 @@ def _multi_turn(scene: Scene, rng: random.Random) -> Conversation:
 
 
 def _about_it(scene: Scene, before: Turn, rng: random.Random) -> Turn | None:
-    """Return a question that refers to the object of the previous turn as "it", or None."""
+    """Return a question that refers to the previous turn's object as "it", or None if there is none."""
     thing = before.about
     assert thing is not None
     place = scene.region(thing)
@@ -97,7 +97,7 @@ def _about_it(scene: Scene, before: Turn, rng: random.Random) -> Turn | None:
 
 
 def _typed(turn: Turn, rng: random.Random) -> Turn:
-    """Vary the typing of a question: some are in lower or upper case, or lack the question mark."""
+    """Vary how a question is typed: some are in lower or upper case, or lack the question mark."""
     question, suffix = turn.question, ""
     if "\n" in question:
         question, suffix = question.split("\n", 1)
@@ -243,7 +243,7 @@ _NO_PICTURE = "There is no picture."
 
 
 def ask_none(scene: Scene, rng: random.Random) -> Conversation:
-    """Return small talk or a question about a missing image. The scene only determines which one."""
+    """Return small talk, or a question about a missing image. The question is generated from the scene."""
     if rng.random() < 0.45:
         return Conversation("no picture", (_typed(_small_talk(rng, tuple(_TALK)), rng),))
     turn = None

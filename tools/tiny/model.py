@@ -2,7 +2,7 @@
 
 Parameter names are those of the llava-hf checkpoint, so the state dict can be exported directly. The module
 supports training only, without a KV cache or generation. The last layer of the tower is missing because
-LLaVA uses the output of layer -2; `export` adds it to the checkpoint.
+LLaVA uses the output of layer -2. `export` adds it to the checkpoint.
 """
 
 import torch
@@ -162,7 +162,7 @@ class TinyLlava(nn.Module):
         losses = []
         for number, one in enumerate(logits):
             truth = labels[:, number].flatten()
-            weight = torch.where(truth > 0, 1.0, 0.1)  # because most patches are empty
+            weight = torch.where(truth > 0, 1.0, 0.1)  # most patches are empty
             each = F.cross_entropy(one.flatten(0, 1), truth, reduction="none")
             losses.append((each * weight).sum() / weight.sum())
         return torch.stack(losses)
@@ -199,7 +199,7 @@ class TinyLlava(nn.Module):
                 continue
             bias = bias + weight @ norm.bias
             weight = weight * norm.weight / scale
-            weight = weight - weight.mean(1, keepdim=True)  # as the layer norm subtracts the mean
+            weight = weight - weight.mean(1, keepdim=True)  # because the layer norm subtracts the mean
             units = unused[taken : taken + size - 1]
             taken += size - 1
             first.weight[units] = 0.35 * (weight - weight.mean(0))[1:]

@@ -37,7 +37,7 @@ class Rows:
     ids: NDArray[np.int64]  # [rows, length]
     positions: NDArray[np.int64]
     segments: NDArray[np.int16]
-    targets: NDArray[np.bool_]  # True for the tokens of answers
+    targets: NDArray[np.bool_]  # True for answer tokens
     images: NDArray[np.int64]  # [rows * images per row]
     kinds: tuple[tuple[str, ...], ...]  # per row, the kinds of the conversations in segments 2, 3, ...
 
@@ -142,7 +142,7 @@ class _Row:
 def make_batch(
     stream: str, index: int, *, size: int, num_pairs: int, weights: dict[str, float] | None = None
 ) -> Batch:
-    """Return batch `index` of a stream: images from number `index * size` on, and random pairs of them."""
+    """Return batch `index` of a stream: images starting at `index * size`, and random pairs of them."""
     rng = random.Random(f"batch/{stream}/{index}")
     scenes = [sample_scene(stream, index * size + number) for number in range(size)]
     weights = weights or {}

@@ -69,7 +69,7 @@ class Object:
 
 
 class Text(NamedTuple):
-    """Printed characters; (x, y) is the top left corner of their bounding box."""
+    """Printed characters. (x, y) is the top left corner of their bounding box."""
 
     characters: str
     x: float

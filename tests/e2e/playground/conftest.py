@@ -28,7 +28,7 @@ CHROMIUM_ARGS = [
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerProcess]:
-    """A server with the echo model, whose responses have 64 to 127 tokens. Tests must not leave any state."""
+    """A server with the echo model. Responses have 64 to 127 tokens. Tests must not leave state behind."""
     folder = tmp_path_factory.mktemp("site")
     with running_redis() as url, running_site(url, folder, echo_step_s=0.002, echo_faults=True) as site:
         yield site
@@ -60,7 +60,7 @@ def browser() -> Iterator[Browser]:
     """
     if not CHROMIUM.exists():
         pytest.skip(f"Chromium is not installed at {CHROMIUM}. Run apt-get install chromium.")
-    expect.set_options(timeout=scaled(30_000))  # scaled, because everything takes longer on a busy machine
+    expect.set_options(timeout=scaled(30_000))  # scaled, because a busy machine takes longer
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
         yield browser
@@ -76,7 +76,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext) -> Iterator[Page]:
-    """A page. The test fails if it violates its content policy, raises an error or contacts another host."""
+    """A page. Violating its content policy, raising an error or contacting another host fails the test."""
     page = context.new_page()
     complaints: list[str] = []
     hosts: set[str] = set()

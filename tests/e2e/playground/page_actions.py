@@ -92,7 +92,7 @@ def copied(page: Page, button: str) -> str:
     turn.get_by_role("button", name=button).click()
     expect(turn.get_by_role("button", name="Copied")).to_be_visible()
     text = page.evaluate("navigator.clipboard.readText()")
-    expect(turn.get_by_role("button", name="Copied")).to_be_hidden()  # the original label is restored
+    expect(turn.get_by_role("button", name="Copied")).to_be_hidden()  # the label is restored
     assert isinstance(text, str)
     return text
 

@@ -87,7 +87,7 @@ def test_stop_cancels_the_response_and_frees_the_worker(
         lambda: slow_site.metric("llava_num_requests_running") == 0, "the worker to have no running requests"
     )
     assert response_text(slow_playground).text_content() == stopped
-    assert len(stopped) < 40  # a full echo response has at least 64 tokens of half a letter or more
+    assert len(stopped) < 40  # a complete echo response has at least 64 tokens
 
 
 def test_a_response_that_is_not_stopped_is_not_cancelled(playground: Page, site: ControllerProcess) -> None:

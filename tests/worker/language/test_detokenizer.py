@@ -12,7 +12,7 @@ TOKENIZER = ByteTokenizer()
 
 
 class SpacePrefixTokenizer(ByteTokenizer):
-    """A byte tokenizer with Llama's leading space."""
+    """A byte tokenizer that adds a leading space, as Llama's does."""
 
     strips_leading_space = True
 

@@ -142,7 +142,7 @@ def test_the_driver_survives_the_loss_of_the_queue(valkey: Valkey) -> None:
         valkey.kill()
         stack.worker.release.set()
         wait_until(lambda: stack.http.get("/readyz").status_code == 503)
-        valkey.start()  # without data: the batch is lost, but the driver keeps running
+        valkey.start()  # restarts empty: the batch is lost, but the driver keeps running
         wait_until(lambda: stack.http.get("/readyz").status_code == 200)
         wait_until(lambda: stack.works())
         batch = create_batch(stack.http, input_file(request_line("b", "say yes")))

@@ -41,7 +41,7 @@ _VOLATILE = re.compile(r"[0-9a-f]{16,}|\b1[0-9]{9}(\.\d+)?\b")  # IDs and timest
 
 
 class Differs(NamedTuple):
-    """A field whose values each have a different outcome."""
+    """A field for which each value has a different outcome."""
 
     path: str
     body: dict[str, Any]
@@ -50,7 +50,7 @@ class Differs(NamedTuple):
 
 
 class Hint(NamedTuple):
-    """A field without effect that is still validated: ``accepted`` is valid and ``rejected`` is an error."""
+    """A field that has no effect but is validated: ``accepted`` is valid and ``rejected`` is an error."""
 
     path: str
     body: dict[str, Any]
@@ -60,7 +60,7 @@ class Hint(NamedTuple):
 
 
 class Ignored(NamedTuple):
-    """A field without effect that accepts any value."""
+    """A field that has no effect and accepts any value."""
 
     path: str
     body: dict[str, Any]
@@ -79,7 +79,7 @@ class Only(NamedTuple):
 
 
 class CoveredElsewhere(NamedTuple):
-    """A field covered by another test, ``test`` (file::name)."""
+    """A field covered by another test. ``test`` has the form file::name."""
 
     test: str
 
@@ -120,7 +120,7 @@ def steps(location: str) -> list[str | int]:
 
 
 def changed(body: dict[str, Any], location: str, value: Any) -> dict[str, Any]:
-    """Return a copy of the body with a different value at the location."""
+    """Return a copy of the body with ``value`` at ``location``."""
     body = inner = copy.deepcopy(body)
     *before, last = steps(location)
     for step in before:

@@ -26,7 +26,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 class Effect(NamedTuple):
-    """Request fields, and the value in the job that they change."""
+    """Request fields, and the value that they change in the job."""
 
     fields: dict[str, Any]
     seen: Callable[[Job], Any]

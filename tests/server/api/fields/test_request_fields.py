@@ -46,7 +46,7 @@ OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for 
 
 
 def parameters_in(location: str) -> list[tuple[str, str, str]]:
-    """Return (method, path, name) of every path or query parameter."""
+    """Return (method, path, name) for every path or query parameter."""
     return [
         (method, path, each["name"])
         for method, path in OPERATIONS

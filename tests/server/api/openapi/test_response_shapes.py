@@ -2,7 +2,7 @@
 
 They also match the types of the ``openai`` and ``anthropic`` packages in strict mode. Otherwise, those
 clients treat missing fields as None and accept values of the wrong type. ``Stack.http`` checks the responses
-in all server tests against the document (``conftest.py``); the tests here cover each route and its streams at
+in all server tests against the document (``conftest.py``). The tests here cover each route and its streams at
 least once.
 """
 
