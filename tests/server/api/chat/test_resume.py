@@ -61,7 +61,7 @@ def test_a_stream_resumes_after_the_tokens_that_the_client_has(stack: Stack, sta
 def test_an_offset_within_an_event_is_rejected(stack: Stack) -> None:
     job_id = stack.chat("say-all one two three").json()["id"]
     response = read(stack, job_id, stream="true", starting_after=1)
-    assert "no event ends after token 1" in response.text
+    assert "No event ends at token 1" in response.text
     assert "[DONE]" not in response.text
 
 
