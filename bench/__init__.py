@@ -1,6 +1,6 @@
-"""Reproducible benchmarks, not included in any package. Start with ``python -m bench --help``."""
+"""Reproducible benchmarks, not part of any package. To get started, run ``python -m bench --help``."""
 
 import os
 
-# Peak rates are measured with 2 MiB pages, which llava_worker also uses.
+# Peak rates are measured with 2 MiB pages because llava_worker uses them too.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

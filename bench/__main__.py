@@ -1,13 +1,13 @@
-"""``python -m bench``: run the serving workloads on several servers and compare them with hardware limits.
+"""``python -m bench``: benchmark several servers and compare the results with hardware limits.
 
     python -m bench                          llava-serve in bf16, int8 and int4
     python -m bench --peers                  all servers that can be installed
-    python -m bench --only openvino-int8     one server; the records of the others are retained
+    python -m bench --only openvino-int8     one server; leaves the other servers' records unchanged
     python -m bench --url URL --name NAME    a running server
     python -m bench --quick                  a smoke test with a mini checkpoint, about a minute
 
-The record of each server is ``bench/results/serving/NAME.json``, and all of them are plotted in
-``serving.png``. ``--quick`` writes to ``bench/work`` instead. Do not run other programs at the same time; the
+Each server's record is written to ``bench/results/serving/NAME.json``, and all records are plotted in
+``serving.png``. ``--quick`` writes to ``bench/work`` instead. Do not run other programs at the same time. The
 record includes the machine's load average.
 """
 
@@ -37,7 +37,7 @@ from bench.shape import LLAVA_1_5_SMALL, MINI, Shape
 
 _DEFAULT = ("llava-serve-bf16", "llava-serve-int8", "llava-serve-int4")
 _QUICK = ("llava-serve-fp32", "llava-serve-bf16")
-# Time from ready to the first workload, for background work after the start of a server.
+# Delay between readiness and the first workload, to let the server finish its background startup work.
 _IDLE_S = 20.0
 
 
@@ -59,8 +59,8 @@ def _arguments() -> argparse.Namespace:
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="smoke test with a mini checkpoint")
-    parser.add_argument("--peers", action="store_true", help="also measure the other servers")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="servers to measure")
+    parser.add_argument("--peers", action="store_true", help="also benchmark the other servers")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="servers to benchmark")
     parser.add_argument(
         "--workloads",
         nargs="+",
@@ -68,21 +68,23 @@ def _arguments() -> argparse.Namespace:
         default=list(WORKLOADS),
         help="workloads to run (default all)",
     )
-    parser.add_argument("--no-engine", action="store_true", help="do not measure the engine without a server")
     parser.add_argument(
-        "--table", action="store_true", help="print the table and plot of the existing records"
+        "--no-engine", action="store_true", help="skip the benchmark of the engine without a server"
     )
-    parser.add_argument("--url", help="URL of a running server to measure")
-    parser.add_argument("--name", help="name of its record (with --url)")
+    parser.add_argument(
+        "--table", action="store_true", help="only print the table and plot the existing records"
+    )
+    parser.add_argument("--url", help="URL of a running server to benchmark")
+    parser.add_argument("--name", help="name of the server's record (with --url)")
     parser.add_argument(
         "--bits",
         type=float,
         default=16,
-        help="bits per weight, for the hardware limits (with --url, default 16)",
+        help="bits per weight, used to compute the hardware limits (with --url, default 16)",
     )
     args = parser.parse_args()
     if args.url and not args.name:
-        parser.error("--url requires --name, the name of the record.")
+        parser.error("--url requires --name (the name of the record).")
     return args
 
 
@@ -107,7 +109,7 @@ def _record(
     ceilings: Ceilings,
     records: Path,
 ) -> None:
-    """Measure a target and write its record. For an unavailable target, record the reason."""
+    """Benchmark a target and write its record. If the target is unavailable, record the reason."""
     print(f"{target.title}: ", end="", flush=True)
     try:
         target.prepare()
@@ -166,12 +168,12 @@ def _engine_alone(target: Target, args: argparse.Namespace, folder: Path) -> dic
     done = subprocess.run([*command, "--output-tokens", tokens], capture_output=True, text=True, check=False)
     if done.returncode:
         last_line = done.stderr.strip().splitlines()[-1]
-        raise Unavailable(f"The measurement of the engine without a server failed: {last_line}")
+        raise Unavailable(f"Benchmarking the engine without a server failed: {last_line}")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def _limits(target: Target, shape: Shape, ceilings: Ceilings, args: argparse.Namespace) -> Limits:
-    """Return the hardware limits, which depend on the target's bits per weight only."""
+    """Return the hardware limits, which depend only on the target's bits per weight."""
     return limits(
         shape,
         ceilings,

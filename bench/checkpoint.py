@@ -1,8 +1,8 @@
-"""``python -m bench.checkpoint [FOLDER]``: write a checkpoint with the shape of LLaVA-1.5 and random weights.
+"""``python -m bench.checkpoint [FOLDER]``: write a random checkpoint with LLaVA-1.5's shapes.
 
-Speed depends on the number of weights, not on their values, so no download is necessary. The layout is that
-of llava-hf. The checkpoint needs about 3.3 GB of disk space and is written one shard at a time. The weights
-are scaled so that activations neither vanish nor explode over the layers.
+Speed depends on the number of weights, not on their values, so no download is necessary. The checkpoint is in
+the llava-hf layout. It takes about 3.3 GB of disk space and is written one shard at a time. The weights are
+scaled so that activations neither vanish nor explode over the layers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["DEFAULT_FOLDER", "MINI_FOLDER", "ensure_checkpoint", "write_checkpoi
 DEFAULT_FOLDER = WORK / "llava-1.5-shaped-1.3b"
 MINI_FOLDER = WORK / "llava-1.5-shaped-mini"
 _SHARD_BYTES = 512 << 20
-_MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # of CLIP
+_MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # from CLIP
 _SHAPES = {"1.3b": (LLAVA_1_5_SMALL, DEFAULT_FOLDER), "mini": (MINI, MINI_FOLDER)}
 
 
@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument(
         "folder", type=Path, nargs="?", help="folder to write (default: a folder in bench/work)"
     )
-    parser.add_argument("--size", choices=sorted(_SHAPES), default="1.3b", help="parameters of the decoder")
+    parser.add_argument(
+        "--size", choices=sorted(_SHAPES), default="1.3b", help="number of decoder parameters"
+    )
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -48,14 +50,14 @@ def main() -> None:
 
 
 def ensure_checkpoint(folder: Path = DEFAULT_FOLDER, shape: Shape = LLAVA_1_5_SMALL) -> Path:
-    """Return the folder of the checkpoint. Write it first if it does not exist or is incomplete."""
+    """Return the checkpoint folder. Write the checkpoint first if it is missing or incomplete."""
     if not (folder / "config.json").is_file():
         write_checkpoint(folder, shape)
     return folder
 
 
 def write_checkpoint(folder: Path, shape: Shape, *, dtype: str = "bfloat16", seed: int = 0) -> None:
-    """Write ``folder``, replacing an existing one. ``config.json`` is written last to mark it as complete."""
+    """Write the checkpoint, replacing any existing one. ``config.json`` marks it as complete."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Records of measurements: results with their date, command, commit, machine and package versions.
+"""Benchmark records: results with their date, command, commit, machine and package versions.
 
     write_record("gaps", results, settings={"model": "tiny"})   ->  bench/results/gaps.json
 
@@ -41,7 +41,7 @@ _INSTRUCTION_SETS = (
     "avx512_bf16",
     "amx_int8",
     "amx_bf16",
-)  # names in /proc/cpuinfo
+)  # flag names in /proc/cpuinfo
 
 
 def write_record(
@@ -115,7 +115,7 @@ def versions(packages: Sequence[str] = ()) -> dict[str, str]:
 
 
 def _cpu_info() -> dict[str, str]:
-    """Return the fields of the first processor in /proc/cpuinfo, or nothing if the file does not exist."""
+    """Return the fields of the first processor in /proc/cpuinfo, or {} if the file does not exist."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -125,7 +125,7 @@ def _cpu_info() -> dict[str, str]:
 
 
 def _gpu() -> str | None:
-    torch = sys.modules.get("torch")  # do not import torch only for this
+    torch = sys.modules.get("torch")  # do not import torch just for this
     if torch is None or not torch.cuda.is_available():
         return None
     return str(torch.cuda.get_device_name())

@@ -17,7 +17,7 @@ class Shape:
     """The dimensions of LLaVA-1.5: a Llama decoder, a CLIP tower and a projector with two linear layers.
 
     ``vision_layers`` includes the last layer of the tower, which is in the checkpoint but not computed: the
-    projector uses the output of the second to last layer, without CLS.
+    projector uses the output of the second-to-last layer, without the CLS token.
     """
 
     hidden: int
@@ -100,18 +100,18 @@ class Shape:
 
     @property
     def decoder_parameters(self) -> int:
-        """Return the number of parameters used per decoded token: all layers and the output matrix."""
+        """Return the number of parameters used per decoded token: all decoder layers and the LM head."""
         layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
         return self.layers * layer + self.vocabulary * self.hidden
 
     @property
     def tower_parameters(self) -> int:
-        """Return the number of parameters used per image token: computed tower layers and projector."""
+        """Return the number of parameters used per image token: computed tower layers and the projector."""
         layer = 4 * self.vision_hidden**2 + 2 * self.vision_hidden * self.vision_intermediate
         return (self.vision_layers - 1) * layer + self.hidden * (self.vision_hidden + self.hidden)
 
     def decode_bytes(self, context: int, *, bits: float) -> float:
-        """Return the bytes read per decode step: weights with ``bits`` each, and keys and values in bf16."""
+        """Return the bytes read per decode step: ``bits``-bit weights, and keys and values in bf16."""
         return self.decoder_parameters * bits / 8 + context * self.kv_bytes_per_token
 
     @property
@@ -119,7 +119,7 @@ class Shape:
         return 2 * 2 * self.layers * self.hidden
 
     def prefill_operations(self, num_tokens: int) -> float:
-        """Return the additions and multiplications for a prompt, including attention."""
+        """Return the number of additions and multiplications for a prompt, including attention."""
         head = self.vocabulary * self.hidden  # for the last token only
         linear = 2.0 * (num_tokens * (self.decoder_parameters - head) + head)
         return (
@@ -127,7 +127,7 @@ class Shape:
         )  # causal attention: half of the matrix
 
     def image_operations(self) -> float:
-        """Return the additions and multiplications of tower and projector for one image."""
+        """Return the number of additions and multiplications in the tower and projector for one image."""
         tokens = self.image_tokens + 1
         attention = 4.0 * (self.vision_layers - 1) * self.vision_hidden * tokens**2
         return 2.0 * tokens * self.tower_parameters + attention
@@ -142,7 +142,7 @@ class Shape:
         yield f"{prefix}.embeddings.class_embedding", (width,)
         yield f"{prefix}.embeddings.patch_embedding.weight", (width, 3, self.patch, self.patch)
         yield f"{prefix}.embeddings.position_embedding.weight", (self.image_tokens + 1, width)
-        for name in ("pre_layrnorm", "post_layernorm"):  # the first name is misspelled in CLIP
+        for name in ("pre_layrnorm", "post_layernorm"):  # the misspelling comes from CLIP
             yield f"{prefix}.{name}.weight", (width,)
             yield f"{prefix}.{name}.bias", (width,)
         matrices = {f"self_attn.{part}_proj": (width, width) for part in ("q", "k", "v", "out")}
@@ -173,8 +173,8 @@ class Shape:
         yield "language_model.lm_head.weight", (self.vocabulary, width)
 
 
-# LLaVA-1.5 with CLIP-L/14-336, and a decoder with 1.3 instead of 7 billion parameters, which two CPU cores
-# can run in an acceptable time.
+# LLaVA-1.5 with CLIP-L/14-336, and a decoder with 1.3 instead of 7 billion parameters, which runs in an
+# acceptable time on two CPU cores.
 LLAVA_1_5_SMALL = Shape(
     hidden=2048,
     layers=24,

@@ -1,9 +1,9 @@
-"""A tokenizer of any size for models with random weights, in the format of Llama's ``tokenizer.json``.
+"""A tokenizer with a vocabulary of any size, in the format of Llama's ``tokenizer.json``.
 
-Each word of the list is one token, and so is any other letter or byte (byte fallback), so the length of a
-prompt in tokens follows from its words. The words form a trie: each merge appends the next letter to the
-prefix of a word, and there are no other merges that could conflict. The rest of the vocabulary is filled with
-made-up words, so that every output token decodes to text.
+It is used with random weights. Each listed word is one token, and so is any other letter or byte (byte
+fallback). The number of tokens in a prompt can therefore be computed from its words. The words form a trie:
+each merge appends the next letter to the prefix of a word, and there are no other merges that could conflict.
+The rest of the vocabulary is filled with made-up words, so that every output token decodes to text.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _TEMPLATE_WORDS = (*SYSTEM.replace(".", " ").replace(",", " ").replace("'", " ")
 def write_tokenizer(folder: Path, words: Iterable[str], *, size: int, image_id: int) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` to ``folder``.
 
-    The vocabulary has ``size`` IDs, with ``<image>`` at ``image_id`` and ``<pad>`` after it. Raises
-    ValueError if the words do not fit in the IDs before ``image_id``.
+    The vocabulary has ``size`` IDs, with ``<image>`` at ``image_id`` and ``<pad>`` right after it. Raises
+    ValueError if the words need more than ``image_id`` IDs.
     """
     pieces, merges = _trie([*_TEMPLATE_WORDS, *words])
     bytes_ = [f"<0x{value:02X}>" for value in range(256)]
@@ -64,7 +64,7 @@ def write_tokenizer(folder: Path, words: Iterable[str], *, size: int, image_id: 
 
 
 def chat_template() -> str:
-    """Return the vicuna_v1 chat template in Jinja, for servers that read it from the checkpoint."""
+    """Return the vicuna_v1 chat template as Jinja, for servers that read it from the checkpoint."""
     return (
         "{{- bos_token -}}"
         f'{{{{- "{SYSTEM} " -}}}}'
@@ -83,7 +83,7 @@ def chat_template() -> str:
 
 
 def _trie(words: Iterable[str]) -> tuple[list[str], list[list[str]]]:
-    """Return the prefixes of all words, sorted by length, and the merge that extends each to the next one."""
+    """Return the prefixes of all words, sorted by length, and for each prefix the merge that produces it."""
     beginnings = {f"{_SPACE}{word[:end]}" for word in words for end in range(1, len(word) + 1)}
     pieces = sorted(beginnings, key=lambda piece: (len(piece), piece))
     return pieces, [[piece[:-1], piece[-1]] for piece in pieces]

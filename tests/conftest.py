@@ -18,7 +18,7 @@ from tests.machine_speed import SPEED, scaled
 TESTS = Path(__file__).parent
 HAS_NVIDIA_DRIVER = Path("/dev/nvidiactl").exists()
 
-# Without a GPU, kernels run in Triton's interpreter. Triton reads the variable when it is first imported.
+# Without a GPU, kernels run in Triton's interpreter. Triton reads this variable when it is first imported.
 if not HAS_NVIDIA_DRIVER:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -50,7 +50,7 @@ REQUIREMENTS: dict[Path, tuple[str, Callable[[], bool]]] = {
 
 @functools.cache
 def not_collected() -> dict[Path, str]:
-    """Return the paths with unmet requirements and the reasons."""
+    """Return the paths whose requirements are not met, with the reason for each."""
     return {path: reason for path, (reason, is_available) in REQUIREMENTS.items() if not is_available()}
 
 
@@ -64,13 +64,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--api-cases",
         type=int,
         default=150,
-        help="number of generated requests in the tests of the OpenAPI document",
+        help="number of requests generated from the OpenAPI document",
     )
 
 
 def pytest_configure() -> None:
-    # Shells start background jobs with SIGINT ignored, and child processes inherit that. SIGINT would have no
-    # effect on the programs that the tests start.
+    # Shells start background jobs with SIGINT ignored, and child processes inherit this. SIGINT would then
+    # have no effect on the programs started by the tests.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Authentication is off by default in tests. Tests that need it set the variable themselves.
     os.environ["LLAVA_AUTH"] = "false"
@@ -80,7 +80,7 @@ def pytest_report_header() -> list[str]:
     missing = [
         f"not collected: {path.relative_to(TESTS.parent)} ({why})" for path, why in not_collected().items()
     ]
-    return [f"timeouts: scaled by {SPEED.factor:.1f} for the machine's speed", *missing]
+    return [f"timeouts: scaled by {SPEED.factor:.1f} to match the machine's speed", *missing]
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -88,7 +88,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect excluded paths from the command line, for which ``pytest_ignore_collect`` is not called."""
+    """Deselect excluded paths given on the command line. ``pytest_ignore_collect`` does not apply to them."""
     excluded = [
         item for item in items if not not_collected().keys().isdisjoint((item.path, *item.path.parents))
     ]
@@ -102,7 +102,7 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> bool:
-    """Scale the timeout of pytest-timeout, whether it is set by the configuration or a marker."""
+    """Scale pytest-timeout's timeout, whether it is set in the configuration or by a marker."""
     is_set: bool = pytest_timeout.pytest_timeout_set_timer(
         item, settings._replace(timeout=scaled(settings.timeout))
     )

@@ -1,8 +1,8 @@
 """Test timeouts, scaled to the current speed of the machine.
 
-A timeout limits how long a failing test waits. It must not make a test fail on a slow or busy machine.
-Timeouts are written for an idle machine and passed through ``scaled``. The speed is measured as the wall time
-of a fixed computation in a new process, so a machine that is busy with other programs counts as slow.
+A timeout limits how long a failing test waits. A slow or busy machine must not make a test fail. Timeouts are
+specified for an idle machine and passed through ``scaled``. The speed is measured as the wall time of a fixed
+computation in a new process, so a machine that is busy with other programs counts as slow.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import sys
 import time
 
 _COMPUTATION = "for _ in range(3_000_000): pass"
-_REFERENCE_S = 0.1  # one process start and the computation, on an idle core of 2026
+_REFERENCE_S = 0.1  # time to start a process and run the computation on an idle core of 2026
 _MAX_FACTOR = 10.0
-_MAX_AGE_S = 30.0  # an older measurement is repeated before the next test
+_MAX_AGE_S = 30.0  # older measurements are repeated before the next test
 
 
 class MachineSpeed:
@@ -26,7 +26,7 @@ class MachineSpeed:
 
     @property
     def factor(self) -> float:
-        """The slowdown relative to the reference machine, between 1 and 10."""
+        """The slowdown relative to the reference machine, limited to 1 to 10."""
         if self._measured_at_s is None:
             self.measure()
         return self._factor
@@ -48,5 +48,5 @@ SPEED = MachineSpeed()
 
 
 def scaled(seconds: float) -> float:
-    """Return the timeout for this machine, given a generous timeout for an idle machine."""
+    """Scale a generous timeout for an idle machine to this machine's current speed."""
     return seconds * SPEED.factor

@@ -1,4 +1,4 @@
-"""Controllers and workers as real processes that tests start, signal, kill and restart."""
+"""Controllers and workers that run as real processes. Tests start, signal, kill and restart them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.waiting import async_wait_until, wait_until
 
 
 class Process:
-    """A program configured by LLAVA_* variables. Its output is written to a log file."""
+    """A program configured through LLAVA_* variables. Its output is written to a log file."""
 
     def __init__(self, module: str, log: Path, **settings: object) -> None:
         self._command = [sys.executable, "-m", module]
@@ -36,7 +36,7 @@ class Process:
 
     @property
     def status(self) -> int | None:
-        """The exit status: None while the program runs, the negative signal number if a signal ended it."""
+        """The exit status. None while the program runs, and negative if a signal terminated it."""
         return self._process.poll() if self._process else 0
 
     @property
@@ -67,7 +67,7 @@ class Process:
         return self._process.wait(scaled(30))
 
     async def async_wait(self) -> int:
-        await async_wait_until(lambda: self.status is not None, "a process to exit")
+        await async_wait_until(lambda: self.status is not None, "the process to exit")
         return self.wait()
 
     def kill(self) -> None:
@@ -77,7 +77,7 @@ class Process:
 
 
 class ControllerProcess(Process):
-    """A controller. It uses the same port after a restart."""
+    """A controller. It keeps its port when it is restarted."""
 
     def __init__(self, redis_url: str, log: Path, **settings: object) -> None:
         port = free_port()
@@ -95,7 +95,7 @@ class ControllerProcess(Process):
             return False
 
     def metric(self, name: str) -> float:
-        """Return the sum of a metric's series."""
+        """Return the sum of all series of a metric."""
         text = httpx2.get(f"{self.url}/metrics", timeout=scaled(30)).text
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
 

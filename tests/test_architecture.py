@@ -1,4 +1,4 @@
-"""Rules that linters do not check: file and function sizes, module names, py.typed, runtime imports."""
+"""Rules that linters do not enforce: file and function sizes, module names, py.typed and imports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = [
     "client/llava_client",
     "client/llava_cli",
 ]
-MAX_FILE_LINES = 500  # a longer file must give the reason in its docstring, after the words below
+MAX_FILE_LINES = 500  # a longer file must state the reason in its docstring, after the words below
 REASON = "One file because"
 MAX_FUNCTION_LINES = 60
 BENCH_ENVIRONMENTS = ROOT / "bench" / "work"  # git-ignored: virtual environments of other servers
@@ -32,7 +32,7 @@ def sources() -> list[Path]:
 
 
 def files() -> list[Path]:
-    """Return all sources and tests, and the scripts, style sheets and pages in the packages."""
+    """Return all sources and tests, and the scripts, style sheets and HTML pages in the packages."""
     tests = sorted((ROOT / "tests").rglob("*.py"))
     scripts = [
         path
@@ -98,7 +98,7 @@ def test_a_package_declares_its_types_to_type_checkers(package: str) -> None:
     ],
 )
 def test_a_module_does_not_import_what_it_must_not_depend_on(module: str, forbidden: list[str]) -> None:
-    """Import the module in a new interpreter, so that indirect imports are included."""
+    """Import the module in a new interpreter, so that indirect imports are detected."""
     program = f"import {module}, sys; print([name for name in {forbidden!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""The tests that the documentation names exist."""
+"""All tests mentioned in the documentation exist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path i
 
 
 def missing(page: str) -> list[str]:
-    """Return the tests and test files that a page names but that do not exist."""
+    """Return the tests and test files that a page mentions but that do not exist."""
     files = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
     names = re.findall(r"`(test_\w+)`", page)
     return [

@@ -1,4 +1,4 @@
-"""Texts and names use standard terms. docs/writing.md has the rules, this test the words to avoid."""
+"""Texts and names use standard terms. docs/writing.md has the rules; this test lists the words to avoid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BENCH_ENVIRONMENTS = ROOT / "bench" / "work"  # git-ignored: virtual environments of other servers
 
-# Patterns of whole words, in any case, and what to write instead.
+# Patterns for whole words (case-insensitive), and what to write instead.
 WORDS = {
     r"pictures?": "image",
     r"answer(s|ed|ing)?": "response, output, completion",
@@ -55,7 +55,7 @@ WORDS = {
     r"(second|minute|token|step|request|image|hour|day|row|line|file|layer|head|job|key)": "per",
 }
 
-# Where a word of the list is right: paths, and the words.
+# Paths in which some of these words are allowed.
 IMAGE, ANSWER, TELL, STAND = "pictures?", "answer(s|ed|ing)?", "told|tells?|telling", "stands?|stood|standing"
 WARD, FORGET, LET_GO, IS_OVER = (
     "twins?|guests?|wards?|seats?",
@@ -64,7 +64,7 @@ WARD, FORGET, LET_GO, IS_OVER = (
     "is over|are over",
 )
 ALLOWED: dict[str, tuple[str, ...]] = {
-    "docs/writing.md": tuple(WORDS),  # the guide and this test list them
+    "docs/writing.md": tuple(WORDS),  # the guide and this test list the words
     "tests/test_writing.py": tuple(WORDS),
     # prompts, questions to models, and the answers to these questions
     "tools/tiny/*": (IMAGE, ANSWER, TELL, STAND),
@@ -79,7 +79,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tests/client/*": (ANSWER, TELL),
     "worker/llava_worker/language/conversation_templates.py": (ANSWER,),
     "worker/llava_worker/tiny/README.md": (ANSWER,),
-    "server/llava_server/api/*": (ANSWER,),  # and the names of operations in the OpenAPI document
+    "server/llava_server/api/*": (ANSWER,),  # also names of operations in the OpenAPI document
     "server/llava_server/playground/app.js": (IMAGE,),
     "client/llava_cli/bench/prompts.py": (IMAGE, TELL, STAND),
     "client/llava_cli/up/display.py": (IMAGE,),
@@ -107,10 +107,10 @@ FOLDERS = ("wire", "server", "worker", "client", "tests", "tools", "bench", "exa
 
 
 def python_texts(source: str) -> Iterator[tuple[int, str]]:
-    """Yield the line and text of each comment, string of several words, and name of a definition."""
+    """Yield (line, text) for each comment, each string with several words and each defined name."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if " " in node.value:  # a string of one word is a key
+            if " " in node.value:  # strings with a single word are keys
                 yield node.lineno, CODE.sub("", node.value)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.lineno, re.sub(r"(?<=[a-z])(?=[A-Z])", " ", node.name).replace("_", " ")
@@ -122,7 +122,7 @@ def python_texts(source: str) -> Iterator[tuple[int, str]]:
 
 
 def plain_texts(source: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file, without the code in a page."""
+    """Yield (line, text) for each line of a file. Code in Markdown pages is omitted."""
     without_blocks = re.sub(
         r"^```.*?^```", lambda block: "\n" * block[0].count("\n"), source, flags=re.M | re.S
     )
@@ -131,7 +131,7 @@ def plain_texts(source: str) -> Iterator[tuple[int, str]]:
 
 
 def uses(path: str, source: str) -> list[str]:
-    """Return the words of the list that a file uses, with their lines and what to write instead."""
+    """Return a message for each listed word in the file, with its line and the suggested replacement."""
     texts = python_texts(source) if path.endswith(".py") else plain_texts(source)
     allowed = {words for pattern, each in ALLOWED.items() if fnmatch(path, pattern) for words in each}
     return [
@@ -144,7 +144,7 @@ def uses(path: str, source: str) -> list[str]:
 
 
 def files(folder: str) -> list[Path]:
-    """Return the text files in a folder of the project; for ".", those at the top only."""
+    """Return the text files in a folder of the project. "." means only the files in the top folder."""
     found = ROOT.glob("*") if folder == "." else (ROOT / folder).rglob("*")
     return sorted(path for path in found if path.is_file() and is_text(path))
 

@@ -1,4 +1,4 @@
-"""Functions that wait for a condition, with timeouts scaled to the machine's speed."""
+"""Wait for conditions, with timeouts scaled to the machine's speed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def wait_until(condition: Callable[[], T | None], what: str = "", *, timeout_s: 
     """Poll ``condition`` and return its first true value. Raises AssertionError after the scaled timeout."""
     deadline = time.monotonic() + scaled(timeout_s)
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {scaled(timeout_s):.0f} s: {what or 'the condition'}"
+        assert time.monotonic() < deadline, f"waited {scaled(timeout_s):.0f} s for {what or 'the condition'}"
         time.sleep(_POLL_S)
     return value
 
@@ -25,9 +25,9 @@ def wait_until(condition: Callable[[], T | None], what: str = "", *, timeout_s: 
 async def async_wait_until(
     condition: Callable[[], T | None], what: str = "", *, timeout_s: float = 30.0
 ) -> T:
-    """Like ``wait_until``, for use in an event loop."""
+    """Like ``wait_until``, but for use in an event loop."""
     deadline = time.monotonic() + scaled(timeout_s)
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {scaled(timeout_s):.0f} s: {what or 'the condition'}"
+        assert time.monotonic() < deadline, f"waited {scaled(timeout_s):.0f} s for {what or 'the condition'}"
         await asyncio.sleep(_POLL_S)
     return value

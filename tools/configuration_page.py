@@ -1,8 +1,8 @@
-"""Generate the tables of docs/configuration.md from the settings classes of the server and the worker.
+"""Generate the tables in docs/configuration.md from the settings classes of the server and the worker.
 
     python tools/configuration_page.py
 
-Only the text between the markers is generated. The rest of the page is written by hand and preserved.
+Only the text between the markers is generated. The rest of the page is written by hand and left unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SIGNS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
 
 
 def fill(page: str) -> str:
-    """Return the page with tables for the current settings."""
+    """Return the page with its tables replaced by tables of the current settings."""
     for name, settings in SETTINGS.items():
         head, begin, rest = page.partition(f"<!-- settings: {name} -->\n")
         _, end, tail = rest.partition("\n<!-- end -->\n")
@@ -39,7 +39,7 @@ def fill(page: str) -> str:
 
 
 def table(settings: type[BaseSettings]) -> str:
-    """Return a table with one row per setting, in the order of the class."""
+    """Return a table with one row per setting, in the order of their definition."""
     rows = [_row(name, field) for name, field in settings.model_fields.items()]
     return "\n".join(
         ["| variable | flag | default | allowed | description |", "|---|---|---|---|---|", *rows]

@@ -1,4 +1,4 @@
-"""Plot a trace that a worker wrote with --trace-steps.
+"""Plot a trace written by a worker with --trace-steps.
 
     python tools/draw_trace.py TRACE.json OUT.png [FROM_S [TO_S]]
 
@@ -40,7 +40,7 @@ Bars = list[tuple[float, float, str]]  # start, duration, name
 
 
 def read(path: Path) -> Events:
-    """Read the events of a trace. The file may be incomplete, for example after a crash of the worker."""
+    """Read the events of a trace. The file may be incomplete, for example if the worker crashed."""
     text = path.read_text("utf-8")
     try:
         events = json.loads(text)
@@ -50,7 +50,7 @@ def read(path: Path) -> Events:
 
 
 def sequences(events: Events, end: float, seconds: Callable[[int], float]) -> list[Bars]:
-    """Return one lane per sequence, in order of arrival. Unfinished spans end with the trace."""
+    """Return one lane per sequence, in order of arrival. Unfinished spans extend to the end of the trace."""
     lanes: dict[str, Bars] = {}
     for event in events:
         if event["ph"] == "b" and event["name"] in COLORS:

@@ -1,9 +1,9 @@
-"""Write the message lists of docs/errors.md from the source code of server, wire and worker.
+"""Generate the message lists in docs/errors.md from the source code of server, wire and worker.
 
     python tools/errors_page.py
 
-The catalogue is read from the syntax tree. A message stays next to the check that raises it, and all messages
-can be reviewed on one page. Text outside the marked parts of the page is written by hand.
+The messages are extracted from the syntax tree. Each message thus stays next to the check that raises it, and
+all messages can be reviewed on one page. Text outside the markers is written by hand.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BEGIN, END = "<!-- messages -->", "<!-- end -->"
 
 @dataclass(frozen=True, order=True)
 class Message:
-    """A text that clients can receive; ``template`` has the names of its values in braces."""
+    """A message that clients can receive. ``template`` is its text, with the names of values in braces."""
 
     code: str
     template: str
@@ -38,24 +38,24 @@ class Message:
 
     @property
     def status(self) -> int:
-        """The HTTP status of the code."""
+        """The HTTP status for the error code."""
         return ERRORS[self.code].status
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The names of the values in the text."""
+        """The names of the values in the template."""
         return tuple(re.findall(r"{(\w+)}", self.template))
 
 
 @dataclass(frozen=True)
 class Carrier:
-    """A callable that takes a message: the position of that argument, and the code or its position."""
+    """A callable that takes a message: the position of the message, and the error code or its position."""
 
     message: int
     code: int | str
 
 
-# Constructors of errors. A function that passes its own parameter to one of them is a carrier, too.
+# Error constructors. Functions that pass one of their parameters to a constructor are carriers as well.
 _CONSTRUCTORS = {
     "ApiError": Carrier(1, 0),
     "ImageError": Carrier(1, 0),
@@ -100,14 +100,14 @@ def messages_of(sources: Iterable[str], package: str) -> set[Message]:
 
 
 def fill(page: str, messages: list[Message]) -> str:
-    """Return the page with the messages of each code in its section, a heading ``## code``."""
+    """Return the page with the messages of each code listed in the section ``## code``."""
     sections = page.split("\n## ")
     for index, section in enumerate(sections[1:], 1):
         code = section.partition("\n")[0]
         head, _, rest = section.partition(f"{BEGIN}\n")
         _, end, tail = rest.partition(END)
         if not end:
-            raise SystemExit(f"docs/errors.md: section {code} needs a part from {BEGIN} to {END}")
+            raise SystemExit(f"docs/errors.md: section {code} must contain the markers {BEGIN} and {END}")
         lines = [f"- {each.template} *({each.package})*\n" for each in messages if each.code == code]
         sections[index] = f"{head}{BEGIN}\n\n{''.join(lines)}\n{END}{tail}"
     return "\n## ".join(sections)
@@ -115,17 +115,17 @@ def fill(page: str, messages: list[Message]) -> str:
 
 @dataclass(frozen=True)
 class _Call:
-    """A call, with what resolves the names in its arguments."""
+    """A call, with the context needed to resolve the names in its arguments."""
 
     name: str
     arguments: list[ast.expr]
-    function: str  # that contains the call
-    parameters: list[str]  # of that function, without self
-    assigned: dict[str, list[ast.expr]]  # to names in that function and in the module
-    is_own: bool = False  # StoreFull: because of the tenant's own files or batches
+    function: str  # the function that contains the call
+    parameters: list[str]  # the parameters of that function, without self
+    assigned: dict[str, list[ast.expr]]  # values assigned to names in the function and in the module
+    is_own: bool = False  # for StoreFull: the limit is on the tenant's own files or batches
 
     def codes(self, carrier: Carrier) -> list[str]:
-        """Return the error codes that the call can have."""
+        """Return the error codes that the call can raise."""
         if self.name == "StoreFull" and self.is_own:
             return ["too_many_files"]
         if isinstance(carrier.code, str):
@@ -134,7 +134,7 @@ class _Call:
         return [_PYDANTIC_CODES.get(code, code) for code in codes]
 
     def texts(self, value: ast.expr) -> list[str]:
-        """Return the templates of the texts that an expression can have; none if a caller passes it in."""
+        """Return a template for each text that an expression can yield, or [] if it is a parameter."""
         if isinstance(value, ast.Constant):
             return [value.value] if isinstance(value.value, str) else []
         if isinstance(value, ast.Attribute):  # ErrorCode.QUEUE_FULL, ErrorCode.QUEUE_FULL.value
@@ -179,7 +179,7 @@ def _calls_in(
                 each.arg == "is_own" and ast.unparse(each.value) == "True" for each in child.keywords
             )
             yield _Call(name, _arguments(child), function, parameters, assigned, is_own)
-        if isinstance(child, ast.Tuple) and len(child.elts) == 2:  # a code and a message, in a table
+        if isinstance(child, ast.Tuple) and len(child.elts) == 2:  # a code and a message in a table
             yield _Call("ApiError", child.elts, function, parameters, assigned)
         yield from _calls_in(child, function, parameters, assigned)
 
@@ -206,7 +206,7 @@ def _assigned(statements: Iterable[ast.AST]) -> dict[str, list[ast.expr]]:
 
 
 def _with_wrappers(calls: list[_Call]) -> dict[str, Carrier]:
-    """Return the constructors and the functions that pass a parameter on to one of them."""
+    """Return the constructors and all functions that pass a parameter on to one of them."""
     carriers = dict(_CONSTRUCTORS)
     while True:
         before = len(carriers)

@@ -3,7 +3,7 @@
     python tools/eval_tiny.py --folder worker/llava_worker/tiny            with transformers
     python tools/eval_tiny.py --url http://127.0.0.1:8000 --scenes 1000    with a running server
 
-The exit code is 1 if less than 95 % of all answers, or less than 90 % for any question type, are correct.
+The exit code is 1 if fewer than 95 % of all answers or fewer than 90 % for any question type are correct.
 """
 
 import argparse
@@ -21,18 +21,22 @@ def main() -> int:
     )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--url", help="URL of a server with /v1/chat/completions")
-    target.add_argument("--folder", type=Path, help="model folder to run with transformers in this process")
+    target.add_argument(
+        "--folder", type=Path, help="folder of a model to run with transformers in this process"
+    )
     parser.add_argument(
         "--scenes",
         type=int,
         default=1000,
         help="number of held-out scenes, with three questions each (default 1000)",
     )
-    parser.add_argument("--stream", default="test", help="name that seeds the scenes (default 'test')")
+    parser.add_argument(
+        "--stream", default="test", help="name used as the seed of the scenes (default 'test')"
+    )
     parser.add_argument(
         "--concurrency", type=int, default=16, help="number of concurrent requests (with --url, default 16)"
     )
-    parser.add_argument("--model", help="model name (with --url; default: the first model of the server)")
+    parser.add_argument("--model", help="model name (with --url; default: the server's first model)")
     parser.add_argument("--api-key", help="bearer token (with --url)")
     parser.add_argument(
         "--dtype", default="float32", help="float32, bfloat16 or float16 (with --folder, default float32)"

@@ -2,9 +2,9 @@
 
     python tools/prompt_goldens.py path/to/llama/tokenizer.json
 
-The script adds the token IDs to the conversations in ``conversations.json``, with -200 for an image as in
-the original LLaVA. The IDs are computed with a second implementation of the original's prompt rules
-(``llava/conversation.py``, ``mm_utils.py``) and of SentencePiece, which shares no code with the worker. They
+The script adds token IDs to the conversations in ``conversations.json``, with -200 for each image as in the
+original LLaVA. The IDs are computed with a second implementation of SentencePiece and of the original's
+prompt rules (``llava/conversation.py``, ``mm_utils.py``), which shares no code with the worker. The results
 are compared with the output of the tokenizers library. To add a conversation, add an entry without IDs and
 run the script.
 """
@@ -24,9 +24,7 @@ FOLDER = Path(__file__).parents[1] / "tests" / "data" / "prompts"
 # Placeholders for special tokens in the text of a prompt. User text is never parsed for special tokens.
 IMAGE, BOS, EOS = "\x00", "\x01", "\x02"
 MARK_IDS = {IMAGE: -200, BOS: 1, EOS: 2}
-FIRST_TEXT_ID = (
-    259  # lower IDs are <unk>, <s>, </s> and the 256 byte tokens, which are never matched with text
-)
+FIRST_TEXT_ID = 259  # lower IDs are <unk>, <s>, </s> and the 256 byte tokens, which never match text
 SPACES_LAST, NEVER = 10**9, 10**10
 
 CURIOUS = (
@@ -63,7 +61,7 @@ ROLES_AND_SEPARATORS = {
 
 
 def prompt_text(template: str, messages: list[dict[str, Any]]) -> str:
-    """Return the text of a prompt, as ``Conversation.get_prompt`` of the original does."""
+    """Return the text of a prompt, like the original's ``Conversation.get_prompt``."""
     system = SYSTEM[template]
     if messages[0]["role"] == "system":
         system, messages = messages[0]["content"][0], messages[1:]
@@ -86,7 +84,7 @@ def prompt_text(template: str, messages: list[dict[str, Any]]) -> str:
 
 
 def turns_of(template: str, message: dict[str, Any]) -> list[str]:
-    """Convert a message to one or more turns. None in its content represents an image."""
+    """Convert a message to one or more turns. None in the content represents an image."""
     num_images = message["content"].count(None)
     text = "\n".join(part for part in message["content"] if part is not None)
     if template.endswith("mmtag") and num_images:
@@ -95,9 +93,9 @@ def turns_of(template: str, message: dict[str, Any]) -> list[str]:
 
 
 def prompt_ids(text: str, vocabulary: dict[str, int]) -> list[int]:
-    """Return the token IDs as ``tokenizer_image_token`` of the original does.
+    """Return the token IDs, like the original's ``tokenizer_image_token``.
 
-    They start with one <s>, and each piece of text between special tokens is encoded separately.
+    They start with a single <s>. Each piece of text between special tokens is encoded separately.
     """
     ids = [MARK_IDS[BOS]]
     for part in re.split(f"([{IMAGE}{BOS}{EOS}])", text):
@@ -108,8 +106,9 @@ def prompt_ids(text: str, vocabulary: dict[str, int]) -> list[int]:
 def sentencepiece(text: str, vocabulary: dict[str, int]) -> list[int]:
     """Encode a text with byte-pair encoding, as SentencePiece does for Llama.
 
-    A space is prepended to the text. Each step merges the adjacent symbols with the best merge order, the
-    leftmost pair first. Characters that are not in the vocabulary become byte tokens.
+    A space is prepended to the text. Each step merges the adjacent pair of symbols that comes first in the
+    merge order. Ties are resolved from left to right. Characters that are not in the vocabulary become byte
+    tokens.
     """
     if not text:
         return []
@@ -140,7 +139,7 @@ def merge_order(piece: str, vocabulary: dict[str, int]) -> int:
 
 
 def needed_part(tokenizer: dict[str, Any], texts: list[str]) -> dict[str, Any]:
-    """Return the tokenizer without the pieces that occur in none of the texts."""
+    """Return the tokenizer without the pieces that do not occur in any text."""
     everything = "\x03".join("▁" + text.replace(" ", "▁") for text in texts)
     model = tokenizer["model"]
     specials = {token["content"] for token in tokenizer["added_tokens"]}
@@ -154,9 +153,9 @@ def needed_part(tokenizer: dict[str, Any], texts: list[str]) -> dict[str, Any]:
 
 
 def library_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Return the same IDs as ``prompt_ids``, computed with the library.
+    """Return the same IDs as ``prompt_ids``, but computed with the tokenizers library.
 
-    The library does not prepend a space to a text that already starts with one, so it is added here.
+    The library does not prepend a space if the text already starts with one, so the space is added here.
     """
     ids = [MARK_IDS[BOS]]
     for part in re.split(f"([{IMAGE}{BOS}{EOS}])", text):
@@ -183,7 +182,7 @@ def main() -> None:
             if library_ids(text, library) != entry["ids"]:
                 about = entry["about"]
                 raise SystemExit(
-                    f"The tokenizers library returns other token IDs for the conversation {about!r}."
+                    f"The tokenizers library returns different token IDs for the conversation {about!r}."
                 )
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in conversations)
     (FOLDER / "conversations.json").write_text(f"[\n{lines}\n]\n", "utf-8")

@@ -2,7 +2,7 @@
 
     python tools/train_tiny.py --minutes 90 --work DIR --out worker/llava_worker/tiny --resume
 
-`tiny/` generates the images and questions; nothing is downloaded. Two CPU cores are enough.
+`tiny/` generates the images and questions. Nothing is downloaded. Two CPU cores are sufficient.
 """
 
 import argparse
@@ -24,7 +24,9 @@ def main() -> None:
         "--work", type=Path, default=_WORK, help="folder for checkpoints and the training log"
     )
     parser.add_argument("--out", type=Path, help="folder for the trained model")
-    parser.add_argument("--resume", action="store_true", help="resume from the checkpoint in --work")
+    parser.add_argument(
+        "--resume", action="store_true", help="resume from the checkpoint in the --work folder"
+    )
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)

@@ -1,7 +1,7 @@
-"""``python -m bench.engine.engine_alone``: benchmark the engine without queue, server and network.
+"""``python -m bench.engine.engine_alone``: benchmark the engine without a queue, server or network.
 
-The difference from the results with a server is the overhead of all other components. The benchmark runs in a
-separate process, so that it does not share memory with the other benchmarks.
+The difference between these results and those with a server is the overhead of all other components. The
+benchmark runs in a separate process, so that it does not share memory with the other benchmarks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bench.checkpoint import DEFAULT_FOLDER
 __all__ = ["SequenceGenerator", "generate", "measure_engine"]
 
 _TEXT_BEFORE, _TEXT_AFTER = 33, 28  # number of text tokens before and after the image
-_FIRST_WORD_ID = 300  # lower IDs are special tokens and bytes
+_FIRST_WORD_ID = 300  # lower IDs are special tokens and byte tokens
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def measure_engine(folder: Path, *, precision: str, num_tokens: int, at_once: list[int]) -> dict[str, Any]:
-    """Measure latency and throughput for each number of concurrent sequences, each with a new image."""
+    """Measure latency and throughput at each concurrency level. Each sequence has a new image."""
     began = time.perf_counter()
     engine, info = build_engine(
         EngineConfig(folder, precision=precision, device="cpu", use_speculation=False)
@@ -63,7 +63,7 @@ def measure_engine(folder: Path, *, precision: str, num_tokens: int, at_once: li
 
 
 class SequenceGenerator:
-    """Generates prompts of equal length with random words and random images, all different."""
+    """Generates distinct prompts of equal length from random words and random images."""
 
     def __init__(self, image_token_id: int, image_tokens: int, side: int, vocab_size: int) -> None:
         self._image = (image_token_id, image_tokens, side)
@@ -87,7 +87,7 @@ class SequenceGenerator:
         )
 
     def text(self, num_tokens: int) -> Sequence:
-        """Return a text-only prompt with the length of a prompt with an image."""
+        """Return a text-only prompt that is as long as a prompt with an image."""
         self._num_sequences += 1
         length = _TEXT_BEFORE + self._image[1] + _TEXT_AFTER
         return Sequence(
@@ -99,7 +99,7 @@ class SequenceGenerator:
 
 
 def generate(engine: Engine, sequences: list[Sequence]) -> dict[str, Any]:
-    """Run all sequences and return the time to first token of each, the decode step time and throughput."""
+    """Run all sequences. Return each one's time to first token, the decode step time and the throughput."""
     for sequence in sequences:
         engine.add(sequence)
     began = last = time.perf_counter()

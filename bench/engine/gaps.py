@@ -1,11 +1,11 @@
-"""``python -m bench.engine.gaps``: measure gaps between tokens while a long prompt is prefilled.
+"""``python -m bench.engine.gaps``: measure the gaps between tokens while a long prompt is prefilled.
 
-The benchmark runs the engine with the bundled tiny model and no server. Four streams decode, and a long
+The benchmark runs the engine with the bundled tiny model, without a server. Four streams decode, and a long
 prompt with new images arrives periodically. It is prefilled either in chunks of at most 512 tokens per step,
 or in one step with a larger token budget. Both cases alternate for several rounds, so that other load on the
-machine affects both. A gap is the time between two tokens of one stream. It is reported in wall time and in
-CPU time of the process, which other programs do not increase. Speculative decoding is disabled, because
-tokens from the same step have no gap.
+machine affects both equally. A gap is the time between two consecutive tokens of a stream. It is reported as
+wall time and as the process's CPU time, which is not affected by other programs. Speculative decoding is
+disabled, because there is no gap between tokens from the same step.
 """
 
 from __future__ import annotations
@@ -53,9 +53,12 @@ class Timings:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.engine.gaps", description=__doc__)
     parser.add_argument("--rounds", type=int, default=4, help="number of rounds (default 4)")
-    parser.add_argument("--prompts", type=int, default=3, help="long prompts per round (default 3)")
+    parser.add_argument("--prompts", type=int, default=3, help="number of long prompts per round (default 3)")
     parser.add_argument(
-        "--threads", type=int, default=1, help="torch threads; CPU time is their sum (default 1)"
+        "--threads",
+        type=int,
+        default=1,
+        help="number of torch threads; CPU time is summed over them (default 1)",
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -176,7 +179,11 @@ def plot(timings: dict[str, Timings], path: Path) -> Path:
         ):
             ordered = np.sort([cpu for _, cpu in gaps]) * 1e3
             axis.step(ordered, 1 - np.arange(len(ordered)) / len(ordered), style, color=color, label=label)
-    axis.set(xscale="log", xlabel="gap between two tokens, ms of CPU time", ylabel="fraction of longer gaps")
+    axis.set(
+        xscale="log",
+        xlabel="gap between tokens (ms of CPU time)",
+        ylabel="fraction of gaps that are longer",
+    )
     figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

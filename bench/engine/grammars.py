@@ -1,12 +1,13 @@
-"""Compare llguidance and xgrammar: compile time, mask time, memory and coverage, in separate processes.
+"""Compare the compile time, mask time, memory use and coverage of llguidance and xgrammar.
 
     python -m bench.engine.grammars                          llguidance only
-    python -m bench.engine.grammars --xgrammar-python PATH   also xgrammar, from another environment
+    python -m bench.engine.grammars --xgrammar-python PATH   xgrammar as well, from another environment
 
-The results are written to ``bench/results/grammars.json``. The vocabularies have the sizes of Llama's
-(32,064) and Qwen2's (152,064), and are the same for both libraries. A walk samples random tokens from the
-masks until the grammar is complete, at most ``STEPS`` tokens. The time of one step includes one mask and one
-accepted token. Times are CPU times, so that other programs on the machine have little effect.
+The results are written to ``bench/results/grammars.json``. Each library runs in its own process. The
+vocabularies have as many tokens as those of Llama (32,064) and Qwen2 (152,064), and both libraries use the
+same ones. A walk samples random tokens from the masks until the grammar is complete or ``STEPS`` tokens have
+been sampled. The time of a step covers computing one mask and accepting one token. Times are CPU times, so
+that other programs on the machine have little effect.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ STEPS = 150
 EOS = 0
 _CLOSING = (b'"', b"}", b"]", b'"}', b":", b",")
 
-# Schemas that a library should reject with an error message, and must not treat as another schema.
+# Schemas that a library should reject with an error message instead of treating them as a different schema.
 HOSTILE = {
     "false": "false",
     "no integer": '{"type": "integer", "minimum": 5, "maximum": 3}',
@@ -57,7 +58,7 @@ HOSTILE = {
 
 
 def vocabulary(size: int) -> list[bytes]:
-    """Return an EOS token, all bytes, common JSON fragments, and random words with and without a space."""
+    """Return EOS, all bytes, common JSON fragments, and random words with and without a leading space."""
     pieces: dict[bytes, None] = {b"<eos>": None}
     pieces |= dict.fromkeys(bytes([value]) for value in range(256))
     pairs = ['{"', '":', '", "', '"}', '": "', "},", "],", "[{", "\n  ", "true", "false", "null"]
@@ -71,7 +72,7 @@ def vocabulary(size: int) -> list[bytes]:
 
 
 class Llguidance:
-    """llguidance with the interface that both libraries are measured with."""
+    """llguidance, wrapped in the interface that the benchmark uses for both libraries."""
 
     def __init__(self, tokens: list[bytes]) -> None:
         import llguidance
@@ -84,7 +85,7 @@ class Llguidance:
                 self._ids = {token: token_id for token_id, token in enumerate(tokens)}
 
             def __call__(self, text: bytes) -> list[int]:
-                """Tokenize greedily, with the longest matching token at each position."""
+                """Tokenize greedily: take the longest matching token at each position."""
                 token_ids, start = [], 0
                 while start < len(text):
                     ends = range(min(start + 9, len(text)), start, -1)
@@ -119,7 +120,7 @@ class Llguidance:
 
 
 class Xgrammar:
-    """xgrammar with the same interface as Llguidance."""
+    """xgrammar, wrapped in the same interface as ``Llguidance``."""
 
     def __init__(self, tokens: list[bytes]) -> None:
         import torch
@@ -165,7 +166,7 @@ def walk(library: Any, compiled: Any, tokens: list[bytes], seed: int) -> tuple[b
 
 
 def _pick(generator: random.Random, allowed: NDArray[np.int64], closing: NDArray[np.int64]) -> int:
-    """Sample an allowed token. Half of the time, prefer closing tokens, so that walks end."""
+    """Sample an allowed token. Half of the time, prefer closing tokens, so that walks terminate."""
     closing_allowed = allowed[np.isin(allowed, closing)]
     candidates = closing_allowed if len(closing_allowed) and generator.random() < 0.5 else allowed
     return int(candidates[generator.randrange(len(candidates))])
@@ -247,7 +248,7 @@ def classify(make: Callable[[list[bytes]], Any], name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--xgrammar-python", help="Python interpreter of an environment with xgrammar")
-    parser.add_argument("--part", nargs=2, help="internal: library, and vocabulary or hostile schema")
+    parser.add_argument("--part", nargs=2, help="internal: the library, and a vocabulary or hostile schema")
     options = parser.parse_args()
     makers: dict[str, Callable[[list[bytes]], Any]] = {"llguidance": Llguidance, "xgrammar": Xgrammar}
     if options.part:

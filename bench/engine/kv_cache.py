@@ -1,9 +1,9 @@
-"""``python -m bench.engine.kv_cache``: measure the memory savings and the accuracy of an 8-bit KV cache.
+"""``python -m bench.engine.kv_cache``: measure the memory savings and accuracy of an 8-bit KV cache.
 
-logits     the error of the logits with the 8-bit cache, compared with the error of computing in bf16, the
+logits     the logit error with the 8-bit cache, compared with the error of computing in bf16, the
            most common precision for serving
-answers    greedy outputs of the tiny model for the evaluation questions: how many have the same tokens with
-           both caches, and how many are correct
+answers    greedy outputs of the tiny model for the evaluation questions: how many are identical with both
+           caches, and how many are correct
 """
 
 from __future__ import annotations
@@ -37,16 +37,22 @@ from bench.engine.logits import (
 )
 from bench.record import ROOT, write_record
 
-sys.path.append(str(ROOT / "tools"))  # for the tiny model's evaluation
+sys.path.append(str(ROOT / "tools"))  # to import the tiny model's evaluation
 from tiny.evaluation import Question, Result, evaluation_questions
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.engine.kv_cache", description=__doc__)
-    parser.add_argument("--questions", type=int, default=200, help="questions for the logits (default 200)")
-    parser.add_argument("--exam", type=int, default=600, help="questions for the outputs (default 600)")
-    parser.add_argument("--prompts", type=int, default=8, help="prompts for each random model (default 8)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    parser.add_argument(
+        "--questions", type=int, default=200, help="number of questions used to compare logits (default 200)"
+    )
+    parser.add_argument(
+        "--exam", type=int, default=600, help="number of questions used to compare outputs (default 600)"
+    )
+    parser.add_argument(
+        "--prompts", type=int, default=8, help="number of prompts for each random model (default 8)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="number of torch threads (default 1)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     questions = list(evaluation_questions(-(-max(args.exam, args.questions) // 3)))
@@ -65,7 +71,7 @@ def main() -> None:
 
 
 def sizes() -> dict[str, int]:
-    """Return the bytes per token of the KV cache of LLaVA-1.5-7B."""
+    """Return the KV cache size of LLaVA-1.5-7B, in bytes per token."""
     return {
         name: KVCacheSpec(1, 1, 32, 32, 128, torch.float16, is_int8=name == "int8").bytes_per_block
         for name in KV_CACHE_DTYPES
@@ -73,7 +79,7 @@ def sizes() -> dict[str, int]:
 
 
 def compare_logits(folder: Path, examples: list[Example]) -> dict[str, Any]:
-    """Compare fp32 logits with those of an 8-bit cache and, as a reference, with those of bf16."""
+    """Compare fp32 logits with the logits from an 8-bit cache and, as a reference, with bf16 logits."""
     model, rounded = load(folder, "fp32"), load(folder, "bf16")
     exact = [logits_of(model, "auto", example) for example in examples]
     others = {

@@ -1,7 +1,8 @@
-"""Compare logits of the bundled model, and of models with random weights, between data types.
+"""Compare the logits of the bundled model and of models with random weights across data types.
 
-Random weights have no outliers, and their token probabilities are almost equal. The errors of these models do
-not apply to trained models. They only show how data types compare, with LLaVA-1.5's head size and two depths.
+Random weights have no outliers, and the resulting token probabilities are almost uniform. The errors of these
+models therefore do not carry over to trained models. They only show how data types compare with each other at
+LLaVA-1.5's head size and at two depths.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor
 from bench.record import ROOT
 from bench.shape import Shape
 
-sys.path.append(str(ROOT / "tools"))  # for the tiny model's scenes and evaluation
+sys.path.append(str(ROOT / "tools"))  # to import the tiny model's scenes and evaluation
 from tiny.conversations import SYSTEM
 from tiny.drawing import draw, preprocess
 from tiny.evaluation import Question
@@ -48,7 +49,7 @@ __all__ = [
 
 TINY = ROOT / "worker" / "llava_worker" / "tiny"
 CPU = torch.device("cpu")
-NUM_CONTEXT, NUM_COMPARED = 576, 64  # tokens of a random prompt: context, and positions to compare
+NUM_CONTEXT, NUM_COMPARED = 576, 64  # number of tokens in a random prompt
 _SMALL = {"vocabulary": 4096, "context": 1024, "vision_hidden": 64, "vision_layers": 2}
 _SMALL |= {"vision_heads": 1, "vision_intermediate": 128, "image_side": 28, "patch": 14}
 # The head size is 128, as in LLaVA-1.5. Width and depth are small enough for a shared machine.
@@ -69,7 +70,7 @@ class Example:
 
 
 def load(folder: Path, precision: str) -> Llava:
-    # Formats that require a GPU are created as for a GPU. Their matrix products also run on a CPU.
+    # Formats that require a GPU are created as if for a GPU, but their matrix products also run on a CPU.
     device = CPU if precision in precisions_on(CPU) else torch.device("cuda:0")
     number_format = choose_precision(precision, device)
     model = Llava(read_config(folder), read_image_config(folder), precision=number_format, device=CPU)
@@ -101,7 +102,7 @@ def logits_of(model: Llava, kind: str, example: Example) -> Tensor:  # fp32 [pos
 
 
 def errors(exact: list[Tensor], others: dict[str, list[Tensor]]) -> dict[str, Any]:
-    """Return the maximum and mean error against ``exact``, and how often the top token is the same."""
+    """Return the maximum and mean error relative to ``exact``, and how often the top token is the same."""
     reference = torch.cat(exact)
     results: dict[str, Any] = {"positions": len(reference), "std": float(reference.std())}
     for name, logits in others.items():
@@ -116,7 +117,7 @@ def errors(exact: list[Tensor], others: dict[str, list[Tensor]]) -> dict[str, An
 
 
 def example_of(question: Question) -> Example:
-    """Return the prompt of a question followed by the correct answer."""
+    """Return the prompt for a question, followed by the correct answer."""
     system = SYSTEM if question.system is None else question.system
     ids = prompt_ids(system, question.turns, len(question.scenes))
     starts = [i for i, token in enumerate(ids) if token == IMAGE and (i == 0 or ids[i - 1] != IMAGE)]

@@ -1,8 +1,8 @@
-"""``python -m bench.engine.precision``: measure the error of the logits of quantized models against fp32.
+"""``python -m bench.engine.precision``: measure the logit error of quantized models relative to fp32.
 
 The bundled model is compared at each token of the correct answers to the evaluation questions. Models with
 random weights and LLaVA-1.5's head size are compared on random prompts. To measure how many answers are
-correct in a given precision, run ``make eval`` with a server in that precision.
+correct in a given precision, run ``make eval`` against a server in that precision.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.checkpoint import write_checkpoint
 from bench.engine.logits import RANDOM, TINY, Example, errors, example_of, load, logits_of, random_example
 from bench.record import ROOT, write_record
 
-sys.path.append(str(ROOT / "tools"))  # for the tiny model's evaluation
+sys.path.append(str(ROOT / "tools"))  # to import the tiny model's evaluation
 from tiny.evaluation import evaluation_questions
 
 PRECISIONS = ("bf16", "int8", "int4", "w8a8", "fp8")
@@ -28,7 +28,9 @@ PRECISIONS = ("bf16", "int8", "int4", "w8a8", "fp8")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.engine.precision", description=__doc__)
     parser.add_argument("--questions", type=int, default=200, help="number of questions (default 200)")
-    parser.add_argument("--prompts", type=int, default=8, help="prompts for each random model (default 8)")
+    parser.add_argument(
+        "--prompts", type=int, default=8, help="number of prompts for each random model (default 8)"
+    )
     args = parser.parse_args()
     questions = list(evaluation_questions(-(-args.questions // 3)))[: args.questions]
     results = {"tiny-llava": compare(TINY, [example_of(question) for question in questions])}

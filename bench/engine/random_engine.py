@@ -1,6 +1,7 @@
-"""An engine for a LLaVA with random weights, which are generated on the device without files or downloads.
+"""An engine for a LLaVA model with random weights.
 
-Weights are loaded in chunks of rows, as from a checkpoint, so all precisions are supported.
+The weights are generated on the device, without files or downloads. They are loaded in chunks of rows, just
+like those of a checkpoint, so all precisions are supported.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def make_model(shape: Shape, precision: Precision, device: torch.device) -> Llav
 def make_engine(
     model: Llava, precision: Precision, *, max_num_sequences: int, max_batch_tokens: int
 ) -> Engine:
-    """Return an engine as in a worker, without speculation.
+    """Return an engine configured like a worker's, but without speculative decoding.
 
     Models with random weights repeat themselves, so drafts would be accepted more often than in practice.
     """

@@ -1,18 +1,18 @@
-"""``python -m bench.engine.speculation``: measure the speedup and the overhead of speculative decoding.
+"""``python -m bench.engine.speculation``: measure the speedup and overhead of speculative decoding.
 
 The benchmark runs the engine without a server and measures decoding only, after all prompts are prefilled.
 Rounds with and without speculation alternate and the median ratio is reported, so that other load on the
-machine affects both. The number of tokens per step does not depend on other load. The tiny model produces
-realistic outputs:
+machine affects both equally. The number of tokens per step is not affected by other load. The tiny model
+produces realistic outputs:
 
     describe again   an image is described twice, so the second output repeats the first one
-    questions        one evaluation question per image, with short outputs that repeat nothing
+    questions        one evaluation question per image; outputs are short and contain no repetition
 
-A model with the shape of LLaVA-1.5 and random weights shows the extremes:
+A model with LLaVA-1.5's layer shapes and random weights shows the extremes:
 
-    ceiling          the same token at every position (``logit_bias``): every draft token is accepted
-    chance           eight random tokens: drafts are usually found and usually rejected
-    chat             random tokens from the whole vocabulary: nothing repeats
+    ceiling          the same token at every position (``logit_bias``); every draft token is accepted
+    chance           eight random tokens; drafts are usually found and usually rejected
+    chat             random tokens from the whole vocabulary; nothing is repeated
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from llava_worker.settings import load_settings
 from bench.checkpoint import ensure_checkpoint
 from bench.record import ROOT, write_record
 
-sys.path.append(str(ROOT / "tools"))  # for the tiny model's scenes and evaluation
+sys.path.append(str(ROOT / "tools"))  # to import the tiny model's scenes and evaluation
 from tiny.drawing import draw, preprocess
 from tiny.evaluation import Question, evaluation_questions
 
-TINY_OUTPUTS = 32  # per round; outputs of the tiny model are short
+TINY_OUTPUTS = 32  # per round; the tiny model's outputs are short
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 48  # for the large model
-WORDS = range(300, 32_000)  # lower IDs are special tokens and bytes
+WORDS = range(300, 32_000)  # lower IDs are special tokens and byte tokens
 
-Batches = list[list[Sequence]]  # batches run in sequence, the sequences of a batch concurrently
-MakeBatches = Callable[[int], Batches]  # the argument is the number of the round; all batches differ
+Batches = list[list[Sequence]]  # batches run one after another; the sequences in a batch run concurrently
+MakeBatches = Callable[[int], Batches]  # takes the round number; all batches differ
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Sample:
-    """The results of one round. ``num_steps`` are decode steps; ``cpu_seconds`` is the sum of all threads."""
+    """The results of one round. ``num_steps`` counts decode steps; ``cpu_seconds`` includes all threads."""
 
     seconds: float
     cpu_seconds: float
@@ -75,12 +75,12 @@ class Sample:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.engine.speculation", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default 5)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="number of torch threads (default 1)")
     parser.add_argument("--precision", default="bf16", help="precision of the large model (default bf16)")
     parser.add_argument(
         "--at-once", type=int, nargs="*", default=[1, 8], help="numbers of concurrent sequences (default 1 8)"
     )
-    parser.add_argument("--only", choices=["tiny", "large"], help="measure one of the models")
+    parser.add_argument("--only", choices=["tiny", "large"], help="benchmark only this model")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results: dict[str, Any] = {}
@@ -137,7 +137,7 @@ def ask_once(question: Question) -> list[Message]:
 
 
 def ask_twice(question: Question) -> list[Message]:
-    """Return a conversation in which the user repeats the question and expects the same response."""
+    """Return a conversation in which the user repeats the question, so that the same response is expected."""
     turn = question.turns[-1]
     first = ask_once(question)
     return [*first, Message("assistant", (turn.answer,)), Message("user", (turn.question,))]
@@ -213,7 +213,7 @@ def random_sequences(number: int, sampling: SamplingParams) -> MakeBatches:
 def compare(
     start: Callable[[str], tuple[EngineInterface, list[Workload]]], num_rounds: int
 ) -> list[dict[str, Any]]:
-    """Run each workload alternately without and with speculation. The first round is a warm-up."""
+    """Run each workload alternately with and without speculation. The first round is a warm-up."""
     (off, workloads), (auto, _) = start("off"), start("auto")
     results = []
     for workload in workloads:
@@ -253,9 +253,9 @@ def _tokens_per_step(samples: list[Sample]) -> float:
 
 
 def generate_all(engine: EngineInterface, batches: Batches) -> tuple[Sample, dict[str, list[int]]]:
-    """Generate all batches and return the measurements and the output tokens by sequence.
+    """Generate all batches. Return the measurements and each sequence's output tokens.
 
-    Prefill is excluded, as are the tokens generated before the last prompt of a batch is prefilled.
+    The measurements exclude prefill and all tokens generated before the last prompt of a batch is prefilled.
     """
     outputs: dict[str, list[int]] = {}
     samples = [_generate_batch(engine, batch, outputs) for batch in batches]

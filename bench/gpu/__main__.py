@@ -1,20 +1,20 @@
-"""``python -m bench.gpu``: benchmark the engine with the shapes of LLaVA-1.5-7B and 13B on an NVIDIA GPU.
+"""``python -m bench.gpu``: benchmark the engine on an NVIDIA GPU with the shapes of LLaVA-1.5-7B and 13B.
 
     python -m bench.gpu                                 7B in fp16, w4a16, fp8, w8a8, int8, int4; 13B in fp16
     python -m bench.gpu --sizes 7b --precisions fp16    one case
     python -m bench.gpu --quick                         a smoke test with a mini model, also on a CPU; the
                                                         record is written to bench/work
 
-The weights are random. Each case measures the time to first token for a prompt with a new image, the time
-per token of a single request, the throughput with 1, 8, 32 and 128 streams with new images, images per second
-for the vision tower, and memory. The results are compared with the peak rates of the GPU, measured in the
+The weights are random. Each case measures the time to first token for a prompt with a new image, the time per
+token of a single request, the throughput with 1, 8, 32 and 128 streams with new images, images per second for
+the vision tower, and memory. The results are compared with the GPU's peak rates, which are measured in the
 same run.
 
-transformers is measured in fp16 for comparison: ``generate`` with images, in one batch, and its continuous
+For comparison, transformers is measured in fp16: ``generate`` with all images in one batch, and continuous
 batching with text only. The fp16 cases of llava-serve include the same text-only workload. If a case fails,
-for example because the GPU is out of memory, the record contains the reason. Cases that do not fit in the
-time limit of 450 seconds are dropped, the least important ones first, and listed in the record. Do not run
-other programs at the same time.
+for example because the GPU runs out of memory, the reason is recorded. Cases that do not fit into the time
+limit of 450 seconds are skipped, the least important ones first, and listed in the record. Do not run other
+programs at the same time.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
     args = parse_args(sys.argv[1:])
     if not torch.cuda.is_available() and not args.quick:
         sys.exit(
-            "bench.gpu requires an NVIDIA GPU, and torch found none. Use --quick for a smoke test on the CPU."
+            "bench.gpu requires an NVIDIA GPU, but torch found none. Use --quick for a smoke test on the CPU."
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     deadline = time.monotonic() + _LIMIT_S
@@ -100,7 +100,7 @@ def parse_args(arguments: list[str]) -> argparse.Namespace:
         nargs="+",
         type=int,
         default=list(_STREAMS),
-        help="concurrent streams (default 1 8 32 128)",
+        help="numbers of concurrent streams (default 1 8 32 128)",
     )
     return parser.parse_args(arguments)
 
@@ -116,7 +116,7 @@ def _selected(args: argparse.Namespace) -> list[tuple[str, str]]:
 def measurements_of(
     args: argparse.Namespace, device: torch.device, card: dict[str, float]
 ) -> list[Measurement]:
-    """Return the measurements in order of importance: llava-serve in fp16, transformers, all others."""
+    """Return the measurements in order of importance: llava-serve in fp16, transformers, then all others."""
     shapes = {size: MINI if args.quick else shape for size, shape in _SIZES.items()}
     llava_serve = [
         Measurement(
@@ -139,7 +139,7 @@ def measurements_of(
 
 
 def _measure_or_reason(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the results of a measurement, or the reason why it failed."""
+    """Return the results of a measurement, or the reason for its failure."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -20,18 +20,18 @@ class Measurement:
 def run_within(
     measurements: Sequence[Measurement], *, deadline: float, clock: Callable[[], float] = time.monotonic
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Run the measurements. Return the results, and the reasons for dropped measurements, by name.
+    """Run the measurements. Return the results, and the reasons for skipped measurements, both by name.
 
     A measurement is started if the remaining time exceeds the longest duration so far, scaled by its weight.
-    Otherwise this one and all later ones are dropped, even if a later one might fit.
+    Otherwise, it and all later measurements are skipped, even if a later one might fit.
     """
     done: dict[str, dict[str, Any]] = {}
-    longest_s = 0.0  # scaled to weight 1
+    longest_s = 0.0  # for a measurement with weight 1
     for index, measurement in enumerate(measurements):
         began = clock()
         left_s, needed_s = deadline - began, longest_s * measurement.weight
         if left_s <= needed_s:
-            reason = f"{left_s:.0f} s were left before {measurement.name}, which may take {needed_s:.0f} s"
+            reason = f"only {left_s:.0f} s were left for {measurement.name}, which may take {needed_s:.0f} s"
             return done, {dropped.name: reason for dropped in measurements[index:]}
         done[measurement.name] = measurement.measure()
         longest_s = max(longest_s, (clock() - began) / measurement.weight)

@@ -1,6 +1,6 @@
 """Measure ``generate`` and the continuous batching of transformers, with the metrics of `bench.gpu`.
 
-Attention, CUDA graphs and memory use are the defaults of transformers.
+The settings for attention, CUDA graphs and memory use are transformers' defaults.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bench.shape import Shape
 
 __all__ = ["best_s", "measure_continuous", "measure_generate"]
 
-_CPU_BLOCKS = 64  # of 256 tokens; the default on a CPU is most of the memory
+_CPU_BLOCKS = 64  # 256 tokens each; on a CPU, the default number of blocks fills most of the memory
 
 
 def measure_generate(
@@ -25,8 +25,8 @@ def measure_generate(
 ) -> dict[str, Any]:
     """Measure ``generate`` with all streams in one batch, each with an image. No padding is necessary.
 
-    The time to first token is that of a run with one output token. The time per token is calculated from the
-    difference between this run and a longer one.
+    The time to first token is the duration of a run with one output token. The time per token is calculated
+    from the difference between this run and a longer one.
     """
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
@@ -59,16 +59,16 @@ def measure_generate(
 def measure_continuous(
     shape: Shape, device: torch.device, prompts: list[list[list[int]]], num_tokens: int
 ) -> dict[str, Any]:
-    """Measure continuous batching with each batch of ``prompts``. The model is the decoder without the tower.
+    """Measure continuous batching with each batch of ``prompts``. Only the decoder is used.
 
-    The times are those reported by transformers, from the creation of a request to its tokens. They exclude
-    starting and stopping threads and capturing CUDA graphs. transformers allocates most of the free memory.
+    The times are reported by transformers and start when a request is created. They exclude starting and
+    stopping threads and capturing CUDA graphs. transformers allocates most of the free memory.
     """
     from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaForCausalLM, LlavaConfig
 
     dtype = _dtype(device)
     text: Any = LlavaConfig(**shape.config(_name(dtype))).text_config
-    generation_config: Any = GenerationConfig  # untyped
+    generation_config: Any = GenerationConfig  # has no type annotations
     model = _make(lambda: LlamaForCausalLM(text), dtype, device)
 
     def run(batch: list[list[int]]) -> list[Any]:

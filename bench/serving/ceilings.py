@@ -1,7 +1,7 @@
-"""Measure the peak rates of this machine: memory reads and matrix products, the best of several runs.
+"""Measure this machine's peak rates for memory reads and matrix products. Each is the best of several runs.
 
-The rates are measured with torch's kernels instead of being taken from a data sheet. A faster kernel than
-torch's can exceed them.
+The rates are measured with torch's kernels instead of being taken from a data sheet. A kernel that is faster
+than torch's can exceed them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["Ceilings", "measure_ceilings"]
 
 _READ_BYTES = 1 << 30  # much larger than any CPU cache
 _TRIES = 5
-_ROWS, _IN, _OUT = 576, 2048, 5504  # an image's tokens and the largest layers of the benchmarked model
+_ROWS, _IN, _OUT = 576, 2048, 5504  # tokens per image, and the model's largest layer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
     """Peak rates: memory reads in bytes per second, matrix products in operations per second.
 
-    An addition and a multiplication count as one operation each.
+    Additions and multiplications count as one operation each.
     """
 
     read_bytes_per_s: float
@@ -35,13 +35,13 @@ class Ceilings:
     num_threads: int
 
     def per_s(self, bits: float) -> float:
-        """Return the operations per second for a weight width. 4-bit weights are multiplied in int8."""
+        """Return the peak operations per second at this weight width. 4-bit weights use int8 products."""
         return self.bf16_per_s if bits > 8 else self.int8_per_s
 
 
 @torch.inference_mode()
 def measure_ceilings() -> Ceilings:
-    """Measure all peak rates. This takes some seconds and 1 GiB of memory."""
+    """Measure all peak rates. This takes a few seconds and 1 GiB of memory."""
     return Ceilings(
         read_bytes_per_s=_read_rate(),
         bf16_per_s=_bf16_rate(),

@@ -1,9 +1,10 @@
-"""A worker that logs the time of each token, for comparison with the time of its arrival at a client.
+"""A worker that logs when each token is generated, for comparison with the token's arrival at a client.
 
     python -m bench.serving.clocked_worker QUEUE_URL LOG_FILE STEP_S CAPACITY
 
-The log has one line per step, with the time in seconds (CLOCK_MONOTONIC, which all processes of a machine
-share) and "request:position" for each token. The request is the number in a prompt such as "request 17".
+The log contains one line per step: the time in seconds (CLOCK_MONOTONIC, which all processes on a machine
+share), followed by "request:position" for each token. The request number is taken from the prompt, for
+example "request 17".
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ _NUMBER = re.compile(rb"request (\d+)")
 
 
 class ClockedEngine:
-    """An engine that logs the tokens of another engine."""
+    """An engine that wraps another engine and logs its tokens."""
 
     def __init__(self, engine: EngineInterface, log: Path) -> None:
         self._engine = engine
         self._log = log.open("w", buffering=1)
-        self._requests: dict[str, str] = {}  # number of the request by seq_id
+        self._requests: dict[str, str] = {}  # request number by seq_id
         self._positions: dict[str, int] = {}
         self.max_sequences = engine.max_sequences
         self.context_length = engine.context_length

@@ -1,8 +1,8 @@
-"""``python -m bench.serving.overhead``: measure the latency and CPU time of queue, controller and SSE.
+"""``python -m bench.serving.overhead``: measure the latency and CPU time of the queue, controller and SSE.
 
 An engine without a model generates one token per stream every 40 ms. The latency of a token is the time from
-the end of its step in the worker to the arrival of its last byte at the client, measured with the same clock.
-The CPU time of each process is measured while all streams run.
+the end of its step in the worker to the arrival of its last byte at the client, both taken from the same
+clock. The CPU time of each process is measured while all streams run.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ from bench.record import write_record
 
 _EVENT_ID = re.compile(rb"id: chatcmpl-[0-9a-f]+:(\d+)\r?\n")
 _START_TIMEOUT_S = 60.0
-_RAMP_UP_S = 2.0  # streams start one after another; the measurement starts after this time
+_RAMP_UP_S = 2.0  # time for all streams to start before the measurement begins
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.serving.overhead", description=__doc__)
-    parser.add_argument("--streams", type=int, default=64, help="concurrent streams (default 64)")
-    parser.add_argument("--rate", type=float, default=25.0, help="tokens per second and stream (default 25)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="duration in seconds (default 20)")
+    parser.add_argument("--streams", type=int, default=64, help="number of concurrent streams (default 64)")
+    parser.add_argument("--rate", type=float, default=25.0, help="tokens per second per stream (default 25)")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="duration of the measurement in seconds (default 20)"
+    )
     parser.add_argument("--name", default="overhead", help="name of the record in bench/results")
     parser.add_argument("--profile", type=Path, help="write a py-spy profile of the controller to this file")
     args = parser.parse_args()
@@ -103,7 +105,7 @@ def _profile(process: psutil.Process, path: Path, seconds: float) -> None:
 async def _measure(
     port: int, num_streams: int, rate: float, seconds: float, processes: dict[str, psutil.Process]
 ) -> tuple[list[tuple[str, float]], dict[str, float]]:
-    """Return "request:position" and arrival time of each token, and the CPU cores used by each process."""
+    """Return (request:position, arrival time) for each token, and the CPU cores used by each process."""
     num_tokens = int(rate * (seconds + 2 * _RAMP_UP_S)) + 1
     arrivals: list[tuple[str, float]] = []
     streams = [

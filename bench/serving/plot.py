@@ -15,7 +15,7 @@ _LLAVA_SERVE, _OTHERS, _LIMIT = "#1769aa", "#b0b7bf", "#c2410c"
 
 
 def plot_serving(folder: Path, path: Path) -> Path:
-    """Plot the records in ``folder`` to ``path`` and return it."""
+    """Plot the records in ``folder``, save the plot to ``path`` and return ``path``."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -1,8 +1,8 @@
-"""Hardware limits of the workloads: a roofline model of the operations and the memory reads.
+"""Hardware limits of the workloads, from a roofline model of operations and memory reads.
 
-Prefill is limited by the rate of operations. Decoding is limited by reading all weights once per step,
-regardless of the batch size. The model assumes that all weights have the same width, and ignores all other
-work of a server, such as reading activations, sampling and communication between processes.
+Prefill is compute-bound. Decoding is memory-bound: each step reads all weights once, regardless of the batch
+size. The model assumes that all weights have the same width, and ignores all other work done by a server,
+such as reading activations, sampling and communication between processes.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def limits(
 ) -> Limits:
     """Return the limits of all workloads.
 
-    ``prompt_tokens`` includes the image. The first ``common_tokens`` of every prompt are assumed to be in the
-    prefix cache. An image that several prompts share is computed once.
+    ``prompt_tokens`` includes image tokens. The first ``common_tokens`` of every prompt are assumed to be in
+    the prefix cache. An image that several prompts share is encoded once.
     """
     rate = ceilings.per_s(bits)
     text_tokens = max(1, prompt_tokens - shape.image_tokens - common_tokens)

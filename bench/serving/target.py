@@ -25,17 +25,17 @@ _POLL_S = 0.25
 
 
 class Unavailable(Exception):
-    """The target cannot be measured here; the message states the reason."""
+    """The target cannot be benchmarked on this machine. The message states the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """A server to benchmark.
 
-    ``command`` receives the port. ``prepare`` installs the server and converts the checkpoint if necessary,
-    and raises Unavailable if this fails. ``bits`` is the width of the decoder weights, which determines the
-    hardware limits. ``ready_path`` returns 200 when the server is ready. ``model`` is the model name in
-    requests.
+    ``command`` takes the port and returns the command line. ``prepare`` installs the server and converts the
+    checkpoint if necessary, and raises Unavailable if this fails. ``bits`` is the width of the decoder
+    weights, which determines the hardware limits. ``ready_path`` returns 200 when the server is ready.
+    ``model`` is the model name in requests.
     """
 
     name: str
@@ -51,14 +51,14 @@ class Target:
 
 @dataclass(frozen=True)
 class RunningTarget:
-    """A running server. ``ready_s`` is the time from its start until it was ready."""
+    """A running server. ``ready_s`` is the time it took to become ready, in seconds."""
 
     url: str
     ready_s: float
     process: psutil.Process
 
     def memory_bytes(self) -> int:
-        """Return the current memory of all its processes, with shared pages counted once (PSS)."""
+        """Return the current memory use of all server processes. Shared pages are counted once (PSS)."""
         total = 0
         for process in (self.process, *self.process.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
@@ -98,7 +98,7 @@ def _wait_until_ready(target: Target, process: subprocess.Popen[bytes], url: str
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise Unavailable(
-                f"The server exited with status {process.returncode} before it was ready; see its log."
+                f"The server exited with status {process.returncode} before it was ready. See its log."
             )
         if _is_ready(url):
             return
@@ -110,7 +110,7 @@ def _is_ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
             return bool(response.status == 200)
-    except (OSError, http.client.HTTPException):  # not listening, or an error status because it is not ready
+    except (OSError, http.client.HTTPException):  # not listening yet, or an error status
         return False
 
 

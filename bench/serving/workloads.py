@@ -12,7 +12,7 @@ __all__ = ["AT_ONCE", "COMMON_TOKENS", "OUTPUT_TOKENS", "PROMPT_TOKENS", "WORKLO
 
 AT_ONCE = 8
 OUTPUT_TOKENS = 32
-PROMPT_TOKENS = 641  # approximate, with an image: the number in a question has one to three digits
+PROMPT_TOKENS = 641  # with an image; approximate, because the number in a question has one to three digits
 COMMON_TOKENS = 33  # at the start of every prompt: the system prompt
 _TIMEOUT_S = 1800.0
 _BASE = Plan(max_tokens=OUTPUT_TOKENS, num_words=20, width=640, height=480)
@@ -26,7 +26,7 @@ class Workload:
     plan: Plan
 
     def with_ignore_eos(self, ignore_eos: bool) -> Workload:
-        """Return the workload with or without ``ignore_eos``, which some servers do not support."""
+        """Return this workload with ``ignore_eos`` set or unset. Some servers do not support it."""
         return replace(self, plan=replace(self.plan, ignore_eos=ignore_eos))
 
     def quick(self) -> Workload:
@@ -59,7 +59,7 @@ WORKLOADS = {
 def measure(url: str, model: str | None, workload: Workload, *, is_first: bool) -> dict[str, Any]:
     """Run a workload and return its summary and the results of each request.
 
-    The first workload for a server starts with a warm-up request.
+    The first workload run against a server starts with a warm-up request.
     """
     load = run_load(workload.plan, url, model=model, timeout_s=_TIMEOUT_S, is_warming_up=is_first)
     run = asyncio.run(load)

@@ -1,4 +1,4 @@
-"""Tests for the benchmark checkpoint: it loads in the worker and in transformers."""
+"""Tests that the benchmark checkpoint loads in the worker and in transformers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def loading_info(folder: Path) -> dict[str, list[str]]:
-    """Load with transformers. Return what did not match: missing, unexpected and mismatched keys."""
+    """Load the checkpoint with transformers. Return the missing, unexpected and mismatched keys."""
     loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     _, info = loaded
     return {name: list(keys) for name, keys in info.items() if keys}

@@ -1,4 +1,4 @@
-"""Tests for benchmark records, hardware limits, the results table and the servers to measure."""
+"""Tests for benchmark records, hardware limits, the results table and the servers to benchmark."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_versions_include_only_installed_packages() -> None:
 
 
 def test_the_limits_match_a_manual_calculation() -> None:
-    """1.28e9 weights of 2 bytes, 0.2 MB of keys and values per token, 31 GB/s, 2 operations per weight."""
+    """The model has 1.28e9 weights of 2 bytes each and 0.2 MB of keys and values per token."""
     found = limits(LLAVA_1_5_SMALL, MACHINE, bits=16, **LOAD)
     assert found.tpot_s == pytest.approx((1.28e9 * 2 + 629 * 0.197e6) / 31e9, rel=0.01)
     assert found.ttft_new_s == pytest.approx(4.8, rel=0.05)
@@ -101,7 +101,7 @@ def test_the_table_has_values_and_limits_and_lists_missing_servers(tmp_path: Pat
     assert first.startswith("| llava-serve |")
     assert "| 0.50 s (4." in second and "| 500 ms (" in second
     assert "2 failed" in second
-    assert second.count(" - ") >= 2  # no request of these workloads was successful
+    assert second.count(" - ") >= 2  # no request in these workloads succeeded
     assert rest == ["", "- missing server: not measured. No wheel."]
 
 

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector for tests. It receives spans by OTLP over HTTP and stores them."""
+"""An OpenTelemetry collector for tests. It receives spans via OTLP over HTTP and stores them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.waiting import wait_until
 
 
 class Span:
-    """A span of a service, with its attributes as Python values."""
+    """A span from a service, with its attributes converted to Python values."""
 
     def __init__(self, service: str, raw: Any) -> None:
         self.service = service
@@ -48,7 +48,7 @@ class Collector:
         return [span for span in self.spans if span.name == name]
 
     def trace(self, trace_id: str, num_spans: int) -> dict[str, Span]:
-        """Wait for all spans of a trace, which must have different names. Return them by name."""
+        """Wait for all spans of a trace and return them by name. All names must be different."""
         found = self.grouped(trace_id, num_spans)
         assert all(len(spans) == 1 for spans in found.values()), found
         return {name: spans[0] for name, spans in found.items()}

@@ -1,4 +1,4 @@
-"""Fixtures for tests of the complete system: a queue, a controller and workers as separate processes."""
+"""Fixtures for end-to-end tests with a queue, a controller and workers in separate processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.e2e.traced_system import System
 from tests.processes import StartWorker, running_site, worker_factory
 from tests.wire.redis_server import running_redis
 
-# In fp32, the bundled model generates the same tokens at any batch size.
+# In fp32, the bundled model generates the same tokens at every batch size.
 TINY = {"model": "tiny", "device": "cpu", "threads": 1, "precision": "fp32"}
 
 

@@ -1,4 +1,4 @@
-"""Traces of batches. Batch lines are processed in the background, after the request has ended."""
+"""Traces of batches. Batch lines are processed in the background, after the batch was created."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def test_without_otel_a_batch_has_no_spans_and_no_trace_field(
     assert batch["request_counts"]["completed"] == 1
     assert b"trace" not in stored_batch(queue_url)
     worker.send(signal.SIGTERM)
-    wait_until(lambda: worker.status == 0)  # by then, any pending spans would have been sent
+    wait_until(lambda: worker.status == 0)  # any pending spans are sent before the worker exits
     assert not batch_line_spans(collector, batch)
 
 
 def batch_line_spans(collector: Collector, batch: dict[str, Any]) -> list[Span]:
-    """Return the spans of the batch's lines in the order of the lines."""
+    """Return the spans of the batch's lines, in input order."""
     spans = [
         span for span in collector.named("batch line") if span.attributes["llava.batch.id"] == batch["id"]
     ]
@@ -70,7 +70,7 @@ def batch_line_spans(collector: Collector, batch: dict[str, Any]) -> list[Span]:
 
 
 def wait_for_batch_line_spans(collector: Collector, batch: dict[str, Any], num_lines: int) -> list[Span]:
-    """Wait until the collector has the spans of all lines and return them."""
+    """Wait until the collector has received the spans of all lines. Return them."""
     wait_until(lambda: len(batch_line_spans(collector, batch)) == num_lines)
     return batch_line_spans(collector, batch)
 

@@ -1,4 +1,4 @@
-"""Static checks of the deployment files. They do not require a Docker daemon."""
+"""Static checks for the deployment files. They do not require a Docker daemon."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_dockerfiles_of_built_images_exist(path: Path) -> None:
 def test_images_are_pinned(path: Path) -> None:
     for service in _compose(path)["services"].values():
         if image := service.get("image"):
-            assert re.search(r":\d+\.\d+\.\d+(-[a-z0-9.]+)?$", image), f"{image}: the version must be exact"
+            assert re.search(r":\d+\.\d+\.\d+(-[a-z0-9.]+)?$", image), f"{image}: the version must be pinned"
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)

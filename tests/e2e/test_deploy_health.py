@@ -1,4 +1,4 @@
-"""Parts of the compose file that run without Docker: the Valkey command and the worker's health check."""
+"""The Valkey command and the worker health check of the compose file, run without Docker."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PASSWORD = "sesame"
 
 @contextmanager
 def compose_redis(folder: Path) -> Iterator[str]:
-    """Run the queue with the compose file's arguments on a Unix socket and yield its URL."""
+    """Run the queue on a Unix socket with the compose file's arguments. Yield its URL."""
     service = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))["services"]["redis"]
     filled = {"${LLAVA_REDIS_PASSWORD}": PASSWORD, "${LLAVA_REDIS_MAXMEMORY:-1gb}": "1gb"}
     arguments = [filled.get(word, word) for word in service["command"][1:]]

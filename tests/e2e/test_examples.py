@@ -1,6 +1,6 @@
-"""The programs in examples/, unmodified, against the bundled model. Each must print the correct answer.
+"""The programs in examples/ run unmodified against the bundled model. Each must print the correct answer.
 
-The dev extra installs their packages, except LiteLLM, which ``make test`` installs.
+The dev extra installs the packages they need, except for LiteLLM, which ``make test`` installs.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def test_every_example_prints_the_correct_answer(program: str, tiny_server: str,
     assert result.stdout.strip() == ANSWER
 
 
-# The LiteLLM example is excluded: it takes seconds to load and uses OpenAI's client, like openai_chat.py.
+# The LiteLLM example is excluded: it takes seconds to load and uses OpenAI's client, as openai_chat.py does.
 @pytest.mark.parametrize("program", [name for name in PROGRAMS if name != "litellm_chat.py"])
 def test_an_example_without_a_server_fails(program: str, image: Path) -> None:
     result = run(program, "http://127.0.0.1:9", image)

@@ -1,6 +1,6 @@
-"""Streams survive the loss of their worker, whether it is killed, drained, hung or the only one.
+"""Streams survive the loss of a worker that is killed, drained or hung, or that is the only worker.
 
-The text must equal that of an uninterrupted stream.
+Their text must equal that of an uninterrupted stream.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
 NUM_STREAMS = 8
 MAX_TOKENS = 60
-# Six slots per worker for eight streams, so that both workers hold some.
+# With six slots per worker, eight streams occupy both workers.
 SLOW = {"echo_step_s": 0.02, "lease_s": 1, "max_num_sequences": 6}
 QUESTIONS = [f"Write story number {number}." for number in range(NUM_STREAMS)]
 

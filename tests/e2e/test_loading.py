@@ -1,4 +1,4 @@
-"""Loading and unloading models through the admin port, with a controller and workers as processes."""
+"""Models are loaded and unloaded through the admin port. Controllers and workers are real processes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_model_is_unloaded_and_another_loaded_while_the_worker_keeps_running(
         assert unloaded.json()["order"]["state"] == "done"
         after = admin.worker()
         assert (after["id"], after["model"], after["state"]) == (before["id"], None, "empty")
-        wait_until(lambda: admin.chat("echo").status_code == 503, "a model without a worker")
+        wait_until(lambda: admin.chat("echo").status_code == 503, "the model to have no worker")
         rejected = admin.chat("echo")
         assert code(rejected) == (503, "no_worker")
         assert rejected.headers["retry-after"]
@@ -97,7 +97,7 @@ def test_a_model_is_unloaded_and_another_loaded_while_the_worker_keeps_running(
         assert started.headers["location"] == f"/workers/{before['id']}"
         assert started.json()["order"]["state"] == "pending"
         assert code(admin.command(before["id"], "unload")) == (409, "worker_has_order")
-    with running_admin(queue_url, tmp_path / "second") as admin:  # the first controller has exited
+    with running_admin(queue_url, tmp_path / "second") as admin:  # the second controller
         loaded = admin.worker()
         assert (loaded["id"], loaded["model"], loaded["state"]) == (before["id"], "copy", "serving")
         assert loaded["order"] == {
@@ -118,7 +118,7 @@ def test_a_model_is_unloaded_and_another_loaded_while_the_worker_keeps_running(
         assert (worker["model"], worker["state"], worker["order"]["state"]) == (None, "empty", "failed")
         assert "broken" in worker["order"]["message"]
         assert admin.command(before["id"], "load", model="echo").status_code == 200
-        wait_until(lambda: admin.chat("echo").status_code == 200, "the model at the controller")
+        wait_until(lambda: admin.chat("echo").status_code == 200, "the controller to discover the model")
     assert process.status is None
 
 
@@ -147,13 +147,13 @@ def test_only_operators_can_send_commands_and_a_command_ends_with_its_worker(
         assert_other_requests_are_rejected(admin)
         worker_id = loading(killed, admin)
         killed.kill()
-        wait_until(lambda: not admin.workers(), "the end of the lease")
+        wait_until(lambda: not admin.workers(), "the lease to expire")
         assert code(admin.http.get(f"/workers/{worker_id}")) == (404, "worker_not_found")
         assert code(admin.command(worker_id, "unload")) == (404, "worker_not_found")
 
         successor = start_worker(**SETTINGS, loadable_models=NO_MODELS)
         worker_id = loading(successor, admin)
         successor.send(signal.SIGTERM)
-        wait_until(lambda: successor.status is not None, "the worker's exit")
+        wait_until(lambda: successor.status is not None, "the worker to exit")
         assert successor.status == 0
-        wait_until(lambda: not admin.workers(), "the worker's deregistration")
+        wait_until(lambda: not admin.workers(), "the worker to deregister")

@@ -13,7 +13,7 @@ from tests.server.document_check import violations
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-SCRIPTED = ("refuse", "break", "say-all")  # prompts that are instructions for a scripted worker
+SCRIPTED = ("refuse", "break", "say-all")  # prompts that only the scripted worker understands
 SHORT = {
     "/v1/chat/completions": "max_tokens",
     "/v1/completions": "max_tokens",
@@ -22,7 +22,7 @@ SHORT = {
 
 
 def requests() -> list[tuple[str, dict[str, Any]]]:
-    """Return the requests for every kind of response, streamed and not, limited to a few tokens."""
+    """Return requests for every kind of response, both streamed and complete, limited to a few tokens."""
     bodies = [
         (path, {**body, "stream": is_stream})
         for path, body in GENERATING

@@ -1,4 +1,4 @@
-"""Structured output over HTTP: the bundled model follows schemas, even if its worker is killed."""
+"""Structured output over HTTP: the bundled model adheres to schemas, even if its worker is killed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def as_format(schema: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Server:
-    """A controller and the workers started for it. Only the last worker is running."""
+    """A controller and all workers started so far. Only the last worker is running."""
 
     url: str
     start: StartWorker

@@ -1,4 +1,4 @@
-"""HTTP streams of the bundled model are uninterrupted when a worker is killed or drained in mid-stream."""
+"""HTTP streams of the bundled model continue when a worker is killed or drained mid-stream."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 NUM_STREAMS = 8
 MAX_TOKENS = 120
-# Six slots per worker for eight streams, so that both workers hold some.
+# With six slots per worker, eight streams occupy both workers.
 SETTINGS = {**TINY, "max_num_sequences": 6, "lease_s": 1}
 
 
@@ -47,7 +47,7 @@ class Streams:
             return [response.result(scaled(120)) for response in self._responses]
 
     def _ask(self, number: int) -> str:
-        """Stream a response. Half of the responses are greedy, half are sampled with a seed."""
+        """Stream a response. Half of the responses are greedy, the other half is sampled with a seed."""
         sampling = {"temperature": 0.8, "seed": number} if number % 2 else {"temperature": 0.0}
         image = draw(sample_scene("survival", number))
         with (
@@ -65,7 +65,7 @@ class Streams:
 
 
 class Site:
-    """A controller and a variable number of running workers."""
+    """A controller and a varying number of running workers."""
 
     def __init__(self, url: str, start_worker: StartWorker, workers: list[WorkerProcess]) -> None:
         self.url = url
@@ -73,7 +73,7 @@ class Site:
         self._workers = workers
 
     def workers(self, number: int) -> list[WorkerProcess]:
-        """Start or kill workers until exactly ``number`` are ready. Return them."""
+        """Start or kill workers until exactly ``number`` of them are ready. Return these workers."""
         running = [worker for worker in self._workers if worker.status is None]
         for worker in running[number:]:
             worker.kill()
@@ -94,7 +94,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def undisturbed(site: Site) -> list[str]:
-    """The texts of the eight streams when no worker ends."""
+    """The texts of the eight streams when no worker is stopped."""
     texts = Streams(site.url).texts()
     assert len(set(texts)) > 1
     return texts
@@ -106,11 +106,11 @@ def test_eight_streams_are_uninterrupted_when_one_of_two_workers_ends(
 ) -> None:
     leaving, _ = site.workers(2)
     streams = Streams(site.url)
-    wait_until(lambda: streams.num_running() == NUM_STREAMS, "eight streams with text")
+    wait_until(lambda: streams.num_running() == NUM_STREAMS, "eight streams to have text")
     assert streams.num_finished() < NUM_STREAMS
     leaving.send(how)
     assert streams.texts() == undisturbed
-    wait_until(lambda: leaving.status is not None, "the worker's exit")
+    wait_until(lambda: leaving.status is not None, "the worker to exit")
     assert leaving.status == (0 if how is signal.SIGTERM else -how)
 
 
@@ -119,7 +119,7 @@ def test_eight_streams_wait_for_a_new_worker_when_the_only_worker_is_killed(
 ) -> None:
     (only,) = site.workers(1)
     streams = Streams(site.url)
-    wait_until(lambda: streams.num_running() >= 6, "streams with text")
+    wait_until(lambda: streams.num_running() >= 6, "six streams to have text")
     only.kill()
     num_finished = streams.num_finished()
     site.workers(1)

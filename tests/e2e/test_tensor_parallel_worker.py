@@ -1,4 +1,4 @@
-"""Tensor-parallel workers: outputs equal those of a single process, and no job is lost if a rank fails."""
+"""Tensor-parallel workers: outputs equal those of a single process, and no job is lost when a rank fails."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def test_outputs_equal_those_of_a_single_process(client: JobClient, start_
 async def test_a_lost_rank_ends_the_worker_and_another_worker_resumes_its_job(
     client: JobClient, start_worker: StartWorker, number: signal.Signals
 ) -> None:
-    """A killed rank is detected immediately, a stopped rank by the watchdog for hung steps."""
+    """A killed rank is detected immediately. A stopped rank is detected by the hang watchdog."""
     question = "Write a story."
     sampling: dict[str, Any] = {"max_tokens": 400, "temperature": 0.0, "ignore_eos": True}
     parallel = await start_worker(**PARALLEL, hang_timeout_s=2).ready()
@@ -79,7 +79,7 @@ async def test_a_lost_rank_ends_the_worker_and_another_worker_resumes_its_job(
     assert client.final(job) is None
     if number is signal.SIGKILL:
         assert "rank 1 exited with status -9" in parallel.log
-    await async_wait_until(lambda: not psutil.pid_exists(follower))  # even if it was stopped
+    await async_wait_until(lambda: not psutil.pid_exists(follower))  # a stopped rank must exit, too
 
     start_worker(**SINGLE)
     resumed = await client.wait_for_text(job)

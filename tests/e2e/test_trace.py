@@ -1,4 +1,4 @@
-"""Timelines of workers, including one that is killed while it generates."""
+"""Workers write step timelines, even if they are killed while generating."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def client(queue_url: str) -> AsyncIterator[JobClient]:
 
 
 def lanes_in(events: list[dict[str, Any]]) -> list[str]:
-    """Return the names of the sequences that started, in order."""
+    """Return the names of the sequences that were started, in order."""
     return [event["name"] for event in events if event["ph"] == "b" and "args" in event]
 
 

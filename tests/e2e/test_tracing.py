@@ -1,4 +1,4 @@
-"""Traces extend from the caller through controller and queue to the worker, but only with --otel."""
+"""With --otel, traces span the caller, the controller, the queue and the worker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECRET = "rutabaga"
 
 @pytest.fixture(scope="module")
 def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A system for the tests that only send requests, each in a separate trace."""
+    """A system shared by all tests that only send requests. Each test has its own trace."""
     with running_redis() as url:
         system = System(url, tmp_path_factory.mktemp("traced"), otel=True)
         system.worker()
@@ -145,7 +145,7 @@ def test_a_resumed_response_has_one_trace_with_spans_of_both_workers(
         lines = response.iter_lines()
         next(lines)
         first.send(signal.SIGTERM)
-        wait_until(lambda: first.status is not None)  # takes up to one second, the duration of its last pull
+        wait_until(lambda: first.status is not None)  # its last pull takes up to one second
         stack.worker()
         assert "data: [DONE]" in list(lines)
     spans = collector.grouped(trace, 10)
@@ -170,7 +170,7 @@ def test_spans_and_the_trace_field_exist_only_with_otel(
         assert job["trace"] == f"00-{trace}-{collector.trace(trace, 7)['submit'].span_id}-01"
         return
     worker.send(signal.SIGTERM)
-    wait_until(lambda: worker.status == 0)  # by then, any pending spans would have been sent
+    wait_until(lambda: worker.status == 0)  # any pending spans are sent before the worker exits
     assert "trace" not in job
     assert not [span for span in collector.spans if span.trace_id == trace]
 
@@ -202,7 +202,7 @@ def test_otel_without_its_package_is_reported_with_the_install_command(module: s
 
 @pytest.mark.parametrize("module", ["llava_server.app", "llava_worker.worker", "llava_wire.otel_setup"])
 def test_opentelemetry_is_not_imported_without_tracing(module: str) -> None:
-    # Other parts of OpenTelemetry may be imported by the Redis client.
+    # The Redis client may import other parts of OpenTelemetry.
     prefixes = ("opentelemetry.sdk.trace", "opentelemetry.exporter")
     program = f"import {module}, sys; print([name for name in sys.modules if name.startswith({prefixes})])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -210,7 +210,7 @@ def test_opentelemetry_is_not_imported_without_tracing(module: str) -> None:
 
 
 def jobs(url: str) -> list[dict[str, str]]:
-    """Return the fields of each job in the queue, decoded as text."""
+    """Return the fields of each job in the queue as text."""
     with redis.Redis.from_url(url) as queue:
         return [
             {name.decode(): value.decode(errors="replace") for name, value in queue.hgetall(key).items()}

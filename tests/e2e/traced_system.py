@@ -1,4 +1,4 @@
-"""A controller and workers with optional tracing."""
+"""A controller and workers, with or without tracing."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def body(content: Any, **fields: Any) -> dict[str, Any]:
 
 
 def within(trace: str) -> dict[str, str]:
-    """Return the headers of a caller that records this trace."""
+    """Return the headers sent by a caller that records this trace."""
     return {"traceparent": f"00-{trace}-{CALLER}-01"}
 
 
 class System:
-    """A controller and its workers. All spans of the controller have been sent once it is stopped."""
+    """A controller and its workers. Once it is stopped, all of the controller's spans have been sent."""
 
     def __init__(self, url: str, folder: Path, *, otel: bool) -> None:
         self._url, self._folder, self._otel = url, folder, otel
@@ -51,7 +51,7 @@ class System:
         return self.http.post("/v1/chat/completions", json=body(content, **fields), headers=within(trace))
 
     def client(self, trace: str) -> httpx2.Client:
-        """Return an HTTP client that sends all requests in this trace."""
+        """Return an HTTP client whose requests all belong to this trace."""
         return httpx2.Client(base_url=self._server.url, headers=within(trace), timeout=scaled(60))
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures of the server tests."""
+"""Fixtures from the server tests, reused by the security tests."""
 
 from __future__ import annotations
 

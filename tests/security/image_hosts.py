@@ -1,7 +1,7 @@
-"""Image hosts on loopback, and a network backend that connects to them instead of public addresses.
+"""Image hosts on loopback, and a network backend that connects to them instead of to public addresses.
 
 The fetcher rejects loopback addresses, so the tests resolve names to public addresses. ``Network`` records
-the addresses that the fetcher connects to.
+the addresses to which the fetcher connects.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TLS = Path(__file__).parents[1] / "data" / "tls"
 PUBLIC_ADDRESS = "93.184.216.34"
 HOST = "pictures.example"
 
-Route = bytes | list[bytes]  # a response, or the parts of a response that never ends
+Route = bytes | list[bytes]  # a complete response, or the parts of a response that never ends
 
 
 def http_response(status: int, body: bytes = b"", **headers: str) -> bytes:
@@ -37,7 +37,7 @@ def redirect(location: str) -> bytes:
 
 
 class ImageHost:
-    """A server on loopback with one response per path. ``requests`` are the received request heads."""
+    """A server on loopback with one response per path. ``requests`` contains the received request headers."""
 
     def __init__(self, routes: dict[str, Route], *, is_tls: bool = True) -> None:
         self.requests: list[str] = []
@@ -84,7 +84,7 @@ class ImageHost:
 
 
 class Network(httpcore2.AsyncNetworkBackend):
-    """A network backend that connects all addresses to ``host`` and records them in ``addresses``."""
+    """A network backend that redirects all connections to ``host`` and records the addresses."""
 
     def __init__(self, host: ImageHost) -> None:
         self.addresses: list[tuple[str, int]] = []
@@ -104,7 +104,7 @@ class Network(httpcore2.AsyncNetworkBackend):
 
 
 class Resolver:
-    """A resolver with a list of results per name. Each lookup returns the next one; the last one repeats."""
+    """A resolver with a list of results per name. Each lookup returns the next one. The last one repeats."""
 
     def __init__(self, **results: list[list[str]]) -> None:
         self.num_lookups = 0

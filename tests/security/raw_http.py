@@ -1,4 +1,4 @@
-"""Raw HTTP requests that client libraries do not send."""
+"""Send raw HTTP requests that client libraries would refuse to send."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.server.conftest import Stack
 
 
 def connect(stack: Stack) -> socket.socket:
-    """Return a connection to the server."""
+    """Open a connection to the server."""
     url = stack.http.base_url
     assert url.host and url.port
     return socket.create_connection((url.host, url.port), timeout=scaled(30))

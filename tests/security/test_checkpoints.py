@@ -14,7 +14,7 @@ TINY = Path(llava_worker.__file__).parent / "tiny"
 
 
 def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
-    """The checkpoint names its code in ``auto_map``, which transformers would execute."""
+    """The checkpoint refers to its code in ``auto_map``. transformers would execute that code."""
     for file in TINY.iterdir():
         (tmp_path / file.name).symlink_to(file)
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):

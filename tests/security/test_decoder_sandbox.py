@@ -1,4 +1,4 @@
-"""The system calls that remain available to a compromised image decoder process."""
+"""System calls that a compromised image decoder process can still make."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.server.image_files import encoded, scene
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="seccomp requires Linux")
 
-# Each call must succeed without the sandbox; otherwise its failure in the sandbox would prove nothing.
+# Each call must succeed without the sandbox. Otherwise, its failure in the sandbox would prove nothing.
 ATTEMPTS = """
 import ctypes, errno, json, mmap, os, resource, signal, socket, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -62,7 +62,7 @@ SOURCE = str(Path(decoder_process.__file__).parents[2])
 
 
 def run_attempts(mode: str) -> dict[str, str]:
-    """Return the result of each attempt: "ok" or the name of an errno. ``mode`` is "sandboxed" or "free"."""
+    """Return the result of each attempt: "ok" or an errno name. ``mode`` is "sandboxed" or "free"."""
     command = [sys.executable, "-I", "-c", ATTEMPTS, mode, SOURCE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=scaled(60), check=True, env={})
     found = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,5 @@
-"""Every number in a request with extreme values: the response is 200 or 400, never 500 or a hang.
+"""Extreme values for every number in a request: the server responds with 200 or 400, never 500, and never
+hangs.
 
 The numbers and their bounds come from the OpenAPI document, so new fields are included automatically.
 """
@@ -14,7 +15,7 @@ from tests.server.conftest import Stack
 from tests.server.openapi_document import REQUEST_SCHEMAS, LeafSchema, leaf_schemas
 from tests.server.scripted_worker import MODEL
 
-# JSON text, because some of these are not Python values and some are not valid JSON.
+# JSON text, because Python cannot represent some of these values and some are not valid JSON.
 VALUES = ["NaN", "Infinity", "-Infinity", "1e308", "-1e308", "1e400", "5e-324", "-0.0", "0", "0.5", "1.0"]
 VALUES += [str(2**31), str(2**63), str(-(2**63) - 1), "9" * 400]
 VALUES += ["true", '"1"', "[1]", "{}", "null"]
@@ -28,19 +29,19 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "yes"},
     "/detokenize": {"tokens": [1]},
 }
-# Other fields that a field requires.
+# Other fields that must be set together with a field.
 REQUIRED_FIELDS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions top_logprobs": {"logprobs": True},
     "/v1/responses top_logprobs": {"include": ["message.output_text.logprobs"]},
     "/v1/chat/completions min_tokens": {"max_tokens": 2**31 - 1},
     "/v1/completions min_tokens": {"max_tokens": 2**31 - 1},
-    "/v1/completions max_tokens": {"echo": True},  # required for 0
+    "/v1/completions max_tokens": {"echo": True},  # required if max_tokens is 0
 }
 UNION_FIELDS = {"prompt", "input"}  # accept strings and lists in addition to numbers
 
 
 def numbers() -> dict[str, tuple[str, LeafSchema]]:
-    """Return the route and the schema of every number, by route and field path."""
+    """Return the route and schema of every number. Keys are "ROUTE FIELD_PATH"."""
     return {
         f"{path} {'.'.join(leaf.steps)}": (path, leaf)
         for path, schema in REQUEST_SCHEMAS.items()
@@ -63,14 +64,14 @@ def test_numbers_are_found_on_all_routes_including_nested_ones() -> None:
 
 
 def bounds(schema: dict[str, Any]) -> tuple[float, float]:
-    """Return the minimum and the maximum. Raises KeyError if the schema lacks one of them."""
+    """Return the minimum and maximum. Raises KeyError if the schema lacks either of them."""
     minimum = schema["minimum"] if "minimum" in schema else schema["exclusiveMinimum"]
     maximum = schema["maximum"] if "maximum" in schema else schema["exclusiveMaximum"]
     return minimum, maximum
 
 
 def values(schema: dict[str, Any]) -> list[str]:
-    """Return the values at and next to the bounds, and the extreme values."""
+    """Return the extreme values and the values at and next to the bounds."""
     near_bounds = [json.dumps(bound + step) for bound in bounds(schema) for step in (-1, 0, 1)]
     return list(dict.fromkeys([*near_bounds, *VALUES]))
 

@@ -1,4 +1,4 @@
-"""Images crafted to crash the decoder, to exhaust memory, or to make an error reveal internals."""
+"""Images crafted to crash the decoder, exhaust memory or make an error message reveal internals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VALID_FILES = {name: encoded(scene(64, 48), name) for name in FORMATS}
 
 
 def broken(number: int) -> bytes:
-    """Return a broken image that depends only on ``number``: bytes are changed, removed or repeated."""
+    """Return a broken image with changed, removed or repeated bytes. It depends only on ``number``."""
     rng = random.Random(number)
     raw = bytearray(VALID_FILES[FORMATS[number % len(FORMATS)]])
     for _ in range(rng.choice((1, 2, 5, 40))):
@@ -40,7 +40,7 @@ def broken(number: int) -> bytes:
                 del raw[at : at + length]
             case _:
                 raw[at:at] = raw[at : at + length]
-    if rng.random() < 0.1:  # combine the signature of one format with the rest of another
+    if rng.random() < 0.1:  # combine the signature of one format with the body of another
         length = rng.choice((2, 4, 8, 16, 32))
         raw[:length] = VALID_FILES[rng.choice(FORMATS)][:length]
     return bytes(raw[: rng.randrange(1, len(raw))] if rng.random() < 0.2 else raw)
@@ -78,7 +78,7 @@ ROUTES = [in_a_chat, in_a_response, in_a_message, to_be_counted, to_be_embedded,
 
 
 def test_no_broken_image_makes_an_error_reveal_internals(stack: Stack) -> None:
-    """All routes are tested, because each creates its own errors."""
+    """All routes are tested because each creates its own error responses."""
     statuses = Counter[tuple[str, int]]()
     for number in range(NUM_BROKEN):
         path, body = ROUTES[number // len(FORMATS) % len(ROUTES)](data_url(broken(number)))
@@ -92,7 +92,7 @@ def test_no_broken_image_makes_an_error_reveal_internals(stack: Stack) -> None:
             assert error["code"] in ("invalid_image", "image_too_large"), (number, error)
             assert not LEAKS.search(json.dumps(error)), (number, error)
     assert stack.works()
-    # Both outcomes must be frequent; otherwise the images are broken too little or too much.
+    # Both outcomes must be frequent. Otherwise, the images are damaged too little or too much.
     assert all(statuses[path, status] >= 10 for path, _ in statuses for status in (200, 400)), statuses
     assert len(statuses) == 2 * len(ROUTES)
 

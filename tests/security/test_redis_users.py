@@ -1,4 +1,4 @@
-"""deploy/users.acl gives controllers and workers only the permissions that they need."""
+"""deploy/users.acl grants controllers and workers only the permissions they need."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROLES = ("admin", "server", "worker")
 
 @pytest.fixture
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The socket of a Valkey server with the users of the ACL file. Each password is the user's name."""
+    """The socket of a Valkey server with the users from the ACL file. User names are also the passwords."""
     folder = tmp_path_factory.mktemp("acl")
     users = FILE.read_text("utf-8")
     for role in ROLES:

@@ -1,4 +1,4 @@
-"""Image URLs: only allowed hosts and public addresses are contacted, even after redirects."""
+"""Image URLs: the server contacts only allowed hosts and public addresses, even after redirects."""
 
 from __future__ import annotations
 

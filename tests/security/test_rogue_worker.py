@@ -1,4 +1,4 @@
-"""Controllers log and ignore malformed data that a compromised worker writes to the queue."""
+"""Controllers log and ignore malformed data written to the queue by a compromised worker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def queue(queue_url: str) -> Iterator[Any]:
 
 
 def stream_of(queue: Any) -> str:
-    """Return the key of the event stream of the only controller."""
+    """Return the key of the only controller's event stream."""
     (controller_id,) = queue.zrange("{lv}:controllers", 0, -1)
     return f"{{lv}}:out:{controller_id.decode()}"
 
@@ -37,7 +37,7 @@ def test_malformed_heartbeats_do_not_hide_other_workers(
     for number, announcement in enumerate(MALFORMED):
         queue.zadd("{lv}:workers", {f"rogue-{number}": time.time() * 1000 + 600_000})
         queue.set(f"{{lv}}:heartbeat:rogue-{number}", announcement, ex=600)
-    second = serve()  # has not seen any worker yet
+    second = serve()  # has not discovered any worker yet
     wait_until(lambda: stack.http.get(f"{second.url}/readyz").status_code == 200)
     assert stack.works()
 

@@ -1,4 +1,4 @@
-"""Static checks for constructs that are banned in the source code."""
+"""Static checks for banned constructs in the source code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.test_architecture import ROOT, sources
 SERVED = [path for path in sources() if path.relative_to(ROOT).parts[0] not in ("tools", "bench")]
 BANNED_MODULES = {"pickle", "dill", "marshal", "shelve", "cloudpickle", "yaml", "xml"}
 BANNED_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load"}
-# Pickled checkpoints require the setting allow_pickle and are loaded by torch's restricted unpickler.
+# Pickled checkpoints require the setting allow_pickle and are loaded with torch's restricted unpickler.
 ALLOWED = {("worker/llava_worker/model/loading/checkpoint_files.py", "torch.load")}
 
 
@@ -45,7 +45,7 @@ def test_each_banned_construct_is_found(source: str) -> None:
 
 
 def checks_of_input(source: str) -> list[str]:
-    """Return the asserts that are not just hints for the type checker. ``python -O`` removes asserts."""
+    """Return all asserts except type checker hints. ``python -O`` removes asserts."""
     return [
         ast.unparse(node)
         for node in ast.walk(ast.parse(source))

@@ -1,4 +1,4 @@
-"""A server with API keys serves only public paths without a valid key, and sends no CORS headers."""
+"""Without a valid API key, only public paths are served. The server sends no CORS headers."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_no_path_escapes_the_playground_folder(stack: Stack, path: str) -> None:
 
 @pytest.fixture
 def unfinished_requests(stack: Stack) -> Iterator[None]:
-    """200 connections with an incomplete request that send no more data."""
+    """Open 200 connections that send an incomplete request and then no more data."""
     with ExitStack() as connections:
         for _ in range(200):
             connection = connections.enter_context(connect(stack))

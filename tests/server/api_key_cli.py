@@ -1,4 +1,4 @@
-"""Helpers for API keys: the command line that creates them, and requests that send them."""
+"""Helpers for API keys: the CLI that creates them, and requests that use them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ApiKeyCli", "bearer", "chat_with_key"]
 
 
 class ApiKeyCli:
-    """The command ``llava-serve keys`` for one queue."""
+    """The command ``llava-serve keys``, run against one queue."""
 
     def __init__(self, url: str) -> None:
         self._url = url

@@ -1,4 +1,4 @@
-"""Helpers for batches: create input files and batches, wait for them and read their results."""
+"""Helpers to create input files and batches, wait for batches, and read their results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tenant_clients(stack: Stack) -> Iterator[tuple[httpx2.Client, httpx2.Client]
 
 
 def request_line(custom_id: str, text: str, **fields: Any) -> dict[str, Any]:
-    """Return a request of an input file. ``text`` is a command for the scripted worker."""
+    """Return one request line for an input file. ``text`` is a command for the scripted worker."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": text}], **fields}
     return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
 

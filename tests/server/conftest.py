@@ -31,7 +31,7 @@ _databases = itertools.count()
 
 
 class Valkey:
-    """A Valkey server on a unix socket. It can be killed and restarted with empty databases."""
+    """A Valkey server on a Unix socket. It can be killed, and restarted with empty databases."""
 
     def __init__(self, folder: Path) -> None:
         self.socket = folder / "s"
@@ -74,12 +74,12 @@ def queue_url(valkey_socket: Path) -> str:
 
 
 class Server:
-    """The app on uvicorn in a thread."""
+    """The app, run by uvicorn in a thread."""
 
     def __init__(self, settings: Settings) -> None:
         self.app: FastAPI = create_app(settings)
-        # The explicit IPPROTO_TCP makes asyncio set TCP_NODELAY. Otherwise the body of a response is delayed
-        # until the client acknowledges the headers, after 40 ms.
+        # The explicit IPPROTO_TCP makes asyncio set TCP_NODELAY. Otherwise, a response body is delayed by 40
+        # ms, until the client acknowledges the headers.
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen()
@@ -115,7 +115,7 @@ OwnStack = Callable[..., "Stack"]
 
 @pytest.fixture
 def serve(queue_url: str) -> Iterator[Serve]:
-    """``serve(setting=...)`` starts an additional server on the queue of this test."""
+    """``serve(setting=...)`` starts an additional server on this test's queue."""
     with contextlib.ExitStack() as stack:
 
         def start(**settings: Any) -> Server:
@@ -129,7 +129,7 @@ def serve(queue_url: str) -> Iterator[Serve]:
 
 
 class Stack:
-    """A server, a worker that is registered with it, and an HTTP client of the server."""
+    """A server, a worker registered with it, and an HTTP client for the server."""
 
     def __init__(self, server: Server, worker: ScriptedWorker, http: httpx2.Client) -> None:
         self.server = server
@@ -142,13 +142,13 @@ class Stack:
         return self.http.post("/v1/chat/completions", json=body)
 
     def works(self) -> bool:
-        """Return whether a plain request gets the expected response."""
+        """Return whether a simple request gets the expected response."""
         response = self.chat("say fine")
         return response.status_code == 200 and text_of(response) == "fine"
 
 
 def connect(stack: Stack) -> socket.socket:
-    """Open a TCP connection to the server of the stack."""
+    """Open a TCP connection to the stack's server."""
     url = stack.http.base_url
     assert url.port is not None
     return socket.create_connection((url.host, url.port))
@@ -162,7 +162,7 @@ def text_of(response: httpx2.Response) -> str:
 
 
 def check_against_document(response: httpx2.Response) -> None:
-    """Check any response of a test against the OpenAPI document. Only the head of a stream is checked."""
+    """Check a response against the OpenAPI document. For streams, only status and headers are checked."""
     if not operation_of(response.request.method, response.request.url.path):
         return
     if not response.headers["content-type"].startswith("text/event-stream"):
@@ -198,7 +198,7 @@ def shared_stack(valkey_socket: Path) -> Iterator[Stack]:
 
 @pytest.fixture
 def stack(shared_stack: Stack) -> Iterator[Stack]:
-    """The stack of the module with a clean worker. A test must not leave requests open."""
+    """The module's stack, with a clean worker. A test must not leave requests open."""
     shared_stack.worker.release.clear()
     shared_stack.worker.assignments.clear()
     shared_stack.worker.refused.clear()

@@ -1,4 +1,4 @@
-"""Checks of responses against the OpenAPI document: the status, the headers, and the body or each event."""
+"""Check responses against the OpenAPI document: status, headers, and the body or each event."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.server.openapi_document import DOCUMENT
 
 __all__ = ["violations", "violations_of", "operation_of"]
 
-# Headers of every HTTP response, which the document omits.
+# Headers that every HTTP response has. The document omits them.
 PLAIN = {"content-type", "content-length", "date", "server", "connection", "transfer-encoding"}
 
 
 def violations(response: httpx2.Response) -> list[str]:
-    """Return all violations of the document in a complete response."""
+    """Return every way in which a complete response violates the document."""
     operation = operation_of(response.request.method, response.request.url.path)
     if operation is None:
         return ["the route is not in the document"]
@@ -34,7 +34,7 @@ def violations(response: httpx2.Response) -> list[str]:
 
 
 def violations_of(value: Any, schema: dict[str, Any]) -> list[str]:
-    """Return all violations of a schema in a value."""
+    """Return every way in which a value violates a schema."""
     return [
         f"{error.json_path}: {error.message[:300]}"
         for error in _validator(json.dumps(schema)).iter_errors(value)
@@ -42,7 +42,7 @@ def violations_of(value: Any, schema: dict[str, Any]) -> list[str]:
 
 
 def operation_of(method: str, path: str) -> dict[str, Any] | None:
-    """Return the operation of the document for a request, or None."""
+    """Return the document's operation for a request, or None if there is none."""
     for pattern, operations in _PATHS:
         if pattern.fullmatch(path) and method.lower() in operations:
             operation: dict[str, Any] = operations[method.lower()]

@@ -1,4 +1,4 @@
-"""Valid and broken image files for tests, and the request parts that contain them."""
+"""Valid and broken image files for tests, and request parts that contain them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["data_url", "encoded", "part", "png_claiming", "scene"]
 
 
 def scene(width: int = 40, height: int = 20) -> Image.Image:
-    """Return an image that looks different in every orientation: left red, right blue, top row white."""
+    """Return an image that looks different in every orientation: left red, right blue, top white."""
     image = Image.new("RGB", (width, height), (200, 0, 0))
     image.paste((0, 0, 200), (width // 2, 0, width, height))
     image.paste((255, 255, 255), (0, 0, width, max(1, height // 10)))
@@ -32,12 +32,12 @@ def data_url(raw: bytes, media_type: str = "image/png") -> str:
 
 
 def part(url: bytes | str) -> dict[str, Any]:
-    """Return an image_url part for a file's bytes or a URL."""
+    """Return an image_url part for the bytes of a file or for a URL."""
     return {"type": "image_url", "image_url": {"url": url if isinstance(url, str) else data_url(url)}}
 
 
 def png_claiming(width: int, height: int, *, rows: int = 0) -> bytes:
-    """Return a small PNG with a fake size in its header. It contains only ``rows`` rows of zeros."""
+    """Return a small PNG with a fake size in its header. It only contains ``rows`` rows of zeros."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return (

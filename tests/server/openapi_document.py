@@ -21,7 +21,7 @@ __all__ = [
 
 DOCUMENT: dict[str, Any] = create_app(Settings(auth=False)).openapi_schema or {}
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
-# The request schemas by path.
+# Request schemas by path.
 REQUEST_SCHEMAS: dict[str, dict[str, Any]] = {
     path: content["schema"]
     for path, methods in DOCUMENT["paths"].items()
@@ -30,9 +30,9 @@ REQUEST_SCHEMAS: dict[str, dict[str, Any]] = {
 
 
 class LeafSchema(NamedTuple):
-    """The schema of a scalar in a body.
+    """The schema of a scalar value in a body.
 
-    ``steps`` are field names, "[]" for list items and "{}" for map values.
+    ``steps`` contains field names, "[]" for list items and "{}" for map values.
     """
 
     steps: tuple[str, ...]
@@ -40,7 +40,7 @@ class LeafSchema(NamedTuple):
 
 
 def referenced_schemas(value: Any) -> set[str]:
-    """Return the names of all schemas that a part of the document refers to, directly or indirectly."""
+    """Return the names of all schemas referenced directly or indirectly by a part of the document."""
     names: set[str] = set()
     todo = [value]
     while todo:
@@ -67,7 +67,7 @@ def alternatives(schema: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def leaf_schemas(schema: dict[str, Any], steps: tuple[str, ...] = ()) -> Iterator[LeafSchema]:
-    """Yield the schema of every scalar in a body."""
+    """Yield the schema of every scalar value in a body."""
     for branch in alternatives(schema):
         if branch.get("type") == "object":
             for name, inner in branch.get("properties", {}).items():

@@ -1,21 +1,22 @@
-"""A worker on a real queue (JobConsumer and Valkey). The last message of a job selects the behavior:
+"""A worker on a real queue (JobConsumer and Valkey). The last message of a job determines its output:
 
-"say one two three"     outputs "one two three" with one token per word, finish reason stop
+"say one two three"     "one two three" with one token per word and finish reason "stop"
 "say-all ..."           the same in a single event
-"seed"                  outputs the job's seed
-"count N"               outputs "1 2 ... N", finish reason length
-"refuse CODE"           fails before the first token with this ErrorCode
-"break CODE"            outputs "half " and then fails with this ErrorCode
-"go-on"                 outputs a token every few milliseconds until the queue rejects an event
-"silent"                outputs nothing until ``release`` is set, then "done"
-"hold"                  outputs "begun " immediately, and "done" when ``release`` is set
-anything else           outputs the messages as received
+"seed"                  the job's seed
+"count N"               "1 2 ... N" with finish reason "length"
+"refuse CODE"           no token; the job fails with this ErrorCode
+"break CODE"            "half "; the job then fails with this ErrorCode
+"go-on"                 a token every few milliseconds until the queue rejects an event
+"silent"                nothing until ``release`` is set, then "done"
+"hold"                  "begun " immediately, and "done" once ``release`` is set
+anything else           the messages as received
 
-Log-probabilities: all text of an event belongs to its first token. The k-th alternative to token t is token
-t + k, with a log-probability that is lower by k. Tokenization: the token IDs of a prompt are its UTF-8 bytes,
-and 0 for each image. Detokenization: a token ID below the surrogates becomes the character with this number.
-Embedding: the vector is (length in bytes or tokens, number of images). Echo: a prompt has a begin token and
-one token per character, or the token IDs of the request. A job with ``max_tokens`` 0 gets no tokens.
+Log probabilities: an event's text belongs entirely to its first token. The k-th alternative to token t is
+token t + k, and its log probability is lower by k. Tokenization: a prompt's token IDs are its UTF-8 bytes,
+plus a 0 for each image. Detokenization: a token ID below the surrogates becomes the character with that code
+point. Embedding: the vector is (length in bytes or tokens, number of images). Echo: a prompt consists of a
+BOS token and one token per character, or of the token IDs in the request. A job with ``max_tokens`` 0 gets no
+tokens.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ _PROMPT_TOKENS, _CACHED_TOKENS = 11, 3
 
 
 class ScriptedWorker:
-    """A worker in a thread, which runs until ``stop``.
+    """A worker that runs in a thread until ``stop`` is called.
 
-    ``assignments`` are the assignments that it has pulled; ``refused`` are the IDs of the jobs with an event
-    that the queue rejected.
+    ``assignments`` contains all assignments that it has pulled. ``refused`` contains the IDs of jobs for
+    which the queue rejected an event.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class ScriptedWorker:
         assert not self._thread.is_alive()
 
     def stop_pulling(self) -> None:
-        """Stop, but remain registered as live for a minute, so that jobs are accepted and wait."""
+        """Stop, but stay registered as live for a minute, so that jobs are accepted and have to wait."""
         self.stop()
 
         async def announce() -> None:
@@ -272,7 +273,7 @@ def _echo(assignment: Assignment) -> tuple[TokenLogprob, ...]:
 
 
 def _character(token_id: int) -> str:
-    """Return the character of a token, or "?" for numbers without a character."""
+    """Return the character for a token ID, or "?" if there is none."""
     return chr(token_id) if token_id < 0xD800 else "?"
 
 

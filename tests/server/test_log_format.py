@@ -1,4 +1,4 @@
-"""JsonFormatter writes one line of JSON per record, regardless of the content of the message."""
+"""JsonFormatter writes one line of JSON per record, regardless of the message content."""
 
 from __future__ import annotations
 

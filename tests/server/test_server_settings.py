@@ -1,4 +1,4 @@
-"""The settings of the server: sources, validation and error messages. Secrets are never printed."""
+"""Server settings: sources, validation and error messages. Secrets are never printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``listen`` selects the local address of a host name and reports failures."""
+"""``listen`` selects a local address for a host name and reports failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/errors.md lists every message that a client can receive, as the source code has it."""
+"""docs/errors.md lists every message that a client can receive, exactly as in the source code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_changed_message_changes_the_page() -> None:
 
 
 def test_a_section_without_a_marked_part_is_an_error() -> None:
-    with pytest.raises(SystemExit, match="section no_worker needs a part"):
+    with pytest.raises(SystemExit, match="section no_worker must contain the markers"):
         fill("# Errors\n\n## no_worker\n\nText.\n", [])
 
 

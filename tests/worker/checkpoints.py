@@ -1,7 +1,7 @@
 """Small random LLaVA checkpoints, prompts for them, and reference outputs of transformers.
 
-The weights have a large variance, so that logits are far apart. In fp32, the order of additions then does not
-change which token is the most likely.
+The weights have a large variance, so that logits are far apart. In fp32, the most likely token then does not
+depend on the order of additions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IMAGE_TOKEN = 127
 
 Reference = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 
-# The model classes of the LLaVA family, as arguments of `write_checkpoint`.
+# Model classes of the LLaVA family, as arguments for `write_checkpoint`.
 MISTRAL: dict[str, Any] = {"model_type": "mistral", "sliding_window": 11}
 NEXT: dict[str, Any] = {
     "is_next": True,
@@ -54,7 +54,7 @@ def write_checkpoint(
     is_next: bool = False,
     **llava: Any,
 ) -> Reference:
-    """Save a random model with transformers. Return the model."""
+    """Save a random model with transformers, and return it."""
     torch.manual_seed(seed)
     text_defaults: dict[str, Any] = {
         "model_type": "llama",
@@ -95,7 +95,7 @@ def write_checkpoint(
 
 @dataclass
 class Prompt:
-    """Token IDs with placeholders for images. ``sizes`` are the original image sizes, (width, height)."""
+    """Token IDs with image placeholders. ``sizes`` contains the original image sizes, (width, height)."""
 
     token_ids: list[int] = field(default_factory=list)
     image_starts: list[int] = field(default_factory=list)
@@ -136,7 +136,7 @@ def random_prompt(
 
 
 def reference_logits(model: Reference, prompt: Prompt) -> torch.Tensor:
-    """Return the logits of transformers, [tokens, vocab]."""
+    """Return the logits computed by transformers, [tokens, vocab]."""
     with torch.inference_mode():
         output = model(input_ids=torch.tensor([prompt.token_ids]), **_image_inputs(model, prompt))
     logits: torch.Tensor = output.logits
@@ -146,7 +146,7 @@ def reference_logits(model: Reference, prompt: Prompt) -> torch.Tensor:
 def reference_output(model: Reference, prompt: Prompt, max_new_tokens: int, **options: Any) -> list[int]:
     """Return the greedy output of transformers' ``generate``."""
     token_ids = torch.tensor([prompt.token_ids])
-    generator: Any = model  # the type of generate does not cover the model's inputs
+    generator: Any = model  # generate's type annotations lack the model's inputs
     output: torch.Tensor = generator.generate(
         input_ids=token_ids,
         attention_mask=torch.ones_like(token_ids),

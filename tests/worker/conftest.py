@@ -29,5 +29,5 @@ async def client(queue_url: str) -> AsyncIterator[JobClient]:
 
 @pytest.fixture
 def short_pulls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten pulls from 1 second to 50 ms, because a drain waits for the pull in progress."""
+    """Shorten pulls from 1 second to 50 ms, because draining waits for the pull in progress."""
     monkeypatch.setattr("llava_wire.worker_side.consumer.WAIT_S", 0.05)

@@ -1,7 +1,6 @@
-"""Small random models of every class of the LLaVA family, each with reference logits.
+"""Small random models of every class in the LLaVA family, with reference logits from transformers.
 
-The reference is transformers' implementation. Parts that transformers lacks are implemented here: the
-one-layer projector and the features of LLaVA-1.5-HD.
+Parts that transformers lacks are implemented here: the one-layer projector and the features of LLaVA-1.5-HD.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Logits = Callable[[Prompt], torch.Tensor]
 
 @dataclass(frozen=True)
 class Member:
-    """A checkpoint of one model class. ``logits_of`` returns the reference logits, [tokens, vocab]."""
+    """A checkpoint of a model class. ``logits_of`` returns its reference logits, [tokens, vocab]."""
 
     folder: Path
     logits_of: Logits
@@ -47,12 +46,12 @@ class Member:
 
 
 def make_member(name: str, number: int, folder: Path) -> Member:
-    """Write a checkpoint of the class ``name``. ``number`` determines its sizes and weights."""
+    """Write a checkpoint of the class ``name``. ``number`` seeds its sizes and weights."""
     return CLASSES[name](np.random.default_rng([zlib.crc32(name.encode()), number]), folder, number)
 
 
 def _options(rng: np.random.Generator, *, groups: list[int], kind: str = "llama", **text: Any) -> Options:
-    """Return random sizes of decoder and tower. ``groups`` lists the allowed query heads per key head."""
+    """Return random decoder and tower sizes. ``groups`` lists the allowed ratios of query to key heads."""
     num_key_heads = int(rng.integers(1, 4))
     num_heads = num_key_heads * int(rng.choice(groups))
     width = num_heads * int(rng.choice([8, 12]))
@@ -106,7 +105,7 @@ def _llava_1_5(rng: np.random.Generator, folder: Path, seed: int) -> Member:
 
 
 def _llava_1_5_13b(rng: np.random.Generator, folder: Path, seed: int) -> Member:
-    """Write LLaVA-1.5 with more heads and layers, since 13B has 40 heads and 40 layers and 7B has 32."""
+    """Write LLaVA-1.5 with more heads and layers: 13B has 40 heads and 40 layers, 7B has 32 of each."""
     options = _options(rng, groups=[1])
     sizes: dict[str, Any] = {
         "hidden_size": 60,
@@ -123,14 +122,14 @@ def _vicuna(rng: np.random.Generator, folder: Path, seed: int) -> Member:
 
 
 def _mistral(rng: np.random.Generator, folder: Path, seed: int) -> Member:
-    window = None if seed % 2 else int(rng.integers(5, 40))  # published checkpoints have none
+    window = None if seed % 2 else int(rng.integers(5, 40))  # published checkpoints have no sliding window
     rope = {"rope_type": "default", "rope_theta": 1e6}
     options = _options(rng, groups=[4], kind="mistral", sliding_window=window, rope_parameters=rope)
     return _llava_hf(_with_grid(options, rng), folder, seed)
 
 
 def _yi_34b(rng: np.random.Generator, folder: Path, seed: int) -> Member:
-    """Write a Yi-34B model: Llama with seven query heads per key head, another RoPE base and end token."""
+    """Write a Yi-34B model: Llama with seven query heads per key head and its own RoPE base and EOS token."""
     rope = {"rope_type": "default", "rope_theta": 5e6}
     options = _options(rng, groups=[7], eos_token_id=7, rope_parameters=rope)
     return _llava_hf(_with_grid(options, rng), folder, seed)
@@ -146,7 +145,7 @@ def _interleave(rng: np.random.Generator, folder: Path, seed: int) -> Member:
 
 
 def _llava_1_5_hd(rng: np.random.Generator, folder: Path, seed: int) -> Member:
-    """Write LLaVA-1.5-HD. No checkpoint is published, so the tensors are those of 1.6 with another config."""
+    """Write LLaVA-1.5-HD. No checkpoint has been published, so this is 1.6 with a different configuration."""
     options = _with_grid(_options(rng, groups=[1]), rng)
     reference = write_checkpoint(folder, seed=seed, **options)
     values = json.loads((folder / "config.json").read_text())
@@ -170,7 +169,7 @@ CLASSES = {
 
 @torch.inference_mode()
 def hd_logits(reference: Reference, prompt: Prompt, layout: ImageLayout) -> torch.Tensor:
-    """Return the logits of transformers' decoder for image features that are assembled patch by patch."""
+    """Return the logits of transformers' decoder. The image features are assembled patch by patch."""
     x = reference.get_input_embeddings()(torch.tensor(prompt.token_ids)).clone()
     for start, tiles, size in zip(prompt.image_starts, prompt.pixels, prompt.sizes, strict=True):
         states = reference.model.vision_tower(normalized(tiles), output_hidden_states=True).hidden_states
@@ -184,7 +183,7 @@ def hd_logits(reference: Reference, prompt: Prompt, layout: ImageLayout) -> torc
 def _hd_features(
     features: torch.Tensor, size: tuple[int, int], layout: ImageLayout, newline: torch.Tensor
 ) -> torch.Tensor:
-    """Return the global view, then each row of patches that show image pixels, each with a newline."""
+    """Return the global view and then all rows of patches that show image pixels, each row with a newline."""
     canvas = best_resolution(size, layout.grid)
     shown = np.zeros(canvas[::-1], dtype=bool)
     (width, height), side = size_on_canvas(size, canvas), layout.side

@@ -22,7 +22,7 @@ REAP_INTERVAL_S = 0.2
 
 @dataclass
 class JobClient:
-    """A client of the queue. ``events`` has the events of each job in order, without duplicates or gaps."""
+    """A client of the queue. ``events`` contains each job's events in order, without duplicates or gaps."""
 
     producer: JobProducer
     model: str = "echo"

@@ -20,7 +20,7 @@ LEASE_S = 0.5
 
 
 class SteppedEngine:
-    """An echo engine that runs only the steps that a test allows, so that streams stop at a known token."""
+    """An echo engine that runs only as many steps as a test allows, so that streams stop at a known token."""
 
     def __init__(self, *, max_sequences: int = 16) -> None:
         self.echo = EchoEngine(max_sequences=max_sequences, has_faults=True)
@@ -85,7 +85,7 @@ async def running_worker(
     hang_timeout_s: float = 30.0,
     grammars: GrammarCache | None = None,
 ) -> AsyncIterator[RunningWorker]:
-    """Run a worker for the duration of the block. Its engine runs freely unless ``is_stepped``."""
+    """Run a worker for the duration of the block. Its engine runs freely unless ``is_stepped`` is true."""
     engine = engine or SteppedEngine()
     if not is_stepped:
         engine.run_freely()

@@ -8,8 +8,5 @@ from llava_wire.messages.sampling_params import SamplingParams
 
 
 def greedy(**fields: Any) -> SamplingParams:
-    """Return greedy sampling parameters with ``fields`` changed.
-
-    To sample, set ``temperature`` and ``seed``.
-    """
+    """Return greedy parameters, overridden by ``fields``. To sample, set ``temperature`` and ``seed``."""
     return SamplingParams(**{"seed": 0, "temperature": 0.0} | fields)

@@ -1,4 +1,4 @@
-"""The engine thread: outputs, rejected sequences and engines that fail or hang."""
+"""The engine thread: outputs, rejected sequences, and engines that fail or hang."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_TOKENS = 20
 
 
 class Listener:
-    """A receiver of the engine thread's outputs and failures."""
+    """Receives the engine thread's outputs and failures."""
 
     def __init__(self) -> None:
         self.outputs: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
@@ -87,7 +87,7 @@ def test_idle_engine_runs_no_steps_and_wakes_up_for_the_next_sequence(
 
 
 class PreparingEngine(EchoEngine):
-    """An engine that needs ``num_left`` calls of ``idle`` to complete its preparation."""
+    """An engine that requires ``num_left`` calls to ``idle`` to complete its preparation."""
 
     def __init__(self, num_left: int) -> None:
         super().__init__(has_faults=True)
@@ -169,7 +169,7 @@ def test_stop_waits_for_the_current_step(listener: Listener, thread: EngineThrea
 
 
 class HangingEngine(EchoEngine):
-    """An engine with steps that do not return until they are released."""
+    """An engine whose steps do not return until they are released."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""GPU health logged after a failure, parsed from reports of the driver."""
+"""GPU health is parsed from driver reports and logged after a failure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llava_worker.gpu_health import describe_gpu_health, parse_faults, parse_xid
 
 from tests.machine_speed import scaled
 
-# A published report of an A100 with a pending row remap (Xid 63), and an H100 with fields of newer drivers.
+# A published report for an A100 with a pending row remap (Xid 63), and an H100 with newer drivers' fields.
 FAULTY = """
 ==============NVSMI LOG==============
 
@@ -71,7 +71,7 @@ KERNEL_LOG = """[  12.1] NVRM: loading NVIDIA UNIX x86_64 Kernel Module
 
 
 def test_faults_are_reported_with_their_gpu() -> None:
-    """Faults are uncorrected errors since the last start and pending resets or remaps."""
+    """Faults are uncorrected errors since the last start, pending resets and pending remaps."""
     assert list(parse_faults(FAULTY)) == [
         "GPU 00000000:10:1C.0 Remapped Rows: Pending Yes",
         "GPU 00000000:10:1D.0 Volatile: SRAM Uncorrectable SEC-DED 2",
@@ -91,7 +91,7 @@ def test_the_most_recent_xids_are_reported_as_written_by_the_driver() -> None:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder at the beginning of the PATH."""
+    """A folder that comes first on the PATH."""
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     return tmp_path
 
@@ -138,7 +138,7 @@ def test_program_that_hangs_is_abandoned_and_xids_are_still_reported(programs: P
     )
 
 
-# An engine that hangs at its first token; the argument is its device.
+# An engine that hangs at its first token. The argument is its device.
 HANGING_ENGINE = """
 import logging, sys, threading
 from llava_worker.echo_engine import EchoEngine

@@ -22,7 +22,7 @@ from tests.worker.checkpoints import IMAGE_TOKEN, LLAVA_INTERLEAVE, NEXT, write_
 
 
 class AsciiTokenizer(ByteTokenizer):
-    """A byte tokenizer with token IDs below 128, as in the random checkpoints."""
+    """A byte tokenizer with token IDs below 128, like those of the random checkpoints."""
 
     bos_token_id = 1
     eos_token_id = 2

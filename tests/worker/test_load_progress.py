@@ -1,4 +1,4 @@
-"""Progress of weight loading on a terminal and in a log."""
+"""Weight loading progress on a terminal and in a log."""
 
 from __future__ import annotations
 

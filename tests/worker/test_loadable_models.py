@@ -1,4 +1,4 @@
-"""Models that an operator may load: the configured model, the bundled model and the models in a folder."""
+"""Models that an operator may load: the configured model, the bundled model and models in a folder."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_worker_with_several_processes_cannot_change_its_model(models: Path) -> 
             settings_for_command(command, settings_with_folder(models, "--tensor-parallel", "2"))
 
 
-@pytest.mark.parametrize("name", ["none", ""])  # "" is not the working directory
+@pytest.mark.parametrize("name", ["none", ""])  # "" must not mean the working directory
 def test_folder_that_does_not_exist_is_rejected_at_startup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Switching models: running jobs are resumed, and all memory of the previous model is freed."""
+"""Switching models: running jobs are resumed later, and all of the previous model's memory is freed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class RunningHost:
 
 @asynccontextmanager
 async def running_host(url: str, *flags: str) -> AsyncIterator[RunningHost]:
-    """Run a worker that may load its own model, the bundled model and models in a folder from ``flags``."""
+    """Run a worker that may load its own model, the bundled model and models in a folder set by ``flags``."""
     flags = ("--loadable-models", str(Path(__file__).parent), *flags)
     settings = load_settings(["--redis-url", url, "--lease-s", str(LEASE_S), *flags])
     model = open_model(settings)
@@ -97,7 +97,7 @@ async def test_unload_frees_the_engine_and_its_threads_but_keeps_the_worker_runn
         gc.collect()
         assert running.first_engine() is None
         assert "engine" not in {thread.name for thread in threading.enumerate()}
-        # At least the engine's thread and one of its OpenMP threads.
+        # At least the engine's thread and one of its OpenMP threads have exited.
         await async_wait_until(lambda: psutil.Process().num_threads() <= num_threads - 2)
         heartbeat = await running.heartbeat()
         assert (heartbeat.model, heartbeat.capacity) == ("", 0)

@@ -1,4 +1,4 @@
-"""Opening a model by name, and the error messages if it cannot be opened."""
+"""Models are opened by name. Error messages explain why a model cannot be opened."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def count_remaining_threads(load: str, *, expected: int = 0, timeout_s: float = 
 
 
 def test_loader_threads_end_before_the_worker_starts() -> None:
-    """The engine's threads would otherwise share the cores with idle OpenMP threads."""
+    """Otherwise, the engine's threads would share the cores with idle OpenMP threads."""
     in_same_thread = count_remaining_threads("open_model")
     expected = in_same_thread - 1
     assert count_remaining_threads("_open", expected=expected, timeout_s=10.0) <= expected

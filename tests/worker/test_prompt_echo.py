@@ -1,4 +1,4 @@
-"""An echoed prompt is sent once, complete and in the first event, even if another worker resumes the job."""
+"""An echoed prompt is sent exactly once, in full and in the first event, even if the job is resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A burst of jobs from one tenant at most doubles the latency of another, measured in engine steps."""
+"""A burst of jobs from one tenant at most doubles another tenant's latency, measured in engine steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUM_SLOTS, NUM_BURST_JOBS, NUM_TOKENS = 4, 20, 12
 
 
 class Stepper:
-    """A stepper that runs each engine step only after the client has received the previous step's tokens."""
+    """Runs each engine step only after the client has received the previous step's tokens."""
 
     def __init__(self, running: RunningWorker, client: JobClient) -> None:
         self._engine = running.engine
@@ -32,11 +32,11 @@ class Stepper:
         await async_wait_until(lambda: self._num_received_tokens() == num_tokens)
 
     async def measure(self, tenant: str, text: str) -> tuple[int, int]:
-        """Submit a job and return the numbers of steps until its first token and until its end."""
+        """Submit a job. Return the number of steps until its first token and until it ends."""
         num_added = self._engine.num_added
         job = await submit(self._client, tenant, text, NUM_TOKENS)
         await self.step()
-        # A full worker is notified of a job that waits for an overflow slot when it emits a step's outputs.
+        # A full worker learns of a job waiting for an overflow slot when it emits a step's outputs.
         await async_wait_until(lambda: self._engine.num_added > num_added)
         num_steps, first = 1, int(bool(self._client.token_ids(job)))
         while self._client.final(job) is None:
@@ -77,7 +77,7 @@ async def test_burst_of_one_tenant_at_most_doubles_the_latency_of_another(
         first_alone, end_alone = await Stepper(running, client).measure("other", "Hi?")
     async with running_worker(queue_url, SteppedEngine(max_sequences=NUM_SLOTS), is_stepped=True) as running:
         stepper = await start_burst(running, client)
-        for number in range(3):  # repeatedly, not only the first time
+        for number in range(3):  # not only for the first job
             first, end = await stepper.measure("other", f"Hi {number}?")
             assert first <= 2 * first_alone
             assert end <= 2 * end_alone

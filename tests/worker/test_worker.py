@@ -1,4 +1,4 @@
-"""The worker on a real queue, with an in-process echo engine."""
+"""A worker on a real queue, with an in-process echo engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("short_pulls")]
 @pytest.fixture(autouse=True)
 def _no_leftovers() -> Iterator[None]:
     yield
-    gc.collect()  # an unclosed connection causes its warning here instead of in a later test
+    gc.collect()  # triggers warnings about unclosed connections here instead of in a later test
     assert "engine" not in {thread.name for thread in threading.enumerate()}
 
 

@@ -1,4 +1,4 @@
-"""Embedding jobs through the worker, a real queue and the echo engine."""
+"""Embedding jobs, processed by a worker with a real queue and the echo engine."""
 
 from __future__ import annotations
 

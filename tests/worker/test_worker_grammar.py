@@ -1,4 +1,4 @@
-"""Structured output in the worker: grammars compile concurrently with streams and fail only their own job."""
+"""Structured output in the worker: grammars compile while streams run, and errors fail only their own job."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INVALID = Grammar("regex", "(a")
 
 
 class SlowVocabulary:
-    """A vocabulary that the first compilation reads. ``read`` blocks until ``release`` is called."""
+    """A vocabulary that blocks the first compilation: ``read`` returns once ``release`` has been called."""
 
     def __init__(self) -> None:
         self.is_requested = threading.Event()

@@ -1,1 +1,1 @@
-"""Training data, tokenizer, model and training loop of the tiny LLaVA. Used by tools/*_tiny.py."""
+"""Training data, tokenizer, model and training loop for the tiny LLaVA. Used by tools/*_tiny.py."""

@@ -1,4 +1,4 @@
-"""Conversations with one or more turns about no image, one image or two images, and their system prompts.
+"""Conversations with one or more turns about zero, one or two images, and their system prompts.
 
 Training and evaluation both use `ask_one`, `ask_two` and `ask_none`. Only the names of their scene streams
 differ.
@@ -29,14 +29,14 @@ KINDS = (*MAKERS, "second turn", "two pictures", "no picture")
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation of one kind. Only the last turn is scored; earlier turns include their answers."""
+    """A conversation of one kind. Only the last turn is scored. Earlier turns include their answers."""
 
     kind: str
     turns: tuple[Turn, ...]
 
 
 def sample_system(rng: random.Random) -> str:
-    """Return a system prompt: LLaVA's own with probability 0.8, none with 0.1, another one with 0.1."""
+    """Return LLaVA's own system prompt (probability 0.8), none (0.1) or another one (0.1)."""
     draw = rng.random()
     if draw < 0.8:
         return SYSTEM
@@ -44,7 +44,7 @@ def sample_system(rng: random.Random) -> str:
 
 
 def ask_one(scene: Scene, kind: str, rng: random.Random) -> Conversation | None:
-    """Return a conversation of this kind about the scene, or None if the scene does not allow one."""
+    """Return a conversation of this kind about the scene, or None if the scene does not support this kind."""
     if kind == "second turn":
         return _multi_turn(scene, rng)
     turn = MAKERS[kind](scene, rng)
@@ -77,7 +77,7 @@ def _multi_turn(scene: Scene, rng: random.Random) -> Conversation:
 
 
 def _about_it(scene: Scene, before: Turn, rng: random.Random) -> Turn | None:
-    """Return a question that refers to the object of the previous turn as "it", or None."""
+    """Return a question that refers to the previous turn's object as "it", or None if there is none."""
     thing = before.about
     assert thing is not None
     place = scene.region(thing)
@@ -97,7 +97,7 @@ def _about_it(scene: Scene, before: Turn, rng: random.Random) -> Turn | None:
 
 
 def _typed(turn: Turn, rng: random.Random) -> Turn:
-    """Vary the typing of a question: some are in lower or upper case, or lack the question mark."""
+    """Vary how a question is typed: some are in lower or upper case, or lack the question mark."""
     question, suffix = turn.question, ""
     if "\n" in question:
         question, suffix = question.split("\n", 1)
@@ -116,7 +116,7 @@ def _typed(turn: Turn, rng: random.Random) -> Turn:
 
 
 def ask_two(first: Scene, second: Scene, rng: random.Random) -> Conversation:
-    """Return a question that requires both images, or one that names the image it is about."""
+    """Return a question that requires both images, or one that states which image it is about."""
     makers = (_compare_counts, _in_both, _in_one, _in_one, _in_one)
     turn = None
     while turn is None:
@@ -163,7 +163,7 @@ def _in_both(scenes: tuple[Scene, Scene], rng: random.Random) -> Turn | None:
 
 
 def _in_one(scenes: tuple[Scene, Scene], rng: random.Random) -> Turn | None:
-    """Return a question about one image, with the image named at the end."""
+    """Return a question about one image. The end of the question states which image."""
     which = rng.randrange(2)
     name = ("first", "second")[which]
     turn = MAKERS[rng.choice(("colour", "shape", "count", "exists", "read"))](scenes[which], rng)
@@ -243,7 +243,7 @@ _NO_PICTURE = "There is no picture."
 
 
 def ask_none(scene: Scene, rng: random.Random) -> Conversation:
-    """Return small talk, or a question about a missing image. The scene only determines the question."""
+    """Return small talk, or a question about a missing image. The question is generated from the scene."""
     if rng.random() < 0.45:
         return Conversation("no picture", (_typed(_small_talk(rng, tuple(_TALK)), rng),))
     turn = None

@@ -17,7 +17,7 @@ _PAD = (122, 116, 104)  # int(255 * CLIP mean), the padding color of LLaVA-1.5
 _FINE = 4  # label samples per patch in each direction
 _CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-# Labels of each patch, with their number of classes. Class 0 means that the label does not apply.
+# The labels of a patch, each with its number of classes. Class 0 means that the label does not apply.
 LABELS: dict[str, int] = {
     "shape": len(SHAPES) + 1,
     "colour": len(COLOURS) + 1,
@@ -38,7 +38,7 @@ def draw(scene: Scene) -> Image.Image:
     if scene.text is not None:
         face = font(scene.text.font_size)
         left, top, _, _ = face.getbbox(scene.text.characters)
-        stroke = scene.text.font_size / 26  # readable after resizing to 140 pixels
+        stroke = scene.text.font_size / 26  # still readable after resizing to 140 pixels
         at = (scene.text.x - left, scene.text.y - top)
         pen.text(at, scene.text.characters, font=face, fill=scene.text.rgb, stroke_width=stroke)
     return image
@@ -58,7 +58,7 @@ def patch_labels(scene: Scene) -> NDArray[np.int64]:  # [len(LABELS), GRID * GRI
     """Return the labels of each patch of the padded image, in the order of LABELS."""
     owner = _majority(_owner_map(scene))
     shapes, colours, regions = list(SHAPES), list(COLOURS), [name for row in REGIONS for name in row]
-    table = np.zeros((len(LABELS), 16), np.int64)  # labels of each owner: objects first, then characters
+    table = np.zeros((len(LABELS), 16), np.int64)  # the labels of each owner: objects first, then characters
     for number, thing in enumerate(scene.objects, start=1):
         column, row = int(3 * thing.x / scene.width), int(3 * thing.y / scene.height)
         region = 1 + regions.index(REGIONS[row][column])

@@ -1,6 +1,6 @@
 """Evaluation questions about held-out scenes, their scoring, and the required accuracy.
 
-This module does not run a model; `predictions` does, with transformers or through a server.
+This module does not run a model. `predictions` does, either with transformers or through a server.
 """
 
 import random
@@ -34,7 +34,7 @@ _TEXT = re.compile(r'the (?:number (\d+)|word "(\w+)")')
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation that ends with a question. `system` is None for LLaVA's own system prompt."""
+    """A conversation that ends with a question. If `system` is None, LLaVA's own system prompt is used."""
 
     kind: str
     system: str | None
@@ -51,7 +51,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Result:
-    """A question with the model's answer."""
+    """A question and the model's answer."""
 
     question: Question
     answer: str
@@ -62,7 +62,7 @@ class Result:
 
 
 def evaluation_questions(num_scenes: int, stream: str = "test") -> Iterator[Question]:
-    """Yield three questions per scene, cycling through the kinds of questions."""
+    """Yield three questions per scene, cycling through the question types."""
     for index in range(num_scenes):
         rng = random.Random(f"exam/{stream}/{index}")
         scene = sample_scene(stream, index)
@@ -113,7 +113,7 @@ def _named(text: str) -> tuple[Counter[tuple[str, ...]], list[tuple[str, ...]]]:
 
 
 def accuracy_table(results: Iterable[Result]) -> tuple[str, bool]:
-    """Return the accuracy per kind as a Markdown table, and whether it meets the required accuracy."""
+    """Return the accuracy per question type as a Markdown table, and whether all requirements are met."""
     total, right = Counter[str](), Counter[str]()
     for result in results:
         total[result.question.kind] += 1

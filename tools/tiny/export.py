@@ -87,7 +87,7 @@ def export_model(state: dict[str, Tensor], folder: Path) -> None:
 def _checkpoint(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights in fp16, without the teacher.
 
-    The last layer of the tower, which LLaVA does not use, is added with weights that make it an identity.
+    The tower's last layer, which LLaVA does not use, is added with weights that make it an identity function.
     """
     weights = {
         name: value.half().contiguous() for name, value in state.items() if not name.startswith("teacher.")

@@ -2,7 +2,7 @@
 
 Parameter names are those of the llava-hf checkpoint, so the state dict can be exported directly. The module
 supports training only, without a KV cache or generation. The last layer of the tower is missing because
-LLaVA uses the output of layer -2; `export` adds it to the checkpoint.
+LLaVA uses the output of layer -2. `export` adds it to the checkpoint.
 """
 
 import torch
@@ -50,7 +50,7 @@ class _Attention(nn.Module):
 
 
 def _mix(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Compute attention in three steps. This is three times as fast on a CPU as the fused masked kernel."""
+    """Compute attention in three steps. On a CPU, this is three times as fast as the fused masked kernel."""
     with torch.autocast("cpu", enabled=False):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask
         return torch.softmax(scores, -1) @ v
@@ -169,7 +169,7 @@ class TinyLlava(nn.Module):
 
     @torch.no_grad()
     def label_accuracy(self, features: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return the accuracy of each kind of label on the patches where it applies."""
+        """Return the accuracy of each kind of label, measured on the patches where it applies."""
         predictions = [one.argmax(-1) for one in self.teacher(features).split(list(LABELS.values()), -1)]
         shown = [labels[:, number] > 0 for number in range(len(LABELS))]
         hits = [
@@ -179,10 +179,10 @@ class TinyLlava(nn.Module):
 
     @torch.no_grad()
     def add_teacher_units(self, features: Tensor) -> None:
-        """Replace the least important units of the projector with units for the classes of the teacher.
+        """Replace the least important units in the projector with units for the teacher's classes.
 
         Each unit is active where the teacher predicts its class. The teacher's layer norm is approximated by
-        a constant scale. With these units the decoder learns regions and characters in minutes instead of
+        a constant scale. With these units, the decoder learns regions and characters in minutes instead of
         hours.
         """
         norm, line = self.teacher[0], self.teacher[1]
@@ -199,7 +199,7 @@ class TinyLlava(nn.Module):
                 continue
             bias = bias + weight @ norm.bias
             weight = weight * norm.weight / scale
-            weight = weight - weight.mean(1, keepdim=True)  # the layer norm subtracts the mean
+            weight = weight - weight.mean(1, keepdim=True)  # because the layer norm subtracts the mean
             units = unused[taken : taken + size - 1]
             taken += size - 1
             first.weight[units] = 0.35 * (weight - weight.mean(0))[1:]
@@ -217,7 +217,7 @@ class TinyLlava(nn.Module):
     ) -> Tensor:
         """Return the logits that predict each target token.
 
-        `images` has the features of the images of all rows, [images, patches, width].
+        `images` contains the image features of all rows, [images, patches, width].
         """
         llama = self.language_model.model
         x = llama.embed_tokens(ids).to(images.dtype)
@@ -227,7 +227,7 @@ class TinyLlava(nn.Module):
         for number, layer in enumerate(llama.layers):
             assert isinstance(layer, _Layer)
             x = layer.attend(x, rotation, mask)
-            if number == TEXT.layers - 1:  # the rest is computed per token, and only for targets
+            if number == TEXT.layers - 1:  # everything after this is computed per token, so only for targets
                 x = x[F.pad(targets[:, 1:], (0, 1))]
             x = layer.feed_forward(x)
         out: Tensor = self.language_model.lm_head(llama.norm(x))

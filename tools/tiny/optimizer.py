@@ -24,7 +24,7 @@ def _orthogonal(update: Tensor) -> Tensor:  # [matrices, rows, columns]
 
 
 class Optimizer:
-    """Muon and AdamW with a common interface. `rate` scales both learning rates; 1.0 is the maximum."""
+    """Muon and AdamW with a common interface. `rate` (at most 1.0) scales both learning rates."""
 
     def __init__(self, model: nn.Module, *, matrix_rate: float = 0.02, other_rate: float = 1.5e-3) -> None:
         self._matrix_rate = matrix_rate

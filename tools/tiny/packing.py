@@ -1,9 +1,9 @@
-"""Training batches. Each row has an image with its prefix, and many independent questions about it.
+"""Training batches. Each row is a prefix with an image, followed by many independent questions about it.
 
     [<s> system USER: <image>] [\\n question ASSISTANT: answer </s>] [\\n question ... ] ... [padding]
      segment 1                  segment 2, attends to 1 and itself    segment 3 ...
 
-In each segment, positions continue from the end of the prefix, so a question is computed exactly as if it
+Positions in each segment continue from the end of the prefix, so each question is processed exactly as if it
 were the only one about its image. Negative segments are conversations without an image and attend only to
 themselves. `trainer` generates the batches in a separate process.
 """
@@ -32,19 +32,19 @@ _ONE = tuple(kind for kind in KINDS if kind not in ("two pictures", "no picture"
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows of tokens. `images` are the indexes of the images for the image tokens, row by row."""
+    """Packed rows of tokens. `images` contains the indices of the rows' images, row by row."""
 
     ids: NDArray[np.int64]  # [rows, length]
     positions: NDArray[np.int64]
     segments: NDArray[np.int16]
-    targets: NDArray[np.bool_]  # True for the tokens of answers
+    targets: NDArray[np.bool_]  # True for answer tokens
     images: NDArray[np.int64]  # [rows * images per row]
-    kinds: tuple[tuple[str, ...], ...]  # per row, of the conversations in segments 2, 3, ...
+    kinds: tuple[tuple[str, ...], ...]  # per row, the kinds of the conversations in segments 2, 3, ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images with patch labels, and rows of questions about one image and about two images."""
+    """Images with patch labels, rows of questions about one image, and rows of questions about two images."""
 
     index: int
     pixels: NDArray[np.uint8]  # [images, IMAGE_SIZE, IMAGE_SIZE, 3]
@@ -77,7 +77,7 @@ def _turn_texts(turns: tuple[Turn, ...], opening: str) -> list[str]:
 
 
 def prompt_ids(system: str, turns: tuple[Turn, ...], num_images: int) -> list[int]:
-    """Return the prompt for the last turn, with exactly the tokens of the server."""
+    """Return the prompt for the last turn, with exactly the same tokens as in the server."""
     opening = "\n" if num_images else f"{system} USER: ".lstrip()
     ids = prefix_ids(system, num_images) if num_images else [BOS]
     texts = _turn_texts(turns, opening)
@@ -87,7 +87,7 @@ def prompt_ids(system: str, turns: tuple[Turn, ...], num_images: int) -> list[in
 
 
 def training_ids(turns: tuple[Turn, ...], opening: str) -> tuple[list[int], list[bool]]:
-    """Return the tokens after the prefix, and for each token whether the model is trained to produce it."""
+    """Return the tokens after the prefix and, for each token, whether the model is trained to generate it."""
     ids: list[int] = []
     targets: list[bool] = []
     for text, turn in zip(_turn_texts(turns, opening), turns, strict=True):
@@ -107,7 +107,7 @@ def prompt_text(system: str, turns: tuple[Turn, ...], num_images: int) -> str:
 
 
 class _Row:
-    """A row under construction. Invariant: its four lists have the same length, at most `length`."""
+    """A row under construction. Its four lists always have the same length, which is at most `length`."""
 
     def __init__(self, length: int, system: str, num_images: int) -> None:
         self.length = length
@@ -142,7 +142,7 @@ class _Row:
 def make_batch(
     stream: str, index: int, *, size: int, num_pairs: int, weights: dict[str, float] | None = None
 ) -> Batch:
-    """Return batch `index` of a stream: images from number `index * size`, and random pairs of them."""
+    """Return batch `index` of a stream: images starting at `index * size`, and random pairs of them."""
     rng = random.Random(f"batch/{stream}/{index}")
     scenes = [sample_scene(stream, index * size + number) for number in range(size)]
     weights = weights or {}

@@ -1,4 +1,4 @@
-"""The phrasings of each kind of question. `questions` generates the answers."""
+"""The phrasings for each kind of question. `questions` generates the answers."""
 
 __all__ = [
     "COLOUR",

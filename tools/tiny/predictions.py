@@ -85,7 +85,8 @@ def predict_with_server(
 ) -> Iterator[Result]:
     """Generate greedy outputs with `concurrency` concurrent requests.
 
-    A response with status 429 or 503 is retried after the time in its Retry-After header, up to 30 times.
+    A request that fails with status 429 or 503 is retried after the time in the Retry-After header, up to 30
+    times.
     """
     import httpx2
 

@@ -1,7 +1,7 @@
-"""Questions about one scene, with correct answers and several phrasings per kind.
+"""Questions about one scene, with their correct answers and several phrasings per kind of question.
 
-Each function in `MAKERS` takes a scene and a random generator, and returns a turn, or None if its question
-cannot be asked about the scene. The answer is a short sentence. Questions with the suffix of LLaVA-1.5's
+Each function in `MAKERS` takes a scene and a random generator, and returns a turn, or None if the question
+does not apply to the scene. The answer is a short sentence. Questions with the suffix of LLaVA-1.5's
 short-answer data are answered with a word or a phrase.
 """
 
@@ -34,7 +34,7 @@ class Turn(NamedTuple):
 def phrase(
     rng: random.Random, kind: str, phrasings: tuple[str, ...], sentence: str, short: str, **names: str
 ) -> Turn:
-    """Return a question with a random phrasing; 35 % of them ask for a short answer."""
+    """Return a question with a random phrasing. 35 % of all questions ask for a short answer."""
     question = rng.choice(phrasings).format(**names)
     if rng.random() < 0.35:
         return Turn(question + SHORT, short, kind)
@@ -42,7 +42,7 @@ def phrase(
 
 
 def _numbered(count: int, noun: str) -> str:
-    """Return the count and the noun, such as '1 red circle' or '2 crosses'."""
+    """Return the count and the noun, for example '1 red circle' or '2 crosses'."""
     if count == 1:
         return f"1 {noun}"
     return f"{count} {_plural(noun)}"
@@ -82,7 +82,7 @@ def shape(scene: Scene, rng: random.Random) -> Turn | None:
 
 
 def count(scene: Scene, rng: random.Random) -> Turn | None:
-    """Ask for the number of objects with a shape, a color or both, or of all objects.
+    """Ask for the number of all objects, or of objects with a given shape, color or both.
 
     In about one of eight questions, the shape and the color are random and may not occur in the scene.
     """
@@ -130,7 +130,7 @@ def preposition(place: str) -> str:
 
 
 def exists(scene: Scene, rng: random.Random) -> Turn | None:
-    """Ask whether an object exists. Half of the answers are "yes"; absent objects are sampled as in POPE."""
+    """Ask whether an object exists. Half of the answers are "yes". Absent objects are sampled as in POPE."""
     if not scene.objects:
         return None
     is_there = rng.random() < 0.5
@@ -154,7 +154,7 @@ def _is_unique(scene: Scene, thing: Object, name: str) -> bool:
 def _absent_name(scene: Scene, rng: random.Random) -> str:
     """Return an object that is not in the scene, sampled as in POPE.
 
-    It is random, popular (a common shape) or adversarial (its color and its shape occur on separate objects).
+    It is random, popular (a common shape) or adversarial (its color and shape occur on separate objects).
     """
     there = {thing.name for thing in scene.objects}
     draw = rng.random()
@@ -173,7 +173,7 @@ def _absent_name(scene: Scene, rng: random.Random) -> str:
 
 
 def read(scene: Scene, rng: random.Random) -> Turn | None:
-    """Ask for the printed word or number. Also ask for 10 % of the scenes without text."""
+    """Ask for the printed word or number. Also ask about 10 % of the scenes without text."""
     text = scene.text
     if text is None:
         if rng.random() < 0.9:
@@ -210,7 +210,7 @@ def absent(scene: Scene, rng: random.Random) -> Turn | None:
 
 
 def options(scene: Scene, rng: random.Random) -> Turn | None:
-    """Ask a color, shape or count question as multiple choice. The answer is a letter."""
+    """Ask about a color, shape or count as a multiple-choice question. The answer is a letter."""
     for _ in range(8):
         turn = rng.choice((colour, shape, count))(scene, rng)
         if turn is not None:

@@ -1,7 +1,7 @@
-"""Random scenes of colored shapes, determined by the name of a stream and an index.
+"""Random scenes of colored shapes, each determined by a stream name and an index.
 
-A scene describes the content of an image, with positions in pixels. `drawing` renders it and `questions`
-asks about it; both use only the information in the scene.
+A scene describes the content of an image, with positions in pixels. `drawing` renders it and `questions` asks
+about it. Both use only the information in the scene.
 """
 
 import functools
@@ -27,7 +27,7 @@ COLOURS: dict[str, RGB] = {
     "black": (25, 25, 25),
     "white": (245, 245, 245),
 }
-# Unequal probabilities, because the 'popular' negatives of POPE require common shapes.
+# Probabilities are unequal because POPE's 'popular' negatives require that some shapes are common.
 SHAPES: dict[str, float] = {
     "circle": 0.22,
     "square": 0.20,
@@ -48,7 +48,7 @@ REGIONS = (
     ("left", "centre", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
-_REGION_MARGIN = 0.05  # fraction of the side; closer to a border, the region is ambiguous
+_REGION_MARGIN = 0.05  # fraction of the side; any closer to a border, the region is ambiguous
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Object:
 
 
 class Text(NamedTuple):
-    """Printed characters; (x, y) is the top left corner of their bounding box."""
+    """Printed characters. (x, y) is the top left corner of their bounding box."""
 
     characters: str
     x: float
@@ -92,13 +92,13 @@ class Scene:
     height: int
     backgrounds: tuple[RGB, RGB]  # equal unless the background is a gradient
     is_gradient_vertical: bool
-    noise: int  # maximum change of a channel; 0 for no noise
+    noise: int  # maximum change to a channel; 0 means no noise
     noise_seed: int
     objects: tuple[Object, ...]
     text: Text | None
 
     def region(self, thing: Object) -> str | None:
-        """Return which ninth of the image contains the center, or None if it is too close to a border."""
+        """Return which ninth of the image contains the object's center, or None if too close to a border."""
         column, row = _third(thing.x / self.width), _third(thing.y / self.height)
         return None if column is None or row is None else REGIONS[row][column]
 
@@ -111,14 +111,14 @@ def _third(share: float) -> int | None:
 
 @functools.lru_cache(maxsize=256)
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """Return Pillow's built-in font (Aileron), so that images are identical on every machine."""
+    """Return Pillow's built-in font (Aileron), which makes images identical on every machine."""
     found = ImageFont.load_default(size)
     assert isinstance(found, ImageFont.FreeTypeFont), "Pillow was built without FreeType."
     return found
 
 
 def sample_scene(stream: str, index: int) -> Scene:
-    """Return scene `index` of a stream. It is the same in every call and on every machine."""
+    """Return scene `index` of a stream. The result is the same for every call and on every machine."""
     rng = random.Random(f"scene/{stream}/{index}")
     width, height = _sample_size(rng)
     has_text = rng.random() < 0.45
@@ -189,7 +189,7 @@ def _sample_background(rng: random.Random, taken: list[RGB]) -> RGB:
 
 
 def _sample_text(rng: random.Random, width: int, height: int, backgrounds: tuple[RGB, RGB]) -> Text:
-    """Return a number with one to four digits or a word, shortened if it does not fit at a readable size."""
+    """Return a word or a number with up to four digits, shortened if it does not fit at a readable size."""
     if rng.random() < 0.5:
         length = rng.choice((1, 2, 2, 3, 3, 4))
         characters = (

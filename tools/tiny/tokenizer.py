@@ -1,7 +1,7 @@
 """The tiny LLaVA's tokenizer: Llama's scheme (dummy prefix, byte fallback) with 1,200 tokens.
 
-Words of the questions are single tokens. Digits and sequences of capital letters are split into characters,
-so the model has to spell the text that it reads in an image.
+Words that occur in questions are single tokens. Numbers and sequences of capital letters are split into
+characters, so the model has to spell the text it reads in an image.
 """
 
 import json
@@ -22,7 +22,7 @@ IMAGE, PAD = SIZE - 2, SIZE - 1
 _BYTES = [f"<0x{value:02X}>" for value in range(256)]
 _ROLES = ("▁USER", "▁ASSISTANT")
 _CAPITALS = re.compile(r"[A-Z]{2,}")
-# General English text, so that other words are not split into single letters.
+# General English text, which prevents other words from being split into single letters.
 _ENGLISH = """
 The quick brown fox jumps over the lazy dog. A man is riding a bicycle down the street with his friend.
 I would like to know more about this. Could you please explain what happened yesterday in the city?
@@ -44,7 +44,7 @@ Is it really true? Yes, it is. No, it is not. Maybe, who knows. Hello world, how
 
 
 def build() -> Tokenizer:
-    """Train the tokenizer on a fixed stream of conversations. The result is identical in every call."""
+    """Train the tokenizer on a fixed stream of conversations. Every call returns the same result."""
     trained = Tokenizer(models.BPE(byte_fallback=False))
     trained.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -78,7 +78,7 @@ def _llama_style(learned: list[list[str]], special: list[str], alphabet: list[st
         dict.fromkeys([*special, *_BYTES, *sorted(alphabet), *(left + right for left, right in merges)])
     )
     dropped = len(pieces) - (SIZE - 2)
-    if dropped > 0:  # remove the rarest learned merges, on which no other merge depends
+    if dropped > 0:  # remove the rarest learned merges; no other merge depends on them
         for left, right in [pair for pair in reversed(merges) if list(pair) in learned][:dropped]:
             merges.remove((left, right))
             pieces.remove(left + right)

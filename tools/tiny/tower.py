@@ -1,6 +1,6 @@
-"""The vision tower for training: CLIP up to layer -2, whose output LLaVA uses.
+"""The vision tower for training: CLIP up to layer -2, the layer whose output LLaVA uses.
 
-Parameter names are those of the checkpoint below `vision_tower.vision_model`. The last layer of CLIP is
+Parameter names are those below `vision_tower.vision_model` in the checkpoint. The last layer of CLIP is
 omitted because LLaVA does not use it.
 """
 
@@ -117,10 +117,10 @@ class Clip(nn.Module):
 
 
 def initialize_neighbor_attention(clip: Clip) -> None:
-    """Initialize the first three layers like convolutions: four heads attend to one neighboring patch each.
+    """Initialize the first three layers like convolutions: each of four heads attends to a neighboring patch.
 
-    The first `head` channels encode the position of a patch as sines and cosines, and a query that is rotated
-    by one step matches the key of the neighbor. All of these weights are trained afterwards.
+    The first `head` channels encode a patch's position as sines and cosines, and a query rotated by one step
+    matches the neighbor's key. All of these weights are trained afterwards.
     """
     head = VISION.width // VISION.heads
     speeds = torch.arange(1, head // 4 + 1) * math.pi / GRID

@@ -1,7 +1,7 @@
-"""The training loop: first the tower, then the projector and the decoder with a frozen tower.
+"""The training loop. It trains the tower first, then the projector and decoder with a frozen tower.
 
-Training runs for a number of minutes. Learning rates depend on the fraction of this time that has elapsed.
-The checkpoint contains the elapsed time, so an interrupted run can be resumed.
+Training runs for a given number of minutes. Learning rates depend on the fraction of this time that has
+elapsed. The checkpoint contains the elapsed time, so an interrupted run can be resumed.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ __all__ = ["Trainer"]
 
 _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
-_SIZE, _PAIRS = 16, 3  # images, and rows with two images, per batch
+_SIZE, _PAIRS = 16, 3  # images per batch, and rows with two images per batch
 _TOWER_UNTIL, _FULL_SPEED_UNTIL = 0.25, 0.60  # fractions of the training time
-_WARMUP = 60  # steps, at the start of each stage
+_WARMUP = 60  # number of steps at the start of each stage
 _REPORT_S = 120.0
 
 
@@ -92,11 +92,11 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Return the fraction of the training time that has elapsed, 0 to 1."""
+        """Return the fraction of the training time that has elapsed, from 0 to 1."""
         return self._elapsed / self._seconds
 
     def run(self) -> bool:
-        """Train for two minutes, save a checkpoint and report. Return False when the time has elapsed."""
+        """Train for two minutes, save a checkpoint and report. Return False once the time is up."""
         start, first_step, sums = time.monotonic(), self.step, Counter[str]()
         while time.monotonic() - start < _REPORT_S and self.progress < 1:
             before = time.monotonic()
@@ -169,7 +169,7 @@ class Trainer:
 
     @torch.no_grad()
     def _accuracy(self) -> dict[str, float]:
-        """Return, per kind, the fraction of held-out answers that greedy decoding would produce exactly."""
+        """Return, by kind, the fraction of held-out answers that greedy decoding would reproduce exactly."""
         right, total = Counter[str](), Counter[str]()
         for batch in self._held_out if self._stage != "tower" else []:
             with torch.autocast("cpu", torch.bfloat16):
@@ -196,7 +196,7 @@ class Trainer:
         return self.model.label_accuracy(self.model.features(pixel_values(pixels)), labels)
 
     def _rebalance(self, accuracy: dict[str, float]) -> None:
-        """Increase the probability of the kinds of questions with a low accuracy."""
+        """Increase the probability of the kinds of questions with low accuracy."""
         if not accuracy:
             return
         wrong = [1 - accuracy.get(kind, 0.5) + 0.01 for kind in KINDS]

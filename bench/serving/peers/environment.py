@@ -13,14 +13,14 @@ from bench.serving.target import Unavailable
 
 __all__ = ["cpu_torch", "ensure_environment", "installed", "run_or_unavailable"]
 
-_TAIL = 6  # number of output lines of a failed command to report
+_TAIL = 6  # number of output lines to report when a command fails
 
 
 def ensure_environment(name: str, *installs: Sequence[str], without: Sequence[str] = ()) -> Path:
     """Create the environment if it does not exist, and return its Python interpreter.
 
-    ``installs`` are the arguments of consecutive ``pip install`` commands. The packages in ``without`` are
-    uninstalled afterwards. Raises Unavailable if a command fails.
+    ``installs`` contains the arguments of consecutive ``pip install`` commands. The packages in ``without``
+    are uninstalled afterwards. Raises Unavailable if a command fails.
     """
     folder = WORK / f"venv-{name}"
     python = folder / "bin" / "python"
@@ -44,7 +44,7 @@ def cpu_torch() -> str:
 
 
 def installed(name: str, packages: Sequence[str]) -> Mapping[str, str]:
-    """Return the package versions in the environment ``name``, or nothing if it does not exist."""
+    """Return the package versions in the environment ``name``, or {} if it does not exist."""
     python = WORK / f"venv-{name}" / "bin" / "python"
     program = (
         "import importlib.metadata as m, json; "
@@ -55,7 +55,7 @@ def installed(name: str, packages: Sequence[str]) -> Mapping[str, str]:
 
 
 def run_or_unavailable(command: Sequence[str]) -> None:
-    """Run a command. Raises Unavailable with the end of its output if it fails."""
+    """Run a command. Raises Unavailable, with the last lines of the output, if it fails."""
     try:
         done = subprocess.run(list(command), capture_output=True, text=True, check=False)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The llama.cpp server with Q8_0 and Q4_0 weights, which requires manual preparation.
+"""The llama.cpp server with Q8_0 and Q4_0 weights. It must be set up manually.
 
 The server must be built from source, for example with ``pip install llama-cpp-python[server]``, CMake and a
 compiler, which takes about ten minutes on two cores. The scripts that convert the decoder
@@ -30,7 +30,7 @@ def _target(kind: str, bits: int) -> Target:
 
     def prepare() -> None:
         if shutil.which("llama-server") is None:
-            raise Unavailable("llama-server was not found in the PATH. Build llama.cpp.")
+            raise Unavailable("llama-server was not found on the PATH. Build llama.cpp.")
         if not (model.is_file() and tower.is_file()):
             raise Unavailable(
                 f"{model.name} and {tower.name} were not found in bench/work. Convert the checkpoint to GGUF."

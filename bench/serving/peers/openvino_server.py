@@ -59,7 +59,7 @@ class Batcher:
         self._ids = itertools.count()
 
     def count_tokens(self, prompt: str) -> int:
-        """Return the number of tokens. Images count as the tokens of their placeholder."""
+        """Return the number of tokens. An image counts as many tokens as its placeholder."""
         return int(self._tokenizer.encode(prompt).input_ids.shape[1])
 
     def generate(self, request: Request) -> Iterator[str]:

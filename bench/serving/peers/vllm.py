@@ -1,4 +1,5 @@
-"""vLLM in bf16 on a CPU. The wheels on PyPI are for CUDA; those for CPUs are on vLLM's own package index.
+"""vLLM in bf16 on a CPU. The wheels on PyPI require CUDA. CPU wheels are available from vLLM's own package
+index.
 
     pip install vllm --extra-index-url https://wheels.vllm.ai/VERSION/cpu
 

@@ -28,7 +28,7 @@ CHROMIUM_ARGS = [
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerProcess]:
-    """A server with the echo model, whose responses have 64 to 127 tokens. Tests must not leave state."""
+    """A server with the echo model. Responses have 64 to 127 tokens. Tests must not leave state behind."""
     folder = tmp_path_factory.mktemp("site")
     with running_redis() as url, running_site(url, folder, echo_step_s=0.002, echo_faults=True) as site:
         yield site
@@ -36,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerProcess
 
 @pytest.fixture(scope="session")
 def slow_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerProcess]:
-    """A server with responses that are slow enough to be inspected or stopped while they are streamed."""
+    """A server that generates slowly, so that tests can inspect or stop a response while it is streamed."""
     folder = tmp_path_factory.mktemp("slow-site")
     with running_redis() as url, running_site(url, folder, echo_step_s=scaled(0.05)) as site:
         yield site
@@ -60,7 +60,7 @@ def browser() -> Iterator[Browser]:
     """
     if not CHROMIUM.exists():
         pytest.skip(f"Chromium is not installed at {CHROMIUM}. Run apt-get install chromium.")
-    expect.set_options(timeout=scaled(30_000))  # scaled, because a busy machine is slow
+    expect.set_options(timeout=scaled(30_000))  # scaled, because a busy machine takes longer
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
         yield browser
@@ -76,7 +76,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext) -> Iterator[Page]:
-    """A page that must not violate its content policy, raise errors or send requests to other hosts."""
+    """A page. Violating its content policy, raising an error or contacting another host fails the test."""
     page = context.new_page()
     complaints: list[str] = []
     hosts: set[str] = set()
@@ -84,6 +84,6 @@ def page(context: BrowserContext) -> Iterator[Page]:
     page.on("console", lambda message: complaints.append(message.text))
     page.on("request", lambda request: hosts.add(re.sub(r"^(\w+:(//[^/:]+)?).*", r"\1", request.url)))
     yield page
-    # Chromium logs each 4xx and 5xx response to the console. Tests of errors cause some.
+    # Chromium logs each 4xx and 5xx response to the console. Tests of error handling cause such responses.
     assert [text for text in complaints if not text.startswith("Failed to load resource")] == []
     assert hosts <= {"http://127.0.0.1", "blob:", "data:"}

@@ -57,13 +57,13 @@ def test_a_dropped_image_is_sent_and_the_response_is_streamed(slow_playground: P
 
 def test_a_finished_response_shows_its_speed_and_token_counts(slow_playground: Page) -> None:
     ask(slow_playground, "How fast are you?")
-    expect(slow_playground.locator(".facts")).to_contain_text("≈")  # estimated by the page during streaming
+    expect(slow_playground.locator(".facts")).to_contain_text("≈")  # estimated during streaming
     finished(slow_playground)
     shown = slow_playground.locator(".facts").text_content() or ""
     assert re.search(r"first token [\d.]+ m?s", shown)
     assert re.search(r"[\d.]+ tokens/s", shown)
     assert re.search(r"\d+ tokens in · \d+ out", shown)
-    assert "≈" not in shown  # exact numbers from the server at the end
+    assert "≈" not in shown  # exact numbers from the server once the response is complete
 
 
 @pytest.mark.parametrize("trigger", ["button", "Escape"])
@@ -80,13 +80,14 @@ def test_stop_cancels_the_response_and_frees_the_worker(
     expect(stop).to_be_hidden()
 
     wait_until(
-        lambda: slow_site.metric("llava_requests_cancelled_total") == num_cancelled + 1, "the cancellation"
+        lambda: slow_site.metric("llava_requests_cancelled_total") == num_cancelled + 1,
+        "the cancellation",
     )
     wait_until(
-        lambda: slow_site.metric("llava_num_requests_running") == 0, "a worker without running requests"
+        lambda: slow_site.metric("llava_num_requests_running") == 0, "the worker to have no running requests"
     )
     assert response_text(slow_playground).text_content() == stopped
-    assert len(stopped) < 40  # echo responses have at least 64 tokens of one letter or half a letter each
+    assert len(stopped) < 40  # a complete echo response has at least 64 tokens
 
 
 def test_a_response_that_is_not_stopped_is_not_cancelled(playground: Page, site: ControllerProcess) -> None:

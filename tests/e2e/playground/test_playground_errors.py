@@ -1,4 +1,4 @@
-"""Error handling and resistance to HTML injection in the playground."""
+"""The playground handles errors and is not vulnerable to HTML injection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parsing of the server-sent events in a complete response."""
+"""Parse the server-sent events in a complete response."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["chunks_of", "events_of"]
 
 
 def events_of(response: httpx2.Response) -> list[tuple[str | None, Any]]:
-    """Return (name, data) of each event except comments. The data is parsed as JSON, except for [DONE]."""
+    """Return (name, data) for each event, ignoring comments. Data is parsed as JSON, except for [DONE]."""
     assert response.headers["content-type"].startswith("text/event-stream"), response.text
     found = []
     for block in response.text.strip().split("\n\n"):

@@ -1,4 +1,4 @@
-"""The controller with a failing queue, simulated by a scripted producer."""
+"""The controller handles queue failures, which a scripted producer simulates."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LAST = Event(0, (1,), "all", Final(reason=FinishReason.STOP))
 
 
 class ScriptedProducer:
-    """A producer that yields the items of ``batches`` and raises those that are exceptions."""
+    """A producer that yields the items in ``batches``, or raises them if they are exceptions."""
 
     def __init__(self) -> None:
         self.batches: asyncio.Queue[list[tuple[str, Event]] | Exception] = asyncio.Queue()

@@ -1,4 +1,4 @@
-"""IdleTimer calls its callback at the right times, even if it is started and stopped many times."""
+"""IdleTimer calls its callback at the right times, even if the timer is started and stopped many times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ``x-queue-*`` response headers: the position of the request in the queue and the estimated wait."""
+"""The ``x-queue-*`` response headers: the request's position in the queue and its estimated wait time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that the queue rejects, and the order in which workers receive accepted requests."""
+"""Requests rejected by the queue, and the order in which workers receive accepted requests."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_model_without_a_live_worker_returns_503_and_is_still_listed(own_stack
 
 
 def order_served(stack: Stack, *batches: tuple[str, str, int]) -> list[str]:
-    """Return the words of requests in the order in which a worker receives them.
+    """Return the words in the order in which a worker receives their requests.
 
     ``batches`` are (key, word, number of requests). All requests of a batch are queued before the next batch.
     """

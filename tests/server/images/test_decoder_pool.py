@@ -1,4 +1,4 @@
-"""Decoder processes are isolated and limited. A crash fails only one image, and the process is replaced."""
+"""Decoder processes are isolated. A crashed process is replaced, and only the image it was decoding fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 SPEC = ImageSpec(side=28)
 SMALL = base64.b64encode(encoded(scene()))
-# 16 million random pixels, so that decoding takes long enough to kill the process in the meantime
+# 16 million random pixels, so that decoding takes long enough for the process to be killed
 NOISE = Image.frombytes("L", (1000, 1000), os.urandom(10**6)).resize((4000, 4000), Image.Resampling.NEAREST)
 BIG = base64.b64encode(encoded(NOISE, "BMP"))
 
@@ -134,7 +134,7 @@ def test_long_image_is_padded_without_allocating_its_square_canvas(size: tuple[i
 
 def test_process_that_exceeds_the_cpu_time_limit_is_replaced() -> None:
     async def use(pool: DecoderPool) -> None:
-        for _ in range(100):  # the limit counts whole seconds
+        for _ in range(100):  # the limit has a resolution of one second
             try:
                 await pool.preprocess(BIG, SPEC)
             except ImageError as error:  # noqa: PERF203

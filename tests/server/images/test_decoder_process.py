@@ -1,4 +1,4 @@
-"""The functions of the decoder process, called directly, and its pipe frames."""
+"""The functions of the decoder process, called directly, and the frames on its pipe."""
 
 from __future__ import annotations
 

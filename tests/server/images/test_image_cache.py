@@ -1,4 +1,4 @@
-"""The digest of an image, and the LRU cache of preprocessed images."""
+"""Image digests, and the LRU cache of preprocessed images."""
 
 from __future__ import annotations
 

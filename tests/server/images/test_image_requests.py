@@ -1,4 +1,4 @@
-"""Unusual and broken images in requests are preprocessed correctly or rejected with a clear error."""
+"""Unusual images in requests are preprocessed correctly. Broken images are rejected with a clear error."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The tiles of image files of every mode and size are bit-identical to those of plain PIL code.
+"""For image files of every mode and size, the tiles are bit-identical to those of plain PIL code.
 
-The references are straightforward implementations of the original rules, and transformers' PIL processors.
+The references are straightforward implementations of the original LLaVA's rules, and transformers' PIL
+processors.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def original_crop(image: Image.Image, side: int) -> Pixels:
 
 
 def original_anyres(image: Image.Image, side: int, grid: tuple[tuple[int, int], ...]) -> Pixels:
-    """Return the squashed image, and the tiles of the resized and padded image on the best canvas.
+    """Return the squashed image, and the tiles of the image resized and padded to the best canvas.
 
     Follows the rules of LLaVA-1.6.
     """
@@ -85,7 +86,7 @@ def reference(image: Image.Image, resize_mode: str) -> Pixels:
 
 
 def in_mode(mode: str, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
-    """Return an image to save, and the RGB image expected after loading.
+    """Return an image to save, and the RGB image to expect after loading.
 
     The expected image is PIL's conversion, except for 16-bit grayscale.
     """
@@ -94,7 +95,7 @@ def in_mode(mode: str, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]
         values = np.random.default_rng(width).integers(0, 2**16, (height, width), dtype=np.uint16)
         eight_bit = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
         return Image.fromarray(values), Image.fromarray(eight_bit).convert("RGB")
-    if mode == "PA":  # saved as a palette with a transparency for each color
+    if mode == "PA":  # saved as a palette with an alpha value for each color
         image = noise(*size).quantize(16)
         image.info["transparency"] = bytes(range(0, 256, 16))
         return image, image.convert("RGB")
@@ -103,7 +104,7 @@ def in_mode(mode: str, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]
 
 
 def tiles_of(file: bytes, resize_mode: str) -> Pixels:
-    """Return the tiles that a decoder process produces."""
+    """Return the tiles produced by a decoder process."""
     limits = {"max_pixels": 10**8, "max_side": 10**5, "max_ratio": 1000}
     grid = {"anyres": GRID, "hd": HD_GRID}.get(resize_mode, ())
     request: dict[str, Any] = {"side": SIDE, "fit": resize_mode, "background": MEAN_COLOR, "grid": grid}

@@ -1,4 +1,4 @@
-"""Engine metrics: /metrics exports the statistics of all live workers and of no others."""
+"""Engine metrics: /metrics exports the statistics of live workers only."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def workers_in(series: Series) -> set[str]:
 
 
 def announce(url: str, *names: str, **stats: float) -> None:
-    """Register workers that send one heartbeat, which is valid for a minute."""
+    """Register workers that send a single heartbeat, which is valid for a minute."""
 
     async def announce_all() -> None:
         for started_at, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""AuthMiddleware and ApiKeys: paths that require a key, valid keys, and the separation of tenants."""
+"""AuthMiddleware and ApiKeys: paths that require a key, valid keys, and tenant isolation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def keyed(own_stack: OwnStack) -> Stack:
 
 
 def status_with_key(stack: Stack, key: str) -> int:
-    """Return the status of a request that needs no worker."""
+    """Return the status of a request that does not need a worker."""
     url = f"{stack.server.url}/v1/models"
     return httpx2.get(url, headers=bearer(key), timeout=scaled(30)).status_code
 

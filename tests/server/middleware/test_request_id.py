@@ -1,4 +1,4 @@
-"""RequestIdMiddleware: the request ID in the response, and the log line of the request."""
+"""RequestIdMiddleware: the request ID in the response, and the request's log line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Responses of /livez, /readyz, /metrics and /v1/models in each state of the system."""
+"""Responses of /livez, /readyz, /metrics and /v1/models in every state of the system."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_models_are_listed_and_described(stack: Stack) -> None:
 
 
 def samples(stack: Stack) -> dict[str, float]:
-    """Return the values of the metrics without labels or with the labels of the model."""
+    """Return the values of all metrics that have no labels or have the model's labels."""
     text = stack.http.get("/metrics").text
     return {
         sample.name: sample.value

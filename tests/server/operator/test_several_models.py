@@ -1,4 +1,4 @@
-"""A server with several models, each with its own workers."""
+"""A server with multiple models, each with its own workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of the playground have a strict content security policy and are revalidated by ETag."""
+"""The playground's files have a strict content security policy and are revalidated by ETag."""
 
 from __future__ import annotations
 

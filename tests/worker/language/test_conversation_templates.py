@@ -1,4 +1,4 @@
-"""Conversation templates: their formats and the selection for a model."""
+"""Conversation templates: their formats, and which one is selected for a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SYSTEM = {name: template.system for name, template in CONVERSATION_TEMPLATES.ite
 
 
 def as_text(segment: Segment) -> str:
-    """Return # for an image, the name for a special token, and text unchanged."""
+    """Return "#" for an image, the name of a special token, and text unchanged."""
     if isinstance(segment, ImageRef):
         return "#"
     return segment.token if isinstance(segment, SpecialToken) else segment

@@ -1,4 +1,4 @@
-"""Incremental detokenization: only complete characters and no part of a stop string."""
+"""Incremental detokenization returns only complete characters and never part of a stop string."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOKENIZER = ByteTokenizer()
 
 
 class SpacePrefixTokenizer(ByteTokenizer):
-    """A byte tokenizer with Llama's leading space."""
+    """A byte tokenizer that adds a leading space, as Llama's does."""
 
     strips_leading_space = True
 
@@ -96,7 +96,7 @@ STOPS = st.lists(st.text("abc", min_size=1, max_size=4), max_size=3)
 
 
 class ChunkTokenizer(ByteTokenizer):
-    """A byte tokenizer with additional tokens from ID 1000 on, to split a text in different ways."""
+    """A byte tokenizer with additional tokens from ID 1000 upward, to split text in different ways."""
 
     def __init__(self, pieces: list[str]) -> None:
         self.pieces = pieces

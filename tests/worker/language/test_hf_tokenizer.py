@@ -1,4 +1,4 @@
-"""Tokenizers from files: user text is plain text, tokens decode to bytes, unsupported files are rejected."""
+"""Tokenizers from files treat user text as plain text, decode tokens to bytes and reject unknown formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sandboxed chat templates of checkpoints, and comparison of prompts with transformers."""
+"""Checkpoints' chat templates run in a sandbox and yield the same prompts as with transformers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def encode(folder: Path, template: PromptTemplate, messages: list[Message]) -> l
 
 
 def encode_with_transformers(folder: Path, template: str, messages: list[Message]) -> list[int]:
-    """Encode with transformers' processor. A 28 x 28 image has four patches of 14 x 14, thus four tokens."""
+    """Encode with transformers' processor. A 28 x 28 image has four 14 x 14 patches and thus four tokens."""
     processor: Any = LlavaProcessor(
         CLIPImageProcessorPil(
             size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, do_normalize=False

@@ -1,4 +1,4 @@
-"""Golden prompts: token IDs that tools/prompt_goldens.py computed with the rules of the original LLaVA.
+"""Golden prompts: token IDs computed by tools/prompt_goldens.py with the original LLaVA's rules.
 
 The data folder contains the part of the Llama tokenizer that these conversations need. LLAVA_LLAMA_TOKENIZER
 may be set to a folder with the complete tokenizer, which must yield the same IDs.
@@ -31,7 +31,7 @@ AFTER_IMAGE = [29871, 13, 5618, 338, 445, 29973, 319, 1799, 9047, 13566, 29901]
 
 
 def encode(golden: Golden, tokenizer: HFTokenizer = TOKENIZER) -> list[int]:
-    """Return the token IDs in the form of the original, with a single -200 for each image."""
+    """Return the token IDs as in the original LLaVA, with a single -200 for each image."""
     builder = PromptBuilder(
         tokenizer,
         CONVERSATION_TEMPLATES[golden["template"]],

@@ -1,4 +1,4 @@
-"""/v1/messages with Anthropic's client: complete and streamed messages, tools, token counts and errors."""
+"""/v1/messages with Anthropic's client: complete and streamed messages, tools, token counting and errors."""
 
 from __future__ import annotations
 

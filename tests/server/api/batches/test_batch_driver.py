@@ -1,4 +1,4 @@
-"""Batch processing: what delays requests (limits, no worker, a revoked key) and what ends a batch early."""
+"""Batch processing: what delays requests (limits, no worker, revoked keys) and what ends batches early."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def tenant(own_stack: OwnStack) -> Iterator[tuple[Stack, httpx2.Client]]:
-    """A stack, and a client with an API key that becomes valid when ``add_key`` stores it."""
+    """A stack and a client whose API key becomes valid when ``add_key`` stores it."""
     stack = own_stack(api_keys="some-other-key", batch_parallel=2)
     headers = {"authorization": f"Bearer {KEYS[0]}"}
     with httpx2.Client(base_url=stack.server.url, headers=headers, timeout=scaled(30)) as http:
@@ -127,7 +127,7 @@ def test_a_batch_without_its_input_file_fails(own_stack: OwnStack) -> None:
     stack = own_stack()
     running = create_batch(stack.http, input_file(request_line("a", "hold")))
     wait_until(lambda: stack.worker.assignments)
-    # Has to wait, because the batches of a tenant run one after another.
+    # This batch has to wait because a tenant's batches run one after another.
     batch = create_batch(stack.http, input_file(request_line("a", "say yes")))
     stack.http.delete(f"/v1/files/{batch['input_file_id']}")
     stack.worker.release.set()
@@ -142,7 +142,7 @@ def test_the_driver_survives_the_loss_of_the_queue(valkey: Valkey) -> None:
         valkey.kill()
         stack.worker.release.set()
         wait_until(lambda: stack.http.get("/readyz").status_code == 503)
-        valkey.start()  # empty: the batch is lost, but the driver keeps running
+        valkey.start()  # restarts empty: the batch is lost, but the driver keeps running
         wait_until(lambda: stack.http.get("/readyz").status_code == 200)
         wait_until(lambda: stack.works())
         batch = create_batch(stack.http, input_file(request_line("b", "say yes")))

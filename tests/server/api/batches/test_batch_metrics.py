@@ -1,4 +1,4 @@
-"""Metrics of batches: the state of running batches and the number of results."""
+"""Batch metrics: the state of running batches and the number of results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Takeover of a batch: another server continues it, and each line runs once."""
+"""When a server exits, another one takes over its batch. Each line runs exactly once."""
 
 from __future__ import annotations
 

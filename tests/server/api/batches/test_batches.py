@@ -1,4 +1,4 @@
-"""/v1/batches: each line runs once, at the lowest priority. Its result is in the output or error file."""
+"""/v1/batches: each line runs once at the lowest priority, and its result is in the output or error file."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_cancelled_batch_has_its_results_and_an_error_for_each_other_line(stac
         ("slow", "batch_cancelled"),
         ("never", "batch_cancelled"),
     }
-    wait_until(lambda: stack.worker.refused)  # the jobs of the batch are stopped
+    wait_until(lambda: stack.worker.refused)  # the batch's jobs are cancelled
 
 
 def test_a_batch_that_has_ended_cannot_be_cancelled(stack: Stack) -> None:

@@ -1,4 +1,4 @@
-"""Requests with several choices, and token log probabilities."""
+"""Requests for multiple choices, and token log probabilities."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_streamed_choices_match_the_complete_ones(stack: Stack) -> None:
     roles, reasons = [], {}
     for chunk in chunks[:-1]:
         (choice,) = chunk["choices"]
-        assert choice["index"] not in reasons, "a chunk follows the end of its choice"
+        assert choice["index"] not in reasons, "a chunk was sent after the end of its choice"
         texts[choice["index"]] += choice["delta"].get("content", "")
         roles += [choice["index"]] if "role" in choice["delta"] else []
         if choice["finish_reason"]:
@@ -115,7 +115,7 @@ def test_other_choices_wait_until_the_first_one_has_computed_the_prompt(queue_ur
     with running_stack(queue_url) as stack, ThreadPoolExecutor(1) as threads:
         response = threads.submit(stack.chat, "silent", n=3)
         wait_until(lambda: stack.worker.assignments)
-        assert stack.works()  # jobs submitted together with the first one would have arrived by now
+        assert stack.works()  # by now, other jobs submitted with the first one would have arrived
         assert len(stack.worker.assignments) == 2
 
         stack.worker.release.set()

@@ -1,4 +1,4 @@
-"""Structured output: response_format and related fields, from the HTTP request to the worker's job."""
+"""Structured output: response_format and related fields reach the worker's job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The openai package works unchanged against this server."""
+"""The unmodified openai package works with this server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Completions that outlive their connection: resumed at an offset, read again, repeated or cancelled."""
+"""Completions outlive their connection. They can be resumed at an offset, reread, repeated or cancelled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A resumed stream equals the uninterrupted one: log probabilities, tool calls and usage."""
+"""A resumed stream has the same log probabilities, tool calls and usage as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 
 def events(response: httpx2.Response) -> list[tuple[int | None, Any]]:
-    """Return the token offset and the choices or usage of each chunk.
+    """Return each chunk's token offset and its choices or usage.
 
-    Only the last chunk of an event has an offset.
+    Only an event's last chunk has an offset.
     """
     found: list[tuple[int | None, Any]] = []
     for block in response.text.strip().split("\n\n"):

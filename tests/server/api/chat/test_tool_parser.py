@@ -1,4 +1,4 @@
-"""The tool call parser: its result does not depend on how the output is split."""
+"""The tool call parser returns the same result no matter how the output is split."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def call(name: str, arguments: str) -> str:
 
 
 def parse(*texts: str) -> tuple[str, list[tuple[str, str]]]:
-    """Return the text and the calls (name, arguments)."""
+    """Return the text and the tool calls (name, arguments)."""
     parser = ToolCallParser()
     content = ""
     calls: list[tuple[str, str]] = []

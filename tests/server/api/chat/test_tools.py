@@ -1,4 +1,4 @@
-"""Tool calls: the functions that reach the worker, and the calls in complete and streamed responses."""
+"""Tool calls: functions reach the worker, and calls are returned in complete and streamed responses."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tests.server.api.sse_lines import chunks_of
 from tests.server.conftest import Stack
 
 FIELDS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-# Log probabilities of the prompt. The scripted worker assigns -k/8 to token k; token 0 begins the sequence.
+# The prompt's log probabilities. The scripted worker assigns -k/8 to token k. Token 0 is BOS.
 SAY_A_LOGPROBS = [None, -0.125, -0.25, -0.375, -0.5, -0.625]
 
 
@@ -47,7 +47,7 @@ def test_logprobs_cover_prompt_and_output_and_are_null_for_the_first_token(stack
 
 
 def test_a_prompt_can_be_scored_without_generating_output(stack: Stack) -> None:
-    """Evaluation harnesses send token IDs with max_tokens 0 and temperature 0."""
+    """This is what evaluation harnesses send: token IDs, max_tokens 0 and temperature 0."""
     response = complete(stack, [[72, 105], [72]], echo=True, logprobs=1, max_tokens=0, temperature=0)
     choice = choice_of(response)
     assert (choice["text"], choice["finish_reason"]) == ("Hi", "length")
@@ -60,7 +60,7 @@ def test_a_prompt_can_be_scored_without_generating_output(stack: Stack) -> None:
 def test_an_echo_without_output_and_logprobs_is_the_prompt(stack: Stack) -> None:
     choice = complete(stack, "say a", echo=True, max_tokens=0).json()["choices"][0]
     assert (choice["text"], choice["logprobs"]) == ("say a", None)
-    assert stack.worker.assignments[-1].job.cost < 16  # excludes the default estimate for the output
+    assert stack.worker.assignments[-1].job.cost < 16  # excludes the default output estimate
 
 
 def test_each_choice_contains_the_prompt(stack: Stack) -> None:

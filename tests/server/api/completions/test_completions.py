@@ -1,4 +1,4 @@
-"""Text completions: prompts without a template, several prompts, log probabilities and streaming."""
+"""Text completions: prompts without a chat template, multiple prompts, log probabilities and streaming."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_each_prompt_has_n_choices_and_counts_once(stack: Stack) -> None:
     assert [choice["index"] for choice in response.json()["choices"]] == [0, 1, 2, 3]
     assert response.json()["usage"]["prompt_tokens"] == 22
     seeds = [assignment.job.sampling.seed for assignment in stack.worker.assignments[-4:]]
-    assert len(set(seeds)) == 2  # the prompts do not affect each other
+    assert len(set(seeds)) == 2  # prompts do not affect each other's output
 
 
 def test_log_probabilities_have_the_older_format(stack: Stack) -> None:

@@ -1,4 +1,4 @@
-"""/v1/embeddings: one job per input, results in input order, OpenAI's response format."""
+"""/v1/embeddings: one job per input, results in input order, and OpenAI's response format."""
 
 from __future__ import annotations
 

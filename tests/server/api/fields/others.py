@@ -26,7 +26,7 @@ TOKENIZATION: dict[str, Any] = {"model": MODEL, "prompt": "yes"}
 WITH_MESSAGES: dict[str, Any] = {"model": MODEL, "messages": CHAT["messages"]}
 CONTINUED = {"model": MODEL, "messages": [*CHAT["messages"], {"role": "assistant", "content": "say no"}]}
 
-# A valid request for each request model with a ``model`` field, and its route.
+# The route and a valid request for each request model with a ``model`` field.
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ChatRequest": ("/v1/chat/completions", CHAT),
     "CompletionRequest": ("/v1/completions", COMPLETION),
@@ -38,7 +38,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "DetokenizeRequest": ("/detokenize", {"model": MODEL, "tokens": [1]}),
 }
 
-# Unsupported fields. A value that is not neutral is an error that names the field.
+# Unsupported fields. Any value that would have an effect is rejected with an error that names the field.
 UNSUPPORTED = {
     model.__name__: unsupported_fields(model)
     for model in (
@@ -47,7 +47,7 @@ UNSUPPORTED = {
     )
 }
 
-# Sampling and grammar fields of chats and text completions, each with the fields that it requires.
+# Sampling and grammar fields of chats and text completions, each with the other fields that it requires.
 _CHAT_FIELDS = {name: effect.fields for name, effect in ON_THE_JOB.items() if effect.fields}
 SHARED: dict[str, dict[str, dict[str, Any]]] = {
     "ChatRequest": _CHAT_FIELDS,
@@ -133,7 +133,7 @@ ROWS: dict[str, Row] = {
     ),
 }
 
-# Query parameters by "METHOD path name". Path parameters have a test of their own.
+# Query parameters by "METHOD path name". Path parameters have their own test.
 QUERIES: dict[str, CoveredElsewhere] = {
     "GET /v1/chat/completions/{job_id} stream": CoveredElsewhere(
         "test_resume.py::test_a_stream_resumes_after_the_tokens_that_the_client_has"

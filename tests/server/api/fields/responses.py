@@ -1,4 +1,4 @@
-"""Rows for the fields of /v1/responses. Some fields have no other effect than to be part of the response."""
+"""Rows for the fields of /v1/responses. Some fields only appear in the response and have no other effect."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ ROWS: dict[str, Row] = {
     "InputText.text": differs("input[0].content[1].text", "What is it?", "Who is it?"),
     "InputImage.type": only("input[0].content[0].type"),
     "InputImage.image_url": differs("input[0].content[0].image_url", ONE, OTHER),
-    "InputImage.detail": hint("input[0].content[0].detail", "low", "nonsense"),  # no effect on this model
+    "InputImage.detail": hint("input[0].content[0].detail", "low", "nonsense"),  # has no effect on this model
     "MessageItem.type": only("input[0].type"),
     "MessageItem.role": differs("input[0].role", "user", "assistant")._replace(
         body={

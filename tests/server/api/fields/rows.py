@@ -1,8 +1,8 @@
-"""Rows that describe the effect of a request field, and helpers to test them.
+"""Rows that describe the effects of request fields, and helpers to test them.
 
-The key of a row is "Model.field" of the OpenAPI document. A row has a request body and the location of the
-field in it. The outcome of a request is compared as a whole: the job that the worker receives, and the
-response.
+A row's key is "Model.field", as named in the OpenAPI document. A row contains a request body and the location
+of the field in that body. Tests compare the entire outcome of a request: the job received by the worker, and
+the response.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Differs(NamedTuple):
 
 
 class Hint(NamedTuple):
-    """A field without effect that is validated: ``accepted`` is valid and ``rejected`` is an error."""
+    """A field that has no effect but is validated: ``accepted`` is valid and ``rejected`` is an error."""
 
     path: str
     body: dict[str, Any]
@@ -60,7 +60,7 @@ class Hint(NamedTuple):
 
 
 class Ignored(NamedTuple):
-    """A field without effect that accepts any value."""
+    """A field that has no effect and accepts any value."""
 
     path: str
     body: dict[str, Any]
@@ -69,7 +69,7 @@ class Ignored(NamedTuple):
 
 
 class Only(NamedTuple):
-    """A field that only accepts the body's value. Another value is an error at ``param`` or the location."""
+    """A field that accepts only the body's value. Other values are errors at ``param`` or the location."""
 
     path: str
     body: dict[str, Any]
@@ -79,7 +79,7 @@ class Only(NamedTuple):
 
 
 class CoveredElsewhere(NamedTuple):
-    """A field that another test covers. ``test`` is file::name."""
+    """A field covered by another test. ``test`` has the form file::name."""
 
     test: str
 
@@ -88,7 +88,7 @@ Row = Differs | Hint | Ignored | Only | CoveredElsewhere
 
 
 class RowBuilder(NamedTuple):
-    """Builder for the rows of one route. ``body`` is the default body."""
+    """Builds the rows for a route. ``body`` is the default request body."""
 
     path: str
     body: dict[str, Any]
@@ -120,7 +120,7 @@ def steps(location: str) -> list[str | int]:
 
 
 def changed(body: dict[str, Any], location: str, value: Any) -> dict[str, Any]:
-    """Return a copy of the body with a different value."""
+    """Return a copy of the body with ``value`` at ``location``."""
     body = inner = copy.deepcopy(body)
     *before, last = steps(location)
     for step in before:
@@ -133,7 +133,7 @@ def changed(body: dict[str, Any], location: str, value: Any) -> dict[str, Any]:
 
 
 def owners(path: str, location: str) -> set[str]:
-    """Return the names of the models in the document that have the field at this location of a request."""
+    """Return the names of the models in the document that define the field at this location in a request."""
     *before, last = steps(location)
     schemas = alternatives(REQUEST_SCHEMAS[path])
     for step in before:
@@ -153,7 +153,7 @@ def owners(path: str, location: str) -> set[str]:
 
 
 def outcome(stack: Stack, path: str, body: dict[str, Any]) -> tuple[httpx2.Response, str]:
-    """Return the response, and the status, response and jobs as text without IDs and timestamps."""
+    """Return the response, and the outcome (status, body and jobs) as text without IDs and timestamps."""
     stack.worker.assignments.clear()
     response = stack.http.post(path, json=body)
     jobs = sorted(_described(each.job, has_seed="seed" in body) for each in stack.worker.assignments)

@@ -1,7 +1,7 @@
-"""Each field of a chat request has a row here that covers its effect, its limits or its rejection.
+"""Each field of a chat request has a row here that tests its effect, its limits or its rejection.
 
-A new field without a row fails the first test. A new field in OpenAI's API that this server does not know
-fails the second one.
+The first test fails if a new field has no row, and the second if OpenAI's API has a field that this server
+does not recognize.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 class Effect(NamedTuple):
-    """Fields of a request, and the value of the job that they change."""
+    """Request fields, and the value that they change in the job."""
 
     fields: dict[str, Any]
     seen: Callable[[Job], Any]
@@ -47,7 +47,7 @@ JSON_OBJECT = Grammar("json_object")
 
 
 def calls(name: str) -> Callable[[Job], Any]:
-    """Return a function that reads a value of a job's tool grammar; None if the job has none."""
+    """Return a function that reads a value from a job's tool grammar. It returns None if there is none."""
 
     def seen(job: Job) -> Any:
         grammar = job.sampling.grammar
@@ -105,10 +105,10 @@ ON_THE_JOB: dict[str, Effect] = {
     "add_generation_prompt": Effect({"add_generation_prompt": True}, lambda job: job.form, "chat"),
 }
 
-# Fields with an effect on the response. Each has a test below.
+# Fields that affect the response. Each is tested below.
 IN_THE_RESPONSE = {"n", "stream", "stream_options"}
 
-# Fields that are validated but have no effect. Field -> (accepted value, rejected value).
+# Fields that are validated but have no effect: {field: (accepted value, rejected value)}.
 HINTS: dict[str, tuple[Any, Any]] = {
     "user": ("u" * 1024, "u" * 1025),
     "safety_identifier": ("u" * 1024, "u" * 1025),

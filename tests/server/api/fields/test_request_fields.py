@@ -1,6 +1,6 @@
-"""Each field of any request in the OpenAPI document has a row. So do query parameters and form fields.
+"""Every request field, query parameter and form field in the OpenAPI document has a row.
 
-A new field without a row fails, and so does a row whose location does not belong to its field.
+The tests fail if a new field has no row, or if a row's location does not belong to its field.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.server.conftest import Stack
 from tests.server.openapi_document import DOCUMENT, REQUEST_SCHEMAS, SCHEMAS, referenced_schemas
 
 ROWS: dict[str, Row] = {**chat.ROWS, **responses.ROWS, **messages.ROWS, **others.ROWS}
-# Values of unsupported fields that are similar to the neutral value.
+# Values of unsupported fields that are close to the values without effect.
 PARTLY_NEUTRAL: dict[str, Any] = {"modalities": ["text", "audio"], "reasoning_effort": "high"}
 UNSUPPORTED = [(model, name) for model, fields in others.UNSUPPORTED.items() for name in fields]
 SHARED = [
@@ -46,7 +46,7 @@ OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for 
 
 
 def parameters_in(location: str) -> list[tuple[str, str, str]]:
-    """Return (method, path, name) of every path or query parameter."""
+    """Return (method, path, name) for every path or query parameter."""
     return [
         (method, path, each["name"])
         for method, path in OPERATIONS
@@ -76,7 +76,7 @@ def test_every_query_parameter_has_a_row() -> None:
     locations = {
         each["in"] for method, path in OPERATIONS for each in DOCUMENT["paths"][path][method]["parameters"]
     }
-    assert locations == {"query", "path", "header"}  # headers are covered by test_headers.py
+    assert locations == {"query", "path", "header"}  # test_headers.py covers headers
 
 
 @pytest.mark.parametrize("model", sorted({name.partition(".")[0] for name in ROWS}))
@@ -96,7 +96,7 @@ def test_a_field_behaves_as_described_by_its_row(stack: Stack, model: str) -> No
 
 @contextmanager
 def named(name: str) -> Iterator[None]:
-    """Add the name of the field to assertion errors."""
+    """Add the field name to assertion errors."""
     try:
         yield
     except AssertionError as error:
@@ -195,7 +195,7 @@ def test_a_test_that_a_row_names_exists_and_contains_the_field() -> None:
 
 @cache
 def source_of(file: str) -> dict[str, str]:
-    """Return the source of each test in a file by name, including its decorators."""
+    """Return the source code of each test in a file by test name, including decorators."""
     (path,) = Path(__file__).parents[2].rglob(file)
     text = path.read_text()
     return {

@@ -1,4 +1,4 @@
-"""/v1/files: files are stored in chunks, limited in number and size, and visible to their tenant only."""
+"""/v1/files: files are stored in chunks, limited in number and size, and visible only to their tenant."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_file_is_stored_listed_read_and_deleted(stack: Stack) -> None:
 
 
 def test_a_file_of_several_chunks_is_read_back_byte_for_byte(stack: Stack) -> None:
-    data = bytes(range(256)) * 4097 * 3  # more than three chunks, and not a multiple of one
+    data = bytes(range(256)) * 4097 * 3  # more than three chunks; the last one is not full
     stored = upload(stack.http, data).json()
     assert stack.http.get(f"/v1/files/{stored['id']}/content").content == data
 

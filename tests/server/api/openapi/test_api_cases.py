@@ -1,4 +1,4 @@
-"""Random requests from the OpenAPI document. Each response has a documented status, body, events and headers.
+"""Random requests generated from the OpenAPI document. All responses match the document.
 
 pytest tests/server/api/openapi/test_api_cases.py --api-cases 2000     # 2,000 requests over all routes
 """
@@ -27,7 +27,7 @@ from tests.server.scripted_worker import MODEL
 API = schemathesis.openapi.from_dict(DOCUMENT)
 OPERATIONS = sorted((path, method) for path, methods in DOCUMENT["paths"].items() for method in methods)
 WEIGHTS = {each: 5 if "requestBody" in DOCUMENT["paths"][each[0]][each[1]] else 1 for each in OPERATIONS}
-UNEXPECTED = {500, 503}  # documented, but nothing in these tests causes them
+UNEXPECTED = {500, 503}  # documented, but not caused by anything in these tests
 
 
 def stored_chat(stack: Stack) -> str:
@@ -62,7 +62,7 @@ def created_batch(stack: Stack) -> str:
     return batch_id
 
 
-# Creates an object for each path parameter. Called for each request, since some requests delete the object.
+# Creates an object for each path parameter. Called for every request, because requests may delete the object.
 EXISTING: dict[str, Callable[[Stack], str]] = {
     "job_id": stored_chat,
     "response_id": stored_response,
@@ -73,7 +73,7 @@ EXISTING: dict[str, Callable[[Stack], str]] = {
 
 
 def cases(path: str, method: str) -> st.SearchStrategy[Case[Any]]:
-    """Return a strategy for valid and invalid requests according to the document."""
+    """Return a strategy that generates requests that are valid or invalid according to the document."""
     operation = API[path][method]
     modes = [operation.as_strategy(generation_mode=GenerationMode("positive"))]
     if operation.body or operation.path_parameters or operation.query:
@@ -82,7 +82,7 @@ def cases(path: str, method: str) -> st.SearchStrategy[Case[Any]]:
 
 
 def send(stack: Stack, case: Case[Any], *, uses_existing: bool) -> httpx2.Response:
-    """Send a case. With ``uses_existing``, path parameters refer to existing objects."""
+    """Send a case. If ``uses_existing`` is true, path parameters refer to existing objects."""
     path = case.formatted_path
     if uses_existing and case.path_parameters:
         path = case.path.format(**{name: EXISTING[name](stack) for name in case.path_parameters})
@@ -93,7 +93,7 @@ def send(stack: Stack, case: Case[Any], *, uses_existing: bool) -> httpx2.Respon
 
 
 def sendable(headers: Mapping[str, Any]) -> dict[str, str]:
-    """Return the headers that an HTTP client can send. Their values may still be invalid."""
+    """Return the headers that an HTTP client can send. Values may still be invalid for the API."""
     values = {name: str(value) for name, value in headers.items()}
     return {
         name: value
@@ -110,12 +110,12 @@ def payload(case: Case[Any]) -> dict[str, Any]:
         form = {name: str(value) for name, value in body.items() if name != "file"}
         return {"data": form, "files": {"file": ("requests.jsonl", str(body.get("file")).encode())}}
     if isinstance(body, dict) and isinstance(body.get("model"), str):
-        body = {**body, "model": MODEL}  # otherwise most requests would fail with model_not_found
+        body = {**body, "model": MODEL}  # otherwise, most requests would fail with model_not_found
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return {"content": content, "headers": {"content-type": "application/json"}}
 
 
-@pytest.mark.timeout(900)  # for a large --api-cases
+@pytest.mark.timeout(900)  # for large values of --api-cases
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 def test_every_response_to_a_random_request_is_documented(
     stack: Stack, path: str, method: str, pytestconfig: pytest.Config

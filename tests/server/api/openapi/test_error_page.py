@@ -1,4 +1,4 @@
-"""docs/errors.md has a section for each error code, and each error links to its section."""
+"""docs/errors.md has a section for each error code, and each error response links to its section."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document lists exactly the headers that are read and sent, and where an API key is required."""
+"""The OpenAPI document lists all headers that are read and sent, and all routes that require an API key."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ CHAT = "/v1/chat/completions"
 CHAT_ID = f"{CHAT}/{{job_id}}"
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": "say yes"}]}
 OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods]
-# Headers that are documented elsewhere (API keys, type and size of the body), or only used by web pages or
-# the operator port.
+# Headers that are documented elsewhere (API keys, body type and size), or used only by web pages or the admin
+# port.
 ELSEWHERE = {"authorization", "x-api-key", "content-type", "content-length", "if-none-match", "origin"}
 
 
@@ -39,7 +39,7 @@ def headers_of(method: str, path: str) -> set[str]:
 
 def test_the_document_lists_exactly_the_headers_that_are_read() -> None:
     folder = Path(llava_server.__file__).parent
-    client_module = folder / "images" / "fetch.py"  # reads the headers of other servers
+    client_module = folder / "images" / "fetch.py"  # reads the response headers of image hosts
     sources = [path.read_text() for path in folder.rglob("*.py") if path != client_module]
     documented = {name for method, path in OPERATIONS for name in headers_of(method, path)}
     assert set().union(*map(read_by, sources)) == documented | ELSEWHERE
@@ -107,7 +107,7 @@ def test_the_documented_limits_of_a_last_event_id_are_enforced(stack: Stack) -> 
 
 
 def test_every_documented_response_header_is_sent(own_stack: OwnStack, api_key_cli: ApiKeyCli) -> None:
-    """The client of these tests checks for every response that no other headers are sent."""
+    """For every response, the test client checks that no other headers are sent."""
     http = own_stack(auth=True).http
     limits = ("--requests-per-min", "1", "--tokens-per-min", "5000")
     free, limited = ({"x-api-key": api_key_cli.create(*words)} for words in ((), limits))

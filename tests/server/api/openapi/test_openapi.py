@@ -19,7 +19,7 @@ Field = tuple[str, dict[str, Any]]
 
 
 def fields(schemas: dict[str, Any]) -> Iterator[Field]:
-    """Yield (name, schema) of every field of every model, including fields of nested objects."""
+    """Yield (name, schema) for every field of every model, including fields of nested objects."""
     for name, schema in schemas.items():
         for field, inner in schema.get("properties", {}).items():
             yield f"{name}.{field}", inner
@@ -27,7 +27,7 @@ def fields(schemas: dict[str, Any]) -> Iterator[Field]:
 
 
 def parameters() -> Iterator[Field]:
-    """Yield (name, schema) of every parameter. The schema includes the parameter's description."""
+    """Yield (name, schema) for every parameter. The schema includes the parameter's description."""
     for path, methods in DOCUMENT["paths"].items():
         for method, operation in methods.items():
             for each in operation.get("parameters", ()):
@@ -47,7 +47,7 @@ def without_example(fields: list[Field]) -> list[str]:
 
 
 def unbounded(fields: list[Field]) -> list[str]:
-    """Return the names of numbers without a minimum or a maximum, including items of lists and maps."""
+    """Return the names of numbers that lack a minimum or a maximum, including items of lists and maps."""
     minimums, maximums = {"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}
     return [
         name
@@ -121,7 +121,7 @@ def test_every_request_body_is_a_component_of_the_document() -> None:
 
 
 def test_two_models_with_one_name_are_an_error() -> None:
-    """Without the error, one of them would be missing from the document."""
+    """Without this error, the document would silently omit one of the models."""
 
     class Error(ResponseModel):
         text: str

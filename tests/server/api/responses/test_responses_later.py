@@ -1,4 +1,4 @@
-"""Stored responses: read later, generated in the background, cancelled and deleted."""
+"""Stored responses can be read later, generated in the background, cancelled and deleted."""
 
 from __future__ import annotations
 
