@@ -263,10 +263,10 @@ UNUSABLE: list[tuple[dict[str, Any], str]] = [
     ({"prompt_ids": [1, 128, 127, 127, 127, 127]}, "outside the vocabulary, which has 128 tokens"),
     ({"output_ids": [-1]}, "outside the vocabulary"),
     ({"max_new_tokens": -1}, "max_new_tokens is -1"),
-    ({"pixels": []}, "The prompt contains 1 images, but pixels for 0 were sent"),
+    ({"pixels": []}, "The prompt contains 1 images, but pixel data was sent for 0"),
     ({"pixels": [bytes(28 * 28 * 3 - 1)]}, "2351 bytes for 4 tokens"),
     ({"pixels": [bytes(2 * 28 * 28 * 3)]}, "4704 bytes for 4 tokens"),
-    ({"images": [ImageSpan(4, 4, "d")]}, r"is at tokens \[4, 8\)"),
+    ({"images": [ImageSpan(4, 4, "d")]}, r"spans tokens \[4, 8\)"),
     ({"images": [ImageSpan(2, 3, "d")]}, "for 3 tokens"),
 ]
 

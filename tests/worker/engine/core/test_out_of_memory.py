@@ -62,9 +62,12 @@ def test_a_sequence_that_does_not_fit_alone_fails_with_a_message_and_a_log_entry
     assert {name: [output.token_id for output in outputs[name]] for name in others} == expected
     (failure,) = outputs["c"]
     assert failure.error is not None
-    assert failure.error.message.startswith("The worker ran out of memory for this request. Retry later")
+    assert failure.error.message.startswith("The worker ran out of memory while processing this request. ")
     assert failure.error.code is ErrorCode.INSUFFICIENT_MEMORY
-    assert "seq_id=c: out of memory in a step with only this sequence: CUDA out of memory" in caplog.text
+    assert (
+        "seq_id=c: out of memory in a step that contains only this sequence: CUDA out of memory"
+        in caplog.text
+    )
 
 
 def test_cached_images_are_evicted_when_a_step_runs_out_of_memory(

@@ -131,6 +131,6 @@ def test_quantized_precisions_are_rejected_with_several_ranks(tmp_path: Path, pr
 @pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are enough GPUs")
 def test_fewer_gpus_than_ranks_are_rejected_with_their_number() -> None:
     with pytest.raises(
-        ValueError, match=r"tensor_parallel is 2, but only [01] GPUs are available from cuda:0"
+        ValueError, match=r"tensor_parallel is 2, but only [01] GPUs are available starting from cuda:0"
     ):
         choose_device("cuda:0", 2)

@@ -165,7 +165,7 @@ def test_the_kv_cache_gets_the_memory_that_the_largest_step_leaves(
     assert planned.num_bytes // 2 - planned.bytes_per_block < less.num_bytes <= planned.num_bytes // 2
     assert "because the largest step needs the rest" in caplog.text
     with pytest.raises(
-        InsufficientMemory, match=r"leave 0 bytes for the KV cache, which hold 0 tokens.* at least \d+"
+        InsufficientMemory, match=r"leave 0 bytes for the KV cache, enough for 0 tokens.* at least \d+"
     ):
         fit_cache(planned, model.config, left_bytes=-5)
 
@@ -173,7 +173,8 @@ def test_the_kv_cache_gets_the_memory_that_the_largest_step_leaves(
 def test_a_kv_cache_that_does_not_fit_raises_a_clear_error(model: Llava) -> None:
     planned = replace(plan(model), num_blocks=1 << 50)
     with pytest.raises(
-        InsufficientMemory, match=r"MiB does not fit on cpu, which has \d+ MiB free\. Reduce its size"
+        InsufficientMemory,
+        match=r"MiB does not fit on cpu, which has \d+ MiB free\. Reduce the size of the KV cache",
     ):
         allocate_cache(planned, CPU)
 
