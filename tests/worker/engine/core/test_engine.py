@@ -160,7 +160,7 @@ def test_a_failing_sequence_does_not_affect_the_batch(
         assert [output.token_id for output in outputs[str(index)]] == output_ids
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
 
-    # Nothing that it computed is cached: with restored weights, the output is the same as in a new engine.
+    # The failed sequence left nothing in the cache: with restored weights, the output equals a new engine's.
     assert run(engine, [make_sequence(broken)]) == run(make_engine(), [make_sequence(broken)])
 
 

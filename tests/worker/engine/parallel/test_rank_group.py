@@ -63,7 +63,7 @@ def test_closing_the_ranks_is_not_reported_as_a_loss(ranks: TwoRanks) -> None:
 def test_a_step_that_runs_out_of_memory_fails_all_ranks(
     ranks: TwoRanks, make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
-    """With a single process, the step would be split in halves."""
+    """In a single process, the step would be split into halves."""
     engine = make_engine(over=ranks.model)
 
     def raise_out_of_memory(x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Tests of warm-up: it measures memory, leaves no state behind and reports failures clearly."""
+"""Tests that the warm-up measures memory, leaves no state behind and reports failures clearly."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class FailingBackend(AttentionBackend):
 
 
 class OutOfMemoryBackend(AttentionBackend):
-    """Allocates more memory than any machine has."""
+    """Tries to allocate more memory than any machine has."""
 
     def plan(self, rows: AttentionMetadata, cache: KVCache) -> AttentionPlan:
         torch.empty(1 << 60, dtype=torch.uint8)
@@ -71,7 +71,7 @@ def test_the_estimate_is_an_upper_bound_within_a_factor_of_two(
     estimate = warm_up(model, SdpaBackend(), cache, **limits)
     engine = make_engine(is_int8=cache.is_int8, num_blocks=600, encoder_cache_bytes=0, **limits)
     rng, peaks = np.random.default_rng(3), []
-    for index in range(limits["max_num_sequences"]):  # long contexts make the largest steps
+    for index in range(limits["max_num_sequences"]):  # the largest steps have long contexts
         prompt = Prompt([1, *rng.integers(3, 120, 235).tolist()])
         options = {"temperature": 0.8, "top_p": 0.9} if index % 2 else {}
         engine.add(make_sequence(prompt, seq_id=str(index), max_new_tokens=20, ignore_eos=True, **options))

@@ -1,4 +1,4 @@
-"""Tests of the step trace: the events and the validity of the file at any time."""
+"""Tests of the step trace: its events, and that the file is always valid."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MakeSequences = Callable[[], list[Sequence]]
 
 @dataclass
 class Lane:
-    """The lane of a sequence: its states in order, and the arguments of its end."""
+    """The lane of a sequence: its states in order, and the arguments of its end event."""
 
     states: list[str] = field(default_factory=list)
     ends: list[dict[str, Any]] = field(default_factory=list)
@@ -45,7 +45,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def lanes_in(events: list[dict[str, Any]]) -> dict[str, Lane]:
-    """Return the lanes by sequence. Fails if begin and end events do not nest or times decrease."""
+    """Return the lanes by sequence. Fails if begin and end events are not nested or times decrease."""
     open_bars: dict[str, list[str]] = defaultdict(list)
     last: dict[str, int] = defaultdict(int)
     lanes: dict[str, Lane] = {}

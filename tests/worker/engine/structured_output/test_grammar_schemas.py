@@ -1,4 +1,4 @@
-"""Tests with fifty published schemas: outputs match in batches, with images and when resumed."""
+"""Tests that outputs match fifty published schemas in batches, with images and when resumed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def make_engine(model: Llava, *, is_async: bool = False) -> Engine:
 
 @pytest.fixture(scope="module")
 def new_sequence(grammars: GrammarCache, vocabulary: Vocabulary) -> MakeSequence:
-    """Make the same sequence for the same name: a prompt with up to two images, sampled at temperature 1."""
+    """Return a function that makes a sequence, with up to two images, that depends only on its name."""
     schemas = published_schemas()
 
     def make(name: str, output_ids: list[int] | None = None) -> Sequence:
