@@ -57,7 +57,7 @@ def draw_waves(rng: np.random.Generator, member: Member) -> tuple[list[Prompt], 
 
 
 def branch(rng: np.random.Generator, prompt: Prompt) -> Prompt:
-    """Return a prompt with the same tokens up to a random position outside images, and other tokens after."""
+    """Return a prompt that differs from this one after a random position outside images."""
     ends = [start + length for start, length in zip(prompt.image_starts, prompt.lengths, strict=True)]
     cut = int(rng.choice([1, *prompt.image_starts, *ends, len(prompt.token_ids) - 1]))
     kept = sum(end <= cut for end in ends)

@@ -134,7 +134,7 @@ def test_correct_drafts_reduce_steps_and_wrong_drafts_add_none(
     assert plain.num_draft_tokens_total == 0
     assert right.num_accepted_tokens_total == right.num_draft_tokens_total > 0
     assert rejected.num_accepted_tokens_total == 0 < rejected.num_draft_tokens_total
-    # Correct drafts add only the computation of the last token.
+    # If all drafts are correct, only the computation of the last token is added.
     assert right.num_decode_tokens_total <= plain.num_decode_tokens_total + len(workload[0])
     # Sequences with penalties still need one step per token.
     assert right.num_batched_sequences_total < plain.num_batched_sequences_total / 2

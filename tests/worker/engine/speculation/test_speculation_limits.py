@@ -263,7 +263,7 @@ def test_repetitive_output_is_drafted_and_random_output_is_not(
         outputs_of(engine, make_sequence(prompt, max_new_tokens=200, **sampling))
         return engine.stats()
 
-    # One repeated token, and random tokens out of thirty, whose repetitions do not predict the next token.
+    # Compare one repeated token with random tokens out of thirty, whose repetitions predict nothing.
     copying = stats_of(logit_bias=((40, 100.0),))
     chatting = stats_of(logit_bias=tuple((token_id, 100.0) for token_id in range(40, 70)), temperature=50.0)
 

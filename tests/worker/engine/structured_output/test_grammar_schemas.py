@@ -117,7 +117,7 @@ def test_every_output_matches_its_schema(
         assert generated.finish == "stop", (name, generated.error, text[:200])
         assert is_valid(text, schemas[name.partition("#")[0]]), (name, text)
     texts = {vocabulary.text(generated.token_ids) for generated in held.values()}
-    assert len(texts) > 50  # outputs vary and are not always the shortest
+    assert len(texts) > 50  # outputs vary; not all are the shortest possible
 
 
 def test_outputs_without_a_grammar_are_not_affected_by_those_with_one(

@@ -77,7 +77,7 @@ def join(setup: RankSetup, store: TCPStore | None = None) -> None:
 
 
 class RankGroup:
-    """The processes of all ranks except the first. If one exits, ``on_lost`` is called from a thread."""
+    """The processes of all ranks except the first. A watcher thread calls ``on_lost`` if one exits."""
 
     def __init__(self, setups: list[RankSetup], store: TCPStore, on_lost: Callable[[], None]) -> None:
         """Start the ranks and return once all have joined. ``setups[0]`` is for this process."""
@@ -135,8 +135,8 @@ class RankGroup:
     def _watch(self, number: int, process: subprocess.Popen[bytes]) -> None:
         status = process.wait()
         is_closing = self._is_closing.is_set()
-        # Log failures even while closing: the rank's exit may have made a step fail and thus be the reason
-        # for closing.
+        # Log failures even while closing, because the exit of this rank may have caused the failure that led
+        # to closing.
         if status != 0 or not is_closing:
             logger.critical("rank %d exited with status %d; every step needs all ranks", number, status)
         if not is_closing:

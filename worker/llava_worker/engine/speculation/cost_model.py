@@ -8,7 +8,7 @@ _MEMORY = 0.99  # decay per step; the effective window is about 100 steps
 _DEFAULT_PRICE = 0.15  # used until steps of different sizes have been measured
 _MIN_PRICE = 0.02  # noise can make the slope zero or negative
 _MIN_STEPS, _MIN_VARIANCE = 8.0, 0.05  # steps, tokens squared; below these, the slope is unreliable
-_OUTLIER = 3.0  # multiple of the expected duration; caused by other load or a kernel's first launch
+_OUTLIER = 3.0  # multiple of the expected duration to which outliers are clipped
 
 
 class StepCost:
@@ -22,7 +22,7 @@ class StepCost:
         self._covariance = 0.0
 
     def add(self, num_tokens: int, seconds: float) -> None:
-        """Record a step. Outliers are clipped."""
+        """Record a step. Outliers, caused by other load or a kernel's first launch, are clipped."""
         if self._weight >= _MIN_STEPS:
             seconds = min(seconds, _OUTLIER * self._expected(num_tokens))
         self._weight = self._weight * _MEMORY + 1

@@ -5,8 +5,8 @@ workspaces), check that the model works, and measure the peak memory of a step, 
 the KV cache. They use a temporary KV cache of one block.
 
 On a CPU, a full step of a large model takes seconds, and using a shape for the first time has no extra cost.
-Therefore, smaller steps are measured and the results are extrapolated, because all activations grow linearly
-with the number of tokens, tiles or sequences.
+Therefore, smaller steps are measured and the results are extrapolated: all activations grow linearly with the
+number of tokens, tiles or sequences.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class _Steps:
         return peak.num_bytes
 
     def decode(self, num_rows: int) -> int:
-        """Decode a token for each sequence at the maximum context. A single sequence is sampled randomly."""
+        """Decode a token for each sequence at the maximum context. Greedy and random sampling alternate."""
         return self._run([self._chunk(1, _SAMPLINGS[(row - num_rows) % 2]) for row in range(num_rows)])
 
     def prefill(self, num_tokens: int) -> int:
