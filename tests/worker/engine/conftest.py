@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Use one thread. With more threads, small matrices are no faster, and slower on shared cores."""
+    """Use one thread. More threads do not speed up small matrices and slow them down on shared cores."""
     torch.set_num_threads(1)
 
 
@@ -94,7 +94,7 @@ def make_engine(model: Llava) -> MakeEngine:
 
 @pytest.fixture(scope="session")
 def make_sequence() -> MakeSequence:
-    """Return a function that makes sequences from prompts. ``sampling`` are fields of SamplingParams."""
+    """Return a function that makes sequences from prompts. Other arguments are fields of SamplingParams."""
 
     def make(
         prompt: Prompt,

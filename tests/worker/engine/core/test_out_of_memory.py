@@ -1,4 +1,4 @@
-"""Tests of out-of-memory handling: steps are split in halves until a single sequence fails."""
+"""Tests of out-of-memory handling: steps are split into halves until a single sequence fails."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_the_int8_cache_changes_some_tokens(
     prompts: list[Prompt],
     alone: list[list[int]],
 ) -> None:
-    """The logits of a random model are close together, so in ten outputs at least one token must change."""
+    """The logits of a random model are close together, so at least one token in ten outputs must change."""
     exact = [
         run(make_engine(max_batch_tokens=256), [make_sequence(prompt, max_new_tokens=LENGTH)])["one"]
         for prompt in prompts
