@@ -105,9 +105,9 @@ class SequenceValidator:
         num_prompt, num_images = len(sequence.prompt_ids), len(sequence.images)
         if num_prompt >= self.context_length:
             message = (
-                f"The prompt has {num_prompt} tokens, including {num_images} images, but the model's context "
-                f"of {self.context_length} tokens must also hold the output. Shorten the text or send fewer "
-                "images."
+                f"The prompt has {num_prompt} tokens, including {num_images} image(s). The model's context "
+                f"length is {self.context_length} tokens for prompt and output. Shorten the text or send "
+                "fewer images."
             )
             raise SequenceRejected(JobError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message))
         if num_prompt == 0:
