@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Use one thread. Small matrices gain nothing from more threads and are slower on shared cores."""
+    """Use one thread. More threads do not speed up small matrices and slow them down on shared cores."""
     torch.set_num_threads(1)
 
 
@@ -54,10 +54,10 @@ def model(checkpoint: tuple[Path, Reference]) -> Llava:
 
 @pytest.fixture(scope="session")
 def make_engine(model: Llava) -> MakeEngine:
-    """Make engines with a KV cache full of NaN, so that reading an unwritten slot is detected.
+    """Return a function that makes engines whose KV cache is filled with NaN to detect invalid reads.
 
-    ``over`` is the model, by default the session's; ``runner`` can be a subclass; ``is_int8`` selects an
-    int8 KV cache.
+    ``over`` is the model and defaults to that of the session. ``runner`` can be a subclass of ModelRunner. If
+    ``is_int8`` is true, the KV cache is int8.
     """
 
     def make(
@@ -94,7 +94,7 @@ def make_engine(model: Llava) -> MakeEngine:
 
 @pytest.fixture(scope="session")
 def make_sequence() -> MakeSequence:
-    """Make sequences from prompts. Options are fields of Sequence and SamplingParams."""
+    """Return a function that makes sequences from prompts. Other arguments are fields of SamplingParams."""
 
     def make(
         prompt: Prompt,
@@ -121,7 +121,7 @@ def make_sequence() -> MakeSequence:
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Add sequences and step until all have finished, checking the blocks after every step."""
+    """Return a function that runs sequences until all have finished and checks the blocks in every step."""
 
     def drive(engine: Engine, sequences: Iterable[Sequence]) -> dict[str, list[int]]:
         output_ids: dict[str, list[int]] = {}
@@ -139,7 +139,7 @@ def run() -> Run:
 
 
 def spans_of(prompt: Prompt) -> list[ImageSpan]:
-    """Return the image spans of a prompt. By default, an image has one tile and four tokens."""
+    """Return the image spans of a prompt. By default, each image has one tile and four tokens."""
     lengths = prompt.lengths or [4] * len(prompt.pixels)
     sizes = [
         size if len(tiles) > 1 else (0, 0) for size, tiles in zip(prompt.sizes, prompt.pixels, strict=False)

@@ -11,7 +11,7 @@ from llava_worker.engine.speculation.ngram_index import NgramIndex
 
 
 class ScriptedDrafter:
-    """Proposes the given outputs. With ``wrong_every``, every n-th draft of a step is wrong."""
+    """Proposes the given outputs. If ``wrong_every`` is n, every n-th draft of a step is wrong."""
 
     def __init__(
         self, outputs: Mapping[str, Items[int]], *, wrong_every: int | None = None, vocab_size: int = 128

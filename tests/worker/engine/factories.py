@@ -1,4 +1,4 @@
-"""Types of the engine fixtures."""
+"""Types for the engine fixtures."""
 
 from __future__ import annotations
 

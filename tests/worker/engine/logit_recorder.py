@@ -29,7 +29,7 @@ class RecordingLlava(Llava):
 
 
 class RecordingRunner(ModelRunner):
-    """Records the sequence and position of all logits of a RecordingLlava, and the kinds of batches."""
+    """Records a RecordingLlava's logits with their sequences and positions, and the kinds of batches."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)

@@ -19,10 +19,11 @@ def run_random_traffic(
     *,
     num_sequences: int,
 ) -> None:
-    """Run random traffic. Assert that outputs equal those of the prompts alone and that no block is lost.
+    """Run random traffic. Assert that outputs are the same as when run alone and that no block is lost.
 
-    ``make(prompt, seq_id, cache_scope)`` returns a sequence for one of the prompts; ``alone`` are the
-    prompts' outputs. Sequence IDs start with the number of the prompt and a dot.
+    ``make(prompt, seq_id, cache_scope)`` returns a sequence for one of the prompts; ``alone`` contains the
+    outputs of the prompts when run alone. Sequence IDs start with the number of the prompt, followed by a
+    dot.
     """
     expected: dict[str, list[int]] = {}
     outputs: dict[str, list[int | None]] = {}

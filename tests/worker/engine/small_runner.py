@@ -9,7 +9,7 @@ from llava_worker.engine.model_runner import InFlightStep, ModelRunner
 
 
 class SmallRunner(ModelRunner):
-    """A runner with memory for ``max_sequences`` per step, but not for the sequence ``never``.
+    """A runner with memory for ``max_sequences`` sequences per step, but not for the sequence ``never``.
 
     Like a real device, it fails after some keys and values have been written to the KV cache.
     """

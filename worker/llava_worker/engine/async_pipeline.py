@@ -1,4 +1,4 @@
-"""Async scheduling: the host schedules and launches step k+1 before it reads the tokens of step k.
+"""Async scheduling: the host schedules and launches step k+1 before it reads the tokens sampled in step k.
 
 The device computes while the host postprocesses, emits outputs and schedules.
 
@@ -8,11 +8,12 @@ The device computes while the host postprocesses, emits outputs and schedules.
 
 A step is launched ahead only if its schedule does not depend on the tokens of the previous step: all running
 sequences are decoding, and no waiting sequence can be admitted. The tokens then stay on the device between
-the two steps. Otherwise, a step is launched after the previous one has been read.
+the two steps. Otherwise, a step is launched only after the previous one has been read.
 
-If a sequence finishes in step k, step k+1 still computes one row for it. The token of that row is dropped.
-The row writes only behind the tokens that other sequences may share. The sequence's blocks can be reused
-immediately, because the device executes steps in order and their next user writes later.
+If a sequence finishes in step k, step k+1 still computes one row for it. The token sampled from that row is
+dropped. The row's keys and values are written after the tokens that other sequences may share. The sequence's
+blocks can be reused immediately: the device executes steps in order, so the next sequence writes to them
+later.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ class AsyncPipeline:
         *,
         is_async: bool,
     ) -> None:
-        """Without ``is_async``, a step is launched only after the previous one has been read."""
+        """If ``is_async`` is false, each step is launched only after the previous one has been read."""
         self._runner = runner
         self._scheduler = scheduler
         self._speculation = speculation
         self._blocks = blocks
         self.is_async = is_async
         self._ahead: InFlightStep | None = None
-        self._began = 0.0  # ``time.perf_counter`` time at which the device started the current step
+        self._began = 0.0  # when the device started the current step (``time.perf_counter``)
 
     def next(self) -> StepResult | None:
         """Complete the next step and return its result, or None if there is nothing to compute."""
@@ -96,7 +97,7 @@ class AsyncPipeline:
         try:
             return self._runner.launch(chunks, after=step)
         except torch.OutOfMemoryError as error:
-            logger.warning("out of memory while launching a step ahead; launching it later: %s", error)
+            logger.warning("out of memory while launching a step ahead; it will be launched later: %s", error)
             return None
 
     def _schedule_ahead(self, step: InFlightStep) -> list[Chunk]:
@@ -112,28 +113,30 @@ class AsyncPipeline:
 
 
 def launch_with_oom_retry(runner: ModelRunner, chunks: list[Chunk]) -> InFlightStep:
-    """Launch a step like ``runner.launch``; if it runs out of memory, launch its two halves separately.
+    """Launch a step with ``runner.launch``. If it runs out of memory, launch its two halves separately.
 
     A chunk that does not fit on its own gets an INSUFFICIENT_MEMORY result. The memory of the largest step is
-    measured at startup, so this only happens if another program uses the same GPU, or because of
-    fragmentation. The chunks of a step are independent of each other.
+    measured at startup, so this happens only if another program uses the same GPU or if memory is fragmented.
+    A step can be split because its chunks do not depend on each other.
     """
     try:
         return runner.launch(chunks)
     except torch.OutOfMemoryError as error:
         reason = str(error)
-    # Outside the except block, because the traceback keeps the failed step's tensors alive.
+    # This is outside the except block, because the traceback keeps the failed step's tensors alive.
     runner.release_memory()
     if len(chunks) == 1:
         seq_id = chunks[0].sequence.seq_id
-        logger.error("seq_id=%s: out of memory in a step with only this sequence: %s", seq_id, reason)
+        logger.error(
+            "seq_id=%s: out of memory in a step that contains only this sequence: %s", seq_id, reason
+        )
         message = (
-            "The worker ran out of memory for this request. Retry later, shorten the prompt, or send fewer "
-            "images."
+            "The worker ran out of memory while processing this request. Retry later, shorten the prompt, or "
+            "send fewer images."
         )
         failure = JobError(ErrorCode.INSUFFICIENT_MEMORY, message)
         return completed([], [ChunkResult(chunks[0], [], failure)])
-    logger.warning("out of memory in a step of %d sequences; retrying in halves: %s", len(chunks), reason)
+    logger.warning("out of memory in a step of %d sequences; retrying in two halves: %s", len(chunks), reason)
     half = len(chunks) // 2
     computed, results = [], []
     for part in (chunks[:half], chunks[half:]):

@@ -1,12 +1,12 @@
-"""The engine: call `add` for each sequence, then `step` until all sequences have finished.
+"""The engine. Call `add` for each sequence, then call `step` until all sequences have finished.
 
     step = schedule        select the tokens of each sequence for this forward pass
            draft           propose draft tokens where they are likely to save time
-           run             run one packed forward pass; each sequence that completes its chunk gets one token,
-                           or several if drafts are accepted
+           run             run one packed forward pass; each sequence without uncomputed tokens gets one new
+                           token, or several if drafts are accepted
            postprocess     append tokens, finish sequences, free blocks
 
-`AsyncPipeline` does the first three and may launch the next step before it reads the results of this one.
+`AsyncPipeline` performs the first three and may launch the next step before it reads the results of this one.
 
 The engine is not thread-safe: one thread owns it and makes all calls.
 """
@@ -36,7 +36,7 @@ __all__ = ["Engine"]
 
 
 class Engine:
-    """Continuous batching for one model.
+    """Runs one model with continuous batching.
 
     Each sequence that is added and not aborted gets exactly one final `StepOutput`. Its blocks are freed
     before that output is returned. If one sequence fails, the outputs of the others do not change.
@@ -57,8 +57,9 @@ class Engine:
     ) -> None:
         """Create an engine.
 
-        Without a ``drafter``, a sequence gets one token per step. With ``is_async``, the engine launches
-        steps ahead; the outputs are the same. Deadlines are compared with ``now()``, in seconds.
+        If ``drafter`` is None, a sequence gets at most one token per step. If ``is_async`` is true, the
+        engine launches steps ahead, which does not change the outputs. Deadlines are compared with ``now()``,
+        which returns seconds.
         """
         cache = runner.cache
         capacity = cache.num_blocks * cache.block_size
@@ -99,7 +100,7 @@ class Engine:
 
     @property
     def num_sequences(self) -> int:
-        """The number of sequences that have not returned their final output."""
+        """The number of sequences whose final output has not been returned."""
         return len(self._sequences) + len(self._complete)
 
     @property
@@ -132,14 +133,14 @@ class Engine:
         self._queue_of(sequence).add(sequence)
 
     def abort(self, seq_id: str) -> None:
-        """Drop a sequence without an output and free its blocks. An unknown ID is ignored."""
+        """Drop a sequence without returning an output, and free its blocks. An unknown ID is ignored."""
         self._complete = [output for output in self._complete if output.seq_id != seq_id]
         sequence = self._sequences.get(seq_id)
         if sequence is not None:
             self._remove(sequence)
 
     def step(self) -> list[StepOutput]:
-        """Run one forward pass and return the outputs of all sequences that progressed."""
+        """Run one forward pass and return the outputs of all sequences that made progress."""
         outputs, self._complete = self._complete, []
         outputs += self._end_overdue()
         for sequence, output in self._image_embeddings.step():
@@ -156,7 +157,7 @@ class Engine:
         return outputs
 
     def idle(self) -> bool:
-        """Prepare for later steps for a few milliseconds. Return False if nothing is left to prepare."""
+        """Spend a few milliseconds preparing for later steps. Return False if nothing is left to prepare."""
         return self._runner.cache.prefault_more()
 
     def stats(self) -> EngineStats:
@@ -211,7 +212,7 @@ class Engine:
             self._blocks.cache_full_blocks(chunk.sequence)
 
     def _postprocess(self, result: ChunkResult) -> Iterator[StepOutput]:
-        """Yield the outputs of one sequence in order. Accepted drafts after the end are dropped."""
+        """Yield the outputs of one sequence in order. Accepted drafts after its end are dropped."""
         sequence = result.chunk.sequence
         if result.error is not None:
             yield self._fail(sequence, result.error)
@@ -223,7 +224,7 @@ class Engine:
                 break
 
     def _output_of(self, sequence: Sequence, token: TokenResult) -> StepOutput:
-        """Append the token, or finish a sequence that has no output tokens."""
+        """Append the token, or finish the sequence if no output tokens were requested."""
         prompt_logprobs = sequence.prompt_logprobs if sequence.needs_prompt_logprobs else []
         if token.token_id is None or any(math.isnan(logprobs.logprob) for logprobs in prompt_logprobs):
             return self._fail_not_finite(sequence)
@@ -250,14 +251,14 @@ class Engine:
         )
 
     def _append(self, sequence: Sequence, token_id: int) -> None:
-        if sequence.num_computed < sequence.num_tokens:  # the last token was a draft: already computed
+        if sequence.num_computed < sequence.num_tokens:  # the last token was an accepted draft
             sequence.num_computed = sequence.num_tokens
             self._blocks.cache_full_blocks(sequence)
         sequence.output_ids.append(token_id)
         self._counters.num_generated_tokens += 1
 
     def _finish_of(self, sequence: Sequence) -> Finish | None:
-        """Return why the output is complete, or None if it is not."""
+        """Return the reason why the output is complete, or None if it is not."""
         output_ids = sequence.output_ids
         if output_ids and output_ids[-1] in sequence.end_ids:
             return "stop"

@@ -24,7 +24,7 @@ class ImageEmbeddingQueue:
     """
 
     def __init__(self, runner: ModelRunner, *, max_tokens: int) -> None:
-        """``max_tokens`` limits the image tokens per step, and so the delay of running sequences."""
+        """``max_tokens`` limits the image tokens per step, and thus the delay for running sequences."""
         self._runner = runner
         self._max_tokens = max_tokens
         self._waiting: list[Sequence] = []
@@ -39,9 +39,9 @@ class ImageEmbeddingQueue:
         self._waiting.remove(sequence)
 
     def step(self) -> list[tuple[Sequence, StepOutput]]:
-        """Embed the next images and return the final outputs; at least one if any are waiting.
+        """Embed the next images and return the final outputs of their sequences.
 
-        The caller removes the sequences.
+        If any sequence is waiting, at least one is embedded. The caller removes the sequences from the queue.
         """
         batch, num_tokens = self._waiting[:1], 0
         for sequence in self._waiting[1:]:
@@ -54,7 +54,7 @@ class ImageEmbeddingQueue:
     def _outputs(self, batch: list[Sequence]) -> list[StepOutput]:
         """Embed a batch. If it runs out of memory, embed the images one by one.
 
-        A sequence that does not fit on its own fails without affecting the others.
+        A sequence that does not fit in memory on its own fails without affecting the others.
         """
         if not batch:
             return []

@@ -11,7 +11,7 @@ __all__ = ["EngineInterface"]
 
 
 class EngineInterface(Protocol):
-    """An engine. Only one thread may use it."""
+    """The interface of all engines. Only one thread may use an engine."""
 
     @property
     def max_sequences(self) -> int: ...
@@ -29,7 +29,7 @@ class EngineInterface(Protocol):
     def abort(self, seq_id: str) -> None: ...
     def step(self) -> list[StepOutput]: ...
     def idle(self) -> bool:
-        """Prepare for later steps for a few milliseconds. Return False if nothing is left to prepare.
+        """Spend a few milliseconds preparing for later steps. Return False if nothing is left to prepare.
 
         Called repeatedly while there are no sequences.
         """

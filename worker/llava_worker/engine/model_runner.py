@@ -34,19 +34,19 @@ from llava_worker.model.llava import Llava
 
 __all__ = ["InFlightStep", "ModelRunner", "completed"]
 
-# Tiles per pass of the vision tower: large enough to use the device fully, small enough to keep the
-# activations small compared with the weights.
+# Maximum number of tiles per pass of the vision tower: large enough to fully utilize the device, and small
+# enough that the activations stay small compared with the weights.
 MAX_TILES_PER_PASS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class InFlightStep:
-    """A launched step.
+    """A step that has been launched.
 
     ``read`` waits for the device and returns a result for each chunk that ends with its sequence's last
-    token. If ``token_ids`` is set, another step can be launched before this one is read. It is int64 [sampled
-    rows, including drafts] on the device and holds the sampled tokens. Rows without a valid token hold an
-    arbitrary one.
+    token. ``token_ids`` contains the sampled tokens on the device, int64 [sampled rows, including drafts].
+    Rows without a valid token contain an arbitrary one. If ``token_ids`` is set, another step can be launched
+    before this one is read.
     """
 
     chunks: list[Chunk]
@@ -65,18 +65,18 @@ class InFlightStep:
 
 
 def completed(chunks: list[Chunk], results: list[ChunkResult]) -> InFlightStep:
-    """Return a step with known results. No step can be launched after it before it is read."""
+    """Return a step whose results are known. It must be read before another step is launched."""
     return InFlightStep(chunks, lambda: results)
 
 
 class ModelRunner:
-    """Runs the model with its caches. Scheduling is done elsewhere."""
+    """Runs the model and manages its caches. It does not schedule."""
 
     def __init__(
         self, model: Llava, cache: KVCache, backend: AttentionBackend, encoder_cache: EncoderCache
     ) -> None:
         self.graphs: DecodeGraphs | None = None  # CUDA graphs for decode steps with this model and cache
-        self.encode: Callable[[Tensor], Tensor] = model.encode  # replaced by its CUDA graphs after capture
+        self.encode: Callable[[Tensor], Tensor] = model.encode  # replaced by CUDA graphs once captured
         self.model = model
         self.cache = cache
         self.encoder_cache = encoder_cache
@@ -106,10 +106,10 @@ class ModelRunner:
     def launch(self, chunks: list[Chunk], *, after: InFlightStep | None = None) -> InFlightStep:
         """Launch the forward pass of the chunks.
 
-        With ``after``, the input tokens are the ones that this earlier step samples, which stay on the
-        device; the step may still be running, and all chunks must be ``is_ahead``.
+        If ``after`` is set, the input tokens are those sampled by this earlier step, which may still be
+        running. The tokens stay on the device, and all chunks must have ``is_ahead`` set.
 
-        Raises torch.OutOfMemoryError. A subset of the chunks can be launched afterwards.
+        Raises torch.OutOfMemoryError, after which a subset of the chunks can be launched.
         """
         with self.timer("prepare"):
             batch = Batch.build(chunks, block_size=self.cache.block_size, device=self.model.device)
@@ -129,15 +129,15 @@ class ModelRunner:
         if not batch.sampled:
             return completed(chunks, [])
         with self.timer("sample"):
-            # No step is launched ahead of a step with embeddings, so waiting for the vectors here costs
-            # nothing.
+            # The step after one with embeddings is never launched ahead, so waiting for the vectors here
+            # costs nothing.
             vectors = {} if hidden is None else _embeddings(batch.sampled, hidden)
             sampled = self._sampler.sample(logits, batch.sampled, bitmask=bitmask, vectors=vectors)
         return InFlightStep(chunks, sampled.results, batch.sampled, sampled.token_ids)
 
     @torch.inference_mode()
     def embed_images(self, sequences: Items[Sequence]) -> list[bytes | None]:
-        """Return the normalized mean of each sequence's projected image features, as in ``unit_vectors``.
+        """Return the mean of each sequence's projected image features, normalized by ``unit_vectors``.
 
         Raises torch.OutOfMemoryError.
         """
@@ -150,7 +150,7 @@ class ModelRunner:
             return unit_vectors(torch.stack([features[_key(span)].double().mean(0) for span in spans]))
 
     def release_memory(self) -> None:
-        """Free the caches that can be rebuilt."""
+        """Clear the caches that can be rebuilt."""
         self.encoder_cache.clear()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -161,7 +161,7 @@ class ModelRunner:
             self.encoder_cache.drop((sequence.cache_scope, image.content))
 
     def _replay(self, batch: Batch) -> Tensor | None:
-        """Return the logits computed by a CUDA graph, or None if no graph fits the batch."""
+        """Compute the logits with a CUDA graph. Return None if no graph fits the batch."""
         has_embeddings = any(chunk.sequence.is_embedding for chunk in batch.sampled)
         if self.graphs is None or not batch.is_decoding or has_embeddings:
             return None
@@ -193,7 +193,7 @@ class ModelRunner:
             x[span.row : span.row + span.length] = features[_key(span)][span.first : span.first + span.length]
 
     def _features_of(self, spans: list[FeatureSpan]) -> dict[ImageKey, Tensor]:
-        """Return the features of each image, [tokens, hidden], from the encoder cache or newly encoded."""
+        """Return the features of each image, [tokens, hidden]. Images that are not cached are encoded."""
         features: dict[ImageKey, Tensor] = {}
         missing: dict[ImageKey, _EncoderInput] = {}
         for span in spans:
@@ -240,7 +240,7 @@ class _EncoderInput:
 
 
 def _embeddings(chunks: Items[Chunk], hidden: Tensor) -> dict[int, bytes | None]:
-    """Return the vectors of embedding sequences by row. ``hidden`` is [rows, hidden] for the sampled rows."""
+    """Return the vectors of embedding sequences, keyed by row. ``hidden`` is [sampled rows, hidden]."""
     rows = [row for row, sequence in enumerate(_sequences_of_rows(chunks)) if sequence.is_embedding]
     return dict(zip(rows, unit_vectors(hidden[rows]), strict=True)) if rows else {}
 

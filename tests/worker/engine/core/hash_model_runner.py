@@ -28,7 +28,7 @@ _NUM_SAMPLED = 40  # number of different tokens, including the end token
 
 
 class HashModelRunner:
-    """A replacement for `ModelRunner`."""
+    """A replacement for `ModelRunner` that computes hashes."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class HashModelRunner:
         results_before = [] if after is None else after.read()
         before = {result.chunk.sequence: result.tokens[0].token_id for result in results_before}
         computed = [self._compute(chunk, written, before.get(chunk.sequence)) for chunk in chunks]
-        self._slots.update(written)  # after all chunks: rows of a pass do not read each other's writes
+        self._slots.update(written)  # after all chunks: rows in one pass do not see each other's writes
         results = [result for result in computed if result is not None]
         return InFlightStep(chunks, lambda: results, token_ids=torch.zeros(len(results)))
 
@@ -80,7 +80,7 @@ class HashModelRunner:
         seen = [self._slots[slot] for slot in slots[: chunk.start]]
         for position, content in enumerate((*contents[chunk.start : chunk.end], *chunk.drafts), chunk.start):
             seen.append(append_hash(seen, content, sequence.cache_scope))
-            assert slots[position] not in written, "two rows of a pass write to the same slot"
+            assert slots[position] not in written, "two rows in one pass write to the same slot"
             written[slots[position]] = seen[-1]
         if not chunk.is_last:
             return None
@@ -105,7 +105,7 @@ class HashModelRunner:
 
 
 def contents_of(sequence: Sequence) -> list[int]:
-    """Return the content of each token: a token ID, or a hash of an image and a position in it."""
+    """Return the content of each token: a token ID, or a hash of an image and the token's position in it."""
     contents = sequence.token_ids(0, sequence.num_tokens)
     for image in sequence.images:
         for position in range(image.start, image.end):

@@ -1,4 +1,4 @@
-"""Tests of async scheduling: steps are launched before the previous one is read, with the same outputs."""
+"""Tests that async scheduling launches steps before the previous one is read and changes no output."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_step_is_launched_before_the_one_before_it_is_read(
     engine = make_async(max_batch_tokens=64, eos_ids=frozenset())
     collect_outputs(engine, make_sequence(prompts[0], max_new_tokens=4))
 
-    # No step is launched ahead of step 3, because max_new_tokens shows that it is the last one.
+    # No step is launched after step 3, because max_new_tokens shows that it is the last one.
     assert ", ".join(log_of(engine)) == "launch 0, ahead 1, read 0, ahead 2, read 1, ahead 3, read 2, read 3"
 
 
@@ -131,7 +131,10 @@ def test_async_outputs_and_counters_equal_those_of_a_synchronous_engine(
         for output, other in zip(outputs[name], expected[name], strict=True):
             if output.logprobs is not None and other.logprobs is not None:
                 assert output.logprobs.logprob == pytest.approx(other.logprobs.logprob, abs=1e-4)
-    assert {len(each) for each in expected.values()} > {3, LENGTH}  # some ended at an unpredictable token
+    assert {len(each) for each in expected.values()} > {
+        3,
+        LENGTH,
+    }  # some outputs ended at an unpredictable token
     assert num_ahead(engine) > 0
     assert engine.stats().num_generated_tokens_total == plain.stats().num_generated_tokens_total
     assert (engine.stats().num_preemptions_total > 0) is is_preempting
@@ -156,7 +159,7 @@ def test_a_step_that_depends_on_sampled_tokens_is_not_launched_ahead(
     if reason == "an embedding":
         sequence.is_embedding = True
     engine.add(sequence)
-    if reason == "a sequence waits for blocks":  # it has a slot and starts when the first one ends
+    if reason == "a sequence waits for blocks":  # a slot is free, but not enough blocks
         engine.add(make_sequence(Prompt([1, *range(20, 37)]), seq_id="large", max_new_tokens=2))
     engine.step()
 
@@ -222,7 +225,7 @@ def test_a_sequence_aborted_with_a_token_in_flight_gets_no_more_outputs(
     engine.abort("gone")
     engine.check()
     num_held = engine.stats().num_blocks - engine.stats().num_free_blocks
-    outputs += engine.step()  # the step with its row
+    outputs += engine.step()  # this step contains a row of "gone"
     while engine.num_sequences:
         outputs += engine.step()
         engine.check()
@@ -254,10 +257,10 @@ def test_the_extra_row_of_a_finished_sequence_is_not_shared(
     run: Run,
     prompts: list[Prompt],
 ) -> None:
-    """A second turn continues after the end of the output, where the extra row has written another token."""
+    """A second turn continues after the end of the output, where the extra row has written to the cache."""
     plain = make_engine(eos_ids=frozenset())
     first_output = run(plain, [make_sequence(prompts[0], max_new_tokens=9)])["one"]
-    for length in range(2, 9):  # the end is at every position of a block
+    for length in range(2, 9):  # covers an end at every position in a block
         engine = make_async(eos_ids=frozenset({first_output[length - 1]}), max_batch_tokens=64)
         first = run(engine, [make_sequence(prompts[0])])["one"]
         turn = replace(prompts[0], token_ids=[*prompts[0].token_ids, *first, 9, 8, 7])

@@ -15,9 +15,10 @@ from tests.worker.engine.core.sequences import cache_prompt, sequence_of
 
 
 class BlockMachine(RuleBasedStateMachine):
-    """Allocates, computes, extends, fails and frees sequences in any order. Few token IDs cause much sharing.
+    """Allocates, computes, extends, fails and frees sequences in any order.
 
-    ``rows`` simulates the KV cache: each slot holds everything that the keys of its token depend on.
+    There are only two token IDs, so that sharing is frequent. ``rows`` simulates the KV cache: each slot
+    holds everything that the keys of its token depend on.
     """
 
     def __init__(self) -> None:

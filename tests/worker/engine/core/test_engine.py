@@ -160,7 +160,7 @@ def test_a_failing_sequence_does_not_affect_the_batch(
         assert [output.token_id for output in outputs[str(index)]] == output_ids
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
 
-    # Nothing that it computed is cached: with restored weights, the output is the same as in a new engine.
+    # The failed sequence left nothing in the cache: with restored weights, the output equals a new engine's.
     assert run(engine, [make_sequence(broken)]) == run(make_engine(), [make_sequence(broken)])
 
 
@@ -263,10 +263,10 @@ UNUSABLE: list[tuple[dict[str, Any], str]] = [
     ({"prompt_ids": [1, 128, 127, 127, 127, 127]}, "outside the vocabulary, which has 128 tokens"),
     ({"output_ids": [-1]}, "outside the vocabulary"),
     ({"max_new_tokens": -1}, "max_new_tokens is -1"),
-    ({"pixels": []}, "The prompt contains 1 images, but pixels for 0 were sent"),
+    ({"pixels": []}, "The prompt contains 1 images, but pixel data was sent for 0"),
     ({"pixels": [bytes(28 * 28 * 3 - 1)]}, "2351 bytes for 4 tokens"),
     ({"pixels": [bytes(2 * 28 * 28 * 3)]}, "4704 bytes for 4 tokens"),
-    ({"images": [ImageSpan(4, 4, "d")]}, r"is at tokens \[4, 8\)"),
+    ({"images": [ImageSpan(4, 4, "d")]}, r"spans tokens \[4, 8\)"),
     ({"images": [ImageSpan(2, 3, "d")]}, "for 3 tokens"),
 ]
 

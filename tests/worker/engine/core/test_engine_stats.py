@@ -88,7 +88,7 @@ def test_an_image_that_takes_several_steps_counts_once(
     make_recording: MakeEngine, make_sequence: MakeSequence, run: Run
 ) -> None:
     prompt = random_prompt(np.random.default_rng(6), num_images=1)
-    engine = make_recording(max_num_sequences=2, max_batch_tokens=3)  # an image has four tokens
+    engine = make_recording(max_num_sequences=2, max_batch_tokens=3)  # each image has four tokens
     run(engine, [make_sequence(prompt)])
     stats = engine.stats()
     assert (stats.num_image_cache_hits_total, stats.num_image_cache_misses_total) == (0, 1)

@@ -1,4 +1,4 @@
-"""Tests of out-of-memory handling: steps are split in halves until a single sequence fails."""
+"""Tests of out-of-memory handling: steps are split into halves until a single sequence fails."""
 
 from __future__ import annotations
 
@@ -62,9 +62,12 @@ def test_a_sequence_that_does_not_fit_alone_fails_with_a_message_and_a_log_entry
     assert {name: [output.token_id for output in outputs[name]] for name in others} == expected
     (failure,) = outputs["c"]
     assert failure.error is not None
-    assert failure.error.message.startswith("The worker ran out of memory for this request. Retry later")
+    assert failure.error.message.startswith("The worker ran out of memory while processing this request. ")
     assert failure.error.code is ErrorCode.INSUFFICIENT_MEMORY
-    assert "seq_id=c: out of memory in a step with only this sequence: CUDA out of memory" in caplog.text
+    assert (
+        "seq_id=c: out of memory in a step that contains only this sequence: CUDA out of memory"
+        in caplog.text
+    )
 
 
 def test_cached_images_are_evicted_when_a_step_runs_out_of_memory(
@@ -79,7 +82,7 @@ def test_cached_images_are_evicted_when_a_step_runs_out_of_memory(
 def test_blocks_of_a_failed_step_are_not_shared(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: dict[str, Prompt]
 ) -> None:
-    """If the same prompt is added again, it reuses nothing of the failed step."""
+    """If the same prompt is added again, it reuses nothing from the failed step."""
     runner = small_runner(never="first")
     engine = make_engine(runner=runner)
     engine.add(make_sequence(prompts["b"], seq_id="first"))
@@ -97,7 +100,7 @@ def test_blocks_of_a_failed_step_are_not_shared(
 def test_other_device_errors_are_not_handled_as_out_of_memory(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompts: dict[str, Prompt]
 ) -> None:
-    """The state of the engine is unknown, so the worker must exit and its jobs are resumed elsewhere."""
+    """The state of the engine is unknown, so the worker must exit. Its jobs are resumed on another worker."""
 
     class BrokenRunner(ModelRunner):
         def _compute(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

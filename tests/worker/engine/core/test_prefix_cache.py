@@ -120,7 +120,7 @@ def test_a_sequence_waits_for_a_prefix_that_another_is_about_to_compute() -> Non
 
     first.num_computed = 4
     blocks.cache_full_blocks(first)
-    assert not blocks.is_prefix_pending(duplicate)  # one more token is not worth waiting a step
+    assert not blocks.is_prefix_pending(duplicate)  # not worth waiting a step for one more token
 
 
 def test_a_sequence_with_a_partial_match_waits_for_the_following_tokens() -> None:
@@ -136,7 +136,9 @@ def test_a_sequence_with_a_partial_match_waits_for_the_following_tokens() -> Non
     assert first.num_computed == 6
 
     assert blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60]))
-    assert not blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 60, 61]))  # one too few
+    assert not blocks.is_prefix_pending(
+        sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 60, 61])
+    )  # one shared token too few
     first.num_computed = 10
     assert not blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60]))
 

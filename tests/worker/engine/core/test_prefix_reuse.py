@@ -96,7 +96,7 @@ def test_four_outputs_for_one_prompt_compute_it_once(
     outputs = run(engine, duplicates())
 
     num_prompt = len(image_prompt.token_ids)
-    assert engine.stats().num_prefill_tokens_total == num_prompt + 3  # the last token of each other one
+    assert engine.stats().num_prefill_tokens_total == num_prompt + 3  # the last token of each of the others
     assert outputs == run(apart, duplicates())
     assert apart.stats().num_prefill_tokens_total == 4 * num_prompt
 
@@ -120,7 +120,7 @@ def test_a_duplicate_continues_alone_if_the_first_is_aborted_during_prefill(
         engine.check()
 
     assert outputs == alone
-    assert second.num_cached == 8  # the tokens that the first one had computed
+    assert second.num_cached == 8  # the tokens that the first sequence had computed
 
 
 def test_a_second_turn_computes_only_its_new_tokens(
@@ -159,7 +159,9 @@ def test_tenants_share_cached_data_only_if_both_are_public(
 
     run(engine, [make_sequence(other_words, cache_scope=second)])
     stats = engine.stats()
-    assert stats.num_image_cache_hits_total == (num_hits if num_hits else 2)  # its own, from the second run
+    assert stats.num_image_cache_hits_total == (
+        num_hits if num_hits else 2
+    )  # hits on its own images, cached by the second run
     assert stats.num_encoded_images_total == (2 if num_hits else 4)
 
 

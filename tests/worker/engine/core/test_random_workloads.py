@@ -1,4 +1,4 @@
-"""Random workloads: no sequence or block is lost, and each output equals that of the request on its own."""
+"""Tests random workloads: no sequence or block is lost, and outputs equal those of requests run alone."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_workload_without_tensors_changes_no_token_and_loses_no_block(
 
 @pytest.fixture(scope="module")
 def micro(tmp_path_factory: pytest.TempPathFactory) -> Llava:
-    """A model with one layer of hidden size 16 and a vision tower with two by two patches."""
+    """A model with one layer of hidden size 16 and a vision tower with 2x2 patches."""
     folder: Path = tmp_path_factory.mktemp("micro")
     text = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -1,4 +1,4 @@
-"""Tests that invalid sampling parameters are rejected with the field, the value and the limit."""
+"""Tests that errors for invalid sampling parameters contain the field, the value and the limit."""
 
 from __future__ import annotations
 

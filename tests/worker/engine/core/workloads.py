@@ -22,7 +22,7 @@ from tests.worker.sampling_params import greedy
 IMAGE_TOKEN = 127
 NUM_IMAGE_TOKENS = 4
 MAX_OUTPUT = 12
-MAX_STEPS = 3000  # far more than any workload needs; if it is exceeded, a sequence waits forever
+MAX_STEPS = 3000  # far more than any workload needs; if exceeded, a sequence waits forever
 IMAGES = [bytes(random.Random(number).randbytes(28 * 28 * 3)) for number in range(3)]
 
 
@@ -128,7 +128,7 @@ def make_arrivals(
 
 
 def make_shape(rng: random.Random, requests: Items[Request]) -> dict[str, int]:
-    """Draw the engine's size, from just enough for the longest request to enough for several."""
+    """Draw an engine size, from just enough for the longest request to enough for several."""
     longest = max(len(request.prompt_ids) for request in requests) + MAX_OUTPUT + 1
     block_size = rng.choice([1, 2, 3, 4, 5, 8, 16])
     num_tokens = int(longest * rng.choice([1, 1.2, 1.6, 3, 6]))
@@ -143,7 +143,7 @@ def make_shape(rng: random.Random, requests: Items[Request]) -> dict[str, int]:
 
 @dataclass
 class Results:
-    """The outputs of the arrivals by sequence ID."""
+    """The outputs of the arrivals, keyed by sequence ID."""
 
     output_ids: dict[str, list[int]] = field(default_factory=dict)
     finals: dict[str, StepOutput] = field(default_factory=dict)
@@ -196,7 +196,7 @@ class Traffic:
             output_ids, expected = results.output_ids[arrival.seq_id], self._expected[arrival.seq_id]
             final = results.finals.get(arrival.seq_id)
             assert output_ids == expected[: len(output_ids)], (
-                f"{arrival.seq_id} differs from its output alone"
+                f"{arrival.seq_id} differs from its output when run alone"
             )
             if arrival.seq_id in aborted:
                 assert final is None

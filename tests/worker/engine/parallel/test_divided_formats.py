@@ -27,7 +27,7 @@ ComputeLogits = Callable[..., torch.Tensor]
 
 @pytest.fixture
 def compute_logits(make_engine: MakeEngine, make_sequence: MakeSequence) -> ComputeLogits:
-    """Return a function that computes the logits of a few chunked prompts, one with images, and outputs."""
+    """Return a function that computes all sampled logits of a few chunked prompts, one with images."""
     rng = np.random.default_rng(23)
     prompts = {name: random_prompt(rng, num_images=name == "a") for name in "abc"}
 
@@ -73,13 +73,15 @@ def test_two_ranks_with_an_adapter_and_int8_cache_give_the_logits_of_one_process
     int8_error = rms(one - compute_logits(whole))
     assert int8_error > 0
     assert rms(two - one) < int8_error / 10
-    assert rms(one - compute_logits(load(base), is_int8=True)) > 10 * int8_error  # the effect of the adapter
+    assert (
+        rms(one - compute_logits(load(base), is_int8=True)) > 10 * int8_error
+    )  # the adapter has a much larger effect
 
 
 def test_bf16_on_two_ranks_is_as_close_to_fp32_as_on_one(
     compute_logits: ComputeLogits, tmp_path: Path
 ) -> None:
-    """Each rank rounds its part of a sum, so the last bits differ, but by less than the bf16 error."""
+    """Each rank rounds its partial sums, so the last bits differ, but by less than the bf16 error."""
     write_checkpoint(tmp_path)
     exact, one = compute_logits(load(tmp_path)), compute_logits(load(tmp_path, precision="bf16"))
 

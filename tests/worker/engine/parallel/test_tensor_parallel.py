@@ -1,4 +1,4 @@
-"""Tests that two ranks over gloo compute the same logits as one process."""
+"""Tests that two ranks connected by gloo compute the same logits as one process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.worker.engine.parallel.two_ranks import RecordingRunner, TwoRanks, lo
 
 TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}  # different summation order in fp32
 
-# Grouped-query attention, biases (which must be added by one rank only), and a sliding window.
+# Grouped-query attention, biases (which exactly one rank must add), and a sliding window.
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
@@ -54,7 +54,7 @@ def test_two_ranks_give_the_logits_of_one_process(
     make_sequence: MakeSequence,
     prompts: dict[str, Prompt],
 ) -> None:
-    """Prompts with and without images are chunked and decoded in a batch; the two ranks launch steps ahead.
+    """Covers chunked prefill, batched decoding, images and, with two ranks, steps launched ahead.
 
     The second run uses cached prefixes.
     """

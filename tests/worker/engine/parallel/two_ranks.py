@@ -1,4 +1,4 @@
-"""Two ranks over gloo: the first in this process, the other in a child process."""
+"""Two ranks connected by gloo: one in this process and one in a child process."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def load(
 
 
 class RecordingRunner(ModelRunner):
-    """Records the logits of every step by sequence."""
+    """Records the logits of every step, keyed by sequence."""
 
     recorded: dict[str, list[torch.Tensor]]
 
@@ -77,7 +77,7 @@ class RecordingRunner(ModelRunner):
 
 
 def logits_of(engine: Engine, sequences: list[Sequence]) -> dict[str, torch.Tensor]:
-    """Return the logits of each sampled token by sequence. The engine must have a RecordingRunner."""
+    """Return each sequence's logits for the sampled tokens. The engine must have a RecordingRunner."""
     runner = engine._runner
     assert isinstance(runner, RecordingRunner)
     runner.recorded = {sequence.seq_id: [] for sequence in sequences}

@@ -1,4 +1,4 @@
-"""Tests that embeddings of the bundled model equal hidden states and image features of transformers."""
+"""Tests that the bundled model's embeddings equal hidden states and image features from transformers."""
 
 from __future__ import annotations
 

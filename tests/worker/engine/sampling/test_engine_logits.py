@@ -1,7 +1,7 @@
-"""Tests that all logits of the engine equal transformers', for every model class, with prefix caching.
+"""Tests that all of the engine's logits match transformers for every model class, with prefix caching.
 
 A run has two waves of prompts. The second wave repeats the longest prompt of the first and adds two variants
-of it: one that differs from a random position on, and one with the same text and different images.
+of it: one that differs from a random position onward, and one with the same text and different images.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from tests.worker.engine.logit_recorder import RecordingLlava, RecordingRunner, 
 from tests.worker.engine.seeds import for_each_seed
 from tests.worker.family import CLASSES, Member, make_member
 
-NUM_SIZES = 4  # number of sizes per class
-NUM_OUTPUT_TOKENS = 6  # tokens
-# The reference would treat an image token in the output as another image.
+NUM_SIZES = 4  # model sizes per class
+NUM_OUTPUT_TOKENS = 6
+# Image tokens are excluded: the reference would treat an image token in the output as another image.
 OPTIONS: dict[str, Any] = {
     "max_new_tokens": NUM_OUTPUT_TOKENS,
     "ignore_eos": True,
@@ -38,7 +38,7 @@ TOLERANCE = 1e-4
 def member_of(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int], tuple[Member, RecordingLlava]]:
-    """Return a function that creates and loads a model of one class by size number."""
+    """Return a function that creates and loads a model of one class, given the number of its size."""
 
     @cache
     def make(number: int) -> tuple[Member, RecordingLlava]:
@@ -57,7 +57,7 @@ def draw_waves(rng: np.random.Generator, member: Member) -> tuple[list[Prompt], 
 
 
 def branch(rng: np.random.Generator, prompt: Prompt) -> Prompt:
-    """Return a prompt with the same tokens up to a random position outside images, and others after it."""
+    """Return a prompt that differs from this one after a random position outside images."""
     ends = [start + length for start, length in zip(prompt.image_starts, prompt.lengths, strict=True)]
     cut = int(rng.choice([1, *prompt.image_starts, *ends, len(prompt.token_ids) - 1]))
     kept = sum(end <= cut for end in ends)
@@ -100,7 +100,7 @@ def test_every_logit_of_a_run_equals_that_of_transformers(
         longest = max(len(prompt.token_ids) for prompt in waves[0])
         block_size = int(rng.integers(1, 5))
         room = 10 * longest if is_roomy else int(rng.integers(longest, 2 * longest))
-        room += NUM_OUTPUT_TOKENS + 9  # the variants in the second wave can be longer
+        room += NUM_OUTPUT_TOKENS + 9  # variants in the second wave can be longer
         engine = make_engine(
             over=model,
             runner=RecordingRunner,
@@ -137,7 +137,7 @@ def assert_logits_equal_the_reference(
         logits = expected[sequence.seq_id] = member.logits_of(whole)
         before = logits[len(prompt.token_ids) - 1 : -1].index_fill(1, torch.tensor(IMAGE_TOKEN), -torch.inf)
         sampled = before.gather(1, torch.tensor(sequence.output_ids)[:, None])[:, 0]
-        assert (before.amax(-1) - sampled).max() <= 2 * TOLERANCE  # greedy, except for ties
+        assert (before.amax(-1) - sampled).max() <= 2 * TOLERANCE  # sampling is greedy, but ties are allowed
     computed = torch.stack([row for _, _, row in runner.computed])
     reference = torch.stack([expected[seq_id][at] for seq_id, at, _ in runner.computed])
     torch.testing.assert_close(computed, reference, atol=TOLERANCE, rtol=0)

@@ -1,4 +1,4 @@
-"""Tests that prompt log-probabilities equal transformers' and are returned exactly once."""
+"""Tests that prompt log-probabilities match transformers and are returned exactly once."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_without_output_tokens_only_prompt_logprobs_are_returned(
     drafter = ScriptedDrafter({"one": [5] * 8})
     (output,) = collect_outputs(make_engine(drafter=drafter), scored(token_ids, max_new_tokens=0))["one"]
     assert (output.token_id, output.finish) == (None, "length")
-    assert drafter.acceptances == []  # nothing was drafted
+    assert drafter.acceptances == []  # no tokens were drafted
     assert_equals_the_reference(reference, token_ids, output, 1)
 
 
@@ -165,7 +165,7 @@ def test_a_resumed_sequence_does_not_return_prompt_logprobs_again(
 def test_prompt_logprobs_are_returned_once_if_a_step_is_repeated(
     make_engine: MakeEngine, scored: Scored, reference: Reference
 ) -> None:
-    """The runner has appended log-probabilities of a step before it runs out of memory."""
+    """The runner appends a step's log-probabilities before it runs out of memory."""
     prompts = {name: random_ids(30, seed) for seed, name in enumerate("abc")}
     runner = small_runner(1)
     outputs = collect_outputs(

@@ -59,7 +59,7 @@ def test_draws_with_different_seeds_follow_the_distribution() -> None:
 
 
 def test_top_p_keeps_the_smallest_sufficient_set() -> None:
-    probabilities = LOGITS.softmax(-1)  # tokens 2 and 6 have 0.64 together; 2, 6 and 0 have 0.78
+    probabilities = LOGITS.softmax(-1)  # tokens 2 and 6 total 0.64; tokens 2, 6 and 0 total 0.78
     counts = frequencies(greedy(temperature=1.0, top_p=0.7))
 
     kept = [0, 2, 6]

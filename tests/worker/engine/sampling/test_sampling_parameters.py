@@ -1,4 +1,4 @@
-"""Tests that compare sampling parameters with a plain reference, alone, in a batch and in the engine."""
+"""Tests of sampling parameters against a simple reference: alone, in a batch and in the engine."""
 
 from __future__ import annotations
 

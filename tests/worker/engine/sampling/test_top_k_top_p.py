@@ -1,4 +1,4 @@
-"""Tests that truncation of a large vocabulary equals a plain reference for peaked and flat distributions."""
+"""Tests truncation of a large vocabulary against a simple reference, for peaked and flat distributions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llava_worker.engine.sampling.top_k_top_p import truncate
 
 from tests.worker.sampling_params import greedy
 
-VOCAB = 3000  # more than the tokens that are sorted first
+VOCAB = 3000  # more than the number of tokens examined first
 CASES: list[dict[str, Any]] = [
     {},
     {"top_k": 7},

@@ -72,7 +72,7 @@ def test_image_tokens_are_neither_matched_nor_drafted() -> None:
     assert propose([*prompt, 5, 6], [], *images) == [7]
     assert propose([*prompt, 6, 7], [], *images) == []
     assert propose([*prompt, 4], [9, 9], *images) == []
-    assert propose([*prompt, 4], [9, 9]) == [3, 4, 9, 9]  # the same tokens without image spans
+    assert propose([*prompt, 4], [9, 9]) == [3, 4, 9, 9]  # the same tokens, but without image spans
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(0, 60), st.integers(1, 8))
@@ -190,12 +190,12 @@ def test_the_number_of_drafts_follows_the_acceptance_rate() -> None:
 
 
 def drafting_lengths(drafter: PromptLookupDrafter, *, is_right: bool, num_tokens: int = 400) -> list[int]:
-    """Return the output lengths at which drafts are proposed, if all or none are accepted."""
+    """Return the output lengths at which drafts are proposed. Accept all drafts or none."""
     sequence = sequence_of(REPEATING)
     lengths = []
     while len(sequence.output_ids) < num_tokens:
         drafts = drafter.propose(sequence, max_tokens=MAX_DRAFTS, num_rows=1)
-        sequence.output_ids += REPEATING[:1]  # the content of the output is not relevant here
+        sequence.output_ids += REPEATING[:1]  # the content of the output does not matter here
         sequence.output_ids += REPEATING[1:3]
         if drafts:
             lengths.append(len(sequence.output_ids))

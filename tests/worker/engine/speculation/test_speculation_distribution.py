@@ -1,4 +1,4 @@
-"""Tests that drafts, accepted or rejected, do not change the distribution of sampled tokens."""
+"""Tests that drafts do not change the distribution of sampled tokens, whether accepted or rejected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 # The 1 - 1e-6 quantile of chi-square with 7 degrees of freedom. Draws are deterministic, so results are
 # stable.
 CHI_SQUARE_LIMIT = 40.5
-TOKENS = list(range(40, 48))  # the only tokens that can be sampled
+TOKENS = list(range(40, 48))  # no other tokens can be sampled
 NUM_OUTPUTS = 3_000
 TEMPERATURE = 6.0
 
@@ -39,7 +39,7 @@ def chi_square(tokens: list[int], expected: NDArray[np.float64]) -> float:
 
 @pytest.fixture(scope="module")
 def drafts(reference: Reference, prompt: Prompt) -> list[int]:
-    """The most likely tokens, so that many drafts are accepted. The first token is sampled without drafts."""
+    """The most likely tokens, so that many drafts are accepted. The first one is never drafted."""
     output_ids: list[int] = []
     for _ in range(3):
         output_ids.append(TOKENS[int(np.argmax(probabilities(reference, prompt, output_ids)))])

@@ -1,4 +1,4 @@
-"""Tests of the limits of drafts: the end of the output, the token budget, free blocks and NaN logits."""
+"""Tests of limits on drafts: the end of the output, the token budget, free blocks and NaN logits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def outputs_of(engine: Engine, sequence: Sequence) -> list[StepOutput]:
 def ending(
     end: str, prompt: Prompt, expected_ids: list[int], cut: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return options of the engine and the sequence that make the output end at token ``cut``."""
+    """Return engine and sequence options that make the output end at token ``cut``."""
     engine_options: dict[str, Any] = {"eos_ids": frozenset()}
     options: dict[str, Any] = {"max_new_tokens": LENGTH}
     if end == "eos":
@@ -68,7 +68,7 @@ def ending(
 def test_an_output_ends_at_the_same_token_for_the_same_reason(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt, expected_ids: list[int], end: str
 ) -> None:
-    """The end is at different positions among the drafts of a step."""
+    """The output ends at different positions within the drafts of a step."""
     for cut, wrong_every in product((2, 3, 6, 9, 10, 11), (None, 1, 3)):
         engine_options, options = ending(end, prompt, expected_ids, cut)
         plain = outputs_of(make_engine(**engine_options), make_sequence(prompt, **options))
@@ -100,7 +100,7 @@ def test_the_drafter_receives_the_duration_of_decode_only_steps(
     expected_ids: list[int],
     is_async: bool,
 ) -> None:
-    drafter = ScriptedDrafter({"one": expected_ids[:9]})  # no drafts after that
+    drafter = ScriptedDrafter({"one": expected_ids[:9]})  # no drafts are proposed after that
     engine = make_engine(eos_ids=frozenset(), drafter=drafter, is_async=is_async)
     outputs_of(engine, make_sequence(prompt, max_new_tokens=LENGTH))
 
@@ -263,7 +263,7 @@ def test_repetitive_output_is_drafted_and_random_output_is_not(
         outputs_of(engine, make_sequence(prompt, max_new_tokens=200, **sampling))
         return engine.stats()
 
-    # One repeated token, and random tokens out of thirty, whose repetitions do not predict the next token.
+    # Compare one repeated token with random tokens out of thirty, whose repetitions predict nothing.
     copying = stats_of(logit_bias=((40, 100.0),))
     chatting = stats_of(logit_bias=tuple((token_id, 100.0) for token_id in range(40, 70)), temperature=50.0)
 

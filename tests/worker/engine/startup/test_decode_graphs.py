@@ -1,6 +1,6 @@
-"""Tests that decoding with CUDA graphs gives the same tokens as without, for any number of rows.
+"""Tests that decoding gives the same tokens with and without CUDA graphs, for any number of rows.
 
-Without a GPU, a function call replaces the graph, with the same tensors, buckets and padding.
+Without a GPU, a function call with the same tensors, buckets and padding replaces the graph.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def test_replayed_graphs_give_the_same_tokens(
 def test_padding_rows_do_not_overwrite_used_slots(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: dict[str, Prompt]
 ) -> None:
-    """Three rows use a bucket of four. Unused slots of the KV cache are NaN, so writes are detected."""
+    """Three rows use a bucket of four. Unused KV cache slots contain NaN, so that writes are detected."""
     engine = make_engine(runner=GraphRunner, num_blocks=128, is_sharing_prefixes=False)
     cache = engine._runner.cache
 
@@ -97,7 +97,7 @@ def test_no_graph_is_replayed_for_more_rows_than_captured(model: Llava) -> None:
         model, cache, PagedBackend(ReferenceKernel()), eager_capture, max_rows=2, context_length=32
     )
     rows = [torch.arange(3), torch.zeros(3, dtype=torch.int64), torch.arange(3) * 4, torch.arange(3)[:, None]]
-    assert graphs.logits(*(each[:2] for each in rows)) is None  # nothing is captured yet
+    assert graphs.logits(*(each[:2] for each in rows)) is None  # nothing has been captured yet
     graphs.capture_all()
 
     assert graphs.logits(*(each[:2] for each in rows)) is not None

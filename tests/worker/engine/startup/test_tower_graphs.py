@@ -1,6 +1,6 @@
-"""Tests that CUDA graphs of the vision tower give the same features as without, for any number of tiles.
+"""Tests that the vision tower gives the same features with and without CUDA graphs.
 
-Without a GPU, a function call replaces the graph, with the same tensors, buckets and padding.
+Without a GPU, a function call with the same tensors, buckets and padding replaces the graph.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_TILES = 5
 
 
 class CountingRecorder:
-    """Records the number of tiles that each replay computes."""
+    """Records the number of tiles computed by each replay."""
 
     def __init__(self) -> None:
         self.replayed: list[int] = []
@@ -59,12 +59,12 @@ def draw(num: int, seed: int = 0) -> Tensor:
 def test_the_smallest_sufficient_bucket_gives_the_same_features(
     model: Llava, graphs: TowerGraphs, recorder: CountingRecorder, num: int, bucket: list[int]
 ) -> None:
-    graphs.encode(draw(5, seed=7))  # padding rows now contain tiles of another image
+    graphs.encode(draw(5, seed=7))  # the padding rows now contain tiles of another image
     recorder.replayed.clear()
 
     features = graphs.encode(draw(num))
 
-    assert recorder.replayed == bucket  # no replay if there are more tiles than captured
+    assert recorder.replayed == bucket  # no replay, because there are more tiles than captured
     torch.testing.assert_close(features, model.encode(draw(num)), rtol=1e-5, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Tests of warm-up: it measures memory, leaves no state behind and reports failures clearly."""
+"""Tests that the warm-up measures memory, leaves no state behind and reports failures clearly."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class FailingBackend(AttentionBackend):
 
 
 class OutOfMemoryBackend(AttentionBackend):
-    """Allocates more memory than any machine has."""
+    """Tries to allocate more memory than any machine has."""
 
     def plan(self, rows: AttentionMetadata, cache: KVCache) -> AttentionPlan:
         torch.empty(1 << 60, dtype=torch.uint8)
@@ -71,7 +71,7 @@ def test_the_estimate_is_an_upper_bound_within_a_factor_of_two(
     estimate = warm_up(model, SdpaBackend(), cache, **limits)
     engine = make_engine(is_int8=cache.is_int8, num_blocks=600, encoder_cache_bytes=0, **limits)
     rng, peaks = np.random.default_rng(3), []
-    for index in range(limits["max_num_sequences"]):  # long contexts make the largest steps
+    for index in range(limits["max_num_sequences"]):  # the largest steps have long contexts
         prompt = Prompt([1, *rng.integers(3, 120, 235).tolist()])
         options = {"temperature": 0.8, "top_p": 0.9} if index % 2 else {}
         engine.add(make_sequence(prompt, seq_id=str(index), max_new_tokens=20, ignore_eos=True, **options))
@@ -165,7 +165,7 @@ def test_the_kv_cache_gets_the_memory_that_the_largest_step_leaves(
     assert planned.num_bytes // 2 - planned.bytes_per_block < less.num_bytes <= planned.num_bytes // 2
     assert "because the largest step needs the rest" in caplog.text
     with pytest.raises(
-        InsufficientMemory, match=r"leave 0 bytes for the KV cache, which hold 0 tokens.* at least \d+"
+        InsufficientMemory, match=r"leave 0 bytes for the KV cache, enough for 0 tokens.* at least \d+"
     ):
         fit_cache(planned, model.config, left_bytes=-5)
 
@@ -173,7 +173,8 @@ def test_the_kv_cache_gets_the_memory_that_the_largest_step_leaves(
 def test_a_kv_cache_that_does_not_fit_raises_a_clear_error(model: Llava) -> None:
     planned = replace(plan(model), num_blocks=1 << 50)
     with pytest.raises(
-        InsufficientMemory, match=r"MiB does not fit on cpu, which has \d+ MiB free\. Reduce its size"
+        InsufficientMemory,
+        match=r"MiB does not fit on cpu, which has \d+ MiB free\. Reduce the size of the KV cache",
     ):
         allocate_cache(planned, CPU)
 

@@ -1,4 +1,4 @@
-"""Tests of the step trace: the events and the validity of the file at any time."""
+"""Tests of the step trace: its events, and that the file is always valid."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MakeSequences = Callable[[], list[Sequence]]
 
 @dataclass
 class Lane:
-    """The lane of a sequence: its states in order, and the arguments of its end."""
+    """The lane of a sequence: its states in order, and the arguments of its end event."""
 
     states: list[str] = field(default_factory=list)
     ends: list[dict[str, Any]] = field(default_factory=list)
@@ -45,7 +45,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def lanes_in(events: list[dict[str, Any]]) -> dict[str, Lane]:
-    """Return the lanes by sequence. Fails if begin and end events do not nest or times decrease."""
+    """Return the lanes by sequence. Fails if begin and end events are not nested or times decrease."""
     open_bars: dict[str, list[str]] = defaultdict(list)
     last: dict[str, int] = defaultdict(int)
     lanes: dict[str, Lane] = {}
@@ -274,7 +274,7 @@ def test_the_process_id_is_inserted_into_the_trace_file_name(
 
 
 @pytest.mark.parametrize("where", ["missing/trace.json", "taken.json", "/dev/null"])
-def test_a_trace_file_that_cannot_be_owned_is_rejected(tmp_path: Path, where: str) -> None:
+def test_a_trace_file_that_cannot_be_written_is_rejected(tmp_path: Path, where: str) -> None:
     TraceFile(tmp_path / "taken.json").write([{"name": "kept"}])
     with pytest.raises(StartupError, match=r"cannot be written: .*\{pid\}"):
         open_model(load_settings(["--model", "echo", "--trace-steps", str(tmp_path / where)]))

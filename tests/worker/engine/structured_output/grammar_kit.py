@@ -1,4 +1,4 @@
-"""A small random model with the bundled model's vocabulary, and helpers for outputs with grammars."""
+"""A small random model with the bundled model's vocabulary, and helpers for output with grammars."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def make_model(folder: Path, dtype: torch.dtype = torch.float32) -> Llava:
 
 
 class Vocabulary:
-    """The tokens of the bundled model. The image token of the random model has no text."""
+    """The tokens of the bundled model, plus the random model's image token, which has no text."""
 
     def __init__(self) -> None:
         self.tokenizer = HFTokenizer(TINY)
@@ -77,7 +77,7 @@ class Vocabulary:
         return b"" if token_id == IMAGE_TOKEN else self.tokenizer.token_bytes(token_id)
 
     def text(self, token_ids: Iterable[int]) -> str:
-        """Return the text of a whole output as a client receives it."""
+        """Return the text of a complete output as a client would receive it."""
         detokenizer = Detokenizer(self)  # type: ignore[arg-type]
         return "".join(detokenizer.push(token_id) for token_id in token_ids) + detokenizer.flush()
 
@@ -86,7 +86,7 @@ class Vocabulary:
         return [self.tokens.index(bytes([byte])) for byte in text.encode()]
 
     def closing_bias(self, bias: float = 12.0) -> tuple[tuple[int, float], ...]:
-        """Return a bias towards closing tokens. Without it, output of a random model rarely ends."""
+        """Return a bias toward closing tokens. Without it, a random model's output rarely ends."""
         closing = {b'"', b"}", b"]", b":", b",", b"@", b"."}
         return tuple((index, bias) for index, text in enumerate(self.tokens) if text.strip() in closing)
 

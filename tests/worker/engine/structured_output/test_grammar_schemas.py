@@ -1,4 +1,4 @@
-"""Tests with fifty published schemas: outputs match in batches, with images and when resumed."""
+"""Tests that outputs match fifty published schemas in batches, with images and when resumed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def make_engine(model: Llava, *, is_async: bool = False) -> Engine:
 
 @pytest.fixture(scope="module")
 def new_sequence(grammars: GrammarCache, vocabulary: Vocabulary) -> MakeSequence:
-    """Make the same sequence for the same name: a prompt with up to two images, sampled at temperature 1."""
+    """Return a function that makes a sequence, with up to two images, that depends only on its name."""
     schemas = published_schemas()
 
     def make(name: str, output_ids: list[int] | None = None) -> Sequence:
@@ -117,7 +117,7 @@ def test_every_output_matches_its_schema(
         assert generated.finish == "stop", (name, generated.error, text[:200])
         assert is_valid(text, schemas[name.partition("#")[0]]), (name, text)
     texts = {vocabulary.text(generated.token_ids) for generated in held.values()}
-    assert len(texts) > 50  # outputs vary and are not always the shortest
+    assert len(texts) > 50  # outputs vary; not all are the shortest possible
 
 
 def test_outputs_without_a_grammar_are_not_affected_by_those_with_one(

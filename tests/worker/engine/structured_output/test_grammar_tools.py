@@ -1,4 +1,4 @@
-"""Tests of tool calls: only complete calls of given functions, with arguments that match their schema."""
+"""Tests that tool calls are complete, call given functions and have arguments that match the schema."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def tools(choice: str, *, is_parallel: bool = True, functions: list[Any] | None 
     return json.dumps(source)
 
 
-# output -> whether it is allowed if the tool choice is (auto, required)
+# output -> whether it is allowed with tool choice "auto" and with "required"
 OUTPUTS = {
     "It rains.": (True, False),
     "": (True, False),
     "<tool": (True, False),
     "<tool_call>": (False, False),
     "<tool_call> is a word": (False, False),
-    f"Look: {PARIS}": (True, False),  # text that mentions calls is text
+    f"Look: {PARIS}": (True, False),  # text that only mentions a call is still text
     PARIS: (True, True),
     NOW: (True, True),
     f"{PARIS}\n{NOW}": (True, True),

@@ -1,1 +1,1 @@
-"""Scheduling and memory: sequences, batches, the scheduler, KV blocks and caches."""
+"""Scheduling and memory: sequences, batches, the scheduler, KV cache blocks and caches."""

@@ -1,9 +1,9 @@
 """The block manager: allocates KV cache blocks to sequences and shares common prefixes.
 
-A block holds the keys and values of ``block_size`` consecutive tokens. `PrefixCache` finds blocks with tokens
-that have been computed before. Full blocks are shared without copying, because they are no longer written. If
-a block matches only partially, or another sequence is still filling it, its matching rows are copied. A
-common prefix is therefore reused up to its last token.
+A block holds the keys and values of ``block_size`` consecutive tokens. `PrefixCache` finds blocks whose
+tokens have already been computed. Full blocks are shared without copying, because they are no longer written
+to. If a block matches only partially, or another sequence is still filling it, its matching rows are copied.
+A common prefix is therefore reused up to its last token.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from llava_worker.engine.core.sequence import Sequence
 
 __all__ = ["BlockAccountingError", "BlockCopy", "BlockManager"]
 
-# Minimum number of tokens that make it worthwhile to wait one step for another sequence's prefix.
+# Minimum number of shared tokens for which it is worth waiting until another sequence has computed them.
 MIN_PENDING_TOKENS = 16
 
 
 class BlockAccountingError(RuntimeError):
-    """A block is lost, used twice or shared incorrectly. This indicates a bug in the engine."""
+    """Raised if a block is lost, used twice or shared incorrectly, which indicates a bug in the engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockCopy:
-    """A copy of the first ``num_rows`` tokens of block ``source`` to block ``destination``."""
+    """A pending copy of the first ``num_rows`` rows of block ``source`` to block ``destination``."""
 
     source: int
     destination: int
@@ -68,7 +68,7 @@ class BlockManager:
         return len(self._free) + len(self._cached)
 
     def has_blocks(self, sequence: Sequence) -> bool:
-        """Return whether the sequence has blocks. It does from admission until it ends or is preempted."""
+        """Return whether the sequence has blocks, which it holds until it ends or is preempted."""
         return sequence in self._sequences
 
     def num_blocks_for(self, num_tokens: int) -> int:
@@ -77,15 +77,15 @@ class BlockManager:
     def is_prefix_pending(self, sequence: Sequence) -> bool:
         """Return whether a running sequence is about to compute tokens that this sequence could share.
 
-        Return False if this saves fewer than MIN_PENDING_TOKENS, or if the other sequence has a lower
-        priority.
+        Returns False if waiting would save fewer than MIN_PENDING_TOKENS tokens, or if the other sequence has
+        a lower priority.
         """
         if not self._is_sharing or sequence.needs_prompt_logprobs:
             return False
         match = self._match_prefix(sequence)
         index = len(match.blocks)
         start = index * self.block_size
-        end = start + match.num_rows + min(self.block_size, MIN_PENDING_TOKENS)  # maybe in the next block
+        end = start + match.num_rows + min(self.block_size, MIN_PENDING_TOKENS)  # may be in the next block
         if end >= sequence.num_tokens:  # the last token is always computed
             return False
         content = content_of(sequence, start, end)
@@ -101,19 +101,21 @@ class BlockManager:
     def allocate(self, sequence: Sequence, *, num_spare: int = 0) -> list[BlockCopy] | None:
         """Allocate blocks for all tokens of the sequence, sharing leading blocks found in the prefix cache.
 
-        Sets ``num_computed`` to the number of tokens found; at least one token remains to be computed.
-        Returns the block copies to make before the next forward pass; keep them in the order of the
-        allocations. Returns None and allocates nothing if fewer than ``num_spare`` blocks would stay free.
+        Sets ``num_computed`` to the number of tokens found in the cache, leaving at least one token to
+        compute. Returns the block copies to perform before the next forward pass. Copies for several
+        sequences must be performed in the order of allocation. Returns None and allocates nothing if fewer
+        than ``num_spare`` blocks would remain free.
         """
         assert not sequence.block_table
         match = self._match_prefix(sequence)
         if self._num_missing(sequence, match) + num_spare > self.num_free:
             return None
         num_new = self.num_blocks_for(sequence.num_tokens) - len(match.blocks)
-        for block in match.blocks:  # before new blocks are taken, which may evict cached ones
+        for block in match.blocks:  # before taking new blocks, which may evict cached ones
             self._acquire(block)
         if match.source in self._cached:
-            # Mark it as recently used. If it is evicted below, it is still copied before it is overwritten.
+            # Mark the source as recently used. Even if it is evicted below, it is copied before it is
+            # overwritten.
             self._cached.move_to_end(match.source)
         new = [self._take_free() for _ in range(num_new)]
         sequence.block_table = match.blocks + new
@@ -130,7 +132,7 @@ class BlockManager:
     def append_slots(self, sequence: Sequence, num_extra: int = 0, *, num_spare: int = 0) -> bool:
         """Allocate blocks so that all tokens of the sequence and ``num_extra`` more have a slot.
 
-        Returns False and allocates nothing if fewer than ``num_spare`` blocks would stay free.
+        Returns False and allocates nothing if fewer than ``num_spare`` blocks would remain free.
         """
         num_new = self.num_blocks_for(sequence.num_tokens + num_extra) - len(sequence.block_table)
         if num_new > 0 and num_new + num_spare > self.num_free:
@@ -154,7 +156,7 @@ class BlockManager:
             sequence.num_published = index + 1
 
     def free(self, sequence: Sequence) -> None:
-        """Free all blocks of the sequence. Their content stays cached, including the last, partial block."""
+        """Free the blocks of the sequence. Their content stays cached, even that of a partial last block."""
         self._cache_partial_block(sequence)
         # Blocks are evicted in release order. Release the tail first: a block is useless without its prefix.
         for block in reversed(sequence.block_table):
@@ -183,14 +185,14 @@ class BlockManager:
         used: Counter[int] = Counter()
         for sequence in sequences:
             if len(set(sequence.block_table)) != len(sequence.block_table):
-                yield f"Sequence {sequence.seq_id} has a block twice in its block table."
+                yield f"The block table of sequence {sequence.seq_id} contains the same block twice."
             if sequence.num_computed > len(sequence.block_table) * self.block_size:
                 yield f"Sequence {sequence.seq_id} has more computed tokens than its blocks can hold."
             used.update(sequence.block_table)
         states = Counter([*self._free, *self._cached, *used.keys()])
         if states != Counter(range(self.num_blocks)):
             wrong = sorted(block for block in range(self.num_blocks) if states[block] != 1)
-            yield f"These blocks are in no state or in more than one: {wrong}."
+            yield f"These blocks are not in exactly one state: {wrong}."
         if any(self._num_refs[block] != used[block] for block in range(self.num_blocks)):
             yield "The reference counts do not match the block tables."
         if self._sequences.keys() != {sequence for sequence in sequences if sequence.block_table}:
@@ -201,12 +203,12 @@ class BlockManager:
             yield "A free block is in the prefix cache."
 
     def _num_missing(self, sequence: Sequence, match: _PrefixMatch) -> int:
-        """Return how many free blocks an allocation takes: new blocks and cached blocks of the prefix."""
+        """Return how many free blocks an allocation uses: new blocks, and cached blocks of the prefix."""
         num_new = self.num_blocks_for(sequence.num_tokens) - len(match.blocks)
         return num_new + sum(self._num_refs[block] == 0 for block in match.blocks)
 
     def _match_prefix(self, sequence: Sequence) -> _PrefixMatch:
-        """Return the longest prefix that has keys and values in the KV cache."""
+        """Return the longest prefix whose keys and values are in the KV cache."""
         if not self._is_sharing or sequence.needs_prompt_logprobs:  # cached tokens have no logits
             return _PrefixMatch([], -1, 0)
         blocks: list[int] = []
@@ -237,7 +239,7 @@ class BlockManager:
         return content_of(sequence, start, min(start + self.block_size, sequence.num_tokens))
 
     def _key_before(self, sequence: Sequence, index: int) -> bytes:
-        """Return the key of the tokens before block ``index``. All of these tokens must be known."""
+        """Return the hash key of the tokens before block ``index``. All of these tokens must be known."""
         keys = sequence.block_keys
         while len(keys) < index:
             parent = keys[-1] if keys else root_key(sequence.cache_scope)
@@ -253,7 +255,7 @@ class BlockManager:
     def _take_free(self) -> int:
         """Take a free block, or evict a cached one, and set its reference count to 1.
 
-        The caller ensures that there is one.
+        The caller must ensure that a block is available.
         """
         if self._free:
             block = self._free.pop()
@@ -280,7 +282,7 @@ class BlockManager:
 def _has_same_token(one: Sequence, other: Sequence, index: int) -> bool:
     """Return whether both sequences have the same token at ``index``.
 
-    This cheap check avoids most full comparisons of different contents.
+    This cheap check avoids most full comparisons of blocks with different contents.
     """
     return one.token_ids(index, index + 1) == other.token_ids(index, index + 1) != []
 

@@ -12,7 +12,7 @@ ImageKey = tuple[str, str]  # cache scope, ImageSpan.content
 
 
 class EncoderCache:
-    """An LRU cache limited to ``max_bytes`` bytes. With a limit of 0, it stores nothing."""
+    """An LRU cache of at most ``max_bytes`` bytes. If ``max_bytes`` is 0, nothing is cached."""
 
     def __init__(self, max_bytes: int) -> None:
         self.num_hits = 0
@@ -29,7 +29,7 @@ class EncoderCache:
     def get(self, key: ImageKey, *, is_first: bool = True) -> Tensor | None:
         """Return the image's features, [tokens, hidden], or None.
 
-        If the prefill of an image takes several steps, only the ``is_first`` access counts as a hit.
+        If the prefill of an image takes several steps, only the access with ``is_first`` set counts as a hit.
         """
         features = self._features.get(key)
         if features is None:

@@ -1,6 +1,7 @@
 """The tensors of one forward pass: the packed tokens of a step's chunks.
 
-Chunks of one token come first, followed by chunks with drafts. The attention backends rely on this order.
+Chunks with a single token come first, followed by chunks with drafts, then all others. The attention backends
+rely on this order.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class FeatureSpan:
 
 @dataclass(frozen=True, slots=True)
 class PromptRows:
-    """The packed rows starting at ``row``; their logits score prompt tokens [first, first + length).
+    """Packed rows, starting at ``row``, whose logits score prompt tokens [first, first + length).
 
     A token is scored by the row before it, which may be the last row of an earlier chunk.
     """
@@ -48,7 +49,7 @@ class PromptRows:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The tensors of one forward pass and the origin of their rows.
+    """The tensors of one forward pass, and the chunks that their rows come from.
 
     ``sampled_rows`` are the packed indices of the tokens after which a token is sampled: for each chunk in
     ``sampled``, the sequence's last token followed by its drafts.
@@ -64,7 +65,7 @@ class Batch:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether each chunk is one text token followed by sampling."""
+        """Whether every chunk is a single text token after which a token is sampled."""
         num_rows = len(self.rows.query_lens)
         return not self.feature_spans and self.rows.num_decodes == num_rows == len(self.sampled)
 
@@ -107,7 +108,7 @@ class Batch:
 
 
 def _upload(parts: Items[Items[int] | NDArray[np.int64]], device: torch.device) -> tuple[Tensor, ...]:
-    """Copy the parts to the device as int64 in one asynchronous copy."""
+    """Copy the parts to the device as int64 tensors in a single asynchronous transfer."""
     arrays = [np.asarray(part, dtype=np.int64) for part in parts]
     return torch.split(copy_to_device(np.concatenate(arrays), device), [len(array) for array in arrays])
 
@@ -144,6 +145,6 @@ def _prompt_rows(chunks: Items[Chunk], firsts: list[int]) -> Iterator[PromptRows
 
 
 def _pad(tables: list[list[int]]) -> NDArray[np.int64]:
-    """Return the block tables as one array. A shorter table is padded with its first block."""
+    """Return the block tables as one array. Shorter tables are padded with their first block."""
     width = max(map(len, tables))
     return np.array([table + table[:1] * (width - len(table)) for table in tables], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The size of the KV cache: planned before the model is loaded, then reduced to the memory that remains."""
+"""The size of the KV cache: planned before the model is loaded, then reduced to fit the remaining memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["KV_CACHE_DTYPES", "allocate_cache", "fit_cache", "plan_cache"]
 
 KV_CACHE_DTYPES = ("auto", "int8")
 
-# Maximum fraction of the memory that remains after loading the weights. A GPU is assumed to be dedicated to
-# the worker; CPU memory is shared with the queue, the images and other programs.
+# Maximum fraction of the memory left after loading the weights that the KV cache may use. A GPU is assumed to
+# be dedicated to the worker; CPU memory is shared with the queue, the images and other programs.
 _SHARES = {"cuda": 0.95}
 _SHARE = 0.6
 # The default limit on a CPU, unless one full context needs more. The cache is written once at startup, and
-# writing all memory of a large machine would dominate the startup time.
+# writing to all the memory of a large machine would dominate the startup time.
 CPU_BYTES = 4 << 30
 FALLBACK_BYTES = 1 << 30
 _MIB = 1 << 20
@@ -39,11 +39,11 @@ def plan_cache(
     block_size: int,
     max_num_sequences: int,
 ) -> KVCacheSpec:
-    """Return a KV cache with blocks for ``max_num_sequences`` full contexts, within ``max_bytes``.
+    """Return the largest KV cache within ``max_bytes``, for at most ``max_num_sequences`` full contexts.
 
-    If ``max_bytes`` is None, the limit is a fraction of ``free_bytes``, the device memory that the weights
-    leave, or FALLBACK_BYTES if that is unknown. On a CPU, it is also at most CPU_BYTES or one full context,
-    whichever is larger.
+    If ``max_bytes`` is None, the limit is a fraction of ``free_bytes``, the device memory left after loading
+    the weights, or FALLBACK_BYTES if ``free_bytes`` is None. On a CPU, this fraction is also capped at
+    CPU_BYTES or the size of one full context, whichever is larger.
 
     Raises ValueError if not even one image fits, or if ``kv_cache_dtype`` is unknown.
     """
@@ -66,8 +66,8 @@ def plan_cache(
     if spec.num_tokens <= config.tokens_per_tile:
         num_tokens, needed_bytes = spec.num_tokens, _context_bytes(spec, config)
         raise ValueError(
-            f"The KV cache is limited to {max_bytes} bytes, which hold {num_tokens} tokens; one image has "
-            f"{config.tokens_per_tile}. Set the limit to at least {needed_bytes} bytes."
+            f"The KV cache is limited to {max_bytes} bytes, enough for {num_tokens} tokens; one image has "
+            f"{config.tokens_per_tile} tokens. Set the limit to at least {needed_bytes} bytes."
         )
     return spec
 
@@ -80,7 +80,9 @@ def _default_bytes(device: torch.device, free_bytes: int | None, *, context_byte
 
 
 def fit_cache(planned: KVCacheSpec, config: ModelConfig, *, left_bytes: int | None) -> KVCacheSpec:
-    """Return the planned KV cache, reduced to ``left_bytes`` if it is larger. None means unlimited.
+    """Return the planned KV cache, reduced to ``left_bytes`` if it is larger.
+
+    If ``left_bytes`` is None, the size is not limited.
 
     Raises InsufficientMemory if not even one image fits.
     """
@@ -89,18 +91,18 @@ def fit_cache(planned: KVCacheSpec, config: ModelConfig, *, left_bytes: int | No
         available, needed_bytes = max(0, left_bytes), _context_bytes(spec, config)
         raise InsufficientMemory(
             f"The weights, the largest step and the image cache leave {available} bytes for the KV cache, "
-            f"which hold {spec.num_tokens} tokens; one image has {config.tokens_per_tile}. Provide at least "
-            f"{needed_bytes} bytes, or reduce the maximum number of concurrent sequences."
+            f"enough for {spec.num_tokens} tokens; one image has {config.tokens_per_tile} tokens. Make at "
+            f"least {needed_bytes} bytes available, or reduce the maximum number of concurrent sequences."
         )
     if spec.num_blocks < planned.num_blocks:
         logger.warning(
-            "the KV cache has %d MiB instead of %d MiB because the largest step needs the rest",
+            "the KV cache is limited to %d MiB instead of %d MiB because the largest step needs the rest",
             spec.num_bytes // _MIB,
             planned.num_bytes // _MIB,
         )
     if spec.num_tokens < config.text_config.max_position_embeddings:
         logger.warning(
-            "the KV cache holds %d tokens, less than the model's context of %d; prompts are limited to that",
+            "the KV cache holds %d tokens, less than the model's context of %d; the context is reduced",
             spec.num_tokens,
             config.text_config.max_position_embeddings,
         )
@@ -110,7 +112,8 @@ def fit_cache(planned: KVCacheSpec, config: ModelConfig, *, left_bytes: int | No
 def allocate_cache(spec: KVCacheSpec, device: torch.device) -> KVCache:
     """Allocate the KV cache.
 
-    Raises InsufficientMemory, for example if another process has used the memory since the cache was planned.
+    Raises InsufficientMemory if this fails, for example because another process has used the memory since
+    the cache was planned.
     """
     try:
         return KVCache(spec, device)
@@ -118,10 +121,10 @@ def allocate_cache(spec: KVCacheSpec, device: torch.device) -> KVCache:
         size_mib, free_mib = spec.num_bytes // _MIB, (available_bytes(device) or 0) // _MIB
         raise InsufficientMemory(
             f"The KV cache of {size_mib} MiB does not fit on {device}, which has {free_mib} MiB free. Reduce "
-            f"its size. ({error})"
+            f"the size of the KV cache. ({error})"
         ) from error
 
 
 def _context_bytes(spec: KVCacheSpec, config: ModelConfig) -> int:
-    """Return the size of a KV cache for one full context."""
+    """Return the size in bytes of a KV cache for one full context."""
     return spec.bytes_per_block * -(-config.text_config.max_position_embeddings // spec.block_size)

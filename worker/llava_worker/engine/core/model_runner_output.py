@@ -1,4 +1,4 @@
-"""The result of a step on the host: tokens or an error for each sequence that completed its chunk."""
+"""The results of a step on the host: the tokens sampled for each sequence, or an error."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class TokenResult:
     """A sampled token. ``token_id`` is None if the model produced NaN or infinity."""
 
     token_id: int | None
-    logprobs: TokenLogprobs | None = None  # if the sequence requests them
-    vector: bytes = b""  # for an embedding sequence, which ignores the token
+    logprobs: TokenLogprobs | None = None  # set if the sequence requests them
+    vector: bytes = b""  # set for an embedding sequence, whose token is ignored
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
     """The new tokens of the chunk's sequence in order, or the ``error`` that ends the sequence.
 
-    There is one token, plus one for each accepted draft. A token without an ID is always the last.
+    There is one token, plus one for each accepted draft. A token without an ID is always the last one.
     """
 
     chunk: Chunk
@@ -40,7 +40,7 @@ class ChunkResult:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """A completed step, without the sequences that finished while it was in flight.
+    """The result of a completed step, excluding sequences that finished while it was in flight.
 
     ``chunks`` are the computed chunks; ``results`` also includes chunks that ran out of memory. ``seconds``
     is the duration of the step, measured from the end of the previous step if it was launched ahead.

@@ -1,4 +1,4 @@
-"""The engine's outputs: step outputs of sequences, and engine statistics."""
+"""The engine's outputs: the output of a sequence in a step, and engine statistics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Finish = Literal["stop", "length"]
 
 
 class TokenLogprobs(NamedTuple):
-    """The log-probability of a sampled token, and the top alternatives in descending order of probability."""
+    """The log-probability of a token, and the top alternatives in descending order of probability."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
@@ -23,17 +23,17 @@ class TokenLogprobs(NamedTuple):
 class StepOutput:
     """An output of one sequence in a step.
 
-        token_id   the next output token, including the end-of-sequence token
-        finish     set if the output is complete: "stop" after end-of-sequence or one of stop_token_ids,
-                   "length" at max_new_tokens or the end of the context. Set with the last token, or without a
-                   token if a resumed output was already complete
-        vector     the embedding, set together with finish: little-endian fp32, normalized to length 1
+        token_id   the next output token, which may be an end-of-sequence token
+        finish     set if the output is complete: "stop" after an end-of-sequence token or one of
+                   stop_token_ids, "length" if max_new_tokens or the end of the context is reached. Set with
+                   the last token, or without a token if a resumed output was already complete
+        vector     the embedding, set together with finish: little-endian fp32, normalized to unit length
         error      set if the sequence failed and was dropped; token_id and finish are then None
         prompt_logprobs   log-probabilities of all prompt tokens except the first. Set once: with the first
                    output token, or with finish if there are no output tokens
 
-    After an output with ``is_final``, the engine has dropped the sequence. A sequence without progress in a
-    step has no output.
+    When the engine returns an output with ``is_final`` set, it has already dropped the sequence. A sequence
+    that makes no progress in a step has no output.
     """
 
     seq_id: str
@@ -41,7 +41,7 @@ class StepOutput:
     finish: Finish | None = None
     error: JobError | None = None
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when the sequence was first admitted
-    logprobs: TokenLogprobs | None = None  # for token_id, if the sequence requests them
+    logprobs: TokenLogprobs | None = None  # set with token_id if the sequence requests them
     vector: bytes = b""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
@@ -52,10 +52,11 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counters since startup (``..._total``) and the current state, read between two steps.
+    """Counters since startup (``..._total``) and gauges of the current state, read between steps.
 
-    A counter divided by ``num_steps_total`` is a mean per step, such as the batch size. The heartbeat's
-    ``stats`` has the same field names; ``llava_server.engine_metrics`` maps them to Prometheus metrics.
+    Dividing a counter by ``num_steps_total`` gives the mean per step, for example the mean batch size. The
+    ``stats`` field of a heartbeat uses the same field names; ``llava_server.engine_metrics`` maps them to
+    Prometheus metrics.
     """
 
     num_waiting: int = 0
@@ -78,7 +79,7 @@ class EngineStats:
     num_image_cache_misses_total: int = 0
     num_image_cache_evictions_total: int = 0
 
-    schedule_s_total: float = 0.0  # host seconds per phase, see `llava_worker.engine.core.step_timer`
+    schedule_s_total: float = 0.0  # host seconds per phase; see `llava_worker.engine.core.step_timer`
     prepare_s_total: float = 0.0
     encode_s_total: float = 0.0
     forward_s_total: float = 0.0

@@ -1,13 +1,13 @@
 """The prefix cache: an index of KV cache blocks by their content and the tokens before them.
 
-The content of a block is one number per token in it. Each full block has a hash key that covers the block and
-all blocks before it:
+The content of a block is a tuple with one number per token. Each full block has a hash key that covers the
+block and all blocks before it:
 
     key[i] = hash(key[i - 1], content of block i)      key[-1] = hash(scope)
 
 Equal hash keys therefore imply equal attention keys and values, and different scopes never share blocks. Only
-full blocks have a hash key. A partial block is the last of its chain, but its rows can be copied like those
-of any other block.
+full blocks have a hash key. A partial block is always the last in its chain, but its rows can be copied like
+those of any other block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _POSITION_BITS = 32  # enough for the position of any token within its image
 
 
 def root_key(scope: str) -> bytes:
-    """Return the hash key that precedes the first block."""
+    """Return the parent key of the first block."""
     return blake2b(scope.encode(), digest_size=32).digest()
 
 
@@ -39,7 +39,7 @@ def content_of(sequence: Sequence, start: int, end: int) -> Content:
     """Return the content of tokens [start, end).
 
     A text token is represented by its ID, and an image token by a negative number that combines the hash of
-    the image with the position in the image.
+    the image with the position of the token in the image.
     """
     numbers = sequence.token_ids(start, end)
     for image in sequence.images_within(start, end):
@@ -58,12 +58,13 @@ def num_common(one: Content, other: Content) -> int:
 
 
 class PrefixCache:
-    """The blocks with known content, whether in use or not."""
+    """An index of all blocks with known content, whether or not they are in use."""
 
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}
         self._block_of: dict[bytes, int] = {}
-        # Blocks that follow a key, sorted by content, so that the longest common prefix is with a neighbor.
+        # The blocks that follow each key, sorted by content, so that the longest match is next to the
+        # insertion point.
         self._children: dict[bytes, list[tuple[Content, int]]] = {}
 
     def __contains__(self, block: int) -> bool:
@@ -99,7 +100,7 @@ class PrefixCache:
             self._block_of[key] = block
 
     def remove(self, block: int) -> None:
-        """Remove a block if it is present. Its content is about to change."""
+        """Remove a block, if present, because its content is about to change."""
         entry = self._entries.pop(block, None)
         if entry is None:
             return
@@ -117,9 +118,9 @@ class PrefixCache:
             return "The mapping of hash keys to blocks does not match the entries."
         children = {block: (parent, content) for parent, content, block in self._all_children()}
         if children != {block: (entry.parent, entry.content) for block, entry in self._entries.items()}:
-            return "The blocks stored after their parent key do not match the entries."
+            return "The child blocks of the parent keys do not match the entries."
         if any(not siblings or siblings != sorted(siblings) for siblings in self._children.values()):
-            return "The blocks after a hash key are not sorted."
+            return "The child blocks of a parent key are not sorted."
         return None
 
     def _all_children(self) -> list[tuple[bytes, Content, int]]:

@@ -1,13 +1,14 @@
-"""The scheduler: selects what the next forward pass computes (continuous batching with a token budget).
+"""The scheduler: selects the tokens to compute in each step (continuous batching with a token budget).
 
-Each step performs these stages in order:
+Each step is scheduled in the following stages:
 
-0. If the first waiting sequence does not fit, it preempts running sequences of lower priority.
+0. If the first waiting sequence does not fit, running sequences of lower priority are preempted.
 1. Every decoding sequence gets one token, so a running stream never waits for a long prompt.
-2. Partially computed prompts continue in chunks of the remaining budget (chunked prefill), highest priority
-   first.
-3. Waiting sequences are admitted, highest priority first, while there are blocks for the whole prompt.
-   Sequences with a higher priority than all partially computed prompts are admitted before stage 2.
+2. Partially computed prompts continue in chunks that fit the remaining budget (chunked prefill), highest
+   priority first.
+3. Waiting sequences are admitted, highest priority first, as long as there are enough free blocks for the
+   whole prompt. Sequences with a higher priority than all partially computed prompts are admitted before
+   stage 2.
 
 Sequences of equal priority are served in arrival order. If a running sequence is about to compute tokens that
 a waiting sequence can share, the waiting sequence is skipped until they have been computed.
@@ -33,8 +34,9 @@ __all__ = ["Chunk", "Scheduler", "SchedulerOutput", "priority_key"]
 class Chunk:
     """The tokens [start, end) of a sequence that are computed in this step.
 
-    ``drafts`` are draft tokens that follow the sequence's last token; only a last chunk can have them. With
-    ``is_ahead``, the chunk is a single token that the previous step samples; only the device has its value.
+    ``drafts`` are draft tokens that follow the sequence's last token, so only a last chunk can have them. If
+    ``is_ahead`` is true, the chunk is the token sampled in the previous step, whose value is not yet known on
+    the host.
     """
 
     sequence: Sequence
@@ -66,7 +68,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:
-    """The schedule of one step: at most one chunk per sequence, and block copies to make first, in order."""
+    """The schedule of one step: at most one chunk per sequence, and block copies to perform before it."""
 
     chunks: list[Chunk]
     copies: list[BlockCopy]
@@ -76,7 +78,7 @@ class Scheduler:
     """Moves sequences between the waiting queue and the running batch.
 
     Invariant: a sequence is in either ``waiting`` or ``running``, both sorted by priority, and only running
-    sequences have blocks. The engine rejects sequences that would need more than all blocks.
+    sequences have blocks. The engine rejects sequences that would need more blocks than there are in total.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_added = 0
         self.num_preemptions = 0
-        self.num_cached_tokens = 0  # found in the prefix cache on admission, including after a preemption
+        self.num_cached_tokens = 0  # found in the prefix cache on admission, including readmission
         self._blocks = blocks
         self._max_num_sequences = max_num_sequences
         self._max_batch_tokens = max_batch_tokens
@@ -124,7 +126,7 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def schedule(self) -> SchedulerOutput:
-        """Schedule the next step. It is empty only if there are no sequences."""
+        """Schedule the next step. The schedule is empty only if there are no sequences."""
         budget = _Budget(self._max_batch_tokens, self._max_batch_tokens)
         self._preempt_for_priority()
         output = SchedulerOutput(self._schedule_decodes(budget), [])
@@ -138,9 +140,9 @@ class Scheduler:
     def schedule_ahead(self, sequences: list[Sequence]) -> list[Chunk]:
         """Schedule a decode step before the tokens of the current step have been read.
 
-        ``sequences`` are all sequences that will be running. Returns an empty list if the next step may be a
-        different one, because a waiting sequence may be admitted or there are not enough blocks. A sequence
-        that finishes before the step frees the block allocated here.
+        ``sequences`` are all sequences that will be running. Returns an empty list if the next step cannot be
+        predicted, because a waiting sequence might be admitted or because there are not enough blocks. If a
+        sequence finishes before the step, the block allocated here is freed.
         """
         if self.waiting and (len(sequences) < self._max_num_sequences or self._can_preempt_last()):
             return []
@@ -191,7 +193,7 @@ class Scheduler:
     def _schedule_waiting(
         self, budget: _Budget, output: SchedulerOutput, *, above: int | None = None
     ) -> None:
-        """Admit waiting sequences. With ``above``, admit only sequences with a priority above it."""
+        """Admit waiting sequences. If ``above`` is set, admit only sequences with a priority above it."""
         for sequence in list(self.waiting):
             if budget.num_tokens == 0 or len(self.running) == self._max_num_sequences:
                 break
@@ -207,7 +209,7 @@ class Scheduler:
             output.copies.extend(copies)
             self._start(sequence)
             chunk = self._next_chunk(sequence, budget)
-            if chunk is None:  # its first image does not fit in the encoding budget of this step
+            if chunk is None:  # its first image exceeds the encoder budget of this step
                 break
             output.chunks.append(chunk)
 
@@ -262,8 +264,8 @@ def priority_key(sequence: Sequence) -> tuple[int, int]:
 class _Budget:
     """The remaining token budget of a step.
 
-    The vision encoder has a separate budget of the same size. An image that exceeds the whole budget is
-    encoded as the first image of a step.
+    The vision tower has a separate budget of the same size. An image that exceeds the whole budget can only
+    be the first image encoded in a step.
     """
 
     num_tokens: int

@@ -1,4 +1,4 @@
-"""Sequences: a prompt with its images and the output generated so far.
+"""Sequences: prompts with their images and the output generated so far.
 
 The worker builds a sequence and adds it to the engine. From then on, only the engine accesses it.
 """
@@ -25,7 +25,7 @@ Pixels = bytes | bytearray | memoryview  # uint8 [tiles, side, side, 3], row-maj
 class SequenceRejected(ValueError):
     """Raised for a sequence that cannot be served.
 
-    ``error.param`` is the invalid sampling parameter, or None if the prompt is invalid.
+    ``error.param`` is the name of the invalid sampling parameter, or None if the prompt is invalid.
     """
 
     def __init__(self, error: JobError) -> None:
@@ -37,8 +37,8 @@ class SequenceRejected(ValueError):
 class ImageSpan:
     """The position of an image in ``prompt_ids``: ``length`` placeholder tokens starting at ``start``.
 
-    ``digest`` is a hash of the pixels. ``width`` and ``height`` are the size of the original image after EXIF
-    rotation. Models with image grids need them; they are 0 for other models.
+    ``digest`` is a hash of the pixels. ``width`` and ``height`` are the dimensions of the original image
+    after EXIF rotation. They are needed by models with image grids and are 0 for other models.
     """
 
     start: int
@@ -59,20 +59,20 @@ class ImageSpan:
 
 @dataclass(eq=False, kw_only=True)
 class Sequence:
-    """One job in the engine.
+    """The state of one job in the engine.
 
-    If ``output_ids`` is not empty at the start, the sequence resumes another worker's output and generates
-    the same tokens that would have followed there. ``max_new_tokens`` counts all of ``output_ids``. It
-    replaces ``sampling.max_tokens``, and ``grammar`` replaces ``sampling.grammar``; the engine ignores
-    ``sampling.stop``. ``pixels`` are in the same order as ``images``. Sequences with different
-    ``cache_scope`` never share cached data. If there is a ``grammar``, the output matches it. Sequences with
-    a higher ``priority`` are scheduled first. ``deadline_s`` is a ``time.monotonic`` time, or None for no
-    deadline.
+    If ``output_ids`` is not empty when the sequence is added, the sequence resumes another worker's output
+    and generates the same tokens that would have followed there. ``max_new_tokens`` limits the total length
+    of ``output_ids``, including resumed tokens. It replaces ``sampling.max_tokens``, and ``grammar`` replaces
+    ``sampling.grammar``. The engine ignores ``sampling.stop``. ``pixels`` are in the same order as
+    ``images``. Sequences with different values of ``cache_scope`` never share cached data. If ``grammar`` is
+    set, the output is constrained to match it. Sequences with a higher ``priority`` are scheduled first.
+    ``deadline_s`` is a time on the ``time.monotonic`` clock, or None if there is no deadline.
 
-    Sequences with ``is_embedding`` return a vector instead of tokens: the hidden state of the last token, or
-    the image features if there is an image, which must then be the whole prompt. With
-    ``has_prompt_logprobs``, the first output includes the log-probabilities of the prompt, with the number of
-    alternatives that ``sampling`` requests; ``max_new_tokens`` may then be 0.
+    If ``is_embedding`` is true, the sequence returns a vector instead of tokens: the hidden state of the last
+    token, or the mean of the image features if there is an image. In the latter case, the image must be the
+    whole prompt. If ``has_prompt_logprobs`` is true, the first output includes the log-probabilities of the
+    prompt, with the number of alternatives that ``sampling`` requests, and ``max_new_tokens`` may be 0.
     """
 
     seq_id: str
@@ -89,11 +89,12 @@ class Sequence:
     is_embedding: bool = False
     has_prompt_logprobs: bool = False
 
-    # Set by the engine. The keys and values of tokens [0, num_computed) are in the blocks of block_table.
-    # Other sequences may share the first num_published blocks. block_keys are the hash keys of leading
-    # blocks, computed or not; the list is append-only. num_cached is the number of prompt tokens found in the
-    # prefix cache at the first admission, and None before that. arrival is a sequence number in arrival
-    # order. end_ids are the tokens that end the output. prompt_logprobs begin with the prompt's second token.
+    # The fields below are set by the engine. The keys and values of tokens [0, num_computed) are in the
+    # blocks of block_table. Other sequences may share the first num_published blocks. block_keys are the hash
+    # keys of the leading blocks, whether or not they have been computed; the list is append-only. num_cached
+    # is the number of prompt tokens found in the prefix cache at the first admission, and None before that.
+    # arrival is a sequence number in arrival order. end_ids are the tokens that end the output.
+    # prompt_logprobs starts with the prompt's second token.
     arrival: int = field(default=0, init=False)
     block_table: list[int] = field(default_factory=list, init=False, repr=False)
     block_keys: list[bytes] = field(default_factory=list, init=False, repr=False)
@@ -110,7 +111,7 @@ class Sequence:
 
     @property
     def needs_prompt_logprobs(self) -> bool:
-        """Whether prompt log-probabilities must still be returned, so that the whole prompt is computed."""
+        """Whether prompt log-probabilities must still be returned. If so, the whole prompt is computed."""
         return self.has_prompt_logprobs and not self.output_ids
 
     @property
@@ -120,7 +121,7 @@ class Sequence:
 
     @property
     def num_uncomputed(self) -> int:
-        """The number of tokens to compute before the next one can be sampled; 1 while decoding."""
+        """The number of tokens to compute before the next one can be sampled. It is 1 while decoding."""
         return self.num_tokens - self.num_computed
 
     def token_ids(self, start: int, end: int) -> list[int]:
@@ -135,7 +136,7 @@ class Sequence:
 
 
 def has_penalties(sampling: SamplingParams) -> bool:
-    """Return whether earlier tokens change the logits of later ones."""
+    """Return whether any penalty is set. Penalties make the logits depend on earlier tokens."""
     return (
         sampling.repetition_penalty != 1 or sampling.frequency_penalty != 0 or sampling.presence_penalty != 0
     )

@@ -1,7 +1,7 @@
-"""The host time of each phase of a step.
+"""Measures the host time spent in each phase of a step.
 
-A GPU computes asynchronously, and no phase synchronizes just to be measured. GPU work that is still running
-is therefore attributed to "sample", the phase that waits for the result.
+A GPU runs asynchronously, and phases do not synchronize with it just for the measurement. The time spent
+waiting for the GPU is therefore attributed to "sample", the phase that waits for the result.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["PHASES", "OnPhase", "Phase", "StepTimer"]
 Phase: TypeAlias = Literal["schedule", "prepare", "encode", "forward", "sample", "postprocess"]
 PHASES: tuple[Phase, ...] = ("schedule", "prepare", "encode", "forward", "sample", "postprocess")
 
-OnPhase: TypeAlias = Callable[[Phase, float, float], None]  # phase, start and end by ``time.perf_counter``
+OnPhase: TypeAlias = Callable[[Phase, float, float], None]  # phase, start and end (``time.perf_counter``)
 
 
 class StepTimer:

@@ -1,7 +1,8 @@
 """Validation of a sequence and its sampling parameters before the engine accepts it.
 
-A sequence that would break the packed forward pass, and so the other sequences of the batch, is rejected. The
-server checks the ranges of sampling parameters earlier; the checks here apply to jobs from any source.
+Sequences that would break the packed forward pass, and with it the other sequences in the batch, are
+rejected. The server has already checked the ranges of sampling parameters; the checks here also cover jobs
+from other sources.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ MAX_LOGPROBS = 20
 
 @dataclass(frozen=True, slots=True)
 class SamplingLimits:
-    """The limits of sampling parameters for one model's vocabulary."""
+    """Limits on sampling parameters for a model with a given vocabulary."""
 
     vocab_size: int
     num_eos_ids: int = 1
 
     def check(self, sampling: SamplingParams) -> None:
-        """Raise SequenceRejected for a parameter that is out of range. NaN is out of every range."""
+        """Raise SequenceRejected if a parameter is out of range. NaN is always out of range."""
         _require_range("temperature", sampling.temperature, 0, math.inf)
         _require_range("top_p", sampling.top_p, 0, 1)
         _require_range("min_p", sampling.min_p, 0, 1)
@@ -87,13 +88,15 @@ class SequenceValidator:
             )
         num_images, num_pixels = len(sequence.images), len(sequence.pixels)
         if num_images != num_pixels:
-            raise _invalid(f"The prompt contains {num_images} images, but pixels for {num_pixels} were sent.")
+            raise _invalid(
+                f"The prompt contains {num_images} images, but pixel data was sent for {num_pixels}."
+            )
         end = 0
         for image, pixels in zip(sequence.images, sequence.pixels, strict=True):
             if not end <= image.start < image.end <= len(sequence.prompt_ids):
                 raise _invalid(
-                    f"Image {image.digest} is at tokens [{image.start}, {image.end}), which overlaps another "
-                    "image or is outside the prompt."
+                    f"Image {image.digest} spans tokens [{image.start}, {image.end}), which overlap another "
+                    "image or are outside the prompt."
                 )
             self._check_image(image, pixels)
             end = image.end
@@ -102,8 +105,9 @@ class SequenceValidator:
         num_prompt, num_images = len(sequence.prompt_ids), len(sequence.images)
         if num_prompt >= self.context_length:
             message = (
-                f"The prompt has {num_prompt} tokens including {num_images} images; the model's context is "
-                f"{self.context_length} tokens, including the output. Shorten the text or send fewer images."
+                f"The prompt has {num_prompt} tokens, including {num_images} image(s). The model's context "
+                f"length is {self.context_length} tokens for prompt and output. Shorten the text or send "
+                "fewer images."
             )
             raise SequenceRejected(JobError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message))
         if num_prompt == 0:
@@ -132,9 +136,10 @@ def _invalid(message: str, param: str | None = None) -> SequenceRejected:
 
 
 def _require_range(name: str, value: float, minimum: float, maximum: float, *, part: str = "") -> None:
-    """Raise SequenceRejected for a value out of range.
+    """Raise SequenceRejected if a value is out of range.
 
-    ``maximum`` may be infinity, but an infinite value is rejected. ``part`` names the part of the field.
+    An infinite value is rejected even if ``maximum`` is infinity. ``part`` is inserted after ``name`` in the
+    message to identify the part of the field.
     """
     if not (minimum <= value <= maximum and value < math.inf):
         allowed = f"at least {minimum:g}" if maximum == math.inf else f"between {minimum:g} and {maximum:g}"

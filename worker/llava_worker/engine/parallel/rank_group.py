@@ -1,6 +1,6 @@
-"""Tensor-parallel ranks: starts and monitors one process per rank on this machine.
+"""Starts and monitors the tensor-parallel ranks: one process per rank, all on this machine.
 
-The first rank is the worker's own process. It starts the others and exits if any of them exits, because each
+The first rank is the worker's own process. It starts the others and exits if any of them exits, because every
 step needs all ranks.
 """
 
@@ -29,15 +29,15 @@ __all__ = ["RankGroup", "RankSetup", "join"]
 
 _HOST = "127.0.0.1"
 _CLOSE_TIMEOUT_S = 5.0
-# Timeout of torch's collectives. It is long because another rank may still be loading weights. The engine's
-# watchdog detects a hanging step much earlier.
+# Timeout for torch's collectives. It is long because another rank may still be loading weights. The engine's
+# watchdog detects a hung step much earlier.
 _TIMEOUT = timedelta(minutes=30)
 
 logger = logging.getLogger(__name__)
 
 
 class RankSetup(msgspec.Struct, frozen=True, kw_only=True):
-    """The first message to a rank."""
+    """The first message sent to a rank."""
 
     index: int
     size: int
@@ -77,7 +77,7 @@ def join(setup: RankSetup, store: TCPStore | None = None) -> None:
 
 
 class RankGroup:
-    """The processes of all ranks except the first. A thread calls ``on_lost`` if one exits."""
+    """The processes of all ranks except the first. A watcher thread calls ``on_lost`` if one exits."""
 
     def __init__(self, setups: list[RankSetup], store: TCPStore, on_lost: Callable[[], None]) -> None:
         """Start the ranks and return once all have joined. ``setups[0]`` is for this process."""
@@ -135,9 +135,10 @@ class RankGroup:
     def _watch(self, number: int, process: subprocess.Popen[bytes]) -> None:
         status = process.wait()
         is_closing = self._is_closing.is_set()
-        # Also log a failure while closing: a step that failed because of the lost rank may have started it.
+        # Log failures even while closing, because the exit of this rank may have caused the failure that led
+        # to closing.
         if status != 0 or not is_closing:
-            logger.critical("rank %d exited with status %d; steps need all ranks", number, status)
+            logger.critical("rank %d exited with status %d; every step needs all ranks", number, status)
         if not is_closing:
             self._on_lost()
 

@@ -1,8 +1,9 @@
 """The process of a tensor-parallel rank: ``python -m llava_worker.engine.parallel.rank_worker``.
 
-It runs every rank except the first. It holds one shard of the decoder and of the KV cache; sequences, tokens
-and the queue exist only in the first rank, which sends commands to this process's standard input. If standard
-input closes, the first rank has exited, and this process exits immediately.
+Every rank except the first runs in such a process. It holds one shard of the decoder and of the KV cache.
+Sequences, tokens and the connection to the queue exist only in the first rank, which sends commands to this
+process's standard input. If standard input closes, the first rank has exited, and this process exits
+immediately.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 class RankWorker:
-    """Executes the commands of the first rank."""
+    """Executes the commands sent by the first rank."""
 
     def __init__(self, setup: RankSetup) -> None:
         self._setup = setup
@@ -59,7 +60,7 @@ class RankWorker:
         if self._backend.name != setup.attention:
             raise RuntimeError(
                 f"{self._device} uses the attention backend {self._backend.name}, but the first rank uses "
-                f"{setup.attention}. All ranks need the same kind of device."
+                f"{setup.attention}. All ranks must use the same type of device."
             )
         ranks = TensorParallel(setup.index, setup.size)
         self._decoder = LlamaDecoder(text, precision=self._precision, device=self._device, ranks=ranks)
@@ -102,7 +103,7 @@ class RankWorker:
 
 
 def main() -> int:
-    """Run the rank and return the exit status. Status 0 means that the first rank has exited."""
+    """Run the rank and return the exit status. The process exits with status 0 if the first rank exits."""
     _end_with_parent()
     commands = _Commands()
     setup = commands.next(RankSetup)
@@ -123,7 +124,7 @@ def main() -> int:
 
 
 class _Commands:
-    """Commands read from standard input by a thread, which exits the process when the pipe closes."""
+    """Reads commands from standard input in a thread, which exits the process when the pipe closes."""
 
     def __init__(self) -> None:
         self._frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -140,9 +141,9 @@ class _Commands:
 
 
 def _end_with_parent() -> None:
-    """Exit with the parent process, even if this process is stopped and does not read the pipe.
+    """Make this process exit with its parent, even if it is stopped and does not read the pipe.
 
-    Linux only. Other platforms rely on the pipe.
+    This works only on Linux. Other platforms rely on the pipe.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

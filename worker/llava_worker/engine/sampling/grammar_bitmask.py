@@ -1,7 +1,8 @@
 """Bitmasks of the tokens that grammars allow, computed during the forward pass and applied to its logits.
 
-A sequence's last token is known when the forward pass starts, so its bitmask does not depend on the pass.
-Like torch, the grammar library releases the GIL. If a CPU core is free, bitmasks add no time to a step.
+A sequence's last token is known when the forward pass starts, so its bitmask can be computed at the same
+time. Like torch, the grammar library releases the GIL, so bitmasks add no time to a step if a CPU core is
+free.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class GrammarBitmask:
     def apply(self, logits: Tensor) -> dict[int, JobError]:
         """Mask disallowed tokens in ``logits``, fp32 [rows, vocab].
 
-        Returns errors by row for grammars that failed. Their rows stay unmasked.
+        Returns the errors of grammars that failed, keyed by row. Their rows remain unmasked.
         """
         self.wait()
         words = torch.from_numpy(self._bits).to(logits.device)
@@ -71,9 +72,9 @@ def _grammar_error(reason: str) -> JobError:
 
 
 class BitmaskBuilder:
-    """The matchers of all sequences and a thread pool that fills bitmasks.
+    """Stores the matchers of all sequences and fills bitmasks in a thread pool.
 
-    The pool is started for the first grammar.
+    The pool is started when the first grammar is used.
     """
 
     def __init__(self) -> None:

@@ -21,12 +21,12 @@ from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["LogitsProcessorState", "apply"]
 
-# Smaller penalties could overflow fp32. They would not change the order of the tokens any further.
+# Smaller penalties could overflow fp32, and they would not change the ranking of the tokens any further.
 _MIN_REPETITION_PENALTY = 1e-6
 
 
 class LogitsProcessorState:
-    """The logits processor state of one sequence. It depends only on the tokens; `update` adds new ones."""
+    """The logits processor state of one sequence. It depends only on tokens; `update` adds new ones."""
 
     def __init__(self, sampling: SamplingParams, prompt_ids: Items[int], end_ids: Iterable[int]) -> None:
         """``end_ids`` are the tokens that would end the output."""
@@ -51,12 +51,12 @@ class LogitsProcessorState:
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """The distinct tokens of the output, and also of the prompt if there is a repetition penalty."""
+        """The distinct tokens of the output and, if there is a repetition penalty, of the prompt."""
         return self._ids[: len(self._index_of)]
 
     @property
     def counts(self) -> NDArray[np.float32]:
-        """The number of occurrences of each of ``ids`` in the output."""
+        """How often each token in ``ids`` occurs in the output."""
         return self._counts[: len(self._index_of)]
 
     def update(self, output_ids: list[int]) -> None:

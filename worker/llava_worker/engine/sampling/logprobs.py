@@ -20,11 +20,11 @@ from llava_worker.model.llava import Llava
 
 __all__ = ["Logprobs", "PickedLogprobs", "add_prompt_logprobs"]
 
-# Prompt rows per computation. With a vocabulary of 32,000 tokens, 64 rows of logits are 8 MB; 4,096 rows
-# would be 0.5 GB.
+# Number of prompt rows processed at once. With a vocabulary of 32,000 tokens, 64 rows of logits take 8 MB,
+# and 4,096 rows would take 0.5 GB.
 ROWS_AT_ONCE = 64
 
-MIN_LOGPROB = -9999.0  # replaces minus infinity, which JSON cannot represent
+MIN_LOGPROB = -9999.0  # replaces negative infinity, which JSON cannot represent
 
 
 class Logprobs:
@@ -33,7 +33,7 @@ class Logprobs:
     def __init__(self, logits: Tensor, rows: Rows[int], num_top: Rows[int]) -> None:
         """Compute log-probabilities from ``logits``, fp32 [rows, vocab].
 
-        ``num_top`` is the number of alternatives for each of ``rows``.
+        ``num_top`` contains the number of alternatives for each row in ``rows``.
         """
         self._rows = rows
         self._num_top = num_top
@@ -59,7 +59,7 @@ class PickedLogprobs:
     """The log-probabilities of a step, on the device.
 
     ``tensors`` are the log-probabilities of the sampled tokens [rows], the log-probabilities of the most
-    likely tokens [rows, max(num_top)], and the IDs of the most likely tokens, of the same shape.
+    likely tokens [rows, max(num_top)], and the IDs of these tokens, in the same shape.
     """
 
     rows: Rows[int]
@@ -67,7 +67,7 @@ class PickedLogprobs:
     tensors: tuple[Tensor, Tensor, Tensor]
 
     def by_row(self, sampled: Tensor, values: Tensor, ids: Tensor) -> dict[int, TokenLogprobs]:
-        """Return the log-probabilities by row. The arguments are ``tensors`` copied to the host."""
+        """Return the log-probabilities keyed by row. The arguments are ``tensors`` copied to the host."""
         top = zip(self.rows, self.num_top, sampled.tolist(), ids.tolist(), values.tolist(), strict=True)
         return {
             row: TokenLogprobs(logprob, tuple(zip(row_ids[:num], row_values[:num], strict=True)))
@@ -76,9 +76,9 @@ class PickedLogprobs:
 
 
 def add_prompt_logprobs(model: Llava, hidden: Tensor, spans: Rows[PromptRows]) -> None:
-    """Append to each sequence's ``prompt_logprobs``. ``hidden`` is [tokens, hidden] of the whole step.
+    """Extend each sequence's ``prompt_logprobs``. ``hidden`` is [tokens, hidden] for the whole step.
 
-    Can be repeated after a failure, because the length of ``prompt_logprobs`` records the progress.
+    The call can be repeated after a failure, because the length of ``prompt_logprobs`` records the progress.
     """
     for span in spans:
         for start in range(0, span.length, ROWS_AT_ONCE):

@@ -1,4 +1,4 @@
-"""Pooling: converts hidden states to embeddings, which are vectors of length 1."""
+"""Pooling: converts hidden states to embeddings, which are vectors of unit length."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["unit_vectors"]
 
 
 def unit_vectors(rows: Tensor) -> list[bytes | None]:
-    """Normalize each row of ``rows`` [n, size] to length 1 and return it as little-endian fp32.
+    """Normalize each row of ``rows`` [n, size] to unit length and return it as little-endian fp32.
 
     Returns None for rows that are zero or not finite.
     """

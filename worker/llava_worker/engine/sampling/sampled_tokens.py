@@ -23,7 +23,7 @@ _NO_TOKEN = -1  # marks invalid rows
 class SampledTokens:
     """The sampled tokens of a step.
 
-    ``token_ids``, int64 [rows], are valid token IDs even for invalid rows, so that the next step can be
+    ``token_ids``, int64 [rows], contains valid token IDs even in invalid rows, so that the next step can be
     launched before ``results`` reports which rows are valid.
     """
 
@@ -39,8 +39,8 @@ class SampledTokens:
     ) -> None:
         """Start the copy to the host.
 
-        There is one row for each chunk's last token and for each of its drafts. ``is_valid`` is bool [rows].
-        ``errors`` (of grammars) and ``vectors`` (of embeddings) are keyed by row.
+        There is one row for the last token of each chunk and one for each of its drafts. ``is_valid`` is bool
+        [rows]. ``errors`` (for failed grammars) and ``vectors`` (for embeddings) are keyed by row.
         """
         self.token_ids = token_ids
         self._chunks = chunks

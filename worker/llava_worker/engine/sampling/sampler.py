@@ -34,7 +34,7 @@ __all__ = ["Sampler", "SamplingRow", "sample", "uniform"]
 class SamplingRow:
     """The sampling parameters of one row. ``position`` is the index of the next token in the output.
 
-    ``processor`` has counted the output so far. It is None if the sequence has no logits processors.
+    ``processor`` has counted the output tokens so far. It is None if the sequence uses no logits processors.
     """
 
     sampling: SamplingParams
@@ -58,8 +58,8 @@ class Sampler:
     ) -> SampledTokens:
         """Sample one token per row of ``logits``, fp32 [rows, vocab], which is modified in place.
 
-        There is one row for each chunk's last token and for each of its drafts. ``vectors`` (of embeddings)
-        are keyed by row.
+        There is one row for the last token of each chunk and one for each of its drafts. ``vectors`` (for
+        embeddings) is keyed by row.
         """
         is_valid = logits.amax(-1).isfinite()  # amax propagates NaN
         logits.masked_fill_(~is_valid[:, None], 0)
@@ -103,21 +103,22 @@ def sample(logits: Tensor, rows: Rows[SamplingRow]) -> Tensor:
 
 
 def uniform(seeds: Rows[int], positions: Rows[int]) -> NDArray[np.float64]:
-    """Return numbers in [0, 1) as a pure function of (seed, position), using SplitMix64's finalizer."""
+    """Return pseudorandom numbers in [0, 1), computed from (seed, position) with SplitMix64's finalizer."""
     seed = np.array([seed & _MASK for seed in seeds], dtype=np.uint64)
     position = np.array(positions, dtype=np.uint64)
     bits = _mix(_mix(seed + _GOLDEN) + (position + np.uint64(1)) * _GOLDEN)
     return np.asarray((bits >> np.uint64(11)) * 2.0**-53)
 
 
-# Limits within the normal range of fp32. Below them, sampling is effectively greedy; above, uniform.
+# Temperature limits within the normal range of fp32. Sampling is effectively greedy below the minimum and
+# uniform above the maximum.
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-30, 1e30
 _MASK = 2**64 - 1
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A 64-bit bijection; every output bit depends on every input bit (Steele et al., 2014)."""
+    """Apply a 64-bit bijection in which every output bit depends on every input bit (Steele et al., 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(x ^ (x >> np.uint64(31)))
@@ -126,8 +127,8 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _draw(logits: Tensor, rows: Rows[SamplingRow]) -> Tensor:
     """Draw tokens by inverse transform sampling in the order of token IDs.
 
-    The order of probabilities would depend on the batch size: rounding can swap two nearly equal
-    probabilities, which would move the intervals of other tokens.
+    If tokens were ordered by probability, the result would depend on the batch size: rounding can swap two
+    nearly equal probabilities, which would shift the intervals of other tokens.
     """
     device = logits.device
     temperatures = [min(max(row.sampling.temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE) for row in rows]

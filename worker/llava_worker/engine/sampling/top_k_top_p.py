@@ -1,4 +1,4 @@
-"""Truncation of the distribution by ``min_p``, then ``top_k``, then ``top_p`` of the remaining mass."""
+"""Truncates the distribution by ``min_p``, then ``top_k``, then ``top_p`` (of the remaining mass)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["truncate"]
 
-# Nearly all sampled tokens are among these. Finding them takes one tenth of the time of a full sort.
+# Number of most likely tokens to examine first. Nearly all sampled tokens are among them, and finding them
+# takes one tenth of the time of a full sort.
 _NUM_LIKELIEST = 1024
 
 
@@ -44,13 +45,13 @@ def _keep_min_p(probabilities: Tensor, min_ps: Rows[float]) -> Tensor:
 
 
 def _keep_top(probabilities: Tensor, samplings: Rows[SamplingParams]) -> Tensor:
-    """Keep each row's ``top_k`` most likely tokens, and of these the smallest set with ``top_p`` of the mass.
+    """Keep each row's ``top_k`` most likely tokens, then the smallest subset with ``top_p`` of their mass.
 
-    Tokens that tie with the last one are included, so the order of ties does not matter.
+    Tokens that tie with the least likely token kept are also kept, so the order of ties does not matter.
     """
     device, vocab_size = probabilities.device, probabilities.shape[-1]
     top_k = copy_to_device(np.array([min(s.top_k, vocab_size) or vocab_size for s in samplings]), device)
-    # Infinity, because rounding must not truncate the tail of a row without top_p.
+    # Use infinity for rows without top_p, so that rounding does not truncate their tails.
     top_ps = [s.top_p if s.top_p < 1 else torch.inf for s in samplings]
     top_p = copy_to_device(np.array(top_ps), device)
     # On a GPU, sort all tokens: checking whether fewer are enough would require synchronization.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 __all__ = ["StepCost"]
 
-_MEMORY = 0.99  # decay per step, an effective window of about 100 steps
+_MEMORY = 0.99  # decay per step; the effective window is about 100 steps
 _DEFAULT_PRICE = 0.15  # used until steps of different sizes have been measured
 _MIN_PRICE = 0.02  # noise can make the slope zero or negative
-_MIN_STEPS, _MIN_VARIANCE = 8.0, 0.05  # steps, tokens squared; below these, the slope is noise
-_OUTLIER = 3.0  # multiple of the expected duration, caused by other load or a kernel's first launch
+_MIN_STEPS, _MIN_VARIANCE = 8.0, 0.05  # steps, tokens squared; below these, the slope is unreliable
+_OUTLIER = 3.0  # multiple of the expected duration to which outliers are clipped
 
 
 class StepCost:
@@ -16,13 +16,13 @@ class StepCost:
 
     def __init__(self) -> None:
         self._weight = 0.0
-        self._tokens = 0.0  # means
-        self._seconds = 0.0
-        self._variance = 0.0  # of the number of tokens
+        self._tokens = 0.0  # mean number of tokens
+        self._seconds = 0.0  # mean duration
+        self._variance = 0.0  # variance of the number of tokens
         self._covariance = 0.0
 
     def add(self, num_tokens: int, seconds: float) -> None:
-        """Record a step. Outliers are clipped."""
+        """Record a step. Outliers, caused by other load or a kernel's first launch, are clipped."""
         if self._weight >= _MIN_STEPS:
             seconds = min(seconds, _OUTLIER * self._expected(num_tokens))
         self._weight = self._weight * _MEMORY + 1
@@ -48,7 +48,7 @@ class StepCost:
         return self._seconds + (self._slope() or 0.0) * (num_tokens - self._tokens)
 
     def _slope(self) -> float | None:
-        """Return the cost of a token in seconds, from 0 to the mean duration per token.
+        """Return the cost of a token in seconds, clamped to between 0 and the mean duration per token.
 
         Returns None if there are too few measurements.
         """

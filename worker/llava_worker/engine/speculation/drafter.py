@@ -1,7 +1,7 @@
-"""Drafters: propose draft tokens for a sequence, as many as are expected to save time.
+"""Drafters propose draft tokens for a sequence: as many as are expected to save time.
 
 Accepted drafts reduce the time per output token; rejected drafts make a step slightly slower. Neither changes
-the output (see `speculative_decoding`), so a drafter only needs a sufficient acceptance rate.
+the output (see `speculative_decoding`), so a drafter only needs an acceptance rate that is high enough.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Drafter(Protocol):
         ...
 
     def record_step_time(self, num_tokens: int, seconds: float) -> None:
-        """Record the duration of a step without prompt tokens, in seconds."""
+        """Record that a decode-only step of ``num_tokens`` tokens took ``seconds``."""
         ...
 
 
 class PromptLookupDrafter:
-    """Proposes the tokens that followed the last n-gram earlier in the sequence (prompt lookup).
+    """Proposes the tokens that followed an earlier occurrence of the last n-gram (prompt lookup).
 
-    Drafting pauses after steps without an accepted draft.
+    Drafting pauses after a step in which no draft was accepted.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class PromptLookupDrafter:
         self._cost.add(num_tokens, seconds)
 
 
-# The prior is high enough to try drafting once. Older measurements decay exponentially.
+# The prior is high enough for drafting to be tried once. Older measurements decay exponentially.
 _PRIOR_ACCEPTED, _PRIOR_TRIED = 1.2, 2.0
 _DECAY = 0.8
 _MIN_RATE, _MAX_RATE = 0.25, 0.97
@@ -78,8 +78,8 @@ _MAX_PAUSE = 64  # tokens; retrying this rarely has no measurable cost
 class AcceptanceStats:
     """The acceptance rate of one sequence's drafts.
 
-    The rate is the fraction of accepted drafts among the drafts that follow only accepted drafts. After
-    ``misses`` consecutive steps without an accepted draft, drafting pauses for 2**misses tokens.
+    The rate is the fraction of drafts that were accepted, not counting drafts after the first rejected one.
+    After ``misses`` consecutive steps without an accepted draft, drafting pauses for 2**misses tokens.
     """
 
     resumes_at: int = 0  # number of output tokens at which drafting resumes
@@ -89,7 +89,7 @@ class AcceptanceStats:
 
     @property
     def rate(self) -> float:
-        # The lower bound makes sure that drafting is retried after a pause. Pauses limit the cost of misses.
+        # The lower bound ensures that drafting is retried after a pause. Pauses limit the cost of misses.
         return min(max(self.accepted / self.tried, _MIN_RATE), _MAX_RATE)
 
     def num_drafts(self, price: float) -> int:

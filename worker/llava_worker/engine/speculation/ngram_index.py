@@ -1,7 +1,7 @@
 """Prompt lookup: finds an earlier occurrence of a sequence's last n-gram and the tokens that followed it.
 
-Output about a document or an earlier turn repeats parts of the prompt. The tokens that followed the same two
-or three tokens earlier are likely to follow again.
+Output about a document or an earlier turn often repeats parts of the prompt. The tokens that followed an
+earlier occurrence of the last two or three tokens are therefore likely to follow again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class NgramIndex:
 
     def __init__(self, sequence: Sequence) -> None:
         self._tokens: list[int] = []
-        self._next_of: dict[tuple[int, ...], int] = {}  # n-gram: index of the token after its last occurrence
+        self._next_of: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token that followed it last
         prompt = sequence.prompt_ids.copy()
         for image in sequence.images:
             prompt[image.start : image.end] = [_IMAGE] * image.length
@@ -29,7 +29,7 @@ class NgramIndex:
         self._num_prompt = len(prompt)
 
     def propose(self, output_ids: list[int], max_tokens: int) -> list[int]:
-        """Return at most ``max_tokens`` draft tokens, or none if the last two tokens did not occur before.
+        """Return at most ``max_tokens`` draft tokens, or none if the last two tokens did not occur earlier.
 
         ``output_ids`` are all output tokens so far.
         """
@@ -52,7 +52,7 @@ class NgramIndex:
     def _copy(self, start: int, max_tokens: int) -> list[int]:
         """Return the tokens starting at ``start``, up to the next image.
 
-        If ``max_tokens`` is larger than the rest of the sequence, the copied tokens repeat.
+        If ``max_tokens`` exceeds the rest of the sequence, the copied tokens are repeated.
         """
         copied: list[int] = []
         num_tokens = len(self._tokens)

@@ -4,10 +4,10 @@ A `Drafter` proposes draft tokens, which the model computes after the sequence's
 sampled after each of them. Drafts are accepted as long as they equal the sampled tokens; the first sampled
 token that differs replaces its draft. Sampling is a pure function of logits, seed and position, so the token
 sampled after an accepted draft is the same as without speculation. This is the algorithm of Leviathan et al.,
-2023, except that the random number of each position is fixed in advance.
+2023, except that the random number for each position is fixed in advance.
 
-Drafts use only spare capacity: the part of the token budget that prompts and decodes leave, and free blocks
-beyond a reserve.
+Drafts use only spare capacity: the part of the token budget that prompts and decodes leave unused, and free
+blocks beyond a reserve.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llava_worker.engine.speculation.drafter import Drafter
 
 __all__ = ["MAX_DRAFTS_PER_STEP", "SpeculativeDecoding", "is_draftable"]
 
-MAX_DRAFTS_PER_STEP = 64  # each draft needs a row of logits, the largest tensor of a step
+MAX_DRAFTS_PER_STEP = 64  # each draft adds a row to the logits, the largest tensor of a step
 
 
 class SpeculativeDecoding:
@@ -32,14 +32,14 @@ class SpeculativeDecoding:
     def __init__(
         self, drafter: Drafter | None, blocks: BlockManager, *, context_length: int, max_batch_tokens: int
     ) -> None:
-        """Create the component. Without a drafter, it adds no drafts."""
+        """Create the component. If ``drafter`` is None, it adds no drafts."""
         self._drafter = drafter
         self._blocks = blocks
         self._context_length = context_length
         self._max_batch_tokens = max_batch_tokens
 
     def add_drafts(self, chunks: list[Chunk], *, num_spare: int) -> list[Chunk]:
-        """Return the chunks with drafts added. At least ``num_spare`` blocks stay free."""
+        """Return the chunks with drafts added. At least ``num_spare`` blocks remain free."""
         if self._drafter is None:
             return chunks
         num_left = self._max_batch_tokens - sum(chunk.num_tokens for chunk in chunks)
@@ -58,12 +58,12 @@ class SpeculativeDecoding:
     def expects_drafts(self, sequences: Items[Sequence]) -> bool:
         """Return whether any of the sequences is likely to get drafts, based on its tokens so far.
 
-        If so, the next step is not launched ahead, because it would have no drafts.
+        If so, the next step is not launched ahead, because a step launched ahead has no drafts.
         """
         return any(self._propose(sequence, 1, len(sequences)) for sequence in sequences)
 
     def record(self, step: StepResult) -> None:
-        """Report acceptance and duration of a step to the drafter, and free the blocks of rejected drafts."""
+        """Report a step's accepted drafts and duration to the drafter, and free rejected drafts' blocks."""
         if self._drafter is None:
             return
         chunks = step.chunks
@@ -78,7 +78,7 @@ class SpeculativeDecoding:
                 self._blocks.trim(sequence)
 
     def max_drafts(self, sequence: Sequence) -> int:
-        """Return the maximum number of useful drafts: output tokens that can still follow the next one."""
+        """Return how many drafts can be useful: the number of output tokens that can follow the next one."""
         num_left = sequence.max_new_tokens - len(sequence.output_ids)
         return max(min(num_left, self._context_length - sequence.num_tokens) - 1, 0)
 

@@ -53,9 +53,9 @@ def build_engine(
 ) -> tuple[Engine, ModelInfo]:
     """Load the checkpoint and build an engine.
 
-    If a tensor-parallel rank exits, a thread calls ``on_lost_rank`` with the device.
+    If a tensor-parallel rank exits, ``on_lost_rank`` is called from another thread with the engine's device.
 
-    Raises CheckpointError if the checkpoint folder cannot be served, ValueError for an invalid setting,
+    Raises CheckpointError if the checkpoint cannot be served, ValueError for an invalid setting,
     InsufficientMemory (a ValueError) if the model does not fit, and WarmupError if its first step fails.
     """
     _set_threads(config)
@@ -95,25 +95,27 @@ def choose_device(name: str, num_ranks: int = 1) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-        logger.info("device auto selects %s", name)
+        logger.info("device is auto; using %s", name)
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device {name!r} is not recognized. Use auto, cpu or cuda:0.") from error
+        raise ValueError(
+            f"device {name!r} is not recognized. Use auto, cpu, or a GPU such as cuda:0."
+        ) from error
     if num_ranks > 1 and device.type == "cuda":
         num_left = torch.cuda.device_count() - (device.index or 0)
         if num_left < num_ranks:
             maximum = max(1, num_left)
             raise ValueError(
-                f"tensor_parallel is {num_ranks}, but only {num_left} GPUs are available from {name} on. Set "
-                f"tensor_parallel to {maximum}, or choose another device."
+                f"tensor_parallel is {num_ranks}, but only {num_left} GPUs are available starting from "
+                f"{name}. Set tensor_parallel to {maximum}, or choose another device."
             )
     return device
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Everything derived from the settings and the checkpoint's config files before weights are loaded."""
+    """Everything derived from the settings and the checkpoint's config files before loading weights."""
 
     config: EngineConfig
     model_config: ModelConfig  # the shard of one rank
@@ -121,7 +123,7 @@ class _Plan:
     precision: Precision
     device: torch.device
     backend: AttentionBackend
-    cache: KVCacheSpec  # maximum size; the memory of the largest step may reduce it
+    cache: KVCacheSpec  # the maximum; reduced if the largest step needs more memory
 
     @classmethod
     def make(cls, config: EngineConfig) -> _Plan:
@@ -161,7 +163,7 @@ class _Plan:
 
 
 def _measure_cache(model: Llava, plan: _Plan) -> KVCacheSpec:
-    """Run the warm-up steps and return the KV cache that fits in the remaining memory."""
+    """Run the warm-up steps and return the spec of the KV cache that fits in the remaining memory."""
     config = plan.config
     step = warm_up(
         model,
@@ -272,7 +274,7 @@ def _background(image: ImageConfig) -> tuple[int, int, int]:
 
 
 class _Stopwatch:
-    """A stopwatch that measures seconds since the last lap."""
+    """A stopwatch that measures the seconds since the previous lap."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()

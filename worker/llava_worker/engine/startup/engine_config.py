@@ -12,11 +12,11 @@ __all__ = ["EngineConfig"]
 class EngineConfig:
     """The configuration for `build_engine`: files, device and limits.
 
-    ``checkpoint``, ``vision_tower`` and ``base`` are folders. ``precision`` is auto or one of PRECISIONS;
-    ``device`` is auto or a torch device. If ``num_threads`` is None, torch's default is used and divided
-    among the ranks on a CPU. The size of the KV cache is the minimum of ``kv_cache_bytes`` (None: a fraction
-    of the memory that is free after loading the weights), the size of ``max_num_sequences`` full contexts,
-    and the memory that the largest step leaves. If ``block_size`` is None, the attention backend determines
+    ``checkpoint``, ``vision_tower`` and ``base`` are folders. ``precision`` is "auto" or one of PRECISIONS;
+    ``device`` is "auto" or a torch device. If ``num_threads`` is None, torch's default is used and divided
+    among the ranks. The size of the KV cache is the smallest of ``kv_cache_bytes`` (if None, a fraction of
+    the memory that is free after loading the weights), the size of ``max_num_sequences`` full contexts, and
+    the memory that the largest step leaves free. If ``block_size`` is None, the attention backend determines
     it. CUDA graphs and async scheduling are used on GPUs only.
     """
 
@@ -41,8 +41,9 @@ class EngineConfig:
 
     @property
     def config_folder(self) -> Path:
-        """The folder with the config.json of the whole model."""
-        # Adapters saved by the original LLaVA code include it. Other adapters describe only themselves.
+        """The folder that contains the config.json of the whole model."""
+        # Adapters saved by the original LLaVA code include it. The config files of other adapters describe
+        # only the adapter.
         if self.base is None or (self.checkpoint / "config.json").is_file():
             return self.checkpoint
         return self.base

@@ -15,8 +15,8 @@ def capture_graphs(
 ) -> None:
     """Capture CUDA graphs. Must be called while the runner's KV cache is empty.
 
-    ``includes_decoding`` is false for precisions that cannot be captured. If a capture fails, this is logged
-    and the engine runs without the graph.
+    ``includes_decoding`` is false for precisions that cannot be captured. If a capture fails, the failure is
+    logged and the engine runs without that graph.
     """
     capture = cuda_graph_capture(runner.model.device)  # shared, because only one graph runs at a time
     tower = try_capture(

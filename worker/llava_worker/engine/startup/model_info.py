@@ -13,10 +13,10 @@ __all__ = ["ModelInfo"]
 class ModelInfo:
     """Properties of a loaded model, needed to build prompts and preprocess images.
 
-    ``context_length`` is the limit of the engine. With a small KV cache, it is lower than the model's.
+    ``context_length`` is the engine's limit. If the KV cache is small, it is lower than the model's limit.
     """
 
-    name: str  # of the checkpoint folder
+    name: str  # name of the checkpoint folder
     image_side: int  # pixels
     fit: Fit
     background: tuple[int, int, int]
@@ -27,7 +27,7 @@ class ModelInfo:
     eos_ids: frozenset[int]
     precision: str
     device: str
-    grid: tuple[Resolution, ...] = ()  # (width, height) in pixels; only for the fits "anyres" and "hd"
+    grid: tuple[Resolution, ...] = ()  # (width, height) in pixels; set only if fit is "anyres" or "hd"
     has_image_marks: bool = False  # images in the prompt are enclosed in <im_start> and <im_end>
     weights_s: float = 0.0  # duration of loading the weights, in seconds
     warmup_s: float = 0.0  # duration of the warm-up, in seconds

@@ -1,12 +1,12 @@
 """Warm-up: runs the largest step of each kind before the worker announces the model as ready.
 
-The warm-up steps pay the cost of the first use of each shape (kernel selection, libraries, workspaces), check
-that the model works, and measure the peak memory of a step, which determines the size of the KV cache. They
-use a temporary KV cache of one block.
+The warm-up steps absorb the cost of using each shape for the first time (kernel selection, libraries,
+workspaces), check that the model works, and measure the peak memory of a step, which determines the size of
+the KV cache. They use a temporary KV cache of one block.
 
-On a CPU, a full step of a large model takes seconds, and the first use of a shape has no extra cost. Smaller
-steps are measured and extrapolated, because all activations grow linearly with the number of tokens, tiles or
-sequences.
+On a CPU, a full step of a large model takes seconds, and using a shape for the first time has no extra cost.
+Therefore, smaller steps are measured and the results are extrapolated: all activations grow linearly with the
+number of tokens, tiles or sequences.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class WarmupError(ValueError):
-    """Raised if the model was loaded but its first step fails."""
+    """Raised if the model was loaded but its first step failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class StepMemory:
 
     @property
     def num_bytes(self) -> int:
-        """The peak memory. Images are encoded before the decoder runs; prefill and decode share a step."""
+        """Peak memory. Images are encoded before the decoder runs; prefill and decode can share a step."""
         return max(self.tower, self.prefill + self.decode)
 
 
@@ -112,7 +112,7 @@ def _extrapolate(steps: _Steps, num_tiles: int, max_num_sequences: int, max_batc
 class _Steps:
     """Runs warm-up steps and returns their peak memory in bytes.
 
-    The KV cache has one block, which all entries of all block tables refer to.
+    The KV cache has one block, to which every entry of every block table refers.
     """
 
     def __init__(self, runner: ModelRunner, context: int) -> None:
@@ -130,7 +130,7 @@ class _Steps:
         return peak.num_bytes
 
     def decode(self, num_rows: int) -> int:
-        """Decode one token for each sequence at the maximum context. The last one uses random sampling."""
+        """Decode a token for each sequence at the maximum context. Greedy and random sampling alternate."""
         return self._run([self._chunk(1, _SAMPLINGS[(row - num_rows) % 2]) for row in range(num_rows)])
 
     def prefill(self, num_tokens: int) -> int:
@@ -153,7 +153,7 @@ class _Steps:
 def max_tiles_per_step(model: Llava, max_batch_tokens: int) -> int:
     """Return the maximum number of tiles per pass of the vision tower.
 
-    It covers the images that fit in one step, or one large image.
+    This is enough for the images that fit in one step, or for one large image.
     """
     layout = model.config.image_layout()
     largest = 1 + max((width * height // layout.side**2 for width, height in layout.grid), default=0)
@@ -170,5 +170,5 @@ def _sizes_up_to(maximum: int) -> Iterator[int]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out. Torch has a specific exception only for GPU memory."""
+    """Return whether memory ran out. Torch raises a specific exception only for GPU memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -22,7 +22,7 @@ class EngineCounters:
     num_decode_tokens: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
-    num_generated_tokens: int = 0  # counted by the engine, because an output may end before the last draft
+    num_generated_tokens: int = 0  # counted by the engine, because an output may end before its last draft
 
     def count(self, step: StepResult) -> None:
         num_prompt_tokens = sum(chunk.num_prompt_tokens for chunk in step.chunks)

@@ -1,12 +1,12 @@
-"""A trace of the engine's steps, as a file for https://ui.perfetto.dev or chrome://tracing.
+"""A trace of the engine's steps, written to a file for https://ui.perfetto.dev or chrome://tracing.
 
-    steps              one bar per step, which contains the phases of the step
+    steps              one bar per step, with the phases of the step inside it
     sequences          one lane per sequence, from `add` to its end: waiting, prompt, output
     counters           used and free blocks, running and waiting sequences
 
 The file is a JSON array of events in the Trace Event Format. It is valid after every step, so a process that
-is killed leaves a valid file. Times are in microseconds of a host clock that all processes on a machine
-share.
+is killed leaves a valid file. Times are in microseconds and come from a clock shared by all processes on the
+machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llava_worker.engine.core.sequence import Sequence
 
 __all__ = ["MAX_BYTES", "StepTrace", "TraceFile"]
 
-MAX_BYTES = 512 << 20  # the most that viewers can open, about 500,000 steps
+MAX_BYTES = 512 << 20  # the largest file that viewers can open; about 500,000 steps
 _STEPS = 1  # thread ID of the lane for steps
 _CLOSE = b"\n]\n"  # overwritten by later events
 
@@ -63,11 +63,11 @@ class TraceFile:
         text += ",\n".join(json.dumps(event, separators=(",", ":")) for event in events)
         data = text.encode()
         if self._end + len(data) > self._max_bytes:
-            self._stop(f"the maximum size of {self._max_bytes} bytes is reached")
+            self._stop(f"the maximum size of {self._max_bytes} bytes was reached")
             return
         try:
             if os.pwrite(self._file, data + _CLOSE, self._end) < len(data) + len(_CLOSE):
-                raise OSError("No space left on the disk.")
+                raise OSError("No space left on device.")
         except OSError as error:
             self._stop(str(error))
             with suppress(OSError):  # truncate after the last complete step
@@ -83,7 +83,7 @@ class TraceFile:
 
 @dataclass
 class _Lane:
-    """The lane of a sequence that has been added and has not ended."""
+    """The lane of a sequence that has been added but has not ended."""
 
     key: str
     sequence: Sequence
@@ -91,13 +91,13 @@ class _Lane:
 
 
 class StepTrace:
-    """Records the events of an engine. All methods are called in the engine's thread.
+    """Records the events of an engine. All methods must be called from the engine's thread.
 
-    Times are in seconds of ``time.perf_counter``.
+    Times are ``time.perf_counter`` values in seconds.
     """
 
     def __init__(self, file: TraceFile, *, process: str) -> None:
-        """Start a trace. ``process`` is the name of this process in the viewer."""
+        """Start a trace. ``process`` is the name shown for this process in the viewer."""
         self._file = file
         self._pid = os.getpid()
         self._lanes: dict[str, _Lane] = {}
@@ -149,7 +149,7 @@ class StepTrace:
         self._flush()
 
     def _move(self, lane: _Lane, state: _State, began: float, ended: float) -> None:
-        """Change the state of a lane. Output starts at the end of a step, the other states at its start."""
+        """Change the state of a lane. Output begins at the end of a step, all other states at its start."""
         if lane.state == "waiting" and state == "output":
             self._enter(lane, "prompt", began)
         if lane.state != state:
@@ -193,5 +193,5 @@ def _state_of(sequence: Sequence) -> _State:
 
 
 def _us(seconds: float) -> int:
-    """Convert seconds to microseconds. Truncation never makes disjoint intervals overlap."""
+    """Convert seconds to microseconds. Truncating both ends never makes disjoint intervals overlap."""
     return int(seconds * 1_000_000)

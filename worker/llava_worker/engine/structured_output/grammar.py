@@ -1,11 +1,12 @@
-"""Grammars over tokens. This is the only module that imports llguidance, the grammar library.
+"""Token-level grammars. This is the only module that imports llguidance, the grammar library.
 
-A `Grammar` is compiled once and shared. A `Matcher` is the state of one output and depends only on the
+A `Grammar` is compiled once and shared. A `Matcher` holds the state of one output, which depends only on the
 output's tokens. When an output is resumed from another worker, a new matcher consumes its tokens. A preempted
 sequence retains its matcher.
 
-Tokens are represented by their bytes. A special token is empty and never allowed, except that end tokens are
-allowed where the text so far is complete. Different matchers can be used in different threads.
+Tokens are represented by their bytes. Special tokens have no bytes and are never allowed, except that end
+tokens are allowed where the text so far is complete. Different matchers can be used concurrently in different
+threads.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ if TYPE_CHECKING:
 __all__ = ["Grammar", "GrammarLibrary", "Matcher"]
 
 _MAX_ERROR_CHARS = 300
-_MAX_FORCED = 64  # initial steps with forced tokens; each step may have many tokens
+_MAX_FORCED = 64  # maximum number of initial steps with forced tokens; one step may force many
 _POSITION = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: |\(in regex\): |^Parser Error: ")
 
 
 class GrammarLibrary:
-    """The llguidance library with one vocabulary. Creating it takes about 0.1 s for 32,000 tokens."""
+    """The llguidance library, initialized with one vocabulary, which takes 0.1 s for 32,000 tokens."""
 
     def __init__(self, tokens: Items[bytes], eos_ids: Items[int]) -> None:
         """Create the library.
 
-        ``tokens[id]`` are the bytes that a token adds to the text, empty for special tokens. ``eos_ids``
-        contains at least one token.
+        ``tokens[id]`` contains the bytes that a token adds to the text and is empty for special tokens.
+        ``eos_ids`` must contain at least one token.
         """
         vocabulary = _Vocabulary(tokens, eos_ids)
         self._tokenizer = llguidance.LLTokenizer(
@@ -47,7 +48,8 @@ class GrammarLibrary:
     def compile(self, source: str) -> Grammar:
         """Compile a grammar in Lark syntax, as produced by `to_lark`. Raises UnsupportedGrammar.
 
-        Warnings are errors too, because the library ignores the parts that it warns about.
+        Warnings are treated as errors, because the library ignores the parts of a grammar that it warns
+        about.
         """
         matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
         messages = [matcher.get_error()] if matcher.is_error() else matcher.get_grammar_warnings()
@@ -61,7 +63,7 @@ class Grammar:
     """A compiled grammar."""
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
-        """Create a grammar from a matcher in its initial state. It is only copied, never advanced."""
+        """Create a grammar from a matcher in its initial state, which is copied but never advanced."""
         self._matcher = matcher
 
     def start(self) -> Matcher:
@@ -78,7 +80,10 @@ class Matcher:
 
     @property
     def error(self) -> str | None:
-        """Why the output cannot continue: the grammar is too complex, or the tokens do not match it."""
+        """The reason why the output cannot continue, or None.
+
+        Either the grammar is too complex, or the tokens do not match it.
+        """
         return _readable(self._matcher.get_error()) if self._matcher.is_error() else None
 
     def advance(self, output_ids: list[int]) -> None:
@@ -89,7 +94,7 @@ class Matcher:
             self._matcher.consume_tokens(new_ids)
 
     def fill(self, row: NDArray[np.int32]) -> None:
-        """Set the bits of allowed tokens, lowest bit first, in ``row``, a contiguous int32 [vocab / 32]."""
+        """Set the bits of allowed tokens in ``row``, contiguous int32 [vocab / 32], lowest bit first."""
         self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
 
 
@@ -108,7 +113,8 @@ class _Vocabulary:
     def __call__(self, text: bytes) -> list[int]:
         """Tokenize text by greedy longest match.
 
-        If a grammar allows only one text, the library requests its tokens and allows no others.
+        If a grammar allows only one text at some point, the library calls this to get the text's tokens and
+        allows no others.
         """
         token_ids: list[int] = []
         start = 0
@@ -123,13 +129,13 @@ class _Vocabulary:
             token_id = self._ids.get(text[start:end])
             if token_id is not None:
                 return token_id, end
-        return None, start + 1  # a byte without a token in the vocabulary
+        return None, start + 1  # no token matches; skip the byte
 
 
 def _probe(matcher: llguidance.LLMatcher) -> None:
     """Advance to the first position with more than one allowed token. Raises UnsupportedGrammar.
 
-    Some grammars that match no text, and some that are too large, fail only at that position.
+    Some grammars that match no text or are too large fail only at that position.
     """
     for _ in range(_MAX_FORCED):
         matcher.compute_bitmask()
@@ -142,6 +148,6 @@ def _probe(matcher: llguidance.LLMatcher) -> None:
 
 
 def _readable(message: str) -> str:
-    """Return the library's message without positions in or quotations of the generated Lark source."""
+    """Return the library's message without positions and quotations from the generated Lark source."""
     words = _POSITION.sub("", message.split("\n   1 |")[0].split("<")[0])
     return " ".join(words.split())[:_MAX_ERROR_CHARS]

@@ -17,13 +17,16 @@ __all__ = ["GrammarCache"]
 
 MAX_TEXT_BYTES = 64 << 10
 _MAX_CACHED = 64
-_MAX_CACHED_BYTES = 1 << 20  # total size of the sources; the size of compiled grammars is proportional
+_MAX_CACHED_BYTES = (
+    1 << 20
+)  # total size of the sources, to which the size of compiled grammars is proportional
 
 
 class GrammarCache:
-    """The grammars of one model. Thread-safe; one grammar is compiled at a time.
+    """A thread-safe cache for one model. Compiles one grammar at a time.
 
-    The vocabulary and the library are loaded for the first grammar, because most workers never need them.
+    The vocabulary and the library are loaded when the first grammar is compiled, because most workers never
+    need them.
     """
 
     def __init__(
@@ -37,8 +40,8 @@ class GrammarCache:
         """Create an empty cache.
 
         ``read_tokens`` returns the bytes of each token of the model's vocabulary, in the order of token IDs.
-        ``timeout_s`` limits the compilation in the sandbox. For the other arguments, see `GrammarLibrary` and
-        `to_lark`.
+        ``timeout_s`` limits the compilation time in the sandbox. For the other arguments, see
+        `GrammarLibrary` and `to_lark`.
         """
         self._read_tokens = read_tokens
         self._eos_ids = sorted(eos_ids)
@@ -50,7 +53,7 @@ class GrammarCache:
         self._num_bytes = 0
 
     def compile(self, kind: GrammarKind, text: str) -> Grammar:
-        """Return the compiled grammar. Raises UnsupportedGrammar.
+        """Return the compiled grammar. Raises UnsupportedGrammar if it cannot be enforced.
 
         This usually takes milliseconds, but it can take longer than ``timeout_s`` in the worst case.
         """

@@ -1,11 +1,11 @@
-"""A sandbox for grammars: compiles each grammar in a child process first, which can crash safely.
+"""A sandbox for grammars: each grammar is first compiled in a child process, which can crash safely.
 
-For some grammars the library needs minutes or gigabytes, and some have crashed the process that compiled
-them. The child process has no environment variables, limited memory and a few seconds per grammar. If it
-succeeds, the worker compiles the grammar itself.
+The library needs minutes or gigabytes of memory to compile some grammars, and some have crashed the process
+that compiled them. The child process gets no environment variables except PYTHONPATH, limited memory, and a
+few seconds per grammar. If it succeeds, the worker compiles the grammar itself.
 
-The child reads one JSON value per line from stdin, starting with the vocabulary, and writes one line for
-each. It exits when stdin closes, which also happens if the worker exits.
+The child reads one JSON value per line from stdin, starting with the vocabulary, and writes one line to
+stdout for each of them. It exits when stdin closes, which also happens if the worker exits.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar
 __all__ = ["GrammarSandbox"]
 
 _START_S = 60.0  # timeout for starting Python and reading the vocabulary on a busy machine
-_MEMORY_BYTES = 2 << 30  # limit of the address space; a vocabulary of 152,000 tokens uses one tenth
+_MEMORY_BYTES = 2 << 30  # limit of the address space; a vocabulary of 152,000 tokens uses one tenth of it
 
 
 class GrammarSandbox:
-    """Manages at most one child process, which is started when needed. Not thread-safe."""
+    """Manages at most one child process, which is started when needed. It is not thread-safe."""
 
     def __init__(self, tokens: Items[bytes], eos_ids: Items[int], *, timeout_s: float) -> None:
         """Create the sandbox. ``timeout_s`` is per grammar; for the other arguments, see `GrammarLibrary`."""
@@ -74,7 +74,8 @@ class GrammarSandbox:
 def _request(child: subprocess.Popen[bytes], line: str, timeout_s: float) -> str:
     """Send a line and return the reply.
 
-    Raises TimeoutError, EOFError if the child closes its stdout, or OSError if it has exited.
+    Raises TimeoutError if the child does not reply in time, EOFError if it closes its stdout, and OSError if
+    it has exited.
     """
     assert child.stdin is not None and child.stdout is not None
     child.stdin.write((line if line.startswith("[") else json.dumps(line)).encode() + b"\n")

@@ -1,7 +1,7 @@
-"""Translates a request's grammar to Lark, the language of the grammar library, without using the library.
+"""Translates a request's grammar to Lark, the grammar library's language, without using the library.
 
-White space in JSON is limited to one space, or a line break with indentation, because models sometimes
-generate unlimited white space if the grammar allows it. Every keyword of a schema is either enforced or
+Whitespace in JSON is limited to a single space or to a line break with indentation, because models sometimes
+generate endless whitespace if the grammar allows it. Every keyword of a schema is either enforced or
 rejected: the library rejects keywords that it does not support, and this module rejects keywords that the
 library would ignore.
 """
@@ -20,7 +20,7 @@ __all__ = ["UnsupportedGrammar", "to_lark"]
 _WHITE_SPACE = r" |\r?\n[ \t]{0,32}"
 _OPTIONS = "x-guidance"  # the schema keyword with options for the library
 
-# Keywords of JSON Schema drafts 3 and 4, which the library ignores as annotations.
+# Keywords from JSON Schema drafts 3 and 4. The library would ignore them as annotations.
 _OLD_KEYWORDS = ("extends", "disallow", "divisibleBy")
 _MAX_CALLS = 16  # tool calls per response; small models tend to repeat calls endlessly
 _EXACT = 2**53  # JSON integers are exact up to this value
@@ -50,7 +50,7 @@ class UnsupportedGrammar(ValueError):
     """Raised for a grammar that cannot be enforced."""
 
     def client_message(self, kind: GrammarKind) -> str:
-        """Return the error message for the client, which sent a grammar of this ``kind``."""
+        """Return the error message for a client that sent a grammar of this ``kind``."""
         name = "JSON schema" if kind.startswith("json") else kind
         return f"The {name} cannot be enforced: {self}."
 
@@ -60,7 +60,7 @@ def to_lark(kind: GrammarKind, text: str, *, begins_with_space: bool = False) ->
 
     ``text`` is the schema as JSON, the regular expression, or the choices as a JSON list of strings. It is
     ignored for ``json_object``; for ``tools``, see ``Grammar`` in ``llava_wire``. Set ``begins_with_space``
-    if the detokenizer removes a space from the beginning of a text; the grammar then adds it.
+    if the detokenizer removes a space from the beginning of a text; the grammar then includes this space.
     """
     start = 'start: " " output' if begins_with_space else "start: output"
     rules = _tool_rules(text) if kind == "tools" else f"output: {_rule(kind, text)}"
@@ -82,8 +82,8 @@ def _rule(kind: GrammarKind, text: str) -> str:
 def _tool_rules(text: str) -> str:
     """Return the rules for tool calls.
 
-    Each call is to one function. If the tool choice is "auto", the output can also be text that does not
-    start like a call.
+    Each call invokes one function. If the tool choice is "auto", the output can also be text that does not
+    start with ``<tool_call>``.
     """
     wanted = json.loads(text)
     calls = f'call ("\\n" call){{0,{_MAX_CALLS - 1}}}' if wanted["is_parallel"] else "call"
@@ -124,7 +124,7 @@ def _check_keywords(schema: dict[str, Any]) -> None:
             raise UnsupportedGrammar(f"the keyword {keyword!r} is not supported")
     for keyword in ("exclusiveMinimum", "exclusiveMaximum"):
         if isinstance(schema.get(keyword), bool):
-            raise UnsupportedGrammar(f"{keyword} is a boolean, as in draft 4; use the numeric limit instead")
+            raise UnsupportedGrammar(f"{keyword} is a boolean, as in draft 4; use a numeric limit instead")
     named = schema.get("enum") if isinstance(schema.get("enum"), list) else []
     for value in (schema.get("const"), *cast("list[Any]", named)):
         if isinstance(value, int | float) and abs(value) > _EXACT:
@@ -134,9 +134,9 @@ def _check_keywords(schema: dict[str, Any]) -> None:
 
 
 def _regex(pattern: str) -> str:
-    """Return the pattern for use between Lark's slashes.
+    """Return the pattern in the form that Lark requires between slashes.
 
-    Anchors at both ends are removed, because the whole output is matched anyway.
+    Anchors at both ends are removed, because a pattern always has to match the whole output.
     """
     parts = _PART.findall(pattern.removeprefix("^"))
     if parts and parts[-1] == "\\":
