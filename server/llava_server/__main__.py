@@ -30,7 +30,7 @@ __all__ = ["main"]
 logger = logging.getLogger("llava_server")
 
 _MAX_HEADER_BYTES = 32 * 1024
-_FLUSH_TIMEOUT_S = 2  # extra time after the drain timeout to send the end of aborted responses
+_FLUSH_TIMEOUT_S = 2  # extra time after the drain timeout to send the final bytes of aborted responses
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
 
@@ -133,7 +133,7 @@ class DrainingServer(uvicorn.Server):
 
 
 async def _check_queue(settings: Settings) -> None:
-    """Check the queue before the app starts, so that ``main`` can report QueueUnavailable as one line."""
+    """Check the queue before the app starts, so that ``main`` can report QueueUnavailable on one line."""
     producer = await JobProducer.connect(settings.redis_url.get_secret_value())
     await producer.aclose()
 

@@ -32,14 +32,14 @@ class Settings(ServiceSettings):
     )
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on. 0 selects any free port.")
     admin_host: str = Field(
-        "127.0.0.1", description="Listen address of the admin port, which does not require an API key."
+        "127.0.0.1", description="Address to listen on for the admin port, which does not require an API key."
     )
     admin_port: int | None = Field(
         None,
         ge=0,
         le=65535,
         description="TCP port for /metrics, health checks and /workers. If not set, the API port serves "
-        "/metrics, and an API key is required.",
+        "/metrics and requires an API key for it.",
     )
     auth: bool = Field(
         True,
@@ -58,7 +58,7 @@ class Settings(ServiceSettings):
         512,
         ge=1,
         le=65536,
-        description="Maximum total size of the bodies of all open requests, in MiB. "
+        description="Maximum total size of all request bodies in memory, in MiB. "
         "Requests above the limit fail with 503.",
     )
     body_timeout_s: float = Field(
@@ -68,7 +68,7 @@ class Settings(ServiceSettings):
         1024,
         ge=1,
         le=100_000,
-        description="Maximum number of open POST requests. Requests above the limit fail with 503.",
+        description="Maximum number of concurrent POST requests. Requests above the limit fail with 503.",
     )
     max_text_kb: int = Field(
         1024, ge=1, le=65536, description="Maximum size of the text in one request, in KiB."

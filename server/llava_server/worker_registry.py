@@ -53,8 +53,8 @@ class WorkerRegistry:
     def __init__(self, producer: JobProducer, metrics: Metrics) -> None:
         self._producer = producer
         self._metrics = metrics
-        self._models: dict[str, ServedModel] = {}  # by name
-        self._num_workers: dict[str, int] = {}  # by model
+        self._models: dict[str, ServedModel] = {}  # keyed by name
+        self._num_workers: dict[str, int] = {}  # keyed by model name
         self._heartbeats: list[Heartbeat] = []
         self._refreshed_at: float | None = None  # time.monotonic()
         self._refresh_error: str | None = "The connection to the job queue has not been checked yet."

@@ -96,7 +96,7 @@ class ScriptedWorker:
         assert not self._thread.is_alive()
 
     def stop_pulling(self) -> None:
-        """Stop pulling jobs, but remain registered as live for a minute, so new jobs are accepted but wait."""
+        """Stop pulling jobs. Stay registered as live for a minute, so that new jobs are accepted and wait."""
         self.stop()
 
         async def announce() -> None:

@@ -81,7 +81,7 @@ class Controller:
         self._metrics = metrics
         self._limiter = limiter
         self._queue_timeout_s = queue_timeout_s
-        self._open: dict[str, OutputQueue] = {}  # by job ID
+        self._open: dict[str, OutputQueue] = {}  # keyed by job ID
         self._detached = DetachedJobs(producer, metrics, grace_s=orphan_grace_s)
         self._tails: dict[OutputQueue, asyncio.Task[None]] = {}
         self.failure: str | None = None  # set if this process must be restarted
@@ -182,7 +182,7 @@ class Controller:
         return is_cancelled
 
     async def delete(self, job_id: str, tenant: str) -> bool:
-        """Delete a job and its output. Return whether it existed. Raises ApiError (503)."""
+        """Delete a job and its output. Return whether the job existed. Raises ApiError (503)."""
         with _queue_errors():
             return await self._producer.delete(job_id, tenant=tenant)
 

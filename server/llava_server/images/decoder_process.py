@@ -163,7 +163,7 @@ def _restrict_process(*, memory_bytes: int) -> str | None:
 def _load_plugins() -> None:
     """Preprocess one image of each format.
 
-    Pillow then imports all modules that it needs before file access is blocked.
+    This makes Pillow import all modules that it needs before file access is blocked.
     """
     Image.preinit()
     exif = Image.Exif()

@@ -89,7 +89,7 @@ def redirect_target(url: ImageUrl, location: str, *, allow_http: bool) -> ImageU
 
 
 def is_public(text: str) -> bool:
-    """Return whether an IP address, and each IPv4 address embedded in it, is globally reachable."""
+    """Return whether an IP address and all IPv4 addresses embedded in it are globally reachable."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

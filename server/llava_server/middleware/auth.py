@@ -56,7 +56,7 @@ class ApiKeys:
         self._store: ApiKeyStore | None = None
         self._store_version = ""
         self._from_store: frozenset[str] = frozenset()
-        self._limits: dict[str, KeyLimits] = {}  # by tenant
+        self._limits: dict[str, KeyLimits] = {}  # keyed by tenant
         self._refreshed_at = float("-inf")  # time.monotonic()
         self._is_store_unavailable = False
         self._refreshing = asyncio.Lock()
