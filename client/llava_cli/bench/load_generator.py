@@ -100,10 +100,10 @@ async def _first_model(client: AsyncClient) -> str:
 async def _warm_up(
     client: AsyncClient, plan: Plan, model: str, conversation: PlannedConversation
 ) -> tuple[Plan, Sample]:
-    """Send one request. If the server rejects ``ignore_eos``, retry without it and disable it in the returned
-    plan.
+    """Send one request, and return the plan to run and the measurements of the request.
 
-    Raises LlavaError if the request fails.
+    If the server rejects ``ignore_eos``, retry without it and disable it in the returned plan. Raises
+    LlavaError if the request fails.
     """
     one_turn = replace(conversation, questions=conversation.questions[:1])
     while True:
