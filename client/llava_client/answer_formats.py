@@ -34,8 +34,8 @@ FORMATS: dict[FormatName, str] = {
 def format_question(question: str | None, name: FormatName | None) -> str | None:
     """Return the question followed by the instruction for the format.
 
-    If ``question`` is None, return only the instruction for the caption format and None for other formats.
-    Raises ValueError if the format is unknown.
+    If ``question`` is None, return only the instruction if the format is a caption format, and None
+    otherwise. Raises ValueError if the format is unknown.
     """
     if name is None:
         return question

@@ -35,8 +35,8 @@ T = TypeVar("T")
 class AsyncClient(BaseClient[httpx2.AsyncClient]):
     """The asyncio version of ``Client``. Image files are read in a thread.
 
-    To get a complete response, use ``await client.chat(...)``. To stream a response, use ``stream = await
-    client.stream(...)`` and iterate over it with ``async for``.
+    Await ``client.chat(...)`` to get a complete response. To stream a response, await ``client.stream(...)``
+    and iterate over the result with ``async for``.
     """
 
     def __init__(

@@ -32,8 +32,8 @@ def choose_gpus(text: str, environment: Mapping[str, str]) -> tuple[str, ...]:
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise GpusUnavailable(
-            f"--gpus all requires nvidia-smi, which failed: {error}. List the GPUs, for example --gpus 0,1, or "
-            "omit --gpus to use the default device."
+            f"--gpus all requires nvidia-smi, which failed: {error}. List the GPUs, for example --gpus 0,1, "
+            "or omit --gpus to use the default device."
         ) from error
     gpus = tuple(done.stdout.split())
     if not gpus:

@@ -14,7 +14,7 @@ from llava_cli.up.child_process import Program
 
 __all__ = ["LaunchPlan"]
 
-# Long enough for a short response to finish, but short enough for a developer who waits for a local server to
+# Long enough for a short response to finish, but short enough for a developer waiting for a local server to
 # stop.
 _DRAIN_S = 5
 _WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}

@@ -122,9 +122,9 @@ def _choose_gpus(gpus: str | None, num_workers: int, device: str) -> tuple[str, 
 
 
 def _process_layers(plan: LaunchPlan, redis_url: str | None, stack: ExitStack) -> list[list[Program]]:
-    """Return the layers of programs in start order.
+    """Return the layers of programs in the order in which to start them.
 
-    ``stack`` cleans up a private Redis. Raises RedisNotFound.
+    ``stack`` cleans up a private Redis. Raises RedisNotFound if one is needed but not found.
     """
     if redis_url:
         return [plan.workers(redis_url), [plan.server(redis_url)]]
