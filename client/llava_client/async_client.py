@@ -231,7 +231,10 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         return await self._with_retries(attempt, retries or self._retries_for(api_request))
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request and return the response without reading its body. Raises APIStatusError."""
+        """Send a request and return the response without reading its body.
+
+        Raises APIStatusError if the response is an error.
+        """
         response = await self._http.send(request, stream=True)
         if not response.is_success:
             await response.aread()

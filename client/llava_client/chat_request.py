@@ -81,7 +81,10 @@ def completion_path(completion_id: str) -> str:
 
 
 def user_message(text: str, image: Images = None) -> dict[str, Any]:
-    """Return a user message for ``messages=[...]``, with the images before the text. Raises ImageError."""
+    """Return a user message for ``messages=[...]``, with the images before the text.
+
+    Raises ImageError if an image is invalid.
+    """
     parts = image_parts(image)
     if not parts:
         return {"role": "user", "content": text}

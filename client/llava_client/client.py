@@ -245,7 +245,10 @@ class Client(BaseClient[httpx2.Client]):
         )
 
     def _send(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request and return the response without reading its body. Raises APIStatusError."""
+        """Send a request and return the response without reading its body.
+
+        Raises APIStatusError if the response is an error.
+        """
         response = self._http.send(request, stream=True)
         if not response.is_success:
             response.read()

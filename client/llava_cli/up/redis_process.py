@@ -38,7 +38,10 @@ class RedisNotFound(Exception):
 
 
 def find_redis_binary() -> str:
-    """Return the path of a Redis server on the PATH or from the ``local`` extra. Raises RedisNotFound."""
+    """Return the path of a Redis server on the PATH or from the ``local`` extra.
+
+    Raises RedisNotFound if neither exists.
+    """
     for name in _NAMES:
         if found := shutil.which(name):
             return found
@@ -53,7 +56,10 @@ def find_redis_binary() -> str:
 
 @contextmanager
 def private_redis() -> Iterator[tuple[Program, str]]:
-    """Yield the Redis program and its URL. On exit, remove the program's folder. Raises RedisNotFound."""
+    """Yield the Redis program and its URL. On exit, remove the program's folder.
+
+    Raises RedisNotFound if no Redis server is installed.
+    """
     binary = find_redis_binary()
     with _private_folder() as folder:
         socket_path = folder / _SOCKET

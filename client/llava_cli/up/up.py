@@ -88,7 +88,10 @@ def up(
 
 
 async def run(plan: LaunchPlan, layers: list[list[Program]], display: Display) -> None:
-    """Start the processes, supervise them until a stop signal arrives, and stop them. Raises ChildFailed."""
+    """Start the processes, supervise them until a stop signal arrives, and stop them.
+
+    Raises ChildFailed if a process exits and cannot be restarted.
+    """
     stop, kill_now = asyncio.Event(), asyncio.Event()
     _listen_for_signals(stop, kill_now)
     async with Supervisor(on_line=display.line, on_event=display.show, kill_now=kill_now) as supervisor:
@@ -111,7 +114,10 @@ def _check_extras(model: str) -> None:
 
 
 def _choose_gpus(gpus: str | None, num_workers: int, device: str) -> tuple[str, ...]:
-    """Return the selected GPUs, or an empty tuple if --gpus is not set. Raises GpusUnavailable."""
+    """Return the selected GPUs, or an empty tuple if --gpus is not set.
+
+    Raises GpusUnavailable if the options conflict or the GPUs are invalid.
+    """
     if gpus is None:
         return ()
     if num_workers > 1 or device != "auto":
