@@ -1,4 +1,4 @@
-"""The ``llava-serve`` command. ``main`` is its entry point; ``app`` is the tree of subcommands."""
+"""The ``llava-serve`` command. ``main`` is the entry point, and ``app`` is the Typer application."""
 
 from __future__ import annotations
 

@@ -42,5 +42,5 @@ app.command("dlq", context_settings=_FORWARDED)(dlq)
 
 
 def main() -> None:
-    """Run the command line and exit with a documented exit code."""
+    """Run the command and exit with a documented exit code."""
     app()

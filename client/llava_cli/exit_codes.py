@@ -1,4 +1,4 @@
-"""Error output of the commands: a one-line message on stderr and an exit code for scripts."""
+"""Reports errors as one-line messages on stderr and as exit codes that scripts can check."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
 
 @contextmanager
 def handle_errors() -> Iterator[None]:
-    """Convert any exception raised by a command into a one-line message on stderr and an exit code."""
+    """Exit with a documented code after a LlavaError, Ctrl-C or a closed pipe.
+
+    The message of a LlavaError is printed as one line on stderr.
+    """
     try:
         yield
     except LlavaError as exc:
@@ -76,8 +79,8 @@ def handle_errors() -> Iterator[None]:
         typer.echo(err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
-        # `ask ... | head -1` closes the pipe early. Redirect stdout, because flushing it at exit would print
-        # an error.
+        # In `ask ... | head -1`, `head` closes the pipe early. Redirect stdout, because flushing it at exit
+        # would fail and print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(EXIT_FAILED) from None
 

@@ -15,7 +15,10 @@ _UNUSED_BY_ECHO = ("torch", "numpy", "tokenizers", "safetensors")
 
 
 def missing_modules(extra: str, *, model: str = "") -> list[str]:
-    """Return the modules of ``extra`` that are not installed. The "echo" model needs no model libraries."""
+    """Return the modules that ``extra`` requires but that are not installed.
+
+    The "echo" model does not require PyTorch and the other model libraries.
+    """
     unused = _UNUSED_BY_ECHO if model == "echo" else ()
     return [name for name in _MODULES[extra] if name not in unused and importlib.util.find_spec(name) is None]
 

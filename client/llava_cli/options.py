@@ -35,7 +35,7 @@ ApiKey = Annotated[
 ]
 ModelName = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Model name. Default: the first model that the server lists."),
+    typer.Option("--model", "-m", help="Model name. Default: the first model in the server's list."),
 ]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Maximum number of tokens to generate.")]
 Temperature = Annotated[
@@ -61,7 +61,10 @@ Choice = Annotated[list[str] | None, typer.Option("--choice", help="Allowed resp
 
 
 def schema_format(file: Path | None) -> dict[str, Any] | None:
-    """Return the ``response_format`` field for a JSON Schema file. Raises typer.BadParameter."""
+    """Return the ``response_format`` field for a JSON Schema file.
+
+    Raises typer.BadParameter if the file cannot be read or is not valid JSON.
+    """
     if file is None:
         return None
     try:

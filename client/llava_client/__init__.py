@@ -7,7 +7,7 @@
         for delta in client.stream("Describe it.", image="photo.png"):
             print(delta, end="", flush=True)
 
-``AsyncClient`` has the same methods for asyncio.
+``AsyncClient`` is the asyncio version and provides the same methods.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``AsyncClient``, the client for asyncio. The module ``client`` describes the structure of both clients."""
+"""``AsyncClient``, the asyncio client. The ``client`` module describes the structure of both clients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ T = TypeVar("T")
 class AsyncClient(BaseClient[httpx2.AsyncClient]):
     """The asyncio version of ``Client``. Image files are read in a thread.
 
-    Use ``await client.chat(...)``, or ``stream = await client.stream(...)`` and then ``async for``.
+    Await ``client.chat(...)`` to get a complete response. To stream a response, await ``client.stream(...)``
+    and iterate over the result with ``async for``.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         messages: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[ChatOptions],
     ) -> Answer:
-        """Return the complete response. Arguments and errors are the same as for ``Client.chat``."""
+        """Return the complete response. The arguments and errors are the same as for ``Client.chat``."""
         body = await self._body(question, image, messages, options)
         request = self._chat_request(body, options, is_stream=False)
 
@@ -94,7 +95,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         on_close: Callable[[str], None] | None = None,
         **options: Unpack[ChatOptions],
     ) -> AsyncStream:
-        """Stream the response. Arguments and errors are the same as for ``Client.stream``."""
+        """Stream the response. The arguments and errors are the same as for ``Client.stream``."""
         body = await self._body(question, image, messages, options)
         request = self._chat_request(body, options, is_stream=True)
         opener = _StreamOpener(self, options)
@@ -105,13 +106,16 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         return await self._with_retries(attempt)
 
     async def models(self) -> list[Model]:
-        """Return the models that the server lists. Raises APIConnectionError and APIError."""
+        """Return the models that the server offers.
+
+        Raises APIConnectionError or APIError if the request fails.
+        """
         return await self._execute(endpoints.models())
 
     def conversation(self, *, image: Images = None, **options: Unpack[ChatOptions]) -> AsyncConversation:
         """Create a conversation.
 
-        ``image`` is sent with the first question, ``options`` with every question.
+        ``image`` is sent with the first question. ``options`` are sent with every question.
         """
         return AsyncConversation(self, image=image, options=options)
 
@@ -120,7 +124,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
     ) -> Embeddings:
         """Return the embeddings of texts or images.
 
-        Arguments and errors are the same as for ``Client.embed``.
+        The arguments and errors are the same as for ``Client.embed``.
         """
         body = await asyncio.to_thread(endpoints.embed_body, text, image, model)
         return await self._execute(endpoints.embed(await self._with_model(body)))
@@ -132,21 +136,30 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         messages: Sequence[Mapping[str, Any]] | None = None,
         model: str | None = None,
     ) -> list[int]:
-        """Return token IDs. Arguments and errors are the same as for ``Client.tokenize``."""
+        """Return the token IDs of a text or prompt.
+
+        The arguments and errors are the same as for ``Client.tokenize``.
+        """
         body = endpoints.tokenize_body(text, messages, model)
         return await self._execute(endpoints.tokenize(await self._with_model(body)))
 
     async def detokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
-        """Return the text of token IDs. Raises the same errors as ``Client.detokenize``."""
+        """Convert token IDs to text. Raises the same errors as ``Client.detokenize``."""
         body = endpoints.detokenize_body(tokens, model)
         return await self._execute(endpoints.detokenize(await self._with_model(body)))
 
     async def retrieve_answer(self, answer_id: str) -> Answer:
-        """Return a running or recent response. Raises the same errors as ``Client.retrieve_answer``."""
+        """Wait until an earlier response is complete and return it.
+
+        Raises the same errors as ``Client.retrieve_answer``.
+        """
         return await self._execute(endpoints.retrieve_answer(answer_id))
 
     async def delete_answer(self, answer_id: str) -> None:
-        """Cancel and delete a response. Raises the same errors as ``Client.delete_answer``."""
+        """Cancel a response if it is still running, and delete it.
+
+        Raises the same errors as ``Client.delete_answer``.
+        """
         await self._execute(endpoints.delete_answer(answer_id))
 
     async def submit_batch(
@@ -154,7 +167,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
     ) -> Batch:
         """Submit a batch of chat requests.
 
-        Arguments and errors are the same as for ``Client.submit_batch``.
+        The arguments and errors are the same as for ``Client.submit_batch``.
         """
         requests = requests if isinstance(requests, (str, bytes, os.PathLike)) else list(requests)
         model = await self._model() if lacks_model(requests) else None
@@ -163,7 +176,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         return (await self._execute(endpoints.create_batch(file_id, metadata))).checked()
 
     async def retrieve_batch(self, batch_id: str) -> Batch:
-        """Return the state of a batch. Raises the same errors as ``Client.retrieve_batch``."""
+        """Return the current state of a batch. Raises the same errors as ``Client.retrieve_batch``."""
         return await self._execute(endpoints.retrieve_batch(batch_id))
 
     async def cancel_batch(self, batch_id: str) -> Batch:
@@ -171,7 +184,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         return await self._execute(endpoints.cancel_batch(batch_id))
 
     async def follow_batch(self, batch_id: str, *, poll_s: float = 1.0) -> AsyncIterator[Batch]:
-        """Yield the batch now and after each change until it ends.
+        """Yield the current state of a batch, and again after each change until the batch ends.
 
         Raises the same errors as ``Client.follow_batch``.
         """
@@ -185,7 +198,10 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
             last = batch
 
     async def batch_results(self, batch_id: str, *, poll_s: float = 1.0) -> AsyncIterator[BatchResult]:
-        """Yield the results after the batch has ended. Raises the same errors as ``Client.batch_results``."""
+        """Wait until the batch ends, then yield its results.
+
+        Raises the same errors as ``Client.batch_results``.
+        """
         *_, batch = [batch async for batch in self.follow_batch(batch_id, poll_s=poll_s)]
         for file_id in filter(None, (batch.checked().output_file_id, batch.error_file_id)):
             for result in read_results(await self._execute(endpoints.download(file_id))):
@@ -215,7 +231,10 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         return await self._with_retries(attempt, retries or self._retries_for(api_request))
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request and return the response without reading its body. Raises APIStatusError."""
+        """Send a request and return the response without reading its body.
+
+        Raises APIStatusError if the response is an error.
+        """
         response = await self._http.send(request, stream=True)
         if not response.is_success:
             await response.aread()
@@ -239,7 +258,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
 
 
 class _StreamOpener:
-    """Reopens and cancels the stream of one request."""
+    """Reopens or cancels the stream for one request."""
 
     def __init__(self, client: AsyncClient, options: ChatOptions) -> None:
         self._client = client

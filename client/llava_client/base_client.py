@@ -25,7 +25,7 @@ Http = TypeVar("Http", httpx2.Client, httpx2.AsyncClient)
 
 
 class BaseClient(Generic[Http]):
-    """Builds requests and caches the default model, which is used when the caller specifies none."""
+    """Builds requests and caches the default model, which is used if the caller does not specify one."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class BaseClient(Generic[Http]):
 
     @property
     def base_url(self) -> str:
-        """The server's address, without ``/v1``."""
+        """The server's URL, without ``/v1``."""
         return self._connection.base_url
 
     def __repr__(self) -> str:
@@ -80,7 +80,7 @@ class BaseClient(Generic[Http]):
         )
 
     def _resume_request(self, last_event_id: str, options: ChatOptions) -> httpx2.Request:
-        """Build the request that continues a stream after an event."""
+        """Build the request that resumes a stream after the event ``last_event_id``."""
         return self._http.build_request(
             "GET",
             self._connection.url(completion_path(last_event_id.rpartition(":")[0])),
@@ -98,7 +98,7 @@ class BaseClient(Generic[Http]):
         )
 
     def _resume_retries(self) -> RetryState:
-        """Allow three times as many retries as for a new request, because a server restart takes seconds."""
+        """Allow three times as many retries as usual, because a server restart takes several seconds."""
         return RetryState(self._retry_policy, self._max_retries * 3)
 
     def _read_timeout(self, options: ChatOptions) -> httpx2.Timeout:
@@ -106,6 +106,6 @@ class BaseClient(Generic[Http]):
         return self._timeout if timeout is None else httpx2.Timeout(timeout)
 
     def _reset_model_after(self, failure: LlavaError) -> None:
-        """Clear the cached default model if the server no longer has it."""
+        """Clear the cached default model if ``failure`` means that the server no longer offers it."""
         if isinstance(failure, APIStatusError) and failure.status_code == 404:
             self._default_model = None

@@ -1,4 +1,4 @@
-"""The input files, states and results of batches. The only I/O is reading an input file."""
+"""Batch input files, batch states and batch results. The only I/O is reading an input file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
 class BatchCounts(ResponseModel):
-    """The number of requests in a batch: total, completed, and failed (rejected or not run)."""
+    """Request counts for a batch: total, completed, and failed (rejected or not run)."""
 
     total: int = 0
     completed: int = 0
@@ -46,7 +46,7 @@ class BatchCounts(ResponseModel):
 
 
 class BatchIssue(ResponseModel):
-    """A problem with the input file of a batch. ``line`` starts at 1."""
+    """A problem with the input file of a batch. Line numbers start at 1."""
 
     message: str = ""
     code: str = ""
@@ -59,7 +59,7 @@ class _Issues(ResponseModel):
 
 
 class Batch(ResponseModel):
-    """A snapshot of a batch. Field names are the same as in OpenAI's API. Times are in Unix seconds."""
+    """A snapshot of a batch. Field names are the same as in OpenAI's API. Times are Unix timestamps."""
 
     id: str
     status: str
@@ -96,7 +96,7 @@ class Batch(ResponseModel):
 class BatchResult(ResponseModel):
     """The result of one request: either an ``answer`` or an ``error``.
 
-    ``raw`` is the decoded line of the output or error file.
+    ``raw`` is the decoded line from the output or error file.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -125,14 +125,20 @@ def batch_request(
 
 
 def lacks_model(requests: BatchRequests) -> bool:
-    """Return whether any request lacks a model. Files are sent unchanged and are not inspected."""
+    """Return whether any request does not specify a model.
+
+    Files are not inspected, because they are sent unchanged.
+    """
     if isinstance(requests, (str, os.PathLike, bytes)):
         return False
     return any("model" not in request.get("body", {}) for request in requests)
 
 
 def batch_file(requests: BatchRequests, model: str | None) -> bytes:
-    """Return the JSONL to upload. ``model`` is added to requests that do not specify one. Raises OSError."""
+    """Return the JSONL data to upload. Add ``model`` to requests that do not specify one.
+
+    Raises OSError if the file cannot be read.
+    """
     if isinstance(requests, bytes):
         return requests
     if isinstance(requests, (str, os.PathLike)):
@@ -142,7 +148,7 @@ def batch_file(requests: BatchRequests, model: str | None) -> bytes:
 
 
 def read_results(data: bytes) -> Iterator[BatchResult]:
-    """Yield the results in an output or error file, in order."""
+    """Yield the results from an output or error file, in the order of the file."""
     for line in data.splitlines():
         yield _parse_result(json.loads(line))
 

@@ -1,4 +1,4 @@
-"""The bodies of chat requests. The only I/O is reading image files."""
+"""Builds the bodies of chat requests. The only I/O is reading image files."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ _NOT_SENT = frozenset({"system", "format", "timeout", "extra_body", "idempotency
 
 
 class ChatOptions(TypedDict, total=False):
-    """Options of a chat request. Passing None is the same as omitting the option.
+    """Options for a chat request. Setting an option to None is the same as omitting it.
 
-    ``model`` defaults to the first model that the server lists. ``system`` replaces the default system
-    prompt. ``format`` adds an instruction that LLaVA-1.5 was trained to follow (see
-    ``llava_client.FORMATS``). If ``temperature`` is 0, the most likely token is always selected.
-    ``logit_bias`` maps token IDs to values from -100 to 100. ``n`` is the number of choices to generate
-    (``Answer.choices``); a stream yields only the text of the first. ``logprobs`` and ``top_logprobs`` are
-    returned in ``Answer.choices``.
+    ``model`` defaults to the first model in the server's list. ``system`` replaces the default system prompt.
+    ``format`` adds an instruction that LLaVA-1.5 was trained to follow (see ``llava_client.FORMATS``). If
+    ``temperature`` is 0, the most likely token is always selected. ``logit_bias`` maps token IDs to values
+    from -100 to 100. ``n`` is the number of choices to generate. ``Answer.choices`` contains all of them, but
+    a stream yields only the text of the first one. ``Answer.choices`` also contains the log probabilities
+    that ``logprobs`` and ``top_logprobs`` request.
 
     ``top_k``, ``min_p``, ``repetition_penalty``, ``min_tokens`` and ``stop_token_ids`` are extensions that
-    work as in vLLM. ``response_format`` works as in OpenAI's API: {"type": "json_object"}, or a JSON Schema
-    that the response must match. ``guided_regex`` and ``guided_choice`` (extensions) restrict the response to
-    a regular expression or to a list of strings. ``tools``, ``tool_choice`` and ``parallel_tool_calls`` work
-    as in OpenAI's API; calls are returned in ``Choice.tool_calls``. Requests with the ``service_tier``
-    "priority" run before all others, and requests with "flex" after them. ``continue_final_message``
-    (extension) continues the last assistant message in ``messages``. Setting ``cache_scope`` (extension) to
-    "public" shares cached prompts with other API keys.
+    work as in vLLM. ``response_format`` works as in OpenAI's API. It requests either any JSON object or JSON
+    that matches a schema. The extensions ``guided_regex`` and ``guided_choice`` require the response to match
+    a regular expression or to be one of the given strings. ``tools``, ``tool_choice`` and
+    ``parallel_tool_calls`` work as in OpenAI's API. The model's calls are returned in ``Choice.tool_calls``.
+    Requests whose ``service_tier`` is "priority" run before all others. Requests whose ``service_tier`` is
+    "flex" run after all others. If the extension ``continue_final_message`` is true, the response continues
+    the last assistant message in ``messages``. Setting the extension ``cache_scope`` to "public" shares
+    cached prompts with other API keys.
 
     ``timeout`` is the maximum time to wait for more data, in seconds. Requests with the same
-    ``idempotency_key`` run only once. By default, each call uses a new key, so that its retries are safe.
+    ``idempotency_key`` run only once. By default, each call uses a new key, which makes its retries safe.
     ``extra_body`` is merged into the request body and can contain fields that this client does not support.
     """
 
@@ -80,7 +81,10 @@ def completion_path(completion_id: str) -> str:
 
 
 def user_message(text: str, image: Images = None) -> dict[str, Any]:
-    """Return a user message for ``messages=[...]``, with the images before the text. Raises ImageError."""
+    """Return a user message for ``messages=[...]``, with the images before the text.
+
+    Raises ImageError if an image is invalid.
+    """
     parts = image_parts(image)
     if not parts:
         return {"role": "user", "content": text}
@@ -93,10 +97,11 @@ def chat_body(
     messages: Sequence[Mapping[str, Any]] | None,
     options: ChatOptions,
 ) -> dict[str, Any]:
-    """Return the body of a chat request: ``messages``, followed by ``question`` as the next turn.
+    """Return the body of a chat request. ``question`` becomes the next turn after ``messages``.
 
-    Raises TypeError if there are no messages and no question, or if an image or format is given without a
-    question. Raises ValueError for an unknown format and ImageError for an invalid image.
+    Raises TypeError if neither a question nor messages are given, or if an image or a format is given without
+    the question that it requires. Raises ValueError if the format is unknown, and ImageError if an image is
+    invalid.
     """
     question = format_question(question, options.get("format"))
     if question is None and options.get("format"):

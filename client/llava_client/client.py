@@ -1,7 +1,7 @@
 """``Client``, the blocking client.
 
-Other modules build requests, parse responses and streams, and decide on retries, all without I/O. Only this
-module and ``async_client`` send requests and wait.
+Other modules build requests, parse responses and decide on retries without accessing the network. Only this
+module, ``async_client`` and ``stream`` access it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ T = TypeVar("T")
 
 
 class Client(BaseClient[httpx2.Client]):
-    """A blocking client for llava-serve and other OpenAI-compatible servers. Safe to share between threads.
+    """A blocking, thread-safe client for llava-serve and other OpenAI-compatible servers.
 
-    ``base_url`` defaults to $LLAVA_BASE_URL, or http://127.0.0.1:8000; ``api_key`` defaults to
-    $LLAVA_API_KEY. ``timeout`` is the maximum time to wait for more data, in seconds; it does not limit the
-    total time. ``max_retries`` is the maximum number of retries per request; ``retry_policy`` determines the
-    delays. The client does not close an ``http_client`` that is passed in.
+    ``base_url`` defaults to $LLAVA_BASE_URL or, if that is not set, to http://127.0.0.1:8000. ``api_key``
+    defaults to $LLAVA_API_KEY. ``timeout`` is the maximum time to wait for more data, in seconds. It does not
+    limit the total time. ``max_retries`` is the maximum number of retries per request. ``retry_policy``
+    determines the delays between retries. If you pass an ``http_client``, the client does not close it.
     """
 
     def __init__(
@@ -83,10 +83,11 @@ class Client(BaseClient[httpx2.Client]):
         messages: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[ChatOptions],
     ) -> Answer:
-        """Return the complete response to a question. ``ChatOptions`` describes the other arguments.
+        """Return the complete response to a question.
 
-        ``messages`` are earlier turns in OpenAI's format; ``question`` (with ``image``) is the next turn.
-        Raises TypeError (no question or messages), ImageError, APIConnectionError and APIError.
+        ``messages`` contains earlier turns in OpenAI's format. ``question`` and ``image`` are the next turn.
+        ``ChatOptions`` describes the other arguments. Raises TypeError or ValueError if the arguments are
+        invalid, ImageError if an image is invalid, and APIConnectionError or APIError if the request fails.
         """
         body = self._with_model(chat_body(question, image, messages, options))
         request = self._chat_request(body, options, is_stream=False)
@@ -101,10 +102,12 @@ class Client(BaseClient[httpx2.Client]):
         on_close: Callable[[str], None] | None = None,
         **options: Unpack[ChatOptions],
     ) -> Stream:
-        """Stream the response to a question. Returns after the first event, so rejected requests raise here.
+        """Stream the response to a question.
 
-        ``on_close`` is called once with the text received, however the stream ends. Raises the same errors as
-        ``chat``. Iterating over the stream may raise StreamInterrupted or APIError.
+        Returns after the first event, so the error for a rejected request is raised here and not during
+        iteration. Raises the same errors as ``chat``. Iterating over the stream may raise StreamInterrupted
+        or APIError. When the stream closes, for whatever reason, ``on_close`` is called once with the text
+        received until then.
         """
         body = self._with_model(chat_body(question, image, messages, options))
         request = self._chat_request(body, options, is_stream=True)
@@ -112,13 +115,16 @@ class Client(BaseClient[httpx2.Client]):
         return self._with_retries(lambda: Stream(self._send(request), on_close, opener=opener).begin())
 
     def models(self) -> list[Model]:
-        """Return the models that the server lists. Raises APIConnectionError and APIError."""
+        """Return the models that the server offers.
+
+        Raises APIConnectionError or APIError if the request fails.
+        """
         return self._execute(endpoints.models())
 
     def conversation(self, *, image: Images = None, **options: Unpack[ChatOptions]) -> Conversation:
         """Create a conversation.
 
-        ``image`` is sent with the first question, ``options`` with every question.
+        ``image`` is sent with the first question. ``options`` are sent with every question.
         """
         return Conversation(self, image=image, options=options)
 
@@ -127,8 +133,8 @@ class Client(BaseClient[httpx2.Client]):
     ) -> Embeddings:
         """Return the embeddings of texts or images, at most 2,048 per call.
 
-        Raises TypeError (unless exactly one of the two is given), ImageError, APIConnectionError and
-        APIError.
+        Raises TypeError unless exactly one of ``text`` and ``image`` is given, ImageError if an image is
+        invalid, and APIConnectionError or APIError if the request fails.
         """
         body = endpoints.embed_body(text, image, model)
         return self._execute(endpoints.embed(self._with_model(body)))
@@ -140,39 +146,45 @@ class Client(BaseClient[httpx2.Client]):
         messages: Sequence[Mapping[str, Any]] | None = None,
         model: str | None = None,
     ) -> list[int]:
-        """Return the token IDs of a text, or of the prompt for ``messages`` including its images.
+        """Return the token IDs of a text, or of the prompt for ``messages``, including its images.
 
-        Raises TypeError (unless exactly one of the two is given), APIConnectionError and APIError.
+        Raises TypeError unless exactly one of ``text`` and ``messages`` is given, and APIConnectionError or
+        APIError if the request fails.
         """
         body = endpoints.tokenize_body(text, messages, model)
         return self._execute(endpoints.tokenize(self._with_model(body)))
 
     def detokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
-        """Return the text of token IDs. Special tokens have no text.
+        """Convert token IDs to text. Special tokens are omitted.
 
-        Raises APIConnectionError and APIError.
+        Raises APIConnectionError or APIError if the request fails.
         """
         body = endpoints.detokenize_body(tokens, model)
         return self._execute(endpoints.detokenize(self._with_model(body)))
 
     def retrieve_answer(self, answer_id: str) -> Answer:
-        """Return a response that was requested with this API key. Waits until it is complete.
+        """Wait until an earlier response is complete and return it.
 
-        Responses are available until five minutes after they end, and only if ``n`` is 1. Raises
-        APIConnectionError and APIError (NotFoundError for an unknown ID).
+        It must have been requested with this API key and with ``n`` set to 1. A response remains available
+        for five minutes after it ends. Raises NotFoundError if no such response exists, and
+        APIConnectionError or another APIError if the request fails.
         """
         return self._execute(endpoints.retrieve_answer(answer_id))
 
     def delete_answer(self, answer_id: str) -> None:
-        """Cancel and delete a response and all its choices. Raises the same errors as ``retrieve_answer``."""
+        """Cancel a response if it is still running, and delete it with all of its choices.
+
+        Raises the same errors as ``retrieve_answer``.
+        """
         self._execute(endpoints.delete_answer(answer_id))
 
     def submit_batch(self, requests: BatchRequests, *, metadata: Mapping[str, str] | None = None) -> Batch:
         """Submit chat requests to run at low priority within 24 hours. Returns once they are stored.
 
-        ``requests`` are return values of ``batch_request``, or a JSONL file as a path or bytes. Raises
-        OSError (the file cannot be read), APIConnectionError and APIError. If the file has invalid lines, the
-        APIError lists them and no requests are run.
+        ``requests`` contains requests created by ``batch_request``. It can also be a JSONL file, passed as a
+        path or as bytes. Raises OSError if the file cannot be read, and APIConnectionError or APIError if the
+        submission fails. If the file contains invalid lines, the APIError reports the first ones, and no
+        requests are run.
         """
         requests = requests if isinstance(requests, (str, bytes, os.PathLike)) else list(requests)
         model = self._model() if lacks_model(requests) else None
@@ -180,23 +192,25 @@ class Client(BaseClient[httpx2.Client]):
         return self._execute(endpoints.create_batch(file_id, metadata)).checked()
 
     def retrieve_batch(self, batch_id: str) -> Batch:
-        """Return the state of a batch.
+        """Return the current state of a batch.
 
-        Raises APIConnectionError and APIError (NotFoundError if it does not exist).
+        Raises NotFoundError if the batch does not exist, and APIConnectionError or another APIError if the
+        request fails.
         """
         return self._execute(endpoints.retrieve_batch(batch_id))
 
     def cancel_batch(self, batch_id: str) -> Batch:
-        """Cancel a batch but keep its results.
+        """Cancel a batch but keep the results of requests that have already completed.
 
         Raises the same errors as ``retrieve_batch``, and ConflictError if the batch has ended.
         """
         return self._execute(endpoints.cancel_batch(batch_id))
 
     def follow_batch(self, batch_id: str, *, poll_s: float = 1.0) -> Iterator[Batch]:
-        """Yield the batch now and after each change until it ends. Polls every ``poll_s`` seconds.
+        """Yield the current state of a batch, and again after each change until the batch ends.
 
-        Closing the iterator does not cancel the batch. Raises the same errors as ``retrieve_batch``.
+        Polls every ``poll_s`` seconds. Closing the iterator does not cancel the batch. Raises the same errors
+        as ``retrieve_batch``.
         """
         last: Batch | None = None
         while last is None or not last.is_over:
@@ -231,7 +245,10 @@ class Client(BaseClient[httpx2.Client]):
         )
 
     def _send(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request and return the response without reading its body. Raises APIStatusError."""
+        """Send a request and return the response without reading its body.
+
+        Raises APIStatusError if the response is an error.
+        """
         response = self._http.send(request, stream=True)
         if not response.is_success:
             response.read()
@@ -253,7 +270,7 @@ class Client(BaseClient[httpx2.Client]):
 
 
 class _StreamOpener:
-    """Reopens and cancels the stream of one request."""
+    """Reopens or cancels the stream for one request."""
 
     def __init__(self, client: Client, options: ChatOptions) -> None:
         self._client = client

@@ -1,4 +1,4 @@
-"""The server's address and the API key, from arguments, environment variables or defaults."""
+"""The server's URL and the API key, read from arguments, environment variables or defaults."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 
 @dataclass(frozen=True)
 class Connection:
-    """A server's address without a trailing slash or ``/v1``, and the API key (omitted from the repr)."""
+    """The server's URL, without a trailing slash or ``/v1``, and the API key, which the repr omits."""
 
     base_url: str
     api_key: str | None = field(default=None, repr=False)
 
     @classmethod
     def resolve(cls, base_url: str | None = None, api_key: str | None = None) -> Connection:
-        """Read missing values from ``LLAVA_BASE_URL`` and ``LLAVA_API_KEY``. Raises ConfigurationError."""
+        """Create a connection. Missing values are read from ``LLAVA_BASE_URL`` and ``LLAVA_API_KEY``.
+
+        Raises ConfigurationError if the URL is invalid.
+        """
         url = base_url or os.environ.get("LLAVA_BASE_URL") or DEFAULT_BASE_URL
         return cls(_validate_url(url), api_key or os.environ.get("LLAVA_API_KEY") or None)
 

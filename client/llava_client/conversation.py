@@ -18,7 +18,7 @@ __all__ = ["AsyncConversation", "Conversation"]
 
 
 class ChatClient(Protocol):
-    """The methods of ``Client`` that a conversation uses."""
+    """The methods of ``Client`` that conversations use."""
 
     def chat(self, *, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]) -> Answer: ...
 
@@ -32,7 +32,7 @@ class ChatClient(Protocol):
 
 
 class AsyncChatClient(Protocol):
-    """The methods of ``AsyncClient`` that a conversation uses."""
+    """The methods of ``AsyncClient`` that conversations use."""
 
     async def chat(
         self, *, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
@@ -48,10 +48,10 @@ class AsyncChatClient(Protocol):
 
 
 class _ConversationHistory:
-    """The turns of a conversation.
+    """The turns in a conversation.
 
-    A question is recorded only together with its response, so failed turns are not recorded. If a response is
-    stopped early, the part received so far is recorded.
+    A question and its response are recorded together, and only if text was received. If a response ends
+    early, the part that was received is recorded.
     """
 
     def __init__(self, image: Images, options: ChatOptions) -> None:

@@ -1,4 +1,7 @@
-"""One function per endpoint, which returns the request and the parser for its response. Does no I/O."""
+"""One function per endpoint. Each returns a request and the parser for its response.
+
+The only I/O is reading image files.
+"""
 
 from __future__ import annotations
 
@@ -49,9 +52,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ApiRequest(Generic[T]):
-    """A request and the function that parses its response. The function raises APIError.
+    """A request and the function that parses its response.
 
-    ``is_retryable`` is whether the request may be retried if no response was received.
+    ``parse`` raises APIError if the response is an error or invalid. ``is_retryable`` is whether the request
+    may be retried after a failure.
     """
 
     method: str
@@ -62,7 +66,7 @@ class ApiRequest(Generic[T]):
     is_retryable: bool = True
 
     def content(self) -> dict[str, Any]:
-        """Return the arguments that pass the body to ``httpx2.Client.build_request``."""
+        """Return the arguments of ``httpx2.Client.build_request`` that set the request body."""
         if self.file is not None:
             return {"files": {"file": ("requests.jsonl", self.file)}, "data": {"purpose": "batch"}}
         return {} if self.body is None else {"json": self.body}
@@ -79,7 +83,8 @@ def default_model() -> ApiRequest[str]:
 def embed_body(text: str | Sequence[str] | None, image: Images, model: str | None) -> dict[str, Any]:
     """Return the body of an embeddings request.
 
-    Raises TypeError unless exactly one input is given, and ImageError for an invalid image.
+    Raises TypeError unless exactly one of ``text`` and ``image`` is given, and ImageError if an image is
+    invalid.
     """
     if (text is None) == (image is None):
         raise TypeError("Pass either text or image=. Text and image embeddings are not comparable.")
@@ -98,7 +103,10 @@ def embed(body: Mapping[str, Any]) -> ApiRequest[Embeddings]:
 def tokenize_body(
     text: str | None, messages: Sequence[Mapping[str, Any]] | None, model: str | None
 ) -> dict[str, Any]:
-    """Return the body of a tokenize request. Raises TypeError unless exactly one input is given."""
+    """Return the body of a tokenize request.
+
+    Raises TypeError unless exactly one of ``text`` and ``messages`` is given.
+    """
     if (text is None) == (messages is None):
         raise TypeError("Pass either text or messages=[...].")
     prompt = {"messages": list(messages)} if messages is not None else {"prompt": text}
@@ -136,7 +144,7 @@ def download(file_id: str) -> ApiRequest[bytes]:
 def create_batch(file_id: str, metadata: Mapping[str, str] | None) -> ApiRequest[Batch]:
     """Return the request that creates a batch.
 
-    Retries are disabled, because they could run every request twice.
+    The request is not retried, because a retry could create a second batch.
     """
     body: dict[str, Any] = {"input_file_id": file_id, "endpoint": CHAT_PATH, "completion_window": "24h"}
     if metadata is not None:

@@ -1,4 +1,4 @@
-"""The exceptions of this package, and functions that create them from HTTP responses.
+"""The exceptions that this package raises, and functions that create them from HTTP responses.
 
 LlavaError
 ├── ConfigurationError            invalid base URL (also a ValueError)
@@ -51,11 +51,11 @@ __all__ = [
     "status_error",
 ]
 
-_BODY_EXCERPT = 200  # number of characters of an unrecognized response body to show in a message
+_BODY_EXCERPT = 200  # maximum length of the part of an unrecognized response body shown in a message
 
 
 class LlavaError(Exception):
-    """The base class of all exceptions here. Invalid arguments raise TypeError or ValueError instead."""
+    """The base class of this package's exceptions. Other invalid arguments raise TypeError or ValueError."""
 
 
 class ConfigurationError(LlavaError, ValueError):
@@ -71,11 +71,11 @@ class APIConnectionError(LlavaError):
 
 
 class APITimeoutError(APIConnectionError):
-    """The server sent no data for longer than ``timeout``. The client does not retry."""
+    """The server sent no data for longer than ``timeout``. The client does not retry the request."""
 
 
 class StreamInterrupted(APIConnectionError):
-    """A stream ended before its last event. ``text`` is the text received before that."""
+    """A stream ended before it was complete. ``text`` is the text received until then."""
 
     def __init__(self, message: str, *, text: str = "") -> None:
         super().__init__(message)
@@ -83,10 +83,10 @@ class StreamInterrupted(APIConnectionError):
 
 
 class APIError(LlavaError):
-    """The server rejected the request or failed. ``code`` is machine-readable, ``message`` human-readable.
+    """The server rejected the request or failed to process it.
 
-    ``request_id`` identifies the request in the server's logs; ``body`` is the decoded JSON of the response,
-    or its text.
+    ``code`` is machine-readable. ``message`` is human-readable. ``request_id`` identifies the request in the
+    server's logs. ``body`` is the decoded JSON of the response, or the response text if it is not JSON.
     """
 
     def __init__(self, message: str, *, body: object = None, request_id: str | None = None) -> None:
@@ -106,8 +106,8 @@ class APIError(LlavaError):
 class APIStatusError(APIError):
     """A response with an error status.
 
-    ``retry_after_s`` is the delay requested by the server, or None. ``should_retry`` is whether the server
-    recommends a retry, or None if it did not specify this.
+    ``retry_after_s`` is the retry delay requested by the server, or None if it did not request one.
+    ``should_retry`` is whether the server recommends a retry, or None if it made no recommendation.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class NotFoundError(APIStatusError):
 
 
 class ConflictError(APIStatusError):
-    """409: the request conflicts with another one."""
+    """409: the request conflicts with another request or with the current state."""
 
 
 class RateLimitError(APIStatusError):
@@ -171,7 +171,7 @@ _SHOULD_RETRY = {"true": True, "false": False}
 
 
 def status_error(response: httpx2.Response) -> APIStatusError:
-    """Return the exception for an error response. The body must have been read."""
+    """Return the exception for an error response, whose body must have been read."""
     body = _decoded(response)
     default = InternalServerError if response.status_code >= 500 else APIStatusError
     return _CLASSES.get(response.status_code, default)(
@@ -185,7 +185,7 @@ def status_error(response: httpx2.Response) -> APIStatusError:
 
 
 def api_error(body: object, *, request_id: str | None = None) -> APIError:
-    """Return the exception for an ``{"error": ...}`` object within a stream."""
+    """Return the exception for an ``{"error": ...}`` object in a stream or a batch result."""
     return APIError(_message(body, fallback="The server reported an error"), body=body, request_id=request_id)
 
 
@@ -200,7 +200,7 @@ def parse_retry_after(headers: Mapping[str, str]) -> float | None:
 
 @contextmanager
 def connection_errors(base_url: str) -> Iterator[None]:
-    """Convert exceptions of the HTTP library into exceptions of this package."""
+    """Convert the HTTP library's exceptions into this package's exceptions."""
     try:
         yield
     except httpx2.ConnectTimeout as exc:
@@ -242,7 +242,10 @@ def _non_negative(value: str | None) -> float | None:
 
 
 def _seconds_until(date: str | None) -> float | None:
-    """Return the number of seconds until an HTTP date (which RFC 9110 allows in ``Retry-After``)."""
+    """Return the number of seconds until an HTTP date, or None if the date is invalid.
+
+    RFC 9110 allows dates in ``Retry-After``.
+    """
     try:
         when = email.utils.parsedate_to_datetime(date) if date else None
     except ValueError:

@@ -2,7 +2,7 @@
 
 An image is a path, a ``pathlib.Path``, the bytes of an image file, a PIL image, or a string that begins with
 ``data:``, ``http://`` or ``https://``. The file type is detected from the first bytes, never from the name.
-URLs are sent unchanged; the server decides whether to fetch them.
+URLs are sent unchanged, and the server decides whether to fetch them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ _PNG_MODES = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
 
 @runtime_checkable
 class PillowImage(Protocol):
-    """The part of the ``PIL.Image.Image`` interface used here. Avoids a dependency on Pillow."""
+    """The part of the ``PIL.Image.Image`` interface that this module uses.
+
+    This protocol avoids a dependency on Pillow.
+    """
 
     @property
     def mode(self) -> str: ...
@@ -48,7 +51,7 @@ Images: TypeAlias = "ImageInput | Sequence[ImageInput] | None"
 
 
 def image_parts(images: Images) -> list[dict[str, Any]]:
-    """Return the ``image_url`` parts of a message for zero or more images. Raises ImageError."""
+    """Return one ``image_url`` message part for each image. Raises ImageError if an image is invalid."""
     if images is None:
         return []
     several = images if isinstance(images, (list, tuple)) else [cast(ImageInput, images)]
@@ -56,7 +59,10 @@ def image_parts(images: Images) -> list[dict[str, Any]]:
 
 
 def image_url(image: ImageInput) -> str:
-    """Return ``image`` if it is a URL, otherwise a ``data:`` URL with its bytes. Raises ImageError."""
+    """Return ``image`` unchanged if it is a URL. Otherwise, return a ``data:`` URL that contains its bytes.
+
+    Raises ImageError if the image is invalid.
+    """
     if isinstance(image, str) and image.lower().startswith(_URL_PREFIXES):
         return image
     if isinstance(image, (str, os.PathLike)):
@@ -67,13 +73,16 @@ def image_url(image: ImageInput) -> str:
         return _data_url(_encoded(image), name="PIL image")
     type_name = type(image).__name__
     raise ImageError(
-        f"Image of type {type_name} is not supported. Pass a path, the bytes of an image file, a PIL image "
+        f"Images of type {type_name} are not supported. Pass a path, the bytes of an image file, a PIL image "
         "or a URL."
     )
 
 
 def media_type(data: bytes) -> str | None:
-    """Return the media type detected from the first bytes of an image file, or None."""
+    """Return the media type detected from the first bytes of a file.
+
+    Return None if it is not a known image type.
+    """
     for signature, name in _SIGNATURES:
         if data.startswith(signature):
             return name
@@ -87,7 +96,7 @@ def media_type(data: bytes) -> str | None:
 def _read(path: str | os.PathLike[str]) -> bytes:
     try:
         return Path(path).read_bytes()
-    except (OSError, ValueError) as exc:  # ValueError: the name contains NUL
+    except (OSError, ValueError) as exc:  # ValueError: the name contains a NUL character
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         name = os.fspath(path)
         raise ImageError(f"Cannot read image {name!r}: {reason}.") from exc
@@ -107,7 +116,7 @@ def _data_url(data: bytes, *, name: str) -> str:
 
 
 def _encoded(image: PillowImage) -> bytes:
-    """Return a lossless file that preserves the EXIF orientation, so that the server rotates the image."""
+    """Return the image as a PNG file. Keep its EXIF data so that the server can rotate the image."""
     buffer = io.BytesIO()
     writable = image if image.mode in _PNG_MODES else image.convert("RGB")
     writable.save(buffer, format="PNG", exif=image.getexif())

@@ -1,4 +1,4 @@
-"""Parses complete HTTP responses. The body must have been read."""
+"""Parses HTTP responses whose bodies have already been read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def read_answer(response: httpx2.Response) -> Answer:
-    """Parse a chat completion. Raises APIError."""
+    """Parse a chat completion. Raises APIError if the response is an error or invalid."""
     completion = parse(response, ChatCompletion)
     choices = [choice.choice() for choice in sorted(completion.choices, key=lambda choice: choice.index)]
     return Answer(
@@ -31,20 +31,29 @@ def read_answer(response: httpx2.Response) -> Answer:
 
 
 def read_models(response: httpx2.Response) -> list[Model]:
-    """Parse a model list, preserving the server's order. Raises APIError."""
+    """Parse a model list and keep the server's order.
+
+    Raises APIError if the response is an error or invalid.
+    """
     return parse(response, ModelList).models()
 
 
 def read_default_model(response: httpx2.Response) -> str:
-    """Return the ID of the first model in a model list. Raises APIError if the list is empty."""
+    """Return the ID of the first model in a model list.
+
+    Raises APIError if the list is empty, or the response is an error or invalid.
+    """
     models = read_models(response)
     if not models:
-        raise APIError(f"{response.url} lists no models. Start a worker, or specify a model with model=.")
+        raise APIError(f"{response.url} returned no models. Start a worker, or specify a model with model=.")
     return models[0].id
 
 
 def read_embeddings(response: httpx2.Response) -> Embeddings:
-    """Parse embeddings and return them in the order of the inputs. Raises APIError."""
+    """Parse embeddings and return them in input order.
+
+    Raises APIError if the response is an error or invalid.
+    """
     embeddings = parse(response, EmbeddingList)
     ordered = sorted(embeddings.data, key=lambda embedding: embedding.index)
     return Embeddings(
@@ -56,14 +65,14 @@ def read_embeddings(response: httpx2.Response) -> Embeddings:
 
 
 def raise_for_status(response: httpx2.Response) -> httpx2.Response:
-    """Return the response unchanged, or raise APIStatusError."""
+    """Return the response unchanged, or raise APIStatusError if it is an error."""
     if not response.is_success:
         raise status_error(response)
     return response
 
 
 def parse(response: httpx2.Response, model: type[T]) -> T:
-    """Parse the response's JSON body. Raises APIError."""
+    """Parse the JSON body of a response. Raises APIError if the response is an error or invalid."""
     try:
         return model.model_validate_json(raise_for_status(response).content)
     except ValidationError as exc:

@@ -1,8 +1,10 @@
-"""Decides whether and after what delay a failed request is retried. Does no I/O and does not wait.
+"""Decides whether to retry a failed request and how long to wait before the retry.
 
-The headers ``x-should-retry``, ``retry-after-ms`` and ``Retry-After`` of a response take precedence.
-Otherwise, the delay doubles with each retry. Jitter prevents clients that failed together from retrying
-together.
+Does no I/O and does not wait itself.
+
+The response headers ``x-should-retry``, ``retry-after-ms`` and ``Retry-After`` take precedence. If the server
+requests no delay, the delay doubles with each retry. Jitter prevents clients whose requests failed at the
+same time from all retrying at the same time.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ __all__ = ["RetryPolicy", "RetryState"]
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """The delays between retries.
+    """The status codes that are retried and the delays between retries.
 
-    If the server requests a delay longer than ``max_stated_delay_s``, the error is raised instead. ``jitter``
+    If the server requests a delay longer than ``max_stated_delay_s``, the request is not retried. ``jitter``
     is the maximum fraction by which a computed delay is randomly shortened.
     """
 
@@ -30,11 +32,14 @@ class RetryPolicy:
     max_stated_delay_s: float = 120.0
 
     def is_retryable(self, status_code: int) -> bool:
-        """Whether a retry of the same request may succeed."""
+        """Whether a request that failed with this status code may succeed if it is retried."""
         return status_code in self.statuses or status_code >= 500
 
     def delay_s(self, num_failures: int, stated_s: float | None = None) -> float | None:
-        """Return the delay after the given number of failures, or None if ``stated_s`` is too long."""
+        """Return the delay before the next retry, or None if ``stated_s`` is too long.
+
+        ``stated_s`` is the delay that the server requested, if any.
+        """
         if stated_s is not None:
             return stated_s if stated_s <= self.max_stated_delay_s else None
         delay_s = min(self.initial_delay_s * 2.0 ** (num_failures - 1), self.max_delay_s)
@@ -42,7 +47,7 @@ class RetryPolicy:
 
 
 class RetryState:
-    """The retry state of one request. Only failures that may be temporary are retried."""
+    """The retry state for one request. Only failures that may be temporary are retried."""
 
     def __init__(self, policy: RetryPolicy, max_retries: int) -> None:
         self._policy = policy
@@ -50,7 +55,7 @@ class RetryState:
         self._num_failures = 0
 
     def next_delay_s(self, failure: LlavaError) -> float | None:
-        """Return the number of seconds to wait before the next retry, or None if ``failure`` is final."""
+        """Return the number of seconds to wait before the next retry, or None if there must be no retry."""
         self._num_failures += 1
         if self._num_failures > self._max_retries:
             return None
@@ -59,7 +64,7 @@ class RetryState:
             if not (is_retryable if failure.should_retry is None else failure.should_retry):
                 return None
             return self._policy.delay_s(self._num_failures, failure.retry_after_s)
-        # Timeouts are not retried, because a retry would double the caller's waiting time.
+        # Timeouts are not retried, because a retry could double the time that the caller waits.
         if isinstance(failure, APIConnectionError) and not isinstance(failure, APITimeoutError):
             return self._policy.delay_s(self._num_failures)
         return None

@@ -1,8 +1,8 @@
-"""Decodes server-sent events. Chunks may end anywhere: within a line, a CRLF or a character.
+"""Decodes server-sent events. Chunks may end anywhere, even within a line, a CRLF or a character.
 
 Implements the HTML standard (https://html.spec.whatwg.org/multipage/server-sent-events.html): three kinds of
 line endings, comments, a byte order mark at the start, multiple ``data`` lines, and an ``id`` that remains in
-effect until the next one. Does no I/O; the owner of the connection feeds it bytes.
+effect until the next one. Does no I/O. The owner of the connection passes bytes to ``feed``.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class SSEDecoder:
     def __init__(self) -> None:
         self._buffer = b""
         self._is_at_start = True
-        self._skips_newline = False  # the previous chunk ended in CR, so a leading LF belongs to it
+        self._skips_newline = False  # the previous chunk ended with CR, so skip an LF that follows
         self._data: list[str] = []
         self._event = ""
         self._id = ""
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
-        """Return the events completed by ``chunk``, in order."""
+        """Return the events that ``chunk`` completes, in order."""
         if not chunk:
             return []
         if self._skips_newline and chunk.startswith(b"\n"):

@@ -1,8 +1,8 @@
-"""A streamed response: an iterator of text deltas that is also a context manager.
+"""Streamed responses. Each is both an iterator over text deltas and a context manager.
 
-``Stream`` and ``AsyncStream`` feed the bytes of an HTTP response into a ``StreamState``, which parses them,
-and always close the response. If the connection is lost, the ``StreamOpener`` opens a new one that starts
-after the last event received, so that iteration continues without a gap.
+``Stream`` and ``AsyncStream`` feed the bytes of an HTTP response to a ``StreamState``, which parses them.
+Both always close the response. If the connection is lost, the ``StreamOpener`` opens a new connection that
+resumes after the last event received. Iteration then continues without a gap.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["AsyncStream", "Stream"]
 class StreamOpener(Protocol):
     """Reopens a broken stream after its last event, or cancels a completion.
 
-    Both methods raise LlavaError.
+    Both methods raise LlavaError if they fail.
     """
 
     def reopen(self, last_event_id: str) -> httpx2.Response: ...
@@ -56,12 +56,12 @@ class BaseStream:
 
     @property
     def finish_reason(self) -> str | None:
-        """The reason why generation ended ("stop" or "length"), or None before the end."""
+        """Why generation ended, such as "stop" or "length". None until then."""
         return self._state.finish_reason
 
     @property
     def usage(self) -> Usage | None:
-        """The token counts, or None before the end."""
+        """The token counts. None until the server has sent them."""
         return self._state.usage
 
     @property
@@ -91,7 +91,10 @@ class BaseStream:
             on_close(self._state.text)
 
     def _end_unfinished(self) -> str | None:
-        """End the stream. Return the completion's ID if the server is still generating it, otherwise None."""
+        """If the server may still be generating the completion, end the stream and return the completion ID.
+
+        Otherwise, return None.
+        """
         completion_id = self._state.id if self._state.can_resume else None
         if completion_id:
             self._state.end()
@@ -106,10 +109,10 @@ class BaseStream:
 
 
 class Stream(BaseStream):
-    """An iterator of the response's text deltas, created by ``Client.stream``.
+    """An iterator over the text deltas of a response, created by ``Client.stream``.
 
-    Closing it early (``close()`` or leaving the ``with`` block) cancels the response on the server. A failure
-    is raised after all deltas received before it.
+    Closing the stream early, with ``close()`` or by leaving the ``with`` block, cancels the response on the
+    server. If the stream fails, it yields all deltas that were received before it raises the error.
     """
 
     def __init__(
@@ -125,7 +128,7 @@ class Stream(BaseStream):
         self._iterator = self._deltas()
 
     def begin(self) -> Self:
-        """Wait for the first event. Failures that occur before it are retried by the client."""
+        """Wait for the first event. The client retries failures that occur before this event."""
         try:
             self._check_content_type()
             while not self._has_started():
@@ -152,7 +155,10 @@ class Stream(BaseStream):
         self.close()
 
     def answer(self) -> Answer:
-        """Read to the end and return the complete response. Raises the same errors as iteration."""
+        """Read the rest of the stream and return the complete response.
+
+        Raises the same errors as iteration.
+        """
         for _ in self:
             pass
         return self._state.answer()
@@ -161,7 +167,7 @@ class Stream(BaseStream):
         """Close the connection and cancel an unfinished response."""
         self._response.close()
         if completion_id := self._end_unfinished():
-            with suppress(LlavaError):  # if this fails, the server cancels soon after the disconnect
+            with suppress(LlavaError):  # if this fails, the server soon notices the disconnect and cancels
                 self._opener.cancel(completion_id)
         self._run_on_close()
 
@@ -217,7 +223,7 @@ class AsyncStream(BaseStream):
         self._iterator = self._deltas()
 
     async def begin(self) -> Self:
-        """Wait for the first event. Failures that occur before it are retried by the client."""
+        """Wait for the first event. The client retries failures that occur before this event."""
         try:
             self._check_content_type()
             while not self._has_started():
@@ -244,7 +250,10 @@ class AsyncStream(BaseStream):
         await self.aclose()
 
     async def answer(self) -> Answer:
-        """Read to the end and return the complete response. Raises the same errors as iteration."""
+        """Read the rest of the stream and return the complete response.
+
+        Raises the same errors as iteration.
+        """
         async for _ in self:
             pass
         return self._state.answer()
@@ -253,7 +262,7 @@ class AsyncStream(BaseStream):
         """Close the connection and cancel an unfinished response."""
         await self._response.aclose()
         if completion_id := self._end_unfinished():
-            with suppress(LlavaError):  # if this fails, the server cancels soon after the disconnect
+            with suppress(LlavaError):  # if this fails, the server soon notices the disconnect and cancels
                 await self._opener.cancel(completion_id)
         self._run_on_close()
 

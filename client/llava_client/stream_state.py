@@ -1,7 +1,7 @@
-"""The state of a streamed response, accumulated from its events. Does no I/O; the stream feeds it bytes.
+"""The state of a streamed response, accumulated from its events. Does no I/O. The stream feeds it bytes.
 
-A broken stream is resumed after ``last_event_id``. The server then resends the text after that event. Any
-part of it that was already received is dropped here.
+A broken stream resumes after ``last_event_id``. The server then resends all text after that event. The part
+of this text that was already received is dropped here.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class StreamState:
         self._choices = {0: self._first}  # keyed by index
         # State of the first choice:
         self._after_last_id = _ChoiceState()  # data received since the last event ID
-        self._replayed = _ChoiceState()  # data received before the reconnect that the server will resend
+        self._replayed = _ChoiceState()  # data that was received before the reconnect and will be resent
         self._tool_calls_at_last_id: dict[int, ToolCall] = {}
 
     @property
@@ -76,7 +76,7 @@ class StreamState:
     def end(self, cause: Exception | None = None) -> None:
         """End the stream because the connection was closed or failed with ``cause``.
 
-        If ``[DONE]`` has not been received, the failure is StreamInterrupted.
+        Unless the stream is already over, it fails with StreamInterrupted.
         """
         if not self.is_over:
             reason = (str(cause) or type(cause).__name__) if cause else "the connection was closed"
@@ -93,16 +93,16 @@ class StreamState:
         return not self.is_over and bool(self.id) and self.last_event_id.rpartition(":")[0] == self.id
 
     def resume(self) -> None:
-        """Prepare for data from a new connection, which begins after ``last_event_id``."""
+        """Prepare for a new connection, whose data begins after ``last_event_id``."""
         self._decoder = SSEDecoder()
-        # `_after_last_id` is not cleared, because the new connection may be lost before all of it has been
-        # resent.
+        # `_after_last_id` is not cleared, because the new connection may be lost before the server has resent
+        # all of this data.
         after = self._after_last_id
         self._replayed = _ChoiceState(text=after.text, logprobs=list(after.logprobs or []))
         self._first.tool_calls = dict(self._tool_calls_at_last_id)
 
     def take_deltas(self) -> list[str]:
-        """Return the deltas since the last call."""
+        """Return the deltas added since the last call."""
         deltas, self._deltas = self._deltas, []
         return deltas
 

@@ -1,4 +1,4 @@
-"""Response types. Their structure follows OpenAI's API; unknown fields are ignored."""
+"""Response types. They have the same structure as in OpenAI's API. Unknown fields are ignored."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TokenScore(ResponseModel):
 
 
 class TokenLogprob(TokenScore):
-    """The sampled token and the most likely tokens at its position (``top_logprobs=...``)."""
+    """A sampled token. ``top_logprobs`` contains the most likely tokens at its position, if requested."""
 
     top_logprobs: list[TokenScore] = Field(default_factory=list)
 
@@ -78,7 +78,10 @@ class ToolCall(ResponseModel):
 
 
 class Choice(ResponseModel):
-    """One of ``n`` choices. ``logprobs`` is None unless requested. ``tool_calls`` requires ``tools``."""
+    """One of the ``n`` choices.
+
+    ``logprobs`` is None unless requested. ``tool_calls`` is empty unless the request contains ``tools``.
+    """
 
     text: str
     finish_reason: str | None = None
@@ -89,9 +92,10 @@ class Choice(ResponseModel):
 class Answer(ResponseModel):
     """A complete response. ``str(answer)`` is its text.
 
-    ``finish_reason`` is "stop" (the model ended the response) or "length" (``max_tokens`` or the context
-    limit was reached). ``choices`` contains all ``n`` choices; ``text`` and ``finish_reason`` are those of
-    the first. ``id`` identifies the completion, ``request_id`` the HTTP request in the server's logs.
+    ``finish_reason`` is "stop" if the response is complete, "length" if ``max_tokens`` or the context limit
+    was reached, or "tool_calls" if the model requested tool calls. ``choices`` contains all ``n`` choices.
+    ``text`` and ``finish_reason`` are those of the first choice. ``id`` identifies the completion.
+    ``request_id`` identifies the HTTP request in the server's logs.
     """
 
     text: str
@@ -107,7 +111,7 @@ class Answer(ResponseModel):
 
 
 class Model(ResponseModel):
-    """A model listed by the server. ``details`` holds its other fields."""
+    """A model that the server offers. ``details`` contains all other fields that the server sent."""
 
     id: str
     owned_by: str = ""
@@ -118,12 +122,12 @@ class Model(ResponseModel):
 
 
 class ModelList(BaseModel):
-    """The body of ``GET /v1/models``."""
+    """The response body of ``GET /v1/models``."""
 
     data: list[dict[str, Any]]
 
     def models(self) -> list[Model]:
-        """Return the models in the server's order. Fields without an attribute are stored in ``details``."""
+        """Return the models in the server's order. ``details`` contains the fields without an attribute."""
         known = {"id", "owned_by", "object", "created"}
         return [
             Model(
@@ -141,7 +145,7 @@ class _Function(ResponseModel):
 
 
 class _ToolCall(ResponseModel):
-    """A tool call, or part of one in a stream, in which the ID and name may be sent only once."""
+    """A tool call, or part of one in a stream. The ID and name may be sent only with the first part."""
 
     index: int = 0
     id: str | None = None
@@ -180,7 +184,7 @@ class _Choice(ResponseModel):
 
 
 class ChatCompletion(ResponseModel):
-    """The body of a non-streaming chat completion."""
+    """The response body of a non-streaming chat request."""
 
     id: str = ""
     model: str = ""
@@ -198,7 +202,7 @@ class _ChunkChoice(ResponseModel):
 class ChatChunk(ResponseModel):
     """One event of a streamed chat completion. The last event may contain only the usage.
 
-    ``error`` is set if generation failed; no event follows it.
+    If ``error`` is set, generation failed, and no more events follow.
     """
 
     id: str = ""
@@ -209,7 +213,7 @@ class ChatChunk(ResponseModel):
 
 
 class Embeddings(ResponseModel):
-    """Unit-length embeddings [number of inputs][hidden size], one per input, in input order.
+    """Unit-length embeddings, one per input, in input order: [number of inputs][hidden size].
 
     Text and image embeddings are not comparable.
     """
@@ -234,7 +238,7 @@ class _Embedding(ResponseModel):
 
 
 class EmbeddingList(ResponseModel):
-    """The body of ``POST /v1/embeddings``."""
+    """The response body of ``POST /v1/embeddings``."""
 
     data: list[_Embedding]
     model: str = ""
@@ -242,19 +246,19 @@ class EmbeddingList(ResponseModel):
 
 
 class Tokens(ResponseModel):
-    """The body of ``POST /tokenize``."""
+    """The response body of ``POST /tokenize``."""
 
     tokens: list[int]
 
 
 class Text(ResponseModel):
-    """The body of ``POST /detokenize``."""
+    """The response body of ``POST /detokenize``."""
 
     prompt: str
 
 
 class FileStored(ResponseModel):
-    """The body of ``POST /v1/files``."""
+    """The response body of ``POST /v1/files``."""
 
     id: str
 

@@ -1,4 +1,7 @@
-"""``Client`` and ``AsyncClient`` with the same blocking interface, so that each test covers both."""
+"""Wrappers that give ``Client`` and ``AsyncClient`` the same blocking interface.
+
+Each test can therefore cover both clients.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class SyncClient:
 
 
 class BlockingAsyncClient:
-    """A wrapper around ``AsyncClient`` that runs each call to completion on its own event loop."""
+    """A wrapper around ``AsyncClient`` that runs each call to completion on a private event loop."""
 
     kind = "async"
 
@@ -52,7 +55,7 @@ class BlockingAsyncClient:
         return BlockingConversation(self.client.conversation(**options), self._loop)
 
     def __getattr__(self, name: str) -> Any:
-        """Wrap any other method: run coroutines to completion and convert async iterators to iterators."""
+        """Wrap any other method. Run coroutines to completion and make async iterators blocking."""
         method = getattr(self.client, name)
 
         def call(*args: Any, **options: Any) -> Any:

@@ -25,7 +25,10 @@ def server() -> Iterator[ScriptedServer]:
 
 @pytest.fixture(params=["sync", "async"])
 def make_client(request: pytest.FixtureRequest, server: ScriptedServer) -> Iterator[MakeClient]:
-    """Return a function that creates clients of either kind. By default, retries are not delayed."""
+    """Return a function that creates clients of either kind.
+
+    By default, the clients retry without a delay.
+    """
     clients: list[AnyClient] = []
 
     def make(base_url: str | None = None, **options: Any) -> AnyClient:
@@ -53,7 +56,7 @@ def client(make_client: MakeClient) -> AnyClient:
 
 @pytest.fixture(autouse=True, scope="module")
 def clean_environment() -> Iterator[None]:
-    """Remove the settings of the user who runs the tests."""
+    """Unset environment variables that the user who runs the tests may have set."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name in (
             "LLAVA_BASE_URL",

@@ -47,7 +47,7 @@ class RecordedRequest:
 class ScriptedServer:
     """The requests received so far and the responders for the next ones.
 
-    The default responder completes a chat.
+    If no responders are left, a chat request gets a complete response.
     """
 
     url: str = ""
@@ -87,7 +87,7 @@ def send(
 
 
 def completes(handler: BaseHTTPRequestHandler) -> None:
-    """Send a complete chat completion, or a stream if ``stream`` is set in the request."""
+    """Send a complete chat completion. If ``stream`` is set in the request, send it as a stream."""
     body = handler.request_body  # type: ignore[attr-defined]
     if body.get("stream"):
         streams(*stream_events())(handler)
@@ -113,7 +113,7 @@ def returns(status: int, body: bytes, kind: str) -> Responder:
 
 
 def closes_connection(handler: BaseHTTPRequestHandler) -> None:
-    """Close the connection without a reset, which would discard unread data."""
+    """Close the connection gracefully. A reset would discard data that the client has not read yet."""
     handler.connection.shutdown(socket.SHUT_RDWR)
     handler.close_connection = True
 
@@ -211,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore clients that disconnect early, as some tests do."""
+        """Ignore the errors caused by clients that disconnect early, which some tests do on purpose."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Load generator and latency measurements for OpenAI-compatible chat servers (``llava-serve bench``).
+"""A load generator that measures the latency of OpenAI-compatible chat servers (``llava-serve bench``).
 
 plan = Plan(num_requests=64, concurrency=8, pictures=Pictures.NEW)
 run = asyncio.run(run_load(plan, "http://127.0.0.1:8000"))

@@ -1,8 +1,8 @@
 """Generates PNG images without an imaging library. Each seed produces a different image.
 
-The pixels are indices into a palette (color type 3 of the PNG specification, https://www.w3.org/TR/png/), and
-only the palette differs between images. The pattern is compressed only once, so each additional image is
-almost free even though all of its colors are different.
+All images share the same pixels, which are indices into a palette (color type 3 in the PNG specification,
+https://www.w3.org/TR/png/). Only the palette differs. The pixels are therefore compressed only once, and each
+additional image costs almost nothing even though all of its colors are different.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ __all__ = ["ImageGenerator"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLORS = 256
-_NUM_STOPS = 9  # number of random colors from which a palette is interpolated
+_NUM_STOPS = 9  # number of random colors between which a palette is interpolated
 
 
 class ImageGenerator:
-    """Generates PNG files of a fixed size. The same seed always produces the same file."""
+    """Generates PNG files of the same width and height. A given seed always produces the same file."""
 
     def __init__(self, width: int, height: int) -> None:  # in pixels
         self._header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
@@ -35,7 +35,10 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _rows(width: int, height: int) -> bytes:
-    """Return waves with noise, which make the file as large as a photo. All rows use PNG filter type 0."""
+    """Return the rows of a noisy wave pattern. The noise makes the file about as large as a photo.
+
+    Each row uses PNG filter type 0 (no filter).
+    """
     wave = bytes(int(60 * math.sin(x / 37) + 40 * math.sin(x / 11) + x / 5) % _COLORS for x in range(width))
     grain = random.Random(0)
     rows = []
@@ -49,7 +52,7 @@ def _rows(width: int, height: int) -> bytes:
 
 
 def _palette(seed: int) -> bytes:
-    """Return 256 colors interpolated between random ones."""
+    """Return 256 RGB colors, interpolated between random colors."""
     rng = random.Random(seed)
     stops = [[rng.randrange(_COLORS) for _ in range(3)] for _ in range(_NUM_STOPS)]
     colors = bytearray()

@@ -1,6 +1,6 @@
-"""The load generator: runs the conversations of a plan and records when each piece of text arrives.
+"""Runs the conversations in a plan and records when each piece of text arrives.
 
-    warm up (one request, not measured)  ->  closed loop, or open loop with a rate  ->  Run
+    warm up (one unmeasured request)  ->  closed loop, or open loop if a rate is set  ->  Run
 
 Failed requests are not retried, because errors are part of the result.
 """
@@ -28,15 +28,15 @@ from llava_cli.bench.sample import Sample, error_kind
 
 __all__ = ["DEFAULT_TIMEOUT_S", "Run", "run_load"]
 
-DEFAULT_TIMEOUT_S = 600.0  # maximum time between two pieces of a response
-_UNKNOWN_FIELD = (400, 422)  # status codes returned by servers that reject an unknown request field
+DEFAULT_TIMEOUT_S = 600.0  # maximum time to wait for more data from the server
+_UNKNOWN_FIELD = (400, 422)  # status codes that servers use to reject unknown request fields
 
 OnSample = Callable[[Sample], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The results of an executed plan. ``samples`` are ordered by the time the requests ended."""
+    """The results of running a plan. ``samples`` is in the order in which the requests ended."""
 
     plan: Plan
     base_url: str
@@ -57,10 +57,10 @@ async def run_load(
     is_warming_up: bool = True,
     on_sample: OnSample | None = None,
 ) -> Run:
-    """Execute ``plan`` and call ``on_sample`` after each request.
+    """Run ``plan`` and call ``on_sample`` after each request.
 
-    ``model`` defaults to the first model that the server lists. Raises LlavaError if the server cannot be
-    reached, lists no model or rejects the warm-up request.
+    ``model`` defaults to the first model in the server's list. Raises LlavaError if the server cannot be
+    reached, the server returns no models, or the warm-up request fails.
     """
     connection = Connection.resolve(base_url, api_key)
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
@@ -93,14 +93,18 @@ async def run_load(
 async def _first_model(client: AsyncClient) -> str:
     models = await client.models()
     if not models:
-        raise LlavaError(f"{client.base_url} lists no models. Start a worker or specify a model.")
+        raise LlavaError(f"{client.base_url} returned no models. Start a worker or specify a model.")
     return models[0].id
 
 
 async def _warm_up(
     client: AsyncClient, plan: Plan, model: str, conversation: PlannedConversation
 ) -> tuple[Plan, Sample]:
-    """Send one request. If the server rejects ``ignore_eos``, retry without it. Raises LlavaError."""
+    """Send one request, and return the plan to run and the measurements of the request.
+
+    If the server rejects ``ignore_eos``, retry without it and disable it in the returned plan. Raises
+    LlavaError if the request fails.
+    """
     one_turn = replace(conversation, questions=conversation.questions[:1])
     while True:
         runner = _RequestRunner(client, plan, model, None)
@@ -129,16 +133,19 @@ class _RequestRunner:
         self._began = 0.0
 
     def restart(self) -> float:
-        """Reset the clock to zero. Return the current value of ``time.perf_counter``."""
+        """Reset the clock to zero and return the current value of ``time.perf_counter()``."""
         self._began = time.perf_counter()
         return self._began
 
     def now_s(self) -> float:
-        """Return the seconds since ``restart``."""
+        """Return the number of seconds since ``restart`` was called."""
         return time.perf_counter() - self._began
 
     async def run(self, conversation: PlannedConversation, *, due_s: float | None = None) -> None:
-        """Run the turns of a conversation until one fails. ``due_s`` defaults to the current time."""
+        """Run the turns of a conversation in order, and stop after the first failure.
+
+        ``due_s`` is the time at which the first turn is due. It defaults to the current time.
+        """
         messages: list[dict[str, Any]] = []
         for turn in range(len(conversation.questions)):
             messages.append(conversation.message(turn))
@@ -177,14 +184,14 @@ class _RequestRunner:
                 now_s = self.now_s()
                 arrivals_s.append(now_s)
         except StreamInterrupted as failure:
-            # Some servers close the connection after the finish reason without sending [DONE]. The response
-            # is complete in this case.
+            # Some servers send the finish reason but close the connection without sending [DONE]. The
+            # response is still complete.
             if stream.finish_reason is None or failure.__cause__ is not None:
                 raise
 
 
 def _with_usage(sample: Sample, stream: AsyncStream, *, num_pieces: int) -> Sample:
-    """Add the server's token counts and finish reason. If there are none, count each piece as one token."""
+    """Add the finish reason and the server's token counts. Without counts, each piece counts as one token."""
     usage = stream.usage
     return replace(
         sample,
@@ -196,7 +203,10 @@ def _with_usage(sample: Sample, stream: AsyncStream, *, num_pieces: int) -> Samp
 
 
 async def _closed_loop(runner: _RequestRunner, plan: Plan, planned: Iterator[PlannedConversation]) -> None:
-    """Simulate ``plan.concurrency`` users. Each starts a new conversation as soon as the last one ends."""
+    """Simulate ``plan.concurrency`` users.
+
+    As soon as a user's conversation ends, the user starts a new one.
+    """
 
     def due_conversations() -> Iterator[PlannedConversation]:
         for conversation in itertools.islice(planned, plan.num_requests):
@@ -216,7 +226,7 @@ async def _closed_loop(runner: _RequestRunner, plan: Plan, planned: Iterator[Pla
 
 
 async def _open_loop(runner: _RequestRunner, plan: Plan, planned: Iterator[PlannedConversation]) -> None:
-    """Start conversations at the plan's rate, regardless of whether earlier ones have ended."""
+    """Start conversations at the rate set in the plan, whether or not earlier ones have ended."""
     limit = asyncio.Semaphore(plan.concurrency) if plan.concurrency else nullcontext()
 
     async def run(conversation: PlannedConversation, due_s: float) -> None:
@@ -231,7 +241,10 @@ async def _open_loop(runner: _RequestRunner, plan: Plan, planned: Iterator[Plann
 async def _poisson_arrivals(
     runner: _RequestRunner, plan: Plan, planned: Iterator[PlannedConversation]
 ) -> AsyncIterator[tuple[PlannedConversation, float]]:
-    """Yield each conversation and its due time when it is due. Intervals are exponentially distributed."""
+    """Wait until each conversation is due, then yield it with its due time.
+
+    The intervals between conversations are exponentially distributed.
+    """
     intervals = random.Random(f"{plan.seed}/arrivals")
     due_s = 0.0
     for conversation in itertools.islice(planned, plan.num_requests):

@@ -1,4 +1,4 @@
-"""The parameters of a load and the conversations generated from them. Does no I/O."""
+"""The parameters of a load test and the conversations generated from them. Does no I/O."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Pictures", "Plan", "PlannedConversation", "conversations"]
 
 
 class Pictures(str, Enum):
-    """Which images the conversations use: a new one for each, the same one for all, or none."""
+    """Which images to use: a new image for each conversation, the same image for all of them, or none."""
 
     NEW = "new"
     SAME = "same"
@@ -27,17 +27,19 @@ class Pictures(str, Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The parameters of a load.
+    """The parameters of a load test.
 
-    The load consists of at most ``num_requests`` conversations, and none of them starts after ``duration_s``
-    seconds. None disables the limit. If ``rate`` is None, ``concurrency`` conversations run at any time: when
-    one ends, the next one starts. Otherwise, conversations arrive at random times, ``rate`` per second on
-    average, regardless of whether earlier ones have ended. ``concurrency`` then limits how many run at once
-    (None means no limit), and the latency includes the time spent waiting for a slot.
+    The test runs at most ``num_requests`` conversations and starts none of them after ``duration_s`` seconds.
+    Either limit can be disabled by setting it to None.
 
-    A conversation has ``num_turns`` questions. Each request includes the previous turns; the image is part of
-    the first question. ``ignore_eos`` requests exactly ``max_tokens`` output tokens, which not every server
-    supports.
+    If ``rate`` is None, ``concurrency`` conversations run at the same time. When one ends, the next one
+    starts. If ``rate`` is set, conversations arrive at random times, on average ``rate`` per second, whether
+    or not earlier ones have ended. In this case, ``concurrency`` limits how many run at once (None means no
+    limit), and the measured latency includes the time that a conversation waits for a slot.
+
+    Each conversation consists of ``num_turns`` questions. Each request includes the previous turns. The image
+    is sent with the first question. ``ignore_eos`` asks the server to generate exactly ``max_tokens`` tokens.
+    Not every server supports this.
     """
 
     num_requests: int | None = 32
@@ -55,26 +57,26 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.num_requests is None and self.duration_s is None:
-            raise ValueError("The load would never end. Set num_requests or duration_s.")
+            raise ValueError("The load test would never end. Set num_requests or duration_s.")
         if self.rate is None and self.concurrency is None:
             raise ValueError("Neither concurrency nor rate is set. Set at least one of them.")
 
 
 @dataclass(frozen=True)
 class PlannedConversation:
-    """The questions of one conversation and the image (a PNG file) sent with the first question."""
+    """The questions in one conversation, and the image (a PNG file) that is sent with the first question."""
 
     index: int
     questions: tuple[str, ...]
     image: bytes | None
 
     def message(self, turn: int) -> dict[str, Any]:
-        """Return the user message of a turn."""
+        """Return the user message for a turn."""
         return user_message(self.questions[turn], self.image if turn == 0 else None)
 
 
 def conversations(plan: Plan) -> Iterator[PlannedConversation]:
-    """Yield the warm-up conversation (index 0), then an endless series of measured ones.
+    """Yield the warm-up conversation (index 0), then an endless series of conversations to measure.
 
     No two conversations are the same.
     """
@@ -88,5 +90,5 @@ def conversations(plan: Plan) -> Iterator[PlannedConversation]:
 
 
 def _question(rng: random.Random, num_words: int, index: int) -> str:
-    """Return random words followed by the index, so that every question is unique."""
+    """Return random words, followed by the index so that no two conversations share a question."""
     return " ".join(rng.choices(WORDS, k=num_words)) + f" ({index})?"

@@ -1,4 +1,4 @@
-"""The progress line of a running load, shown only on a terminal."""
+"""The progress line of a load test, shown only if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Progress:
             self._status.stop()
 
     def count(self, sample: Sample) -> None:
-        """Count a request that has ended and update the line."""
+        """Add a request that has ended to the totals and update the line."""
         if self._began is None:
             self._began = time.perf_counter() - sample.due_s - sample.total_s
         self._num_complete += sample.is_complete

@@ -1,4 +1,4 @@
-"""Formats the results of a run as text for people and as JSON for programs. Does no I/O."""
+"""Formats the results of a run as human-readable text or as JSON. Does no I/O."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ROWS = (
 
 
 def as_json(run: Run, summary: Mapping[str, Any]) -> str:
-    """Return all results as JSON, including every request. Times are in seconds."""
+    """Return all results as JSON, including the measurements of every request. Times are in seconds."""
     document = {
         "format": _FORMAT,
         "tool": "llava-serve bench",
@@ -41,7 +41,7 @@ def as_json(run: Run, summary: Mapping[str, Any]) -> str:
 
 
 def as_text(run: Run, summary: Mapping[str, Any]) -> str:
-    """Return a table of latency percentiles, followed by the other results, one per line."""
+    """Return a table of latency percentiles, followed by the other results on separate lines."""
     lines = [f"{run.model} at {run.base_url}: {describe(run.plan)}", ""]
     lines.append(" " * 26 + "".join(f"{name:>10}" for name in (*(f"p{p}" for p in PERCENTILES), "mean")))
     for field, name in _ROWS:
@@ -53,7 +53,7 @@ def as_text(run: Run, summary: Mapping[str, Any]) -> str:
 
 
 def describe(plan: Plan) -> str:
-    """Return a one-line description of the load."""
+    """Return a one-line description of the load test."""
     if plan.rate is None:
         pace = f"{plan.concurrency} concurrent"
     else:

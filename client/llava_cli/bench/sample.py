@@ -19,11 +19,11 @@ __all__ = ["Sample", "error_kind"]
 class Sample:
     """The measurements of one request. Times are in seconds.
 
-    ``due_s`` is when the request was due, measured from the start of the load. ``total_s`` and ``ttft_s`` are
-    measured from ``due_s``. ``ttft_s`` is the time to the first piece of text, or None if no text was
-    received. ``gaps_s`` are the times between pieces, each of which may contain several tokens.
-    ``num_tokens`` is the server's count, or the number of pieces if the server sent no count. ``error`` is
-    None for a complete response.
+    ``due_s`` is the time at which the request was due, measured from the start of the load test. ``total_s``
+    and ``ttft_s`` are measured from ``due_s``. ``ttft_s`` is the time to the first piece of text. It is None
+    if no text was received. ``gaps_s`` contains the times between consecutive pieces. A piece may contain
+    several tokens. ``num_tokens`` is the number of output tokens that the server reported. If it did not
+    report any, ``num_tokens`` is the number of pieces. ``error`` is None if the response is complete.
     """
 
     talk: int
@@ -45,12 +45,18 @@ class Sample:
 
     @property
     def tpot_s(self) -> float | None:
-        """Mean time per token after the first, in seconds, or None if there are fewer than two tokens."""
+        """The mean time per token after the first one, in seconds.
+
+        None if there are fewer than two tokens or fewer than two pieces.
+        """
         return sum(self.gaps_s) / (self.num_tokens - 1) if self.num_tokens > 1 and self.gaps_s else None
 
 
 def error_kind(error: LlavaError) -> str:
-    """Return ``timeout``, ``broken_off``, ``no_connection``, ``error_event`` or ``http_<status>``."""
+    """Return the kind of error.
+
+    The kinds are ``timeout``, ``broken_off``, ``no_connection``, ``error_event`` and ``http_<status>``.
+    """
     if isinstance(error, APIStatusError):
         return f"http_{error.status_code}"
     if isinstance(error, APITimeoutError):

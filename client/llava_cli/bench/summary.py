@@ -1,4 +1,4 @@
-"""Summary statistics of samples. Does no I/O."""
+"""Computes summary statistics for the samples of a run. Does no I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ PERCENTILES = (50, 90, 95, 99)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Return a percentile, linearly interpolated as in NumPy. Raises ValueError if ``values`` is empty."""
+    """Return a percentile, using linear interpolation like NumPy.
+
+    Raises ValueError if ``values`` is empty.
+    """
     if not values:
         raise ValueError("A percentile requires at least one value.")
     ordered = sorted(values)
@@ -27,7 +30,10 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def distribution(values: Iterable[float | None]) -> dict[str, float] | None:
-    """Return the mean, minimum, maximum, count and percentiles, or None if there are no values."""
+    """Return the percentiles, mean, minimum, maximum and count of the values that are not None.
+
+    Return None if there are no such values.
+    """
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -43,11 +49,12 @@ def distribution(values: Iterable[float | None]) -> dict[str, float] | None:
 def summarize(
     run: Run, *, slo_ttft_s: float | None = None, slo_tpot_s: float | None = None
 ) -> dict[str, Any]:
-    """Return the "summary" object of ``--out``. Times are in seconds.
+    """Return the "summary" object of the ``--out`` file. Times are in seconds.
 
-    ``goodput`` contains the share of requests that met the service level objectives (the maximum times
-    ``slo_ttft_s`` and ``slo_tpot_s``) and the number of such requests per second. Failed requests are
-    included only in ``num_requests``, in ``errors`` and in the denominator of the goodput share.
+    ``goodput`` contains the share of requests that met the service level objectives and the number of such
+    requests per second. The objectives are the maximum times ``slo_ttft_s`` and ``slo_tpot_s``. None disables
+    an objective. Failed requests count only toward ``num_requests``, ``errors`` and the denominator of the
+    goodput share.
     """
     complete = [sample for sample in run.samples if sample.is_complete]
     num_good = sum(_meets_objectives(sample, slo_ttft_s, slo_tpot_s) for sample in complete)

@@ -1,7 +1,7 @@
-"""Plots a run as an SVG file without a plotting library.
+"""Plots the results of a run as an SVG document without a plotting library.
 
-The two panels show the time to first token and the gaps between pieces. Each is a cumulative distribution
-(the share of values up to a given time) over a logarithmic time axis.
+One panel shows the time to first token, and the other shows the gaps between pieces. Each panel plots the
+cumulative distribution (the share of values up to a given time) on a logarithmic time axis.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STYLE = (
 
 
 def draw(run: Run, title: str) -> str:
-    """Return the SVG document."""
+    """Return the plot as an SVG document."""
     complete = [sample for sample in run.samples if sample.is_complete]
     panels = (
         ("time to first token", [sample.ttft_s for sample in complete if sample.ttft_s is not None]),
@@ -74,7 +74,10 @@ def _panel(left: int, values: Sequence[float]) -> list[str]:
 
 
 class _Axis:
-    """A time axis that covers all values, with limits rounded outward to 1, 2 or 5 times a power of ten."""
+    """A logarithmic time axis that covers all values.
+
+    Its limits are rounded outward to 1, 2 or 5 times a power of ten.
+    """
 
     def __init__(self, left: int, values: Sequence[float]) -> None:  # in seconds, greater than zero
         self._left = left
@@ -90,21 +93,21 @@ class _Axis:
         return self._steps[:: math.ceil(len(self._steps) / 8)]
 
     def x(self, value: float) -> float:
-        """Return the position of a value, in pixels from the left."""
+        """Return the x coordinate of a value, in pixels."""
         span = math.log(self._high / self._low)
         position = math.log(min(max(value, self._low), self._high) / self._low) / span
         return self._left + position * _PANEL_WIDTH
 
 
 def duration(seconds: float) -> str:
-    """Format a duration with a suitable unit: 250 us, 41 ms, 1.3 s."""
+    """Format a duration in a suitable unit, such as 250 us, 41 ms or 1.3 s."""
     if seconds < 1e-3:
         return f"{seconds * 1e6:.3g} us"
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _steps(values: Sequence[float]) -> list[tuple[float, float]]:
-    """Return the cumulative distribution as (value, share) pairs, reduced to about ``_MAX_POINTS``."""
+    """Return the cumulative distribution as (value, share) pairs, thinned out to about ``_MAX_POINTS``."""
     ordered = sorted(values)
     step = math.ceil(len(ordered) / _MAX_POINTS)
     picked = range(step - 1, len(ordered), step)

@@ -1,4 +1,4 @@
-"""``llava-serve ask PHOTO... "QUESTION"``: ask one question and stream the response to stdout."""
+"""``llava-serve ask [PHOTO]... "QUESTION"``: ask one question and stream the response to stdout."""
 
 from __future__ import annotations
 
@@ -83,12 +83,17 @@ def _print_stream(client: Client, question: str, images: list[ImageInput], optio
         typer.echo()
         if stream.finish_reason == "length":
             typer.echo(
-                "llava-serve: The response reached its maximum length. Increase --max-tokens.", err=True
+                "llava-serve: The response was cut off at the maximum length. Increase --max-tokens.",
+                err=True,
             )
 
 
 def _image_url(photo: str, question: str) -> str:
-    """Return the image as a URL. Raises ImageError, with a hint if the question was probably passed first."""
+    """Return the image as a URL.
+
+    Raises ImageError if the image is invalid. If the question was probably passed before the image, the
+    message contains a hint.
+    """
     try:
         return image_url(sys.stdin.buffer.read() if photo == "-" else photo)
     except ImageError as exc:

@@ -1,6 +1,6 @@
 """``llava-serve batch FILE.jsonl``: submit chat requests from a file, show progress and save the results.
 
-The batch runs on the server. To resume waiting after an interruption, pass its ID instead of the file.
+The batch runs on the server. To resume waiting after an interruption, pass the batch ID instead of the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def batch(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="FILE|ID", help="JSONL file with one request per line, or ID of an existing batch."
+            metavar="FILE|ID", help="JSONL file with one request per line, or the ID of an existing batch."
         ),
     ],
     output: Annotated[
@@ -46,7 +46,7 @@ def batch(
     if not is_file and not source.startswith(_ID):
         fail(f"{source!r} is neither a file nor a batch ID. Batch IDs begin with {_ID}.", EXIT_USAGE)
     if is_file and cancel:
-        fail("--cancel requires a batch ID instead of a file.", EXIT_USAGE)
+        fail("--cancel requires a batch ID, not a file.", EXIT_USAGE)
     output = output or (file.with_suffix(".results.jsonl") if is_file else Path(f"{source}.results.jsonl"))
     with handle_errors(), Client(base_url, api_key) as client:
         batch_id = client.submit_batch(file).id if is_file else source
@@ -64,7 +64,7 @@ def batch(
 
 
 def _wait_for_end(client: Client, batch_id: str) -> Batch:
-    """Wait until the batch has ended. Show its progress if the output is a terminal."""
+    """Wait until the batch ends and return its final state. If stderr is a terminal, show the progress."""
     console = Console(stderr=True, highlight=False)
     console.print(batch_id, soft_wrap=True)
     with console.status("waiting") as status:
@@ -86,7 +86,7 @@ def _write(client: Client, ended: Batch, output: Path) -> None:
                 file.write(json.dumps(result.raw, ensure_ascii=False) + "\n")
     except OSError as exc:
         path, reason = str(output), exc.strerror
-        fail(f"Cannot write {path!r}: {reason}. The results of {ended.id} are still on the server.")
+        fail(f"Cannot write {path!r}: {reason}. The results of {ended.id} are still available on the server.")
     typer.echo(f"{_describe(ended)}; results saved to {output}", err=True)
     if ended.request_counts.completed < ended.request_counts.total:
         raise typer.Exit(EXIT_FAILED)

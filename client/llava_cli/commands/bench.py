@@ -1,4 +1,4 @@
-"""``llava-serve bench [URL]``: run a load test against a server and report the latency seen by users."""
+"""``llava-serve bench [URL]``: run a load test against a server and report the latency that clients see."""
 
 from __future__ import annotations
 
@@ -51,7 +51,12 @@ _Url = Annotated[
 ]
 _Requests = Annotated[
     int | None,
-    typer.Option("--requests", "-n", min=1, help="Number of conversations. Default: 32 without --duration."),
+    typer.Option(
+        "--requests",
+        "-n",
+        min=1,
+        help="Number of conversations. Default: 32, or unlimited if --duration is set.",
+    ),
 ]
 _Duration = Annotated[
     float | None, typer.Option(min=0.001, help="Start no new conversations after this many seconds.")
@@ -62,7 +67,7 @@ _Concurrency = Annotated[
         "--concurrency",
         "-c",
         min=1,
-        help="Maximum number of concurrent conversations. Default: 1 without --rate.",
+        help="Maximum number of concurrent conversations. Default: 1, or unlimited if --rate is set.",
     ),
 ]
 _Rate = Annotated[
@@ -70,28 +75,37 @@ _Rate = Annotated[
     typer.Option(min=0.0001, help="Average number of conversations started per second (Poisson arrivals)."),
 ]
 _Pictures = Annotated[
-    Pictures, typer.Option(help="Use a new image for each conversation, the same one for all, or none.")
+    Pictures,
+    typer.Option(help="Use a new image for each conversation, the same image for all of them, or none."),
 ]
-_Size = Annotated[str, typer.Option(help="Image size, in pixels.")]
+_Size = Annotated[str, typer.Option(help="Width and height of the images, in pixels.")]
 _Words = Annotated[int, typer.Option(min=1, max=100_000, help="Number of words per question.")]
 _MaxTokens = Annotated[int, typer.Option(min=1, help="Maximum number of tokens per response.")]
 _Turns = Annotated[int, typer.Option(min=1, max=100, help="Number of questions per conversation.")]
 _IgnoreEos = Annotated[
-    bool, typer.Option(help="Generate exactly --max-tokens tokens if the server supports it.")
+    bool, typer.Option(help="Generate exactly --max-tokens tokens if the server supports ignore_eos.")
 ]
-_Seed = Annotated[int | None, typer.Option(help="Seed for reproducible requests. Default: random.")]
+_Seed = Annotated[int | None, typer.Option(help="Seed for reproducible requests. Default: a random seed.")]
 _SloTtft = Annotated[
-    float | None, typer.Option(min=0, help="Goodput limit for the time to first token, in seconds.")
+    float | None,
+    typer.Option(
+        min=0, help="Maximum time to first token for a request to count toward goodput, in seconds."
+    ),
 ]
 _SloTpot = Annotated[
-    float | None, typer.Option(min=0, help="Goodput limit for the time per token, in seconds.")
+    float | None,
+    typer.Option(
+        min=0, help="Maximum time per output token for a request to count toward goodput, in seconds."
+    ),
 ]
 _Timeout = Annotated[
     float, typer.Option(min=0.1, help="Maximum time to wait for more data from the server, in seconds.")
 ]
-_WarmUp = Annotated[bool, typer.Option(help="Send one warm-up request that is not measured.")]
-_Out = Annotated[Path | None, typer.Option(help="JSON file for all results.")]
-_Plot = Annotated[Path | None, typer.Option(help="SVG file for a plot of the latency distributions.")]
+_WarmUp = Annotated[bool, typer.Option(help="First send one warm-up request that is not measured.")]
+_Out = Annotated[Path | None, typer.Option(help="Write all results to this JSON file.")]
+_Plot = Annotated[
+    Path | None, typer.Option(help="Write a plot of the latency distributions to this SVG file.")
+]
 
 
 def bench(
@@ -130,7 +144,7 @@ def bench(
         max_tokens=max_tokens,
         num_turns=turns,
         ignore_eos=ignore_eos,
-        # Use a new seed for each run, because the server may have cached the images of an earlier run.
+        # Use a new seed for each run, because the server may have cached images from an earlier run.
         seed=secrets.randbelow(10**9) if seed is None else seed,
     )
     _check_writable(out, plot)
@@ -193,7 +207,10 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 
 def _check_writable(*paths: Path | None) -> None:
-    """Exit if the folder of an output file does not exist, so that no results are lost after the run."""
+    """Exit if the folder for an output file does not exist.
+
+    Otherwise, the results would be lost after the run.
+    """
     for path in paths:
         if path is not None and not path.absolute().parent.is_dir():
             output = str(path)

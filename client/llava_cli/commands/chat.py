@@ -1,7 +1,8 @@
 """``llava-serve chat [PHOTO]``: an interactive conversation in the terminal.
 
-Ctrl-C stops the response, not the program. The part received so far stays in the conversation. If stdin is
-not a terminal, each line is a question, and only the responses are printed.
+In a terminal, Ctrl-C stops the current response but not the program. The part of the response that was
+already received stays in the conversation. If stdin or stdout is not a terminal, no prompts are printed, and
+Ctrl-C or an error ends the program.
 """
 
 from __future__ import annotations
@@ -56,8 +57,7 @@ def chat(
 class _ChatLoop:
     """The loop that reads and processes input lines.
 
-    If a question fails in a terminal, the error is printed and the loop continues. Otherwise, the program
-    exits.
+    If a question fails, the error is printed. The loop then continues in a terminal. Otherwise, it ends.
     """
 
     def __init__(self, conversation: Conversation, *, is_terminal: bool) -> None:
@@ -70,7 +70,7 @@ class _ChatLoop:
         }
 
     def run(self) -> int:
-        """Process input until /quit or end of file. Return the exit code."""
+        """Process input lines until the loop ends, and return the exit code."""
         if self._is_terminal:
             import readline  # noqa: F401  adds line editing and history to input()
 
@@ -82,7 +82,7 @@ class _ChatLoop:
         return 0
 
     def _run_line(self, line: str) -> LlavaError | None:
-        """Run a command or ask a question. Print and return any error."""
+        """Run a command or ask a question. If this fails, print and return the error."""
         try:
             self._dispatch(line)
         except LlavaError as exc:
@@ -91,7 +91,7 @@ class _ChatLoop:
         return None
 
     def _read(self) -> str | None:
-        """Return the next non-empty line, or None to quit."""
+        """Return the next non-empty line, or None if the user quits or the input ends."""
         while True:
             try:
                 line = input("you> " if self._is_terminal else "").strip()

@@ -1,4 +1,4 @@
-"""``llava-serve embed``: print the embeddings of texts or images, one JSON list per line."""
+"""``llava-serve embed``: print the embeddings of texts or images, one JSON array per line."""
 
 from __future__ import annotations
 

@@ -29,17 +29,17 @@ def worker(context: typer.Context) -> None:
 
 
 def top(context: typer.Context) -> None:
-    """Show a live view of workers, streams and queues. Requires the Redis URL."""
+    """Show a live view of workers, streams and queues. Requires access to the server's Redis."""
     _exec("server", "llava_server.operator.cli", ["top", *context.args])
 
 
 def doctor(context: typer.Context) -> None:
-    """Check Redis, the system clocks and the running processes. Requires the Redis URL."""
+    """Check Redis, the system clocks and the running processes. Requires access to the server's Redis."""
     _exec("server", "llava_server.operator.cli", ["doctor", *context.args])
 
 
 def dlq(context: typer.Context) -> None:
-    """Show and replay requests that crashed workers. Requires the Redis URL."""
+    """Show and replay requests that crashed workers. Requires access to the server's Redis."""
     _exec("server", "llava_server.operator.cli", ["dlq", *context.args])
 
 

@@ -1,1 +1,1 @@
-"""``llava-serve up``: Redis, a controller and workers on one machine."""
+"""``llava-serve up``, which runs Redis, a server and workers on one machine."""

@@ -1,7 +1,8 @@
 """A child process of ``llava-serve up``.
 
-It runs in its own session, so that Ctrl-C in the terminal reaches only the parent, which then stops the
-children in order. It is launched by ``parent_death_signal``, so that it does not outlive the parent.
+Each child runs in its own session. Ctrl-C in the terminal therefore reaches only the parent, which then stops
+the children in order. Each child is launched through ``parent_death_signal`` so that it does not outlive the
+parent.
 """
 
 from __future__ import annotations
@@ -22,26 +23,31 @@ __all__ = ["Child", "Program", "describe_exit"]
 _PARENT_DEATH_SIGNAL = str(Path(__file__).with_name("parent_death_signal.py"))
 _TAIL_LINES = 20
 _READ_BYTES = 1 << 16
-_READ_REST_S = 1.0  # a daemon in another session may keep the pipe open
+_READ_REST_S = 1.0  # limited, because a daemon in another session may keep the pipe open
 
 
 @dataclass(frozen=True)
 class Program:
     """A program to run.
 
-    ``stop_grace_s`` is how long it may take to exit after SIGTERM. ``socket_path`` is the Unix socket on
-    which it listens once it is ready, or None.
+    ``stop_grace_s`` is how long the program may take to exit after SIGTERM. If ``socket_path`` is set, the
+    program is ready once it listens on that Unix socket.
     """
 
     name: str
     command: tuple[str, ...]
-    environment: Mapping[str, str] = field(repr=False)  # contains the Redis URL and API keys
+    environment: Mapping[str, str] = field(
+        repr=False
+    )  # not in the repr, because it contains the Redis URL and API keys
     stop_grace_s: float = 10.0
     socket_path: Path | None = None
 
 
 class Child:
-    """A running program. ``on_line(name, line)`` receives its output; ``tail`` holds its last lines."""
+    """A running program.
+
+    ``on_line(name, line)`` is called for each output line. ``tail`` holds the last lines.
+    """
 
     def __init__(self, program: Program, on_line: Callable[[str, str], None]) -> None:
         self.program = program
@@ -53,11 +59,12 @@ class Child:
     async def start(self) -> None:
         """Start or restart the program.
 
-        Must be called in the main thread, because the parent death signal is tied to the calling thread.
+        Must be called in the main thread, because the parent death signal is sent when the calling thread
+        exits.
         """
         await self.aclose()
-        # asyncio.subprocess.PIPE is not used, because wait() would return only after every process that holds
-        # the pipe has closed it.
+        # asyncio.subprocess.PIPE is not used, because wait() would then return only after every process that
+        # inherited the pipe has closed it.
         read_end, write_end = os.pipe()
         pipe = os.fdopen(read_end, "rb", buffering=0)
         try:
@@ -80,8 +87,9 @@ class Child:
     async def wait(self) -> int:
         """Wait until the process has exited and its output has been read.
 
-        Return the exit status, or the negated number of the signal that killed the process. Any processes
-        that it left behind are killed, because they would continue to hold memory, a port or the output pipe.
+        Return the exit status, or the negated number of the signal that killed the process. Kill any
+        processes left in its process group, because they would continue to hold memory, a port or the output
+        pipe.
         """
         process, reader = self._running()
         status = await process.wait()
@@ -91,7 +99,7 @@ class Child:
         return status
 
     async def stop(self, kill_now: asyncio.Event) -> None:
-        """Send SIGTERM. After the grace period, or once ``kill_now`` is set, kill the process group."""
+        """Send SIGTERM. Kill the process group after the grace period or once ``kill_now`` is set."""
         if self._process is None or self._process.returncode is not None:
             return
         process, _ = self._running()
@@ -123,8 +131,8 @@ class Child:
             lambda: asyncio.StreamReaderProtocol(stream), pipe
         )
         try:
-            # readline() is not used, because it fails on lines above its limit, and the child blocks if its
-            # output is not read.
+            # readline() is not used, because it fails on lines longer than its limit. The child would then
+            # block, because its output would no longer be read.
             rest = b""
             while chunk := await stream.read(_READ_BYTES):
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -143,7 +151,7 @@ class Child:
 
 
 def describe_exit(status: int) -> str:
-    """Return a phrase for messages, such as "exited with status 1"."""
+    """Return a phrase that describes ``status``, such as "exited with status 1"."""
     if status >= 0:
         return f"exited with status {status}"
     try:

@@ -1,7 +1,7 @@
 """The terminal output of ``llava-serve up``: a spinner during startup, then a panel, then important events.
 
-If the output is not a terminal, the same information is printed as plain lines. The output of the children is
-shown only with ``--verbose``.
+If the output is not a terminal, the same information is printed as plain lines. The children's output is
+shown in full only with ``--verbose``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ _IMAGES = ("*.png", "*.jpg", "*.jpeg", "*.webp")
 
 
 class Display:
-    """The output of ``up``. Events and the children's output go to stderr, the ready message to stdout."""
+    """Prints the output of ``up``.
+
+    Events and the children's output go to stderr. The ready message goes to stdout.
+    """
 
     def __init__(self, *, is_verbose: bool) -> None:
         self._out = Console(highlight=False)
@@ -38,7 +41,7 @@ class Display:
 
     @contextmanager
     def waiting(self, activity: str) -> Iterator[None]:
-        """Show a spinner with ``activity`` until a child prints a line, and then with the latest line."""
+        """Show a spinner next to ``activity``. Output from the children replaces this text, line by line."""
         if not self._err.is_terminal:
             self.show(activity)
             yield
@@ -48,7 +51,7 @@ class Display:
         self._status = None
 
     def line(self, name: str, text: str) -> None:
-        """Process a line of a child's output."""
+        """Handle a line of a child's output."""
         if self._is_verbose:
             color = self._colors.setdefault(name, _COLORS[len(self._colors) % len(_COLORS)])
             self._err.print(f"[{color}]{name:>9} |[/] {escape(text)}", soft_wrap=True)
@@ -56,11 +59,11 @@ class Display:
             self._status.update(escape(f"{name}: {text}"[:_STATUS_WIDTH]))
 
     def show(self, sentence: str) -> None:
-        """Print a message, whether or not ``--verbose`` is set."""
+        """Print a message, regardless of ``--verbose``."""
         self._err.print(escape(sentence), soft_wrap=True)
 
     def ready(self, plan: LaunchPlan, model: str) -> None:
-        """Print the URLs, the model, how to stop the server, and a curl command to try."""
+        """Print the URLs, the model name, any generated API key, how to stop, and a curl command to try."""
         rows = [
             f"playground  {plan.base_url}/",
             f"API         {plan.base_url}/v1",
@@ -74,25 +77,28 @@ class Display:
             self._out.print(Panel(text, title="llava-serve is up", expand=False))
         else:
             self._out.print(f"llava-serve is up\n{text}", soft_wrap=True)
-        # The command is printed outside the panel and unwrapped, so that it can be copied.
+        # Print the command outside the panel and without line breaks so that it can be copied.
         self._out.print(escape(curl_command(plan, model, example_image(Path.cwd()))), soft_wrap=True)
 
     def tail(self, lines: Sequence[str]) -> None:
-        """Print the last lines of a child that failed, unless they have already been shown."""
+        """Print the last output lines of a child that failed, unless ``--verbose`` has already shown them."""
         if not self._is_verbose:
             for line in lines:
                 self._err.print(escape(f"  {line}"), soft_wrap=True)
 
 
 def example_image(folder: Path) -> str:
-    """Return the image for the curl command: the first one in ``examples/``, or a placeholder name."""
+    """Return the image path for the curl command: the first image in ``examples/``, or a placeholder."""
     found = sorted(path for pattern in _IMAGES for path in (folder / "examples").glob(pattern))
     return str(found[0].relative_to(folder)) if found else "photo.png"
 
 
 def curl_command(plan: LaunchPlan, model: str, image: str) -> str:
-    """Return a command that asks about ``image``. It works in sh, bash and zsh and with GNU and BSD tools."""
-    # Servers detect the format from the bytes, so the media type does not have to match.
+    """Return a curl command that asks about ``image``.
+
+    It works in sh, bash and zsh, with either GNU or BSD tools.
+    """
+    # The server detects the image format from the bytes, so the media type in the URL does not have to match.
     before = f'{{"model": {json.dumps(model)}, "messages": [{{"role": "user", "content": ['
     before += '{"type": "image_url", "image_url": {"url": "data:image/png;base64,'
     after = '"}}, {"type": "text", "text": "What is in the picture?"}]}]}'

@@ -1,4 +1,4 @@
-"""GPU selection for ``llava-serve up --gpus``. Uses nvidia-smi, because the CLI does not import torch."""
+"""Selects the GPUs for ``llava-serve up --gpus``. Uses nvidia-smi, because the CLI does not import torch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from collections.abc import Mapping
 __all__ = ["GpusUnavailable", "choose_gpus"]
 
 _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=index", "--format=csv,noheader")
-_TIMEOUT_S = 30.0  # a long timeout, because nvidia-smi may have to load the driver
+_TIMEOUT_S = 30.0  # long, because nvidia-smi may have to load the driver
 _NAME = re.compile(r"\d+|(GPU|MIG)-[\w-]+")
 
 
 class GpusUnavailable(Exception):
-    """The selected GPUs are invalid or unavailable. The message contains the remedy."""
+    """The selected GPUs are invalid or unavailable. The message explains how to fix this."""
 
 
 def choose_gpus(text: str, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Parse a list of GPUs such as "0,2"; "all" selects all GPUs visible to CUDA. Raises GpusUnavailable."""
+    """Parse a list of GPUs, such as "0,2". "all" selects all GPUs that are visible to CUDA.
+
+    Raises GpusUnavailable if the list is invalid or the GPUs cannot be determined.
+    """
     if text != "all":
         return _parse(text, "--gpus")
     if visible := environment.get("CUDA_VISIBLE_DEVICES"):
@@ -29,12 +32,12 @@ def choose_gpus(text: str, environment: Mapping[str, str]) -> tuple[str, ...]:
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise GpusUnavailable(
-            f"--gpus all requires nvidia-smi, which failed: {error}. List the GPUs, as in --gpus 0,1, or "
-            "omit --gpus to use the default device."
+            f"--gpus all requires nvidia-smi, which failed: {error}. List the GPUs, for example --gpus 0,1, "
+            "or omit --gpus to use the default device."
         ) from error
     gpus = tuple(done.stdout.split())
     if not gpus:
-        raise GpusUnavailable("--gpus all found no GPU. Omit --gpus to run on the CPU.")
+        raise GpusUnavailable("--gpus all found no GPUs. Omit --gpus to run on the CPU.")
     return gpus
 
 
@@ -43,7 +46,7 @@ def _parse(text: str, where: str) -> tuple[str, ...]:
     wrong = [name for name in names if not _NAME.fullmatch(name)]
     if wrong or len(set(names)) < len(names):
         raise GpusUnavailable(
-            f"{where} is {text!r}. Use distinct GPU numbers or UUIDs as listed by nvidia-smi -L, separated "
-            "by commas, such as 0,1. --gpus also accepts all."
+            f"{where} is {text!r}. Use a comma-separated list of distinct GPU indices or UUIDs, "
+            "such as 0,1 (see nvidia-smi -L). --gpus also accepts all."
         )
     return names

@@ -1,4 +1,4 @@
-"""The processes that ``llava-serve up`` runs, derived from its options before anything is started."""
+"""The processes that ``llava-serve up`` runs, derived from its options before any of them starts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from llava_cli.up.child_process import Program
 
 __all__ = ["LaunchPlan"]
 
-# Long enough to finish a short response, but short enough for a developer who stops a local server.
+# Long enough for a short response to finish, but short enough for a developer waiting for a local server to
+# stop.
 _DRAIN_S = 5
 _WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """The processes of one ``up`` command. If ``gpus`` is set, there is one worker per GPU.
+    """The processes that one ``up`` command runs. If ``gpus`` is not empty, each GPU gets one worker.
 
-    ``generated_key`` is the API key generated for this run, or None if no key is required or keys are
-    configured.
+    ``generated_key`` is the API key generated for this run. It is None if no key is required or if keys are
+    already configured.
     """
 
     model: str
@@ -39,17 +40,17 @@ class LaunchPlan:
 
     @staticmethod
     def generate_key(host: str, environment: Mapping[str, str]) -> str | None:
-        """Return a new API key, or None if ``host`` is a loopback address or a key is configured."""
+        """Return a new API key, or None if ``host`` is a loopback address or keys are configured."""
         return None if is_loopback(host) or _has_keys(environment) else f"lv-{secrets.token_urlsafe(24)}"
 
     @property
     def base_url(self) -> str:
-        """The server's URL on this machine."""
+        """The URL at which this machine can reach the server."""
         host = _WILDCARD_HOSTS.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def server(self, redis_url: str) -> Program:
-        """Return the HTTP server process."""
+        """Return the HTTP server program."""
         command = _python("llava_server", "--host", self.host, "--port", str(self.port))
         environment = _environment(redis_url)
         if self.generated_key:
@@ -60,7 +61,7 @@ class LaunchPlan:
         return Program("server", command, environment, stop_grace_s=_DRAIN_S + 10.0)
 
     def workers(self, redis_url: str) -> list[Program]:
-        """Return the worker processes. The CPU cores are divided among them to avoid contention."""
+        """Return the worker programs. The CPU cores are divided among them to avoid contention."""
         flags = ["--model", self.model, "--precision", self.precision, "--device", self.device]
         if self.served_model_name:
             flags += ["--served-model-name", self.served_model_name]
@@ -86,8 +87,8 @@ def _python(module: str, *flags: str) -> tuple[str, ...]:
 
 
 def _environment(redis_url: str) -> dict[str, str]:
-    """Return the environment of a child, including the Redis URL, which may contain a password."""
+    """Return the environment for a child. It includes the Redis URL, which may contain a password."""
     # Disable output buffering, because a child that crashes would otherwise lose its last output lines.
     environment = {**os.environ, "LLAVA_REDIS_URL": redis_url, "PYTHONUNBUFFERED": "1"}
-    environment.pop("LLAVA_REDIS_URL_FILE", None)  # the programs reject both settings at once
+    environment.pop("LLAVA_REDIS_URL_FILE", None)  # the programs reject an environment that sets both
     return environment

@@ -1,4 +1,4 @@
-"""Check whether the listen address is free and, if it is not, find the process that uses it."""
+"""Checks whether the listen address is free and, if not, finds the process that is using it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from pathlib import Path
 
 __all__ = ["PortUnavailable", "check_port", "owner_of"]
 
-_LISTEN = "0A"  # state TCP_LISTEN in /proc/net/tcp
+_LISTEN = "0A"  # the TCP_LISTEN state in /proc/net/tcp
 
 
 class PortUnavailable(Exception):
-    """The server cannot listen on the address. The message contains the reason and the remedy."""
+    """The server cannot listen on the address. The message explains why and how to fix this."""
 
 
 def check_port(host: str, port: int) -> int:
-    """Return ``port``, or a free port if it is 0. Raises PortUnavailable."""
+    """Return ``port``, or a free port if ``port`` is 0.
+
+    Raises PortUnavailable if the server cannot listen on the address.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -33,7 +36,10 @@ def check_port(host: str, port: int) -> int:
 
 
 def owner_of(port: int) -> str | None:
-    """Return the process that listens on ``port``, such as "python3 -m http.server (pid 42)", or None."""
+    """Return the process that is listening on ``port``, such as "python3 -m http.server (pid 42)".
+
+    Return None if the process cannot be determined.
+    """
     inodes = set(_listening_inodes(port))
     for entry in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
         try:

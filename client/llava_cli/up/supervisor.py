@@ -1,8 +1,8 @@
-"""Supervision of the children of ``llava-serve up``: restarts and orderly shutdown.
+"""Supervises the children of ``llava-serve up``: restarts them, and shuts them down in order.
 
-Until ``enable_restarts`` is called, any exit is final, because restarting a program that fails to start is
-pointless. After that, a child that exits is restarted with increasing delays until its restart budget is
-exhausted.
+Until ``enable_restarts`` is called, a child that exits is not restarted, because restarting a program that
+fails during startup is pointless. After the call, it is restarted, with increasing delays, until its restart
+budget is exhausted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ class ChildFailed(Exception):
 
 @dataclass(frozen=True)
 class RestartBudget:
-    """Allows ``max_restarts`` restarts per child within ``window_s``. Delays double up to ``max_delay_s``."""
+    """Allows each child ``max_restarts`` restarts within ``window_s`` seconds.
+
+    The delay doubles with each restart, up to ``max_delay_s``.
+    """
 
     max_restarts: int = 5
     window_s: float = 300.0
@@ -49,8 +52,8 @@ class RestartBudget:
 class Supervisor:
     """A context manager that starts layers of children in order and stops them in reverse order.
 
-    Once ``kill_now`` is set, children are killed instead of stopped. ``on_event`` receives a message for each
-    restart.
+    Once ``kill_now`` is set, children are killed instead of being stopped gracefully. ``on_event`` is called
+    with a message before each restart.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Supervisor:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for monitor in self._monitors:  # first, so that no child stopped below is restarted
+        for monitor in self._monitors:  # first, so that children stopped below are not restarted
             monitor.cancel()
         await asyncio.gather(*self._monitors, return_exceptions=True)
         for layer in reversed(self._process_layers):
@@ -85,7 +88,7 @@ class Supervisor:
             await asyncio.gather(*(child.aclose() for child in layer))
 
     async def start(self, layer: Sequence[Program]) -> None:
-        """Start the programs of one layer without waiting until they are ready."""
+        """Start the programs in one layer without waiting for them to become ready."""
         children = [Child(program, self._on_line) for program in layer]
         self._process_layers.append(children)
         for child in children:
@@ -97,7 +100,10 @@ class Supervisor:
         self._is_restarting = True
 
     async def watch(self) -> None:
-        """Wait until a child has failed permanently, then raise ChildFailed. Never returns normally."""
+        """Wait until a child exits and cannot be restarted, then raise ChildFailed.
+
+        Never returns normally.
+        """
         raise await asyncio.shield(self._failure)
 
     async def _monitor(self, child: Child) -> None:

@@ -1,4 +1,4 @@
-"""``llava-serve up``: run Redis, a server and workers on this machine and stop them together.
+"""``llava-serve up``: run Redis, a server and workers on this machine, and stop them together.
 
     check extras, port and Redis  ->  plan  ->  start [redis] [workers] [server]
     ->  wait for /readyz  ->  panel  ->  watch until Ctrl-C or SIGTERM  ->  stop [server] [workers] [redis]
@@ -49,9 +49,9 @@ def up(
     gpus: Annotated[
         str | None, typer.Option(help="Run one worker on each of these GPUs: 'all' or a list such as '0,1'.")
     ] = None,
-    served_model_name: Annotated[str | None, typer.Option(help="Model name in the API.")] = None,
+    served_model_name: Annotated[str | None, typer.Option(help="Model name used in the API.")] = None,
     host: Annotated[
-        str, typer.Option(help="Listen address. Clients need an API key unless it is a loopback address.")
+        str, typer.Option(help="Listen address. Unless it is a loopback address, clients need an API key.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Listen port. 0 selects a free port.")] = 8000,
     redis_url: Annotated[
@@ -88,7 +88,10 @@ def up(
 
 
 async def run(plan: LaunchPlan, layers: list[list[Program]], display: Display) -> None:
-    """Start, supervise and stop the processes. Returns after a stop signal. Raises ChildFailed."""
+    """Start the processes, supervise them until a stop signal arrives, and stop them.
+
+    Raises ChildFailed if a process exits and cannot be restarted.
+    """
     stop, kill_now = asyncio.Event(), asyncio.Event()
     _listen_for_signals(stop, kill_now)
     async with Supervisor(on_line=display.line, on_event=display.show, kill_now=kill_now) as supervisor:
@@ -98,7 +101,7 @@ async def run(plan: LaunchPlan, layers: list[list[Program]], display: Display) -
             supervisor.enable_restarts()
             display.ready(plan, await _served_name(plan))
             await _run_until_first(stop.wait(), supervisor.watch())
-        display.show("stopping; press Ctrl-C again to kill")
+        display.show("stopping; press Ctrl-C again to kill the processes")
 
 
 def _check_extras(model: str) -> None:
@@ -111,18 +114,24 @@ def _check_extras(model: str) -> None:
 
 
 def _choose_gpus(gpus: str | None, num_workers: int, device: str) -> tuple[str, ...]:
-    """Return the selected GPUs, or an empty tuple if --gpus is not set. Raises GpusUnavailable."""
+    """Return the selected GPUs, or an empty tuple if --gpus is not set.
+
+    Raises GpusUnavailable if the options conflict or the GPUs are invalid.
+    """
     if gpus is None:
         return ()
     if num_workers > 1 or device != "auto":
         raise GpusUnavailable(
-            f"--gpus {gpus} runs one worker per GPU. Omit either --gpus, or --workers and --device."
+            f"--gpus {gpus} runs one worker per GPU. Omit either --gpus or both --workers and --device."
         )
     return choose_gpus(gpus, os.environ)
 
 
 def _process_layers(plan: LaunchPlan, redis_url: str | None, stack: ExitStack) -> list[list[Program]]:
-    """Return the programs to start, in order. ``stack`` owns the private Redis. Raises RedisNotFound."""
+    """Return the layers of programs in the order in which to start them.
+
+    ``stack`` cleans up a private Redis. Raises RedisNotFound if one is needed but not found.
+    """
     if redis_url:
         return [plan.workers(redis_url), [plan.server(redis_url)]]
     redis, redis_url = stack.enter_context(private_redis())
@@ -132,7 +141,7 @@ def _process_layers(plan: LaunchPlan, redis_url: str | None, stack: ExitStack) -
 def _listen_for_signals(stop: asyncio.Event, kill_now: asyncio.Event) -> None:
     """Set ``stop`` on the first signal and ``kill_now`` on the second.
 
-    SIGHUP means that the terminal was closed. Under nohup, it is ignored.
+    SIGHUP means that the terminal was closed. It remains ignored under nohup.
     """
 
     def on_signal() -> None:
@@ -144,7 +153,10 @@ def _listen_for_signals(stop: asyncio.Event, kill_now: asyncio.Event) -> None:
 
 
 async def _run_until_first(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Wait until one of the coroutines ends, cancel the others, and raise its exception, if any."""
+    """Run the coroutines until the first one ends, then cancel the others.
+
+    If the first one failed, raise its exception.
+    """
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -178,7 +190,7 @@ async def _wait_until_listening(path: Path) -> None:
 
 
 async def _wait_until_ready(base_url: str) -> None:
-    """Wait until the server is ready, which requires a ready worker."""
+    """Wait until the server reports that it is ready, which requires at least one ready worker."""
     async with httpx2.AsyncClient(trust_env=False, timeout=2.0) as http:
         while True:
             try:
@@ -190,7 +202,7 @@ async def _wait_until_ready(base_url: str) -> None:
 
 
 async def _served_name(plan: LaunchPlan) -> str:
-    """Return the API's model name, read from the server's model list if possible."""
+    """Return the model name used in the API. Read it from the server's model list if possible."""
     try:
         async with AsyncClient(plan.base_url, plan.generated_key, timeout=5.0, max_retries=0) as client:
             models = await client.models()

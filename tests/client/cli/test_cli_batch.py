@@ -1,4 +1,4 @@
-"""``llava-serve batch`` and ``embed`` with a real controller."""
+"""``llava-serve batch`` and ``embed`` against a real server."""
 
 from __future__ import annotations
 

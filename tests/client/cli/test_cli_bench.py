@@ -83,7 +83,7 @@ def test_a_request_contains_the_options_of_the_load(server: ScriptedServer) -> N
         0,
         True,
     )
-    assert len(body["messages"][0]["content"].split()) == 6  # five words and the index
+    assert len(body["messages"][0]["content"].split()) == 6  # five words, followed by the index
 
 
 def test_a_server_without_ignore_eos_is_measured_without_it(server: ScriptedServer) -> None:

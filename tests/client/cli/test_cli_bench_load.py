@@ -33,7 +33,7 @@ TEXT_ONLY = Plan(pictures=Pictures.NONE, num_requests=12)
 
 
 class Barrier:
-    """A responder that completes no request until ``size`` requests have arrived."""
+    """A responder that does not complete any request until ``size`` requests have arrived."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -67,7 +67,7 @@ def test_a_closed_loop_runs_exactly_the_requested_number_of_conversations(server
 
 
 def test_an_open_loop_does_not_wait_for_responses(server: ScriptedServer) -> None:
-    barrier = Barrier(size=12)  # never opens if the load waits for responses
+    barrier = Barrier(size=12)  # never opens if the load generator waits for responses
     server.script(*[barrier] * 12)
     run = load(replace(TEXT_ONLY, concurrency=None, rate=1000.0), server)
     assert barrier.max_waiting == 12
@@ -79,7 +79,7 @@ def test_the_latency_of_an_open_loop_includes_waiting_for_the_limit(server: Scri
     ends = sorted(sample.due_s + sample.total_s for sample in run.samples)
     waits = [sample.total_s for sample in sorted(run.samples, key=lambda sample: sample.due_s)]
     assert all(earlier < later for earlier, later in itertools.pairwise(ends))
-    assert waits == sorted(waits)  # all arrive together, so later requests wait longer
+    assert waits == sorted(waits)  # all requests arrive at nearly the same time, so later ones wait longer
 
 
 def test_arrivals_are_a_poisson_process(server: ScriptedServer) -> None:
@@ -90,7 +90,7 @@ def test_arrivals_are_a_poisson_process(server: ScriptedServer) -> None:
     assert mean == pytest.approx(1 / 2000, rel=0.25)
     assert np.std(pauses) == pytest.approx(
         mean, rel=0.3
-    )  # as in an exponential distribution; it would be 0 for constant intervals
+    )  # as in an exponential distribution; 0 for constant intervals
 
 
 def test_generated_images_are_readable_and_their_pixels_differ() -> None:
@@ -104,7 +104,7 @@ def test_generated_images_are_readable_and_their_pixels_differ() -> None:
 def test_all_questions_are_different() -> None:
     planned = itertools.islice(conversations(replace(TEXT_ONLY, num_turns=2)), 200)
     words = [question.rsplit(" ", 1)[0] for conversation in planned for question in conversation.questions]
-    assert len(set(words)) == 400  # they differ in more than the final index
+    assert len(set(words)) == 400  # the questions differ in more than the final index
 
 
 def test_a_plan_without_an_end_or_a_pace_is_rejected() -> None:

@@ -97,14 +97,17 @@ class Terminal:
         os.write(self._handle, f"{line}\n".encode())
 
     def interrupt_until(self, text: str) -> None:
-        """Press Ctrl-C repeatedly, because one just before a blocking read takes effect only after it."""
+        """Press Ctrl-C repeatedly until ``text`` appears.
+
+        A signal that arrives just before a blocking read takes effect only after the read.
+        """
         while text not in self.shown:
             os.kill(self._pid, signal.SIGINT)
             self._read(wait_s=1.0)
         self.see(text)
 
     def see(self, text: str) -> None:
-        """Read until ``text`` appears on the screen, and discard everything up to that point."""
+        """Read until ``text`` appears on the screen, and discard everything up to and including it."""
         while text not in self.shown:
             self._read(wait_s=None)
         self.shown = self.shown.partition(text)[2]

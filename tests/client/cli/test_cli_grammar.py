@@ -1,4 +1,4 @@
-"""``ask`` with constrained output: a JSON Schema file, a regular expression, choices."""
+"""``ask`` with constrained output: a JSON Schema file, a regular expression or choices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Supported forms of images, and invalid images."""
+"""Supported types of image arguments, and invalid images."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def test_heic_is_distinguished_from_avif_and_other_data_is_rejected() -> None:
         (b"hello, world", r"begins with b'hello, w'.*Use PNG, JPEG"),
         ("nowhere.png", "Cannot read image 'nowhere.png': No such file"),
         ("nul\0.png", "Cannot read image"),
-        (42, "type int is not supported. Pass a path"),
-        (io.BytesIO(PNG), "type BytesIO is not supported"),
+        (42, "type int are not supported. Pass a path"),
+        (io.BytesIO(PNG), "type BytesIO are not supported"),
     ],
 )
 def test_invalid_images_are_rejected_with_the_reason(image: Any, message: str) -> None:

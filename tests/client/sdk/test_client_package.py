@@ -28,7 +28,10 @@ def test_the_sdk_imports_neither_the_command_line_nor_the_rest_of_the_project() 
 
 
 def test_a_program_outside_the_repository_is_type_checked_strictly(tmp_path: Path) -> None:
-    """mypy finds the package on the interpreter's path, as after a pip install, and requires py.typed."""
+    """mypy finds the package on the interpreter's path, as it does after a pip install.
+
+    It uses the package's type annotations only if the package contains py.typed.
+    """
     program = shutil.copy(TYPED_PROGRAM, tmp_path)
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir=cache", program]
     environment = {name: value for name, value in os.environ.items() if name != "MYPYPATH"}

@@ -72,7 +72,7 @@ def test_a_stream_that_breaks_repeatedly_is_read_to_its_end(
 def test_resent_text_after_the_last_id_is_not_yielded_twice(
     client: AnyClient, server: ScriptedServer
 ) -> None:
-    """The last text chunk has no ID; the ID is sent with the finish reason."""
+    """The last text chunk has no ID. The server sends the ID with the finish reason."""
     server.script(streams(*WORDS[:3], event(chunk({"content": DELTAS[3]})), then=closes_connection))
     server.resumptions.append(streams(event(chunk({"content": DELTAS[3]})), *END))
     with client.stream("What is this?") as stream:

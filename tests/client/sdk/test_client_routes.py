@@ -1,4 +1,4 @@
-"""Routes other than chat with a real controller: embeddings, tokens, stored responses and batches."""
+"""Routes other than chat against a real server: embeddings, tokens, stored responses and batches."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_each_request_of_a_cancelled_batch_has_a_cancelled_error(served: AnyClie
 
 
 def test_creating_a_batch_is_not_retried() -> None:
-    """The upload of the file is retried, but the creation of the batch is not."""
+    """The file upload is retried, but the request that creates the batch is not."""
     paths: list[str] = []
     numbers = itertools.count()
 

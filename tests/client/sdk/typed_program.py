@@ -61,7 +61,7 @@ def retry_after(error: APIError) -> float | None:
 
 
 def misuse(client: Client) -> None:
-    """A function whose lines must all be rejected by a type checker."""
+    """A function in which a type checker must reject every line."""
     client.chat("Hello?", max_tokens="9")  # type: ignore[arg-type]
     client.chat("Hello?", maximum=9)  # type: ignore[call-arg]
     client.chat("Hello?").words  # type: ignore[attr-defined] # noqa: B018

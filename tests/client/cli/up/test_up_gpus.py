@@ -44,17 +44,19 @@ def test_gpus_can_be_selected_by_number_or_uuid() -> None:
 
 @pytest.mark.parametrize("text", ["", "0,,1", "one", "0,0", "-1", "0;1"])
 def test_an_invalid_gpu_list_is_rejected_with_the_expected_format(text: str) -> None:
-    with pytest.raises(GpusUnavailable, match=r"--gpus is '.*'\. Use distinct GPU numbers or UUIDs"):
+    with pytest.raises(GpusUnavailable, match=r"--gpus is '.*'\. Use a comma-separated list of distinct GPU"):
         choose_gpus(text, {})
 
 
 def test_all_without_a_gpu_is_an_error(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path(f"{nvidia_smi}.output").write_text("")
     monkeypatch.setenv("PATH", environment(nvidia_smi)["PATH"])
-    with pytest.raises(GpusUnavailable, match="found no GPU. Omit --gpus"):
+    with pytest.raises(GpusUnavailable, match="found no GPUs. Omit --gpus"):
         choose_gpus("all", environment(nvidia_smi))
     nvidia_smi.write_text("#!/bin/sh\nexit 9\n")
-    with pytest.raises(GpusUnavailable, match=r"which failed: .*status 9.*List the GPUs, as in --gpus 0,1"):
+    with pytest.raises(
+        GpusUnavailable, match=r"which failed: .*status 9.*List the GPUs, for example --gpus 0,1"
+    ):
         choose_gpus("all", environment(nvidia_smi))
 
 
@@ -82,6 +84,6 @@ def test_gpus_and_workers_cannot_be_combined() -> None:
     process = start("up", "--gpus", "0,1", "--workers", "3", "--port", "0")
     _, stderr = process.communicate(timeout=scaled(60))
     assert process.returncode == 2
-    assert "runs one worker per GPU. Omit either --gpus, or --workers and --device" in " ".join(
+    assert "runs one worker per GPU. Omit either --gpus or both --workers and --device" in " ".join(
         stderr.split()
     )

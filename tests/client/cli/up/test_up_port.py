@@ -1,4 +1,4 @@
-"""If the port is in use, the process that uses it is reported before anything starts."""
+"""If the port is in use, ``up`` names the process that is using it before starting anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Selection of the Redis server for ``up``, and isolation and cleanup of a private one."""
+"""How ``up`` selects a Redis server, and how it isolates and cleans up a private one."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def send_command(path: Path, command: str) -> str:
 def is_listening(path: Path | None) -> bool:
     try:
         return path is not None and "PONG" in send_command(path, "PING")
-    except OSError:  # not bound, or bound and not listening yet
+    except OSError:  # not bound yet, or bound but not listening yet
         return False
 
 
