@@ -1,4 +1,4 @@
-"""The inference engine. It takes sequences and generates tokens, running one forward pass per step.
+"""The inference engine. It generates tokens for sequences, running one forward pass per step.
 
     Engine.step = Scheduler.schedule -> ModelRunner.launch -> postprocess
 

@@ -1,6 +1,6 @@
 """Measures the host time spent in each phase of a step.
 
-A GPU runs asynchronously, and phases do not synchronize with it just for the measurement. The time spent
+A GPU runs asynchronously, and the timer does not synchronize with it at the end of a phase. The time spent
 waiting for the GPU is therefore attributed to "sample", the phase that waits for the result.
 """
 
