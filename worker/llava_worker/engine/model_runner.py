@@ -200,7 +200,7 @@ class ModelRunner:
             x[span.row : span.row + span.length] = features[_key(span)][span.first : span.first + span.length]
 
     def _features_of(self, spans: list[FeatureSpan]) -> dict[ImageKey, Tensor]:
-        """Return the features of each image, [tokens, hidden]. Images that are not in the cache are encoded."""
+        """Return the features of each image, [tokens, hidden]. Images that are not cached are encoded."""
         features: dict[ImageKey, Tensor] = {}
         missing: dict[ImageKey, _EncoderInput] = {}
         for span in spans:

@@ -106,7 +106,7 @@ def fit_cache(planned: KVCacheSpec, config: ModelConfig, *, left_bytes: int | No
         )
     if spec.num_tokens < config.text_config.max_position_embeddings:
         logger.warning(
-            "the KV cache holds %d tokens, less than the model's context of %d; the context is reduced",
+            "the KV cache holds only %d tokens; the context length is reduced from %d tokens accordingly",
             spec.num_tokens,
             config.text_config.max_position_embeddings,
         )
