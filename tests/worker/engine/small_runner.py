@@ -9,9 +9,10 @@ from llava_worker.engine.model_runner import InFlightStep, ModelRunner
 
 
 class SmallRunner(ModelRunner):
-    """A runner with memory for ``max_sequences`` sequences per step, but not for the sequence ``never``.
+    """A runner that has enough memory for ``max_sequences`` sequences per step, but not for ``never``.
 
-    Like a real device, it fails after some keys and values have been written to the KV cache.
+    ``never`` is the ID of a sequence. As on a real device, a step fails after some keys and values have been
+    written to the KV cache.
     """
 
     max_sequences = 9

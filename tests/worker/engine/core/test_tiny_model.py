@@ -1,4 +1,4 @@
-"""Tests that compare the bundled model in the engine with transformers."""
+"""Tests that compare the outputs of the bundled model in the engine with transformers."""
 
 from __future__ import annotations
 

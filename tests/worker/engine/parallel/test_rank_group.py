@@ -1,4 +1,4 @@
-"""Tests that ranks exit together and that invalid configurations are rejected before ranks are started."""
+"""Tests that ranks exit together and that invalid configurations are rejected before any rank is started."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_exit_of_a_rank_is_reported_and_no_step_runs_without_it(
     os.kill(pid, signal.SIGKILL)
     assert ranks.lost.wait(scaled(30.0))
 
-    with pytest.raises((OSError, RuntimeError)):  # the pipe or torch's connection is closed
+    with pytest.raises((OSError, RuntimeError)):  # either the pipe or torch's connection is closed
         for _ in range(3):
             engine.step()
 
@@ -78,7 +78,7 @@ def test_a_step_that_runs_out_of_memory_fails_all_ranks(
 
 
 def test_an_engine_with_two_ranks_is_built_by_one_call(tmp_path: Path) -> None:
-    """The engine runs in a separate process. When it exits, the other ranks exit."""
+    """The engine runs in a separate process. When this process exits, the other rank exits too."""
     write_checkpoint(tmp_path)
     program = (
         "import sys, psutil\n"

@@ -152,6 +152,6 @@ def _probe(matcher: llguidance.LLMatcher) -> None:
 
 
 def _readable(message: str) -> str:
-    """Return the library's message, but omit positions in the generated Lark source and quotations from it."""
+    """Return the library's message without positions in the Lark source and without quotations from it."""
     words = _POSITION.sub("", message.split("\n   1 |")[0].split("<")[0])
     return " ".join(words.split())[:_MAX_ERROR_CHARS]
