@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def _one_thread() -> None:
     """Use one thread.
 
-    More threads do not make operations on small matrices faster, and on shared cores, they make them slower.
+    More threads do not speed up operations on small matrices, and on shared cores, they slow them down.
     """
     torch.set_num_threads(1)
 

@@ -10,4 +10,5 @@ from llava_worker.engine.engine import Engine
 
 MakeEngine: TypeAlias = Callable[..., Engine]
 MakeSequence: TypeAlias = Callable[..., Sequence]
-Run: TypeAlias = Callable[..., dict[str, list[int]]]  # output token IDs, keyed by sequence ID
+# (engine, sequences) -> output token IDs, keyed by sequence ID
+Run: TypeAlias = Callable[..., dict[str, list[int]]]

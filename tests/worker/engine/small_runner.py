@@ -9,10 +9,9 @@ from llava_worker.engine.model_runner import InFlightStep, ModelRunner
 
 
 class SmallRunner(ModelRunner):
-    """A runner that has enough memory for ``max_sequences`` sequences per step, but not for ``never``.
+    """Runs out of memory if a step has over ``max_sequences`` sequences or includes the sequence ``never``.
 
-    ``never`` is the ID of a sequence. As on a real device, a step fails after some keys and values have been
-    written to the KV cache.
+    As on a real device, a step fails after some keys and values have been written to the KV cache.
     """
 
     max_sequences = 9

@@ -116,15 +116,16 @@ class AsyncPipeline:
 def launch_with_oom_retry(runner: ModelRunner, chunks: list[Chunk]) -> InFlightStep:
     """Launch a step with ``runner.launch``. If it runs out of memory, launch its two halves separately.
 
-    A chunk that does not fit on its own gets an INSUFFICIENT_MEMORY result. The memory required by the
-    largest step is measured at startup, so a step runs out of memory only if another program uses the same
-    GPU or if memory is fragmented. A step can be split because its chunks do not depend on each other.
+    A chunk that does not fit in memory on its own gets an INSUFFICIENT_MEMORY result. The memory required by
+    the largest step is measured at startup, so a step runs out of memory only if another program uses the
+    same GPU or if memory is fragmented. A step can be split because its chunks do not depend on each other.
     """
     try:
         return runner.launch(chunks)
     except torch.OutOfMemoryError as error:
         reason = str(error)
-    # This is outside the except block, because the traceback keeps the failed step's tensors alive.
+    # Memory is released outside the except block, where the traceback would keep the failed step's tensors
+    # alive.
     runner.release_memory()
     if len(chunks) == 1:
         seq_id = chunks[0].sequence.seq_id

@@ -102,7 +102,7 @@ class Engine:
 
     @property
     def num_sequences(self) -> int:
-        """The number of sequences whose final output has not been returned."""
+        """The number of sequences whose final output has not been returned yet."""
         return len(self._sequences) + len(self._complete)
 
     @property
@@ -135,7 +135,7 @@ class Engine:
         self._queue_of(sequence).add(sequence)
 
     def abort(self, seq_id: str) -> None:
-        """Drop a sequence without returning an output, and free its blocks. An unknown ID is ignored."""
+        """Drop a sequence without returning an output, and free its blocks. Unknown IDs are ignored."""
         self._complete = [output for output in self._complete if output.seq_id != seq_id]
         sequence = self._sequences.get(seq_id)
         if sequence is not None:

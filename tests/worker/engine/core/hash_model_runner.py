@@ -1,6 +1,6 @@
 """A model runner without tensors.
 
-Each KV cache slot contains a hash of all tokens up to and including its own. A sampled token is a hash of all
+Each KV cache slot contains a hash of its token and of all tokens before it. A sampled token is a hash of all
 slots of the sequence, which are read through the block table. If a block is shared, copied, overwritten or
 freed incorrectly, the output changes. Reading an unwritten slot is an error. A workload takes only
 milliseconds.

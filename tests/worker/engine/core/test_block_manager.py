@@ -1,4 +1,4 @@
-"""Tests that the block manager loses no block, shares none incorrectly and matches no wrong content."""
+"""Tests that blocks are never lost, shared incorrectly or matched with the wrong content."""
 
 from __future__ import annotations
 

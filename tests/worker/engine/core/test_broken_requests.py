@@ -155,7 +155,10 @@ def test_a_rejected_sequence_does_not_affect_running_ones(
 def test_a_duplicate_of_a_failed_sequence_reuses_nothing_of_it(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, model: Llava
 ) -> None:
-    """The duplicate waits for the prefix of the first sequence, but must not reuse its blocks if it fails."""
+    """The duplicate waits for the first sequence to compute the prefix.
+
+    If the first sequence fails, the duplicate must not reuse its blocks.
+    """
     token_id = 121
     prompt = Prompt([1, 5, token_id, *range(40, 60)])
     whole = run(make_engine(), [make_sequence(prompt, seq_id="second")])

@@ -160,7 +160,8 @@ def test_a_failing_sequence_does_not_affect_the_batch(
         assert [output.token_id for output in outputs[str(index)]] == output_ids
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
 
-    # The failed sequence left nothing in the caches: with restored weights, a new engine has the same output.
+    # The failed sequence left nothing in the caches: with the weights restored, the output is the same as in
+    # a new engine.
     assert run(engine, [make_sequence(broken)]) == run(make_engine(), [make_sequence(broken)])
 
 

@@ -1,4 +1,4 @@
-"""Tests that a step that runs out of memory is split in half until only a single sequence fails."""
+"""Tests that a step that runs out of memory is split in half repeatedly until only one sequence fails."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_closing_the_ranks_is_not_reported_as_a_loss(ranks: TwoRanks) -> None:
 def test_a_step_that_runs_out_of_memory_fails_all_ranks(
     ranks: TwoRanks, make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
-    """In a single process, the step would be split into halves."""
+    """In a single process, the step would be split in half."""
     engine = make_engine(over=ranks.model)
 
     def raise_out_of_memory(x: torch.Tensor) -> torch.Tensor:
@@ -131,6 +131,6 @@ def test_quantized_precisions_are_rejected_with_several_ranks(tmp_path: Path, pr
 @pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are enough GPUs")
 def test_fewer_gpus_than_ranks_are_rejected_with_their_number() -> None:
     with pytest.raises(
-        ValueError, match=r"tensor_parallel is 2, but only [01] GPUs are available starting from cuda:0"
+        ValueError, match=r"tensor_parallel is 2, but only [01] GPUs are available from cuda:0 onward"
     ):
         choose_device("cuda:0", 2)

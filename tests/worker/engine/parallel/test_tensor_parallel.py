@@ -18,7 +18,7 @@ from tests.worker.engine.parallel.two_ranks import RecordingRunner, TwoRanks, lo
 
 TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}  # the order of summation in fp32 differs
 
-# These models cover grouped-query attention, biases, which exactly one rank must add, and a sliding window.
+# These models cover grouped-query attention, biases (which exactly one rank must add), and a sliding window.
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},

@@ -41,7 +41,7 @@ def member_of(
 ) -> Callable[[int], tuple[Member, RecordingLlava]]:
     """Return a function that creates and loads a model of one class.
 
-    Its argument is the number of the model size.
+    Its argument selects the size.
     """
 
     @cache
@@ -61,10 +61,7 @@ def draw_waves(rng: np.random.Generator, member: Member) -> tuple[list[Prompt], 
 
 
 def branch(rng: np.random.Generator, prompt: Prompt) -> Prompt:
-    """Return a prompt that differs from ``prompt`` from a random position onward.
-
-    The position is not within an image.
-    """
+    """Return a prompt that equals ``prompt`` up to a random position outside images and then differs."""
     ends = [start + length for start, length in zip(prompt.image_starts, prompt.lengths, strict=True)]
     cut = int(rng.choice([1, *prompt.image_starts, *ends, len(prompt.token_ids) - 1]))
     kept = sum(end <= cut for end in ends)

@@ -104,10 +104,7 @@ def end_ids_of(sampling: SamplingParams) -> frozenset[int]:
 
 
 def draws_of(sampling: SamplingParams, positions: range, output_ids: list[int] = OUTPUT) -> list[SamplingRow]:
-    """Return one sampling row per random number.
-
-    ``output_ids`` are the previous tokens, and ``positions`` determine the random numbers.
-    """
+    """Return sampling rows that follow ``output_ids``. Each position gives one row its random number."""
     state = state_of(sampling)
     if state is not None:
         state.update(output_ids)

@@ -263,8 +263,8 @@ def test_repetitive_output_is_drafted_and_random_output_is_not(
         outputs_of(engine, make_sequence(prompt, max_new_tokens=200, **sampling))
         return engine.stats()
 
-    # In one output, a single token is repeated. The other consists of thirty different tokens in random
-    # order, so repetitions predict nothing.
+    # One output repeats a single token. The other consists of tokens drawn at random from thirty, so
+    # repetitions predict nothing.
     copying = stats_of(logit_bias=((40, 100.0),))
     chatting = stats_of(logit_bias=tuple((token_id, 100.0) for token_id in range(40, 70)), temperature=50.0)
 

@@ -1,4 +1,4 @@
-"""Tests that, for any number of rows, decoding with CUDA graphs samples the same tokens as without them.
+"""Tests that, for any number of rows, decoding with CUDA graphs gives the same tokens as without.
 
 These tests run without a GPU. Instead of a graph, they replay a function call with the same tensors, buckets
 and padding.

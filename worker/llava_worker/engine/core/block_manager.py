@@ -44,7 +44,7 @@ class BlockCopy:
 
 
 class BlockManager:
-    """Allocates and frees the blocks of sequences.
+    """Allocates blocks to sequences and frees them.
 
     Every block is in exactly one state:
 
@@ -165,7 +165,8 @@ class BlockManager:
         Their content stays cached, including the content of a partially filled last block.
         """
         self._cache_partial_block(sequence)
-        # Blocks are evicted in release order. Release the tail first: a block is useless without its prefix.
+        # Blocks are evicted in the order in which they are released. Release the tail first, because a block
+        # is useless without its prefix.
         for block in reversed(sequence.block_table):
             self._release(block)
         self._sequences.pop(sequence, None)
@@ -182,7 +183,7 @@ class BlockManager:
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Check that only ``sequences`` use blocks and that every block is in exactly one state.
 
-        Raises BlockAccountingError if not.
+        Raises BlockAccountingError if either is not the case.
         """
         error = next(self._inconsistencies(list(sequences)), None) or self._prefixes.inconsistency()
         if error is not None:

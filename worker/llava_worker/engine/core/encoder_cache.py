@@ -12,7 +12,7 @@ ImageKey = tuple[str, str]  # cache scope, ImageSpan.content
 
 
 class EncoderCache:
-    """An LRU cache of at most ``max_bytes`` bytes. If ``max_bytes`` is 0, nothing is cached."""
+    """An LRU cache that holds at most ``max_bytes`` bytes. If ``max_bytes`` is 0, nothing is cached."""
 
     def __init__(self, max_bytes: int) -> None:
         self.num_hits = 0

@@ -19,7 +19,7 @@ __all__ = ["KV_CACHE_DTYPES", "allocate_cache", "fit_cache", "plan_cache"]
 KV_CACHE_DTYPES = ("auto", "int8")
 
 # The KV cache may use at most this fraction of the memory that remains after the weights are loaded. A GPU is
-# assumed to be dedicated to the worker; CPU memory is shared with the queue, the images and other programs.
+# assumed to be dedicated to the worker; CPU memory is also used by the queue, images and other programs.
 _SHARES = {"cuda": 0.95}
 _SHARE = 0.6
 # The default limit on a CPU, unless one full context needs more. The whole cache is written to at startup,

@@ -26,7 +26,7 @@ _POSITION_BITS = 32  # enough for any position within an image
 
 
 def root_key(scope: str) -> bytes:
-    """Return the parent key of the first block."""
+    """Return the key that is the parent of all first blocks in the scope."""
     return blake2b(scope.encode(), digest_size=32).digest()
 
 

@@ -4,7 +4,7 @@ Each step is scheduled in the following stages:
 
 0. If the first waiting sequence does not fit, running sequences of lower priority are preempted.
 1. Every decoding sequence gets one token, so that no stream is blocked by a long prompt.
-2. Partially computed prompts continue in chunks that fit the remaining budget (chunked prefill), highest
+2. Partially computed prompts continue in chunks that fit in the remaining budget (chunked prefill), highest
    priority first.
 3. Waiting sequences are admitted, highest priority first, as long as there are enough free blocks for the
    whole prompt. Sequences with a higher priority than all partially computed prompts are admitted before
@@ -68,7 +68,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:
-    """The schedule of one step: at most one chunk per sequence, and block copies to perform before it."""
+    """The schedule of one step: at most one chunk per sequence, and the block copies to perform first."""
 
     chunks: list[Chunk]
     copies: list[BlockCopy]
@@ -159,7 +159,7 @@ class Scheduler:
         ]
 
     def _preempt_for_priority(self) -> None:
-        """Preempt running sequences to make room for the first waiting one, if it has a higher priority."""
+        """Preempt running sequences to make room for the first waiting one if its priority is higher."""
         if not self.waiting or self._blocks.is_prefix_pending(self.waiting[0]):
             return
         first = self.waiting[0]

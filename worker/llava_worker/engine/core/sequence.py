@@ -23,7 +23,7 @@ Pixels = bytes | bytearray | memoryview  # uint8 [tiles, side, side, 3], row-maj
 
 
 class SequenceRejected(ValueError):
-    """Raised for a sequence that cannot be served.
+    """Raised if a sequence cannot be served.
 
     ``error.param`` is the name of the invalid sampling parameter, or None if the prompt is invalid.
     """

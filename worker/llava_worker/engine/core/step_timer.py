@@ -20,7 +20,10 @@ OnPhase: TypeAlias = Callable[[Phase, float, float], None]  # phase, start and e
 
 
 class StepTimer:
-    """Accumulates seconds per phase: ``with timer("forward"): ...``. Phases must not be nested."""
+    """Accumulates the time of each phase in seconds: ``with timer("forward"): ...``.
+
+    Phases must not be nested.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)

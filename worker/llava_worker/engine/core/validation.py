@@ -78,7 +78,7 @@ class SequenceValidator:
     images: ImageLayout
 
     def check(self, sequence: Sequence) -> None:
-        """Raise SequenceRejected for a sequence that cannot be computed."""
+        """Raise SequenceRejected if the sequence cannot be computed."""
         self._check_tokens(sequence)
         self.sampling.check(sequence.sampling)
         if sequence.grammar is not None and sequence.sampling.ignore_eos:

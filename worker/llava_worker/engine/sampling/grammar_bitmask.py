@@ -37,7 +37,7 @@ class GrammarBitmask:
         self._work: list[Future[None]] = [pool.submit(self._fill, index) for index in range(len(rows))]
 
     def wait(self) -> None:
-        """Wait until no thread accesses the sequences."""
+        """Wait until all bitmasks are filled, after which no thread accesses the sequences anymore."""
         for work in self._work:
             work.result()
 
@@ -74,7 +74,7 @@ def _grammar_error(reason: str) -> JobError:
 class BitmaskBuilder:
     """Stores the matchers of all sequences and fills the bitmasks of each step in a thread pool.
 
-    The pool is started when the first grammar is used.
+    The pool is created when a grammar is used for the first time.
     """
 
     def __init__(self) -> None:

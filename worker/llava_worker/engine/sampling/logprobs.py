@@ -59,7 +59,7 @@ class PickedLogprobs:
     """The log-probabilities of a step, on the device.
 
     ``tensors`` are the log-probabilities of the sampled tokens [rows], the log-probabilities of the most
-    likely tokens [rows, max(num_top)], and the IDs of these tokens, in the same shape.
+    likely tokens [rows, max(num_top)], and the IDs of these most likely tokens in the same shape.
     """
 
     rows: Rows[int]

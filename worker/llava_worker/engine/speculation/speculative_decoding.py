@@ -39,7 +39,7 @@ class SpeculativeDecoding:
         self._max_batch_tokens = max_batch_tokens
 
     def add_drafts(self, chunks: list[Chunk], *, num_spare: int) -> list[Chunk]:
-        """Return the chunks with drafts added. At least ``num_spare`` blocks remain free."""
+        """Return the chunks, with drafts added to some of them. At least ``num_spare`` blocks remain free."""
         if self._drafter is None:
             return chunks
         num_left = self._max_batch_tokens - sum(chunk.num_tokens for chunk in chunks)
@@ -101,7 +101,7 @@ class SpeculativeDecoding:
 
 
 def is_draftable(sequence: Sequence) -> bool:
-    """Return whether the sequence can have drafts.
+    """Return whether drafts can be proposed for the sequence.
 
     With penalties or a grammar, the logits depend on the previous tokens, so several positions cannot be
     sampled at once. An embedding has no output tokens.

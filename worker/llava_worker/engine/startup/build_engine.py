@@ -1,4 +1,4 @@
-"""Builds an engine: plans memory, loads weights, warms up and captures CUDA graphs."""
+"""Builds an engine: plans its memory, loads the weights, runs the warm-up and captures CUDA graphs."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def choose_device(name: str, num_ranks: int = 1) -> torch.device:
         if num_left < num_ranks:
             maximum = max(1, num_left)
             raise ValueError(
-                f"tensor_parallel is {num_ranks}, but only {num_left} GPUs are available starting from "
-                f"{name}. Set tensor_parallel to {maximum}, or choose another device."
+                f"tensor_parallel is {num_ranks}, but only {num_left} GPUs are available from {name} "
+                f"onward. Set tensor_parallel to {maximum}, or choose another device."
             )
     return device
 

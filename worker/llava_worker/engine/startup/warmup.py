@@ -1,4 +1,4 @@
-"""Warm-up: runs the largest step of each kind before the worker announces the model as ready.
+"""Warm-up: runs the largest step of each kind before the worker announces that the model is ready.
 
 The warm-up steps have three purposes: they trigger the initialization that happens when a shape is first used
 (kernel selection, libraries, workspaces), check that the model works, and measure the peak memory of a step,
@@ -69,7 +69,7 @@ def warm_up(
     max_num_sequences: int,
     max_batch_tokens: int,
 ) -> StepMemory:
-    """Run the warm-up steps and measure their memory.
+    """Run the warm-up steps and measure how much memory they need.
 
     As in the engine, the size of ``cache`` limits the context. Raises InsufficientMemory if a step does not
     fit in memory, and WarmupError if a step fails for another reason.

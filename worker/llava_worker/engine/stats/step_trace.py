@@ -57,7 +57,7 @@ class TraceFile:
         self._is_full = False
 
     def write(self, events: list[_Event]) -> None:
-        """Write the events in one call. If the file or the disk is full, log a warning and stop the trace."""
+        """Write the events with one call. If the file or disk is full, log a warning and stop the trace."""
         if self._is_full or not events:
             return
         text = ",\n" if self._end else "[\n"
@@ -122,7 +122,7 @@ class StepTrace:
         self._flush()
 
     def aborted(self, seq_id: str, at: float) -> None:
-        """Record that a sequence was aborted. An unknown ID is ignored."""
+        """Record that a sequence was aborted. Unknown IDs are ignored."""
         self._end(seq_id, at, "aborted")
         self._flush()
 

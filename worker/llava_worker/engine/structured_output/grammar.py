@@ -63,7 +63,7 @@ class Grammar:
     """A compiled grammar."""
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
-        """Create a grammar from a matcher in its initial state, which is copied but never advanced."""
+        """Create a grammar from a matcher in its initial state. The matcher is copied, but never advanced."""
         self._matcher = matcher
 
     def start(self) -> Matcher:
@@ -114,7 +114,7 @@ class _Vocabulary:
         self._longest = max(map(len, self.tokens))
 
     def __call__(self, text: bytes) -> list[int]:
-        """Tokenize text by greedy longest match.
+        """Tokenize text, always choosing the longest token that matches.
 
         If a grammar allows only one text at some position, the library calls this method and then allows only
         the tokens that it returns.

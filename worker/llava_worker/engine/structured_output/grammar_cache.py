@@ -17,9 +17,8 @@ __all__ = ["GrammarCache"]
 
 MAX_TEXT_BYTES = 64 << 10
 _MAX_CACHED = 64
-_MAX_CACHED_BYTES = (
-    1 << 20
-)  # total size of the sources, to which the size of compiled grammars is proportional
+# Maximum total size of the sources. The size of a compiled grammar is proportional to the size of its source.
+_MAX_CACHED_BYTES = 1 << 20
 
 
 class GrammarCache:

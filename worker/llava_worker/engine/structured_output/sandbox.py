@@ -6,7 +6,7 @@ process is limited, it has only a few seconds per grammar, and its only environm
 the child compiles a grammar successfully, the worker then compiles it too.
 
 The child reads one JSON value per line from stdin, starting with the vocabulary. It replies to each of them
-with one line on stdout. It exits when stdin closes, which also happens if the worker exits.
+with one line on stdout. The child exits when its stdin is closed, which also happens if the worker exits.
 """
 
 from __future__ import annotations
