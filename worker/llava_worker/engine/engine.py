@@ -112,7 +112,7 @@ class Engine:
 
     @property
     def is_async(self) -> bool:
-        """Whether steps are launched ahead if possible. This property can be set between steps."""
+        """Whether steps are launched ahead when possible. This property can be set between steps."""
         return self._pipeline.is_async
 
     @is_async.setter
@@ -159,7 +159,10 @@ class Engine:
         return outputs
 
     def idle(self) -> bool:
-        """Spend a few milliseconds on preparations for later steps. Return False if they are complete."""
+        """Spend a few milliseconds on preparations for later steps.
+
+        Return False if nothing is left to prepare.
+        """
         return self._runner.cache.prefault_more()
 
     def stats(self) -> EngineStats:
@@ -216,7 +219,7 @@ class Engine:
     def _postprocess(self, result: ChunkResult) -> Iterator[StepOutput]:
         """Yield the outputs of one sequence in order.
 
-        Drafts that were accepted after the end of the output are dropped.
+        Accepted drafts after the end of the output are dropped.
         """
         sequence = result.chunk.sequence
         if result.error is not None:

@@ -1,7 +1,7 @@
 """The model runner. It runs one forward pass over chunks of sequences and returns sampled tokens or errors.
 
 The host launches steps asynchronously. It waits for the device when it reads a step. If a step includes
-grammars, embeddings or prompt log-probabilities, it also waits when it launches the step.
+grammars, embeddings or prompt log-probabilities, the host also waits when it launches the step.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def completed(chunks: list[Chunk], results: list[ChunkResult]) -> InFlightStep:
 
 
 class ModelRunner:
-    """Runs the model and manages its caches. Scheduling is not part of this class."""
+    """Runs the model and manages its caches, but does no scheduling."""
 
     def __init__(
         self, model: Llava, cache: KVCache, backend: AttentionBackend, encoder_cache: EncoderCache

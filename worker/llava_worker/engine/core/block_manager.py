@@ -3,7 +3,7 @@
 A block holds the keys and values of ``block_size`` consecutive tokens. `PrefixCache` finds blocks whose
 tokens have already been computed. Full blocks are shared without copying, because they are no longer written
 to. If only part of a block matches, or if another sequence is still filling it, the matching rows are copied.
-Therefore, a common prefix is always reused in full.
+Therefore, the whole common prefix is reused, not just its full blocks.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from llava_worker.engine.core.sequence import Sequence
 
 __all__ = ["BlockAccountingError", "BlockCopy", "BlockManager"]
 
-# A sequence waits for tokens that another sequence is about to compute only if it can share at least this
-# many of them.
+# A sequence waits for another one to compute shared tokens only if there are at least this many of them.
 MIN_PENDING_TOKENS = 16
 
 
@@ -150,7 +149,7 @@ class BlockManager:
             self._release(sequence.block_table.pop())
 
     def cache_full_blocks(self, sequence: Sequence) -> None:
-        """Add the blocks of the sequence that are full and computed to the prefix cache."""
+        """Add the sequence's full, computed blocks to the prefix cache."""
         if not self._is_sharing:
             return
         for index in range(sequence.num_published, sequence.num_computed // self.block_size):

@@ -25,7 +25,7 @@ class TokenResult:
 class ChunkResult:
     """The new tokens of a chunk's sequence, in order, or the ``error`` that ends the sequence.
 
-    There is one token, plus one for each accepted draft. If a token's ID is None, it is the last token.
+    There is one token, plus one for each accepted draft. Only the ID of the last token can be None.
     """
 
     chunk: Chunk

@@ -26,7 +26,7 @@ _POSITION_BITS = 32  # enough for any position within an image
 
 
 def root_key(scope: str) -> bytes:
-    """Return the key that is the parent of all first blocks in the scope."""
+    """Return the parent key for blocks at the start of a prompt in this scope."""
     return blake2b(scope.encode(), digest_size=32).digest()
 
 

@@ -34,8 +34,8 @@ __all__ = ["Chunk", "Scheduler", "SchedulerOutput", "priority_key"]
 class Chunk:
     """The tokens [start, end) of a sequence that are computed in this step.
 
-    ``drafts`` are draft tokens that follow the last token of the sequence, so they are empty unless the chunk
-    contains that token. If ``is_ahead`` is true, the chunk consists of the token sampled in the previous
+    ``drafts`` are draft tokens that follow the last token of the sequence. If the chunk does not contain that
+    token, there are none. If ``is_ahead`` is true, the chunk consists of the token sampled in the previous
     step, and the host does not know its ID yet.
     """
 

@@ -65,13 +65,13 @@ class Sequence:
     """The state of one job in the engine.
 
     If ``output_ids`` is not empty when the sequence is added, the sequence resumes an output that another
-    worker began. It then generates the same tokens that the other worker would have generated.
-    ``max_new_tokens`` limits the total length of ``output_ids``, including tokens from the other worker. The
-    engine uses ``max_new_tokens`` and ``grammar`` instead of ``sampling.max_tokens`` and
-    ``sampling.grammar``. It ignores ``sampling.stop``. ``pixels`` is in the same order as ``images``.
-    Sequences with different values of ``cache_scope`` never share cached data. If ``grammar`` is set, the
-    output is constrained to match it. Sequences with a higher ``priority`` are scheduled first.
-    ``deadline_s`` is a time on the ``time.monotonic`` clock, or None if there is no deadline.
+    worker began. It then generates the same tokens as the other worker would have. ``max_new_tokens`` limits
+    the total length of ``output_ids``, including tokens from the other worker. The engine uses
+    ``max_new_tokens`` and ``grammar`` instead of ``sampling.max_tokens`` and ``sampling.grammar``. It ignores
+    ``sampling.stop``. ``pixels`` is in the same order as ``images``. Sequences with different values of
+    ``cache_scope`` never share cached data. If ``grammar`` is set, the output is constrained to match it.
+    Sequences with a higher ``priority`` are scheduled first. ``deadline_s`` is a time on the
+    ``time.monotonic`` clock, or None if there is no deadline.
 
     If ``is_embedding`` is true, the sequence returns a vector instead of tokens: the hidden state of the last
     token, or the mean of the image features if there is an image. If there is an image, the prompt must not
@@ -98,8 +98,8 @@ class Sequence:
     # [0, num_computed). Other sequences may share the first num_published blocks. block_keys are the hash
     # keys of the leading blocks, whether or not they have been computed; the list is append-only. num_cached
     # is the number of prompt tokens found in the prefix cache at the first admission, and None before that.
-    # arrival increases by 1 with every sequence added. end_ids are the tokens that end the output.
-    # The first entry of prompt_logprobs is for the second token of the prompt.
+    # arrival numbers the sequences in order of arrival. end_ids are the tokens that end the output. The first
+    # entry of prompt_logprobs is for the second token of the prompt.
     arrival: int = field(default=0, init=False)
     block_table: list[int] = field(default_factory=list, init=False, repr=False)
     block_keys: list[bytes] = field(default_factory=list, init=False, repr=False)

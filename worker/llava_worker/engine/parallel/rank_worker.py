@@ -68,7 +68,7 @@ class RankWorker:
 
     def load(self) -> None:
         """Load this rank's shard of the weights."""
-        part = nn.ModuleDict({"language_model": self._decoder})  # has the names used in checkpoints
+        part = nn.ModuleDict({"language_model": self._decoder})  # with the tensor names used in checkpoints
         base = Path(self._setup.base) if self._setup.base else None
         load_weights(
             part, Path(self._setup.folder), base=base, allow_pickle=self._setup.allow_pickle, is_whole=False
