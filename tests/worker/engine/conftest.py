@@ -1,4 +1,4 @@
-"""Fixtures: a random checkpoint, engines that use it, and a function that runs an engine."""
+"""Fixtures: a random checkpoint, and functions that make engines and sequences and run them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Use one thread. More threads do not speed up small matrices and slow them down on shared cores."""
+    """Use one thread.
+
+    More threads do not speed up operations on small matrices, and on shared cores, they slow them down.
+    """
     torch.set_num_threads(1)
 
 
@@ -54,9 +57,10 @@ def model(checkpoint: tuple[Path, Reference]) -> Llava:
 
 @pytest.fixture(scope="session")
 def make_engine(model: Llava) -> MakeEngine:
-    """Return a function that makes engines whose KV cache is filled with NaN to detect invalid reads.
+    """Return a function that makes engines.
 
-    ``over`` is the model and defaults to that of the session. ``runner`` can be a subclass of ModelRunner. If
+    Their KV cache is filled with NaN, so that invalid reads are detected. ``over`` is the model of the
+    engine. By default, all tests use the same model. ``runner`` can be a subclass of ModelRunner. If
     ``is_int8`` is true, the KV cache is int8.
     """
 
@@ -94,7 +98,7 @@ def make_engine(model: Llava) -> MakeEngine:
 
 @pytest.fixture(scope="session")
 def make_sequence() -> MakeSequence:
-    """Return a function that makes sequences from prompts. Other arguments are fields of SamplingParams."""
+    """Return a function that makes sequences from prompts. Other arguments are passed to SamplingParams."""
 
     def make(
         prompt: Prompt,
@@ -121,7 +125,7 @@ def make_sequence() -> MakeSequence:
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Return a function that runs sequences until all have finished and checks the blocks in every step."""
+    """Return a function that runs sequences until all have finished. Blocks are checked after every step."""
 
     def drive(engine: Engine, sequences: Iterable[Sequence]) -> dict[str, list[int]]:
         output_ids: dict[str, list[int]] = {}

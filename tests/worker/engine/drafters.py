@@ -1,4 +1,4 @@
-"""Drafters for tests: one with scripted drafts, and real ones without a cost model."""
+"""Drafters for tests: one that proposes given drafts, and real ones without a cost model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llava_worker.engine.speculation.ngram_index import NgramIndex
 
 
 class ScriptedDrafter:
-    """Proposes the given outputs. If ``wrong_every`` is n, every n-th draft of a step is wrong."""
+    """Proposes tokens from given outputs. If ``wrong_every`` is n, every n-th draft of a step is wrong."""
 
     def __init__(
         self, outputs: Mapping[str, Items[int]], *, wrong_every: int | None = None, vocab_size: int = 128
@@ -41,7 +41,7 @@ class ScriptedDrafter:
 
 
 class EagerDrafter(ScriptedDrafter):
-    """Prompt lookup that always proposes as many drafts as possible, regardless of acceptance and cost."""
+    """Prompt lookup that proposes as many drafts as possible, regardless of acceptance rate and cost."""
 
     def __init__(self) -> None:
         super().__init__({})
@@ -53,7 +53,7 @@ class EagerDrafter(ScriptedDrafter):
 
 
 class FixedPriceDrafter(PromptLookupDrafter):
-    """The real drafter with its default price, so that tests do not depend on the speed of the machine."""
+    """The real drafter with a constant price, so that tests do not depend on the speed of the machine."""
 
     def record_step_time(self, num_tokens: int, seconds: float) -> None:
         """Ignore the measurement."""

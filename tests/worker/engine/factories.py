@@ -1,4 +1,4 @@
-"""Types for the engine fixtures."""
+"""Types of the engine fixtures."""
 
 from __future__ import annotations
 
@@ -10,4 +10,5 @@ from llava_worker.engine.engine import Engine
 
 MakeEngine: TypeAlias = Callable[..., Engine]
 MakeSequence: TypeAlias = Callable[..., Sequence]
-Run: TypeAlias = Callable[..., dict[str, list[int]]]  # (engine, sequences) -> output IDs by sequence ID
+# (engine, sequences) -> output token IDs, keyed by sequence ID
+Run: TypeAlias = Callable[..., dict[str, list[int]]]

@@ -1,4 +1,4 @@
-"""A model and a model runner that record all logits with their positions."""
+"""A model and a model runner that record all logits and their positions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 class RecordingLlava(Llava):
-    """Records the logits of all rows of the latest forward pass, including rows that are not sampled."""
+    """Records the logits of all rows of the latest forward pass, even if no token is sampled for a row."""
 
     latest: tuple[list[int], torch.Tensor]  # positions, logits
 
@@ -29,7 +29,7 @@ class RecordingLlava(Llava):
 
 
 class RecordingRunner(ModelRunner):
-    """Records a RecordingLlava's logits with their sequences and positions, and the kinds of batches."""
+    """Records the logits of a RecordingLlava, their sequences and positions, and the kinds of batches."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -59,7 +59,7 @@ def recorder_of(engine: Engine) -> RecordingRunner:
 
 
 def load_recording(folder: Path, tower: Path | None = None) -> RecordingLlava:
-    """Load a model in fp32 on the CPU. ``tower`` is the folder of a separate vision tower."""
+    """Load a model in fp32 on the CPU. ``tower`` is a folder that contains a separate vision tower."""
     config = read_config(folder, tower)
     image = read_image_config(folder, tower, vision=config.vision_config)
     model = RecordingLlava(config, image, precision=choose_precision("fp32", CPU), device=CPU)

@@ -7,7 +7,10 @@ from llava_worker.engine.engine import Engine
 
 
 def collect_outputs(engine: Engine, *sequences: Sequence) -> dict[str, list[StepOutput]]:
-    """Run until all sequences have finished and return their outputs. Checks the blocks after every step."""
+    """Run the engine until all sequences have finished and return their outputs.
+
+    Check the blocks after every step.
+    """
     outputs: dict[str, list[StepOutput]] = {}
     for sequence in sequences:
         outputs[sequence.seq_id] = []

@@ -1,4 +1,4 @@
-"""Random traffic for an engine: random arrivals, repeated prompts, two tenants and aborts."""
+"""Random traffic for an engine, with random arrivals, repeated prompts, two tenants and aborts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def run_random_traffic(
     *,
     num_sequences: int,
 ) -> None:
-    """Run random traffic. Assert that outputs are the same as when run alone and that no block is lost.
+    """Run random traffic.
 
-    ``make(prompt, seq_id, cache_scope)`` returns a sequence for one of the prompts; ``alone`` contains the
-    outputs of the prompts when run alone. Sequence IDs start with the number of the prompt, followed by a
-    dot.
+    Assert that each output is the same as when its prompt runs alone and that no block is lost.
+    ``make(prompt, seq_id, cache_scope)`` returns a sequence for the prompt with this number. ``alone``
+    contains the output of each prompt when it runs alone. Sequence IDs start with the number of the prompt
+    and a dot.
     """
     expected: dict[str, list[int]] = {}
     outputs: dict[str, list[int | None]] = {}

@@ -10,7 +10,10 @@ NUM_DEFAULT_SEEDS = 200
 
 
 def for_each_seed(config: pytest.Config, run_workload: Callable[[int], None], *, num_seeds: int) -> None:
-    """Run the first 200 seeds, or all with --exhaustive. The error message contains the seed."""
+    """Run the workload with the first 200 seeds, or with all seeds if --exhaustive is set.
+
+    Errors include the seed.
+    """
     is_exhaustive = config.getoption("exhaustive")
     for seed in range(num_seeds if is_exhaustive else min(num_seeds, NUM_DEFAULT_SEEDS)):
         try:

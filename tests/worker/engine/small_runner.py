@@ -9,9 +9,9 @@ from llava_worker.engine.model_runner import InFlightStep, ModelRunner
 
 
 class SmallRunner(ModelRunner):
-    """A runner with memory for ``max_sequences`` sequences per step, but not for the sequence ``never``.
+    """Runs out of memory if a step has over ``max_sequences`` sequences or includes the sequence ``never``.
 
-    Like a real device, it fails after some keys and values have been written to the KV cache.
+    As on a real device, a step fails after some keys and values have been written to the KV cache.
     """
 
     max_sequences = 9

@@ -16,7 +16,7 @@ NUM_TOKENS = 16
 
 
 def draw_prompt(rng: np.random.Generator, info: ModelInfo, *, num_images: int) -> Prompt:
-    """Return a prompt with random tokens and images of two flat colors."""
+    """Return a prompt with random tokens and with images that consist of two colors."""
     prompt = Prompt([1])
     for _ in range(num_images):
         prompt.token_ids += rng.integers(3, 300, 5).tolist()

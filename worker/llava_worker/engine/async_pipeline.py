@@ -7,13 +7,14 @@ The device computes while the host postprocesses, emits outputs and schedules.
     device                |step k...............|step k+1...............|step k+2....
 
 A step is launched ahead only if its schedule does not depend on the tokens of the previous step: all running
-sequences are decoding, and no waiting sequence can be admitted. The tokens then stay on the device between
-the two steps. Otherwise, a step is launched only after the previous one has been read.
+sequences are decoding, and no waiting sequence can be admitted. In this case, the sampled tokens stay on the
+device, where the next step reads them. Otherwise, a step is launched only after the previous one has been
+read.
 
-If a sequence finishes in step k, step k+1 still computes one row for it. The token sampled from that row is
-dropped. The row's keys and values are written after the tokens that other sequences may share. The sequence's
-blocks can be reused immediately: the device executes steps in order, so the next sequence writes to them
-later.
+If a sequence finishes in step k, step k+1 still computes one row for it, and the token sampled from that row
+is dropped. The keys and values of the row do not overwrite any shared tokens, because they are written to a
+slot after them. The blocks of the finished sequence can be reused immediately: the device executes steps in
+order, so the next sequence that uses them writes to them after step k+1.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ class AsyncPipeline:
         self._blocks = blocks
         self.is_async = is_async
         self._ahead: InFlightStep | None = None
-        self._began = 0.0  # when the device started the current step (``time.perf_counter``)
+        self._began = 0.0  # start time of the current step on the device (``time.perf_counter``)
 
     def next(self) -> StepResult | None:
-        """Complete the next step and return its result, or None if there is nothing to compute."""
+        """Complete the next step and return its result. Return None if there is nothing to compute."""
         step, self._ahead = self._ahead, None
         if step is None or not self._live_chunks(step):
             step = self._launch_scheduled()
@@ -75,7 +76,7 @@ class AsyncPipeline:
         return StepResult(self._live_chunks(step), live, self._began - began)
 
     def _live_chunks(self, step: InFlightStep) -> list[Chunk]:
-        """Return the chunks of sequences that have not finished since the step was launched."""
+        """Return the chunks of the step, except those of sequences that have finished in the meantime."""
         return [chunk for chunk in step.chunks if self._blocks.has_blocks(chunk.sequence)]
 
     def _launch_scheduled(self) -> InFlightStep | None:
@@ -89,7 +90,7 @@ class AsyncPipeline:
         return launch_with_oom_retry(self._runner, chunks)
 
     def _launch_ahead(self, step: InFlightStep) -> InFlightStep | None:
-        """Launch the step after ``step`` if it can be scheduled before ``step`` is read."""
+        """Launch the next step if it can be scheduled before ``step`` is read."""
         with self._runner.timer("schedule"):
             chunks = self._schedule_ahead(step)
         if not chunks:
@@ -115,15 +116,16 @@ class AsyncPipeline:
 def launch_with_oom_retry(runner: ModelRunner, chunks: list[Chunk]) -> InFlightStep:
     """Launch a step with ``runner.launch``. If it runs out of memory, launch its two halves separately.
 
-    A chunk that does not fit on its own gets an INSUFFICIENT_MEMORY result. The memory of the largest step is
-    measured at startup, so this happens only if another program uses the same GPU or if memory is fragmented.
-    A step can be split because its chunks do not depend on each other.
+    A chunk that does not fit in memory on its own gets an INSUFFICIENT_MEMORY result. The memory required by
+    the largest step is measured at startup, so a step runs out of memory only if another program uses the
+    same GPU or if memory is fragmented. A step can be split because its chunks do not depend on each other.
     """
     try:
         return runner.launch(chunks)
     except torch.OutOfMemoryError as error:
         reason = str(error)
-    # This is outside the except block, because the traceback keeps the failed step's tensors alive.
+    # Memory is released outside the except block, where the traceback would keep the failed step's tensors
+    # alive.
     runner.release_memory()
     if len(chunks) == 1:
         seq_id = chunks[0].sequence.seq_id

@@ -1,4 +1,4 @@
-"""The engine. Call `add` for each sequence, then call `step` until all sequences have finished.
+"""The engine. To use it, call `add` for each sequence, then call `step` until all sequences have finished.
 
     step = schedule        select the tokens of each sequence for this forward pass
            draft           propose draft tokens where they are likely to save time
@@ -6,9 +6,10 @@
                            token, or several if drafts are accepted
            postprocess     append tokens, finish sequences, free blocks
 
-`AsyncPipeline` performs the first three and may launch the next step before it reads the results of this one.
+`AsyncPipeline` performs the first three phases and may launch the next step before it reads the results of
+the current one.
 
-The engine is not thread-safe: one thread owns it and makes all calls.
+The engine is not thread-safe. All calls must come from one thread.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ __all__ = ["Engine"]
 class Engine:
     """Runs one model with continuous batching.
 
-    Each sequence that is added and not aborted gets exactly one final `StepOutput`. Its blocks are freed
-    before that output is returned. If one sequence fails, the outputs of the others do not change.
+    Each added sequence gets exactly one final `StepOutput`, unless it is aborted. The blocks of the sequence
+    are freed before this output is returned. If one sequence fails, the outputs of the other sequences are
+    not affected.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Engine:
         """Create an engine.
 
         If ``drafter`` is None, a sequence gets at most one token per step. If ``is_async`` is true, the
-        engine launches steps ahead, which does not change the outputs. Deadlines are compared with ``now()``,
+        engine launches steps ahead. This does not change the outputs. Deadlines are compared with ``now()``,
         which returns seconds.
         """
         cache = runner.cache
@@ -93,14 +95,14 @@ class Engine:
             runner, self._scheduler, self._speculation, self._blocks, is_async=is_async
         )
         self._sequences: dict[str, Sequence] = {}
-        self._complete: list[StepOutput] = []  # outputs of sequences that were already complete when added
+        self._complete: list[StepOutput] = []  # final outputs of sequences that were complete when added
         self._now = now
         self.timer = runner.timer
         self._counters = EngineCounters()
 
     @property
     def num_sequences(self) -> int:
-        """The number of sequences whose final output has not been returned."""
+        """The number of sequences whose final output has not been returned yet."""
         return len(self._sequences) + len(self._complete)
 
     @property
@@ -110,7 +112,7 @@ class Engine:
 
     @property
     def is_async(self) -> bool:
-        """Whether steps are launched ahead where possible. It can be changed between steps."""
+        """Whether steps are launched ahead when possible. This property can be set between steps."""
         return self._pipeline.is_async
 
     @is_async.setter
@@ -118,7 +120,7 @@ class Engine:
         self._pipeline.is_async = value
 
     def add(self, sequence: Sequence) -> None:
-        """Add a sequence. Raises SequenceRejected if it cannot be served."""
+        """Add a sequence. Raises SequenceRejected if the engine cannot serve it."""
         if sequence.seq_id in self._sequences:
             message = f"A sequence with ID {sequence.seq_id} is already in the engine."
             raise SequenceRejected(JobError(ErrorCode.INVALID_REQUEST, message))
@@ -133,7 +135,7 @@ class Engine:
         self._queue_of(sequence).add(sequence)
 
     def abort(self, seq_id: str) -> None:
-        """Drop a sequence without returning an output, and free its blocks. An unknown ID is ignored."""
+        """Drop a sequence without returning an output, and free its blocks. Unknown IDs are ignored."""
         self._complete = [output for output in self._complete if output.seq_id != seq_id]
         sequence = self._sequences.get(seq_id)
         if sequence is not None:
@@ -157,7 +159,10 @@ class Engine:
         return outputs
 
     def idle(self) -> bool:
-        """Spend a few milliseconds preparing for later steps. Return False if nothing is left to prepare."""
+        """Spend a few milliseconds on preparations for later steps.
+
+        Return False if nothing is left to prepare.
+        """
         return self._runner.cache.prefault_more()
 
     def stats(self) -> EngineStats:
@@ -206,13 +211,16 @@ class Engine:
         return outputs
 
     def _mark_computed(self, chunks: list[Chunk]) -> None:
-        """Record that the chunks' keys and values are in the KV cache, and publish the full blocks."""
+        """Record that the KV cache contains the keys and values of the chunks, and publish full blocks."""
         for chunk in chunks:
             chunk.sequence.num_computed = chunk.end
             self._blocks.cache_full_blocks(chunk.sequence)
 
     def _postprocess(self, result: ChunkResult) -> Iterator[StepOutput]:
-        """Yield the outputs of one sequence in order. Accepted drafts after its end are dropped."""
+        """Yield the outputs of one sequence in order.
+
+        Accepted drafts after the end of the output are dropped.
+        """
         sequence = result.chunk.sequence
         if result.error is not None:
             yield self._fail(sequence, result.error)
@@ -224,7 +232,7 @@ class Engine:
                 break
 
     def _output_of(self, sequence: Sequence, token: TokenResult) -> StepOutput:
-        """Append the token, or finish the sequence if no output tokens were requested."""
+        """Append the token to the output, or finish the sequence if it requests no output tokens."""
         prompt_logprobs = sequence.prompt_logprobs if sequence.needs_prompt_logprobs else []
         if token.token_id is None or any(math.isnan(logprobs.logprob) for logprobs in prompt_logprobs):
             return self._fail_not_finite(sequence)
@@ -251,14 +259,14 @@ class Engine:
         )
 
     def _append(self, sequence: Sequence, token_id: int) -> None:
-        if sequence.num_computed < sequence.num_tokens:  # the last token was an accepted draft
+        if sequence.num_computed < sequence.num_tokens:  # the previous token was an accepted draft
             sequence.num_computed = sequence.num_tokens
             self._blocks.cache_full_blocks(sequence)
         sequence.output_ids.append(token_id)
         self._counters.num_generated_tokens += 1
 
     def _finish_of(self, sequence: Sequence) -> Finish | None:
-        """Return the reason why the output is complete, or None if it is not."""
+        """Return the finish reason, or None if the output is not complete."""
         output_ids = sequence.output_ids
         if output_ids and output_ids[-1] in sequence.end_ids:
             return "stop"
@@ -267,7 +275,8 @@ class Engine:
         return None
 
     def _fail_not_finite(self, sequence: Sequence) -> StepOutput:
-        # The cached blocks and image features may contain NaN too. Other sequences must not reuse them.
+        # The blocks and the image features of the sequence may contain NaN too, so other sequences must not
+        # reuse them.
         self._blocks.invalidate(sequence)
         self._runner.drop_features(sequence)
         num_tokens = len(sequence.output_ids)

@@ -1,4 +1,4 @@
-"""Image embeddings, which are computed by the vision tower without the decoder."""
+"""Image embeddings. The vision tower computes them; the decoder is not used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ImageEmbeddingQueue:
     """
 
     def __init__(self, runner: ModelRunner, *, max_tokens: int) -> None:
-        """``max_tokens`` limits the image tokens per step, and thus the delay for running sequences."""
+        """``max_tokens`` limits the number of image tokens per step and thus the delay of other sequences."""
         self._runner = runner
         self._max_tokens = max_tokens
         self._waiting: list[Sequence] = []
@@ -39,9 +39,10 @@ class ImageEmbeddingQueue:
         self._waiting.remove(sequence)
 
     def step(self) -> list[tuple[Sequence, StepOutput]]:
-        """Embed the next images and return the final outputs of their sequences.
+        """Embed the next images in the queue and return the final outputs of their sequences.
 
-        If any sequence is waiting, at least one is embedded. The caller removes the sequences from the queue.
+        At least one image is embedded if the queue is not empty. The caller must remove these sequences from
+        the queue.
         """
         batch, num_tokens = self._waiting[:1], 0
         for sequence in self._waiting[1:]:
@@ -52,9 +53,9 @@ class ImageEmbeddingQueue:
         return list(zip(batch, self._outputs(batch), strict=True))
 
     def _outputs(self, batch: list[Sequence]) -> list[StepOutput]:
-        """Embed a batch. If it runs out of memory, embed the images one by one.
+        """Embed a batch of images. If this runs out of memory, embed them one by one.
 
-        A sequence that does not fit in memory on its own fails without affecting the others.
+        If a single image still does not fit in memory, only its sequence fails.
         """
         if not batch:
             return []

@@ -23,15 +23,16 @@ class EngineInterface(Protocol):
         ...
 
     def add(self, sequence: Sequence) -> None:
-        """Add a sequence. Raises SequenceRejected if it cannot be served."""
+        """Add a sequence. Raises SequenceRejected if the engine cannot serve it."""
         ...
 
     def abort(self, seq_id: str) -> None: ...
     def step(self) -> list[StepOutput]: ...
     def idle(self) -> bool:
-        """Spend a few milliseconds preparing for later steps. Return False if nothing is left to prepare.
+        """Spend a few milliseconds on preparations for later steps.
 
-        Called repeatedly while there are no sequences.
+        Return False if nothing is left to prepare. The worker calls this repeatedly while the engine has no
+        sequences.
         """
         ...
 

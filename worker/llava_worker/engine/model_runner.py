@@ -1,7 +1,7 @@
-"""The model runner: runs one forward pass over chunks of sequences and returns sampled tokens or errors.
+"""The model runner. It runs one forward pass over chunks of sequences and returns sampled tokens or errors.
 
-The host launches steps asynchronously. It waits for the device when it reads a step, and during steps with
-grammars, embeddings or prompt log-probabilities.
+The host launches steps asynchronously. It waits for the device when it reads a step. If a step includes
+grammars, embeddings or prompt log-probabilities, the host also waits when it launches the step.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from llava_worker.model.llava import Llava
 
 __all__ = ["InFlightStep", "ModelRunner", "completed"]
 
-# Maximum number of tiles per pass of the vision tower: large enough to fully utilize the device, and small
-# enough that the activations stay small compared with the weights.
+# Maximum number of tiles per pass of the vision tower. It is large enough to fully utilize the device, but
+# small enough that the activations need much less memory than the weights.
 MAX_TILES_PER_PASS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class InFlightStep:
-    """A step that has been launched.
+    """A launched step.
 
     ``read`` waits for the device and returns a result for each chunk that ends with its sequence's last
-    token. ``token_ids`` contains the sampled tokens on the device, int64 [sampled rows, including drafts].
-    Rows without a valid token contain an arbitrary one. If ``token_ids`` is set, another step can be launched
-    before this one is read.
+    token. ``token_ids`` contains the sampled tokens on the device, int64 [sampled rows, including drafts]. If
+    no valid token could be sampled for a row, its entry is an arbitrary token. If ``token_ids`` is set,
+    another step can be launched before this one is read.
     """
 
     chunks: list[Chunk]
@@ -55,7 +55,10 @@ class InFlightStep:
     token_ids: Tensor | None = None
 
     def token_ids_for(self, chunks: Items[Chunk]) -> Tensor:
-        """Return the tokens sampled for the chunks' sequences, which must not have drafts."""
+        """Return the tokens that this step sampled for the sequences of ``chunks``.
+
+        This step must not contain drafts.
+        """
         assert self.token_ids is not None
         row_of = {chunk.sequence: row for row, chunk in enumerate(self.sampled)}
         rows = [row_of[chunk.sequence] for chunk in chunks]
@@ -65,18 +68,18 @@ class InFlightStep:
 
 
 def completed(chunks: list[Chunk], results: list[ChunkResult]) -> InFlightStep:
-    """Return a step whose results are known. It must be read before another step is launched."""
+    """Return a step with known results. It must be read before another step is launched."""
     return InFlightStep(chunks, lambda: results)
 
 
 class ModelRunner:
-    """Runs the model and manages its caches. It does not schedule."""
+    """Runs the model and manages its caches, but does no scheduling."""
 
     def __init__(
         self, model: Llava, cache: KVCache, backend: AttentionBackend, encoder_cache: EncoderCache
     ) -> None:
         self.graphs: DecodeGraphs | None = None  # CUDA graphs for decode steps with this model and cache
-        self.encode: Callable[[Tensor], Tensor] = model.encode  # replaced by CUDA graphs once captured
+        self.encode: Callable[[Tensor], Tensor] = model.encode  # replaced once CUDA graphs have been captured
         self.model = model
         self.cache = cache
         self.encoder_cache = encoder_cache
@@ -99,17 +102,18 @@ class ModelRunner:
                 self.cache.copy_rows(first + rows, target + rows)
 
     def run(self, chunks: list[Chunk]) -> list[ChunkResult]:
-        """Launch a step and read it."""
+        """Launch a step and return its results."""
         return self.launch(chunks).read()
 
     @torch.inference_mode()
     def launch(self, chunks: list[Chunk], *, after: InFlightStep | None = None) -> InFlightStep:
-        """Launch the forward pass of the chunks.
+        """Launch a forward pass that computes the chunks.
 
-        If ``after`` is set, the input tokens are those sampled by this earlier step, which may still be
-        running. The tokens stay on the device, and all chunks must have ``is_ahead`` set.
+        If ``after`` is set, the input consists of the tokens sampled by that earlier step, which may still be
+        running. These tokens stay on the device. In this case, ``is_ahead`` must be true for all chunks.
 
-        Raises torch.OutOfMemoryError, after which a subset of the chunks can be launched.
+        Raises torch.OutOfMemoryError if the step does not fit in memory. The caller can then launch a subset
+        of the chunks.
         """
         with self.timer("prepare"):
             batch = Batch.build(chunks, block_size=self.cache.block_size, device=self.model.device)
@@ -125,21 +129,21 @@ class ModelRunner:
                 hidden, logits = self._compute(batch)
         finally:
             if bitmask is not None:
-                bitmask.wait()  # after an out-of-memory error, the sequences may be relaunched immediately
+                bitmask.wait()  # the caller may relaunch the sequences right after an out-of-memory error
         if not batch.sampled:
             return completed(chunks, [])
         with self.timer("sample"):
-            # The step after one with embeddings is never launched ahead, so waiting for the vectors here
-            # costs nothing.
+            # A step with embeddings is always read before the next step is launched, so waiting for the
+            # vectors here costs nothing.
             vectors = {} if hidden is None else _embeddings(batch.sampled, hidden)
             sampled = self._sampler.sample(logits, batch.sampled, bitmask=bitmask, vectors=vectors)
         return InFlightStep(chunks, sampled.results, batch.sampled, sampled.token_ids)
 
     @torch.inference_mode()
     def embed_images(self, sequences: Items[Sequence]) -> list[bytes | None]:
-        """Return the mean of each sequence's projected image features, normalized by ``unit_vectors``.
+        """For each sequence, return the mean of its projected image features, normalized by ``unit_vectors``.
 
-        Raises torch.OutOfMemoryError.
+        Raises torch.OutOfMemoryError if the images do not fit in memory.
         """
         spans = [
             FeatureSpan(sequence, sequence.images[0], 0, 0, sequence.images[0].length)
@@ -161,7 +165,7 @@ class ModelRunner:
             self.encoder_cache.drop((sequence.cache_scope, image.content))
 
     def _replay(self, batch: Batch) -> Tensor | None:
-        """Compute the logits with a CUDA graph. Return None if no graph fits the batch."""
+        """Compute the logits by replaying a CUDA graph. Return None if there is no suitable graph."""
         has_embeddings = any(chunk.sequence.is_embedding for chunk in batch.sampled)
         if self.graphs is None or not batch.is_decoding or has_embeddings:
             return None
@@ -170,7 +174,10 @@ class ModelRunner:
             return self.graphs.logits(batch.token_ids, batch.positions, rows.slot_mapping, rows.block_tables)
 
     def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the last hidden states and the logits of the sampled rows. There may be no such rows."""
+        """Return the last hidden states and the logits of the sampled rows.
+
+        Both are empty if there are no such rows.
+        """
         with self.timer("prepare"):
             x = self.model.embed(batch.token_ids)
         if batch.feature_spans:
@@ -224,7 +231,7 @@ class ModelRunner:
         encoded = torch.cat([self.encode(part) for part in torch.split(stacked, MAX_TILES_PER_PASS)])
         parts = torch.split(encoded, [len(part) for part in tiles])  # each [tiles, tokens, hidden]
         self.num_encoded_images += len(images)
-        # Cloned so that evicting one image frees its memory.
+        # The features are cloned so that evicting an image frees its memory.
         return {
             key: self.model.assemble(part, image.plan).clone()
             for (key, image), part in zip(images.items(), parts, strict=True)
@@ -233,7 +240,7 @@ class ModelRunner:
 
 @dataclass(frozen=True, slots=True)
 class _EncoderInput:
-    """An image to be encoded."""
+    """An image that has to be encoded."""
 
     pixels: Pixels
     plan: ImagePlan
@@ -246,7 +253,7 @@ def _embeddings(chunks: Items[Chunk], hidden: Tensor) -> dict[int, bytes | None]
 
 
 def _sequences_of_rows(chunks: Items[Chunk]) -> list[Sequence]:
-    """Return the sequence of each row of logits."""
+    """Return the sequence to which each row of logits belongs."""
     return [chunk.sequence for chunk in chunks for _ in range(chunk.num_sampled)]
 
 

@@ -1,8 +1,9 @@
-"""A model runner without tensors: each KV cache slot holds a hash of all tokens up to it.
+"""A model runner without tensors.
 
-A sampled token is a hash of all slots of its sequence, read through the block table. If a block is shared,
-copied, overwritten or freed incorrectly, the output changes. Reading an unwritten slot is an error. A
-workload takes milliseconds.
+Each KV cache slot contains a hash of its token and of all tokens before it. A sampled token is a hash of all
+slots of the sequence, which are read through the block table. If a block is shared, copied, overwritten or
+freed incorrectly, the output changes. Reading an unwritten slot is an error. A workload takes only
+milliseconds.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from llava_worker.engine.sampling.sampled_tokens import count_accepted
 from llava_worker.model.config.image_grid import ImageLayout
 
 VOCAB_SIZE = 128
-_NUM_SAMPLED = 40  # number of different tokens, including the end token
+_NUM_SAMPLED = 40  # number of tokens that can be sampled, including the end token
 
 
 class HashModelRunner:
-    """A replacement for `ModelRunner` that computes hashes."""
+    """A drop-in replacement for `ModelRunner` that computes hashes."""
 
     def __init__(
         self,
@@ -37,7 +38,7 @@ class HashModelRunner:
         encoder_cache: EncoderCache,
         breaks_at: Mapping[str, int | None] = MappingProxyType({}),
     ) -> None:
-        """``breaks_at`` maps a sequence ID to the output token at which its logits become NaN."""
+        """``breaks_at`` maps sequence IDs to the output token at which the logits become NaN."""
         config = SimpleNamespace(
             text_config=SimpleNamespace(vocab_size=VOCAB_SIZE),
             image_layout=lambda: ImageLayout(side=28, tokens_per_tile=4),
@@ -61,7 +62,7 @@ class HashModelRunner:
         results_before = [] if after is None else after.read()
         before = {result.chunk.sequence: result.tokens[0].token_id for result in results_before}
         computed = [self._compute(chunk, written, before.get(chunk.sequence)) for chunk in chunks]
-        self._slots.update(written)  # after all chunks: rows in one pass do not see each other's writes
+        self._slots.update(written)  # after all chunks: within a pass, rows do not see each other's writes
         results = [result for result in computed if result is not None]
         return InFlightStep(chunks, lambda: results, token_ids=torch.zeros(len(results)))
 
@@ -105,7 +106,7 @@ class HashModelRunner:
 
 
 def contents_of(sequence: Sequence) -> list[int]:
-    """Return the content of each token: a token ID, or a hash of an image and the token's position in it."""
+    """Return the content of each token: its ID or, for image tokens, a hash of the image and the position."""
     contents = sequence.token_ids(0, sequence.num_tokens)
     for image in sequence.images:
         for position in range(image.start, image.end):
@@ -122,7 +123,7 @@ def sample(seen: Items[int], seed: int) -> int:
 
 
 def expected_output(sequence: Sequence, num_tokens: int) -> list[int]:
-    """Return the output of the sequence on its own, computed without blocks."""
+    """Return the output that the sequence would have if it ran alone. No blocks are used to compute it."""
     seen: list[int] = []
     for content in contents_of(sequence):
         seen.append(append_hash(seen, content, sequence.cache_scope))

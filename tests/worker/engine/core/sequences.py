@@ -1,4 +1,4 @@
-"""Sequences for tests of the block manager, and operations that the engine performs on them."""
+"""Sequences for tests of the block manager, and the operations that the engine performs on sequences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def compute(blocks: BlockManager, sequence: Sequence) -> None:
 
 
 def cache_prompt(blocks: BlockManager, *token_ids: int) -> None:
-    """Compute a prompt and free its blocks, so that it is cached."""
+    """Compute a prompt and free its blocks, so that the prompt is cached."""
     sequence = sequence_of(list(token_ids))
     assert blocks.allocate(sequence) is not None
     compute(blocks, sequence)

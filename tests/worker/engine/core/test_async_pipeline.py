@@ -1,4 +1,4 @@
-"""Tests that async scheduling launches steps before the previous one is read and changes no output."""
+"""Tests that async scheduling launches each step before the previous one is read and changes no outputs."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ SAMPLINGS: list[dict[str, Any]] = [
     {},
     {"temperature": 0.9, "top_p": 0.9, "seed": 3},
     {"num_logprobs": 2},
-    {"stop_token_ids": (40,), "logit_bias": BIAS, "temperature": 1.0},  # ends at a random token
+    {"stop_token_ids": (40,), "logit_bias": BIAS, "temperature": 1.0},  # the output ends at a random token
     {"min_tokens": 6, "stop_token_ids": (41,), "logit_bias": BIAS, "temperature": 1.0, "num_logprobs": 0},
     {"max_new_tokens": 3},
 ]
 
 
 class LoggingRunner(ModelRunner):
-    """Logs when a step is launched, whether it is launched ahead, and when it is read."""
+    """Logs when each step is launched, whether it is launched ahead, and when it is read."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -91,7 +91,7 @@ def test_a_step_is_launched_before_the_one_before_it_is_read(
     engine = make_async(max_batch_tokens=64, eos_ids=frozenset())
     collect_outputs(engine, make_sequence(prompts[0], max_new_tokens=4))
 
-    # No step is launched after step 3, because max_new_tokens shows that it is the last one.
+    # No step is launched after step 3, because max_new_tokens implies that this step is the last one.
     assert ", ".join(log_of(engine)) == "launch 0, ahead 1, read 0, ahead 2, read 1, ahead 3, read 2, read 3"
 
 
@@ -134,7 +134,7 @@ def test_async_outputs_and_counters_equal_those_of_a_synchronous_engine(
     assert {len(each) for each in expected.values()} > {
         3,
         LENGTH,
-    }  # some outputs ended at an unpredictable token
+    }  # some outputs ended at a token that could not be predicted
     assert num_ahead(engine) > 0
     assert engine.stats().num_generated_tokens_total == plain.stats().num_generated_tokens_total
     assert (engine.stats().num_preemptions_total > 0) is is_preempting
@@ -159,7 +159,7 @@ def test_a_step_that_depends_on_sampled_tokens_is_not_launched_ahead(
     if reason == "an embedding":
         sequence.is_embedding = True
     engine.add(sequence)
-    if reason == "a sequence waits for blocks":  # a slot is free, but not enough blocks
+    if reason == "a sequence waits for blocks":  # there are not enough free blocks
         engine.add(make_sequence(Prompt([1, *range(20, 37)]), seq_id="large", max_new_tokens=2))
     engine.step()
 
@@ -225,12 +225,12 @@ def test_a_sequence_aborted_with_a_token_in_flight_gets_no_more_outputs(
     engine.abort("gone")
     engine.check()
     num_held = engine.stats().num_blocks - engine.stats().num_free_blocks
-    outputs += engine.step()  # this step contains a row of "gone"
+    outputs += engine.step()  # this step contains a row for "gone"
     while engine.num_sequences:
         outputs += engine.step()
         engine.check()
 
-    assert num_held <= -(-(len(prompts[1].token_ids) + 3) // 4)  # the blocks of "gone" are freed immediately
+    assert num_held <= -(-(len(prompts[1].token_ids) + 3) // 4)  # the blocks of "gone" were freed immediately
     assert [output.token_id for output in outputs if output.seq_id == "stays"] == expected
     assert sum(output.seq_id == "gone" for output in outputs) == 1
 
@@ -257,10 +257,10 @@ def test_the_extra_row_of_a_finished_sequence_is_not_shared(
     run: Run,
     prompts: list[Prompt],
 ) -> None:
-    """A second turn continues after the end of the output, where the extra row has written to the cache."""
+    """The second turn starts right after the first output, where the extra row has written to the cache."""
     plain = make_engine(eos_ids=frozenset())
     first_output = run(plain, [make_sequence(prompts[0], max_new_tokens=9)])["one"]
-    for length in range(2, 9):  # covers an end at every position in a block
+    for length in range(2, 9):  # the output ends at every position in a block
         engine = make_async(eos_ids=frozenset({first_output[length - 1]}), max_batch_tokens=64)
         first = run(engine, [make_sequence(prompts[0])])["one"]
         turn = replace(prompts[0], token_ids=[*prompts[0].token_ids, *first, 9, 8, 7])
@@ -283,7 +283,7 @@ def test_a_step_ahead_that_runs_out_of_memory_is_launched_later(
     class OutOfMemoryRunner(LoggingRunner):
         def launch(self, chunks: list[Chunk], *, after: InFlightStep | None = None) -> InFlightStep:
             step = super().launch(chunks, after=after)
-            if after is not None and len(self.log) % 3:  # after writing keys and values to the KV cache
+            if after is not None and len(self.log) % 3:  # keys and values have already been written
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return step
 
@@ -320,7 +320,7 @@ def test_the_output_of_a_stopped_engine_thread_is_resumed_exactly(
     wait_until(lambda: received.qsize() == 3 or has_failed.is_set())
 
     assert thread.stop(scaled(10.0)) and not has_failed.is_set()
-    assert log_of(engine)[-2:] == ["ahead 3", "read 2"]  # a token is in flight and is never read
+    assert log_of(engine)[-2:] == ["ahead 3", "read 2"]  # the token of step 3 is in flight and is never read
     first = [received.get().token_id for _ in range(received.qsize())]
     assert first == expected[:3]
     rest = make_sequence(prompts[0], output_ids=first)

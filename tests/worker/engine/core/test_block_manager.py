@@ -1,4 +1,4 @@
-"""Tests of the block manager: no block is lost, shared incorrectly or matched with the wrong content."""
+"""Tests that blocks are never lost, shared incorrectly or matched with the wrong content."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.worker.engine.core.sequences import cache_prompt, sequence_of
 
 
 class BlockMachine(RuleBasedStateMachine):
-    """Allocates, computes, extends, fails and frees sequences in any order.
+    """Allocates, computes, extends, invalidates and frees sequences in random order.
 
-    There are only two token IDs, so that sharing is frequent. ``rows`` simulates the KV cache: each slot
-    holds everything that the keys of its token depend on.
+    There are only two token IDs, so that sequences often share blocks. ``rows`` simulates the KV cache. For
+    each token, it contains everything that the keys and values of the token depend on.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,10 @@ Chain = tuple[object, ...]
 
 
 def chain(sequence: Sequence, position: int) -> Chain:
-    """Return everything that the keys and values of a token depend on, without placeholder token IDs."""
+    """Return everything that the keys and values of a token depend on.
+
+    Image contents replace placeholder token IDs.
+    """
     tokens: list[object] = list(sequence.token_ids(0, position + 1))
     for image in sequence.images_within(0, position + 1):
         for place in range(image.start, min(image.end, position + 1)):
@@ -131,7 +134,7 @@ def test_the_least_recently_used_chain_is_evicted_first_from_its_tail() -> None:
     cache_prompt(blocks, 1, 1, 1, 1)
     cache_prompt(blocks, 2, 2, 2, 2)
 
-    last = sequence_of([3, 3, 3])  # takes the free block and evicts one: the tail of the older chain
+    last = sequence_of([3, 3, 3])  # uses the free block and evicts one block: the tail of the older chain
     blocks.allocate(last)
     blocks.free(last)
 
@@ -167,7 +170,7 @@ def test_a_copy_source_is_evicted_last() -> None:
 
 
 def num_reused_tokens(blocks: BlockManager, token_ids: list[int]) -> int:
-    """Return the number of tokens that would be reused."""
+    """Return the number of tokens that a sequence with these tokens would reuse."""
     probe = sequence_of(token_ids, name="probe")
     assert blocks.allocate(probe) is not None
     num_known = probe.num_computed

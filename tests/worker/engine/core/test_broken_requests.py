@@ -1,4 +1,4 @@
-"""Tests that a failing request does not affect other requests and leaves nothing in the caches."""
+"""Tests that a request that fails does not affect other requests and leaves nothing in the caches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def neighbors() -> dict[str, Prompt]:
 def expected_outputs(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, neighbors: dict[str, Prompt]
 ) -> dict[str, list[int]]:
-    """The outputs of the neighbors when no request fails."""
+    """The outputs of the neighbors if no request fails."""
     return {name: run(make_engine(), [make_sequence(each)])["one"] for name, each in neighbors.items()}
 
 
@@ -50,7 +50,7 @@ def tokens(outputs: Outputs, *names: str) -> dict[str, list[int | None]]:
 
 @contextmanager
 def poisoned(model: Llava, token_id: int) -> Iterator[None]:
-    """Replace one embedding row with NaN, so that a sequence with this token gets NaN logits."""
+    """Replace the embedding of one token with NaN, so that sequences containing this token get NaN logits."""
     weight = model.language_model.embed_tokens.weight
     healthy = weight[token_id].clone()
     weight[token_id] = torch.nan
@@ -71,7 +71,7 @@ def test_a_sequence_that_fails_midway_does_not_affect_other_sequences(
     rng = np.random.default_rng(22)
     used = {token_id for output_ids in expected_outputs.values() for token_id in output_ids}
     used |= {token_id for each in neighbors.values() for token_id in each.token_ids}
-    while True:  # find a prompt with an output token that no other sequence uses
+    while True:  # find a prompt whose output contains a token that occurs in no other sequence
         prompt = random_prompt(rng, num_images=1)
         whole = run(make_engine(), [make_sequence(prompt)])["one"]
         token_id = whole[len(whole) // 2]
@@ -91,7 +91,7 @@ def test_a_sequence_that_fails_midway_does_not_affect_other_sequences(
     assert tokens(outputs, *neighbors) == expected_outputs
     assert (
         run(engine, [make_sequence(prompt)])["one"] == whole
-    )  # the weights are restored, and no NaN is cached
+    )  # the weights have been restored, and no NaN is cached
 
 
 def test_corrupt_image_features_fail_one_request_and_are_recomputed_for_the_next(
@@ -155,7 +155,10 @@ def test_a_rejected_sequence_does_not_affect_running_ones(
 def test_a_duplicate_of_a_failed_sequence_reuses_nothing_of_it(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, model: Llava
 ) -> None:
-    """The duplicate waits for the prefix that the first sequence computes, but must not reuse its blocks."""
+    """The duplicate waits for the first sequence to compute the prefix.
+
+    If the first sequence fails, the duplicate must not reuse its blocks.
+    """
     token_id = 121
     prompt = Prompt([1, 5, token_id, *range(40, 60)])
     whole = run(make_engine(), [make_sequence(prompt, seq_id="second")])

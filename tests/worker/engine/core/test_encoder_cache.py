@@ -1,4 +1,4 @@
-"""Tests of the encoder cache: its size limit, LRU eviction and the separation of tenants."""
+"""Tests of the encoder cache: the size limit, LRU eviction and tenant isolation."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def prompt() -> Prompt:
 
 
 def final_of(engine: Engine) -> StepOutput:
-    """Step until a sequence finishes and return its final output."""
+    """Run steps until a sequence finishes. Return its final output."""
     while True:
         for output in engine.step():
             if output.is_final:
@@ -136,7 +136,7 @@ def test_a_failing_sequence_does_not_affect_the_batch(
     rng = np.random.default_rng(8)
     others = [random_prompt(rng, num_images=1) for _ in range(3)]
     expected = [run(make_engine(), [make_sequence(other)])["one"] for other in others]
-    poison = 120  # a token that random prompts do not contain
+    poison = 120  # a token that never occurs in random prompts
     broken = Prompt([1, 5, poison, 9, 9, 9, 9, 9])
     healthy = model.language_model.embed_tokens.weight[poison].clone()
     model.language_model.embed_tokens.weight[poison] = torch.nan
@@ -160,7 +160,8 @@ def test_a_failing_sequence_does_not_affect_the_batch(
         assert [output.token_id for output in outputs[str(index)]] == output_ids
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
 
-    # The failed sequence left nothing in the cache: with restored weights, the output equals a new engine's.
+    # The failed sequence left nothing in the caches: with the weights restored, the output is the same as in
+    # a new engine.
     assert run(engine, [make_sequence(broken)]) == run(make_engine(), [make_sequence(broken)])
 
 

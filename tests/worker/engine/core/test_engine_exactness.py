@@ -1,4 +1,4 @@
-"""Tests that outputs match transformers in batches, in chunks, after preemption and when resumed."""
+"""Tests that outputs match transformers with batching, chunked prefill, preemption and resumption."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_greedy_outputs_equal_those_of_transformers(
 
 @pytest.fixture(scope="module")
 def workload(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run) -> Workload:
-    """Prompts, half of them with random sampling, and the output of each when run alone in a large engine."""
+    """Prompts, their sampling options, and the output of each prompt when it runs alone in a large engine."""
     prompts = draw_prompts(2, 12)
     options: list[dict[str, Any]] = [
         {"temperature": 0.9, "top_p": 0.95, "seed": index} if index % 2 else {}
@@ -113,7 +113,7 @@ def test_a_resumed_output_equals_the_uninterrupted_one(
 def test_random_traffic_changes_no_output_and_loses_no_block(
     make_engine: MakeEngine, make_sequence: MakeSequence, workload: Workload, pytestconfig: pytest.Config
 ) -> None:
-    """Covers random arrivals, repeated prompts, aborts, tenants, cache sizes and token budgets."""
+    """Covers random arrivals, repeated prompts, aborts, tenants, and random cache sizes and token budgets."""
 
     def run_workload(seed: int) -> None:
         prompts, sampling, alone = workload

@@ -1,4 +1,4 @@
-"""Tests of other LLaVA models in the engine: image grids, sliding windows and other vision towers."""
+"""Tests of the engine with other LLaVA models, which use image grids, sliding windows or other towers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that all checkpoint layouts of a model give bitwise identical logits."""
+"""Tests that a model has bitwise identical logits in all checkpoint layouts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ComputeLogits = Callable[..., Logits]
 
 @pytest.fixture
 def logits_of(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run) -> ComputeLogits:
-    """Return a function that computes all logits of a run with the checkpoint in a folder."""
+    """Return a function that runs the checkpoint in a folder and returns all logits."""
 
     def compute(folder: Path, prompts: list[Prompt], tower: Path | None = None) -> Logits:
         engine = make_engine(over=load_recording(folder, tower), runner=RecordingRunner, num_blocks=400)
@@ -63,7 +63,7 @@ def test_both_checkpoint_layouts_give_the_same_logits(
 def test_llava_v1_gives_the_same_logits_with_a_separate_vision_tower(
     tmp_path: Path, logits_of: ComputeLogits
 ) -> None:
-    """LLaVA v1 has only the original layout, because the llava-hf layout does not support its projector."""
+    """LLaVA v1 exists only in the original layout; the llava-hf layout does not support its projector."""
     member = make_member("v1, linear projector", 1, tmp_path)
     rng = np.random.default_rng(2)
     prompts = [random_prompt(rng, num_images=count, layout=member.image_layout) for count in (0, 1, 2)]

@@ -78,7 +78,7 @@ def test_counters_match_the_computed_steps_sequences_and_tokens(
     assert stats.num_decode_tokens_total == len(positions) - sum(positions)
     assert stats.num_generated_tokens_total == LENGTH * len(prompts)
     assert (stats.num_preemptions_total > 0) is is_preempting
-    # Without preemption, nothing is computed twice, and the last token of an output is never computed.
+    # Without preemption, no token is computed twice. The last token of an output is never computed.
     assert (stats.num_prefill_tokens_total > sum(lengths.values())) is is_preempting
     assert (stats.num_decode_tokens_total > (LENGTH - 1) * len(prompts)) is is_preempting
     assert stats.num_draft_tokens_total == stats.num_accepted_tokens_total == 0

@@ -1,4 +1,4 @@
-"""Tests of out-of-memory handling: steps are split into halves until a single sequence fails."""
+"""Tests that a step that runs out of memory is split in half repeatedly until only one sequence fails."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_cached_images_are_evicted_when_a_step_runs_out_of_memory(
 def test_blocks_of_a_failed_step_are_not_shared(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: dict[str, Prompt]
 ) -> None:
-    """If the same prompt is added again, it reuses nothing from the failed step."""
+    """If the same prompt is added again, nothing from the failed step is reused."""
     runner = small_runner(never="first")
     engine = make_engine(runner=runner)
     engine.add(make_sequence(prompts["b"], seq_id="first"))
@@ -100,7 +100,10 @@ def test_blocks_of_a_failed_step_are_not_shared(
 def test_other_device_errors_are_not_handled_as_out_of_memory(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompts: dict[str, Prompt]
 ) -> None:
-    """The state of the engine is unknown, so the worker must exit. Its jobs are resumed on another worker."""
+    """The state of the engine is unknown after such an error, so the worker must exit.
+
+    Another worker then resumes its jobs.
+    """
 
     class BrokenRunner(ModelRunner):
         def _compute(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Tests of prefix caching: prefixes are reused up to the last matching token and not computed twice."""
+"""Tests that prefixes are reused up to and including the last matching token and are not computed twice."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_prompt_is_reused_up_to_the_first_difference(other: Sequence, num_shar
     blocks = BlockManager(10, 4)
     first = sequence_of([1, 2, 3, 4, 5, 6, 7, 8])
     blocks.allocate(first)
-    first.num_computed = 6  # a chunk ends within a block, which cannot be shared without copying
+    first.num_computed = 6  # the chunk ends in the middle of a block, which must be copied to be shared
     blocks.cache_full_blocks(first)
 
     blocks.allocate(other)
@@ -120,11 +120,11 @@ def test_a_sequence_waits_for_a_prefix_that_another_is_about_to_compute() -> Non
 
     first.num_computed = 4
     blocks.cache_full_blocks(first)
-    assert not blocks.is_prefix_pending(duplicate)  # not worth waiting a step for one more token
+    assert not blocks.is_prefix_pending(duplicate)  # a single token is not worth waiting for
 
 
 def test_a_sequence_with_a_partial_match_waits_for_the_following_tokens() -> None:
-    """For example, all prompts begin with the same sentence, and some continue with the same image."""
+    """This happens if all prompts begin with the same sentence and some continue with the same image."""
     blocks = BlockManager(20, 4)
     earlier = sequence_of([1, 2, 3, 4, 5, 6, 50])
     blocks.allocate(earlier)
@@ -138,7 +138,7 @@ def test_a_sequence_with_a_partial_match_waits_for_the_following_tokens() -> Non
     assert blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60]))
     assert not blocks.is_prefix_pending(
         sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 60, 61])
-    )  # one shared token too few
+    )  # one token fewer is shared, which is not enough
     first.num_computed = 10
     assert not blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60]))
 
@@ -155,7 +155,7 @@ def test_no_sequence_waits_for_a_removed_one() -> None:
 
 
 def test_no_sequence_waits_for_invalidated_blocks() -> None:
-    """Invalidated blocks are dropped, so they will not become available."""
+    """Invalidated blocks are dropped, so the sequence would wait for them in vain."""
     blocks = BlockManager(20, 4)
     first, broken = (sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) for _ in range(2))
     blocks.allocate(first)
@@ -178,7 +178,7 @@ def test_the_partial_block_of_an_invalidated_sequence_is_not_reused() -> None:
 
     blocks.invalidate(broken)
     blocks.free(broken)
-    cache_prompt(blocks, 1, 2, 3, 4)  # the prefix is valid again, so blocks after it could be found
+    cache_prompt(blocks, 1, 2, 3, 4)  # the prefix is cached again, so blocks after it could be found
 
     blocks.allocate(again)
     assert again.num_computed == 4

@@ -1,4 +1,4 @@
-"""Tests that count the tokens and images computed with prefix caching."""
+"""Tests that count how many tokens and images are computed if prefix caching is enabled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def image_prompt() -> Prompt:
 
 
 def prompts_with_suffixes(prompt: Prompt, count: int) -> list[Prompt]:
-    """Return prompts with the same images and different suffixes of 1 to 9 tokens."""
+    """Return prompts that begin with ``prompt`` and end with different suffixes of 1 to 9 tokens."""
     rng = np.random.default_rng(4)
     ends = [[50 + number, *rng.integers(3, 100, number % 9).tolist()] for number in range(count)]
     return [Prompt(prompt.token_ids + end, prompt.image_starts, prompt.pixels) for end in ends]
@@ -68,7 +68,7 @@ def test_an_image_at_different_positions_of_concurrent_prompts_is_encoded_once(
 
     run(engine, [make_sequence(each, seq_id=str(i), max_new_tokens=1) for i, each in enumerate(prompts)])
 
-    assert engine.stats().num_cached_tokens_total == 0  # no prefix cache hits
+    assert engine.stats().num_cached_tokens_total == 0  # there are no prefix cache hits
     assert engine.stats().num_encoded_images_total == 1
 
 
@@ -96,7 +96,7 @@ def test_four_outputs_for_one_prompt_compute_it_once(
     outputs = run(engine, duplicates())
 
     num_prompt = len(image_prompt.token_ids)
-    assert engine.stats().num_prefill_tokens_total == num_prompt + 3  # the last token of each of the others
+    assert engine.stats().num_prefill_tokens_total == num_prompt + 3  # the last token of the other three
     assert outputs == run(apart, duplicates())
     assert apart.stats().num_prefill_tokens_total == 4 * num_prompt
 
@@ -120,7 +120,7 @@ def test_a_duplicate_continues_alone_if_the_first_is_aborted_during_prefill(
         engine.check()
 
     assert outputs == alone
-    assert second.num_cached == 8  # the tokens that the first sequence had computed
+    assert second.num_cached == 8  # the tokens that were computed for the first sequence
 
 
 def test_a_second_turn_computes_only_its_new_tokens(
@@ -161,7 +161,7 @@ def test_tenants_share_cached_data_only_if_both_are_public(
     stats = engine.stats()
     assert stats.num_image_cache_hits_total == (
         num_hits if num_hits else 2
-    )  # hits on its own images, cached by the second run
+    )  # hits on the tenant's own images, which the second run cached
     assert stats.num_encoded_images_total == (2 if num_hits else 4)
 
 
@@ -173,7 +173,7 @@ def test_a_copy_of_rows_does_not_change_its_source(
     image_prompt: Prompt,
     is_int8: bool,
 ) -> None:
-    """All prompts continue from the same partial block with different tokens."""
+    """All prompts share the same partial block, but continue with different tokens."""
 
     def engine_of(**options: Any) -> Engine:
         return make_engine(block_size=16, is_int8=is_int8, **options)

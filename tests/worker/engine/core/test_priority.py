@@ -1,4 +1,4 @@
-"""Tests of deadlines, priorities and the latency of streams during long prefills."""
+"""Tests of deadlines, of priorities, and of the latency of streams while long prompts are computed."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_an_output_before_the_deadline_is_complete(
 def test_at_most_one_token_budget_is_computed_between_two_tokens_of_a_stream(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompts: list[Prompt], max_batch_tokens: int
 ) -> None:
-    """This also holds when long prompts with images arrive."""
+    """This is true even if a long prompt with images arrives."""
     engine = make_engine(num_blocks=512, max_batch_tokens=max_batch_tokens, eos_ids=frozenset())
     for index, prompt in enumerate(prompts):
         engine.add(make_sequence(prompt, seq_id=str(index), max_new_tokens=60))
@@ -125,7 +125,10 @@ def steps_to_first_and_end(engine: Engine, seq_id: str) -> tuple[int, int]:
 def test_a_high_priority_sequence_takes_at_most_twice_the_steps_under_load(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt], num_blocks: int
 ) -> None:
-    """Slots or blocks are scarce. Preempted sequences still have the same outputs."""
+    """Depending on ``num_blocks``, there are too few sequence slots or too few blocks.
+
+    Preemption must not change the outputs of other sequences.
+    """
     rng = np.random.default_rng(13)
     flood = [random_prompt(rng, num_images=1) for _ in range(10)]
     options: dict[str, Any] = {"num_blocks": num_blocks, "max_num_sequences": 4, "eos_ids": frozenset()}

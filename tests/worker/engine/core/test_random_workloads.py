@@ -1,4 +1,4 @@
-"""Tests random workloads: no sequence or block is lost, and outputs equal those of requests run alone."""
+"""Tests that random workloads lose no sequence or block, and that outputs do not depend on other requests."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_workload_without_tensors_changes_no_token_and_loses_no_block(
 
 @pytest.fixture(scope="module")
 def micro(tmp_path_factory: pytest.TempPathFactory) -> Llava:
-    """A model with one layer of hidden size 16 and a vision tower with 2x2 patches."""
+    """A model that has one layer with a hidden size of 16, and a vision tower with 2x2 patches."""
     folder: Path = tmp_path_factory.mktemp("micro")
     text = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -83,7 +83,7 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Llava:
 
 @pytest.fixture(scope="module")
 def alone(micro: Llava, make_engine: MakeEngine) -> dict[Request, list[int]]:
-    """Requests and their outputs, each computed in a separate engine without prefix caching."""
+    """Requests and their outputs. Each output is computed in a separate engine without prefix caching."""
     outputs = {}
     for request in make_requests(random.Random(0), 24):
         engine = make_engine(

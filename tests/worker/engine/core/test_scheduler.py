@@ -1,4 +1,4 @@
-"""Tests of the scheduler: which tokens of which sequences are computed in a step."""
+"""Tests of the scheduler: which tokens of which sequences each step computes."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_the_latest_sequence_is_preempted_and_resumed_first() -> None:
 
     bench.scheduler.remove(old)
     chunk = bench.step()["young"]
-    assert chunk == (0, young.num_tokens - 1)  # prompt and output so far
+    assert chunk == (0, young.num_tokens - 1)  # the prompt and the output generated so far
 
 
 def test_the_highest_priority_is_admitted_first_and_preempted_last() -> None:

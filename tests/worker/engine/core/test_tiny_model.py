@@ -1,4 +1,4 @@
-"""Tests that compare the bundled model in the engine with transformers."""
+"""Tests that the bundled model has the same outputs in the engine as in transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that errors for invalid sampling parameters contain the field, the value and the limit."""
+"""Tests that the error for an invalid sampling parameter contains the field, the value and the limit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Random workloads for an engine, generated from a seed, and a run that checks the engine's guarantees.
+"""Random workloads for an engine, generated from a seed. Running them checks the guarantees of the engine.
 
-The workloads do not depend on the model: `Expected` returns the output of a request that runs alone.
+The workloads do not depend on the model. An `Expected` function returns the output that a request has when it
+runs alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.worker.sampling_params import greedy
 IMAGE_TOKEN = 127
 NUM_IMAGE_TOKENS = 4
 MAX_OUTPUT = 12
-MAX_STEPS = 3000  # far more than any workload needs; if exceeded, a sequence waits forever
+MAX_STEPS = 3000  # far more than any workload needs; reached only if a sequence waits forever
 IMAGES = [bytes(random.Random(number).randbytes(28 * 28 * 3)) for number in range(3)]
 
 
@@ -37,9 +38,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request that arrives before step ``at`` and resumes an output of ``num_known`` tokens.
+    """A request that arrives before step ``at``.
 
-    The model fails at output token ``breaks_at`` if the output reaches it.
+    Its first ``num_known`` output tokens have already been generated. If the output reaches token
+    ``breaks_at``, the model fails there.
     """
 
     at: int
@@ -76,7 +78,7 @@ Expected = Callable[[Arrival], list[int]]
 
 
 def make_requests(rng: random.Random, count: int) -> list[Request]:
-    """Generate requests with common prefixes that contain images, and different suffixes."""
+    """Generate requests that have different suffixes but share prefixes with images."""
     prefixes = [_prefix(rng) for _ in range(3)]
     requests = []
     for number in range(count):
@@ -128,7 +130,7 @@ def make_arrivals(
 
 
 def make_shape(rng: random.Random, requests: Items[Request]) -> dict[str, int]:
-    """Draw an engine size, from just enough for the longest request to enough for several."""
+    """Choose a random engine size, from just enough for the longest request to enough for several."""
     longest = max(len(request.prompt_ids) for request in requests) + MAX_OUTPUT + 1
     block_size = rng.choice([1, 2, 3, 4, 5, 8, 16])
     num_tokens = int(longest * rng.choice([1, 1.2, 1.6, 3, 6]))
@@ -157,7 +159,7 @@ class Results:
 
 
 class Traffic:
-    """A workload and the clock for its deadlines, which counts steps."""
+    """A workload, and the clock for its deadlines, which counts steps."""
 
     def __init__(self, arrivals: Items[Arrival], expected: Expected) -> None:
         self.step = 0
@@ -168,7 +170,10 @@ class Traffic:
         return float(self.step)
 
     def run(self, engine: Engine, *, max_batch_tokens: int) -> None:
-        """Run until all sequences have ended. Raises AssertionError or BlockAccountingError."""
+        """Run until all sequences have ended.
+
+        Raises AssertionError or BlockAccountingError if the engine violates a guarantee.
+        """
         results, aborted, num_computed = Results(), set[str](), 0
         while self.step <= self._arrivals[-1].at or engine.num_sequences:
             assert self.step < MAX_STEPS, "a sequence waits forever"
@@ -213,13 +218,13 @@ class Traffic:
 
 
 def truncate(output_ids: Items[int], max_new_tokens: int) -> list[int]:
-    """Return the output up to ``max_new_tokens`` or its end token."""
+    """Truncate the output after ``max_new_tokens`` tokens or after its end token."""
     kept = list(output_ids[:max_new_tokens])
     return kept[: kept.index(2) + 1] if 2 in kept else kept
 
 
 class UnreliableDrafter:
-    """Proposes mostly correct tokens and some wrong ones."""
+    """Proposes drafts that are mostly correct."""
 
     def __init__(self, rng: random.Random, outputs: dict[str, list[int]]) -> None:
         self._rng = rng

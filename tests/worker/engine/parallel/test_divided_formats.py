@@ -1,6 +1,6 @@
-"""Tests of two ranks with an adapter, an int8 KV cache and bf16.
+"""Tests of two ranks with an adapter and an int8 KV cache, and with bf16.
 
-A logit bias forces one output token, so that all logits can be compared.
+A logit bias forces every output token, so that all logits can be compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ComputeLogits = Callable[..., torch.Tensor]
 
 @pytest.fixture
 def compute_logits(make_engine: MakeEngine, make_sequence: MakeSequence) -> ComputeLogits:
-    """Return a function that computes all sampled logits of a few chunked prompts, one with images."""
+    """Return a function that computes all sampled logits for a few chunked prompts, one with images."""
     rng = np.random.default_rng(23)
     prompts = {name: random_prompt(rng, num_images=name == "a") for name in "abc"}
 
@@ -75,7 +75,7 @@ def test_two_ranks_with_an_adapter_and_int8_cache_give_the_logits_of_one_process
     assert rms(two - one) < int8_error / 10
     assert (
         rms(one - compute_logits(load(base), is_int8=True)) > 10 * int8_error
-    )  # the adapter has a much larger effect
+    )  # the effect of the adapter is much larger
 
 
 def test_bf16_on_two_ranks_is_as_close_to_fp32_as_on_one(

@@ -1,4 +1,4 @@
-"""Tests that ranks exit together and that invalid configurations are rejected before ranks are started."""
+"""Tests that ranks exit together and that invalid configurations are rejected before any rank is started."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_exit_of_a_rank_is_reported_and_no_step_runs_without_it(
     os.kill(pid, signal.SIGKILL)
     assert ranks.lost.wait(scaled(30.0))
 
-    with pytest.raises((OSError, RuntimeError)):  # the pipe or torch's connection is closed
+    with pytest.raises((OSError, RuntimeError)):  # either the pipe or torch's connection is closed
         for _ in range(3):
             engine.step()
 
@@ -63,7 +63,7 @@ def test_closing_the_ranks_is_not_reported_as_a_loss(ranks: TwoRanks) -> None:
 def test_a_step_that_runs_out_of_memory_fails_all_ranks(
     ranks: TwoRanks, make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
-    """In a single process, the step would be split into halves."""
+    """In a single process, the step would be split in half."""
     engine = make_engine(over=ranks.model)
 
     def raise_out_of_memory(x: torch.Tensor) -> torch.Tensor:
@@ -78,7 +78,7 @@ def test_a_step_that_runs_out_of_memory_fails_all_ranks(
 
 
 def test_an_engine_with_two_ranks_is_built_by_one_call(tmp_path: Path) -> None:
-    """The engine runs in a separate process. When it exits, the other ranks exit."""
+    """The engine runs in a separate process. When this process exits, the other rank exits too."""
     write_checkpoint(tmp_path)
     program = (
         "import sys, psutil\n"
@@ -131,6 +131,6 @@ def test_quantized_precisions_are_rejected_with_several_ranks(tmp_path: Path, pr
 @pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are enough GPUs")
 def test_fewer_gpus_than_ranks_are_rejected_with_their_number() -> None:
     with pytest.raises(
-        ValueError, match=r"tensor_parallel is 2, but only [01] GPUs are available starting from cuda:0"
+        ValueError, match=r"tensor_parallel is 2, but only [01] GPUs are available from cuda:0 onward"
     ):
         choose_device("cuda:0", 2)

@@ -1,4 +1,4 @@
-"""Tests that two ranks connected by gloo compute the same logits as one process."""
+"""Tests that two ranks, connected by gloo, compute the same logits as a single process."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.worker.checkpoints import Prompt, random_prompt, write_checkpoint
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 from tests.worker.engine.parallel.two_ranks import RecordingRunner, TwoRanks, load, logits_of
 
-TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}  # different summation order in fp32
+TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}  # the order of summation in fp32 differs
 
-# Grouped-query attention, biases (which exactly one rank must add), and a sliding window.
+# These models cover grouped-query attention, biases (which exactly one rank must add), and a sliding window.
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
@@ -84,7 +84,7 @@ def test_block_copies_and_cache_replacements_reach_the_other_rank(
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The prompts differ within a block, so the other rank has to copy its rows of the block as well."""
+    """The prompts differ in the middle of a block, so the other rank has to copy rows of the block too."""
     base = random_prompt(np.random.default_rng(5), num_images=0)
     prompts = [Prompt([*base.token_ids, *ending]) for ending in ([3, 4], [5, 6, 7], [3, 9])]
 

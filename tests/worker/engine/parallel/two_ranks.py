@@ -22,7 +22,10 @@ CPU = torch.device("cpu")
 
 
 class TwoRanks:
-    """A group of two ranks. There can be only one at a time, because torch has one process group."""
+    """A group of two ranks.
+
+    There can be only one group at a time, because torch has only one default process group.
+    """
 
     def __init__(
         self, folder: Path, *, precision: str = "fp32", kv_cache_dtype: str = "auto", base: Path | None = None
@@ -64,7 +67,7 @@ def load(
 
 
 class RecordingRunner(ModelRunner):
-    """Records the logits of every step, keyed by sequence."""
+    """Records the logits of every step, keyed by sequence ID."""
 
     recorded: dict[str, list[torch.Tensor]]
 
@@ -77,7 +80,11 @@ class RecordingRunner(ModelRunner):
 
 
 def logits_of(engine: Engine, sequences: list[Sequence]) -> dict[str, torch.Tensor]:
-    """Return each sequence's logits for the sampled tokens. The engine must have a RecordingRunner."""
+    """Run the sequences and return the logits of their sampled tokens.
+
+    The engine must have a RecordingRunner.
+
+    """
     runner = engine._runner
     assert isinstance(runner, RecordingRunner)
     runner.recorded = {sequence.seq_id: [] for sequence in sequences}

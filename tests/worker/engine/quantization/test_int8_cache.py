@@ -1,4 +1,4 @@
-"""Tests that outputs with an int8 KV cache do not depend on batches, chunks, cache size or cache hits."""
+"""Tests that with an int8 KV cache, outputs do not depend on batches, chunks, cache size or cache hits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def prompts() -> list[Prompt]:
 def alone(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
 ) -> list[list[int]]:
-    """The output of each prompt when run alone, without chunked prefill."""
+    """The output of each prompt when it runs alone and without chunked prefill."""
     return [
         run(
             make_engine(is_int8=True, max_batch_tokens=256),
@@ -72,7 +72,7 @@ def test_the_int8_cache_changes_some_tokens(
     prompts: list[Prompt],
     alone: list[list[int]],
 ) -> None:
-    """The logits of a random model are close together, so at least one token in ten outputs must change."""
+    """A random model has similar logits for many tokens, so at least one token in ten outputs must change."""
     exact = [
         run(make_engine(max_batch_tokens=256), [make_sequence(prompt, max_new_tokens=LENGTH)])["one"]
         for prompt in prompts

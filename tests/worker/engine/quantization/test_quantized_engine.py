@@ -27,7 +27,7 @@ QUESTIONS = json.loads((EXAMPLES / "questions.json").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def pixels() -> dict[str, bytes]:
-    """The example images, preprocessed, by name."""
+    """The preprocessed example images, keyed by name."""
     auto: Any = AutoProcessor  # untyped
     processor = auto.from_pretrained(TINY).image_processor
     names = sorted({question["image"] for question in QUESTIONS})

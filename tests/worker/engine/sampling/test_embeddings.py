@@ -1,4 +1,4 @@
-"""Tests that the bundled model's embeddings equal hidden states and image features from transformers."""
+"""Tests that the bundled model's embeddings equal the hidden states and image features in transformers."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_an_image_with_nan_features_fails_and_is_not_cached(
 
 
 def at_most(limit: int, embed: Embed) -> Embed:
-    """Return a function that raises OutOfMemoryError for more than ``limit`` images."""
+    """Return a function that raises OutOfMemoryError if it gets more than ``limit`` images."""
 
     def limited(sequences: Items[Sequence]) -> list[bytes | None]:
         if len(sequences) > limit:

@@ -1,7 +1,8 @@
-"""Tests that all of the engine's logits match transformers for every model class, with prefix caching.
+"""Tests that for every model class and with prefix caching, all logits of the engine match transformers.
 
-A run has two waves of prompts. The second wave repeats the longest prompt of the first and adds two variants
-of it: one that differs from a random position onward, and one with the same text and different images.
+A run consists of two waves of prompts. The second wave contains the longest prompt of the first wave and two
+variants of it: one that differs from a random position onward, and one that has the same text but different
+images.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from tests.worker.engine.logit_recorder import RecordingLlava, RecordingRunner, 
 from tests.worker.engine.seeds import for_each_seed
 from tests.worker.family import CLASSES, Member, make_member
 
-NUM_SIZES = 4  # model sizes per class
+NUM_SIZES = 4  # number of model sizes per class
 NUM_OUTPUT_TOKENS = 6
-# Image tokens are excluded: the reference would treat an image token in the output as another image.
+# Image tokens are excluded, because the reference would treat an image token in the output as another image.
 OPTIONS: dict[str, Any] = {
     "max_new_tokens": NUM_OUTPUT_TOKENS,
     "ignore_eos": True,
@@ -38,7 +39,10 @@ TOLERANCE = 1e-4
 def member_of(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int], tuple[Member, RecordingLlava]]:
-    """Return a function that creates and loads a model of one class, given the number of its size."""
+    """Return a function that creates and loads a model of one class.
+
+    Its argument selects the size.
+    """
 
     @cache
     def make(number: int) -> tuple[Member, RecordingLlava]:
@@ -57,7 +61,7 @@ def draw_waves(rng: np.random.Generator, member: Member) -> tuple[list[Prompt], 
 
 
 def branch(rng: np.random.Generator, prompt: Prompt) -> Prompt:
-    """Return a prompt that differs from this one after a random position outside images."""
+    """Return a prompt that equals ``prompt`` up to a random position outside images and then differs."""
     ends = [start + length for start, length in zip(prompt.image_starts, prompt.lengths, strict=True)]
     cut = int(rng.choice([1, *prompt.image_starts, *ends, len(prompt.token_ids) - 1]))
     kept = sum(end <= cut for end in ends)
@@ -72,7 +76,7 @@ def branch(rng: np.random.Generator, prompt: Prompt) -> Prompt:
 
 
 def drive(engine: Engine, sequences: list[Sequence]) -> None:
-    """Run the sequences. The first one is already decoding when the others are added."""
+    """Run the sequences. The others are added when the first one is already decoding."""
     engine.add(sequences[0])
     while engine.num_sequences and not sequences[0].output_ids:
         engine.step()
@@ -90,7 +94,7 @@ def test_every_logit_of_a_run_equals_that_of_transformers(
     make_sequence: MakeSequence,
     pytestconfig: pytest.Config,
 ) -> None:
-    """This covers chunks, mixed batches, cached prefixes and recomputation after a preemption."""
+    """Covers chunked prefill, mixed batches, cached prefixes, and recomputation after preemption."""
 
     def run_workload(seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -100,7 +104,7 @@ def test_every_logit_of_a_run_equals_that_of_transformers(
         longest = max(len(prompt.token_ids) for prompt in waves[0])
         block_size = int(rng.integers(1, 5))
         room = 10 * longest if is_roomy else int(rng.integers(longest, 2 * longest))
-        room += NUM_OUTPUT_TOKENS + 9  # variants in the second wave can be longer
+        room += NUM_OUTPUT_TOKENS + 9  # prompts in the second wave can be longer
         engine = make_engine(
             over=model,
             runner=RecordingRunner,

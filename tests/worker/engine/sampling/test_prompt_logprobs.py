@@ -23,7 +23,7 @@ Scored = Callable[..., Sequence]
 
 @pytest.fixture
 def scored(make_sequence: MakeSequence) -> Scored:
-    """Make sequences that request prompt log-probabilities."""
+    """Return a function that makes sequences that request prompt log-probabilities."""
 
     def make(token_ids: list[int], name: str = "one", *, num_logprobs: int = 1, **options: Any) -> Sequence:
         sequence = make_sequence(Prompt(token_ids), seq_id=name, num_logprobs=num_logprobs, **options)
@@ -65,7 +65,7 @@ def test_prompt_logprobs_are_the_log_softmax_of_transformers_logits(
         "temperature": 1.0,
         "presence_penalty": 1.5,
         "logit_bias": ((7, 50.0),),
-    }  # must not affect log-probabilities
+    }  # these must not affect log-probabilities
     sequences = [
         scored(prompt, name, num_logprobs=top, max_new_tokens=3, **processed)
         for top, (name, prompt) in zip((1, 0, 5, 2), prompts.items(), strict=True)
@@ -134,7 +134,7 @@ def test_prompt_logprobs_are_returned_once_after_a_preemption_during_prefill(
 def test_without_output_tokens_only_prompt_logprobs_are_returned(
     make_engine: MakeEngine, scored: Scored, reference: Reference
 ) -> None:
-    token_ids = random_ids(17)  # so that the last chunk has one token, like a decode step
+    token_ids = random_ids(17)  # the last chunk has one token, like a decode step
     drafter = ScriptedDrafter({"one": [5] * 8})
     (output,) = collect_outputs(make_engine(drafter=drafter), scored(token_ids, max_new_tokens=0))["one"]
     assert (output.token_id, output.finish) == (None, "length")
@@ -165,7 +165,7 @@ def test_a_resumed_sequence_does_not_return_prompt_logprobs_again(
 def test_prompt_logprobs_are_returned_once_if_a_step_is_repeated(
     make_engine: MakeEngine, scored: Scored, reference: Reference
 ) -> None:
-    """The runner appends a step's log-probabilities before it runs out of memory."""
+    """The runner records the log-probabilities of a step before the step runs out of memory."""
     prompts = {name: random_ids(30, seed) for seed, name in enumerate("abc")}
     runner = small_runner(1)
     outputs = collect_outputs(

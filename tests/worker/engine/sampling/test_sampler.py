@@ -1,4 +1,4 @@
-"""Tests that sampled tokens follow the distribution and depend only on logits, seed and position."""
+"""Tests that sampled tokens follow the distribution and depend on nothing but logits, seed and position."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from tests.worker.sampling_params import greedy
 
-# The 1 - 1e-6 quantile of chi-square with 7 degrees of freedom. Draws are deterministic, so results are
-# stable.
+# The 1 - 1e-6 quantile of the chi-square distribution with 7 degrees of freedom. Draws are deterministic, so
+# the tests are not flaky.
 CHI_SQUARE_LIMIT = 40.5
 NUM_DRAWS = 20_000
 
@@ -59,7 +59,7 @@ def test_draws_with_different_seeds_follow_the_distribution() -> None:
 
 
 def test_top_p_keeps_the_smallest_sufficient_set() -> None:
-    probabilities = LOGITS.softmax(-1)  # tokens 2 and 6 total 0.64; tokens 2, 6 and 0 total 0.78
+    probabilities = LOGITS.softmax(-1)  # the sum is 0.64 for tokens 2 and 6, and 0.78 with token 0
     counts = frequencies(greedy(temperature=1.0, top_p=0.7))
 
     kept = [0, 2, 6]

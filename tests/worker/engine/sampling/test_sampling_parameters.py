@@ -1,4 +1,4 @@
-"""Tests of sampling parameters against a simple reference: alone, in a batch and in the engine."""
+"""Tests that compare sampling with a simple reference: for single rows, in a batch, and in the engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.worker.checkpoints import (
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 from tests.worker.sampling_params import greedy
 
-CHI_SQUARE_LIMIT = 40.5  # the 1 - 1e-6 quantile of chi-square with 7 degrees of freedom
+CHI_SQUARE_LIMIT = 40.5  # the 1 - 1e-6 quantile of the chi-square distribution with 7 degrees of freedom
 NUM_DRAWS = 10_000
 LOGITS = np.array([1.0, -0.5, 2.0, 0.3, -1.2, 0.9, 1.7, -3.0], dtype=np.float32)
 PROMPT, OUTPUT = [0, 2, 2, 4], [2, 5, 5, 1]
@@ -68,7 +68,7 @@ CASES: dict[str, dict[str, Any]] = {
 def reference_probabilities(
     s: SamplingParams, prompt: list[int], output_ids: list[int]
 ) -> NDArray[np.float64]:
-    """Compute the probabilities token by token, as documented."""
+    """Compute the probabilities token by token, in the order that the documentation specifies."""
     logits = LOGITS.astype(np.float64)
     for token_id, bias in s.logit_bias:
         logits[token_id] += bias
@@ -104,7 +104,7 @@ def end_ids_of(sampling: SamplingParams) -> frozenset[int]:
 
 
 def draws_of(sampling: SamplingParams, positions: range, output_ids: list[int] = OUTPUT) -> list[SamplingRow]:
-    """Return sampling rows after ``output_ids`` with the random numbers of ``positions``."""
+    """Return sampling rows that follow ``output_ids``. Each position gives one row its random number."""
     state = state_of(sampling)
     if state is not None:
         state.update(output_ids)
@@ -297,7 +297,7 @@ def test_logprobs_are_the_log_softmax_of_transformers_logits(
     make_engine: MakeEngine, make_sequence: MakeSequence, reference: Reference, prompts: list[Prompt]
 ) -> None:
     engine = make_engine(num_blocks=128, eos_ids=frozenset())
-    for i, prompt in enumerate(prompts):  # logits processors and other rows do not change them
+    for i, prompt in enumerate(prompts):  # logits processors and other rows must not affect log-probabilities
         engine.add(make_sequence(prompt, seq_id=str(i), num_logprobs=i * 5 or None, **PROCESSED))
     outputs = [output for _ in range(40) for output in engine.step()]
 

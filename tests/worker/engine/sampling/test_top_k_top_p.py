@@ -1,4 +1,4 @@
-"""Tests truncation of a large vocabulary against a simple reference, for peaked and flat distributions."""
+"""Tests that compare the truncation of peaked and flat distributions with a simple reference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llava_worker.engine.sampling.top_k_top_p import truncate
 
 from tests.worker.sampling_params import greedy
 
-VOCAB = 3000  # more than the number of tokens examined first
+VOCAB = 3000  # more than the number of tokens that are examined first
 CASES: list[dict[str, Any]] = [
     {},
     {"top_k": 7},

@@ -1,4 +1,4 @@
-"""Tests of the drafter: which tokens are drafted, when drafting pauses and which drafts are accepted."""
+"""Tests of the drafter: which tokens are drafted, when drafting pauses, and which drafts are accepted."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def record_steps(
         (1.0, 0.01, 1, MAX_DRAFTS),  # memory-bound: drafts are nearly free
         (1.0, 0.2, 1, 3),
         (0.0, 1.0, 1, 0),  # compute-bound
-        (1.0, 0.02, 64, 0),  # drafts are cheap for one sequence, but 64 sequences use the machine fully
+        (1.0, 0.02, 64, 0),  # drafts are cheap for one sequence, but 64 sequences fully utilize the machine
     ],
 )
 def test_the_number_of_drafts_depends_on_their_cost(
@@ -190,12 +190,12 @@ def test_the_number_of_drafts_follows_the_acceptance_rate() -> None:
 
 
 def drafting_lengths(drafter: PromptLookupDrafter, *, is_right: bool, num_tokens: int = 400) -> list[int]:
-    """Return the output lengths at which drafts are proposed. Accept all drafts or none."""
+    """Return the output lengths at which drafts are proposed, if either all or none of them are accepted."""
     sequence = sequence_of(REPEATING)
     lengths = []
     while len(sequence.output_ids) < num_tokens:
         drafts = drafter.propose(sequence, max_tokens=MAX_DRAFTS, num_rows=1)
-        sequence.output_ids += REPEATING[:1]  # the content of the output does not matter here
+        sequence.output_ids += REPEATING[:1]  # the content of the output is irrelevant
         sequence.output_ids += REPEATING[1:3]
         if drafts:
             lengths.append(len(sequence.output_ids))

@@ -1,4 +1,4 @@
-"""Tests that drafts do not change the distribution of sampled tokens, whether accepted or rejected."""
+"""Tests that drafts, whether accepted or rejected, do not change the distribution of sampled tokens."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.worker.checkpoints import Prompt, Reference, random_prompt, reference
 from tests.worker.engine.drafters import ScriptedDrafter
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 
-# The 1 - 1e-6 quantile of chi-square with 7 degrees of freedom. Draws are deterministic, so results are
-# stable.
+# The 1 - 1e-6 quantile of the chi-square distribution with 7 degrees of freedom. Draws are deterministic, so
+# the tests are not flaky.
 CHI_SQUARE_LIMIT = 40.5
 TOKENS = list(range(40, 48))  # no other tokens can be sampled
 NUM_OUTPUTS = 3_000
@@ -39,7 +39,10 @@ def chi_square(tokens: list[int], expected: NDArray[np.float64]) -> float:
 
 @pytest.fixture(scope="module")
 def drafts(reference: Reference, prompt: Prompt) -> list[int]:
-    """The most likely tokens, so that many drafts are accepted. The first one is never drafted."""
+    """The most likely tokens, used as drafts so that many of them are accepted.
+
+    The first one is never drafted.
+    """
     output_ids: list[int] = []
     for _ in range(3):
         output_ids.append(TOKENS[int(np.argmax(probabilities(reference, prompt, output_ids)))])
@@ -81,7 +84,7 @@ def test_tokens_sampled_with_a_draft_follow_the_distribution(
     outputs: list[list[int]],
     drafter: ScriptedDrafter,
 ) -> None:
-    """The draft after the first token is always the same."""
+    """The draft that follows the first token is the same in all outputs."""
     accepted = [accepted for _, accepted in drafter.acceptances]
     assert 100 < sum(accepted) < len(accepted) - 100
 

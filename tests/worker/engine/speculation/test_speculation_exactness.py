@@ -1,4 +1,4 @@
-"""Tests that outputs are the same with and without drafts, whatever the drafter proposes."""
+"""Tests that outputs with drafts are the same as outputs without them, whatever the drafter proposes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.worker.engine.random_traffic import run_random_traffic
 from tests.worker.engine.seeds import for_each_seed
 
 LENGTH = 24  # output tokens
-FEW_TOKENS = ((40, 100.0), (41, 100.0), (42, 100.0))  # output made of these tokens soon repeats itself
+FEW_TOKENS = ((40, 100.0), (41, 100.0), (42, 100.0))  # output with only these tokens soon repeats itself
 SAMPLINGS: list[dict[str, Any]] = [
     {},
     {"logit_bias": FEW_TOKENS},
     {"temperature": 0.9, "top_p": 0.95, "num_logprobs": 2},
     {"temperature": 0.7, "min_tokens": 9, "logit_bias": FEW_TOKENS},
-    {"repetition_penalty": 1.2},  # gets no drafts, but runs in the same batches
+    {"repetition_penalty": 1.2},  # this sequence gets no drafts, but runs in the same batches
 ]
 
 Outputs = list[list[int]]
@@ -32,7 +32,7 @@ Workload = tuple[list[Prompt], Outputs]
 
 
 def copy_heavy(rng: np.random.Generator, *, num_images: int) -> Prompt:
-    """Return a prompt with repeated tokens, so that prompt lookup is sometimes correct."""
+    """Return a prompt that repeats some tokens, so that drafts from prompt lookup are sometimes correct."""
     prompt = random_prompt(rng, num_images=num_images)
     prompt.token_ids += prompt.token_ids[-8:] * 2
     return prompt
@@ -44,7 +44,7 @@ def options_of(index: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def workload(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run) -> Workload:
-    """Prompts, and the output of each when run alone without drafts."""
+    """Prompts, and the output of each prompt when it runs alone and without drafts."""
     rng = np.random.default_rng(3)
     prompts = [copy_heavy(rng, num_images=index % 3) for index in range(12)]
     outputs = [
@@ -134,7 +134,7 @@ def test_correct_drafts_reduce_steps_and_wrong_drafts_add_none(
     assert plain.num_draft_tokens_total == 0
     assert right.num_accepted_tokens_total == right.num_draft_tokens_total > 0
     assert rejected.num_accepted_tokens_total == 0 < rejected.num_draft_tokens_total
-    # If all drafts are correct, only the computation of the last token is added.
+    # If all drafts are correct, at most one additional token is computed per output: its last token.
     assert right.num_decode_tokens_total <= plain.num_decode_tokens_total + len(workload[0])
     # Sequences with penalties still need one step per token.
     assert right.num_batched_sequences_total < plain.num_batched_sequences_total / 2
@@ -196,7 +196,7 @@ def test_a_second_turn_reads_no_kv_cache_entries_of_rejected_drafts(
 def test_random_traffic_changes_no_output_and_loses_no_block(
     make_engine: MakeEngine, make_sequence: MakeSequence, workload: Workload, pytestconfig: pytest.Config
 ) -> None:
-    """Covers random arrivals, repeated prompts, aborts, tenants, drafters, cache sizes and token budgets."""
+    """Covers random arrivals, repeated prompts, aborts and tenants with various drafters and cache sizes."""
 
     def run_workload(seed: int) -> None:
         prompts, alone = workload

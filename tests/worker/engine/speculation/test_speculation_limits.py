@@ -1,4 +1,4 @@
-"""Tests of limits on drafts: the end of the output, the token budget, free blocks and NaN logits."""
+"""Tests of what limits drafts: the end of the output, the token budget, free blocks and NaN logits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def prompt() -> Prompt:
 
 @pytest.fixture(scope="module")
 def expected_ids(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt) -> list[int]:
-    """The greedy output without an end token."""
+    """The output with greedy sampling and without an end token."""
     return run(make_engine(eos_ids=frozenset()), [make_sequence(prompt, max_new_tokens=LENGTH)])["one"]
 
 
@@ -48,7 +48,7 @@ def outputs_of(engine: Engine, sequence: Sequence) -> list[StepOutput]:
 def ending(
     end: str, prompt: Prompt, expected_ids: list[int], cut: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return engine and sequence options that make the output end at token ``cut``."""
+    """Return the engine options and the sequence options for an output that ends at token ``cut``."""
     engine_options: dict[str, Any] = {"eos_ids": frozenset()}
     options: dict[str, Any] = {"max_new_tokens": LENGTH}
     if end == "eos":
@@ -100,7 +100,7 @@ def test_the_drafter_receives_the_duration_of_decode_only_steps(
     expected_ids: list[int],
     is_async: bool,
 ) -> None:
-    drafter = ScriptedDrafter({"one": expected_ids[:9]})  # no drafts are proposed after that
+    drafter = ScriptedDrafter({"one": expected_ids[:9]})  # after these tokens, no drafts are proposed
     engine = make_engine(eos_ids=frozenset(), drafter=drafter, is_async=is_async)
     outputs_of(engine, make_sequence(prompt, max_new_tokens=LENGTH))
 
@@ -146,7 +146,7 @@ def test_a_stop_string_within_accepted_drafts_ends_the_text_at_the_same_position
 
 
 class Decoding:
-    """Decoding sequences, each with ``num_left`` free slots in its last block."""
+    """A scheduler with ``count`` decoding sequences. Each has ``num_left`` free slots in its last block."""
 
     def __init__(self, count: int, *, num_blocks: int = 100, num_left: int = 0, **limits: int) -> None:
         self.blocks = BlockManager(num_blocks, 4, is_sharing=False)
@@ -199,7 +199,7 @@ def test_drafts_use_the_token_budget_that_prompts_leave() -> None:
 
 
 def test_drafts_do_not_use_the_spare_blocks() -> None:
-    # Each sequence has two blocks. Drafts could use one or two more, but two blocks must stay free.
+    # Each sequence has two blocks. Its drafts could use one or two more, but two blocks must remain free.
     assert lengths(Decoding(2, num_blocks=6, num_left=3).step()) == [3, 3]
     assert lengths(Decoding(2, num_blocks=6).step()) == [0, 0]
     assert lengths(Decoding(2, num_blocks=9, num_left=3).step()) == [MAX_DRAFTS, 3]
@@ -234,7 +234,7 @@ def test_nan_logits_after_a_correct_draft_fail_only_that_sequence(
     prompt: Prompt,
     expected_ids: list[int],
 ) -> None:
-    """The output may end some tokens earlier than without drafts, but its tokens are the same."""
+    """The output may end a few tokens earlier than without drafts, but all of its tokens are the same."""
     last, other = expected_ids[6], random_prompt(np.random.default_rng(22), num_images=1)
     expected = run(make_engine(eos_ids=frozenset()), [make_sequence(other, seq_id="other")])["other"]
     assert last not in [*prompt.token_ids, *expected_ids[:6], *other.token_ids, *expected]
@@ -263,7 +263,8 @@ def test_repetitive_output_is_drafted_and_random_output_is_not(
         outputs_of(engine, make_sequence(prompt, max_new_tokens=200, **sampling))
         return engine.stats()
 
-    # Compare one repeated token with random tokens out of thirty, whose repetitions predict nothing.
+    # One output repeats a single token. The other consists of tokens drawn at random from thirty, so
+    # repetitions predict nothing.
     copying = stats_of(logit_bias=((40, 100.0),))
     chatting = stats_of(logit_bias=tuple((token_id, 100.0) for token_id in range(40, 70)), temperature=50.0)
 

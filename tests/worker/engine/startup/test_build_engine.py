@@ -1,4 +1,4 @@
-"""Tests of engines built from checkpoints."""
+"""Tests of building engines from checkpoints."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Tests that decoding gives the same tokens with and without CUDA graphs, for any number of rows.
+"""Tests that, for any number of rows, decoding with CUDA graphs gives the same tokens as without.
 
-Without a GPU, a function call with the same tensors, buckets and padding replaces the graph.
+These tests run without a GPU. Instead of a graph, they replay a function call with the same tensors, buckets
+and padding.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ MAX_ROWS = 5
 
 
 class GraphRunner(ModelRunner):
-    """A model runner with graphs for up to MAX_ROWS rows that counts the replayed steps."""
+    """A model runner that has graphs for up to MAX_ROWS rows and counts the steps that replay one."""
 
     num_replayed = 0
 
@@ -77,13 +78,17 @@ def test_replayed_graphs_give_the_same_tokens(
 def test_padding_rows_do_not_overwrite_used_slots(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: dict[str, Prompt]
 ) -> None:
-    """Three rows use a bucket of four. Unused KV cache slots contain NaN, so that writes are detected."""
+    """Three rows use the bucket for four rows.
+
+    Unused KV cache slots contain NaN, so that writes are detected.
+    """
     engine = make_engine(runner=GraphRunner, num_blocks=128, is_sharing_prefixes=False)
     cache = engine._runner.cache
 
     run(engine, [make_sequence(prompts[name], seq_id=name, max_new_tokens=6) for name in "bde"])
 
-    # Capture wrote to slot 0. Apart from that, only the slots of the three prompts and outputs were written.
+    # Capture has written to slot 0. Otherwise, only slots for the three prompts and their outputs have been
+    # written to.
     num_written = int(cache.layer(0).keys[:, 0, 0].isfinite().sum())
     num_needed = sum(len(prompts[name].token_ids) + 6 - 1 for name in "bde")
     assert num_written in (num_needed, num_needed + 1)

@@ -1,6 +1,7 @@
-"""Tests that the vision tower gives the same features with and without CUDA graphs.
+"""Tests that the vision tower computes the same features with CUDA graphs as without them.
 
-Without a GPU, a function call with the same tensors, buckets and padding replaces the graph.
+These tests run without a GPU. Instead of a graph, they replay a function call with the same tensors, buckets
+and padding.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MAX_TILES = 5
 
 
 class CountingRecorder:
-    """Records the number of tiles computed by each replay."""
+    """Records the number of tiles that each replay computes."""
 
     def __init__(self) -> None:
         self.replayed: list[int] = []
@@ -64,7 +65,7 @@ def test_the_smallest_sufficient_bucket_gives_the_same_features(
 
     features = graphs.encode(draw(num))
 
-    assert recorder.replayed == bucket  # no replay, because there are more tiles than captured
+    assert recorder.replayed == bucket  # no graph is replayed if there are more tiles than captured
     torch.testing.assert_close(features, model.encode(draw(num)), rtol=1e-5, atol=1e-5)
 
 

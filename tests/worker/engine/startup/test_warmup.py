@@ -1,4 +1,4 @@
-"""Tests that the warm-up measures memory, leaves no state behind and reports failures clearly."""
+"""Tests that the warm-up measures memory, leaves no state behind, and reports failures clearly."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_estimate_is_an_upper_bound_within_a_factor_of_two(
     estimate = warm_up(model, SdpaBackend(), cache, **limits)
     engine = make_engine(is_int8=cache.is_int8, num_blocks=600, encoder_cache_bytes=0, **limits)
     rng, peaks = np.random.default_rng(3), []
-    for index in range(limits["max_num_sequences"]):  # the largest steps have long contexts
+    for index in range(limits["max_num_sequences"]):  # steps are largest with long contexts
         prompt = Prompt([1, *rng.integers(3, 120, 235).tolist()])
         options = {"temperature": 0.8, "top_p": 0.9} if index % 2 else {}
         engine.add(make_sequence(prompt, seq_id=str(index), max_new_tokens=20, ignore_eos=True, **options))
@@ -88,7 +88,7 @@ def test_images_are_part_of_the_estimate(model: Llava) -> None:
     few = warm_up(model, SdpaBackend(), plan(model), max_num_sequences=1, max_batch_tokens=4)
     many = warm_up(model, SdpaBackend(), plan(model), max_num_sequences=1, max_batch_tokens=40)
 
-    assert many.tower == 10 * few.tower > 0  # four tokens per image
+    assert many.tower == 10 * few.tower > 0  # each image has four tokens
     assert StepMemory(tower=9, prefill=3, decode=4).num_bytes == 9
     assert StepMemory(tower=5, prefill=3, decode=4).num_bytes == 7
 
@@ -180,7 +180,7 @@ def test_a_kv_cache_that_does_not_fit_raises_a_clear_error(model: Llava) -> None
 
 
 def test_an_int8_cache_holds_twice_the_tokens_of_fp16(model: Llava) -> None:
-    # The head size of LLaVA-1.5. With smaller heads, the scales use a larger fraction of the memory.
+    # LLaVA-1.5 has this head size. With smaller heads, scales would take up a larger fraction of the memory.
     heads = {"head_dim": 128, "num_key_value_heads": 32, "num_hidden_layers": 4}
     text = model.config.text_config.model_copy(update=heads)
     config, fp16 = model.config.model_copy(update={"text_config": text}), choose_precision("fp16", CPU)
@@ -225,7 +225,7 @@ def test_an_unknown_kv_cache_dtype_is_rejected(model: Llava) -> None:
 def test_the_worker_connects_to_the_queue_only_after_the_warm_up(
     checkpoint: tuple[Path, Reference], tmp_path: Path, is_sound: bool
 ) -> None:
-    """There is no queue, so a worker that tries to connect exits with status 69.
+    """No queue is running, so a worker that tries to connect exits with status 69.
 
     A model with a head size of 3 can be loaded, but RoPE requires an even size.
     """

@@ -1,4 +1,4 @@
-"""Tests of the step trace: its events, and that the file is always valid."""
+"""Tests that the step trace contains the right events and that its file is always valid."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def lanes_in(events: list[dict[str, Any]]) -> dict[str, Lane]:
-    """Return the lanes by sequence. Fails if begin and end events are not nested or times decrease."""
+    """Return the lanes keyed by sequence ID.
+
+    Fails if begin and end events are not properly nested or if times decrease.
+    """
     open_bars: dict[str, list[str]] = defaultdict(list)
     last: dict[str, int] = defaultdict(int)
     lanes: dict[str, Lane] = {}
@@ -91,7 +94,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sequences(make_sequence: MakeSequence) -> MakeSequences:
-    """Return a function that creates twelve sequences, some with images."""
+    """Return a function that makes twelve sequences, some of them with images."""
 
     def make() -> list[Sequence]:
         rng = np.random.default_rng(3)
@@ -219,7 +222,7 @@ def test_a_failed_step_appears_in_the_trace(path: Path) -> None:
 
 
 def echoed(path: Path, *, max_bytes: int = 1 << 20) -> dict[str, list[int]]:
-    """Run a sequence in the echo engine with a trace and return its output."""
+    """Run one sequence in the echo engine with a trace. Return the outputs."""
     engine = TracedEngine(EchoEngine(), StepTrace(TraceFile(path, max_bytes=max_bytes), process="test"))
     return drive(engine, [Sequence(seq_id="one", prompt_ids=[72, 105], max_new_tokens=50)])
 
@@ -235,7 +238,10 @@ def test_a_trace_stops_at_its_size_limit_and_the_engine_continues(
 
 @contextmanager
 def limited_file_size(num_bytes: int) -> Iterator[None]:
-    """Limit the file size. As on a full disk, a write beyond the limit is partial, and the next one fails."""
+    """Limit the size of files.
+
+    As on a full disk, a write that exceeds the limit is partial, and the next write fails.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:

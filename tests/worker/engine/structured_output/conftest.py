@@ -1,4 +1,4 @@
-"""A vocabulary and a grammar cache, shared by all tests of structured output."""
+"""A vocabulary and a grammar cache that all tests of structured output share."""
 
 from __future__ import annotations
 

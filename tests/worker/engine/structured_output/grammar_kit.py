@@ -1,4 +1,4 @@
-"""A small random model with the bundled model's vocabulary, and helpers for output with grammars."""
+"""A small random model with the vocabulary of the bundled model, and helpers for tests of grammars."""
 
 from __future__ import annotations
 
@@ -31,20 +31,21 @@ from tests.worker.checkpoints import IMAGE_TOKEN, write_checkpoint
 TINY = Path(llava_worker.__file__).parent / "tiny"
 SCHEMAS = Path(__file__).parents[3] / "data" / "schemas"
 EOS_ID = 2
-VOCAB_SIZE = 1216  # larger than the tokenizer's vocabulary, as in padded checkpoints
+VOCAB_SIZE = 1216  # larger than the vocabulary of the tokenizer, as in padded checkpoints
 MAX_TOKENS = 700
 
 
 def published_schemas() -> dict[str, dict[str, Any]]:
-    """Return the published schemas by file name."""
+    """Return the published schemas, keyed by file name."""
     index = json.loads((SCHEMAS / "index.json").read_text())
     return {entry["file"]: json.loads((SCHEMAS / entry["file"]).read_text()) for entry in index["schemas"]}
 
 
 def is_valid(text: str, schema: Any) -> bool:
-    """Return whether the text is JSON that matches the schema, including formats that the validator supports.
+    """Return whether the text is JSON that matches the schema.
 
-    Numbers are parsed as decimals, because the float 0.7 is not a multiple of 0.1.
+    Formats that the validator supports are checked too. Numbers are parsed as decimals, because the float 0.7
+    is not a multiple of 0.1.
     """
     schema = json.loads(json.dumps(schema), parse_float=Decimal)
     validator = jsonschema.validators.validator_for(schema)
@@ -56,7 +57,10 @@ def is_valid(text: str, schema: Any) -> bool:
 
 
 def make_model(folder: Path, dtype: torch.dtype = torch.float32) -> Llava:
-    """Return a random model. In float64, rounding differences between batches change no sampled token."""
+    """Return a random model in float64.
+
+    With this precision, rounding differences between batches never change a sampled token.
+    """
     write_checkpoint(folder, text={"vocab_size": VOCAB_SIZE, "max_position_embeddings": 1024})
     cpu = torch.device("cpu")
     precision = Precision(str(dtype), dtype)
@@ -66,7 +70,7 @@ def make_model(folder: Path, dtype: torch.dtype = torch.float32) -> Llava:
 
 
 class Vocabulary:
-    """The tokens of the bundled model, plus the random model's image token, which has no text."""
+    """The tokens of the bundled model, followed by the image token of the random model, which has no text."""
 
     def __init__(self) -> None:
         self.tokenizer = HFTokenizer(TINY)
@@ -82,11 +86,11 @@ class Vocabulary:
         return "".join(detokenizer.push(token_id) for token_id in token_ids) + detokenizer.flush()
 
     def ids(self, text: str) -> list[int]:
-        """Return one token per byte of the text."""
+        """Return one token for each byte of the text."""
         return [self.tokens.index(bytes([byte])) for byte in text.encode()]
 
     def closing_bias(self, bias: float = 12.0) -> tuple[tuple[int, float], ...]:
-        """Return a bias toward closing tokens. Without it, a random model's output rarely ends."""
+        """Return a bias toward closing tokens. Without it, the output of a random model rarely ends."""
         closing = {b'"', b"}", b"]", b":", b",", b"@", b"."}
         return tuple((index, bias) for index, text in enumerate(self.tokens) if text.strip() in closing)
 
@@ -106,7 +110,7 @@ class Generation:
 
 
 def generate(engine: Engine, sequences: Iterable[Sequence]) -> dict[str, Generation]:
-    """Run until all sequences have finished and return their outputs."""
+    """Run the engine until all sequences have finished and return their outputs."""
     generated: dict[str, Generation] = {}
     for sequence in sequences:
         generated[sequence.seq_id] = Generation(list(sequence.output_ids))
@@ -128,7 +132,7 @@ def open_grammars(vocabulary: Vocabulary, **options: Any) -> GrammarCache:
 
 
 def allowed(matcher: Matcher) -> list[int]:
-    """Return the tokens that are allowed next."""
+    """Return the tokens that the matcher allows next."""
     row = np.zeros((VOCAB_SIZE + 31) // 32, dtype=np.int32)
     matcher.fill(row)
     assert matcher.error is None
@@ -140,7 +144,7 @@ def allowed(matcher: Matcher) -> list[int]:
 def accepts(
     grammars: GrammarCache, vocabulary: Vocabulary, kind: GrammarKind, source: str, text: str
 ) -> bool:
-    """Return whether the grammar matches ``text``, as a client would receive it."""
+    """Return whether the grammar allows a complete output that a client would receive as ``text``."""
     matcher = grammars.compile(kind, source).start()
     matcher.advance(vocabulary.ids(f" {text}"))
     return matcher.error is None and EOS_ID in allowed(matcher)

@@ -1,4 +1,4 @@
-"""Tests of the tokens that grammars allow, and of unsupported grammars."""
+"""Tests of which tokens grammars allow, and of grammars that are not supported."""
 
 from __future__ import annotations
 

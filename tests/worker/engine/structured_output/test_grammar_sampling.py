@@ -1,4 +1,4 @@
-"""Tests of grammars combined with other sampling parameters and other sequences in the batch."""
+"""Tests of grammars in combination with other sampling parameters and with other sequences in the batch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def generate_one(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
 ) -> Callable[..., Generation]:
-    """Return a function that generates one output for a regular expression."""
+    """Return a function that generates one output that matches a regular expression."""
 
     def generate_one(pattern: str, *neighbors: Sequence, **options: Any) -> Generation:
         sequence = make_sequence(random_prompt(np.random.default_rng(3), num_images=1), **options)

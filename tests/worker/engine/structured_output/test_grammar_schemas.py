@@ -1,4 +1,4 @@
-"""Tests that outputs match fifty published schemas in batches, with images and when resumed."""
+"""Tests that outputs match fifty published schemas, including in batches, with images, and when resumed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def new_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
 
 
 def make_engine(model: Llava, *, is_async: bool = False) -> Engine:
-    """Make an engine for sixteen sequences, with a token budget that splits long prompts into chunks."""
+    """Make an engine for sixteen sequences.
+
+    Its token budget is so small that long prompts are split into chunks.
+    """
     text = model.config.text_config
     spec = KVCacheSpec.for_model(text, num_blocks=700, block_size=16, dtype=torch.float64)
     cache = KVCache(spec, torch.device("cpu"))
@@ -60,7 +63,7 @@ def make_engine(model: Llava, *, is_async: bool = False) -> Engine:
 
 @pytest.fixture(scope="module")
 def new_sequence(grammars: GrammarCache, vocabulary: Vocabulary) -> MakeSequence:
-    """Return a function that makes a sequence, with up to two images, that depends only on its name."""
+    """Return a function that makes a sequence with up to two images. Its content depends only on its name."""
     schemas = published_schemas()
 
     def make(name: str, output_ids: list[int] | None = None) -> Sequence:
@@ -117,7 +120,7 @@ def test_every_output_matches_its_schema(
         assert generated.finish == "stop", (name, generated.error, text[:200])
         assert is_valid(text, schemas[name.partition("#")[0]]), (name, text)
     texts = {vocabulary.text(generated.token_ids) for generated in held.values()}
-    assert len(texts) > 50  # outputs vary; not all are the shortest possible
+    assert len(texts) > 50  # outputs vary, and not all of them are as short as possible
 
 
 def test_outputs_without_a_grammar_are_not_affected_by_those_with_one(

@@ -1,4 +1,4 @@
-"""Tests that tool calls are complete, call given functions and have arguments that match the schema."""
+"""Tests that tool calls are complete, use the given functions, and have arguments that match the schema."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OUTPUTS = {
     "<tool": (True, False),
     "<tool_call>": (False, False),
     "<tool_call> is a word": (False, False),
-    f"Look: {PARIS}": (True, False),  # text that only mentions a call is still text
+    f"Look: {PARIS}": (True, False),  # text that mentions a call is still text
     PARIS: (True, True),
     NOW: (True, True),
     f"{PARIS}\n{NOW}": (True, True),

@@ -2,8 +2,8 @@
 
 A block holds the keys and values of ``block_size`` consecutive tokens. `PrefixCache` finds blocks whose
 tokens have already been computed. Full blocks are shared without copying, because they are no longer written
-to. If a block matches only partially, or another sequence is still filling it, its matching rows are copied.
-A common prefix is therefore reused up to its last token.
+to. If only part of a block matches, or if another sequence is still filling it, the matching rows are copied.
+Therefore, the whole common prefix is reused, not just its full blocks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llava_worker.engine.core.sequence import Sequence
 
 __all__ = ["BlockAccountingError", "BlockCopy", "BlockManager"]
 
-# Minimum number of shared tokens for which it is worth waiting until another sequence has computed them.
+# A sequence waits for another one to compute shared tokens only if there are at least this many of them.
 MIN_PENDING_TOKENS = 16
 
 
@@ -43,13 +43,13 @@ class BlockCopy:
 
 
 class BlockManager:
-    """Allocates and frees the blocks of sequences.
+    """Allocates blocks to sequences and frees them.
 
     Every block is in exactly one state:
 
-        used     in one or more block tables; the reference count is the number of tables
-        cached   in no table, content known; the least recently used block is evicted first
-        free     in no table, content unknown
+        used     in one or more block tables; the reference count is the number of these tables
+        cached   in no table, but with known content; the least recently used block is evicted first
+        free     in no table, and with unknown content
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, is_sharing: bool = True) -> None:
@@ -60,7 +60,7 @@ class BlockManager:
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._num_refs = [0] * num_blocks
         self._prefixes = PrefixCache()
-        self._sequences: dict[Sequence, None] = {}  # sequences with blocks, in allocation order
+        self._sequences: dict[Sequence, None] = {}  # sequences that have blocks, in allocation order
 
     @property
     def num_free(self) -> int:
@@ -68,7 +68,10 @@ class BlockManager:
         return len(self._free) + len(self._cached)
 
     def has_blocks(self, sequence: Sequence) -> bool:
-        """Return whether the sequence has blocks, which it holds until it ends or is preempted."""
+        """Return whether blocks are allocated to the sequence.
+
+        A sequence keeps its blocks until it ends or is preempted.
+        """
         return sequence in self._sequences
 
     def num_blocks_for(self, num_tokens: int) -> int:
@@ -78,7 +81,7 @@ class BlockManager:
         """Return whether a running sequence is about to compute tokens that this sequence could share.
 
         Returns False if waiting would save fewer than MIN_PENDING_TOKENS tokens, or if the other sequence has
-        a lower priority.
+        a lower priority than this one.
         """
         if not self._is_sharing or sequence.needs_prompt_logprobs:
             return False
@@ -102,20 +105,20 @@ class BlockManager:
         """Allocate blocks for all tokens of the sequence, sharing leading blocks found in the prefix cache.
 
         Sets ``num_computed`` to the number of tokens found in the cache, leaving at least one token to
-        compute. Returns the block copies to perform before the next forward pass. Copies for several
-        sequences must be performed in the order of allocation. Returns None and allocates nothing if fewer
-        than ``num_spare`` blocks would remain free.
+        compute. Returns the block copies to perform before the next forward pass. If blocks are allocated for
+        several sequences, the copies must be performed in the same order. Returns None and allocates nothing
+        if fewer than ``num_spare`` blocks would remain free.
         """
         assert not sequence.block_table
         match = self._match_prefix(sequence)
         if self._num_missing(sequence, match) + num_spare > self.num_free:
             return None
         num_new = self.num_blocks_for(sequence.num_tokens) - len(match.blocks)
-        for block in match.blocks:  # before taking new blocks, which may evict cached ones
+        for block in match.blocks:  # must precede the allocation of new blocks, which may evict cached ones
             self._acquire(block)
         if match.source in self._cached:
-            # Mark the source as recently used. Even if it is evicted below, it is copied before it is
-            # overwritten.
+            # Mark the source block as recently used. If it is evicted below anyway, it is still copied before
+            # it is overwritten.
             self._cached.move_to_end(match.source)
         new = [self._take_free() for _ in range(num_new)]
         sequence.block_table = match.blocks + new
@@ -130,7 +133,7 @@ class BlockManager:
         return self._num_missing(sequence, self._match_prefix(sequence)) + num_spare <= self.num_free
 
     def append_slots(self, sequence: Sequence, num_extra: int = 0, *, num_spare: int = 0) -> bool:
-        """Allocate blocks so that all tokens of the sequence and ``num_extra`` more have a slot.
+        """Allocate blocks so that there is a slot for each token of the sequence and for ``num_extra`` more.
 
         Returns False and allocates nothing if fewer than ``num_spare`` blocks would remain free.
         """
@@ -141,12 +144,12 @@ class BlockManager:
         return True
 
     def trim(self, sequence: Sequence) -> None:
-        """Free the blocks that the sequence's tokens do not need."""
+        """Free the blocks at the end of the block table that contain no tokens of the sequence."""
         while len(sequence.block_table) > self.num_blocks_for(sequence.num_tokens):
             self._release(sequence.block_table.pop())
 
     def cache_full_blocks(self, sequence: Sequence) -> None:
-        """Publish the sequence's full, computed blocks in the prefix cache."""
+        """Add the sequence's full, computed blocks to the prefix cache."""
         if not self._is_sharing:
             return
         for index in range(sequence.num_published, sequence.num_computed // self.block_size):
@@ -156,9 +159,13 @@ class BlockManager:
             sequence.num_published = index + 1
 
     def free(self, sequence: Sequence) -> None:
-        """Free the blocks of the sequence. Their content stays cached, even that of a partial last block."""
+        """Free the blocks of the sequence.
+
+        Their content stays cached, including the content of a partially filled last block.
+        """
         self._cache_partial_block(sequence)
-        # Blocks are evicted in release order. Release the tail first: a block is useless without its prefix.
+        # Blocks are evicted in the order in which they are released. Release the tail first, because a block
+        # is useless without its prefix.
         for block in reversed(sequence.block_table):
             self._release(block)
         self._sequences.pop(sequence, None)
@@ -175,7 +182,7 @@ class BlockManager:
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Check that only ``sequences`` use blocks and that every block is in exactly one state.
 
-        Raises BlockAccountingError if not.
+        Raises BlockAccountingError if either is not the case.
         """
         error = next(self._inconsistencies(list(sequences)), None) or self._prefixes.inconsistency()
         if error is not None:
@@ -196,19 +203,22 @@ class BlockManager:
         if any(self._num_refs[block] != used[block] for block in range(self.num_blocks)):
             yield "The reference counts do not match the block tables."
         if self._sequences.keys() != {sequence for sequence in sequences if sequence.block_table}:
-            yield "The set of sequences with blocks does not match the block tables."
+            yield "The sequences recorded as having blocks do not match the block tables."
         if any(block not in self._prefixes for block in self._cached):
             yield "A cached block is not in the prefix cache."
         if any(block in self._prefixes for block in self._free):
             yield "A free block is in the prefix cache."
 
     def _num_missing(self, sequence: Sequence, match: _PrefixMatch) -> int:
-        """Return how many free blocks an allocation uses: new blocks, and cached blocks of the prefix."""
+        """Return the number of available blocks that an allocation would use.
+
+        Cached blocks that match are included.
+        """
         num_new = self.num_blocks_for(sequence.num_tokens) - len(match.blocks)
         return num_new + sum(self._num_refs[block] == 0 for block in match.blocks)
 
     def _match_prefix(self, sequence: Sequence) -> _PrefixMatch:
-        """Return the longest prefix whose keys and values are in the KV cache."""
+        """Return the longest prefix of the sequence whose keys and values are in the KV cache."""
         if not self._is_sharing or sequence.needs_prompt_logprobs:  # cached tokens have no logits
             return _PrefixMatch([], -1, 0)
         blocks: list[int] = []
@@ -234,7 +244,10 @@ class BlockManager:
         return _PrefixMatch(blocks, source, num_rows)
 
     def _content(self, sequence: Sequence, index: int) -> Content:
-        """Return the content of block ``index`` up to the last known token, whether computed or not."""
+        """Return the content of block ``index`` up to the last known token.
+
+        The tokens need not be computed yet.
+        """
         start = index * self.block_size
         return content_of(sequence, start, min(start + self.block_size, sequence.num_tokens))
 
@@ -282,7 +295,7 @@ class BlockManager:
 def _has_same_token(one: Sequence, other: Sequence, index: int) -> bool:
     """Return whether both sequences have the same token at ``index``.
 
-    This cheap check avoids most full comparisons of blocks with different contents.
+    This check is cheap and avoids comparing the whole content of most blocks that differ.
     """
     return one.token_ids(index, index + 1) == other.token_ids(index, index + 1) != []
 

@@ -12,7 +12,7 @@ ImageKey = tuple[str, str]  # cache scope, ImageSpan.content
 
 
 class EncoderCache:
-    """An LRU cache of at most ``max_bytes`` bytes. If ``max_bytes`` is 0, nothing is cached."""
+    """An LRU cache that holds at most ``max_bytes`` bytes. If ``max_bytes`` is 0, nothing is cached."""
 
     def __init__(self, max_bytes: int) -> None:
         self.num_hits = 0
@@ -27,9 +27,10 @@ class EncoderCache:
         return key in self._features
 
     def get(self, key: ImageKey, *, is_first: bool = True) -> Tensor | None:
-        """Return the image's features, [tokens, hidden], or None.
+        """Return the features of the image, [tokens, hidden], or None if they are not cached.
 
-        If the prefill of an image takes several steps, only the access with ``is_first`` set counts as a hit.
+        If the prefill of an image is split across several steps, only the first access, for which
+        ``is_first`` is true, counts as a hit.
         """
         features = self._features.get(key)
         if features is None:
@@ -40,7 +41,7 @@ class EncoderCache:
         return features
 
     def drop(self, key: ImageKey) -> None:
-        """Remove an image if it is cached."""
+        """Remove an image from the cache. Does nothing if it is not cached."""
         features = self._features.pop(key, None)
         if features is not None:
             self.num_bytes -= features.nbytes
@@ -52,7 +53,7 @@ class EncoderCache:
         self.num_bytes = 0
 
     def put(self, key: ImageKey, features: Tensor) -> None:
-        """Store features and evict the least recently used ones to make room.
+        """Store the features of an image, evicting those of the least recently used images to make room.
 
         Features larger than the whole cache are not stored.
         """

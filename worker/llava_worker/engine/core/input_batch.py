@@ -1,7 +1,7 @@
-"""The tensors of one forward pass: the packed tokens of a step's chunks.
+"""The tensors of one forward pass, in which the tokens of all chunks of a step are packed.
 
-Chunks with a single token come first, followed by chunks with drafts, then all others. The attention backends
-rely on this order.
+Chunks that consist of a single token come first, followed by chunks with drafts, then all other chunks. The
+attention backends rely on this order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Batch", "FeatureSpan", "PromptRows"]
 
 @dataclass(frozen=True, slots=True)
 class FeatureSpan:
-    """Image features [first, first + length), which replace the packed tokens starting at ``row``."""
+    """Features [first, first + length) of an image. They replace token embeddings, starting at ``row``."""
 
     sequence: Sequence
     image: ImageSpan
@@ -36,9 +36,10 @@ class FeatureSpan:
 
 @dataclass(frozen=True, slots=True)
 class PromptRows:
-    """Packed rows, starting at ``row``, whose logits score prompt tokens [first, first + length).
+    """Packed rows that give the log-probabilities of prompt tokens [first, first + length).
 
-    A token is scored by the row before it, which may be the last row of an earlier chunk.
+    ``row`` is the first of these rows. The log-probability of a token comes from the row before it, which may
+    be the last row of an earlier chunk.
     """
 
     sequence: Sequence
@@ -49,10 +50,10 @@ class PromptRows:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The tensors of one forward pass, and the chunks that their rows come from.
+    """The tensors of one forward pass, and the chunks after which a token is sampled.
 
-    ``sampled_rows`` are the packed indices of the tokens after which a token is sampled: for each chunk in
-    ``sampled``, the sequence's last token followed by its drafts.
+    ``sampled_rows`` are the indices of the packed tokens after which a token is sampled: for each chunk in
+    ``sampled``, the last token of the sequence, followed by its drafts.
     """
 
     token_ids: Tensor  # int64 [tokens]
@@ -61,7 +62,7 @@ class Batch:
     feature_spans: list[FeatureSpan]
     sampled: list[Chunk]
     sampled_rows: Tensor  # int64 [sampled chunks + their drafts]
-    prompt_rows: list[PromptRows]  # for sequences that need prompt log-probabilities
+    prompt_rows: list[PromptRows]  # only for sequences that need prompt log-probabilities
 
     @property
     def is_decoding(self) -> bool:
@@ -71,7 +72,7 @@ class Batch:
 
     @classmethod
     def build(cls, chunks: Items[Chunk], *, block_size: int, device: torch.device) -> Batch:
-        """Pack one or more chunks. Each sequence must already have the blocks for its chunk."""
+        """Pack the tokens of one or more chunks. The blocks for them must already be allocated."""
         chunks = sorted(chunks, key=_order)  # stable
         starts = np.array([chunk.start for chunk in chunks])
         lens = np.array([chunk.num_tokens for chunk in chunks])
@@ -124,7 +125,7 @@ def _token_ids(chunk: Chunk) -> list[int]:
 
 
 def _feature_spans(chunks: Items[Chunk], firsts: list[int]) -> Iterator[FeatureSpan]:
-    """Yield the part of each image that lies in a chunk. An image may span several chunks."""
+    """For each image, yield the part that is in a chunk. An image may span several chunks."""
     for chunk, packed in zip(chunks, firsts, strict=True):
         for image in chunk.sequence.images_within(chunk.start, chunk.end):
             start, end = max(chunk.start, image.start), min(chunk.end, image.end)
@@ -133,7 +134,10 @@ def _feature_spans(chunks: Items[Chunk], firsts: list[int]) -> Iterator[FeatureS
 
 
 def _prompt_rows(chunks: Items[Chunk], firsts: list[int]) -> Iterator[PromptRows]:
-    """Yield the prompt rows to score. Tokens scored before a preemption are not scored again."""
+    """Yield the rows that give prompt log-probabilities.
+
+    If a preempted prompt is recomputed, the log-probabilities that have already been recorded are skipped.
+    """
     for chunk, packed in zip(chunks, firsts, strict=True):
         sequence = chunk.sequence
         if not sequence.needs_prompt_logprobs:
@@ -145,6 +149,6 @@ def _prompt_rows(chunks: Items[Chunk], firsts: list[int]) -> Iterator[PromptRows
 
 
 def _pad(tables: list[list[int]]) -> NDArray[np.int64]:
-    """Return the block tables as one array. Shorter tables are padded with their first block."""
+    """Return the block tables as one array. Each shorter table is padded with its first block."""
     width = max(map(len, tables))
     return np.array([table + table[:1] * (width - len(table)) for table in tables], dtype=np.int64)

@@ -1,4 +1,7 @@
-"""The size of the KV cache: planned before the model is loaded, then reduced to fit the remaining memory."""
+"""The size of the KV cache.
+
+It is planned before the model is loaded and then reduced if necessary to fit in the remaining memory.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ __all__ = ["KV_CACHE_DTYPES", "allocate_cache", "fit_cache", "plan_cache"]
 
 KV_CACHE_DTYPES = ("auto", "int8")
 
-# Maximum fraction of the memory left after loading the weights that the KV cache may use. A GPU is assumed to
-# be dedicated to the worker; CPU memory is shared with the queue, the images and other programs.
+# The KV cache may use at most this fraction of the memory that remains after the weights are loaded. A GPU is
+# assumed to be dedicated to the worker; CPU memory is also used by the queue, images and other programs.
 _SHARES = {"cuda": 0.95}
 _SHARE = 0.6
-# The default limit on a CPU, unless one full context needs more. The cache is written once at startup, and
-# writing to all the memory of a large machine would dominate the startup time.
+# The default limit on a CPU, unless one full context needs more. The whole cache is written to at startup,
+# which would take too long if it used most of the memory of a large machine.
 CPU_BYTES = 4 << 30
 FALLBACK_BYTES = 1 << 30
 _MIB = 1 << 20
@@ -39,13 +42,14 @@ def plan_cache(
     block_size: int,
     max_num_sequences: int,
 ) -> KVCacheSpec:
-    """Return the largest KV cache within ``max_bytes``, for at most ``max_num_sequences`` full contexts.
+    """Return the spec of the largest KV cache that fits in ``max_bytes``.
 
-    If ``max_bytes`` is None, the limit is a fraction of ``free_bytes``, the device memory left after loading
-    the weights, or FALLBACK_BYTES if ``free_bytes`` is None. On a CPU, this fraction is also capped at
-    CPU_BYTES or the size of one full context, whichever is larger.
+    It holds at most ``max_num_sequences`` full contexts. ``free_bytes`` is the device memory that remains
+    after the weights are loaded. If ``max_bytes`` is None, the limit is a fraction of ``free_bytes``, or
+    FALLBACK_BYTES if ``free_bytes`` is None as well. On a CPU, the fraction is also capped at CPU_BYTES or
+    the size of one full context, whichever is larger.
 
-    Raises ValueError if not even one image fits, or if ``kv_cache_dtype`` is unknown.
+    Raises ValueError if the cache is too small for a single image, or if ``kv_cache_dtype`` is unknown.
     """
     if kv_cache_dtype not in KV_CACHE_DTYPES:
         raise ValueError(f"kv_cache_dtype is {kv_cache_dtype!r}; it must be auto or int8.")
@@ -80,11 +84,11 @@ def _default_bytes(device: torch.device, free_bytes: int | None, *, context_byte
 
 
 def fit_cache(planned: KVCacheSpec, config: ModelConfig, *, left_bytes: int | None) -> KVCacheSpec:
-    """Return the planned KV cache, reduced to ``left_bytes`` if it is larger.
+    """Return the planned KV cache spec, with fewer blocks if necessary to fit in ``left_bytes``.
 
     If ``left_bytes`` is None, the size is not limited.
 
-    Raises InsufficientMemory if not even one image fits.
+    Raises InsufficientMemory if the cache is too small for a single image.
     """
     spec = planned if left_bytes is None else planned.within(left_bytes)
     if left_bytes is not None and spec.num_tokens <= config.tokens_per_tile:
@@ -102,7 +106,7 @@ def fit_cache(planned: KVCacheSpec, config: ModelConfig, *, left_bytes: int | No
         )
     if spec.num_tokens < config.text_config.max_position_embeddings:
         logger.warning(
-            "the KV cache holds %d tokens, less than the model's context of %d; the context is reduced",
+            "the KV cache holds only %d tokens; the context length is reduced from %d tokens accordingly",
             spec.num_tokens,
             config.text_config.max_position_embeddings,
         )
@@ -112,8 +116,8 @@ def fit_cache(planned: KVCacheSpec, config: ModelConfig, *, left_bytes: int | No
 def allocate_cache(spec: KVCacheSpec, device: torch.device) -> KVCache:
     """Allocate the KV cache.
 
-    Raises InsufficientMemory if this fails, for example because another process has used the memory since
-    the cache was planned.
+    Raises InsufficientMemory if there is not enough memory, for example because another process has allocated
+    some of it since the size of the cache was planned.
     """
     try:
         return KVCache(spec, device)

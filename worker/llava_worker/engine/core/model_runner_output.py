@@ -1,4 +1,4 @@
-"""The results of a step on the host: the tokens sampled for each sequence, or an error."""
+"""The results of a step, on the host: for each sequence, the sampled tokens or an error."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class TokenResult:
 
     token_id: int | None
     logprobs: TokenLogprobs | None = None  # set if the sequence requests them
-    vector: bytes = b""  # set for an embedding sequence, whose token is ignored
+    vector: bytes = b""  # set for embedding sequences, whose tokens are ignored
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """The new tokens of the chunk's sequence in order, or the ``error`` that ends the sequence.
+    """The new tokens of a chunk's sequence, in order, or the ``error`` that ends the sequence.
 
-    There is one token, plus one for each accepted draft. A token without an ID is always the last one.
+    There is one token, plus one for each accepted draft. Only the ID of the last token can be None.
     """
 
     chunk: Chunk
@@ -40,10 +40,11 @@ class ChunkResult:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The result of a completed step, excluding sequences that finished while it was in flight.
+    """The result of a completed step, excluding sequences that finished while the step was in flight.
 
-    ``chunks`` are the computed chunks; ``results`` also includes chunks that ran out of memory. ``seconds``
-    is the duration of the step, measured from the end of the previous step if it was launched ahead.
+    ``chunks`` are the computed chunks. ``results`` also covers chunks that ran out of memory. ``seconds`` is
+    the duration of the step. If the step was launched ahead, it is measured from the end of the previous
+    step.
     """
 
     chunks: list[Chunk]

@@ -1,4 +1,4 @@
-"""The engine's outputs: the output of a sequence in a step, and engine statistics."""
+"""The engine's outputs: what a sequence generates in a step, and the engine's statistics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Finish = Literal["stop", "length"]
 
 
 class TokenLogprobs(NamedTuple):
-    """The log-probability of a token, and the top alternatives in descending order of probability."""
+    """The log-probability of a token and of the most likely alternatives, in descending order."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
@@ -21,7 +21,7 @@ class TokenLogprobs(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """An output of one sequence in a step.
+    """What one sequence generates in a step.
 
         token_id   the next output token, which may be an end-of-sequence token
         finish     set if the output is complete: "stop" after an end-of-sequence token or one of
@@ -52,7 +52,7 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counters since startup (``..._total``) and gauges of the current state, read between steps.
+    """Counters since startup (with names that end in ``_total``) and gauges, which are read between steps.
 
     Dividing a counter by ``num_steps_total`` gives the mean per step, for example the mean batch size. The
     ``stats`` field of a heartbeat uses the same field names; ``llava_server.engine_metrics`` maps them to
@@ -66,13 +66,13 @@ class EngineStats:
     image_cache_bytes: int = 0
 
     num_steps_total: int = 0
-    num_batched_sequences_total: int = 0  # each sequence counts once per step that computes part of it
+    num_batched_sequences_total: int = 0  # each sequence counts once in every step that includes it
     num_prefill_tokens_total: int = 0  # computed prompt tokens, including recomputation after a preemption
     num_decode_tokens_total: int = 0  # computed output and draft tokens, including recomputation
     num_generated_tokens_total: int = 0
     num_cached_tokens_total: int = 0  # found in the prefix cache and therefore not computed
     num_preemptions_total: int = 0
-    num_draft_tokens_total: int = 0  # draft tokens verified by the model
+    num_draft_tokens_total: int = 0  # draft tokens that the model has verified
     num_accepted_tokens_total: int = 0  # accepted draft tokens
     num_encoded_images_total: int = 0  # images encoded by the vision tower
     num_image_cache_hits_total: int = 0

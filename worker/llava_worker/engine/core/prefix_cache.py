@@ -1,13 +1,13 @@
-"""The prefix cache: an index of KV cache blocks by their content and the tokens before them.
+"""The prefix cache: an index of KV cache blocks, keyed by their content and all preceding tokens.
 
 The content of a block is a tuple with one number per token. Each full block has a hash key that covers the
 block and all blocks before it:
 
     key[i] = hash(key[i - 1], content of block i)      key[-1] = hash(scope)
 
-Equal hash keys therefore imply equal attention keys and values, and different scopes never share blocks. Only
-full blocks have a hash key. A partial block is always the last in its chain, but its rows can be copied like
-those of any other block.
+Blocks with the same hash key therefore contain the same attention keys and values. Blocks are never shared
+between different scopes. Only full blocks have a hash key. A partial block is always the last in its chain.
+Its rows can be copied like those of any other block.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["Content", "PrefixCache", "block_key", "content_of", "num_common", "r
 
 Content = tuple[int, ...]
 
-_POSITION_BITS = 32  # enough for the position of any token within its image
+_POSITION_BITS = 32  # enough for any position within an image
 
 
 def root_key(scope: str) -> bytes:
-    """Return the parent key of the first block."""
+    """Return the parent key for blocks at the start of a prompt in this scope."""
     return blake2b(scope.encode(), digest_size=32).digest()
 
 
@@ -36,7 +36,7 @@ def block_key(parent: bytes, content: Content) -> bytes:
 
 
 def content_of(sequence: Sequence, start: int, end: int) -> Content:
-    """Return the content of tokens [start, end).
+    """Return the numbers that represent tokens [start, end).
 
     A text token is represented by its ID, and an image token by a negative number that combines the hash of
     the image with the position of the token in the image.
@@ -50,7 +50,7 @@ def content_of(sequence: Sequence, start: int, end: int) -> Content:
 
 
 def num_common(one: Content, other: Content) -> int:
-    """Return the length of the common prefix."""
+    """Return the length of the common prefix of the two contents."""
     limit = min(len(one), len(other))
     if one[:limit] == other[:limit]:
         return limit
@@ -58,12 +58,12 @@ def num_common(one: Content, other: Content) -> int:
 
 
 class PrefixCache:
-    """An index of all blocks with known content, whether or not they are in use."""
+    """An index of all blocks whose content is known, whether or not they are in use."""
 
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}
         self._block_of: dict[bytes, int] = {}
-        # The blocks that follow each key, sorted by content, so that the longest match is next to the
+        # The blocks that follow each key, sorted by content. The longest match is therefore next to the
         # insertion point.
         self._children: dict[bytes, list[tuple[Content, int]]] = {}
 
@@ -75,9 +75,9 @@ class PrefixCache:
         return self._block_of.get(key)
 
     def longest_match(self, parent: bytes, content: Content) -> tuple[int, int]:
-        """Return the block after ``parent`` that shares the longest prefix with ``content``.
+        """Find the block after ``parent`` that shares the longest prefix with ``content``.
 
-        Returns (block, length of the prefix in tokens), or (-1, 0) if no token matches.
+        Returns the block and the number of matching tokens, or (-1, 0) if not even the first token matches.
         """
         children = self._children.get(parent, [])
         index = bisect_left(children, (content, -1))
@@ -87,9 +87,9 @@ class PrefixCache:
         return (block, num_rows) if num_rows else (-1, 0)
 
     def insert(self, block: int, parent: bytes, content: Content, key: bytes | None = None) -> None:
-        """Add a block with its content; ``key`` is set for a full block.
+        """Add a block and its content. ``key`` must be set if the block is full.
 
-        Does nothing if another block already has this content.
+        Does nothing if the cache already contains another block with this content.
         """
         is_known = key in self._block_of if key else self.longest_match(parent, content)[1] == len(content)
         if is_known or block in self._entries:
@@ -100,7 +100,7 @@ class PrefixCache:
             self._block_of[key] = block
 
     def remove(self, block: int) -> None:
-        """Remove a block, if present, because its content is about to change."""
+        """Remove a block whose content is about to change. Does nothing if the block is not in the cache."""
         entry = self._entries.pop(block, None)
         if entry is None:
             return
@@ -115,7 +115,7 @@ class PrefixCache:
         """Return a description of the first inconsistency, or None."""
         full = {entry.key: block for block, entry in self._entries.items() if entry.key is not None}
         if full != self._block_of:
-            return "The mapping of hash keys to blocks does not match the entries."
+            return "The mapping from hash keys to blocks does not match the entries."
         children = {block: (parent, content) for parent, content, block in self._all_children()}
         if children != {block: (entry.parent, entry.content) for block, entry in self._entries.items()}:
             return "The child blocks of the parent keys do not match the entries."

@@ -3,19 +3,19 @@
 Each step is scheduled in the following stages:
 
 0. If the first waiting sequence does not fit, running sequences of lower priority are preempted.
-1. Every decoding sequence gets one token, so a running stream never waits for a long prompt.
-2. Partially computed prompts continue in chunks that fit the remaining budget (chunked prefill), highest
+1. Every decoding sequence gets one token, so that no stream is blocked by a long prompt.
+2. Partially computed prompts continue in chunks that fit in the remaining budget (chunked prefill), highest
    priority first.
 3. Waiting sequences are admitted, highest priority first, as long as there are enough free blocks for the
    whole prompt. Sequences with a higher priority than all partially computed prompts are admitted before
    stage 2.
 
-Sequences of equal priority are served in arrival order. If a running sequence is about to compute tokens that
-a waiting sequence can share, the waiting sequence is skipped until they have been computed.
+Sequences of equal priority are served in arrival order. If a waiting sequence can share tokens that are about
+to be computed for a running sequence, the waiting sequence is skipped until these tokens have been computed.
 
 If there is no free block for a decoding sequence, the running sequence with the lowest priority is preempted.
-Its blocks are freed, and it returns to its position in the waiting queue. When there is room again, its
-prompt and previous output are recomputed.
+Its blocks are freed, and it returns to its position in the waiting queue. When there are enough free blocks
+again, its prompt and previous output are recomputed.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ __all__ = ["Chunk", "Scheduler", "SchedulerOutput", "priority_key"]
 class Chunk:
     """The tokens [start, end) of a sequence that are computed in this step.
 
-    ``drafts`` are draft tokens that follow the sequence's last token, so only a last chunk can have them. If
-    ``is_ahead`` is true, the chunk is the token sampled in the previous step, whose value is not yet known on
-    the host.
+    ``drafts`` are draft tokens that follow the last token of the sequence. If the chunk does not contain that
+    token, there are none. If ``is_ahead`` is true, the chunk consists of the token sampled in the previous
+    step, and the host does not know its ID yet.
     """
 
     sequence: Sequence
@@ -52,7 +52,7 @@ class Chunk:
 
     @property
     def num_prompt_tokens(self) -> int:
-        """The number of prompt tokens. All other tokens are output tokens and drafts."""
+        """The number of prompt tokens in the chunk. Its other tokens are output tokens or drafts."""
         return max(0, min(self.end, len(self.sequence.prompt_ids)) - self.start)
 
     @property
@@ -62,13 +62,13 @@ class Chunk:
 
     @property
     def is_last(self) -> bool:
-        """Whether the next token is sampled after this chunk."""
+        """Whether a new token is sampled after this chunk."""
         return self.is_ahead or self.end == self.sequence.num_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:
-    """The schedule of one step: at most one chunk per sequence, and block copies to perform before it."""
+    """The schedule of one step: at most one chunk per sequence, and the block copies to perform first."""
 
     chunks: list[Chunk]
     copies: list[BlockCopy]
@@ -77,8 +77,9 @@ class SchedulerOutput:
 class Scheduler:
     """Moves sequences between the waiting queue and the running batch.
 
-    Invariant: a sequence is in either ``waiting`` or ``running``, both sorted by priority, and only running
-    sequences have blocks. The engine rejects sequences that would need more blocks than there are in total.
+    Invariant: a sequence is in either ``waiting`` or ``running``, and only running sequences have blocks.
+    Both lists are sorted by priority. The engine rejects sequences that would need more blocks than the KV
+    cache has.
     """
 
     def __init__(
@@ -89,7 +90,10 @@ class Scheduler:
         max_batch_tokens: int,
         encoded: Container[tuple[str, str]] = (),
     ) -> None:
-        """Create a scheduler. ``encoded`` contains the `ImageKey` of each image that is already encoded."""
+        """Create a scheduler.
+
+        ``encoded`` contains the `ImageKey` of each image that has already been encoded.
+        """
         if max_batch_tokens < max_num_sequences:
             raise ValueError(
                 f"max_batch_tokens is {max_batch_tokens}; it must be at least max_num_sequences "
@@ -99,7 +103,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_added = 0
         self.num_preemptions = 0
-        self.num_cached_tokens = 0  # found in the prefix cache on admission, including readmission
+        self.num_cached_tokens = 0  # found in the prefix cache when a sequence was admitted or readmitted
         self._blocks = blocks
         self._max_num_sequences = max_num_sequences
         self._max_batch_tokens = max_batch_tokens
@@ -140,9 +144,10 @@ class Scheduler:
     def schedule_ahead(self, sequences: list[Sequence]) -> list[Chunk]:
         """Schedule a decode step before the tokens of the current step have been read.
 
-        ``sequences`` are all sequences that will be running. Returns an empty list if the next step cannot be
-        predicted, because a waiting sequence might be admitted or because there are not enough blocks. If a
-        sequence finishes before the step, the block allocated here is freed.
+        ``sequences`` are all the sequences that will be running in this step. Returns an empty list if the
+        step cannot be scheduled yet, because a waiting sequence might be admitted or because there are not
+        enough free blocks. If a sequence finishes before the step runs, any block allocated to it here is
+        freed.
         """
         if self.waiting and (len(sequences) < self._max_num_sequences or self._can_preempt_last()):
             return []
@@ -154,7 +159,7 @@ class Scheduler:
         ]
 
     def _preempt_for_priority(self) -> None:
-        """Preempt running sequences to make room for the first waiting one, if it has a higher priority."""
+        """Preempt running sequences to make room for the first waiting one if its priority is higher."""
         if not self.waiting or self._blocks.is_prefix_pending(self.waiting[0]):
             return
         first = self.waiting[0]
@@ -173,14 +178,17 @@ class Scheduler:
 
     def _schedule_decodes(self, budget: _Budget) -> list[Chunk]:
         chunks = []
-        for sequence in self.running:  # a preemption removes sequences from the end of this list
+        for sequence in self.running:  # preemption removes sequences from the end of this list
             if sequence.num_uncomputed == 1 and self._append_slot(sequence):
                 budget.num_tokens -= 1
                 chunks.append(Chunk(sequence, sequence.num_computed, sequence.num_tokens))
         return chunks
 
     def _append_slot(self, sequence: Sequence) -> bool:
-        """Allocate a slot for the newest token. Return False if the sequence itself was preempted."""
+        """Allocate a slot for the newest token, preempting sequences if necessary.
+
+        Return False if this sequence was itself preempted.
+        """
         while not self._blocks.append_slots(sequence):
             if self._preempt_last() is sequence:
                 return False
@@ -201,15 +209,15 @@ class Scheduler:
                 break
             if self._blocks.is_prefix_pending(sequence):
                 continue
-            # Leave a spare block for each running sequence. Using the last blocks would soon cause a
-            # preemption, which wastes the computed tokens.
+            # Leave a spare block for each running sequence. If the last free blocks were used, a running
+            # sequence would soon have to be preempted, which would waste the tokens computed for it.
             copies = self._blocks.allocate(sequence, num_spare=len(self.running))
             if copies is None:
                 break
             output.copies.extend(copies)
             self._start(sequence)
             chunk = self._next_chunk(sequence, budget)
-            if chunk is None:  # its first image exceeds the encoder budget of this step
+            if chunk is None:  # the image at its start exceeds the remaining encoder budget
                 break
             output.chunks.append(chunk)
 
@@ -221,7 +229,7 @@ class Scheduler:
             sequence.num_cached = min(sequence.num_computed, len(sequence.prompt_ids))
 
     def _next_chunk(self, sequence: Sequence, budget: _Budget) -> Chunk | None:
-        """Return the largest chunk of the sequence within the budget, or None if nothing fits."""
+        """Return the largest chunk of the sequence that fits in the budget, or None if no token fits."""
         start = sequence.num_computed
         end = min(sequence.num_tokens, start + budget.num_tokens)
         for image in sequence.images_within(start, end):
@@ -234,9 +242,9 @@ class Scheduler:
         return Chunk(sequence, start, end)
 
     def _reserve_encoding(self, sequence: Sequence, image: ImageSpan, budget: _Budget) -> bool:
-        """Reserve encoder budget for an image, once per step. Return False if the image does not fit.
+        """Reserve encoder budget for an image, at most once per step. Return False if the image does not fit.
 
-        Images that are already encoded need no budget.
+        Images that have already been encoded use no budget.
         """
         key = (sequence.cache_scope, image.content)
         if key in self._encoded or key in budget.images:
@@ -256,7 +264,7 @@ class Scheduler:
 
 
 def priority_key(sequence: Sequence) -> tuple[int, int]:
-    """Return a sort key that puts the highest priority first."""
+    """Return a sort key that orders sequences by descending priority, then by arrival."""
     return (-sequence.priority, sequence.arrival)
 
 
@@ -264,8 +272,8 @@ def priority_key(sequence: Sequence) -> tuple[int, int]:
 class _Budget:
     """The remaining token budget of a step.
 
-    The vision tower has a separate budget of the same size. An image that exceeds the whole budget can only
-    be the first image encoded in a step.
+    The vision tower has a separate budget of the same size. An image that exceeds the total encoder budget is
+    encoded only if it is the first one in a step.
     """
 
     num_tokens: int

@@ -1,4 +1,4 @@
-"""Sequences: prompts with their images and the output generated so far.
+"""Sequences. Each consists of a prompt with its images and the output generated so far.
 
 The worker builds a sequence and adds it to the engine. From then on, only the engine accesses it.
 """
@@ -23,7 +23,7 @@ Pixels = bytes | bytearray | memoryview  # uint8 [tiles, side, side, 3], row-maj
 
 
 class SequenceRejected(ValueError):
-    """Raised for a sequence that cannot be served.
+    """Raised if a sequence cannot be served.
 
     ``error.param`` is the name of the invalid sampling parameter, or None if the prompt is invalid.
     """
@@ -38,7 +38,7 @@ class ImageSpan:
     """The position of an image in ``prompt_ids``: ``length`` placeholder tokens starting at ``start``.
 
     ``digest`` is a hash of the pixels. ``width`` and ``height`` are the dimensions of the original image
-    after EXIF rotation. They are needed by models with image grids and are 0 for other models.
+    after EXIF rotation. Only models with image grids need them; for other models, they are 0.
     """
 
     start: int
@@ -53,7 +53,10 @@ class ImageSpan:
 
     @property
     def content(self) -> str:
-        """A key for the image features. It includes the size because different sizes can give equal tiles."""
+        """A key for the image features.
+
+        It includes the size, because images of different sizes can have identical tiles.
+        """
         return f"{self.digest}@{self.width}x{self.height}" if self.width else self.digest
 
 
@@ -61,18 +64,20 @@ class ImageSpan:
 class Sequence:
     """The state of one job in the engine.
 
-    If ``output_ids`` is not empty when the sequence is added, the sequence resumes another worker's output
-    and generates the same tokens that would have followed there. ``max_new_tokens`` limits the total length
-    of ``output_ids``, including resumed tokens. It replaces ``sampling.max_tokens``, and ``grammar`` replaces
-    ``sampling.grammar``. The engine ignores ``sampling.stop``. ``pixels`` are in the same order as
-    ``images``. Sequences with different values of ``cache_scope`` never share cached data. If ``grammar`` is
-    set, the output is constrained to match it. Sequences with a higher ``priority`` are scheduled first.
-    ``deadline_s`` is a time on the ``time.monotonic`` clock, or None if there is no deadline.
+    If ``output_ids`` is not empty when the sequence is added, the sequence resumes an output that another
+    worker began. It then generates the same tokens as the other worker would have. ``max_new_tokens`` limits
+    the total length of ``output_ids``, including tokens from the other worker. The engine uses
+    ``max_new_tokens`` and ``grammar`` instead of ``sampling.max_tokens`` and ``sampling.grammar``. It ignores
+    ``sampling.stop``. ``pixels`` is in the same order as ``images``. Sequences with different values of
+    ``cache_scope`` never share cached data. If ``grammar`` is set, the output is constrained to match it.
+    Sequences with a higher ``priority`` are scheduled first. ``deadline_s`` is a time on the
+    ``time.monotonic`` clock, or None if there is no deadline.
 
     If ``is_embedding`` is true, the sequence returns a vector instead of tokens: the hidden state of the last
-    token, or the mean of the image features if there is an image. In the latter case, the image must be the
-    whole prompt. If ``has_prompt_logprobs`` is true, the first output includes the log-probabilities of the
-    prompt, with the number of alternatives that ``sampling`` requests, and ``max_new_tokens`` may be 0.
+    token, or the mean of the image features if there is an image. If there is an image, the prompt must not
+    contain anything else. If ``has_prompt_logprobs`` is true, the first output includes the log-probabilities
+    of the prompt tokens. For each of them, it also includes as many alternatives as ``sampling`` requests. In
+    this case, ``max_new_tokens`` may be 0.
     """
 
     seq_id: str
@@ -89,12 +94,12 @@ class Sequence:
     is_embedding: bool = False
     has_prompt_logprobs: bool = False
 
-    # The fields below are set by the engine. The keys and values of tokens [0, num_computed) are in the
-    # blocks of block_table. Other sequences may share the first num_published blocks. block_keys are the hash
+    # The fields below are set by the engine. The blocks in block_table contain the keys and values of tokens
+    # [0, num_computed). Other sequences may share the first num_published blocks. block_keys are the hash
     # keys of the leading blocks, whether or not they have been computed; the list is append-only. num_cached
     # is the number of prompt tokens found in the prefix cache at the first admission, and None before that.
-    # arrival is a sequence number in arrival order. end_ids are the tokens that end the output.
-    # prompt_logprobs starts with the prompt's second token.
+    # arrival numbers the sequences in order of arrival. end_ids are the tokens that end the output. The first
+    # entry of prompt_logprobs is for the second token of the prompt.
     arrival: int = field(default=0, init=False)
     block_table: list[int] = field(default_factory=list, init=False, repr=False)
     block_keys: list[bytes] = field(default_factory=list, init=False, repr=False)
@@ -111,12 +116,15 @@ class Sequence:
 
     @property
     def needs_prompt_logprobs(self) -> bool:
-        """Whether prompt log-probabilities must still be returned. If so, the whole prompt is computed."""
+        """Whether prompt log-probabilities must still be returned.
+
+        If so, the whole prompt is computed, even if parts of it are cached.
+        """
         return self.has_prompt_logprobs and not self.output_ids
 
     @property
     def num_tokens(self) -> int:
-        """The number of prompt tokens and output tokens so far."""
+        """The number of tokens in the prompt and in the output generated so far."""
         return len(self.prompt_ids) + len(self.output_ids)
 
     @property
@@ -125,7 +133,7 @@ class Sequence:
         return self.num_tokens - self.num_computed
 
     def token_ids(self, start: int, end: int) -> list[int]:
-        """Return the IDs of tokens [start, end) of the prompt followed by the output."""
+        """Return the IDs of tokens [start, end). Positions continue from the prompt into the output."""
         num_prompt = len(self.prompt_ids)
         output = self.output_ids[max(0, start - num_prompt) : max(0, end - num_prompt)]
         return self.prompt_ids[start:end] + output
@@ -136,7 +144,7 @@ class Sequence:
 
 
 def has_penalties(sampling: SamplingParams) -> bool:
-    """Return whether any penalty is set. Penalties make the logits depend on earlier tokens."""
+    """Return whether any penalty is set. With penalties, the logits depend on earlier tokens."""
     return (
         sampling.repetition_penalty != 1 or sampling.frequency_penalty != 0 or sampling.presence_penalty != 0
     )

@@ -1,6 +1,6 @@
 """Measures the host time spent in each phase of a step.
 
-A GPU runs asynchronously, and phases do not synchronize with it just for the measurement. The time spent
+A GPU runs asynchronously, and the timer does not synchronize with it at the end of a phase. The time spent
 waiting for the GPU is therefore attributed to "sample", the phase that waits for the result.
 """
 
@@ -20,7 +20,10 @@ OnPhase: TypeAlias = Callable[[Phase, float, float], None]  # phase, start and e
 
 
 class StepTimer:
-    """Accumulates seconds per phase: ``with timer("forward"): ...``. Phases must not be nested."""
+    """Accumulates the time of each phase in seconds: ``with timer("forward"): ...``.
+
+    Phases must not be nested.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)

@@ -1,8 +1,8 @@
 """Validation of a sequence and its sampling parameters before the engine accepts it.
 
-Sequences that would break the packed forward pass, and with it the other sequences in the batch, are
-rejected. The server has already checked the ranges of sampling parameters; the checks here also cover jobs
-from other sources.
+It rejects sequences that would make a forward pass fail, because the other sequences in the batch would fail
+too. The server has already checked the ranges of sampling parameters. They are checked again here because
+jobs can also come from other sources.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ class SamplingLimits:
 
 @dataclass(frozen=True, slots=True)
 class SequenceValidator:
-    """Checks sequences against the limits of one model and its caches."""
+    """Checks sequences against the limits of a model and its KV cache."""
 
     context_length: int
     sampling: SamplingLimits
     images: ImageLayout
 
     def check(self, sequence: Sequence) -> None:
-        """Raise SequenceRejected for a sequence that cannot be computed."""
+        """Raise SequenceRejected if the sequence cannot be computed."""
         self._check_tokens(sequence)
         self.sampling.check(sequence.sampling)
         if sequence.grammar is not None and sequence.sampling.ignore_eos:
@@ -138,8 +138,8 @@ def _invalid(message: str, param: str | None = None) -> SequenceRejected:
 def _require_range(name: str, value: float, minimum: float, maximum: float, *, part: str = "") -> None:
     """Raise SequenceRejected if a value is out of range.
 
-    An infinite value is rejected even if ``maximum`` is infinity. ``part`` is inserted after ``name`` in the
-    message to identify the part of the field.
+    An infinite value is rejected even if ``maximum`` is infinity. If ``value`` is only part of a field,
+    ``part`` identifies it in the message, after ``name``.
     """
     if not (minimum <= value <= maximum and value < math.inf):
         allowed = f"at least {minimum:g}" if maximum == math.inf else f"between {minimum:g} and {maximum:g}"

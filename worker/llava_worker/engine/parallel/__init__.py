@@ -1,1 +1,1 @@
-"""Tensor parallelism: one process per rank."""
+"""Tensor parallelism, with one process per rank."""

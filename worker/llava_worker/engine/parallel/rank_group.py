@@ -1,7 +1,7 @@
-"""Starts and monitors the tensor-parallel ranks: one process per rank, all on this machine.
+"""Starts and monitors the tensor-parallel ranks. Each rank is a process on this machine.
 
-The first rank is the worker's own process. It starts the others and exits if any of them exits, because every
-step needs all ranks.
+The first rank is the worker's own process. It starts the other ranks and exits if any of them exits, because
+every step needs all ranks.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ __all__ = ["RankGroup", "RankSetup", "join"]
 
 _HOST = "127.0.0.1"
 _CLOSE_TIMEOUT_S = 5.0
-# Timeout for torch's collectives. It is long because another rank may still be loading weights. The engine's
-# watchdog detects a hung step much earlier.
+# Timeout for torch's collectives. It is long because a rank may have to wait while another one loads weights.
+# The engine's watchdog detects hung steps much earlier.
 _TIMEOUT = timedelta(minutes=30)
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class RankSetup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def join(setup: RankSetup, store: TCPStore | None = None) -> None:
-    """Join torch's process group. Return once all ranks have joined."""
+    """Join torch's process group and wait until all ranks have joined."""
     # All ranks are on one machine, so use the loopback interface.
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -77,10 +77,10 @@ def join(setup: RankSetup, store: TCPStore | None = None) -> None:
 
 
 class RankGroup:
-    """The processes of all ranks except the first. A watcher thread calls ``on_lost`` if one exits."""
+    """The processes of all ranks but the first. If one exits, a watcher thread calls ``on_lost``."""
 
     def __init__(self, setups: list[RankSetup], store: TCPStore, on_lost: Callable[[], None]) -> None:
-        """Start the ranks and return once all have joined. ``setups[0]`` is for this process."""
+        """Start the ranks and wait until all of them have joined. ``setups[0]`` is for this process."""
         self._on_lost = on_lost
         self._is_closing = threading.Event()
         self._processes = [_start(setup) for setup in setups[1:]]
@@ -97,7 +97,7 @@ class RankGroup:
     @classmethod
     def start(cls, setup: RankSetup, on_lost: Callable[[], None]) -> RankGroup:
         """Start ``setup.size`` ranks on consecutive devices."""
-        listener = socket.create_server((_HOST, 0))  # created here so that it listens on loopback only
+        listener = socket.create_server((_HOST, 0))  # listens only on the loopback interface
         port = listener.getsockname()[1]
         store = TCPStore(
             _HOST,
@@ -119,12 +119,12 @@ class RankGroup:
         return [process.pid for process in self._processes]
 
     def close(self) -> None:
-        """Stop the other ranks. No step can run afterwards."""
+        """Stop the other ranks. After that, no more steps can run."""
         if self._is_closing.is_set():
             return
         self._is_closing.set()
         for process in self._processes:
-            with suppress(BrokenPipeError):  # the rank exited before it read all commands
+            with suppress(BrokenPipeError):  # the rank exited without reading all commands
                 _pipe(process).close()
         for process, watcher in zip(self._processes, self._watchers, strict=True):
             _end(process)
@@ -135,8 +135,8 @@ class RankGroup:
     def _watch(self, number: int, process: subprocess.Popen[bytes]) -> None:
         status = process.wait()
         is_closing = self._is_closing.is_set()
-        # Log failures even while closing, because the exit of this rank may have caused the failure that led
-        # to closing.
+        # Log failures even while the group is being closed, because the exit of this rank may be the reason
+        # why it is being closed.
         if status != 0 or not is_closing:
             logger.critical("rank %d exited with status %d; every step needs all ranks", number, status)
         if not is_closing:

@@ -1,9 +1,9 @@
 """The process of a tensor-parallel rank: ``python -m llava_worker.engine.parallel.rank_worker``.
 
-Every rank except the first runs in such a process. It holds one shard of the decoder and of the KV cache.
-Sequences, tokens and the connection to the queue exist only in the first rank, which sends commands to this
-process's standard input. If standard input closes, the first rank has exited, and this process exits
-immediately.
+Every rank except the first runs in a process of this kind. The process holds one shard of the decoder and of
+the KV cache. Sequences, tokens and the connection to the queue exist only in the first rank, which sends
+commands to the standard input of the others. If its standard input is closed, the first rank has exited, so
+the process exits immediately.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class RankWorker:
 
     def load(self) -> None:
         """Load this rank's shard of the weights."""
-        part = nn.ModuleDict({"language_model": self._decoder})  # gives the tensors their checkpoint names
+        part = nn.ModuleDict({"language_model": self._decoder})  # with the tensor names used in checkpoints
         base = Path(self._setup.base) if self._setup.base else None
         load_weights(
             part, Path(self._setup.folder), base=base, allow_pickle=self._setup.allow_pickle, is_whole=False
@@ -98,12 +98,12 @@ class RankWorker:
             is_int8=self._setup.kv_cache_dtype == "int8",
         )
         cache = allocate_cache(spec, self._device)
-        cache.prefault(spec.num_tokens)  # all at once: a rank cannot detect when the engine is idle
+        cache.prefault(spec.num_tokens)  # all at once: this rank cannot detect when the engine is idle
         return cache
 
 
 def main() -> int:
-    """Run the rank and return the exit status. The process exits with status 0 if the first rank exits."""
+    """Run the rank and return the exit status. If the first rank exits, the process exits with status 0."""
     _end_with_parent()
     commands = _Commands()
     setup = commands.next(RankSetup)
@@ -124,7 +124,7 @@ def main() -> int:
 
 
 class _Commands:
-    """Reads commands from standard input in a thread, which exits the process when the pipe closes."""
+    """Reads commands from standard input in a thread, which ends the process when the pipe is closed."""
 
     def __init__(self) -> None:
         self._frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -141,7 +141,7 @@ class _Commands:
 
 
 def _end_with_parent() -> None:
-    """Make this process exit with its parent, even if it is stopped and does not read the pipe.
+    """Make this process exit when its parent exits, even if it is suspended and does not read from the pipe.
 
     This works only on Linux. Other platforms rely on the pipe.
     """
@@ -157,4 +157,4 @@ def _share(setup: RankSetup) -> ModelConfig:
 if __name__ == "__main__":
     status = main()
     logging.shutdown()
-    os._exit(status)  # the reader thread is blocked and cannot be joined
+    os._exit(status)  # the reader thread is still blocked, so it cannot be joined

@@ -1,8 +1,8 @@
-"""Bitmasks of the tokens that grammars allow, computed during the forward pass and applied to its logits.
+"""Bitmasks of the tokens that grammars allow.
 
-A sequence's last token is known when the forward pass starts, so its bitmask can be computed at the same
-time. Like torch, the grammar library releases the GIL, so bitmasks add no time to a step if a CPU core is
-free.
+They are computed during the forward pass and applied to its logits. All previous tokens of a sequence are
+known when the forward pass starts, so the bitmask for the next token can be computed while the pass runs. The
+grammar library and torch both release the GIL, so bitmasks do not make a step slower if a CPU core is idle.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _NUM_THREADS = 4
 
 
 class GrammarBitmask:
-    """The bitmasks for the rows of logits that belong to sequences with a grammar."""
+    """The bitmasks of one step, one for each row of logits that belongs to a sequence with a grammar."""
 
     def __init__(
         self, pool: ThreadPoolExecutor, rows: list[tuple[int, Sequence, Matcher]], vocab_size: int
     ) -> None:
-        """Start filling the bitmasks. The sequences must not change until `wait` or `apply` returns."""
+        """Start filling the bitmasks. The sequences must not be modified until `wait` or `apply` returns."""
         self._rows = rows
         self._vocab_size = vocab_size
         self._bits = np.full((len(rows), (vocab_size + 31) // 32), -1, dtype=np.int32)
         self._work: list[Future[None]] = [pool.submit(self._fill, index) for index in range(len(rows))]
 
     def wait(self) -> None:
-        """Wait until no thread accesses the sequences."""
+        """Wait until all bitmasks are filled, after which no thread accesses the sequences anymore."""
         for work in self._work:
             work.result()
 
     def apply(self, logits: Tensor) -> dict[int, JobError]:
         """Mask disallowed tokens in ``logits``, fp32 [rows, vocab].
 
-        Returns the errors of grammars that failed, keyed by row. Their rows remain unmasked.
+        Returns the errors of failed grammars, keyed by row. The rows of these grammars are not masked.
         """
         self.wait()
         words = torch.from_numpy(self._bits).to(logits.device)
@@ -72,9 +72,9 @@ def _grammar_error(reason: str) -> JobError:
 
 
 class BitmaskBuilder:
-    """Stores the matchers of all sequences and fills bitmasks in a thread pool.
+    """Stores the matchers of all sequences and fills the bitmasks of each step in a thread pool.
 
-    The pool is started when the first grammar is used.
+    The pool is created when a grammar is used for the first time.
     """
 
     def __init__(self) -> None:
@@ -82,9 +82,10 @@ class BitmaskBuilder:
         self._matchers: WeakKeyDictionary[Sequence, Matcher] = WeakKeyDictionary()
 
     def start(self, sequences: Items[Sequence], vocab_size: int) -> GrammarBitmask | None:
-        """Start filling bitmasks for the sequence of each row of logits.
+        """Start filling the bitmasks of a step.
 
-        Returns None if no sequence has a grammar.
+        ``sequences`` contains the sequence to which each row of logits belongs. Returns None if no sequence
+        has a grammar.
         """
         rows = [
             (row, sequence, matcher)

@@ -2,7 +2,8 @@
 
 The order is the same as in vLLM: add ``logit_bias``, mask end tokens until ``min_tokens`` is reached, apply
 the repetition penalty (prompt and output, as in transformers), then the frequency and presence penalties
-(output only, as in OpenAI's API). A sequence that uses none of these has no state and no overhead.
+(output only, as in OpenAI's API). For a sequence that uses none of these, no state is stored and nothing is
+computed.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["LogitsProcessorState", "apply"]
 
-# Smaller penalties could overflow fp32, and they would not change the ranking of the tokens any further.
+# Smaller penalties could cause an overflow in fp32 and would have no further effect on the ranking of the
+# tokens.
 _MIN_REPETITION_PENALTY = 1e-6
 
 
 class LogitsProcessorState:
-    """The logits processor state of one sequence. It depends only on tokens; `update` adds new ones."""
+    """The logits processor state of one sequence.
+
+    It depends only on the parameters and the tokens of the sequence.
+    """
 
     def __init__(self, sampling: SamplingParams, prompt_ids: Items[int], end_ids: Iterable[int]) -> None:
-        """``end_ids`` are the tokens that would end the output."""
+        """``end_ids`` are the tokens that end the output."""
         self.sampling = sampling
         self.bias_ids = np.array([token_id for token_id, _ in sampling.logit_bias], dtype=np.int64)
         self.bias = np.array([value for _, value in sampling.logit_bias], dtype=np.float32)
@@ -45,18 +50,18 @@ class LogitsProcessorState:
     def create(
         sampling: SamplingParams, prompt_ids: Items[int], end_ids: frozenset[int]
     ) -> LogitsProcessorState | None:
-        """Return the state, or None if no logits processor is needed."""
+        """Return a new state, or None if the sequence uses no logits processor."""
         is_needed = sampling.logit_bias or (sampling.min_tokens and end_ids) or has_penalties(sampling)
         return LogitsProcessorState(sampling, prompt_ids, end_ids) if is_needed else None
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """The distinct tokens of the output and, if there is a repetition penalty, of the prompt."""
+        """The distinct tokens of the output and, with a repetition penalty, of the prompt."""
         return self._ids[: len(self._index_of)]
 
     @property
     def counts(self) -> NDArray[np.float32]:
-        """How often each token in ``ids`` occurs in the output."""
+        """For each token in ``ids``, the number of times it occurs in the output."""
         return self._counts[: len(self._index_of)]
 
     def update(self, output_ids: list[int]) -> None:
@@ -68,7 +73,7 @@ class LogitsProcessorState:
 
     def _count(self, token_id: int) -> None:
         index = self._index_of.setdefault(token_id, len(self._index_of))
-        if index == len(self._ids):  # full: double the capacity, so that appending is amortized O(1)
+        if index == len(self._ids):  # full: double the capacity for amortized O(1) appends
             size = max(16, index)
             self._ids = np.concatenate([self._ids, np.zeros(size, dtype=np.int64)])
             self._counts = np.concatenate([self._counts, np.zeros(size, dtype=np.float32)])
@@ -99,7 +104,7 @@ def apply(logits: Tensor, rows: Items[tuple[int, int, LogitsProcessorState]]) ->
 
 
 def _mask_end(logits: Tensor, too_short: Items[tuple[int, NDArray[np.int64]]]) -> None:
-    """Mask the end tokens, except in rows where the grammar allows no other token."""
+    """Mask the end tokens, except in rows in which the grammar does not allow any other token."""
     rows = copy_to_device(np.array([row for row, _ in too_short]), logits.device)
     before = logits[rows]
     logits.index_put_(_index(logits, too_short), logits.new_full((), -torch.inf))
@@ -125,7 +130,7 @@ def _penalize(logits: Tensor, penalized: Items[tuple[int, LogitsProcessorState]]
 
 
 def _index(logits: Tensor, parts: Items[tuple[int, NDArray[np.int64]]]) -> tuple[Tensor, Tensor]:
-    """Return (rows, columns), an index that selects the given tokens of each row."""
+    """Return an index (rows, columns) that selects the given tokens of each row."""
     rows = np.repeat([row for row, _ in parts], [len(ids) for _, ids in parts])
     columns = np.concatenate([ids for _, ids in parts])
     return copy_to_device(rows, logits.device), copy_to_device(columns, logits.device)

@@ -20,20 +20,20 @@ from llava_worker.model.llava import Llava
 
 __all__ = ["Logprobs", "PickedLogprobs", "add_prompt_logprobs"]
 
-# Number of prompt rows processed at once. With a vocabulary of 32,000 tokens, 64 rows of logits take 8 MB,
-# and 4,096 rows would take 0.5 GB.
+# Maximum number of prompt rows for which logits are computed at once. With a vocabulary of 32,000 tokens, the
+# logits of 64 rows take 8 MB, whereas those of 4,096 rows would take 0.5 GB.
 ROWS_AT_ONCE = 64
 
 MIN_LOGPROB = -9999.0  # replaces negative infinity, which JSON cannot represent
 
 
 class Logprobs:
-    """The log-probabilities of selected rows, computed before logits processors change the logits."""
+    """The log-probabilities of selected rows. They are computed before logits processors are applied."""
 
     def __init__(self, logits: Tensor, rows: Rows[int], num_top: Rows[int]) -> None:
         """Compute log-probabilities from ``logits``, fp32 [rows, vocab].
 
-        ``num_top`` contains the number of alternatives for each row in ``rows``.
+        ``num_top`` contains the number of alternatives to return for each row in ``rows``.
         """
         self._rows = rows
         self._num_top = num_top
@@ -48,7 +48,7 @@ class Logprobs:
         return Logprobs(logits, list(requested), list(requested.values())) if requested else None
 
     def pick(self, token_ids: Tensor) -> PickedLogprobs:
-        """Return the log-probabilities of ``token_ids`` [all rows] and of the most likely tokens."""
+        """Return the log-probabilities of ``token_ids`` [all rows] and of the most likely alternatives."""
         sampled = self._values.gather(-1, token_ids[self._row_index][:, None])[:, 0]
         top = self._values.topk(min(max(self._num_top), self._values.shape[-1]), dim=-1)
         return PickedLogprobs(self._rows, self._num_top, (sampled, top.values, top.indices))
@@ -59,7 +59,7 @@ class PickedLogprobs:
     """The log-probabilities of a step, on the device.
 
     ``tensors`` are the log-probabilities of the sampled tokens [rows], the log-probabilities of the most
-    likely tokens [rows, max(num_top)], and the IDs of these tokens, in the same shape.
+    likely tokens [rows, max(num_top)], and the IDs of these most likely tokens in the same shape.
     """
 
     rows: Rows[int]
@@ -67,7 +67,7 @@ class PickedLogprobs:
     tensors: tuple[Tensor, Tensor, Tensor]
 
     def by_row(self, sampled: Tensor, values: Tensor, ids: Tensor) -> dict[int, TokenLogprobs]:
-        """Return the log-probabilities keyed by row. The arguments are ``tensors`` copied to the host."""
+        """Return the log-probabilities keyed by row. The arguments are copies of ``tensors`` on the host."""
         top = zip(self.rows, self.num_top, sampled.tolist(), ids.tolist(), values.tolist(), strict=True)
         return {
             row: TokenLogprobs(logprob, tuple(zip(row_ids[:num], row_values[:num], strict=True)))
@@ -76,9 +76,9 @@ class PickedLogprobs:
 
 
 def add_prompt_logprobs(model: Llava, hidden: Tensor, spans: Rows[PromptRows]) -> None:
-    """Extend each sequence's ``prompt_logprobs``. ``hidden`` is [tokens, hidden] for the whole step.
+    """Append to each sequence's ``prompt_logprobs``. ``hidden`` is [tokens, hidden] for the whole step.
 
-    The call can be repeated after a failure, because the length of ``prompt_logprobs`` records the progress.
+    After a failure, the step can be repeated, because the length of ``prompt_logprobs`` records the progress.
     """
     for span in spans:
         for start in range(0, span.length, ROWS_AT_ONCE):

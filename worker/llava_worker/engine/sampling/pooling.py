@@ -8,9 +8,9 @@ __all__ = ["unit_vectors"]
 
 
 def unit_vectors(rows: Tensor) -> list[bytes | None]:
-    """Normalize each row of ``rows`` [n, size] to unit length and return it as little-endian fp32.
+    """Normalize each row of ``rows`` [n, size] to unit length and return the rows as little-endian fp32.
 
-    Returns None for rows that are zero or not finite.
+    Returns None for each row that is zero or not finite.
     """
     rows = rows.double()
     lengths = rows.norm(dim=-1)

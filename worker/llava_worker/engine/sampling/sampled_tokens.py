@@ -23,8 +23,8 @@ _NO_TOKEN = -1  # marks invalid rows
 class SampledTokens:
     """The sampled tokens of a step.
 
-    ``token_ids``, int64 [rows], contains valid token IDs even in invalid rows, so that the next step can be
-    launched before ``results`` reports which rows are valid.
+    ``token_ids`` is int64 [rows]. Even in invalid rows, it contains IDs that are in the vocabulary, so that
+    the next step can be launched before ``results`` reports which rows are valid.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class SampledTokens:
         errors: Mapping[int, JobError],
         vectors: Mapping[int, bytes | None],
     ) -> None:
-        """Start the copy to the host.
+        """Start copying the tokens to the host.
 
-        There is one row for the last token of each chunk and one for each of its drafts. ``is_valid`` is bool
-        [rows]. ``errors`` (for failed grammars) and ``vectors`` (for embeddings) are keyed by row.
+        Each chunk has one row for its last token and one for each draft. ``is_valid`` is bool [rows].
+        ``errors`` (for failed grammars) and ``vectors`` (for embeddings) are keyed by row.
         """
         self.token_ids = token_ids
         self._chunks = chunks
@@ -51,7 +51,7 @@ class SampledTokens:
         self._download = HostCopy([tokens, *([] if logprobs is None else logprobs.tensors)])
 
     def results(self) -> list[ChunkResult]:
-        """Wait for the device and return a result for each chunk."""
+        """Wait for the device and return one result per chunk."""
         token_ids, *logprobs = self._download.wait()
         by_row = {} if self._logprobs is None else self._logprobs.by_row(*logprobs)
         rows = iter(enumerate(token_ids.tolist()))
@@ -74,10 +74,11 @@ class SampledTokens:
 
 
 def count_accepted(drafts: Items[int], sampled: Items[int | None]) -> int:
-    """Return the number of accepted drafts: the leading drafts that equal the sampled tokens.
+    """Return the number of accepted drafts.
 
-    ``sampled[i]`` is the token sampled after ``drafts[:i]``, or None if it is invalid; there is one more
-    sampled token than there are drafts. ``sampled[: count_accepted(...) + 1]`` are the new output tokens.
+    A draft is accepted if it and all drafts before it equal the sampled tokens. ``sampled[i]`` is the token
+    sampled after ``drafts[:i]``, or None if no valid token could be sampled. ``sampled`` has one more entry
+    than ``drafts``. The new output tokens are ``sampled[: count_accepted(...) + 1]``.
     """
     pairs = zip(drafts, sampled, strict=False)
     return next((index for index, (draft, token_id) in enumerate(pairs) if draft != token_id), len(drafts))

@@ -1,7 +1,7 @@
-"""The sampler: samples tokens from logits for all rows at once.
+"""The sampler. It samples tokens from the logits of all rows at once.
 
-A sampled token depends only on the row's logits, its seed and its position in the output. It does not depend
-on the other rows of the batch or on the worker that sampled the previous tokens.
+A sampled token depends only on the logits of its row, the sampling parameters, and its position in the
+output. It does not depend on other rows of the batch or on which worker sampled the previous tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["Sampler", "SamplingRow", "sample", "uniform"]
 class SamplingRow:
     """The sampling parameters of one row. ``position`` is the index of the next token in the output.
 
-    ``processor`` has counted the output tokens so far. It is None if the sequence uses no logits processors.
+    ``processor`` has already counted all output tokens. It is None if the sequence uses no logits processors.
     """
 
     sampling: SamplingParams
@@ -58,8 +58,8 @@ class Sampler:
     ) -> SampledTokens:
         """Sample one token per row of ``logits``, fp32 [rows, vocab], which is modified in place.
 
-        There is one row for the last token of each chunk and one for each of its drafts. ``vectors`` (for
-        embeddings) is keyed by row.
+        Each chunk has one row for its last token and one for each draft. ``vectors`` (for embeddings) is
+        keyed by row.
         """
         is_valid = logits.amax(-1).isfinite()  # amax propagates NaN
         logits.masked_fill_(~is_valid[:, None], 0)
@@ -72,7 +72,10 @@ class Sampler:
         )
 
     def _rows(self, chunk: Chunk) -> list[SamplingRow]:
-        """Return a row for the last token and one for each draft, as if all earlier drafts were accepted."""
+        """Return a row for the last token of the chunk and one for each draft.
+
+        Each row assumes that all earlier drafts are accepted.
+        """
         sequence = chunk.sequence
         if sequence not in self._processors:
             self._processors[sequence] = LogitsProcessorState.create(
@@ -110,8 +113,8 @@ def uniform(seeds: Rows[int], positions: Rows[int]) -> NDArray[np.float64]:
     return np.asarray((bits >> np.uint64(11)) * 2.0**-53)
 
 
-# Temperature limits within the normal range of fp32. Sampling is effectively greedy below the minimum and
-# uniform above the maximum.
+# Temperatures are clamped to this range, which fp32 can represent. At the minimum, sampling is effectively
+# greedy; at the maximum, it is effectively uniform.
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-30, 1e30
 _MASK = 2**64 - 1
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -127,7 +130,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _draw(logits: Tensor, rows: Rows[SamplingRow]) -> Tensor:
     """Draw tokens by inverse transform sampling in the order of token IDs.
 
-    If tokens were ordered by probability, the result would depend on the batch size: rounding can swap two
+    Rounding differs between batch sizes. If tokens were ordered by probability, it could swap two tokens with
     nearly equal probabilities, which would shift the intervals of other tokens.
     """
     device = logits.device
@@ -139,7 +142,7 @@ def _draw(logits: Tensor, rows: Rows[SamplingRow]) -> Tensor:
     points = uniform([row.sampling.seed for row in rows], [row.position for row in rows])
     targets = copy_to_device(points, device)[:, None] * cumulative[:, -1:]
     token_ids = torch.searchsorted(cumulative, targets, right=True)[:, 0]
-    # Rounding can make a target equal to the total. In that case, use the last token with nonzero
+    # Due to rounding, a target can equal the total. In this case, use the last token with nonzero
     # probability.
     last = logits.shape[-1] - 1 - probabilities.flip(-1).gt(0).int().argmax(-1)
     return torch.minimum(token_ids, last)

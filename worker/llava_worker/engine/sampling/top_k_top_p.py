@@ -1,4 +1,4 @@
-"""Truncates the distribution by ``min_p``, then ``top_k``, then ``top_p`` (of the remaining mass)."""
+"""Truncates distributions by ``min_p``, then ``top_k``, then ``top_p`` (of the mass that remains)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["truncate"]
 
-# Number of most likely tokens to examine first. Nearly all sampled tokens are among them, and finding them
-# takes one tenth of the time of a full sort.
+# Number of most likely tokens to examine first. They nearly always suffice, and finding them takes one tenth
+# as long as sorting the whole vocabulary.
 _NUM_LIKELIEST = 1024
 
 
 def truncate(probabilities: Tensor, samplings: Rows[SamplingParams]) -> Tensor:
     """Set the probabilities of excluded tokens to zero. The most likely token is never excluded.
 
-    ``probabilities`` is fp64 [rows, vocab]. The result is not normalized. Rows without restrictions are
+    ``probabilities`` is fp64 [rows, vocab]. The result is not renormalized. Rows without any restriction are
     unchanged.
     """
     rows = [row for row, sampling in enumerate(samplings) if _needs_sort(sampling)]
@@ -45,16 +45,17 @@ def _keep_min_p(probabilities: Tensor, min_ps: Rows[float]) -> Tensor:
 
 
 def _keep_top(probabilities: Tensor, samplings: Rows[SamplingParams]) -> Tensor:
-    """Keep each row's ``top_k`` most likely tokens, then the smallest subset with ``top_p`` of their mass.
+    """Keep the ``top_k`` most likely tokens per row, then the smallest subset with ``top_p`` of their mass.
 
-    Tokens that tie with the least likely token kept are also kept, so the order of ties does not matter.
+    Tokens that are exactly as likely as the least likely of this subset are also kept, so the order of ties
+    does not matter.
     """
     device, vocab_size = probabilities.device, probabilities.shape[-1]
     top_k = copy_to_device(np.array([min(s.top_k, vocab_size) or vocab_size for s in samplings]), device)
-    # Use infinity for rows without top_p, so that rounding does not truncate their tails.
+    # For rows without top_p, use infinity, so that no token is excluded because of rounding.
     top_ps = [s.top_p if s.top_p < 1 else torch.inf for s in samplings]
     top_p = copy_to_device(np.array(top_ps), device)
-    # On a GPU, sort all tokens: checking whether fewer are enough would require synchronization.
+    # On a GPU, sort all tokens, because checking whether fewer are enough would require synchronization.
     num_sorted = min(_NUM_LIKELIEST, vocab_size) if device.type == "cpu" else vocab_size
     likeliest = probabilities.topk(num_sorted, dim=-1).values
     # The total mass after top_k is known only if top_k keeps all tokens. Infinity marks an unknown mass.
@@ -68,10 +69,10 @@ def _keep_top(probabilities: Tensor, samplings: Rows[SamplingParams]) -> Tensor:
 
 
 def _threshold(likeliest: Tensor, top_k: Tensor, top_p: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the smallest probability to keep in each row, and whether ``likeliest`` suffices to find it.
+    """For each row, return the smallest probability to keep, and whether ``likeliest`` suffices to find it.
 
     ``likeliest`` [rows, tokens] is in descending order. ``mass`` [rows] is the total probability after
-    ``top_k`` and is used for rows that keep more tokens than ``likeliest`` contains.
+    ``top_k``. It is used for rows in which ``top_k`` exceeds the number of tokens in ``likeliest``.
     """
     num_tokens = likeliest.shape[-1]
     kept = likeliest.where(torch.arange(num_tokens, device=top_k.device) < top_k[:, None], 0)

@@ -1,14 +1,14 @@
-"""The cost of a draft token: the time that one more token adds to a decode step."""
+"""The cost of a draft token: how much longer a decode step takes with one more token."""
 
 from __future__ import annotations
 
 __all__ = ["StepCost"]
 
-_MEMORY = 0.99  # decay per step; the effective window is about 100 steps
+_MEMORY = 0.99  # decay factor per step; the effective window is about 100 steps
 _DEFAULT_PRICE = 0.15  # used until steps of different sizes have been measured
 _MIN_PRICE = 0.02  # noise can make the slope zero or negative
-_MIN_STEPS, _MIN_VARIANCE = 8.0, 0.05  # steps, tokens squared; below these, the slope is unreliable
-_OUTLIER = 3.0  # multiple of the expected duration to which outliers are clipped
+_MIN_STEPS, _MIN_VARIANCE = 8.0, 0.05  # tokens**2 for the variance; below these, the slope is unreliable
+_OUTLIER = 3.0  # outliers are clipped to this multiple of the expected duration
 
 
 class StepCost:
@@ -22,7 +22,10 @@ class StepCost:
         self._covariance = 0.0
 
     def add(self, num_tokens: int, seconds: float) -> None:
-        """Record a step. Outliers, caused by other load or a kernel's first launch, are clipped."""
+        """Record a step.
+
+        Outliers, for example due to other load or the first launch of a kernel, are clipped.
+        """
         if self._weight >= _MIN_STEPS:
             seconds = min(seconds, _OUTLIER * self._expected(num_tokens))
         self._weight = self._weight * _MEMORY + 1
@@ -34,9 +37,9 @@ class StepCost:
         self._covariance += share * ((1 - share) * off_tokens * off_seconds - self._covariance)
 
     def price(self, num_tokens: int) -> float:
-        """Return the cost of one more token, relative to the mean cost per token of a step of ``num_tokens``.
+        """Return the cost of one more token in a step of ``num_tokens``, relative to the mean cost per token.
 
-        It is near 0 if the step is memory-bound, and 1 if it is compute-bound.
+        The result is close to 0 if the step is memory-bound, and 1 if the step is compute-bound.
         """
         slope = self._slope()
         if slope is None:
@@ -44,11 +47,11 @@ class StepCost:
         return max(slope * num_tokens / self._expected(num_tokens), _MIN_PRICE) if slope else _MIN_PRICE
 
     def _expected(self, num_tokens: int) -> float:
-        """Return the expected duration in seconds."""
+        """Return the expected duration of a step, in seconds."""
         return self._seconds + (self._slope() or 0.0) * (num_tokens - self._tokens)
 
     def _slope(self) -> float | None:
-        """Return the cost of a token in seconds, clamped to between 0 and the mean duration per token.
+        """Return the cost of one more token in seconds, clamped between 0 and the mean duration per token.
 
         Returns None if there are too few measurements.
         """

@@ -1,7 +1,7 @@
-"""Drafters propose draft tokens for a sequence: as many as are expected to save time.
+"""Drafters, which propose as many draft tokens for a sequence as are likely to save time.
 
-Accepted drafts reduce the time per output token; rejected drafts make a step slightly slower. Neither changes
-the output (see `speculative_decoding`), so a drafter only needs an acceptance rate that is high enough.
+Accepted drafts reduce the time per output token; rejected drafts make a step slightly slower. The output is
+the same in both cases (see `speculative_decoding`), so only the acceptance rate of a drafter matters.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from llava_worker.engine.speculation.ngram_index import NgramIndex
 
 __all__ = ["MAX_DRAFTS", "AcceptanceStats", "Drafter", "PromptLookupDrafter"]
 
-MAX_DRAFTS = 8  # tokens per sequence and step
+MAX_DRAFTS = 8  # per sequence and step
 
 
 class Drafter(Protocol):
     """Proposes draft tokens and adapts to their acceptance rate."""
 
     def propose(self, sequence: Sequence, *, max_tokens: int, num_rows: int) -> Items[int]:
-        """Return at most ``max_tokens`` draft tokens for a step that decodes ``num_rows`` sequences."""
+        """Return up to ``max_tokens`` draft tokens for a step that decodes ``num_rows`` sequences."""
         ...
 
     def record_acceptance(self, sequence: Sequence, *, num_drafted: int, num_accepted: int) -> None:
@@ -38,14 +38,14 @@ class Drafter(Protocol):
 
 
 class PromptLookupDrafter:
-    """Proposes the tokens that followed an earlier occurrence of the last n-gram (prompt lookup).
+    """Proposes the tokens that followed the last n-gram when it occurred before (prompt lookup).
 
     Drafting pauses after a step in which no draft was accepted.
     """
 
     def __init__(self) -> None:
         self._cost = StepCost()
-        # Weak keys, so that an entry is removed together with its sequence.
+        # The keys are weak references, so an entry disappears when its sequence is deleted.
         self._states: WeakKeyDictionary[Sequence, tuple[NgramIndex, AcceptanceStats]] = WeakKeyDictionary()
 
     def propose(self, sequence: Sequence, *, max_tokens: int, num_rows: int) -> list[int]:
@@ -67,11 +67,12 @@ class PromptLookupDrafter:
         self._cost.add(num_tokens, seconds)
 
 
-# The prior is high enough for drafting to be tried once. Older measurements decay exponentially.
+# The prior acceptance rate is high enough that drafting is tried at least once. Older measurements decay
+# exponentially.
 _PRIOR_ACCEPTED, _PRIOR_TRIED = 1.2, 2.0
 _DECAY = 0.8
 _MIN_RATE, _MAX_RATE = 0.25, 0.97
-_MAX_PAUSE = 64  # tokens; retrying this rarely has no measurable cost
+_MAX_PAUSE = 64  # in tokens; a retry after such a long pause has no measurable cost
 
 
 @dataclass(slots=True)
@@ -82,20 +83,21 @@ class AcceptanceStats:
     After ``misses`` consecutive steps without an accepted draft, drafting pauses for 2**misses tokens.
     """
 
-    resumes_at: int = 0  # number of output tokens at which drafting resumes
+    resumes_at: int = 0  # drafting resumes at this number of output tokens
     misses: int = 0
     accepted: float = _PRIOR_ACCEPTED
     tried: float = _PRIOR_TRIED
 
     @property
     def rate(self) -> float:
-        # The lower bound ensures that drafting is retried after a pause. Pauses limit the cost of misses.
+        # The lower bound ensures that drafting is tried again after a pause. The pauses limit the cost of
+        # misses.
         return min(max(self.accepted / self.tried, _MIN_RATE), _MAX_RATE)
 
     def num_drafts(self, price: float) -> int:
-        """Return how many drafts are worthwhile if each costs ``price`` tokens.
+        """Return the number of drafts that are worth computing if each costs as much as ``price`` tokens.
 
-        The i-th draft is accepted with probability rate**i.
+        This assumes that the i-th draft is accepted with probability rate**i.
         """
         if price >= self.rate:
             return 0

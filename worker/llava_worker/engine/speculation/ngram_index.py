@@ -1,7 +1,7 @@
-"""Prompt lookup: finds an earlier occurrence of a sequence's last n-gram and the tokens that followed it.
+"""Prompt lookup: finds the tokens that followed an earlier occurrence of a sequence's last n-gram.
 
-Output about a document or an earlier turn often repeats parts of the prompt. The tokens that followed an
-earlier occurrence of the last two or three tokens are therefore likely to follow again.
+Output that refers to a document or an earlier turn often repeats parts of it. If the last two or three tokens
+occurred earlier, the tokens that followed them then are therefore likely to follow them again.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from llava_worker.engine.core.sequence import Sequence
 
 __all__ = ["NgramIndex"]
 
-NGRAM_SIZES = (3, 2)  # tokens; longest first, because drafts after a longer match are accepted more often
+NGRAM_SIZES = (3, 2)  # longest first, because drafts after a longer match are accepted more often
 
-_IMAGE = -1  # replaces placeholder tokens, which do not identify the image's content
+_IMAGE = -1  # replaces placeholder tokens, which are the same for all images
 
 
 class NgramIndex:
@@ -20,7 +20,7 @@ class NgramIndex:
 
     def __init__(self, sequence: Sequence) -> None:
         self._tokens: list[int] = []
-        self._next_of: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token that followed it last
+        self._next_of: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token after it
         prompt = sequence.prompt_ids.copy()
         for image in sequence.images:
             prompt[image.start : image.end] = [_IMAGE] * image.length
@@ -29,9 +29,9 @@ class NgramIndex:
         self._num_prompt = len(prompt)
 
     def propose(self, output_ids: list[int], max_tokens: int) -> list[int]:
-        """Return at most ``max_tokens`` draft tokens, or none if the last two tokens did not occur earlier.
+        """Return up to ``max_tokens`` draft tokens, or none if the last two tokens have not occurred before.
 
-        ``output_ids`` are all output tokens so far.
+        ``output_ids`` contains the whole output generated so far.
         """
         for token_id in output_ids[len(self._tokens) - self._num_prompt :]:
             self._push(token_id)
@@ -42,7 +42,7 @@ class NgramIndex:
         return []
 
     def _push(self, token_id: int) -> None:
-        """Append a token and record it as the successor of the n-grams that end before it."""
+        """Append a token and record that it follows the n-grams that end right before it."""
         for size in NGRAM_SIZES:
             ngram = tuple(self._tokens[-size:])
             if len(ngram) == size and _IMAGE not in ngram and token_id != _IMAGE:
@@ -52,7 +52,7 @@ class NgramIndex:
     def _copy(self, start: int, max_tokens: int) -> list[int]:
         """Return the tokens starting at ``start``, up to the next image.
 
-        If ``max_tokens`` exceeds the rest of the sequence, the copied tokens are repeated.
+        If the end of the sequence is reached before ``max_tokens``, the copied tokens are repeated.
         """
         copied: list[int] = []
         num_tokens = len(self._tokens)

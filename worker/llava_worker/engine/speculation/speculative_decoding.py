@@ -1,13 +1,13 @@
 """Speculative decoding: generates several tokens in one forward pass without changing the output.
 
-A `Drafter` proposes draft tokens, which the model computes after the sequence's last token. A token is
-sampled after each of them. Drafts are accepted as long as they equal the sampled tokens; the first sampled
-token that differs replaces its draft. Sampling is a pure function of logits, seed and position, so the token
-sampled after an accepted draft is the same as without speculation. This is the algorithm of Leviathan et al.,
-2023, except that the random number for each position is fixed in advance.
+A `Drafter` proposes draft tokens, which the model processes together with the last token of the sequence. A
+token is sampled after each of them. Drafts are accepted until one of them differs from the sampled token.
+This draft is replaced by the sampled token, and all drafts after it are rejected. Sampling is a pure function
+of logits, seed and position, so the output is the same as without speculation. This is the algorithm of
+Leviathan et al., 2023, except that the random number for each position is fixed in advance.
 
-Drafts use only spare capacity: the part of the token budget that prompts and decodes leave unused, and free
-blocks beyond a reserve.
+Drafts use only spare capacity: the token budget that remains after prompts and decodes have been scheduled,
+and free blocks beyond a reserve.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llava_worker.engine.speculation.drafter import Drafter
 
 __all__ = ["MAX_DRAFTS_PER_STEP", "SpeculativeDecoding", "is_draftable"]
 
-MAX_DRAFTS_PER_STEP = 64  # each draft adds a row to the logits, the largest tensor of a step
+MAX_DRAFTS_PER_STEP = 64  # each draft adds a row of logits, which are the largest tensor of a step
 
 
 class SpeculativeDecoding:
@@ -32,14 +32,14 @@ class SpeculativeDecoding:
     def __init__(
         self, drafter: Drafter | None, blocks: BlockManager, *, context_length: int, max_batch_tokens: int
     ) -> None:
-        """Create the component. If ``drafter`` is None, it adds no drafts."""
+        """If ``drafter`` is None, no drafts are added."""
         self._drafter = drafter
         self._blocks = blocks
         self._context_length = context_length
         self._max_batch_tokens = max_batch_tokens
 
     def add_drafts(self, chunks: list[Chunk], *, num_spare: int) -> list[Chunk]:
-        """Return the chunks with drafts added. At least ``num_spare`` blocks remain free."""
+        """Return the chunks, with drafts added to some of them. At least ``num_spare`` blocks remain free."""
         if self._drafter is None:
             return chunks
         num_left = self._max_batch_tokens - sum(chunk.num_tokens for chunk in chunks)
@@ -56,14 +56,18 @@ class SpeculativeDecoding:
         return extended
 
     def expects_drafts(self, sequences: Items[Sequence]) -> bool:
-        """Return whether any of the sequences is likely to get drafts, based on its tokens so far.
+        """Return whether any of the sequences is likely to get drafts in the next step.
 
-        If so, the next step is not launched ahead, because a step launched ahead has no drafts.
+        If so, the step should not be launched ahead, because steps that are launched ahead cannot include
+        drafts.
         """
         return any(self._propose(sequence, 1, len(sequences)) for sequence in sequences)
 
     def record(self, step: StepResult) -> None:
-        """Report a step's accepted drafts and duration to the drafter, and free rejected drafts' blocks."""
+        """Report the duration of a step and its accepted drafts to the drafter.
+
+        Free the blocks of rejected drafts.
+        """
         if self._drafter is None:
             return
         chunks = step.chunks
@@ -78,7 +82,7 @@ class SpeculativeDecoding:
                 self._blocks.trim(sequence)
 
     def max_drafts(self, sequence: Sequence) -> int:
-        """Return how many drafts can be useful: the number of output tokens that can follow the next one."""
+        """Return the maximum useful number of drafts: the number of output tokens after the next one."""
         num_left = sequence.max_new_tokens - len(sequence.output_ids)
         return max(min(num_left, self._context_length - sequence.num_tokens) - 1, 0)
 
@@ -97,10 +101,10 @@ class SpeculativeDecoding:
 
 
 def is_draftable(sequence: Sequence) -> bool:
-    """Return whether the sequence can have drafts.
+    """Return whether drafts can be proposed for the sequence.
 
-    Penalties and grammars depend on the previous tokens, so several positions cannot be sampled at once. An
-    embedding has no output tokens.
+    With penalties or a grammar, the logits depend on the previous tokens, so several positions cannot be
+    sampled at once. An embedding has no output tokens.
     """
     return not (sequence.grammar is not None or sequence.is_embedding or has_penalties(sequence.sampling))
 

@@ -1,4 +1,4 @@
-"""Builds an engine: plans memory, loads weights, warms up and captures CUDA graphs."""
+"""Builds an engine: plans its memory, loads the weights, runs the warm-up and captures CUDA graphs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 
 __all__ = ["CheckpointError", "ModelInfo", "build_engine", "choose_device"]
 
-# By default, models up to this size run in fp32, which is exact and has no noticeable cost at this size.
+# By default, models up to this size run in fp32, which is exact and not noticeably slower for such small
+# models.
 SMALL_BYTES = 256 << 20
 
 logger = logging.getLogger(__name__)
@@ -53,10 +54,12 @@ def build_engine(
 ) -> tuple[Engine, ModelInfo]:
     """Load the checkpoint and build an engine.
 
-    If a tensor-parallel rank exits, ``on_lost_rank`` is called from another thread with the engine's device.
+    If a tensor-parallel rank exits, ``on_lost_rank`` is called in another thread. Its argument is the device
+    of the first rank.
 
-    Raises CheckpointError if the checkpoint cannot be served, ValueError for an invalid setting,
-    InsufficientMemory (a ValueError) if the model does not fit, and WarmupError if its first step fails.
+    Raises CheckpointError if the checkpoint is not supported, ValueError if a setting is invalid,
+    InsufficientMemory (a ValueError) if the model does not fit in memory, and WarmupError if the first step
+    of the model fails.
     """
     _set_threads(config)
     plan = _Plan.make(config)
@@ -107,23 +110,23 @@ def choose_device(name: str, num_ranks: int = 1) -> torch.device:
         if num_left < num_ranks:
             maximum = max(1, num_left)
             raise ValueError(
-                f"tensor_parallel is {num_ranks}, but only {num_left} GPUs are available starting from "
-                f"{name}. Set tensor_parallel to {maximum}, or choose another device."
+                f"tensor_parallel is {num_ranks}, but only {num_left} GPUs are available from {name} "
+                f"onward. Set tensor_parallel to {maximum}, or choose another device."
             )
     return device
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Everything derived from the settings and the checkpoint's config files before loading weights."""
+    """Everything that is derived from the settings and the config files before weights are loaded."""
 
     config: EngineConfig
-    model_config: ModelConfig  # the shard of one rank
+    model_config: ModelConfig  # the config of one rank's shard
     image_config: ImageConfig
     precision: Precision
     device: torch.device
     backend: AttentionBackend
-    cache: KVCacheSpec  # the maximum; reduced if the largest step needs more memory
+    cache: KVCacheSpec  # its maximum size; reduced if the largest step needs more memory
 
     @classmethod
     def make(cls, config: EngineConfig) -> _Plan:
@@ -154,7 +157,7 @@ class _Plan:
 
     @property
     def captures_graphs(self) -> bool:
-        """Whether to capture CUDA graphs. They are not supported with several ranks."""
+        """Whether to capture CUDA graphs, which are not supported with multiple ranks."""
         return (
             self.config.use_cuda_graphs
             and self.device.type == "cuda"
@@ -173,9 +176,9 @@ def _measure_cache(model: Llava, plan: _Plan) -> KVCacheSpec:
         max_batch_tokens=config.max_batch_tokens,
     )
     if plan.device.type == "cuda":
-        torch.cuda.empty_cache()  # return the memory of the warm-up steps to the device
+        torch.cuda.empty_cache()  # release the memory that the warm-up steps used
     free = _free_bytes(plan.device, config.tensor_parallel_size)
-    graphs = step.tower if plan.captures_graphs else 0  # CUDA graphs hold their memory permanently
+    graphs = step.tower if plan.captures_graphs else 0  # CUDA graphs never release their memory
     taken = step.num_bytes + graphs + config.encoder_cache_bytes + WORKING_BYTES
     shape = fit_cache(plan.cache, plan.model_config, left_bytes=None if free is None else free - taken)
     logger.info(
@@ -195,7 +198,7 @@ def _build_runner(model: Llava, plan: _Plan, shape: KVCacheSpec, context_length:
     """Allocate the caches, and capture CUDA graphs if the device and the precision support them."""
     config = plan.config
     cache = allocate_cache(shape, plan.device)
-    cache.prefault(context_length)  # enough for one full context; the rest is prefaulted while idle
+    cache.prefault(context_length)  # for one full context; the rest is prefaulted while the engine is idle
     runner = ModelRunner(model, cache, plan.backend, EncoderCache(config.encoder_cache_bytes))
     if plan.captures_graphs:
         capture_graphs(
@@ -230,7 +233,7 @@ def _start_ranks(plan: _Plan, on_lost: Callable[[str], None]) -> TensorParallel:
 
 
 def _set_threads(config: EngineConfig) -> None:
-    """Set the number of CPU threads. By default, the ranks share the cores equally."""
+    """Set the number of CPU threads. By default, it is divided equally among the ranks."""
     num_threads = config.num_threads
     if num_threads is None and config.tensor_parallel_size > 1:
         num_threads = max(1, torch.get_num_threads() // config.tensor_parallel_size)
@@ -259,22 +262,25 @@ def _model_info(plan: _Plan, cache: KVCacheSpec) -> ModelInfo:
 
 
 def _free_bytes(device: torch.device, num_ranks: int) -> int | None:
-    """Return the free memory per rank in bytes, or None if unknown.
+    """Return the free memory per rank in bytes, or None if it is unknown.
 
-    Ranks share CPU memory, but each rank has its own GPU.
+    On a CPU, the ranks share the memory; otherwise, each rank uses its own GPU.
     """
     free = available_bytes(device)
     return free if free is None or device.type == "cuda" else free // num_ranks
 
 
 def _background(image: ImageConfig) -> tuple[int, int, int]:
-    """Return the mean color, truncated to integers as in the original LLaVA: (122, 116, 104) for CLIP."""
+    """Return the mean color, truncated to integers as in the original LLaVA code.
+
+    For CLIP, it is (122, 116, 104).
+    """
     red, green, blue = (int(mean * 255) for mean in image.image_mean)
     return red, green, blue
 
 
 class _Stopwatch:
-    """A stopwatch that measures the seconds since the previous lap."""
+    """A stopwatch. Each lap returns the seconds since the previous one."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()

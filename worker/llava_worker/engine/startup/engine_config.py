@@ -1,4 +1,4 @@
-"""The engine configuration. This module does not import torch, so the worker can load it quickly."""
+"""The engine configuration. This module does not import torch, so it can be imported quickly."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ class EngineConfig:
     """The configuration for `build_engine`: files, device and limits.
 
     ``checkpoint``, ``vision_tower`` and ``base`` are folders. ``precision`` is "auto" or one of PRECISIONS;
-    ``device`` is "auto" or a torch device. If ``num_threads`` is None, torch's default is used and divided
-    among the ranks. The size of the KV cache is the smallest of ``kv_cache_bytes`` (if None, a fraction of
-    the memory that is free after loading the weights), the size of ``max_num_sequences`` full contexts, and
-    the memory that the largest step leaves free. If ``block_size`` is None, the attention backend determines
-    it. CUDA graphs and async scheduling are used on GPUs only.
+    ``device`` is "auto" or the name of a torch device. If ``num_threads`` is None, torch's default number of
+    threads is divided among the ranks. The KV cache is as large as possible within three limits:
+    ``kv_cache_bytes`` (if None, a fraction of the memory that is free after the weights are loaded), the size
+    of ``max_num_sequences`` full contexts, and the memory that remains during the largest step. If
+    ``block_size`` is None, the attention backend determines it. CUDA graphs and async scheduling are used
+    only on GPUs.
     """
 
     checkpoint: Path
@@ -42,8 +43,8 @@ class EngineConfig:
     @property
     def config_folder(self) -> Path:
         """The folder that contains the config.json of the whole model."""
-        # Adapters saved by the original LLaVA code include it. The config files of other adapters describe
-        # only the adapter.
+        # Adapters saved by the original LLaVA code include this file. Other adapters include only a config
+        # file for the adapter itself.
         if self.base is None or (self.checkpoint / "config.json").is_file():
             return self.checkpoint
         return self.base

@@ -1,4 +1,4 @@
-"""CUDA graph capture for the vision tower and for decode-only steps."""
+"""Capture of CUDA graphs for the vision tower and for decode-only steps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["capture_graphs"]
 def capture_graphs(
     runner: ModelRunner, *, includes_decoding: bool, max_rows: int, max_tiles: int, context_length: int
 ) -> None:
-    """Capture CUDA graphs. Must be called while the runner's KV cache is empty.
+    """Capture CUDA graphs. The runner's KV cache must be empty.
 
-    ``includes_decoding`` is false for precisions that cannot be captured. If a capture fails, the failure is
-    logged and the engine runs without that graph.
+    ``includes_decoding`` must be false if the precision does not support graph capture for decode steps. If a
+    capture fails, the failure is logged and the engine runs without these graphs.
     """
-    capture = cuda_graph_capture(runner.model.device)  # shared, because only one graph runs at a time
+    capture = cuda_graph_capture(runner.model.device)  # shared by all graphs, because only one runs at a time
     tower = try_capture(
         TowerGraphs(runner.model, capture, max_tiles=max_tiles),
         f"the vision tower with up to {max_tiles} tiles",

@@ -1,4 +1,4 @@
-"""Properties of a loaded model, which the worker announces and uses to build prompts."""
+"""Properties of a loaded model. The worker announces them and uses them to build prompts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["ModelInfo"]
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Properties of a loaded model, needed to build prompts and preprocess images.
+    """The properties of a loaded model that are needed to build prompts and preprocess images.
 
-    ``context_length`` is the engine's limit. If the KV cache is small, it is lower than the model's limit.
+    ``context_length`` is the engine's limit, which is lower than the model's limit if the KV cache is small.
     """
 
     name: str  # name of the checkpoint folder
@@ -29,5 +29,5 @@ class ModelInfo:
     device: str
     grid: tuple[Resolution, ...] = ()  # (width, height) in pixels; set only if fit is "anyres" or "hd"
     has_image_marks: bool = False  # images in the prompt are enclosed in <im_start> and <im_end>
-    weights_s: float = 0.0  # duration of loading the weights, in seconds
-    warmup_s: float = 0.0  # duration of the warm-up, in seconds
+    weights_s: float = 0.0  # time taken to load the weights, in seconds
+    warmup_s: float = 0.0  # time taken by the warm-up, in seconds

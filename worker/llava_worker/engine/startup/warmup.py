@@ -1,12 +1,12 @@
-"""Warm-up: runs the largest step of each kind before the worker announces the model as ready.
+"""Warm-up: runs the largest step of each kind before the worker announces that the model is ready.
 
-The warm-up steps absorb the cost of using each shape for the first time (kernel selection, libraries,
-workspaces), check that the model works, and measure the peak memory of a step, which determines the size of
-the KV cache. They use a temporary KV cache of one block.
+The warm-up steps have three purposes: they trigger the initialization that happens when a shape is first used
+(kernel selection, libraries, workspaces), check that the model works, and measure the peak memory of a step,
+which determines the size of the KV cache. They use a temporary KV cache with a single block.
 
-On a CPU, a full step of a large model takes seconds, and using a shape for the first time has no extra cost.
-Therefore, smaller steps are measured and the results are extrapolated: all activations grow linearly with the
-number of tokens, tiles or sequences.
+On a CPU, a full step of a large model takes seconds, and the first use of a shape is not slower. Therefore,
+smaller steps are measured and the results are extrapolated, because the size of all activations is linear in
+the number of tokens, tiles or sequences.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from llava_worker.model.peak_memory import PeakMemory
 
 __all__ = ["StepMemory", "WarmupError", "max_tiles_per_step", "warm_up"]
 
-_FEW, _MANY = 8, 24  # prompt tokens; on a CPU, two chunk sizes are measured to get the memory per token
+_FEW, _MANY = 8, 24  # chunk sizes measured on a CPU to determine the memory per prompt token
 _SAMPLINGS = (
     GREEDY,
     SamplingParams(seed=0, temperature=0.7, top_p=0.9, top_k=50, min_p=0.01, num_logprobs=5),
@@ -41,12 +41,12 @@ logger = logging.getLogger(__name__)
 
 
 class WarmupError(ValueError):
-    """Raised if the model was loaded but its first step failed."""
+    """Raised if the first step of a loaded model fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepMemory:
-    """The memory of the largest step in bytes, excluding weights and caches."""
+    """The memory that the largest step requires, in bytes, excluding weights and caches."""
 
     tower: int
     prefill: int
@@ -54,7 +54,10 @@ class StepMemory:
 
     @property
     def num_bytes(self) -> int:
-        """Peak memory. Images are encoded before the decoder runs; prefill and decode can share a step."""
+        """The peak memory.
+
+        Images are encoded before the decoder runs, but a step can contain both prefill and decode.
+        """
         return max(self.tower, self.prefill + self.decode)
 
 
@@ -66,9 +69,10 @@ def warm_up(
     max_num_sequences: int,
     max_batch_tokens: int,
 ) -> StepMemory:
-    """Run the warm-up steps and measure their memory. ``cache`` limits the context, as it does in the engine.
+    """Run the warm-up steps and measure how much memory they need.
 
-    Raises InsufficientMemory if a step does not fit, and WarmupError if it fails for another reason.
+    As in the engine, the size of ``cache`` limits the context. Raises InsufficientMemory if a step does not
+    fit in memory, and WarmupError if a step fails for another reason.
     """
     context = min(model.config.text_config.max_position_embeddings, cache.num_tokens)
     scratch = allocate_cache(cache.within(cache.bytes_per_block), model.device)
@@ -100,7 +104,7 @@ def _measure_largest(
 
 
 def _extrapolate(steps: _Steps, num_tiles: int, max_num_sequences: int, max_batch_tokens: int) -> StepMemory:
-    """Extrapolate from one tile, one sequence and short prompt chunks."""
+    """Extrapolate from measurements with one tile, one sequence and short prompt chunks."""
     tower, decode = steps.encode(1) * num_tiles, steps.decode(1) * max_num_sequences
     if max_batch_tokens <= _MANY:
         return StepMemory(tower, steps.prefill(max_batch_tokens), decode)
@@ -112,7 +116,7 @@ def _extrapolate(steps: _Steps, num_tiles: int, max_num_sequences: int, max_batc
 class _Steps:
     """Runs warm-up steps and returns their peak memory in bytes.
 
-    The KV cache has one block, to which every entry of every block table refers.
+    The KV cache has only one block, so every entry of every block table refers to it.
     """
 
     def __init__(self, runner: ModelRunner, context: int) -> None:
@@ -130,11 +134,14 @@ class _Steps:
         return peak.num_bytes
 
     def decode(self, num_rows: int) -> int:
-        """Decode a token for each sequence at the maximum context. Greedy and random sampling alternate."""
+        """Decode one token per sequence with the longest possible context.
+
+        Greedy and random sampling alternate.
+        """
         return self._run([self._chunk(1, _SAMPLINGS[(row - num_rows) % 2]) for row in range(num_rows)])
 
     def prefill(self, num_tokens: int) -> int:
-        """Compute the last chunk of a prompt of the maximum length."""
+        """Compute the last chunk of a prompt that has the maximum length."""
         return self._run([self._chunk(min(num_tokens, self._context), _SAMPLINGS[0])])
 
     def _chunk(self, num_tokens: int, sampling: SamplingParams) -> Chunk:
@@ -153,7 +160,7 @@ class _Steps:
 def max_tiles_per_step(model: Llava, max_batch_tokens: int) -> int:
     """Return the maximum number of tiles per pass of the vision tower.
 
-    This is enough for the images that fit in one step, or for one large image.
+    It is large enough for all images of a step or for one large image, up to MAX_TILES_PER_PASS.
     """
     layout = model.config.image_layout()
     largest = 1 + max((width * height // layout.side**2 for width, height in layout.grid), default=0)
@@ -161,7 +168,7 @@ def max_tiles_per_step(model: Llava, max_batch_tokens: int) -> int:
 
 
 def _sizes_up_to(maximum: int) -> Iterator[int]:
-    """Yield powers of two below ``maximum``, then ``maximum``."""
+    """Yield the powers of two below ``maximum``, followed by ``maximum``."""
     size = 1
     while size < maximum:
         yield size
@@ -170,5 +177,5 @@ def _sizes_up_to(maximum: int) -> Iterator[int]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out. Torch raises a specific exception only for GPU memory."""
+    """Return whether the step ran out of memory. Torch raises a specific exception only for GPU memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -11,9 +11,9 @@ __all__ = ["EngineCounters"]
 
 @dataclass
 class EngineCounters:
-    """The counters of `EngineStats` without the suffix ``_total``.
+    """Counters with the same names as in `EngineStats`, but without the suffix ``_total``.
 
-    ``num_sequences`` corresponds to ``num_batched_sequences_total``.
+    ``num_sequences`` is ``num_batched_sequences_total`` there.
     """
 
     num_steps: int = 0
@@ -22,7 +22,7 @@ class EngineCounters:
     num_decode_tokens: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
-    num_generated_tokens: int = 0  # counted by the engine, because an output may end before its last draft
+    num_generated_tokens: int = 0  # counted by the engine; an output may end before its last accepted draft
 
     def count(self, step: StepResult) -> None:
         num_prompt_tokens = sum(chunk.num_prompt_tokens for chunk in step.chunks)

@@ -1,12 +1,12 @@
-"""A trace of the engine's steps, written to a file for https://ui.perfetto.dev or chrome://tracing.
+"""A trace of the engine's steps. The file can be opened in https://ui.perfetto.dev or chrome://tracing.
 
-    steps              one bar per step, with the phases of the step inside it
+    steps              one bar per step, which contains the phases of the step
     sequences          one lane per sequence, from `add` to its end: waiting, prompt, output
     counters           used and free blocks, running and waiting sequences
 
-The file is a JSON array of events in the Trace Event Format. It is valid after every step, so a process that
-is killed leaves a valid file. Times are in microseconds and come from a clock shared by all processes on the
-machine.
+The file is a JSON array of events in the Trace Event Format. It is valid after every step, even if the
+process is then killed. Times are in microseconds and are measured with a clock that all processes on the
+machine share.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from llava_worker.engine.core.sequence import Sequence
 
 __all__ = ["MAX_BYTES", "StepTrace", "TraceFile"]
 
-MAX_BYTES = 512 << 20  # the largest file that viewers can open; about 500,000 steps
-_STEPS = 1  # thread ID of the lane for steps
-_CLOSE = b"\n]\n"  # overwritten by later events
+MAX_BYTES = 512 << 20  # largest file size that viewers can open; about 500,000 steps
+_STEPS = 1  # thread ID of the lane that shows the steps
+_CLOSE = b"\n]\n"  # overwritten when events are added
 
 _Event: TypeAlias = dict[str, Any]
 _State: TypeAlias = Literal["waiting", "prompt", "output"]
@@ -36,12 +36,13 @@ logger = logging.getLogger(__name__)
 
 
 class TraceFile:
-    """An append-only file of events, locked until the process exits."""
+    """An append-only file of events. It is locked until the process exits."""
 
     def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES) -> None:
-        """Create the file or truncate an existing one.
+        """Create the file, or truncate it if it exists.
 
-        Raises OSError, or BlockingIOError if another process is writing a trace to the file.
+        Raises BlockingIOError if another process is writing a trace to the file, and OSError if the file
+        cannot be written.
         """
         self._path = path
         self._max_bytes = max_bytes
@@ -52,11 +53,11 @@ class TraceFile:
         except OSError:
             os.close(self._file)
             raise
-        self._end = 0  # offset after the last event, where the closing bracket is written
+        self._end = 0  # offset of the closing bracket, right after the last event
         self._is_full = False
 
     def write(self, events: list[_Event]) -> None:
-        """Write the events in one call. If the file or the disk is full, log a warning and stop the trace."""
+        """Write the events with one call. If the file or disk is full, log a warning and stop the trace."""
         if self._is_full or not events:
             return
         text = ",\n" if self._end else "[\n"
@@ -70,7 +71,7 @@ class TraceFile:
                 raise OSError("No space left on device.")
         except OSError as error:
             self._stop(str(error))
-            with suppress(OSError):  # truncate after the last complete step
+            with suppress(OSError):  # truncate the file after the last complete step
                 os.pwrite(self._file, _CLOSE, self._end)
                 os.ftruncate(self._file, self._end + len(_CLOSE))
         else:
@@ -83,7 +84,7 @@ class TraceFile:
 
 @dataclass
 class _Lane:
-    """The lane of a sequence that has been added but has not ended."""
+    """The lane of a sequence that has been added and has not ended yet."""
 
     key: str
     sequence: Sequence
@@ -91,9 +92,9 @@ class _Lane:
 
 
 class StepTrace:
-    """Records the events of an engine. All methods must be called from the engine's thread.
+    """Records the events of an engine. All methods must be called in the engine's thread.
 
-    Times are ``time.perf_counter`` values in seconds.
+    All times are ``time.perf_counter`` values.
     """
 
     def __init__(self, file: TraceFile, *, process: str) -> None:
@@ -103,7 +104,7 @@ class StepTrace:
         self._lanes: dict[str, _Lane] = {}
         self._num_lanes = 0
         self._stats = EngineStats()
-        self._events: list[_Event] = []  # buffered, not yet written
+        self._events: list[_Event] = []  # buffered, but not written yet
         self._add("M", "process_name", 0.0, args={"name": process})
         self._add("M", "thread_name", 0.0, tid=_STEPS, args={"name": "steps"})
         self._flush()
@@ -121,7 +122,7 @@ class StepTrace:
         self._flush()
 
     def aborted(self, seq_id: str, at: float) -> None:
-        """Record that a sequence was aborted. An unknown ID is ignored."""
+        """Record that a sequence was aborted. Unknown IDs are ignored."""
         self._end(seq_id, at, "aborted")
         self._flush()
 
@@ -129,7 +130,7 @@ class StepTrace:
         self._bar(name, began, ended)
 
     def stepped(self, began: float, ended: float, outputs: list[StepOutput], stats: EngineStats) -> None:
-        """Record a completed step. ``stats`` are the engine's statistics after it."""
+        """Record a completed step. ``stats`` are the engine's statistics after the step."""
         before, self._stats = self._stats, stats
         sizes = {
             "sequences": stats.num_batched_sequences_total - before.num_batched_sequences_total,
@@ -149,7 +150,7 @@ class StepTrace:
         self._flush()
 
     def _move(self, lane: _Lane, state: _State, began: float, ended: float) -> None:
-        """Change the state of a lane. Output begins at the end of a step, all other states at its start."""
+        """Change the state of a lane. "output" begins when the step ends, other states when it begins."""
         if lane.state == "waiting" and state == "output":
             self._enter(lane, "prompt", began)
         if lane.state != state:
@@ -193,5 +194,5 @@ def _state_of(sequence: Sequence) -> _State:
 
 
 def _us(seconds: float) -> int:
-    """Convert seconds to microseconds. Truncating both ends never makes disjoint intervals overlap."""
+    """Convert seconds to microseconds. Truncation never makes disjoint intervals overlap."""
     return int(seconds * 1_000_000)

@@ -1,12 +1,12 @@
-"""Token-level grammars. This is the only module that imports llguidance, the grammar library.
+"""Grammars at the level of tokens. This is the only module that imports llguidance, the grammar library.
 
-A `Grammar` is compiled once and shared. A `Matcher` holds the state of one output, which depends only on the
-output's tokens. When an output is resumed from another worker, a new matcher consumes its tokens. A preempted
-sequence retains its matcher.
+A `Grammar` is compiled once and shared by all sequences that use it. A `Matcher` holds the state of one
+output, which depends only on the tokens of the output. If a sequence resumes the output of another worker, a
+new matcher consumes the tokens of that output. A preempted sequence keeps its matcher.
 
-Tokens are represented by their bytes. Special tokens have no bytes and are never allowed, except that end
-tokens are allowed where the text so far is complete. Different matchers can be used concurrently in different
-threads.
+Tokens are represented by their bytes. Special tokens have no bytes and are never allowed, except for end
+tokens, which are allowed once the output is a complete match. Threads can use different matchers
+concurrently.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["Grammar", "GrammarLibrary", "Matcher"]
 
 _MAX_ERROR_CHARS = 300
-_MAX_FORCED = 64  # maximum number of initial steps with forced tokens; one step may force many
+_MAX_FORCED = 64  # maximum number of rounds of forced tokens at the start; a round may force many tokens
 _POSITION = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: |\(in regex\): |^Parser Error: ")
 
 
 class GrammarLibrary:
-    """The llguidance library, initialized with one vocabulary, which takes 0.1 s for 32,000 tokens."""
+    """The llguidance library, initialized with one vocabulary. This takes 0.1 s for 32,000 tokens."""
 
     def __init__(self, tokens: Items[bytes], eos_ids: Items[int]) -> None:
         """Create the library.
 
-        ``tokens[id]`` contains the bytes that a token adds to the text and is empty for special tokens.
+        ``tokens[id]`` contains the bytes that the token adds to the text. For special tokens, it is empty.
         ``eos_ids`` must contain at least one token.
         """
         vocabulary = _Vocabulary(tokens, eos_ids)
@@ -46,10 +46,10 @@ class GrammarLibrary:
         self._limits = llguidance.LLParserLimits(verbose_errors=False)
 
     def compile(self, source: str) -> Grammar:
-        """Compile a grammar in Lark syntax, as produced by `to_lark`. Raises UnsupportedGrammar.
+        """Compile a grammar in Lark syntax, as returned by `to_lark`.
 
-        Warnings are treated as errors, because the library ignores the parts of a grammar that it warns
-        about.
+        Raises UnsupportedGrammar if it cannot be enforced. Warnings are treated as errors, because the
+        library ignores any part of a grammar that causes a warning.
         """
         matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
         messages = [matcher.get_error()] if matcher.is_error() else matcher.get_grammar_warnings()
@@ -63,16 +63,16 @@ class Grammar:
     """A compiled grammar."""
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
-        """Create a grammar from a matcher in its initial state, which is copied but never advanced."""
+        """Create a grammar from a matcher in its initial state. The matcher is copied, but never advanced."""
         self._matcher = matcher
 
     def start(self) -> Matcher:
-        """Return a matcher for the start of an output."""
+        """Return a new matcher for an empty output."""
         return Matcher(self._matcher.deep_copy())
 
 
 class Matcher:
-    """The state of one output in its grammar. Once ``error`` is set, no token is allowed."""
+    """The state of one output with respect to its grammar. Once ``error`` is set, no token is allowed."""
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self._matcher = matcher
@@ -80,9 +80,9 @@ class Matcher:
 
     @property
     def error(self) -> str | None:
-        """The reason why the output cannot continue, or None.
+        """The reason why the output cannot continue, or None if it can.
 
-        Either the grammar is too complex, or the tokens do not match it.
+        For example, the grammar is too complex, or the output does not match it.
         """
         return _readable(self._matcher.get_error()) if self._matcher.is_error() else None
 
@@ -94,7 +94,10 @@ class Matcher:
             self._matcher.consume_tokens(new_ids)
 
     def fill(self, row: NDArray[np.int32]) -> None:
-        """Set the bits of allowed tokens in ``row``, contiguous int32 [vocab / 32], lowest bit first."""
+        """Fill ``row``, contiguous int32 [vocab / 32], lowest bit first, with one bit per token.
+
+        The bits of allowed tokens are 1.
+        """
         self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
 
 
@@ -111,10 +114,10 @@ class _Vocabulary:
         self._longest = max(map(len, self.tokens))
 
     def __call__(self, text: bytes) -> list[int]:
-        """Tokenize text by greedy longest match.
+        """Tokenize text, always choosing the longest token that matches.
 
-        If a grammar allows only one text at some point, the library calls this to get the text's tokens and
-        allows no others.
+        If a grammar allows only one text at some position, the library calls this method and then allows only
+        the tokens that it returns.
         """
         token_ids: list[int] = []
         start = 0
@@ -133,9 +136,10 @@ class _Vocabulary:
 
 
 def _probe(matcher: llguidance.LLMatcher) -> None:
-    """Advance to the first position with more than one allowed token. Raises UnsupportedGrammar.
+    """Advance to the first position at which more than one token is allowed.
 
-    Some grammars that match no text or are too large fail only at that position.
+    Raises UnsupportedGrammar if the matcher fails. Some grammars that are too large or match no text compile
+    without an error and fail only when the matcher reaches that position.
     """
     for _ in range(_MAX_FORCED):
         matcher.compute_bitmask()
@@ -148,6 +152,6 @@ def _probe(matcher: llguidance.LLMatcher) -> None:
 
 
 def _readable(message: str) -> str:
-    """Return the library's message without positions and quotations from the generated Lark source."""
+    """Return the library's message without positions in the Lark source and without quotations from it."""
     words = _POSITION.sub("", message.split("\n   1 |")[0].split("<")[0])
     return " ".join(words.split())[:_MAX_ERROR_CHARS]

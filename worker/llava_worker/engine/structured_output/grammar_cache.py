@@ -1,4 +1,4 @@
-"""A cache of compiled grammars. New grammars are compiled in the sandbox first, then in this process."""
+"""A cache of compiled grammars. A new grammar is compiled first in the sandbox and then in this process."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ __all__ = ["GrammarCache"]
 
 MAX_TEXT_BYTES = 64 << 10
 _MAX_CACHED = 64
-_MAX_CACHED_BYTES = (
-    1 << 20
-)  # total size of the sources, to which the size of compiled grammars is proportional
+# Maximum total size of the sources. The size of a compiled grammar is proportional to the size of its source.
+_MAX_CACHED_BYTES = 1 << 20
 
 
 class GrammarCache:
-    """A thread-safe cache for one model. Compiles one grammar at a time.
+    """A thread-safe cache for one model. It compiles only one grammar at a time.
 
     The vocabulary and the library are loaded when the first grammar is compiled, because most workers never
     need them.
@@ -37,7 +36,7 @@ class GrammarCache:
         begins_with_space: bool = False,
         timeout_s: float = 5.0,
     ) -> None:
-        """Create an empty cache.
+        """Create a cache.
 
         ``read_tokens`` returns the bytes of each token of the model's vocabulary, in the order of token IDs.
         ``timeout_s`` limits the compilation time in the sandbox. For the other arguments, see
@@ -53,9 +52,9 @@ class GrammarCache:
         self._num_bytes = 0
 
     def compile(self, kind: GrammarKind, text: str) -> Grammar:
-        """Return the compiled grammar. Raises UnsupportedGrammar if it cannot be enforced.
+        """Return the compiled grammar. Raises UnsupportedGrammar if the grammar cannot be enforced.
 
-        This usually takes milliseconds, but it can take longer than ``timeout_s`` in the worst case.
+        Compilation usually takes milliseconds, but in the worst case, it takes longer than ``timeout_s``.
         """
         if not self._eos_ids:
             raise UnsupportedGrammar(

@@ -1,11 +1,12 @@
-"""A sandbox for grammars: each grammar is first compiled in a child process, which can crash safely.
+"""A sandbox for grammars.
 
-The library needs minutes or gigabytes of memory to compile some grammars, and some have crashed the process
-that compiled them. The child process gets no environment variables except PYTHONPATH, limited memory, and a
-few seconds per grammar. If it succeeds, the worker compiles the grammar itself.
+Each grammar is first compiled in a child process, which can crash without affecting the worker. For some
+grammars, compilation takes minutes, uses gigabytes of memory, or crashes the process. The memory of the child
+process is limited, it has only a few seconds per grammar, and its only environment variable is PYTHONPATH. If
+the child compiles a grammar successfully, the worker then compiles it too.
 
-The child reads one JSON value per line from stdin, starting with the vocabulary, and writes one line to
-stdout for each of them. It exits when stdin closes, which also happens if the worker exits.
+The child reads one JSON value per line from stdin, starting with the vocabulary. It replies to each of them
+with one line on stdout. The child exits when its stdin is closed, which also happens if the worker exits.
 """
 
 from __future__ import annotations
@@ -24,21 +25,24 @@ from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar
 
 __all__ = ["GrammarSandbox"]
 
-_START_S = 60.0  # timeout for starting Python and reading the vocabulary on a busy machine
-_MEMORY_BYTES = 2 << 30  # limit of the address space; a vocabulary of 152,000 tokens uses one tenth of it
+_START_S = 60.0  # timeout for starting Python and reading the vocabulary, even on a busy machine
+_MEMORY_BYTES = 2 << 30  # limit on the address space; a vocabulary of 152,000 tokens uses one tenth of it
 
 
 class GrammarSandbox:
-    """Manages at most one child process, which is started when needed. It is not thread-safe."""
+    """Manages at most one child process, which is started on demand. The sandbox is not thread-safe."""
 
     def __init__(self, tokens: Items[bytes], eos_ids: Items[int], *, timeout_s: float) -> None:
-        """Create the sandbox. ``timeout_s`` is per grammar; for the other arguments, see `GrammarLibrary`."""
+        """Create the sandbox. ``timeout_s`` applies to each grammar.
+
+        For the other arguments, see `GrammarLibrary`.
+        """
         self._vocabulary = json.dumps([[token.hex() for token in tokens], list(eos_ids)])
         self._timeout_s = timeout_s
         self._child: subprocess.Popen[bytes] | None = None
 
     def check(self, source: str) -> None:
-        """Raise UnsupportedGrammar if the library rejects the grammar, crashes or takes too long."""
+        """Raise UnsupportedGrammar if the library rejects the grammar, crashes, or takes too long."""
         try:
             message = _request(self._child or self._start(), source, self._timeout_s)
         except TimeoutError as error:
@@ -57,7 +61,7 @@ class GrammarSandbox:
         child, self._child = self._child, None
         if child is not None:
             child.kill()
-            child.communicate()  # waits for the exit and closes the pipes
+            child.communicate()  # waits until the child has exited, and closes the pipes
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._child = subprocess.Popen(
@@ -74,8 +78,8 @@ class GrammarSandbox:
 def _request(child: subprocess.Popen[bytes], line: str, timeout_s: float) -> str:
     """Send a line and return the reply.
 
-    Raises TimeoutError if the child does not reply in time, EOFError if it closes its stdout, and OSError if
-    it has exited.
+    Raises TimeoutError if the child does not reply in time, EOFError if the child closes its stdout, and
+    OSError if the child has already exited.
     """
     assert child.stdin is not None and child.stdout is not None
     child.stdin.write((line if line.startswith("[") else json.dumps(line)).encode() + b"\n")
@@ -93,7 +97,7 @@ def _request(child: subprocess.Popen[bytes], line: str, timeout_s: float) -> str
 
 
 def _serve() -> None:
-    """Run the child process."""
+    """Compile grammars from stdin in the child process."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     tokens, eos_ids = json.loads(sys.stdin.buffer.readline())
@@ -104,7 +108,7 @@ def _serve() -> None:
 
 
 def _compile_error(library: GrammarLibrary, source: str) -> str:
-    """Return the error message, or an empty string if the grammar compiles."""
+    """Return the error message, or an empty string if the grammar compiles successfully."""
     try:
         library.compile(source)
     except UnsupportedGrammar as error:

@@ -1,9 +1,9 @@
-"""Translates a request's grammar to Lark, the grammar library's language, without using the library.
+"""Translates the grammar of a request to Lark, the language that the grammar library uses.
 
-Whitespace in JSON is limited to a single space or to a line break with indentation, because models sometimes
-generate endless whitespace if the grammar allows it. Every keyword of a schema is either enforced or
-rejected: the library rejects keywords that it does not support, and this module rejects keywords that the
-library would ignore.
+This module does not use the library itself. Each run of whitespace in JSON is limited to a single space or to
+a line break with indentation, because models sometimes generate endless whitespace if the grammar allows it.
+Every keyword of a schema is either enforced or rejected: the library rejects keywords that it does not
+support, and this module rejects those that the library would ignore.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from llava_wire.messages.sampling_params import GrammarKind
 __all__ = ["UnsupportedGrammar", "to_lark"]
 
 _WHITE_SPACE = r" |\r?\n[ \t]{0,32}"
-_OPTIONS = "x-guidance"  # the schema keyword with options for the library
+_OPTIONS = "x-guidance"  # a schema keyword that contains options for the library
 
-# Keywords from JSON Schema drafts 3 and 4. The library would ignore them as annotations.
+# Keywords from JSON Schema drafts 3 and 4, which the library would treat as annotations and ignore.
 _OLD_KEYWORDS = ("extends", "disallow", "divisibleBy")
 _MAX_CALLS = 16  # tool calls per response; small models tend to repeat calls endlessly
 _EXACT = 2**53  # JSON integers are exact up to this value
@@ -50,17 +50,18 @@ class UnsupportedGrammar(ValueError):
     """Raised for a grammar that cannot be enforced."""
 
     def client_message(self, kind: GrammarKind) -> str:
-        """Return the error message for a client that sent a grammar of this ``kind``."""
+        """Return the error message for the client. ``kind`` is the kind of grammar that the client sent."""
         name = "JSON schema" if kind.startswith("json") else kind
         return f"The {name} cannot be enforced: {self}."
 
 
 def to_lark(kind: GrammarKind, text: str, *, begins_with_space: bool = False) -> str:
-    """Return the grammar in Lark syntax. Raises UnsupportedGrammar.
+    """Return the grammar in Lark syntax. Raises UnsupportedGrammar if it cannot be enforced.
 
-    ``text`` is the schema as JSON, the regular expression, or the choices as a JSON list of strings. It is
-    ignored for ``json_object``; for ``tools``, see ``Grammar`` in ``llava_wire``. Set ``begins_with_space``
-    if the detokenizer removes a space from the beginning of a text; the grammar then includes this space.
+    ``text`` is the schema as JSON, the regular expression, or the choices as a JSON list of strings. For
+    ``json_object``, it is ignored. For ``tools``, ``Grammar`` in ``llava_wire`` describes it. If
+    ``begins_with_space`` is true, the grammar requires a space at the start of the output. This is necessary
+    if the detokenizer removes a leading space.
     """
     start = 'start: " " output' if begins_with_space else "start: output"
     rules = _tool_rules(text) if kind == "tools" else f"output: {_rule(kind, text)}"
@@ -82,8 +83,8 @@ def _rule(kind: GrammarKind, text: str) -> str:
 def _tool_rules(text: str) -> str:
     """Return the rules for tool calls.
 
-    Each call invokes one function. If the tool choice is "auto", the output can also be text that does not
-    start with ``<tool_call>``.
+    Each call invokes exactly one function. If the tool choice is "auto", the output can instead be text that
+    does not start with ``<tool_call>``.
     """
     wanted = json.loads(text)
     calls = f'call ("\\n" call){{0,{_MAX_CALLS - 1}}}' if wanted["is_parallel"] else "call"
@@ -104,7 +105,7 @@ def _with_options(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """Yield this schema and all schemas nested in it. Values in other positions are skipped."""
+    """Yield this schema and all schemas nested in it. Values that are not schemas are skipped."""
     waiting = [schema]
     while waiting:
         part = waiting.pop()
@@ -136,7 +137,7 @@ def _check_keywords(schema: dict[str, Any]) -> None:
 def _regex(pattern: str) -> str:
     """Return the pattern in the form that Lark requires between slashes.
 
-    Anchors at both ends are removed, because a pattern always has to match the whole output.
+    Anchors at the start and the end are removed, because the pattern always has to match the whole output.
     """
     parts = _PART.findall(pattern.removeprefix("^"))
     if parts and parts[-1] == "\\":
