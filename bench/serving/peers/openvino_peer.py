@@ -31,7 +31,7 @@ def _target(checkpoint: Path, bits: int) -> Target:
     python = WORK / f"venv-{_NAME}" / "bin" / "python"
 
     def prepare() -> None:
-        # torchvision, a dependency, is built for CUDA and cannot be imported with the CPU version of torch.
+        # The dependency torchvision is built for CUDA and cannot be imported with the CPU build of torch.
         ensure_environment(_NAME, (cpu_torch(), *_REQUIREMENTS), without=["torchvision"])
         _convert(checkpoint, folder, _WEIGHTS[bits])
 
