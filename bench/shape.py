@@ -106,7 +106,7 @@ class Shape:
 
     @property
     def tower_parameters(self) -> int:
-        """Return the number of parameters used to encode an image, in the computed tower layers and projector."""
+        """Return the number of parameters used to encode an image, in the tower and projector."""
         layer = 4 * self.vision_hidden**2 + 2 * self.vision_hidden * self.vision_intermediate
         return (self.vision_layers - 1) * layer + self.hidden * (self.vision_hidden + self.hidden)
 

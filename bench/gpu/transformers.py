@@ -23,7 +23,7 @@ _CPU_BLOCKS = 64  # of 256 tokens each; on a CPU, the default number of blocks t
 def measure_generate(
     shape: Shape, device: torch.device, streams: list[int], num_tokens: int
 ) -> dict[str, Any]:
-    """Measure ``generate`` with all streams in one batch. Each contains an image, so no padding is necessary.
+    """Measure ``generate`` with all streams in one batch. Each stream has one image; none is padded.
 
     The time to first token is the duration of a run with one output token. The time per token is derived from
     the difference between this run and a longer one.

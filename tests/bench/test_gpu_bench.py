@@ -1,4 +1,4 @@
-"""Tests for the GPU benchmark. They run a mini model on a CPU."""
+"""Tests for the GPU benchmark, run with a mini model on a CPU."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_transformers_continuous_batching_has_the_same_metrics_and_prompt_length
 
 
 class Clock:
-    """A fake clock that the measurements advance."""
+    """A fake clock that is advanced by the measurements."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -80,7 +80,10 @@ def test_measurements_that_fit_are_all_run() -> None:
 
 
 def test_measurements_that_do_not_fit_are_dropped_and_listed() -> None:
-    """The third no longer fits into the remaining time. The last one would fit but is skipped, too."""
+    """The third measurement does not fit in the remaining time.
+
+    The last one would fit, but is skipped as well.
+    """
     clock = Clock()
     rows = [clock.measurement(name, seconds) for name, seconds in {"a": 60, "b": 40, "c": 10, "d": 1}.items()]
     done, dropped = run_within(rows, deadline=1159, clock=clock)

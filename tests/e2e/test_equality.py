@@ -1,4 +1,4 @@
-"""Outputs of concurrent and of sequential requests are identical to those of transformers.
+"""For both concurrent and sequential requests, outputs are identical to those of transformers.
 
 The conversations have 1 to 3 turns and 0 to 2 images.
 """

@@ -12,7 +12,7 @@ from llava_worker.gpu_health import describe_gpu_health, parse_faults, parse_xid
 
 from tests.machine_speed import scaled
 
-# A published report for an A100 with a pending row remap (Xid 63), and an H100 with newer drivers' fields.
+# A published report for an A100 with a pending row remap (Xid 63), plus an H100 with newer fields.
 FAULTY = """
 ==============NVSMI LOG==============
 

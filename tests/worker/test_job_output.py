@@ -1,4 +1,4 @@
-"""A job's events make up its response, and resume exactly where another worker stopped."""
+"""A job's events contain the entire response, and continue exactly where a previous worker stopped."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def step_outputs(text: bytes, finish: str | None = None) -> list[StepOutput]:
 
 
 def events(output: JobOutput, *batches: list[StepOutput]) -> list[Event]:
-    """Process the batches of outputs. Return the events that follow the batches, at most one per batch."""
+    """Process the batches of outputs. Return the resulting events, at most one per batch."""
     collected = []
     for batch in batches:
         for step_output in batch:

@@ -1,7 +1,6 @@
-"""Conversations with one or more turns about zero, one or two images, and their system prompts.
+"""Conversations about zero, one or two images, with one or more turns, and their system prompts.
 
-Training and evaluation both use `ask_one`, `ask_two` and `ask_none`. Only the names of their scene streams
-differ.
+Training and evaluation both use `ask_one`, `ask_two` and `ask_none`, but with scenes from different streams.
 """
 
 import random
@@ -36,7 +35,7 @@ class Conversation:
 
 
 def sample_system(rng: random.Random) -> str:
-    """Return LLaVA's own system prompt (probability 0.8), none (0.1) or another one (0.1)."""
+    """Return LLaVA's own system prompt (probability 0.8), no system prompt (0.1) or a different one (0.1)."""
     draw = rng.random()
     if draw < 0.8:
         return SYSTEM
@@ -97,7 +96,7 @@ def _about_it(scene: Scene, before: Turn, rng: random.Random) -> Turn | None:
 
 
 def _typed(turn: Turn, rng: random.Random) -> Turn:
-    """Vary how a question is typed: some are in lower or upper case, or lack the question mark."""
+    """Vary how questions are typed: some are all lower or upper case, or lack the question mark."""
     question, suffix = turn.question, ""
     if "\n" in question:
         question, suffix = question.split("\n", 1)
@@ -116,7 +115,7 @@ def _typed(turn: Turn, rng: random.Random) -> Turn:
 
 
 def ask_two(first: Scene, second: Scene, rng: random.Random) -> Conversation:
-    """Return a question that requires both images, or one that states which image it is about."""
+    """Return a question that requires both images, or a question that states which image it is about."""
     makers = (_compare_counts, _in_both, _in_one, _in_one, _in_one)
     turn = None
     while turn is None:
@@ -163,7 +162,7 @@ def _in_both(scenes: tuple[Scene, Scene], rng: random.Random) -> Turn | None:
 
 
 def _in_one(scenes: tuple[Scene, Scene], rng: random.Random) -> Turn | None:
-    """Return a question about one image. The end of the question states which image."""
+    """Return a question about one of two images. It ends by stating which image it is about."""
     which = rng.randrange(2)
     name = ("first", "second")[which]
     turn = MAKERS[rng.choice(("colour", "shape", "count", "exists", "read"))](scenes[which], rng)

@@ -14,7 +14,7 @@ IMAGE_SIZE = 140  # width and height of the tower's input in pixels
 PATCH = 14
 GRID = IMAGE_SIZE // PATCH
 _PAD = (122, 116, 104)  # int(255 * CLIP mean), the padding color of LLaVA-1.5
-_FINE = 4  # label samples per patch in each direction
+_FINE = 4  # number of label samples per patch in each direction
 _CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # The labels of a patch, each with its number of classes. Class 0 means that the label does not apply.

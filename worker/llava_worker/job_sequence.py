@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class GrammarError(Exception):
-    """The job's grammar cannot be compiled. The job fails with ``error``."""
+    """The job's grammar could not be compiled. The job fails with ``error``."""
 
     def __init__(self, error: JobError) -> None:
         super().__init__(error.message)

@@ -17,7 +17,7 @@ from llava_worker.settings import Precision, Settings
 __all__ = ["CommandRefused", "settings_for_command"]
 
 _BUNDLED = "tiny"
-# Settings that describe the startup model. For other models, they are reset to these values.
+# Settings that describe the startup model, and the values to which they are reset for other models.
 _FOR_OTHER_MODELS = {
     "served_model_name": None,
     "conversation": "auto",
@@ -32,17 +32,17 @@ class CommandRefused(Exception):
 
 
 def settings_for_command(command: ModelCommand, startup_settings: Settings) -> Settings | None:
-    """Return the settings for the requested model, or None for an unload. Raises CommandRefused."""
+    """Return the settings for the requested model, or None for an unload command. Raises CommandRefused."""
     if startup_settings.loadable_models is None:
         raise CommandRefused(
-            "This worker does not accept load or unload commands. To allow them, restart it with "
+            "This worker does not accept load or unload commands. To allow them, restart the worker with "
             "--loadable-models FOLDER."
         )
     if startup_settings.tensor_parallel > 1:
         num_ranks = startup_settings.tensor_parallel
         raise CommandRefused(
-            f"The model of this worker is split across {num_ranks} processes (--tensor-parallel) and cannot "
-            "be replaced at runtime. Restart the worker with the other model."
+            f"This worker's model is split across {num_ranks} processes (--tensor-parallel) and cannot "
+            "be replaced at runtime. To serve a different model, restart the worker."
         )
     if command.model is None:
         return None
@@ -62,10 +62,7 @@ def _precision(name: str | None, startup_settings: Settings) -> str:
 
 
 def _resolve(name: str, root: Path) -> str:
-    """Return the model's path in ``root``, which must be a resolved path.
-
-    Symbolic links are followed first.
-    """
+    """Return the resolved path of a model. It must be inside ``root``, which must also be resolved."""
     if name == _BUNDLED:
         return name
     try:

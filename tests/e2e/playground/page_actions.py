@@ -92,7 +92,7 @@ def copied(page: Page, button: str) -> str:
     turn.get_by_role("button", name=button).click()
     expect(turn.get_by_role("button", name="Copied")).to_be_visible()
     text = page.evaluate("navigator.clipboard.readText()")
-    expect(turn.get_by_role("button", name="Copied")).to_be_hidden()  # the label is restored
+    expect(turn.get_by_role("button", name="Copied")).to_be_hidden()  # wait until the label is restored
     assert isinstance(text, str)
     return text
 
@@ -105,7 +105,7 @@ def sent(request: Request) -> dict[str, Any]:
 
 
 def scripted(page: Page, *pieces: str) -> None:
-    """Make all further chat requests return these pieces of text."""
+    """Make all subsequent chat requests return these pieces of text."""
     chunks: list[dict[str, Any]] = [
         {"choices": [{"index": 0, "delta": {"content": piece}}]} for piece in pieces
     ]

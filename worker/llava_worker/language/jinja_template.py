@@ -1,8 +1,8 @@
 """A checkpoint's own chat template: untrusted Jinja code that runs in a sandbox without side effects.
 
-Before rendering, all characters in the user's text that are the first character of a special token are
-replaced by random placeholders. They are restored afterward. Every special token in the output therefore
-comes from the template.
+Before rendering, each character of the user's text with which a special token could begin is replaced by a
+random placeholder. After rendering, the original characters are restored. Every special token in the output
+therefore comes from the template.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class JinjaChatTemplate:
         }
 
     def _split(self, text: str, images: list[ImageRef]) -> list[Segment]:
-        """Split the text at special tokens and replace the image tokens with the images, in order."""
+        """Split the text at special tokens, and replace image tokens with the images, in order."""
         segments: list[Segment] = []
         num_images, remaining = len(images), iter(images)
         end = 0

@@ -1,8 +1,8 @@
 """The tokenizer interface used by prompts, streams and grammars, and a byte tokenizer.
 
 User text is never encoded as special tokens: ``</s>`` or ``<image>`` in a text is treated as plain
-characters. Special tokens can only be added to a prompt by name, with ``special_id``. Decoding returns bytes,
-because a token may contain only part of a character. The detokenizer assembles the characters.
+characters. Special tokens can be added to a prompt only by their IDs, which ``special_id`` returns. Decoding
+returns bytes, because a token may contain only part of a character. The detokenizer assembles the characters.
 ``hf_tokenizer`` implements the interface for real models.
 """
 
@@ -18,11 +18,11 @@ class TokenizerError(Exception):
 
 
 class Tokenizer(Protocol):
-    """The interface of tokenizers.
+    """The interface that all tokenizers implement.
 
     ``bos_token_id`` is None for models without a beginning-of-sequence token. ``image_token_id`` is the
-    placeholder token for images. ``adds_bos`` is whether transformers prepends ``bos_token_id`` to every text
-    for this model.
+    placeholder token for images. ``adds_bos`` states whether transformers prepends ``bos_token_id`` to every
+    text for this model.
     """
 
     @property
