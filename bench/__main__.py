@@ -173,7 +173,7 @@ def _engine_alone(target: Target, args: argparse.Namespace, folder: Path) -> dic
 
 
 def _limits(target: Target, shape: Shape, ceilings: Ceilings, args: argparse.Namespace) -> Limits:
-    """Return the hardware limits for a target. Targets differ only in the number of bits per weight."""
+    """Return the hardware limits for a target. They depend only on the target's number of bits per weight."""
     return limits(
         shape,
         ceilings,

@@ -100,13 +100,13 @@ class Shape:
 
     @property
     def decoder_parameters(self) -> int:
-        """Return the number of parameters used to decode a token, in the decoder layers and LM head."""
+        """Return the number of parameters in the decoder layers and LM head that are used to decode a token."""
         layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
         return self.layers * layer + self.vocabulary * self.hidden
 
     @property
     def tower_parameters(self) -> int:
-        """Return the number of parameters used to encode an image, in the tower and projector."""
+        """Return the number of parameters in the tower and projector that are used to encode an image."""
         layer = 4 * self.vision_hidden**2 + 2 * self.vision_hidden * self.vision_intermediate
         return (self.vision_layers - 1) * layer + self.hidden * (self.vision_hidden + self.hidden)
 

@@ -49,7 +49,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Carrier:
-    """A callable with an error message as an argument.
+    """A callable that takes an error message as an argument.
 
     ``message`` is the position of that argument, and ``code`` is the error code or the position of the code.
     """

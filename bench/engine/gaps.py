@@ -35,7 +35,7 @@ from bench.record import RESULTS, write_record
 TINY = Path(llava_worker.__file__).parent / "tiny"
 NUM_STREAMS = 4
 NUM_IMAGES, NUM_WORDS = 14, 300  # per long prompt, 1,700 tokens in total; the context length is 2,048
-STEPS_BETWEEN = 20  # steps between the end of a long prompt and the next one
+STEPS_BETWEEN = 20  # number of steps between the end of a long prompt and the arrival of the next one
 BUDGETS = {"chunks of 512": 512, "whole prompts": 4096}
 
 
@@ -97,7 +97,7 @@ def main() -> None:
 def observe(
     engine: Engine, info: ModelInfo, timings: Timings, *, num_prompts: int, numbers: Iterator[int]
 ) -> None:
-    """Record the gaps of continuously decoding streams while ``num_prompts`` long prompts are prefilled."""
+    """Record the gaps in continuously decoding streams while ``num_prompts`` long prompts are prefilled."""
     for index in range(NUM_STREAMS):
         engine.add(_stream(f"stream {index}", next(numbers), info))
     for _ in range(STEPS_BETWEEN):

@@ -201,7 +201,7 @@ def measure(make: Callable[[list[bytes]], Any], size: int) -> dict[str, Any]:
                 num_incomplete += 1
                 continue
             try:
-                exact = {"parse_float": Decimal}  # as floats, 0.7 is not a multiple of 0.1
+                exact = {"parse_float": Decimal}  # in floating point, 0.7 is not a multiple of 0.1
                 jsonschema.validate(json.loads(output, **exact), json.loads(text, **exact))
                 num_valid += 1
             except (jsonschema.ValidationError, ValueError) as error:

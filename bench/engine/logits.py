@@ -52,7 +52,7 @@ CPU = torch.device("cpu")
 NUM_CONTEXT, NUM_COMPARED = 576, 64  # numbers of tokens in a random prompt
 _SMALL = {"vocabulary": 4096, "context": 1024, "vision_hidden": 64, "vision_layers": 2}
 _SMALL |= {"vision_heads": 1, "vision_intermediate": 128, "image_side": 28, "patch": 14}
-# The head size is 128, as in LLaVA-1.5. The models are small, to fit on a shared machine.
+# The head size is 128, as in LLaVA-1.5. The models are small enough for a shared machine.
 RANDOM = {
     "random, 8 layers of 1024": Shape(hidden=1024, layers=8, heads=8, intermediate=2752, **_SMALL),
     "random, 32 layers of 512": Shape(hidden=512, layers=32, heads=4, intermediate=1376, **_SMALL),

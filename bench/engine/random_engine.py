@@ -58,7 +58,7 @@ def make_engine(
 ) -> Engine:
     """Return an engine configured like a worker's, but without speculative decoding.
 
-    Models with random weights repeat themselves, so drafts would be accepted more often than in practice.
+    A model with random weights repeats itself, so drafts would be accepted more often than in practice.
     """
     device, text = model.device, model.config.text_config
     backend = choose_backend(precision, text, device)

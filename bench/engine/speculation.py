@@ -5,7 +5,7 @@ prefilled. Rounds with and without speculation alternate, so that other load on 
 equally, and the median ratio is reported. Other load does not affect the number of tokens per step. The tiny
 model produces realistic outputs:
 
-    describe again   an image is described twice, so the second output repeats the first one
+    describe again   the model describes an image twice, so the second output repeats the first one
     questions        one evaluation question per image; outputs are short and contain no repetition
 
 A model with LLaVA-1.5's layer shapes and random weights shows the extremes:
@@ -46,10 +46,10 @@ from tiny.drawing import draw, preprocess
 from tiny.evaluation import Question, evaluation_questions
 
 TINY_OUTPUTS = 32  # per round; the tiny model's outputs are short
-PROMPT_TOKENS, OUTPUT_TOKENS = 64, 48  # for the large model
+PROMPT_TOKENS, OUTPUT_TOKENS = 64, 48  # for the model with LLaVA-1.5's layer shapes
 WORDS = range(300, 32_000)  # all lower IDs are special tokens or byte tokens
 
-Batches = list[list[Sequence]]  # batches run sequentially, the sequences in a batch run concurrently
+Batches = list[list[Sequence]]  # batches run sequentially; the sequences in a batch run concurrently
 MakeBatches = Callable[[int], Batches]  # takes the round number; each batch is different
 
 
@@ -62,7 +62,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class Sample:
-    """The results of one round. ``num_steps`` counts decode steps; ``cpu_seconds`` includes all threads."""
+    """Results of a round.
+
+    ``num_steps`` is the number of decode steps; ``cpu_seconds`` includes all threads.
+    """
 
     seconds: float
     cpu_seconds: float

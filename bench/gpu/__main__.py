@@ -1,4 +1,4 @@
-"""``python -m bench.gpu``: benchmark the engine on an NVIDIA GPU, in the sizes of LLaVA-1.5-7B and 13B.
+"""``python -m bench.gpu``: benchmark the engine on an NVIDIA GPU with LLaVA-1.5 7B and 13B.
 
     python -m bench.gpu                                 7B in fp16, w4a16, fp8, w8a8, int8, int4; 13B in fp16
     python -m bench.gpu --sizes 7b --precisions fp16    one case
@@ -116,7 +116,7 @@ def _selected(args: argparse.Namespace) -> list[tuple[str, str]]:
 def measurements_of(
     args: argparse.Namespace, device: torch.device, card: dict[str, float]
 ) -> list[Measurement]:
-    """Return the measurements in order of importance: llava-serve in fp16, transformers, then all others."""
+    """Return the measurements in order of importance: llava-serve in fp16, transformers, and all others."""
     shapes = {size: MINI if args.quick else shape for size, shape in _SIZES.items()}
     llava_serve = [
         Measurement(
@@ -145,7 +145,7 @@ def _measure_or_reason(name: str, measure: Callable[[], dict[str, Any]]) -> dict
         torch.cuda.empty_cache()
     try:
         results = measure()
-    except (ValueError, ImportError, RuntimeError) as error:  # e.g. library missing, out of memory
+    except (ValueError, ImportError, RuntimeError) as error:  # e.g. missing library, out of memory
         results = {"why_not": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     print(name, results, flush=True)
     return results

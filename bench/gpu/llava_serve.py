@@ -1,4 +1,4 @@
-"""Measure llava-serve's engine with random weights on a GPU, and the peak rates of the GPU."""
+"""Measure llava-serve's engine with random weights on a GPU, and the GPU's peak rates."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def output_tokens(shape: Shape) -> int:
 
 
 def _shares(results: dict[str, Any], shape: Shape, name: str, card: dict[str, float]) -> dict[str, float]:
-    """Return the fractions of the peak rates achieved: memory reads when decoding, operations in prefill."""
+    """Return the achieved fractions of the peak rates: for memory reads (decode) and operations (prefill)."""
     alone = results["streams"][min(results["streams"], key=int)]
     read = shape.decode_bytes(alone["prompt_tokens"], bits=PRECISION_BITS[name]) / alone["decode_step_s"]
     operations = shape.image_operations() + shape.prefill_operations(alone["prompt_tokens"])

@@ -26,7 +26,7 @@ _ROWS, _IN, _OUT = 576, 2048, 5504  # tokens per image, and the dimensions of th
 class Ceilings:
     """Peak rates: memory reads in bytes per second, matrix products in operations per second.
 
-    Additions and multiplications count as one operation each.
+    Each addition and each multiplication counts as one operation.
     """
 
     read_bytes_per_s: float
@@ -44,7 +44,7 @@ class Ceilings:
 
 @torch.inference_mode()
 def measure_ceilings() -> Ceilings:
-    """Measure all peak rates. This takes a few seconds and 1 GiB of memory."""
+    """Measure all peak rates. This takes a few seconds and requires 1 GiB of memory."""
     return Ceilings(
         read_bytes_per_s=_read_rate(),
         bf16_per_s=_bf16_rate(),

@@ -30,7 +30,7 @@ from bench.record import write_record
 
 _EVENT_ID = re.compile(rb"id: chatcmpl-[0-9a-f]+:(\d+)\r?\n")
 _START_TIMEOUT_S = 60.0
-_RAMP_UP_S = 2.0  # time between starting the streams and beginning the measurement
+_RAMP_UP_S = 2.0  # time between the start of the streams and the start of the measurement
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ COLUMNS = (
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Return the records sorted by name, with llava-serve's first."""
+    """Return the records sorted by name, except that llava-serve's records come first."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     return sorted(records, key=lambda record: not record["name"].startswith("llava-serve"))
 

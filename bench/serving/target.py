@@ -70,7 +70,7 @@ class RunningTarget:
 def run_target(target: Target) -> Iterator[RunningTarget]:
     """Start a target, yield it when it is ready, and stop it afterwards.
 
-    Raises Unavailable if it exits or is not ready within 15 minutes.
+    Raises Unavailable if the target exits or is not ready within 15 minutes.
     """
     logs = WORK / "logs"
     logs.mkdir(parents=True, exist_ok=True)

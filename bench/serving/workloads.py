@@ -15,7 +15,7 @@ OUTPUT_TOKENS = 32
 PROMPT_TOKENS = (
     641  # with an image; approximate, because each question contains a number with one to three digits
 )
-COMMON_TOKENS = 33  # the system prompt, with which every prompt starts
+COMMON_TOKENS = 33  # length of the system prompt, which is the beginning of every prompt
 _TIMEOUT_S = 1800.0
 _BASE = Plan(max_tokens=OUTPUT_TOKENS, num_words=20, width=640, height=480)
 

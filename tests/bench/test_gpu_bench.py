@@ -30,7 +30,7 @@ def test_a_case_has_all_results(precision: str) -> None:
     assert results["streams"].keys() == {"1", "2"} and results["is_recorded"] is False
     assert all(share > 0 for share in results["shares"].values())
     assert len(results["streams"]["2"]["ttft_s"]) == 2
-    assert ("text" in results) == (precision == "fp32")  # for comparison with transformers
+    assert ("text" in results) == (precision == "fp32")  # for the comparison with transformers
 
 
 def test_transformers_generate_is_measured_with_the_same_metrics() -> None:

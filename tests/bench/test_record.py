@@ -56,7 +56,7 @@ def test_the_limits_match_a_manual_calculation() -> None:
     found = limits(LLAVA_1_5_SMALL, MACHINE, bits=16, **LOAD)
     assert found.tpot_s == pytest.approx((1.28e9 * 2 + 629 * 0.197e6) / 31e9, rel=0.01)
     assert found.ttft_new_s == pytest.approx(4.8, rel=0.05)
-    step_s = (1.28e9 * 2 + 8 * 629 * 0.197e6) / 31e9  # weights once, eight KV caches
+    step_s = (1.28e9 * 2 + 8 * 629 * 0.197e6) / 31e9  # weights, and KV of 8 sequences
     assert found.new_tokens_per_s == pytest.approx(8 * 32 / (8 * found.ttft_new_s + 31 * step_s), rel=0.005)
 
 

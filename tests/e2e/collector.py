@@ -14,7 +14,7 @@ from tests.waiting import wait_until
 
 
 class Span:
-    """A span from a service, with its attributes converted to Python values."""
+    """A span reported by a service. The attributes are converted to Python values."""
 
     def __init__(self, service: str, raw: Any) -> None:
         self.service = service

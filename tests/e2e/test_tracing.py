@@ -210,7 +210,7 @@ def test_opentelemetry_is_not_imported_without_tracing(module: str) -> None:
 
 
 def jobs(url: str) -> list[dict[str, str]]:
-    """Return the fields of each job in the queue as text."""
+    """Return each job in the queue as a dictionary of its fields."""
     with redis.Redis.from_url(url) as queue:
         return [
             {name.decode(): value.decode(errors="replace") for name, value in queue.hgetall(key).items()}

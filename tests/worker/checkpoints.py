@@ -29,7 +29,7 @@ IMAGE_TOKEN = 127
 
 Reference = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 
-# Model classes of the LLaVA family, as arguments for `write_checkpoint`.
+# Model classes in the LLaVA family, used as arguments for `write_checkpoint`.
 MISTRAL: dict[str, Any] = {"model_type": "mistral", "sliding_window": 11}
 NEXT: dict[str, Any] = {
     "is_next": True,

@@ -1,4 +1,4 @@
-"""Convert checkpoints between llava-hf's layout and the original LLaVA's layout."""
+"""Convert checkpoints between the llava-hf layout and the original LLaVA's layout."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def make_output(
 
 
 def step_outputs(text: bytes, finish: str | None = None) -> list[StepOutput]:
-    """Return one output for each byte. If ``finish`` is "stop", an end-of-sequence token follows."""
+    """Return one output for each byte, followed by an end-of-sequence token if ``finish`` is "stop"."""
     outputs = [StepOutput(ASSIGNMENT_ID, token_id) for token_id in text]
     if finish == "stop":
         outputs.append(StepOutput(ASSIGNMENT_ID, TOKENIZER.eos_token_id, "stop"))

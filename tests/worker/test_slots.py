@@ -32,11 +32,11 @@ class Stepper:
         await async_wait_until(lambda: self._num_received_tokens() == num_tokens)
 
     async def measure(self, tenant: str, text: str) -> tuple[int, int]:
-        """Submit a job. Return the number of steps until its first token, and until its end."""
+        """Submit a job. Return the numbers of steps until its first token and until its end."""
         num_added = self._engine.num_added
         job = await submit(self._client, tenant, text, NUM_TOKENS)
         await self.step()
-        # A full worker learns that a job is waiting for an overflow slot when emitting a step's outputs.
+        # When emitting a step's outputs, a full worker learns that a job is waiting for an overflow slot.
         await async_wait_until(lambda: self._engine.num_added > num_added)
         num_steps, first = 1, int(bool(self._client.token_ids(job)))
         while self._client.final(job) is None:

@@ -28,7 +28,10 @@ KINDS = (*MAKERS, "second turn", "two pictures", "no picture")
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation of one kind. Only the last turn is scored. Earlier turns include their answers."""
+    """A conversation of a given kind.
+
+    Only its last turn is scored, but earlier turns include answers as well.
+    """
 
     kind: str
     turns: tuple[Turn, ...]
@@ -43,7 +46,7 @@ def sample_system(rng: random.Random) -> str:
 
 
 def ask_one(scene: Scene, kind: str, rng: random.Random) -> Conversation | None:
-    """Return a conversation of this kind about the scene, or None if the scene does not support this kind."""
+    """Return a conversation of this kind about the scene, or None if the scene does not allow this kind."""
     if kind == "second turn":
         return _multi_turn(scene, rng)
     turn = MAKERS[kind](scene, rng)

@@ -199,7 +199,7 @@ class TinyLlava(nn.Module):
                 continue
             bias = bias + weight @ norm.bias
             weight = weight * norm.weight / scale
-            weight = weight - weight.mean(1, keepdim=True)  # as the layer norm subtracts the mean
+            weight = weight - weight.mean(1, keepdim=True)  # because the layer norm subtracts the mean
             units = unused[taken : taken + size - 1]
             taken += size - 1
             first.weight[units] = 0.35 * (weight - weight.mean(0))[1:]
@@ -227,7 +227,7 @@ class TinyLlava(nn.Module):
         for number, layer in enumerate(llama.layers):
             assert isinstance(layer, _Layer)
             x = layer.attend(x, rotation, mask)
-            if number == TEXT.layers - 1:  # everything after this is computed per token, so only for targets
+            if number == TEXT.layers - 1:  # continue only with target tokens
                 x = x[F.pad(targets[:, 1:], (0, 1))]
             x = layer.feed_forward(x)
         out: Tensor = self.language_model.lm_head(llama.norm(x))

@@ -32,7 +32,7 @@ _ONE = tuple(kind for kind in KINDS if kind not in ("two pictures", "no picture"
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows of tokens. `images` contains the indices of the rows' images, row by row."""
+    """Packed rows of tokens. `images` contains the indices of the images in each row, row by row."""
 
     ids: NDArray[np.int64]  # [rows, length]
     positions: NDArray[np.int64]

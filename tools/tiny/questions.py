@@ -84,7 +84,7 @@ def shape(scene: Scene, rng: random.Random) -> Turn | None:
 def count(scene: Scene, rng: random.Random) -> Turn | None:
     """Ask for the number of all objects, or of objects with a given shape, color or both.
 
-    In about one of eight questions, the shape and the color are random and may not occur in the scene.
+    In about one in eight questions, the shape and color are random and may not occur in the scene.
     """
     noun, number = _countable(scene, rng)
     verb = "is" if number == 1 else "are"

@@ -63,7 +63,7 @@ def _produce_batches(
 
 
 class Trainer:
-    """The model, its optimizer and the process that generates batches. Use it as a context manager."""
+    """The model, its optimizer and the process that generates batches. Must be used as a context manager."""
 
     def __init__(self, *, minutes: float, work: Path) -> None:
         self.model = TinyLlava()

@@ -45,9 +45,9 @@ _CRASH_STATUS = 139  # the exit status that a shell reports after a segmentation
 @dataclass
 class _Running:
     sequence: Sequence
-    state: bytes  # digest of everything before the next token
-    length: int  # length of the output, in tokens, including end-of-sequence
-    has_end: bool  # whether the last token is end-of-sequence
+    state: bytes  # digest of everything that the next token depends on
+    length: int  # length of the output, in tokens, including the end-of-sequence token
+    has_end: bool  # whether the last token is an end-of-sequence token
     fault: str = ""
     fault_at: int = 0
 

@@ -15,11 +15,11 @@ from threading import Thread
 
 __all__ = ["describe_gpu_health", "log_gpu_health", "parse_faults", "parse_xids"]
 
-_TIMEOUT_S = 5.0  # short, because a failed GPU may block the driver and requests wait until the worker exits
+_TIMEOUT_S = 5.0  # short, because a failed GPU may block the driver, and requests wait until the worker exits
 _MAX_XIDS = 5  # only the most recent Xids are logged
 _LINE = re.compile(r"( *)(\S.*?)\s*(?: : (.*))?$")
 _XID = re.compile(r"NVRM: (Xid \(PCI:.*)")
-# Values that indicate no fault, keyed by section and by the end of the field name.
+# Values that indicate that there is no fault, keyed by section and by the last words of the field name.
 _HEALTHY_VALUES = {
     ("Volatile", "Uncorrectable"): ("0", "N/A"),
     ("Volatile", "Uncorrectable Parity"): ("0", "N/A"),

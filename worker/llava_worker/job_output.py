@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class JobOutputFactory(Protocol):
-    """Creates the output state of a job. This is JobOutput itself, or a function that adds tracing."""
+    """A function that creates the output state of a job: JobOutput, or a wrapper that adds tracing."""
 
     def __call__(
         self, assignment: Assignment, tokenizer: Tokenizer, *, stop: tuple[str, ...]
@@ -59,7 +59,7 @@ class JobOutput:
         self._text = self._replay_log()
         self._final: Final | None = None
         self._has_final_event = False
-        if self._detokenizer.is_stopped:  # the log contains all tokens but not the final event
+        if self._detokenizer.is_stopped:  # the log contains all tokens, but lacks the final event
             self._finish(FinishReason.STOP)
 
     @property

@@ -1,8 +1,8 @@
 """Access control and settings for loading another model into a running worker.
 
-If ``--loadable-models`` is not set, a worker rejects all commands. If it is set, an operator may load the
-model that the worker was started with, the bundled model, and the models in that folder. No command, whether
-it arrives through the admin port or through the queue, can make a worker read other files.
+If ``--loadable-models`` is not set, a worker rejects all commands. If it is set to a folder, an operator may
+load the models in that folder, the bundled model, and the model that the worker was started with. No command,
+whether it arrives through the admin port or through the queue, can make a worker read other files.
 """
 
 from __future__ import annotations

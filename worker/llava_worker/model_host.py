@@ -46,7 +46,7 @@ class ModelHost:
     def __init__(self, settings: Settings, model: LoadedModel) -> None:
         self.heartbeat: Heartbeat = model.heartbeat  # heartbeat of the startup model
         self._startup_settings = settings
-        self._loaded_settings: Settings | None = settings  # None if no model is loaded
+        self._loaded_settings: Settings | None = settings  # None while no model is loaded
         self._target_settings: Settings | None = settings  # requested by the current command
         self._model: LoadedModel | None = model  # loaded but not yet served
         self._worker: Worker | None = None
@@ -139,7 +139,7 @@ class ModelHost:
             model = loading.result()
         except StartupError as error:
             self._finish_command(consumer, "failed", str(error))
-        except Exception as error:  # such as out of memory or a corrupt file; the worker keeps running
+        except Exception as error:  # for example, out of memory or a corrupt file; the worker keeps running
             logger.exception("failed to load model %s", settings.model)
             self._finish_command(consumer, "failed", f"{type(error).__name__}: {error}")
         else:

@@ -55,7 +55,7 @@ def installed(name: str, packages: Sequence[str]) -> Mapping[str, str]:
 
 
 def run_or_unavailable(command: Sequence[str]) -> None:
-    """Run a command. Raises Unavailable, with the last lines of the output, if it fails."""
+    """Run a command. Raises Unavailable with the last lines of the output if the command fails."""
     try:
         done = subprocess.run(list(command), capture_output=True, text=True, check=False)
     except OSError as error:

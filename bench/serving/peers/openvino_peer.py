@@ -1,7 +1,7 @@
-"""OpenVINO GenAI with 8-bit and 4-bit weights and continuous batching.
+"""OpenVINO GenAI with 8-bit or 4-bit weights and continuous batching.
 
 OpenVINO's own server, OVMS, is not on PyPI, so `openvino_server` is used instead. optimum-intel converts the
-checkpoint once, which takes several minutes and several gigabytes of disk space.
+checkpoint once, which takes several minutes and requires several gigabytes of disk space.
 """
 
 from __future__ import annotations

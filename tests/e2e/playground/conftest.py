@@ -76,7 +76,10 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext) -> Iterator[Page]:
-    """A page. The test fails if it violates its content policy, raises an error or contacts another host."""
+    """A page.
+
+    The test fails if the page violates its content policy, raises an error or contacts another host.
+    """
     page = context.new_page()
     complaints: list[str] = []
     hosts: set[str] = set()

@@ -1,4 +1,4 @@
-"""User actions on the playground page and accessors for its content."""
+"""Functions that perform user actions on the playground page or read its content."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = [
 
 
 def scene() -> bytes:
-    """Return a PNG of a few hundred bytes."""
+    """Return a PNG with a size of a few hundred bytes."""
     image = Image.new("RGB", (64, 48), (200, 220, 200))
     image.paste((210, 60, 50), (8, 8, 32, 40))
     return _png(image)
 
 
 def noise(side: int) -> bytes:
-    """Return an incompressible PNG of about 3 * side * side bytes."""
+    """Return an incompressible PNG with a size of about 3 * side * side bytes."""
     return _png(Image.frombytes("RGB", (side, side), random.Random(side).randbytes(3 * side * side)))
 
 

@@ -130,7 +130,7 @@ def choose_template(
         return _checkpoint_template(folder, tokenizer, base)
     if conversation == "auto":
         conversation = template_for_config(_read_config(folder) or _read_config(base))
-        logger.info("conversation template selected by config.json: %s", conversation)
+        logger.info("conversation template selected based on config.json: %s", conversation)
     if prompt_style == "hf":
         if conversation not in _LLAVA_1_5_TEMPLATES:
             raise ChatTemplateError(

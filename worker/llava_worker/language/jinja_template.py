@@ -33,7 +33,7 @@ __all__ = ["JinjaChatTemplate", "has_chat_template", "read_chat_template"]
 
 
 class JinjaChatTemplate:
-    """A template that renders like ``apply_chat_template`` with ``add_generation_prompt`` in transformers."""
+    """A template that renders like transformers' ``apply_chat_template`` with ``add_generation_prompt``."""
 
     name = "checkpoint"
     is_hf_style = True
@@ -135,7 +135,10 @@ class JinjaChatTemplate:
 
 
 class _Generation(Extension):
-    """The ``{% generation %}`` tag, which marks responses in transformers templates. Has no effect here."""
+    """The ``{% generation %}`` tag, which marks responses in transformers templates.
+
+    It has no effect here.
+    """
 
     tags = {"generation"}
 
@@ -149,7 +152,7 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def read_chat_template(folder: Path) -> str:
-    """Read the template's source from the files that transformers uses. Raises ChatTemplateError."""
+    """Read the template's source from the same files as transformers. Raises ChatTemplateError."""
     source = _find_source(folder)
     if source is None:
         raise ChatTemplateError(

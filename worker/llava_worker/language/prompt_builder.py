@@ -148,7 +148,7 @@ class PromptBuilder:
                 "this model have different preprocessing configurations.",
             )
         # The size is set only for grids, where features depend on it. Without a grid, the same pixels produce
-        # the same features whatever the size of the original image.
+        # the same features regardless of the original image's size.
         width, height = (image.width, image.height) if has_grid else (0, 0)
         return ImageSpan(start=start, length=plan.num_tokens, digest=image.digest, width=width, height=height)
 
