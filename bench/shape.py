@@ -100,13 +100,13 @@ class Shape:
 
     @property
     def decoder_parameters(self) -> int:
-        """Return the number of parameters in the decoder layers and LM head that are used to decode a token."""
+        """Return the number of parameters that are used to decode a token: decoder layers and LM head."""
         layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
         return self.layers * layer + self.vocabulary * self.hidden
 
     @property
     def tower_parameters(self) -> int:
-        """Return the number of parameters in the tower and projector that are used to encode an image."""
+        """Return the number of parameters that are used to encode an image: tower and projector."""
         layer = 4 * self.vision_hidden**2 + 2 * self.vision_hidden * self.vision_intermediate
         return (self.vision_layers - 1) * layer + self.hidden * (self.vision_hidden + self.hidden)
 

@@ -42,7 +42,7 @@ def settings_for_command(command: ModelCommand, startup_settings: Settings) -> S
         num_ranks = startup_settings.tensor_parallel
         raise CommandRefused(
             f"This worker's model is split across {num_ranks} processes (--tensor-parallel) and cannot "
-            "be replaced at runtime. To serve a different model, restart the worker."
+            "be replaced at runtime. Restart the worker with the new model."
         )
     if command.model is None:
         return None
