@@ -1,6 +1,9 @@
-"""Reproducible benchmarks, not part of any package. To get started, run ``python -m bench --help``."""
+"""Reproducible benchmarks, not included in any published package.
+
+To get started, run ``python -m bench --help``.
+"""
 
 import os
 
-# Peak rates are measured with 2 MiB pages because llava_worker uses them too.
+# Use 2 MiB pages, as llava_worker does, so that the measured peak rates apply to it.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

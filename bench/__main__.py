@@ -2,12 +2,12 @@
 
     python -m bench                          llava-serve in bf16, int8 and int4
     python -m bench --peers                  all servers that can be installed
-    python -m bench --only openvino-int8     one server; leaves the other servers' records unchanged
-    python -m bench --url URL --name NAME    a running server
-    python -m bench --quick                  a smoke test with a mini checkpoint, about a minute
+    python -m bench --only openvino-int8     one server; keeps the other servers' records
+    python -m bench --url URL --name NAME    a server that is already running
+    python -m bench --quick                  a one-minute smoke test with a mini checkpoint
 
 Each server's record is written to ``bench/results/serving/NAME.json``, and all records are plotted in
-``serving.png``. ``--quick`` writes to ``bench/work`` instead. Do not run other programs at the same time. The
+``serving.png``. ``--quick`` writes both to ``bench/work`` instead. Close all other programs first. Each
 record includes the machine's load average.
 """
 
@@ -37,7 +37,7 @@ from bench.shape import LLAVA_1_5_SMALL, MINI, Shape
 
 _DEFAULT = ("llava-serve-bf16", "llava-serve-int8", "llava-serve-int4")
 _QUICK = ("llava-serve-fp32", "llava-serve-bf16")
-# Delay between readiness and the first workload, to let the server finish its background startup work.
+# Time to wait once the server is ready, so that it can finish its background startup work.
 _IDLE_S = 20.0
 
 
@@ -153,7 +153,7 @@ def _read_into_page_cache(folder: Path) -> None:
 
 @contextmanager
 def _server(target: Target, url: str | None) -> Iterator[Any]:
-    """Yield the URL of the server and a function that returns its startup time and memory."""
+    """Yield the server's URL and a function that returns the server's startup time and memory use."""
     if url is not None:
         yield url, dict
         return
@@ -173,7 +173,7 @@ def _engine_alone(target: Target, args: argparse.Namespace, folder: Path) -> dic
 
 
 def _limits(target: Target, shape: Shape, ceilings: Ceilings, args: argparse.Namespace) -> Limits:
-    """Return the hardware limits, which depend only on the target's bits per weight."""
+    """Return the hardware limits for a target. They depend only on the target's number of bits per weight."""
     return limits(
         shape,
         ceilings,

@@ -1,8 +1,8 @@
-"""``python -m bench.checkpoint [FOLDER]``: write a random checkpoint with LLaVA-1.5's shapes.
+"""``python -m bench.checkpoint [FOLDER]``: write a LLaVA-1.5 checkpoint with random weights.
 
-Speed depends on the number of weights, not on their values, so no download is necessary. The checkpoint is in
-the llava-hf layout. It takes about 3.3 GB of disk space and is written one shard at a time. The weights are
-scaled so that activations neither vanish nor explode over the layers.
+Speed depends on the number of weights, not on their values, so there is no need to download a trained model.
+The checkpoint uses the llava-hf layout, takes up about 3.3 GB of disk space and is written one shard at a
+time. The weights are scaled so that activations neither vanish nor explode from layer to layer.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def main() -> None:
 
 
 def ensure_checkpoint(folder: Path = DEFAULT_FOLDER, shape: Shape = LLAVA_1_5_SMALL) -> Path:
-    """Return the checkpoint folder. Write the checkpoint first if it is missing or incomplete."""
+    """Return the checkpoint folder, after writing the checkpoint if it is missing or incomplete."""
     if not (folder / "config.json").is_file():
         write_checkpoint(folder, shape)
     return folder
 
 
 def write_checkpoint(folder: Path, shape: Shape, *, dtype: str = "bfloat16", seed: int = 0) -> None:
-    """Write the checkpoint, replacing any existing one. ``config.json`` marks it as complete."""
+    """Write the checkpoint, replacing any existing one. ``config.json`` is written last."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)

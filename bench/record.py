@@ -41,7 +41,7 @@ _INSTRUCTION_SETS = (
     "avx512_bf16",
     "amx_int8",
     "amx_bf16",
-)  # flag names in /proc/cpuinfo
+)  # names of flags in /proc/cpuinfo
 
 
 def write_record(

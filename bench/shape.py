@@ -1,6 +1,6 @@
-"""The shape of a LLaVA model: its configuration, its tensors, and the bytes and operations of a forward pass.
+"""The shape of a LLaVA model: its configuration, tensors, and bytes and operations per forward pass.
 
-Counts are theoretical and do not depend on the implementation, so they apply to every server.
+The numbers of bytes and operations are theoretical, so they apply to every implementation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["LLAVA_1_5_SMALL", "MINI", "Shape"]
 class Shape:
     """The dimensions of LLaVA-1.5: a Llama decoder, a CLIP tower and a projector with two linear layers.
 
-    ``vision_layers`` includes the last layer of the tower, which is in the checkpoint but not computed: the
+    ``vision_layers`` includes the tower's last layer, which is part of the checkpoint but never computed. The
     projector uses the output of the second-to-last layer, without the CLS token.
     """
 
@@ -100,13 +100,13 @@ class Shape:
 
     @property
     def decoder_parameters(self) -> int:
-        """Return the number of parameters used per decoded token: all decoder layers and the LM head."""
+        """Return the number of parameters that are used to decode a token: decoder layers and LM head."""
         layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
         return self.layers * layer + self.vocabulary * self.hidden
 
     @property
     def tower_parameters(self) -> int:
-        """Return the number of parameters used per image token: computed tower layers and the projector."""
+        """Return the number of parameters that are used to encode an image: tower and projector."""
         layer = 4 * self.vision_hidden**2 + 2 * self.vision_hidden * self.vision_intermediate
         return (self.vision_layers - 1) * layer + self.hidden * (self.vision_hidden + self.hidden)
 
@@ -120,7 +120,7 @@ class Shape:
 
     def prefill_operations(self, num_tokens: int) -> float:
         """Return the number of additions and multiplications for a prompt, including attention."""
-        head = self.vocabulary * self.hidden  # for the last token only
+        head = self.vocabulary * self.hidden  # only for the last token
         linear = 2.0 * (num_tokens * (self.decoder_parameters - head) + head)
         return (
             linear + 2.0 * self.layers * self.hidden * num_tokens**2
@@ -173,8 +173,8 @@ class Shape:
         yield "language_model.lm_head.weight", (self.vocabulary, width)
 
 
-# LLaVA-1.5 with CLIP-L/14-336, and a decoder with 1.3 instead of 7 billion parameters, which runs in an
-# acceptable time on two CPU cores.
+# LLaVA-1.5 with CLIP-L/14-336 and a decoder with 1.3 instead of 7 billion parameters, which is fast enough on
+# two CPU cores.
 LLAVA_1_5_SMALL = Shape(
     hidden=2048,
     layers=24,

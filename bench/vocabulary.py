@@ -1,9 +1,10 @@
-"""A tokenizer with a vocabulary of any size, in the format of Llama's ``tokenizer.json``.
+"""Create a tokenizer with a vocabulary of any size, in the format of Llama's ``tokenizer.json``.
 
-It is used with random weights. Each listed word is one token, and so is any other letter or byte (byte
-fallback). The number of tokens in a prompt can therefore be computed from its words. The words form a trie:
-each merge appends the next letter to the prefix of a word, and there are no other merges that could conflict.
-The rest of the vocabulary is filled with made-up words, so that every output token decodes to text.
+The tokenizer is for models with random weights. Each listed word is a single token, and all other text is
+split into letters and bytes (byte fallback). The number of tokens in a prompt can therefore be computed from
+its words. The words form a trie: each merge appends the next letter to a prefix of a word, and there are no
+other merges that could conflict. The rest of the vocabulary is filled with made-up words, so that every
+output token decodes to text.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def chat_template() -> str:
 
 
 def _trie(words: Iterable[str]) -> tuple[list[str], list[list[str]]]:
-    """Return the prefixes of all words, sorted by length, and for each prefix the merge that produces it."""
+    """Return the prefixes of all words, sorted by length, and the merge that produces each prefix."""
     beginnings = {f"{_SPACE}{word[:end]}" for word in words for end in range(1, len(word) + 1)}
     pieces = sorted(beginnings, key=lambda piece: (len(piece), piece))
     return pieces, [[piece[:-1], piece[-1]] for piece in pieces]

@@ -69,8 +69,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    # Shells start background jobs with SIGINT ignored, and child processes inherit this. SIGINT would then
-    # have no effect on the programs started by the tests.
+    # Shells start background jobs with SIGINT ignored, and child processes inherit this setting. SIGINT would
+    # then have no effect on programs that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Authentication is off by default in tests. Tests that need it set the variable themselves.
     os.environ["LLAVA_AUTH"] = "false"
@@ -88,7 +88,10 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect excluded paths given on the command line. ``pytest_ignore_collect`` does not apply to them."""
+    """Deselect excluded paths given on the command line.
+
+    ``pytest_ignore_collect`` is not called for such paths.
+    """
     excluded = [
         item for item in items if not not_collected().keys().isdisjoint((item.path, *item.path.parents))
     ]

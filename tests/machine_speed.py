@@ -12,7 +12,7 @@ import sys
 import time
 
 _COMPUTATION = "for _ in range(3_000_000): pass"
-_REFERENCE_S = 0.1  # time to start a process and run the computation on an idle core of 2026
+_REFERENCE_S = 0.1  # time to start a process and run the computation on an idle core, measured in 2026
 _MAX_FACTOR = 10.0
 _MAX_AGE_S = 30.0  # older measurements are repeated before the next test
 
@@ -26,7 +26,7 @@ class MachineSpeed:
 
     @property
     def factor(self) -> float:
-        """The slowdown relative to the reference machine, limited to 1 to 10."""
+        """The slowdown relative to the reference machine, clamped to the range from 1 to 10."""
         if self._measured_at_s is None:
             self.measure()
         return self._factor

@@ -36,7 +36,7 @@ class Process:
 
     @property
     def status(self) -> int | None:
-        """The exit status. None while the program runs, and negative if a signal terminated it."""
+        """The exit status. None while the program is running, negative if it was terminated by a signal."""
         return self._process.poll() if self._process else 0
 
     @property

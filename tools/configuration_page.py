@@ -2,7 +2,7 @@
 
     python tools/configuration_page.py
 
-Only the text between the markers is generated. The rest of the page is written by hand and left unchanged.
+Only the text between the markers is generated. The rest of the page is written by hand and remains unchanged.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def fill(page: str) -> str:
 
 
 def table(settings: type[BaseSettings]) -> str:
-    """Return a table with one row per setting, in the order of their definition."""
+    """Return a table with one row per setting, in the order in which they are defined."""
     rows = [_row(name, field) for name, field in settings.model_fields.items()]
     return "\n".join(
         ["| variable | flag | default | allowed | description |", "|---|---|---|---|---|", *rows]

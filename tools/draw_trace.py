@@ -2,8 +2,8 @@
 
     python tools/draw_trace.py TRACE.json OUT.png [FROM_S [TO_S]]
 
-The plot shows the phases of each step, one lane per sequence, the number of tokens per step and the number
-of allocated KV cache blocks. FROM_S and TO_S limit the time range, in seconds from the first step.
+The plot shows the phases of each step, one lane per sequence, the number of tokens per step and the number of
+allocated KV cache blocks. FROM_S and TO_S limit the time range, in seconds since the first step.
 """
 
 from __future__ import annotations

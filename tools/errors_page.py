@@ -1,9 +1,9 @@
-"""Generate the message lists in docs/errors.md from the source code of server, wire and worker.
+"""Generate the message lists in docs/errors.md from the source code of the server, wire and worker packages.
 
     python tools/errors_page.py
 
-The messages are extracted from the syntax tree. Each message thus stays next to the check that raises it, and
-all messages can be reviewed on one page. Text outside the markers is written by hand.
+The messages are extracted from the syntax tree. Each message can therefore be defined next to the check that
+raises it, while all messages can be reviewed on one page. Text outside the markers is written by hand.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BEGIN, END = "<!-- messages -->", "<!-- end -->"
 
 @dataclass(frozen=True, order=True)
 class Message:
-    """A message that clients can receive. ``template`` is its text, with the names of values in braces."""
+    """A message that clients can receive. ``template`` is its text, with placeholders in braces."""
 
     code: str
     template: str
@@ -43,19 +43,23 @@ class Message:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The names of the values in the template."""
+        """The names of the placeholders in the template."""
         return tuple(re.findall(r"{(\w+)}", self.template))
 
 
 @dataclass(frozen=True)
 class Carrier:
-    """A callable that takes a message: the position of the message, and the error code or its position."""
+    """A callable that takes an error message as an argument.
+
+    ``message`` is the position of that argument, and ``code`` is the error code or the position of the code.
+    """
 
     message: int
     code: int | str
 
 
-# Error constructors. Functions that pass one of their parameters to a constructor are carriers as well.
+# Error constructors. Functions that pass one of their parameters to one of these constructors are carriers as
+# well.
 _CONSTRUCTORS = {
     "ApiError": Carrier(1, 0),
     "ImageError": Carrier(1, 0),
@@ -100,7 +104,7 @@ def messages_of(sources: Iterable[str], package: str) -> set[Message]:
 
 
 def fill(page: str, messages: list[Message]) -> str:
-    """Return the page with the messages of each code listed in the section ``## code``."""
+    """Return the page with the messages for each code listed in that code's section, ``## code``."""
     sections = page.split("\n## ")
     for index, section in enumerate(sections[1:], 1):
         code = section.partition("\n")[0]
@@ -122,7 +126,7 @@ class _Call:
     function: str  # the function that contains the call
     parameters: list[str]  # the parameters of that function, without self
     assigned: dict[str, list[ast.expr]]  # values assigned to names in the function and in the module
-    is_own: bool = False  # for StoreFull: the limit is on the tenant's own files or batches
+    is_own: bool = False  # for StoreFull: whether the limit applies to the tenant's own files or batches
 
     def codes(self, carrier: Carrier) -> list[str]:
         """Return the error codes that the call can raise."""
@@ -179,7 +183,7 @@ def _calls_in(
                 each.arg == "is_own" and ast.unparse(each.value) == "True" for each in child.keywords
             )
             yield _Call(name, _arguments(child), function, parameters, assigned, is_own)
-        if isinstance(child, ast.Tuple) and len(child.elts) == 2:  # a code and a message in a table
+        if isinstance(child, ast.Tuple) and len(child.elts) == 2:  # an entry in a table of codes and messages
             yield _Call("ApiError", child.elts, function, parameters, assigned)
         yield from _calls_in(child, function, parameters, assigned)
 
@@ -206,7 +210,7 @@ def _assigned(statements: Iterable[ast.AST]) -> dict[str, list[ast.expr]]:
 
 
 def _with_wrappers(calls: list[_Call]) -> dict[str, Carrier]:
-    """Return the constructors and all functions that pass a parameter on to one of them."""
+    """Return the constructors and all functions that pass one of their parameters to a carrier."""
     carriers = dict(_CONSTRUCTORS)
     while True:
         before = len(carriers)

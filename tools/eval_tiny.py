@@ -3,7 +3,7 @@
     python tools/eval_tiny.py --folder worker/llava_worker/tiny            with transformers
     python tools/eval_tiny.py --url http://127.0.0.1:8000 --scenes 1000    with a running server
 
-The exit code is 1 if fewer than 95 % of all answers or fewer than 90 % for any question type are correct.
+The exit code is 1 if fewer than 95 % of all answers, or fewer than 90 % for any question type, are correct.
 """
 
 import argparse

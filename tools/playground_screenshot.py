@@ -20,7 +20,7 @@ QUESTIONS = ("Describe the picture in one sentence.", "What colour is the heart?
 
 
 def converse(page: Page, model: str) -> None:
-    """Ask both questions about the example image and wait for the responses."""
+    """Ask both questions about the example image, and wait for each response."""
     page.get_by_label("Model").select_option(model)
     page.get_by_role("button", name="A red heart").click()
     expect(page.get_by_label("Images to send").get_by_role("img")).to_have_count(1)

@@ -3,10 +3,10 @@
     python tools/prompt_goldens.py path/to/llama/tokenizer.json
 
 The script adds token IDs to the conversations in ``conversations.json``, with -200 for each image as in the
-original LLaVA. The IDs are computed with a second implementation of SentencePiece and of the original's
-prompt rules (``llava/conversation.py``, ``mm_utils.py``), which shares no code with the worker. The results
-are compared with the output of the tokenizers library. To add a conversation, add an entry without IDs and
-run the script.
+original LLaVA. The IDs are computed with independent implementations of SentencePiece and of the original's
+prompt rules (``llava/conversation.py``, ``mm_utils.py``), which share no code with the worker. The script
+also compares the IDs with the output of the tokenizers library. To add a conversation, add an entry without
+IDs and run the script.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ ROLES_AND_SEPARATORS = {
 
 
 def prompt_text(template: str, messages: list[dict[str, Any]]) -> str:
-    """Return the text of a prompt, like the original's ``Conversation.get_prompt``."""
+    """Return the text of a prompt, as the original's ``Conversation.get_prompt`` does."""
     system = SYSTEM[template]
     if messages[0]["role"] == "system":
         system, messages = messages[0]["content"][0], messages[1:]
@@ -93,9 +93,9 @@ def turns_of(template: str, message: dict[str, Any]) -> list[str]:
 
 
 def prompt_ids(text: str, vocabulary: dict[str, int]) -> list[int]:
-    """Return the token IDs, like the original's ``tokenizer_image_token``.
+    """Return the token IDs, as the original's ``tokenizer_image_token`` does. The first ID is that of <s>.
 
-    They start with a single <s>. Each piece of text between special tokens is encoded separately.
+    Each piece of text between special tokens is encoded separately.
     """
     ids = [MARK_IDS[BOS]]
     for part in re.split(f"([{IMAGE}{BOS}{EOS}])", text):
@@ -130,7 +130,8 @@ def sentencepiece(text: str, vocabulary: dict[str, int]) -> list[int]:
 def merge_order(piece: str, vocabulary: dict[str, int]) -> int:
     """Return the position of a merge in the merge order.
 
-    In Llama's tokenizer.model, scores decrease with the ID, and runs of spaces have the lowest scores.
+    In Llama's tokenizer.model, scores decrease as IDs increase, except that runs of spaces have the lowest
+    scores.
     """
     number = vocabulary.get(piece, 0)
     if number < FIRST_TEXT_ID:
@@ -139,7 +140,7 @@ def merge_order(piece: str, vocabulary: dict[str, int]) -> int:
 
 
 def needed_part(tokenizer: dict[str, Any], texts: list[str]) -> dict[str, Any]:
-    """Return the tokenizer without the pieces that do not occur in any text."""
+    """Return the tokenizer, without pieces that do not occur in any of the texts."""
     everything = "\x03".join("▁" + text.replace(" ", "▁") for text in texts)
     model = tokenizer["model"]
     specials = {token["content"] for token in tokenizer["added_tokens"]}

@@ -2,7 +2,7 @@
 
     python tools/train_tiny.py --minutes 90 --work DIR --out worker/llava_worker/tiny --resume
 
-`tiny/` generates the images and questions. Nothing is downloaded. Two CPU cores are sufficient.
+`tiny/` generates the images and questions. Nothing is downloaded. Training requires only two CPU cores.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """``python -m bench.engine.engine_alone``: benchmark the engine without a queue, server or network.
 
-The difference between these results and those with a server is the overhead of all other components. The
-benchmark runs in a separate process, so that it does not share memory with the other benchmarks.
+The difference between these results and those of a server is the overhead of all other components. The
+serving benchmark runs this module in a separate process, so that the two do not share memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bench.checkpoint import DEFAULT_FOLDER
 __all__ = ["SequenceGenerator", "generate", "measure_engine"]
 
 _TEXT_BEFORE, _TEXT_AFTER = 33, 28  # number of text tokens before and after the image
-_FIRST_WORD_ID = 300  # lower IDs are special tokens and byte tokens
+_FIRST_WORD_ID = 300  # all lower IDs are special tokens or byte tokens
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def measure_engine(folder: Path, *, precision: str, num_tokens: int, at_once: list[int]) -> dict[str, Any]:
-    """Measure latency and throughput at each concurrency level. Each sequence has a new image."""
+    """Measure latency and throughput at each concurrency level. Each sequence contains a different image."""
     began = time.perf_counter()
     engine, info = build_engine(
         EngineConfig(folder, precision=precision, device="cpu", use_speculation=False)
@@ -87,7 +87,7 @@ class SequenceGenerator:
         )
 
     def text(self, num_tokens: int) -> Sequence:
-        """Return a text-only prompt that is as long as a prompt with an image."""
+        """Return a text-only prompt with as many tokens as a prompt with an image."""
         self._num_sequences += 1
         length = _TEXT_BEFORE + self._image[1] + _TEXT_AFTER
         return Sequence(
@@ -99,7 +99,10 @@ class SequenceGenerator:
 
 
 def generate(engine: Engine, sequences: list[Sequence]) -> dict[str, Any]:
-    """Run all sequences. Return each one's time to first token, the decode step time and the throughput."""
+    """Run all sequences.
+
+    Return each sequence's time to first token, the decode step time and the throughput.
+    """
     for sequence in sequences:
         engine.add(sequence)
     began = last = time.perf_counter()

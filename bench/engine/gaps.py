@@ -1,11 +1,12 @@
 """``python -m bench.engine.gaps``: measure the gaps between tokens while a long prompt is prefilled.
 
-The benchmark runs the engine with the bundled tiny model, without a server. Four streams decode, and a long
-prompt with new images arrives periodically. It is prefilled either in chunks of at most 512 tokens per step,
-or in one step with a larger token budget. Both cases alternate for several rounds, so that other load on the
-machine affects both equally. A gap is the time between two consecutive tokens of a stream. It is reported as
-wall time and as the process's CPU time, which is not affected by other programs. Speculative decoding is
-disabled, because there is no gap between tokens from the same step.
+The benchmark runs the engine with the bundled tiny model, without a server. While four streams are decoding,
+long prompts with new images arrive at regular intervals. Each of these prompts is prefilled either in chunks
+of at most 512 tokens per step, or in a single step with a larger token budget. The two cases alternate for
+several rounds, so that other load on the machine affects both equally. A gap is the time between two
+consecutive tokens of a stream. Gaps are reported both in wall time and in the process's CPU time, which other
+programs do not affect. Speculative decoding is disabled, because tokens that are generated in the same step
+have no gap between them.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from bench.record import RESULTS, write_record
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 NUM_STREAMS = 4
-NUM_IMAGES, NUM_WORDS = 14, 300  # per long prompt: 1,700 tokens in total; the context length is 2,048
-STEPS_BETWEEN = 20  # steps between the end of a long prompt and the next one
+NUM_IMAGES, NUM_WORDS = 14, 300  # per long prompt, 1,700 tokens in total; the context length is 2,048
+STEPS_BETWEEN = 20  # number of steps between the end of a long prompt and the arrival of the next one
 BUDGETS = {"chunks of 512": 512, "whole prompts": 4096}
 
 
@@ -96,7 +97,7 @@ def main() -> None:
 def observe(
     engine: Engine, info: ModelInfo, timings: Timings, *, num_prompts: int, numbers: Iterator[int]
 ) -> None:
-    """Record the gaps of continuously decoding streams while ``num_prompts`` long prompts are prefilled."""
+    """Record the gaps in continuously decoding streams while ``num_prompts`` long prompts are prefilled."""
     for index in range(NUM_STREAMS):
         engine.add(_stream(f"stream {index}", next(numbers), info))
     for _ in range(STEPS_BETWEEN):
@@ -167,7 +168,7 @@ def _distribution(seconds: list[float]) -> dict[str, float]:
 
 
 def plot(timings: dict[str, Timings], path: Path) -> Path:
-    """Plot the fraction of gaps that exceed each duration, with and without a concurrent prefill."""
+    """Plot the fraction of gaps that are longer than each duration, with and without a concurrent prefill."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

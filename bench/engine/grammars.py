@@ -1,13 +1,13 @@
 """Compare the compile time, mask time, memory use and coverage of llguidance and xgrammar.
 
     python -m bench.engine.grammars                          llguidance only
-    python -m bench.engine.grammars --xgrammar-python PATH   xgrammar as well, from another environment
+    python -m bench.engine.grammars --xgrammar-python PATH   also xgrammar, from another environment
 
-The results are written to ``bench/results/grammars.json``. Each library runs in its own process. The
-vocabularies have as many tokens as those of Llama (32,064) and Qwen2 (152,064), and both libraries use the
-same ones. A walk samples random tokens from the masks until the grammar is complete or ``STEPS`` tokens have
-been sampled. The time of a step covers computing one mask and accepting one token. Times are CPU times, so
-that other programs on the machine have little effect.
+The results are written to ``bench/results/grammars.json``. Each library runs in its own process. Both
+libraries use the same two vocabularies, which are as large as those of Llama (32,064 tokens) and Qwen2
+(152,064 tokens). A walk repeatedly samples a token that the mask allows, until the output is complete or has
+``STEPS`` tokens. Each step computes one mask and accepts one token. All times are CPU times, so other
+programs on the machine have little effect.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STEPS = 150
 EOS = 0
 _CLOSING = (b'"', b"}", b"]", b'"}', b":", b",")
 
-# Schemas that a library should reject with an error message instead of treating them as a different schema.
+# Schemas that a library should reject with an error message instead of misinterpreting them.
 HOSTILE = {
     "false": "false",
     "no integer": '{"type": "integer", "minimum": 5, "maximum": 3}',
@@ -145,7 +145,7 @@ class Xgrammar:
 
 
 def walk(library: Any, compiled: Any, tokens: list[bytes], seed: int) -> tuple[bytes, bool, list[float]]:
-    """Return the text, whether it is complete, and the time of each step in seconds."""
+    """Return the generated text, whether it is complete, and the duration of each step in seconds."""
     generator = random.Random(seed)
     matcher, out = library.start(compiled), np.zeros((len(tokens) + 31) // 32, dtype=np.int32)
     closing = np.array([index for index, token in enumerate(tokens[:300]) if token in _CLOSING])
@@ -201,7 +201,7 @@ def measure(make: Callable[[list[bytes]], Any], size: int) -> dict[str, Any]:
                 num_incomplete += 1
                 continue
             try:
-                exact = {"parse_float": Decimal}  # as floats, 0.7 is not a multiple of 0.1
+                exact = {"parse_float": Decimal}  # in floating point, 0.7 is not a multiple of 0.1
                 jsonschema.validate(json.loads(output, **exact), json.loads(text, **exact))
                 num_valid += 1
             except (jsonschema.ValidationError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 logits     the logit error with the 8-bit cache, compared with the error of computing in bf16, the
            most common precision for serving
-answers    greedy outputs of the tiny model for the evaluation questions: how many are identical with both
+answers    the tiny model's greedy outputs for the evaluation questions: how many are identical with both
            caches, and how many are correct
 """
 
@@ -37,7 +37,7 @@ from bench.engine.logits import (
 )
 from bench.record import ROOT, write_record
 
-sys.path.append(str(ROOT / "tools"))  # to import the tiny model's evaluation
+sys.path.append(str(ROOT / "tools"))  # for the imports from ``tiny``
 from tiny.evaluation import Question, Result, evaluation_questions
 
 

@@ -1,8 +1,8 @@
-"""Compare the logits of the bundled model and of models with random weights across data types.
+"""Compare logits across data types, for the bundled model and for models with random weights.
 
-Random weights have no outliers, and the resulting token probabilities are almost uniform. The errors of these
-models therefore do not carry over to trained models. They only show how data types compare with each other at
-LLaVA-1.5's head size and at two depths.
+Random weights have no outliers and yield almost uniform token probabilities. The errors of models with random
+weights are therefore not representative of trained models. They only show how data types compare with each
+other at LLaVA-1.5's head size and two model depths.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 from bench.record import ROOT
 from bench.shape import Shape
 
-sys.path.append(str(ROOT / "tools"))  # to import the tiny model's scenes and evaluation
+sys.path.append(str(ROOT / "tools"))  # for the imports from ``tiny``
 from tiny.conversations import SYSTEM
 from tiny.drawing import draw, preprocess
 from tiny.evaluation import Question
@@ -49,10 +49,10 @@ __all__ = [
 
 TINY = ROOT / "worker" / "llava_worker" / "tiny"
 CPU = torch.device("cpu")
-NUM_CONTEXT, NUM_COMPARED = 576, 64  # number of tokens in a random prompt
+NUM_CONTEXT, NUM_COMPARED = 576, 64  # numbers of tokens in a random prompt
 _SMALL = {"vocabulary": 4096, "context": 1024, "vision_hidden": 64, "vision_layers": 2}
 _SMALL |= {"vision_heads": 1, "vision_intermediate": 128, "image_side": 28, "patch": 14}
-# The head size is 128, as in LLaVA-1.5. Width and depth are small enough for a shared machine.
+# The head size is 128, as in LLaVA-1.5. The models are small enough for a shared machine.
 RANDOM = {
     "random, 8 layers of 1024": Shape(hidden=1024, layers=8, heads=8, intermediate=2752, **_SMALL),
     "random, 32 layers of 512": Shape(hidden=512, layers=32, heads=4, intermediate=1376, **_SMALL),
@@ -70,7 +70,7 @@ class Example:
 
 
 def load(folder: Path, precision: str) -> Llava:
-    # Formats that require a GPU are created as if for a GPU, but their matrix products also run on a CPU.
+    # Select formats that require a GPU as if for a GPU. Their matrix products also run on a CPU.
     device = CPU if precision in precisions_on(CPU) else torch.device("cuda:0")
     number_format = choose_precision(precision, device)
     model = Llava(read_config(folder), read_image_config(folder), precision=number_format, device=CPU)
@@ -102,7 +102,7 @@ def logits_of(model: Llava, kind: str, example: Example) -> Tensor:  # fp32 [pos
 
 
 def errors(exact: list[Tensor], others: dict[str, list[Tensor]]) -> dict[str, Any]:
-    """Return the maximum and mean error relative to ``exact``, and how often the top token is the same."""
+    """Return the maximum and mean error compared with ``exact``, and how often the top token is the same."""
     reference = torch.cat(exact)
     results: dict[str, Any] = {"positions": len(reference), "std": float(reference.std())}
     for name, logits in others.items():

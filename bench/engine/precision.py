@@ -1,8 +1,8 @@
 """``python -m bench.engine.precision``: measure the logit error of quantized models relative to fp32.
 
-The bundled model is compared at each token of the correct answers to the evaluation questions. Models with
-random weights and LLaVA-1.5's head size are compared on random prompts. To measure how many answers are
-correct in a given precision, run ``make eval`` against a server in that precision.
+For the bundled model, logits are compared at each token of the correct answers to the evaluation questions.
+For models with random weights and LLaVA-1.5's head size, they are compared on random prompts. To measure how
+many answers are correct in a given precision, run ``make eval`` against a server in that precision.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.checkpoint import write_checkpoint
 from bench.engine.logits import RANDOM, TINY, Example, errors, example_of, load, logits_of, random_example
 from bench.record import ROOT, write_record
 
-sys.path.append(str(ROOT / "tools"))  # to import the tiny model's evaluation
+sys.path.append(str(ROOT / "tools"))  # for the imports from ``tiny``
 from tiny.evaluation import evaluation_questions
 
 PRECISIONS = ("bf16", "int8", "int4", "w8a8", "fp8")

@@ -1,7 +1,7 @@
 """An engine for a LLaVA model with random weights.
 
-The weights are generated on the device, without files or downloads. They are loaded in chunks of rows, just
-like those of a checkpoint, so all precisions are supported.
+The weights are generated on the device, so no checkpoint is necessary. They are loaded in chunks of rows,
+just like the weights of a checkpoint, so all precisions are supported.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STEP_BYTES = 2 << 30  # reserved for activations and CUDA graphs
 
 @torch.inference_mode()
 def make_model(shape: Shape, precision: Precision, device: torch.device) -> Llava:
-    """Return a model with random weights, scaled so that activations neither vanish nor explode."""
+    """Return a model whose random weights are scaled so that activations neither vanish nor explode."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(shape.config("float16")), encoding="utf-8")
@@ -58,7 +58,7 @@ def make_engine(
 ) -> Engine:
     """Return an engine configured like a worker's, but without speculative decoding.
 
-    Models with random weights repeat themselves, so drafts would be accepted more often than in practice.
+    A model with random weights repeats itself, so drafts would be accepted more often than in practice.
     """
     device, text = model.device, model.config.text_config
     backend = choose_backend(precision, text, device)

@@ -1,11 +1,11 @@
 """``python -m bench.engine.speculation``: measure the speedup and overhead of speculative decoding.
 
-The benchmark runs the engine without a server and measures decoding only, after all prompts are prefilled.
-Rounds with and without speculation alternate and the median ratio is reported, so that other load on the
-machine affects both equally. The number of tokens per step is not affected by other load. The tiny model
-produces realistic outputs:
+The benchmark runs the engine without a server and measures only decoding, once all prompts have been
+prefilled. Rounds with and without speculation alternate, so that other load on the machine affects both
+equally, and the median ratio is reported. Other load does not affect the number of tokens per step. The tiny
+model produces realistic outputs:
 
-    describe again   an image is described twice, so the second output repeats the first one
+    describe again   the model describes an image twice, so the second output repeats the first one
     questions        one evaluation question per image; outputs are short and contain no repetition
 
 A model with LLaVA-1.5's layer shapes and random weights shows the extremes:
@@ -41,16 +41,16 @@ from llava_worker.settings import load_settings
 from bench.checkpoint import ensure_checkpoint
 from bench.record import ROOT, write_record
 
-sys.path.append(str(ROOT / "tools"))  # to import the tiny model's scenes and evaluation
+sys.path.append(str(ROOT / "tools"))  # for the imports from ``tiny``
 from tiny.drawing import draw, preprocess
 from tiny.evaluation import Question, evaluation_questions
 
 TINY_OUTPUTS = 32  # per round; the tiny model's outputs are short
-PROMPT_TOKENS, OUTPUT_TOKENS = 64, 48  # for the large model
-WORDS = range(300, 32_000)  # lower IDs are special tokens and byte tokens
+PROMPT_TOKENS, OUTPUT_TOKENS = 64, 48  # for the model with LLaVA-1.5's layer shapes
+WORDS = range(300, 32_000)  # all lower IDs are special tokens or byte tokens
 
-Batches = list[list[Sequence]]  # batches run one after another; the sequences in a batch run concurrently
-MakeBatches = Callable[[int], Batches]  # takes the round number; all batches differ
+Batches = list[list[Sequence]]  # batches run sequentially; the sequences in a batch run concurrently
+MakeBatches = Callable[[int], Batches]  # takes the round number; each batch is different
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class Sample:
-    """The results of one round. ``num_steps`` counts decode steps; ``cpu_seconds`` includes all threads."""
+    """Results of a round.
+
+    ``num_steps`` is the number of decode steps; ``cpu_seconds`` includes all threads.
+    """
 
     seconds: float
     cpu_seconds: float
@@ -137,7 +140,7 @@ def ask_once(question: Question) -> list[Message]:
 
 
 def ask_twice(question: Question) -> list[Message]:
-    """Return a conversation in which the user repeats the question, so that the same response is expected."""
+    """Return a conversation in which the user repeats a question, so that the model repeats its response."""
     turn = question.turns[-1]
     first = ask_once(question)
     return [*first, Message("assistant", (turn.answer,)), Message("user", (turn.question,))]
@@ -255,7 +258,7 @@ def _tokens_per_step(samples: list[Sample]) -> float:
 def generate_all(engine: EngineInterface, batches: Batches) -> tuple[Sample, dict[str, list[int]]]:
     """Generate all batches. Return the measurements and each sequence's output tokens.
 
-    The measurements exclude prefill and all tokens generated before the last prompt of a batch is prefilled.
+    In each batch, measurement starts once all prompts have been prefilled.
     """
     outputs: dict[str, list[int]] = {}
     samples = [_generate_batch(engine, batch, outputs) for batch in batches]

@@ -1,20 +1,20 @@
-"""``python -m bench.gpu``: benchmark the engine on an NVIDIA GPU with the shapes of LLaVA-1.5-7B and 13B.
+"""``python -m bench.gpu``: benchmark the engine on an NVIDIA GPU with LLaVA-1.5 7B and 13B.
 
     python -m bench.gpu                                 7B in fp16, w4a16, fp8, w8a8, int8, int4; 13B in fp16
     python -m bench.gpu --sizes 7b --precisions fp16    one case
-    python -m bench.gpu --quick                         a smoke test with a mini model, also on a CPU; the
+    python -m bench.gpu --quick                         a smoke test with a mini model (also on a CPU); the
                                                         record is written to bench/work
 
 The weights are random. Each case measures the time to first token for a prompt with a new image, the time per
-token of a single request, the throughput with 1, 8, 32 and 128 streams with new images, images per second for
-the vision tower, and memory. The results are compared with the GPU's peak rates, which are measured in the
-same run.
+token for a single request, the throughput of 1, 8, 32 and 128 streams with new images, the number of images
+per second that the vision tower encodes, and memory use. The results are compared with the GPU's peak rates,
+which are measured in the same run.
 
 For comparison, transformers is measured in fp16: ``generate`` with all images in one batch, and continuous
-batching with text only. The fp16 cases of llava-serve include the same text-only workload. If a case fails,
-for example because the GPU runs out of memory, the reason is recorded. Cases that do not fit into the time
-limit of 450 seconds are skipped, the least important ones first, and listed in the record. Do not run other
-programs at the same time.
+batching with text only. llava-serve runs the same text-only workload in its fp16 cases. If a case fails, for
+example because the GPU runs out of memory, the reason is recorded. Cases that do not fit within the time
+limit of 450 seconds are listed in the record as skipped; the most important cases run first. Close all other
+programs first.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _selected(args: argparse.Namespace) -> list[tuple[str, str]]:
 def measurements_of(
     args: argparse.Namespace, device: torch.device, card: dict[str, float]
 ) -> list[Measurement]:
-    """Return the measurements in order of importance: llava-serve in fp16, transformers, then all others."""
+    """Return the measurements in order of importance: llava-serve in fp16, transformers, and all others."""
     shapes = {size: MINI if args.quick else shape for size, shape in _SIZES.items()}
     llava_serve = [
         Measurement(
@@ -139,13 +139,13 @@ def measurements_of(
 
 
 def _measure_or_reason(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the results of a measurement, or the reason for its failure."""
+    """Return the results of a measurement, or the reason why it failed."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:
         results = measure()
-    except (ValueError, ImportError, RuntimeError) as error:  # a missing library, out of memory
+    except (ValueError, ImportError, RuntimeError) as error:  # e.g. missing library, out of memory
         results = {"why_not": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     print(name, results, flush=True)
     return results

@@ -1,4 +1,4 @@
-"""Measure llava-serve's engine with random weights on a GPU, and the peak rates of the GPU."""
+"""Measure llava-serve's engine with random weights on a GPU, and the GPU's peak rates."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TILES, _TRIES = 16, 5
 def measure_case(
     shape: Shape, name: str, device: torch.device, card: dict[str, float], streams: list[int]
 ) -> dict[str, Any]:
-    """Measure one model in one precision: latency, throughput, memory and fractions of the peak rates."""
+    """Measure a model in one precision: latency, throughput, memory use and fractions of the peak rates."""
     precision = precision_on(name, device)
     began = time.perf_counter()
     model = make_model(shape, precision, device)
@@ -47,7 +47,7 @@ def measure_case(
     results["streams"] = {
         str(num): generate(engine, [generator.sequence(num_tokens) for _ in range(num)]) for num in streams
     }
-    if PRECISION_BITS[name] >= 16:  # same workload as transformers' continuous batching
+    if PRECISION_BITS[name] >= 16:  # the same workload as for transformers' continuous batching
         results["text"] = {
             str(len(sequences)): generate(engine, sequences)
             for sequences in _texts(generator, streams, num_tokens)
@@ -65,7 +65,7 @@ def measure_case(
 
 
 def text_prompts(shape: Shape, streams: list[int]) -> list[list[list[int]]]:
-    """Return the token IDs of text-only prompts, for each number of streams: [case][stream][token]."""
+    """Return the token IDs of a text-only prompt for each stream in each case: [case][stream][token]."""
     return [[sequence.prompt_ids for sequence in batch] for batch in _texts(_generator(shape), streams, 1)]
 
 
@@ -78,12 +78,12 @@ def _generator(shape: Shape) -> SequenceGenerator:
 
 
 def output_tokens(shape: Shape) -> int:
-    """Return the number of tokens to generate. It is lower for small models."""
+    """Return the number of tokens to generate, which is lower for models with a short context."""
     return min(OUTPUT_TOKENS, shape.context // 8)
 
 
 def _shares(results: dict[str, Any], shape: Shape, name: str, card: dict[str, float]) -> dict[str, float]:
-    """Return fractions of the GPU's peak rates: memory reads in a decode step, operations in a prefill."""
+    """Return the achieved fractions of the peak rates: for memory reads (decode) and operations (prefill)."""
     alone = results["streams"][min(results["streams"], key=int)]
     read = shape.decode_bytes(alone["prompt_tokens"], bits=PRECISION_BITS[name]) / alone["decode_step_s"]
     operations = shape.image_operations() + shape.prefill_operations(alone["prompt_tokens"])

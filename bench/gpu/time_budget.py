@@ -1,4 +1,4 @@
-"""Run measurements in order of importance until a deadline."""
+"""Run measurements in order of importance until the deadline."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Measurement:
 def run_within(
     measurements: Sequence[Measurement], *, deadline: float, clock: Callable[[], float] = time.monotonic
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Run the measurements. Return the results, and the reasons for skipped measurements, both by name.
+    """Run the measurements. Return the results, and the reasons for skipping the others, keyed by name.
 
-    A measurement is started if the remaining time exceeds the longest duration so far, scaled by its weight.
-    Otherwise, it and all later measurements are skipped, even if a later one might fit.
+    A measurement is skipped if the remaining time does not exceed the longest duration so far, scaled by the
+    measurement's weight. All later measurements are then skipped as well, even if one of them might fit.
     """
     done: dict[str, dict[str, Any]] = {}
     longest_s = 0.0  # for a measurement with weight 1

@@ -1,6 +1,6 @@
-"""Measure ``generate`` and the continuous batching of transformers, with the metrics of `bench.gpu`.
+"""Measure ``generate`` and continuous batching in transformers, with the metrics of `bench.gpu`.
 
-The settings for attention, CUDA graphs and memory use are transformers' defaults.
+For attention, CUDA graphs and memory use, the default settings of transformers are used.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from bench.shape import Shape
 
 __all__ = ["best_s", "measure_continuous", "measure_generate"]
 
-_CPU_BLOCKS = 64  # 256 tokens each; on a CPU, the default number of blocks fills most of the memory
+_CPU_BLOCKS = 64  # of 256 tokens each; on a CPU, the default number of blocks takes up most of the memory
 
 
 def measure_generate(
     shape: Shape, device: torch.device, streams: list[int], num_tokens: int
 ) -> dict[str, Any]:
-    """Measure ``generate`` with all streams in one batch, each with an image. No padding is necessary.
+    """Measure ``generate`` with all streams in one batch. Each stream has one image; none is padded.
 
-    The time to first token is the duration of a run with one output token. The time per token is calculated
-    from the difference between this run and a longer one.
+    The time to first token is the duration of a run with one output token. The time per token is derived from
+    the difference between this run and a longer one.
     """
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
@@ -59,16 +59,16 @@ def measure_generate(
 def measure_continuous(
     shape: Shape, device: torch.device, prompts: list[list[list[int]]], num_tokens: int
 ) -> dict[str, Any]:
-    """Measure continuous batching with each batch of ``prompts``. Only the decoder is used.
+    """Measure continuous batching with each batch of ``prompts``, using only the decoder.
 
-    The times are reported by transformers and start when a request is created. They exclude starting and
-    stopping threads and capturing CUDA graphs. transformers allocates most of the free memory.
+    Times are reported by transformers, starting at the creation of a request. They do not include starting
+    and stopping threads or capturing CUDA graphs. transformers allocates most of the free memory.
     """
     from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaForCausalLM, LlavaConfig
 
     dtype = _dtype(device)
     text: Any = LlavaConfig(**shape.config(_name(dtype))).text_config
-    generation_config: Any = GenerationConfig  # has no type annotations
+    generation_config: Any = GenerationConfig  # lacks type annotations
     model = _make(lambda: LlamaForCausalLM(text), dtype, device)
 
     def run(batch: list[list[int]]) -> list[Any]:

@@ -1,7 +1,7 @@
-"""Measure this machine's peak rates for memory reads and matrix products. Each is the best of several runs.
+"""Measure this machine's peak rates for memory reads and matrix products: the best of several runs.
 
-The rates are measured with torch's kernels instead of being taken from a data sheet. A kernel that is faster
-than torch's can exceed them.
+The rates are measured with torch's kernels instead of being taken from a data sheet. Kernels that are faster
+than torch's can therefore exceed these rates.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["Ceilings", "measure_ceilings"]
 
 _READ_BYTES = 1 << 30  # much larger than any CPU cache
 _TRIES = 5
-_ROWS, _IN, _OUT = 576, 2048, 5504  # tokens per image, and the model's largest layer
+_ROWS, _IN, _OUT = 576, 2048, 5504  # tokens per image, and the dimensions of the model's largest layer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
     """Peak rates: memory reads in bytes per second, matrix products in operations per second.
 
-    Additions and multiplications count as one operation each.
+    Each addition and each multiplication counts as one operation.
     """
 
     read_bytes_per_s: float
@@ -35,13 +35,16 @@ class Ceilings:
     num_threads: int
 
     def per_s(self, bits: float) -> float:
-        """Return the peak operations per second at this weight width. 4-bit weights use int8 products."""
+        """Return the peak operations per second for weights of this width.
+
+        For 4-bit weights, this is the int8 rate.
+        """
         return self.bf16_per_s if bits > 8 else self.int8_per_s
 
 
 @torch.inference_mode()
 def measure_ceilings() -> Ceilings:
-    """Measure all peak rates. This takes a few seconds and 1 GiB of memory."""
+    """Measure all peak rates. This takes a few seconds and requires 1 GiB of memory."""
     return Ceilings(
         read_bytes_per_s=_read_rate(),
         bf16_per_s=_bf16_rate(),

@@ -32,7 +32,7 @@ class ClockedEngine:
     def __init__(self, engine: EngineInterface, log: Path) -> None:
         self._engine = engine
         self._log = log.open("w", buffering=1)
-        self._requests: dict[str, str] = {}  # request number by seq_id
+        self._requests: dict[str, str] = {}  # request numbers, keyed by seq_id
         self._positions: dict[str, int] = {}
         self.max_sequences = engine.max_sequences
         self.context_length = engine.context_length

@@ -1,8 +1,8 @@
 """``python -m bench.serving.overhead``: measure the latency and CPU time of the queue, controller and SSE.
 
-An engine without a model generates one token per stream every 40 ms. The latency of a token is the time from
-the end of its step in the worker to the arrival of its last byte at the client, both taken from the same
-clock. The CPU time of each process is measured while all streams run.
+An engine without a model generates a token for each stream every 40 ms. The latency of a token is the time
+from the end of its step in the worker to the arrival of its last byte at the client, both measured with the
+same clock. The CPU time of each process is measured while all streams run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bench.record import write_record
 
 _EVENT_ID = re.compile(rb"id: chatcmpl-[0-9a-f]+:(\d+)\r?\n")
 _START_TIMEOUT_S = 60.0
-_RAMP_UP_S = 2.0  # time for all streams to start before the measurement begins
+_RAMP_UP_S = 2.0  # time between the start of the streams and the start of the measurement
 
 
 def main() -> None:

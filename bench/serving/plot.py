@@ -1,4 +1,4 @@
-"""Plot the records of a comparison: one panel per metric, one bar per server, and a mark for the limit."""
+"""Plot the records of a comparison: one panel per metric and one bar per server, with its limit marked."""
 
 from __future__ import annotations
 

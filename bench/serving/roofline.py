@@ -1,8 +1,8 @@
-"""Hardware limits of the workloads, from a roofline model of operations and memory reads.
+"""Hardware limits for the workloads, based on a roofline model of operations and memory reads.
 
 Prefill is compute-bound. Decoding is memory-bound: each step reads all weights once, regardless of the batch
-size. The model assumes that all weights have the same width, and ignores all other work done by a server,
-such as reading activations, sampling and communication between processes.
+size. The model assumes that all weights have the same width. It ignores all other work, such as reading
+activations, sampling and communication between processes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def limits(
     """Return the limits of all workloads.
 
     ``prompt_tokens`` includes image tokens. The first ``common_tokens`` of every prompt are assumed to be in
-    the prefix cache. An image that several prompts share is encoded once.
+    the prefix cache. An image shared by several prompts is encoded only once.
     """
     rate = ceilings.per_s(bits)
     text_tokens = max(1, prompt_tokens - shape.image_tokens - common_tokens)

@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["COLUMNS", "read_records", "serving_table", "value"]
 
-# Title, workload, path of the value in the workload's summary, name of its limit, unit, number of decimals.
+# Title, workload, path to the value in the workload's summary, name of its limit, unit, number of decimals.
 COLUMNS = (
     ("TTFT, new image", "new", ("ttft_s", "p50"), "ttft_new_s", "s", 2),
     ("time per token, 1 request", "new", ("tpot_s", "p50"), "tpot_s", "ms", 0),
@@ -19,7 +19,7 @@ COLUMNS = (
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Return the records sorted by name, with llava-serve's first."""
+    """Return the records sorted by name, except that llava-serve's records come first."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     return sorted(records, key=lambda record: not record["name"].startswith("llava-serve"))
 
@@ -35,7 +35,7 @@ def value(results: dict[str, Any], workload: str, path: tuple[str, ...]) -> floa
 
 
 def serving_table(folder: Path) -> str:
-    """Return a table of all measured servers, followed by a list of those that could not be measured."""
+    """Return a table of all measured servers, followed by a list of servers that could not be measured."""
     lines = [
         "| server | " + " | ".join(title for title, *_ in COLUMNS) + " | startup | memory |",
         "|---" * (len(COLUMNS) + 3) + "|",

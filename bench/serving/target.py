@@ -19,7 +19,7 @@ from bench.record import WORK
 
 __all__ = ["RunningTarget", "Target", "Unavailable", "run_target"]
 
-_READY_S = 900.0  # some servers compile for minutes at startup
+_READY_S = 900.0  # some servers spend minutes compiling at startup
 _STOP_S = 30.0
 _POLL_S = 0.25
 
@@ -46,12 +46,12 @@ class Target:
     ready_path: str = "/health"
     prepare: Callable[[], None] = lambda: None
     environment: Mapping[str, str] = field(default_factory=dict)
-    packages: Callable[[], Mapping[str, str]] = dict  # versions of its packages
+    packages: Callable[[], Mapping[str, str]] = dict  # returns the versions of the server's packages
 
 
 @dataclass(frozen=True)
 class RunningTarget:
-    """A running server. ``ready_s`` is the time it took to become ready, in seconds."""
+    """A running server. ``ready_s`` is the time that it took to become ready, in seconds."""
 
     url: str
     ready_s: float
@@ -70,7 +70,7 @@ class RunningTarget:
 def run_target(target: Target) -> Iterator[RunningTarget]:
     """Start a target, yield it when it is ready, and stop it afterwards.
 
-    Raises Unavailable if it exits or is not ready within 15 minutes.
+    Raises Unavailable if the target exits or is not ready within 15 minutes.
     """
     logs = WORK / "logs"
     logs.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ _BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
 
 
 def all_targets(checkpoint: Path) -> dict[str, Target]:
-    """Return all targets by name, llava-serve first. Nothing is installed or started."""
+    """Return all targets, keyed by name, starting with llava-serve. Does not install or start anything."""
     llava_serve = [_llava_serve(checkpoint, precision, bits) for precision, bits in _BITS.items()]
     peers = [transformers_serve, openvino_peer, vllm, llama_cpp]
     others = [target for peer in peers for target in peer.targets(checkpoint)]
@@ -31,6 +31,6 @@ def _llava_serve(checkpoint: Path, precision: str, bits: int) -> Target:
         bits=bits,
         command=lambda port: [program, "up", *options, "--port", str(port)],
         ready_path="/readyz",
-        # Models with random weights repeat themselves, so nearly every draft token would be accepted.
+        # A model with random weights repeats itself, so nearly every draft token would be accepted.
         environment={"LLAVA_SPECULATION": "off"},
     )

@@ -12,8 +12,10 @@ __all__ = ["AT_ONCE", "COMMON_TOKENS", "OUTPUT_TOKENS", "PROMPT_TOKENS", "WORKLO
 
 AT_ONCE = 8
 OUTPUT_TOKENS = 32
-PROMPT_TOKENS = 641  # with an image; approximate, because the number in a question has one to three digits
-COMMON_TOKENS = 33  # at the start of every prompt: the system prompt
+PROMPT_TOKENS = (
+    641  # with an image; approximate, because each question contains a number with one to three digits
+)
+COMMON_TOKENS = 33  # length of the system prompt, which is the beginning of every prompt
 _TIMEOUT_S = 1800.0
 _BASE = Plan(max_tokens=OUTPUT_TOKENS, num_words=20, width=640, height=480)
 
@@ -26,11 +28,11 @@ class Workload:
     plan: Plan
 
     def with_ignore_eos(self, ignore_eos: bool) -> Workload:
-        """Return this workload with ``ignore_eos`` set or unset. Some servers do not support it."""
+        """Return this workload with a different ``ignore_eos``, which some servers do not support."""
         return replace(self, plan=replace(self.plan, ignore_eos=ignore_eos))
 
     def quick(self) -> Workload:
-        """Return a smaller version for a smoke test."""
+        """Return a smaller version of this workload for a smoke test."""
         at_once = min(self.plan.concurrency or 1, 2)
         return replace(
             self,
@@ -59,7 +61,7 @@ WORKLOADS = {
 def measure(url: str, model: str | None, workload: Workload, *, is_first: bool) -> dict[str, Any]:
     """Run a workload and return its summary and the results of each request.
 
-    The first workload run against a server starts with a warm-up request.
+    If ``is_first`` is true, send a warm-up request first.
     """
     load = run_load(workload.plan, url, model=model, timeout_s=_TIMEOUT_S, is_warming_up=is_first)
     run = asyncio.run(load)

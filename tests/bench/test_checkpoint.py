@@ -1,4 +1,4 @@
-"""Tests that the benchmark checkpoint loads in the worker and in transformers."""
+"""Tests that the worker and transformers can load the benchmark checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests for the GPU benchmark. They run a mini model on a CPU."""
+"""Tests for the GPU benchmark, run with a mini model on a CPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_case_has_all_results(precision: str) -> None:
     assert results["streams"].keys() == {"1", "2"} and results["is_recorded"] is False
     assert all(share > 0 for share in results["shares"].values())
     assert len(results["streams"]["2"]["ttft_s"]) == 2
-    assert ("text" in results) == (precision == "fp32")  # for comparison with transformers
+    assert ("text" in results) == (precision == "fp32")  # for the comparison with transformers
 
 
 def test_transformers_generate_is_measured_with_the_same_metrics() -> None:
@@ -55,7 +55,7 @@ def test_transformers_continuous_batching_has_the_same_metrics_and_prompt_length
 
 
 class Clock:
-    """A fake clock that the measurements advance."""
+    """A fake clock that is advanced by the measurements."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -80,7 +80,10 @@ def test_measurements_that_fit_are_all_run() -> None:
 
 
 def test_measurements_that_do_not_fit_are_dropped_and_listed() -> None:
-    """The third no longer fits into the remaining time. The last one would fit but is skipped, too."""
+    """The third measurement does not fit in the remaining time.
+
+    The last one would fit, but is skipped as well.
+    """
     clock = Clock()
     rows = [clock.measurement(name, seconds) for name, seconds in {"a": 60, "b": 40, "c": 10, "d": 1}.items()]
     done, dropped = run_within(rows, deadline=1159, clock=clock)

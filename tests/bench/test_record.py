@@ -52,11 +52,11 @@ def test_versions_include_only_installed_packages() -> None:
 
 
 def test_the_limits_match_a_manual_calculation() -> None:
-    """The model has 1.28e9 weights of 2 bytes each and 0.2 MB of keys and values per token."""
+    """The model has 1.28e9 weights of 2 bytes each and stores 0.2 MB of keys and values per token."""
     found = limits(LLAVA_1_5_SMALL, MACHINE, bits=16, **LOAD)
     assert found.tpot_s == pytest.approx((1.28e9 * 2 + 629 * 0.197e6) / 31e9, rel=0.01)
     assert found.ttft_new_s == pytest.approx(4.8, rel=0.05)
-    step_s = (1.28e9 * 2 + 8 * 629 * 0.197e6) / 31e9  # the weights once, keys and values of eight sequences
+    step_s = (1.28e9 * 2 + 8 * 629 * 0.197e6) / 31e9  # weights, and KV of 8 sequences
     assert found.new_tokens_per_s == pytest.approx(8 * 32 / (8 * found.ttft_new_s + 31 * step_s), rel=0.005)
 
 
@@ -69,7 +69,7 @@ def test_narrower_weights_and_a_shared_image_improve_the_limits() -> None:
 
 def test_the_common_prefix_is_not_computed_again() -> None:
     cold, warm = (limits(LLAVA_1_5_SMALL, MACHINE, bits=16, **{**LOAD, "common_tokens": n}) for n in (0, 30))
-    attention = 4 * 24 * 2048 * (613**2 - 583**2) / 2  # scores and weighted sums, causal
+    attention = 4 * 24 * 2048 * (613**2 - 583**2) / 2  # causal scores and weighted sums
     saved = (30 * 2 * 1.21e9 + attention) / 400e9
     assert cold.ttft_new_s - warm.ttft_new_s == pytest.approx(saved, rel=0.01)
     assert warm.tpot_s == cold.tpot_s

@@ -14,7 +14,7 @@ from tests.waiting import wait_until
 
 
 class Span:
-    """A span from a service, with its attributes converted to Python values."""
+    """A span reported by a service. The attributes are converted to Python values."""
 
     def __init__(self, service: str, raw: Any) -> None:
         self.service = service
@@ -31,7 +31,7 @@ class Span:
 
 
 class Collector:
-    """The spans received so far. ``raw`` contains all request bodies as bytes."""
+    """The spans received so far. ``raw`` contains the bytes of all request bodies."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -48,13 +48,13 @@ class Collector:
         return [span for span in self.spans if span.name == name]
 
     def trace(self, trace_id: str, num_spans: int) -> dict[str, Span]:
-        """Wait for all spans of a trace and return them by name. All names must be different."""
+        """Wait for all spans of a trace and return them, keyed by name. The names must be unique."""
         found = self.grouped(trace_id, num_spans)
         assert all(len(spans) == 1 for spans in found.values()), found
         return {name: spans[0] for name, spans in found.items()}
 
     def grouped(self, trace_id: str, num_spans: int) -> dict[str, list[Span]]:
-        """Wait for all spans of a trace. Return them grouped by name.
+        """Wait for all spans of a trace and return them, grouped by name.
 
         Raises AssertionError if the trace has more than ``num_spans`` spans.
         """

@@ -219,7 +219,7 @@ def test_echo_returns_the_prompt_followed_by_the_completion(openai_client: opena
 def test_a_scored_completion_has_the_logprobs_of_its_generation(
     openai_client: openai.OpenAI, tiny_server: str
 ) -> None:
-    """Requests are like those of lm-evaluation-harness: token IDs, echo, and one output token to discard."""
+    """Requests imitate lm-evaluation-harness: token IDs, echo, and one output token that is discarded."""
     body = {"model": MODEL, "prompt": "USER: What can you do? ASSISTANT:"}
     context = httpx2.post(f"{tiny_server}/tokenize", json=body, timeout=scaled(30)).json()["tokens"]
     request: dict[str, Any] = {"model": MODEL, "temperature": 0, "logprobs": 1}
@@ -241,7 +241,7 @@ def test_a_scored_completion_has_the_logprobs_of_its_generation(
     scored = logprobs.token_logprobs[len(context) : -1]
     assert scored == pytest.approx(given.token_logprobs, abs=1e-3)
     most_likely = [max(top.values()) for top in logprobs.top_logprobs[len(context) : -1]]
-    assert scored == most_likely  # because the completion was generated greedily
+    assert scored == most_likely  # true because the completion was generated greedily
     assert completion.choices[1].logprobs is not None
     assert logprobs.tokens is not None
     assert completion.choices[1].logprobs.tokens == logprobs.tokens[: len(context) + 1]

@@ -1,4 +1,4 @@
-"""Traces of batches. Batch lines are processed in the background, after the batch was created."""
+"""Traces of batches, whose lines are processed in the background once the batch has been created."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_without_otel_a_batch_has_no_spans_and_no_trace_field(
     assert batch["request_counts"]["completed"] == 1
     assert b"trace" not in stored_batch(queue_url)
     worker.send(signal.SIGTERM)
-    wait_until(lambda: worker.status == 0)  # any pending spans are sent before the worker exits
+    wait_until(lambda: worker.status == 0)  # the worker sends any pending spans before it exits
     assert not batch_line_spans(collector, batch)
 
 
@@ -70,7 +70,7 @@ def batch_line_spans(collector: Collector, batch: dict[str, Any]) -> list[Span]:
 
 
 def wait_for_batch_line_spans(collector: Collector, batch: dict[str, Any], num_lines: int) -> list[Span]:
-    """Wait until the collector has received the spans of all lines. Return them."""
+    """Wait until the collector has received the spans of all lines, and return these spans."""
     wait_until(lambda: len(batch_line_spans(collector, batch)) == num_lines)
     return batch_line_spans(collector, batch)
 

@@ -1,4 +1,4 @@
-"""Static checks for the deployment files. They do not require a Docker daemon."""
+"""Static checks for the deployment files. These tests do not require a Docker daemon."""
 
 from __future__ import annotations
 

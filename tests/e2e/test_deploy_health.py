@@ -1,4 +1,4 @@
-"""The Valkey command and the worker health check of the compose file, run without Docker."""
+"""The compose file's Valkey command and worker health check, run without Docker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Docker Compose accepts the deployment files. These tests are collected only if it is installed."""
+"""Tests that Docker Compose accepts the deployment files. Collected only if Docker Compose is installed."""
 
 from __future__ import annotations
 

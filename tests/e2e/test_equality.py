@@ -1,4 +1,4 @@
-"""Outputs of concurrent and of sequential requests are identical to those of transformers.
+"""For both concurrent and sequential requests, outputs are identical to those of transformers.
 
 The conversations have 1 to 3 turns and 0 to 2 images.
 """
@@ -54,7 +54,7 @@ def transformers_outputs(eval_questions: list[Question]) -> Iterator[str]:
 
 
 def hf_messages(question: Question) -> list[dict[str, Any]]:
-    """Return the conversation in the format of transformers' chat templates, with placeholders for images."""
+    """Return the conversation in the format of transformers' chat templates, with image placeholders."""
     turns: list[dict[str, Any]] = []
     for message in chat_messages(question):
         content = message["content"]

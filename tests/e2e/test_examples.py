@@ -1,6 +1,7 @@
-"""The programs in examples/ run unmodified against the bundled model. Each must print the correct answer.
+"""The programs in examples/ run unmodified against the bundled model and must print the correct answer.
 
-The dev extra installs the packages they need, except for LiteLLM, which ``make test`` installs.
+The dev extra installs the packages that the programs require, except for LiteLLM, which ``make test``
+installs.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ QUESTION, ANSWER = "What color is the circle?", f"The circle is {CIRCLE.colour}.
 
 
 def run(program: str, server: str, image: Path) -> subprocess.CompletedProcess[str]:
-    """Run an example. Skip the test if the example requires LiteLLM and it is not installed."""
+    """Run an example. Skip the test if the example requires LiteLLM and LiteLLM is not installed."""
     if program == "litellm_chat.py" and importlib.util.find_spec("litellm") is None:
         pytest.skip("litellm is not installed; make test installs it in addition to the dev extra")
     keys = {"OPENAI_API_KEY": "none", "ANTHROPIC_API_KEY": "none"}
@@ -68,7 +69,7 @@ def test_every_example_prints_the_correct_answer(program: str, tiny_server: str,
     assert result.stdout.strip() == ANSWER
 
 
-# The LiteLLM example is excluded: it takes seconds to load and uses OpenAI's client, as openai_chat.py does.
+# The LiteLLM example is excluded. It takes seconds to start and uses the same client as openai_chat.py.
 @pytest.mark.parametrize("program", [name for name in PROGRAMS if name != "litellm_chat.py"])
 def test_an_example_without_a_server_fails(program: str, image: Path) -> None:
     result = run(program, "http://127.0.0.1:9", image)

@@ -1,6 +1,6 @@
-"""Streams survive the loss of a worker that is killed, drained or hung, or that is the only worker.
+"""Streams survive if a worker is killed, is drained or hangs, even if it is the only worker.
 
-Their text must equal that of an uninterrupted stream.
+Their texts must be identical to those of uninterrupted streams.
 """
 
 from __future__ import annotations

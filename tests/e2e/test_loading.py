@@ -26,7 +26,7 @@ SETTINGS = {**TINY, "model": "echo", "kv_cache_mb": 16, "lease_s": 1}
 
 
 class AdminClient:
-    """A client of the admin port that can also send chat requests to the API port."""
+    """A client for the admin port that can also send chat requests to the API port."""
 
     def __init__(self, site: ControllerProcess, admin: str) -> None:
         self.site = site
@@ -62,7 +62,7 @@ def running_admin(queue_url: str, folder: Path) -> Iterator[AdminClient]:
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """A folder with a copy of the bundled model and a copy with corrupt weights."""
+    """A folder that contains two copies of the bundled model, one of which has corrupt weights."""
     for name in ("copy", "broken"):
         shutil.copytree(Path(llava_worker.__file__).parent / "tiny", tmp_path / "models" / name)
     (tmp_path / "models/broken/model.safetensors").write_bytes(b"no weights")

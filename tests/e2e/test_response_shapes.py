@@ -22,7 +22,7 @@ SHORT = {
 
 
 def requests() -> list[tuple[str, dict[str, Any]]]:
-    """Return requests for every kind of response, both streamed and complete, limited to a few tokens."""
+    """Return requests for every kind of response, both streamed and non-streamed, limited to a few tokens."""
     bodies = [
         (path, {**body, "stream": is_stream})
         for path, body in GENERATING

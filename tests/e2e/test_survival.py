@@ -47,7 +47,7 @@ class Streams:
             return [response.result(scaled(120)) for response in self._responses]
 
     def _ask(self, number: int) -> str:
-        """Stream a response. Half of the responses are greedy, the other half is sampled with a seed."""
+        """Stream a response. Half of the responses are greedy; the others are sampled with a seed."""
         sampling = {"temperature": 0.8, "seed": number} if number % 2 else {"temperature": 0.0}
         image = draw(sample_scene("survival", number))
         with (

@@ -28,7 +28,7 @@ SECRET = "rutabaga"
 
 @pytest.fixture(scope="module")
 def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A system shared by all tests that only send requests. Each test has its own trace."""
+    """A system shared by all tests that only send requests. Each test uses its own trace."""
     with running_redis() as url:
         system = System(url, tmp_path_factory.mktemp("traced"), otel=True)
         system.worker()
@@ -91,7 +91,7 @@ def test_spans_of_a_rejected_request_have_its_error_code_but_no_text(
     request, whole = spans[CHAT], spans["chat echo"]
     assert request.attributes["http.response.status_code"] == 400
     assert request.attributes["error.type"]
-    assert not request.is_error  # a 4xx is the caller's error
+    assert not request.is_error  # a 4xx response is not a server error
     assert whole.is_error
     assert whole.attributes["error.type"] == "invalid_request"
     assert SECRET.encode() not in collector.raw
@@ -145,7 +145,7 @@ def test_a_resumed_response_has_one_trace_with_spans_of_both_workers(
         lines = response.iter_lines()
         next(lines)
         first.send(signal.SIGTERM)
-        wait_until(lambda: first.status is not None)  # its last pull takes up to one second
+        wait_until(lambda: first.status is not None)  # the worker's last pull takes up to one second
         stack.worker()
         assert "data: [DONE]" in list(lines)
     spans = collector.grouped(trace, 10)
@@ -170,7 +170,7 @@ def test_spans_and_the_trace_field_exist_only_with_otel(
         assert job["trace"] == f"00-{trace}-{collector.trace(trace, 7)['submit'].span_id}-01"
         return
     worker.send(signal.SIGTERM)
-    wait_until(lambda: worker.status == 0)  # any pending spans are sent before the worker exits
+    wait_until(lambda: worker.status == 0)  # the worker sends any pending spans before it exits
     assert "trace" not in job
     assert not [span for span in collector.spans if span.trace_id == trace]
 
@@ -210,7 +210,7 @@ def test_opentelemetry_is_not_imported_without_tracing(module: str) -> None:
 
 
 def jobs(url: str) -> list[dict[str, str]]:
-    """Return the fields of each job in the queue as text."""
+    """Return each job in the queue as a dictionary of its fields."""
     with redis.Redis.from_url(url) as queue:
         return [
             {name.decode(): value.decode(errors="replace") for name, value in queue.hgetall(key).items()}

@@ -23,12 +23,12 @@ def body(content: Any, **fields: Any) -> dict[str, Any]:
 
 
 def within(trace: str) -> dict[str, str]:
-    """Return the headers sent by a caller that records this trace."""
+    """Return the headers that a caller sends if it records this trace."""
     return {"traceparent": f"00-{trace}-{CALLER}-01"}
 
 
 class System:
-    """A controller and its workers. Once it is stopped, all of the controller's spans have been sent."""
+    """A controller and its workers. Stopping the system sends all of the controller's pending spans."""
 
     def __init__(self, url: str, folder: Path, *, otel: bool) -> None:
         self._url, self._folder, self._otel = url, folder, otel

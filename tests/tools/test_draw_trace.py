@@ -15,7 +15,7 @@ from PIL import Image
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
-    """Return a trace with three sequences. The last one is unfinished."""
+    """Return a trace with three sequences, the last of which is unfinished."""
     path = tmp_path / "trace.json"
     engine = TracedEngine(EchoEngine(max_sequences=2), StepTrace(TraceFile(path), process="test"))
     for number in range(3):

@@ -33,7 +33,7 @@ def make_assignment(
 ) -> Assignment:
     """Return an assignment. ``log`` contains the logged tokens, one per byte.
 
-    ``log_text`` is the logged text. It defaults to the text of all logged tokens.
+    ``log_text`` is the logged text, by default the text of all logged tokens.
     """
     text = log.decode(errors="ignore") if log_text is None else log_text
     return Assignment(job, ASSIGNMENT_ID, tuple(log), text, pixels or {}, remaining_s=remaining_s)

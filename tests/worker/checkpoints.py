@@ -1,7 +1,7 @@
-"""Small random LLaVA checkpoints, prompts for them, and reference outputs of transformers.
+"""Small random LLaVA checkpoints, prompts for them, and reference outputs from transformers.
 
-The weights have a large variance, so that logits are far apart. In fp32, the most likely token then does not
-depend on the order of additions.
+The weights have a large variance, which makes the logits far apart. The most likely token in fp32 therefore
+does not depend on the order of additions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IMAGE_TOKEN = 127
 
 Reference = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 
-# Model classes of the LLaVA family, as arguments for `write_checkpoint`.
+# Model classes in the LLaVA family, used as arguments for `write_checkpoint`.
 MISTRAL: dict[str, Any] = {"model_type": "mistral", "sliding_window": 11}
 NEXT: dict[str, Any] = {
     "is_next": True,
@@ -102,7 +102,7 @@ class Prompt:
     pixels: list[NDArray[np.uint8]] = field(
         default_factory=list
     )  # one array of shape [tiles, side, side, 3] per image
-    lengths: list[int] = field(default_factory=list)  # number of tokens of each image
+    lengths: list[int] = field(default_factory=list)  # number of tokens for each image
     sizes: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -146,7 +146,7 @@ def reference_logits(model: Reference, prompt: Prompt) -> torch.Tensor:
 def reference_output(model: Reference, prompt: Prompt, max_new_tokens: int, **options: Any) -> list[int]:
     """Return the greedy output of transformers' ``generate``."""
     token_ids = torch.tensor([prompt.token_ids])
-    generator: Any = model  # generate's type annotations lack the model's inputs
+    generator: Any = model  # the type annotations of generate lack the model's inputs
     output: torch.Tensor = generator.generate(
         input_ids=token_ids,
         attention_mask=torch.ones_like(token_ids),

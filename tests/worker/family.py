@@ -1,6 +1,7 @@
 """Small random models of every class in the LLaVA family, with reference logits from transformers.
 
-Parts that transformers lacks are implemented here: the one-layer projector and the features of LLaVA-1.5-HD.
+This module implements the parts that transformers lacks: the one-layer projector and the features of
+LLaVA-1.5-HD.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ class Member:
 
 
 def make_member(name: str, number: int, folder: Path) -> Member:
-    """Write a checkpoint of the class ``name``. ``number`` seeds its sizes and weights."""
+    """Write a checkpoint of the class ``name``, with sizes and weights derived from the seed ``number``."""
     return CLASSES[name](np.random.default_rng([zlib.crc32(name.encode()), number]), folder, number)
 
 
 def _options(rng: np.random.Generator, *, groups: list[int], kind: str = "llama", **text: Any) -> Options:
-    """Return random decoder and tower sizes. ``groups`` lists the allowed ratios of query to key heads."""
+    """Return random decoder and tower sizes. ``groups`` lists the possible ratios of query to key heads."""
     num_key_heads = int(rng.integers(1, 4))
     num_heads = num_key_heads * int(rng.choice(groups))
     width = num_heads * int(rng.choice([8, 12]))
@@ -105,7 +106,7 @@ def _llava_1_5(rng: np.random.Generator, folder: Path, seed: int) -> Member:
 
 
 def _llava_1_5_13b(rng: np.random.Generator, folder: Path, seed: int) -> Member:
-    """Write LLaVA-1.5 with more heads and layers: 13B has 40 heads and 40 layers, 7B has 32 of each."""
+    """Write LLaVA-1.5 with more heads and layers, because 13B has 40 of each and 7B only 32."""
     options = _options(rng, groups=[1])
     sizes: dict[str, Any] = {
         "hidden_size": 60,
@@ -145,7 +146,7 @@ def _interleave(rng: np.random.Generator, folder: Path, seed: int) -> Member:
 
 
 def _llava_1_5_hd(rng: np.random.Generator, folder: Path, seed: int) -> Member:
-    """Write LLaVA-1.5-HD. No checkpoint has been published, so this is 1.6 with a different configuration."""
+    """Write LLaVA-1.5-HD. No checkpoint has been published, so use 1.6 with a different configuration."""
     options = _with_grid(_options(rng, groups=[1]), rng)
     reference = write_checkpoint(folder, seed=seed, **options)
     values = json.loads((folder / "config.json").read_text())
@@ -169,7 +170,7 @@ CLASSES = {
 
 @torch.inference_mode()
 def hd_logits(reference: Reference, prompt: Prompt, layout: ImageLayout) -> torch.Tensor:
-    """Return the logits of transformers' decoder. The image features are assembled patch by patch."""
+    """Return the logits of transformers' decoder for image features that are assembled patch by patch."""
     x = reference.get_input_embeddings()(torch.tensor(prompt.token_ids)).clone()
     for start, tiles, size in zip(prompt.image_starts, prompt.pixels, prompt.sizes, strict=True):
         states = reference.model.vision_tower(normalized(tiles), output_hidden_states=True).hidden_states
@@ -183,7 +184,7 @@ def hd_logits(reference: Reference, prompt: Prompt, layout: ImageLayout) -> torc
 def _hd_features(
     features: torch.Tensor, size: tuple[int, int], layout: ImageLayout, newline: torch.Tensor
 ) -> torch.Tensor:
-    """Return the global view and then all rows of patches that show image pixels, each row with a newline."""
+    """Return the global view and all rows of patches that show the image, with a newline after each row."""
     canvas = best_resolution(size, layout.grid)
     shown = np.zeros(canvas[::-1], dtype=bool)
     (width, height), side = size_on_canvas(size, canvas), layout.side

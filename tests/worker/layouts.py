@@ -1,4 +1,4 @@
-"""Convert checkpoints between llava-hf's layout and the original LLaVA's layout."""
+"""Convert checkpoints between the llava-hf layout and the original LLaVA's layout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import Sequential
 
 Tensors = dict[str, Tensor]
 
-# (llava-hf's prefix, the original's)
+# (prefix in llava-hf's layout, prefix in the original layout)
 PREFIXES = (
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
@@ -25,7 +25,7 @@ PREFIXES = (
 PROCESSOR = "preprocessor_config.json"
 DECODERS = {"llama": "llava_llama", "mistral": "llava_mistral", "qwen2": "llava_qwen"}
 RANK, ALPHA = 4, 6  # LoRA settings of the adapter
-# Tensor names in the base model. In an adapter, they have an additional prefix.
+# Names of tensors in the base model. An adapter adds a prefix to these names.
 MATRICES = (
     "model.layers.0.self_attn.q_proj",
     "model.layers.1.self_attn.v_proj",
@@ -35,7 +35,10 @@ PROJECTOR = ("model.mm_projector.0.weight", "model.mm_projector.2.bias")
 
 
 def write_original(source: Path, target: Path, *, tower: Path | None = None) -> Path:
-    """Convert from llava-hf's layout. If ``tower`` is given, write the tower to that folder."""
+    """Convert a checkpoint from llava-hf's layout.
+
+    If ``tower`` is given, move the vision tower to that folder.
+    """
     values = json.loads((source / "config.json").read_text())
     tensors = renamed(load_file(source / "model.safetensors"), PREFIXES)
     target.mkdir(exist_ok=True)
@@ -62,7 +65,7 @@ def write_original(source: Path, target: Path, *, tower: Path | None = None) -> 
 
 
 def split_tower(source: Path, target: Path, tower: Path) -> Path:
-    """Split an original checkpoint into its tower and a checkpoint that only references the tower."""
+    """Split an original checkpoint into its vision tower and a checkpoint that only references the tower."""
     prefix = PREFIXES[2][1]
     config = json.loads((source / "config.json").read_text())
     tensors = load_file(source / "model.safetensors")
@@ -77,7 +80,10 @@ def split_tower(source: Path, target: Path, tower: Path) -> Path:
 
 
 def write_hf(source: Path, target: Path, *, like: Path) -> Path:
-    """Convert from the original layout, including a tower. The configuration is copied from ``like``."""
+    """Convert a checkpoint with a tower from the original layout.
+
+    The configuration is copied from ``like``.
+    """
     target.mkdir(exist_ok=True)
     back = sorted(((original, hf) for hf, original in PREFIXES), key=lambda pair: -len(pair[0]))
     tensors = renamed(load_file(source / "model.safetensors"), back)
@@ -93,7 +99,7 @@ def copy_processor(source: Path, target: Path) -> None:
 
 
 def write_adapter(base: Path, folder: Path) -> Path:
-    """Write an adapter as the original's LoRA training does, for a base model from `write_original`."""
+    """Write an adapter like those from the original LoRA training, for a base model from `write_original`."""
     folder.mkdir()
     torch.manual_seed(3)
     whole = load_file(base / "model.safetensors")
@@ -113,7 +119,7 @@ def write_adapter(base: Path, folder: Path) -> Path:
 def replace_projector(folder: Path, kind: str | None, projector: Sequential) -> None:
     """Replace the projector of an original checkpoint.
 
-    ``kind`` is the ``mm_projector_type``, or None for the single layer used by the first LLaVA.
+    ``kind`` is the ``mm_projector_type``, or None for the first LLaVA's single layer.
     """
     tensors = load_file(folder / "model.safetensors")
     tensors = {name: tensor for name, tensor in tensors.items() if "mm_projector" not in name}

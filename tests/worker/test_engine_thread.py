@@ -87,7 +87,7 @@ def test_idle_engine_runs_no_steps_and_wakes_up_for_the_next_sequence(
 
 
 class PreparingEngine(EchoEngine):
-    """An engine that requires ``num_left`` calls to ``idle`` to complete its preparation."""
+    """An engine that finishes its preparation after ``num_left`` calls to ``idle``."""
 
     def __init__(self, num_left: int) -> None:
         super().__init__(has_faults=True)
@@ -169,7 +169,7 @@ def test_stop_waits_for_the_current_step(listener: Listener, thread: EngineThrea
 
 
 class HangingEngine(EchoEngine):
-    """An engine whose steps do not return until they are released."""
+    """An engine whose steps block until they are released."""
 
     def __init__(self) -> None:
         super().__init__()

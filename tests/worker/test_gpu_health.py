@@ -12,7 +12,7 @@ from llava_worker.gpu_health import describe_gpu_health, parse_faults, parse_xid
 
 from tests.machine_speed import scaled
 
-# A published report for an A100 with a pending row remap (Xid 63), and an H100 with newer drivers' fields.
+# A published report for an A100 with a pending row remap (Xid 63), plus an H100 with newer fields.
 FAULTY = """
 ==============NVSMI LOG==============
 
@@ -91,7 +91,7 @@ def test_the_most_recent_xids_are_reported_as_written_by_the_driver() -> None:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that comes first on the PATH."""
+    """A folder that is first on the PATH."""
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     return tmp_path
 
@@ -153,7 +153,7 @@ thread.start()
 thread.add(Sequence(seq_id="a", prompt_ids=ByteTokenizer().encode("[[hang at 1]]"), max_new_tokens=9))
 never.wait()
 """
-# The call that the worker makes when it loses a tensor-parallel rank.
+# Makes the same call as a worker that has lost a tensor-parallel rank.
 LOST_RANK = """
 import logging, sys
 from llava_worker.engine_thread import end_process

@@ -1,4 +1,4 @@
-"""A job's events make up its response, and resume exactly where another worker stopped."""
+"""A job's events contain the entire response, and continue exactly where a previous worker stopped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make_output(
 
 
 def step_outputs(text: bytes, finish: str | None = None) -> list[StepOutput]:
-    """Return one output for each byte. If ``finish`` is "stop", an end-of-sequence token follows."""
+    """Return one output for each byte, followed by an end-of-sequence token if ``finish`` is "stop"."""
     outputs = [StepOutput(ASSIGNMENT_ID, token_id) for token_id in text]
     if finish == "stop":
         outputs.append(StepOutput(ASSIGNMENT_ID, TOKENIZER.eos_token_id, "stop"))
@@ -34,7 +34,7 @@ def step_outputs(text: bytes, finish: str | None = None) -> list[StepOutput]:
 
 
 def events(output: JobOutput, *batches: list[StepOutput]) -> list[Event]:
-    """Process the batches of outputs. Return the events that follow the batches, at most one per batch."""
+    """Process the batches of outputs. Return the resulting events, at most one per batch."""
     collected = []
     for batch in batches:
         for step_output in batch:

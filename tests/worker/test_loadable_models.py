@@ -85,7 +85,7 @@ def test_worker_with_several_processes_cannot_change_its_model(models: Path) -> 
             settings_for_command(command, settings_with_folder(models, "--tensor-parallel", "2"))
 
 
-@pytest.mark.parametrize("name", ["none", ""])  # "" must not mean the working directory
+@pytest.mark.parametrize("name", ["none", ""])  # "" must not be treated as the working directory
 def test_folder_that_does_not_exist_is_rejected_at_startup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Models are opened by name. Error messages explain why a model cannot be opened."""
+"""Opening models by name, and the error messages if a model cannot be opened."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_unreachable_hub_is_reported_without_a_traceback(tmp_path: Path) -> None
     command = [sys.executable, "-m", "llava_worker", "--model", "unknown/missing"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert "'unknown/missing' cannot be downloaded from the Hugging Face Hub" in ended.stderr
+    assert "'unknown/missing' could not be downloaded from the Hugging Face Hub" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

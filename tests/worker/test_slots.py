@@ -32,11 +32,11 @@ class Stepper:
         await async_wait_until(lambda: self._num_received_tokens() == num_tokens)
 
     async def measure(self, tenant: str, text: str) -> tuple[int, int]:
-        """Submit a job. Return the number of steps until its first token and until it ends."""
+        """Submit a job. Return the numbers of steps until its first token and until its end."""
         num_added = self._engine.num_added
         job = await submit(self._client, tenant, text, NUM_TOKENS)
         await self.step()
-        # A full worker learns of a job waiting for an overflow slot when it emits a step's outputs.
+        # When emitting a step's outputs, a full worker learns that a job is waiting for an overflow slot.
         await async_wait_until(lambda: self._engine.num_added > num_added)
         num_steps, first = 1, int(bool(self._client.token_ids(job)))
         while self._client.final(job) is None:
@@ -77,7 +77,7 @@ async def test_burst_of_one_tenant_at_most_doubles_the_latency_of_another(
         first_alone, end_alone = await Stepper(running, client).measure("other", "Hi?")
     async with running_worker(queue_url, SteppedEngine(max_sequences=NUM_SLOTS), is_stepped=True) as running:
         stepper = await start_burst(running, client)
-        for number in range(3):  # not only for the first job
+        for number in range(3):  # the limit applies to every job, not only to the first one
             first, end = await stepper.measure("other", f"Hi {number}?")
             assert first <= 2 * first_alone
             assert end <= 2 * end_alone

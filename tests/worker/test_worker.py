@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("short_pulls")]
 @pytest.fixture(autouse=True)
 def _no_leftovers() -> Iterator[None]:
     yield
-    gc.collect()  # triggers warnings about unclosed connections here instead of in a later test
+    gc.collect()  # triggers warnings about unclosed connections now, instead of during a later test
     assert "engine" not in {thread.name for thread in threading.enumerate()}
 
 

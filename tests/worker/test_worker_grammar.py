@@ -1,4 +1,4 @@
-"""Structured output in the worker: grammars compile while streams run, and errors fail only their own job."""
+"""Structured output in the worker: grammars compile while streams run, and an error fails only one job."""
 
 from __future__ import annotations
 

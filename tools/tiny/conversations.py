@@ -1,7 +1,6 @@
-"""Conversations with one or more turns about zero, one or two images, and their system prompts.
+"""Conversations about zero, one or two images, with one or more turns, and their system prompts.
 
-Training and evaluation both use `ask_one`, `ask_two` and `ask_none`. Only the names of their scene streams
-differ.
+Training and evaluation both use `ask_one`, `ask_two` and `ask_none`, but with scenes from different streams.
 """
 
 import random
@@ -29,14 +28,17 @@ KINDS = (*MAKERS, "second turn", "two pictures", "no picture")
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation of one kind. Only the last turn is scored. Earlier turns include their answers."""
+    """A conversation of a given kind.
+
+    Only its last turn is scored, but earlier turns include answers as well.
+    """
 
     kind: str
     turns: tuple[Turn, ...]
 
 
 def sample_system(rng: random.Random) -> str:
-    """Return LLaVA's own system prompt (probability 0.8), none (0.1) or another one (0.1)."""
+    """Return LLaVA's own system prompt (probability 0.8), no system prompt (0.1) or a different one (0.1)."""
     draw = rng.random()
     if draw < 0.8:
         return SYSTEM
@@ -44,7 +46,7 @@ def sample_system(rng: random.Random) -> str:
 
 
 def ask_one(scene: Scene, kind: str, rng: random.Random) -> Conversation | None:
-    """Return a conversation of this kind about the scene, or None if the scene does not support this kind."""
+    """Return a conversation of this kind about the scene, or None if the scene does not allow this kind."""
     if kind == "second turn":
         return _multi_turn(scene, rng)
     turn = MAKERS[kind](scene, rng)
@@ -97,7 +99,7 @@ def _about_it(scene: Scene, before: Turn, rng: random.Random) -> Turn | None:
 
 
 def _typed(turn: Turn, rng: random.Random) -> Turn:
-    """Vary how a question is typed: some are in lower or upper case, or lack the question mark."""
+    """Vary how questions are typed: some are all lower or upper case, or lack the question mark."""
     question, suffix = turn.question, ""
     if "\n" in question:
         question, suffix = question.split("\n", 1)
@@ -116,7 +118,7 @@ def _typed(turn: Turn, rng: random.Random) -> Turn:
 
 
 def ask_two(first: Scene, second: Scene, rng: random.Random) -> Conversation:
-    """Return a question that requires both images, or one that states which image it is about."""
+    """Return a question that requires both images, or a question that states which image it is about."""
     makers = (_compare_counts, _in_both, _in_one, _in_one, _in_one)
     turn = None
     while turn is None:
@@ -163,7 +165,7 @@ def _in_both(scenes: tuple[Scene, Scene], rng: random.Random) -> Turn | None:
 
 
 def _in_one(scenes: tuple[Scene, Scene], rng: random.Random) -> Turn | None:
-    """Return a question about one image. The end of the question states which image."""
+    """Return a question about one of two images. It ends by stating which image it is about."""
     which = rng.randrange(2)
     name = ("first", "second")[which]
     turn = MAKERS[rng.choice(("colour", "shape", "count", "exists", "read"))](scenes[which], rng)

@@ -14,7 +14,7 @@ IMAGE_SIZE = 140  # width and height of the tower's input in pixels
 PATCH = 14
 GRID = IMAGE_SIZE // PATCH
 _PAD = (122, 116, 104)  # int(255 * CLIP mean), the padding color of LLaVA-1.5
-_FINE = 4  # label samples per patch in each direction
+_FINE = 4  # number of label samples per patch in each direction
 _CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # The labels of a patch, each with its number of classes. Class 0 means that the label does not apply.
@@ -55,10 +55,10 @@ def preprocess(image: Image.Image) -> Image.Image:
 
 
 def patch_labels(scene: Scene) -> NDArray[np.int64]:  # [len(LABELS), GRID * GRID]
-    """Return the labels of each patch of the padded image, in the order of LABELS."""
+    """Return the labels for each patch of the padded image, in the order of LABELS."""
     owner = _majority(_owner_map(scene))
     shapes, colours, regions = list(SHAPES), list(COLOURS), [name for row in REGIONS for name in row]
-    table = np.zeros((len(LABELS), 16), np.int64)  # the labels of each owner: objects first, then characters
+    table = np.zeros((len(LABELS), 16), np.int64)  # labels for each owner: first objects, then characters
     for number, thing in enumerate(scene.objects, start=1):
         column, row = int(3 * thing.x / scene.width), int(3 * thing.y / scene.height)
         region = 1 + regions.index(REGIONS[row][column])

@@ -1,6 +1,6 @@
 """Evaluation questions about held-out scenes, their scoring, and the required accuracy.
 
-This module does not run a model. `predictions` does, either with transformers or through a server.
+This module does not run the model. `predictions` runs it, either with transformers or through a server.
 """
 
 import random

@@ -48,7 +48,7 @@ _CHAT_TEMPLATE = """\
 def export_model(state: dict[str, Tensor], folder: Path) -> None:
     """Write the model folder.
 
-    Each file is written under a temporary name and then renamed, so readers never see a partial file.
+    Each file is written under a temporary name and then renamed, so other processes never see a partial file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = {

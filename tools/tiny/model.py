@@ -1,8 +1,8 @@
 """The tiny LLaVA as a training module: CLIP tower, two-layer GELU projector and Llama decoder.
 
 Parameter names are those of the llava-hf checkpoint, so the state dict can be exported directly. The module
-supports training only, without a KV cache or generation. The last layer of the tower is missing because
-LLaVA uses the output of layer -2. `export` adds it to the checkpoint.
+only supports training, so it has no KV cache and cannot generate text. It omits the tower's last layer,
+because LLaVA uses the output of layer -2. `export` adds the missing layer to the checkpoint.
 """
 
 import torch
@@ -22,12 +22,12 @@ _TAUGHT_LABELS = (
     "region",
     "character",
     "place_in_text",
-)  # the decoder learns shape, color and rank without help
+)  # the decoder learns the other labels without help
 _THETA = 10_000.0
 
 
 class _Norm(nn.RMSNorm):
-    def forward(self, x: Tensor) -> Tensor:  # the fused kernel requires weight and input of the same type
+    def forward(self, x: Tensor) -> Tensor:  # the fused kernel requires a weight of the same type as x
         assert self.weight is not None
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
@@ -50,7 +50,7 @@ class _Attention(nn.Module):
 
 
 def _mix(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Compute attention in three steps. On a CPU, this is three times as fast as the fused masked kernel."""
+    """Compute attention step by step. On a CPU, this is three times as fast as the fused masked kernel."""
     with torch.autocast("cpu", enabled=False):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask
         return torch.softmax(scores, -1) @ v
@@ -169,7 +169,7 @@ class TinyLlava(nn.Module):
 
     @torch.no_grad()
     def label_accuracy(self, features: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return the accuracy of each kind of label, measured on the patches where it applies."""
+        """Return the accuracy for each kind of label, measured only on patches to which the label applies."""
         predictions = [one.argmax(-1) for one in self.teacher(features).split(list(LABELS.values()), -1)]
         shown = [labels[:, number] > 0 for number in range(len(LABELS))]
         hits = [
@@ -227,7 +227,7 @@ class TinyLlava(nn.Module):
         for number, layer in enumerate(llama.layers):
             assert isinstance(layer, _Layer)
             x = layer.attend(x, rotation, mask)
-            if number == TEXT.layers - 1:  # everything after this is computed per token, so only for targets
+            if number == TEXT.layers - 1:  # continue only with target tokens
                 x = x[F.pad(targets[:, 1:], (0, 1))]
             x = layer.feed_forward(x)
         out: Tensor = self.language_model.lm_head(llama.norm(x))

@@ -32,7 +32,7 @@ _ONE = tuple(kind for kind in KINDS if kind not in ("two pictures", "no picture"
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows of tokens. `images` contains the indices of the rows' images, row by row."""
+    """Packed rows of tokens. `images` contains the indices of the images in each row, row by row."""
 
     ids: NDArray[np.int64]  # [rows, length]
     positions: NDArray[np.int64]
@@ -77,7 +77,7 @@ def _turn_texts(turns: tuple[Turn, ...], opening: str) -> list[str]:
 
 
 def prompt_ids(system: str, turns: tuple[Turn, ...], num_images: int) -> list[int]:
-    """Return the prompt for the last turn, with exactly the same tokens as in the server."""
+    """Return the prompt for the last turn, with exactly the tokens that the server would use."""
     opening = "\n" if num_images else f"{system} USER: ".lstrip()
     ids = prefix_ids(system, num_images) if num_images else [BOS]
     texts = _turn_texts(turns, opening)
@@ -87,7 +87,7 @@ def prompt_ids(system: str, turns: tuple[Turn, ...], num_images: int) -> list[in
 
 
 def training_ids(turns: tuple[Turn, ...], opening: str) -> tuple[list[int], list[bool]]:
-    """Return the tokens after the prefix and, for each token, whether the model is trained to generate it."""
+    """Return the tokens after the prefix, and whether the model is trained to generate each of them."""
     ids: list[int] = []
     targets: list[bool] = []
     for text, turn in zip(_turn_texts(turns, opening), turns, strict=True):

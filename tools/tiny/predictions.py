@@ -24,7 +24,7 @@ def predict_with_transformers(
 ) -> Iterator[Result]:
     """Generate greedy outputs with `LlavaForConditionalGeneration`.
 
-    Questions with the same number of images are batched, so the results are not in the order of `questions`.
+    Questions with the same number of images form a batch, so results are not in the order of `questions`.
     """
     import torch
     from transformers import AutoProcessor, LlavaForConditionalGeneration

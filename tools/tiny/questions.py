@@ -1,8 +1,8 @@
 """Questions about one scene, with their correct answers and several phrasings per kind of question.
 
-Each function in `MAKERS` takes a scene and a random generator, and returns a turn, or None if the question
-does not apply to the scene. The answer is a short sentence. Questions with the suffix of LLaVA-1.5's
-short-answer data are answered with a word or a phrase.
+Each function in `MAKERS` takes a scene and a random number generator. It returns a turn, or None if the
+question does not apply to the scene. Answers are short sentences. If a question ends with the suffix from
+LLaVA-1.5's short-answer data, the answer is a single word or phrase.
 """
 
 import random
@@ -84,7 +84,7 @@ def shape(scene: Scene, rng: random.Random) -> Turn | None:
 def count(scene: Scene, rng: random.Random) -> Turn | None:
     """Ask for the number of all objects, or of objects with a given shape, color or both.
 
-    In about one of eight questions, the shape and the color are random and may not occur in the scene.
+    In about one in eight questions, the shape and color are random and may not occur in the scene.
     """
     noun, number = _countable(scene, rng)
     verb = "is" if number == 1 else "are"
@@ -173,7 +173,7 @@ def _absent_name(scene: Scene, rng: random.Random) -> str:
 
 
 def read(scene: Scene, rng: random.Random) -> Turn | None:
-    """Ask for the printed word or number. Also ask about 10 % of the scenes without text."""
+    """Ask for the printed word or number. Also ask this about 10 % of the scenes without text."""
     text = scene.text
     if text is None:
         if rng.random() < 0.9:

@@ -48,7 +48,7 @@ REGIONS = (
     ("left", "centre", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
-_REGION_MARGIN = 0.05  # fraction of the side; any closer to a border, the region is ambiguous
+_REGION_MARGIN = 0.05  # fraction of the side; closer to a border between regions, the region is ambiguous
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Scene:
 
     width: int
     height: int
-    backgrounds: tuple[RGB, RGB]  # equal unless the background is a gradient
+    backgrounds: tuple[RGB, RGB]  # the same color, unless the background is a gradient
     is_gradient_vertical: bool
     noise: int  # maximum change to a channel; 0 means no noise
     noise_seed: int
@@ -98,7 +98,7 @@ class Scene:
     text: Text | None
 
     def region(self, thing: Object) -> str | None:
-        """Return which ninth of the image contains the object's center, or None if too close to a border."""
+        """Return which ninth of the image contains the object's center, or None if it is near a border."""
         column, row = _third(thing.x / self.width), _third(thing.y / self.height)
         return None if column is None or row is None else REGIONS[row][column]
 
@@ -118,7 +118,7 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def sample_scene(stream: str, index: int) -> Scene:
-    """Return scene `index` of a stream. The result is the same for every call and on every machine."""
+    """Return scene `index` of a stream. The result is the same in every call and on every machine."""
     rng = random.Random(f"scene/{stream}/{index}")
     width, height = _sample_size(rng)
     has_text = rng.random() < 0.45
@@ -154,7 +154,7 @@ def _sample_size(rng: random.Random) -> tuple[int, int]:
 def _sample_kinds(rng: random.Random, num_objects: int) -> list[tuple[str, str]]:
     """Return the shape and color of each object.
 
-    45 % of the scenes use only two shapes or two colors, so that counts above one are more frequent.
+    To make counts above one more frequent, 45 % of the scenes use only two shapes or two colors.
     """
     shapes, colours = list(SHAPES), list(COLOURS)
     theme = rng.random()

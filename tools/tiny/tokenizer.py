@@ -1,7 +1,7 @@
 """The tiny LLaVA's tokenizer: Llama's scheme (dummy prefix, byte fallback) with 1,200 tokens.
 
 Words that occur in questions are single tokens. Numbers and sequences of capital letters are split into
-characters, so the model has to spell the text it reads in an image.
+characters, so the model has to spell the text that it reads in an image.
 """
 
 import json
@@ -22,7 +22,7 @@ IMAGE, PAD = SIZE - 2, SIZE - 1
 _BYTES = [f"<0x{value:02X}>" for value in range(256)]
 _ROLES = ("▁USER", "▁ASSISTANT")
 _CAPITALS = re.compile(r"[A-Z]{2,}")
-# General English text, which prevents other words from being split into single letters.
+# General English text, so that other words are not split into single letters.
 _ENGLISH = """
 The quick brown fox jumps over the lazy dog. A man is riding a bicycle down the street with his friend.
 I would like to know more about this. Could you please explain what happened yesterday in the city?

@@ -1,4 +1,4 @@
-"""The vision tower for training: CLIP up to layer -2, the layer whose output LLaVA uses.
+"""The vision tower for training: CLIP up to and including layer -2, whose output LLaVA uses.
 
 Parameter names are those below `vision_tower.vision_model` in the checkpoint. The last layer of CLIP is
 omitted because LLaVA does not use it.

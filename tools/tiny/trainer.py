@@ -1,4 +1,4 @@
-"""The training loop. It trains the tower first, then the projector and decoder with a frozen tower.
+"""The training loop, which trains first the tower, then the projector and decoder with a frozen tower.
 
 Training runs for a given number of minutes. Learning rates depend on the fraction of this time that has
 elapsed. The checkpoint contains the elapsed time, so an interrupted run can be resumed.
@@ -30,7 +30,7 @@ __all__ = ["Trainer"]
 
 _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
-_SIZE, _PAIRS = 16, 3  # images per batch, and rows with two images per batch
+_SIZE, _PAIRS = 16, 3  # number of images, and of rows with two images, per batch
 _TOWER_UNTIL, _FULL_SPEED_UNTIL = 0.25, 0.60  # fractions of the training time
 _WARMUP = 60  # number of steps at the start of each stage
 _REPORT_S = 120.0
@@ -63,7 +63,7 @@ def _produce_batches(
 
 
 class Trainer:
-    """The model, its optimizer and the process that generates batches. Use it as a context manager."""
+    """The model, its optimizer and the process that generates batches. Must be used as a context manager."""
 
     def __init__(self, *, minutes: float, work: Path) -> None:
         self.model = TinyLlava()
@@ -96,7 +96,7 @@ class Trainer:
         return self._elapsed / self._seconds
 
     def run(self) -> bool:
-        """Train for two minutes, save a checkpoint and report. Return False once the time is up."""
+        """Train for two minutes, save a checkpoint and print a report. Return False once the time is up."""
         start, first_step, sums = time.monotonic(), self.step, Counter[str]()
         while time.monotonic() - start < _REPORT_S and self.progress < 1:
             before = time.monotonic()
@@ -169,7 +169,7 @@ class Trainer:
 
     @torch.no_grad()
     def _accuracy(self) -> dict[str, float]:
-        """Return, by kind, the fraction of held-out answers that greedy decoding would reproduce exactly."""
+        """Return the fraction of held-out answers that greedy decoding would reproduce, keyed by kind."""
         right, total = Counter[str](), Counter[str]()
         for batch in self._held_out if self._stage != "tower" else []:
             with torch.autocast("cpu", torch.bfloat16):
@@ -196,7 +196,7 @@ class Trainer:
         return self.model.label_accuracy(self.model.features(pixel_values(pixels)), labels)
 
     def _rebalance(self, accuracy: dict[str, float]) -> None:
-        """Increase the probability of the kinds of questions with low accuracy."""
+        """Increase the probability of question kinds with low accuracy."""
         if not accuracy:
             return
         wrong = [1 - accuracy.get(kind, 0.5) + 0.01 for kind in KINDS]

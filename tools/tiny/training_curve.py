@@ -12,7 +12,7 @@ __all__ = ["draw_curve"]
 
 
 def draw_curve(history: Path, out: Path) -> None:
-    """Plot the trainer's history.jsonl to a PNG file."""
+    """Plot the trainer's history.jsonl and save the plot as a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,6 @@
-"""``python -m llava_worker``: run one worker until SIGTERM or Ctrl-C. A second signal stops it immediately.
+"""``python -m llava_worker``: run a worker until SIGTERM or Ctrl-C.
+
+A second signal stops the worker immediately.
 
 Exit status: 0 after a drain, 1 if the worker cannot start, 2 if settings are invalid, 69 if the queue is
 unavailable, 70 if the engine or one of its ranks failed.
@@ -61,12 +63,12 @@ def main() -> int:
 
 
 def _open(settings: Settings) -> LoadedModel:
-    """Load the model in a temporary thread, so that its OpenMP threads end with it. Raises StartupError.
+    """Load the model in a temporary thread, whose OpenMP threads exit when it does. Raises StartupError.
 
-    GNU OpenMP counts the threads of all teams. If there are more of them than cores, waiting threads sleep
-    instead of spinning, which reduces the engine's throughput by 25%.
+    If the OpenMP threads in all teams outnumber the cores, GNU OpenMP makes waiting threads sleep instead of
+    spin, which reduces the engine's throughput by 25%.
     """
-    if settings.tensor_parallel > 1:  # the other ranks exit with the thread that started them
+    if settings.tensor_parallel > 1:  # the other ranks exit when the thread that started them exits
         return open_model(settings)
     with ThreadPoolExecutor(1, thread_name_prefix=LOADER) as pool:
         return pool.submit(open_model, settings).result()
@@ -116,7 +118,7 @@ def _drain_on_signals(host: ModelHost) -> None:
         if received:
             _exit_now(128 + number)
         received.append(number)
-        logger.info("received %s: draining; a second signal exits immediately", number.name)
+        logger.info("received %s: draining; a second signal stops the worker immediately", number.name)
         host.drain()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -124,7 +126,7 @@ def _drain_on_signals(host: ModelHost) -> None:
 
 
 def _exit_now(status: int) -> None:
-    """Exit without waiting for threads, because native code cannot be interrupted and a step may be long."""
+    """Exit without waiting for threads, because native code cannot be interrupted and steps may be long."""
     logging.shutdown()
     os._exit(status)
 

@@ -1,12 +1,12 @@
 """EchoEngine: an engine without a model, for tests, demos and load tests of everything except the model.
 
-The output consists of lowercase words. Each token depends only on the prompt, the image digests, the tokens
-so far and, unless sampling is greedy, the seed, temperature and top_p. A stream resumed by another worker is
-therefore identical to an uninterrupted one. Some letters take two tokens, as in real vocabularies. A text
-embedding is computed from the counts of the prompt's tokens, an image embedding from the image's digest. The
-supported sampling parameters are temperature, top_p, seed, ignore_eos, stop_token_ids and num_logprobs
-(including prompt log-probabilities). ``step_s`` slows down generation so that streams can be interrupted. If
-faults are enabled, a marker in the prompt triggers one:
+The output consists of lowercase words. Each token depends only on the prompt, the image digests, the previous
+tokens and, unless sampling is greedy, the seed, temperature and top_p. A stream that is resumed by another
+worker is therefore identical to an uninterrupted one. Some letters consist of two tokens, as in real
+vocabularies. Text embeddings are computed from the number of times that each token occurs in the prompt,
+image embeddings from the image's digest. The supported sampling parameters are temperature, top_p, seed,
+ignore_eos, stop_token_ids and num_logprobs (including prompt log-probabilities). ``step_s`` slows down
+generation so that streams can be interrupted. If faults are enabled, a marker in the prompt triggers a fault:
 
     [[crash at 5]]   the process exits immediately before token 5, as if killed
     [[fail at 5]]    the step raises an exception, as if the device had failed
@@ -45,9 +45,9 @@ _CRASH_STATUS = 139  # the exit status that a shell reports after a segmentation
 @dataclass
 class _Running:
     sequence: Sequence
-    state: bytes  # digest of everything before the next token
-    length: int  # length of the output, in tokens, including end-of-sequence
-    has_end: bool  # whether the last token is end-of-sequence
+    state: bytes  # digest of everything that the next token depends on
+    length: int  # length of the output, in tokens, including the end-of-sequence token
+    has_end: bool  # whether the last token is an end-of-sequence token
     fault: str = ""
     fault_at: int = 0
 
@@ -157,8 +157,8 @@ class EchoEngine:
 def _vector(sequence: Sequence) -> bytes:
     """Return a normalized vector of 16 values.
 
-    For text, the values count the prompt's token IDs modulo 16. For an image, they are the 16 bytes of a hash
-    of its digest.
+    For text, value i is based on the number of the prompt's token IDs that equal i modulo 16. For an image,
+    the values are based on the 16 bytes of a hash of the image's digest.
     """
     if sequence.is_image_embedding:
         values = list(hashlib.blake2b(sequence.images[0].digest.encode(), digest_size=16).digest())
@@ -215,7 +215,10 @@ def _logprobs(running: _Running, token_id: int) -> TokenLogprobs | None:
 
 
 def _prompt_logprobs(sequence: Sequence) -> tuple[TokenLogprobs, ...]:
-    """Return log-probabilities that decrease by 1/8 per token. The prompt token is the first top token."""
+    """Return log-probabilities that decrease by 1/8 per token.
+
+    The prompt token is the first of the top tokens.
+    """
     if not sequence.needs_prompt_logprobs:
         return ()
     num_top = sequence.sampling.num_logprobs or 0

@@ -1,4 +1,4 @@
-"""GPU health diagnostics that a worker logs after a GPU failure: memory errors and Xids (driver error codes).
+"""Diagnostics that a worker logs after a GPU failure: memory errors and Xids (driver error codes).
 
 ``nvidia-smi`` reports uncorrected memory errors. Xids are written to the kernel log, which containers usually
 cannot read.
@@ -15,11 +15,11 @@ from threading import Thread
 
 __all__ = ["describe_gpu_health", "log_gpu_health", "parse_faults", "parse_xids"]
 
-_TIMEOUT_S = 5.0  # short, because a failed GPU may block the driver and requests wait for the exit
+_TIMEOUT_S = 5.0  # short, because a failed GPU may block the driver, and requests wait until the worker exits
 _MAX_XIDS = 5  # only the most recent Xids are logged
 _LINE = re.compile(r"( *)(\S.*?)\s*(?: : (.*))?$")
 _XID = re.compile(r"NVRM: (Xid \(PCI:.*)")
-# Values that indicate no fault, keyed by section and by the end of the field name.
+# Values that indicate that there is no fault, keyed by section and by the last words of the field name.
 _HEALTHY_VALUES = {
     ("Volatile", "Uncorrectable"): ("0", "N/A"),
     ("Volatile", "Uncorrectable Parity"): ("0", "N/A"),
@@ -41,7 +41,7 @@ def log_gpu_health(device: str) -> None:
 
 
 def describe_gpu_health(timeout_s: float = _TIMEOUT_S) -> str:
-    """Return a one-line summary for the log. Takes at most ``timeout_s`` and never raises an exception."""
+    """Return a one-line summary for the log within ``timeout_s``. Never raises an exception."""
     report, kernel_log = _run_all(("nvidia-smi", "-q"), ("dmesg",), timeout_s=timeout_s)
     findings = [*(parse_faults(report) if report else []), *(parse_xids(kernel_log) if kernel_log else [])]
     if report and not findings:
@@ -54,7 +54,7 @@ def describe_gpu_health(timeout_s: float = _TIMEOUT_S) -> str:
 
 
 def parse_faults(report: str) -> Iterator[str]:
-    """Yield the faults of each GPU that are listed in the output of ``nvidia-smi -q``."""
+    """Yield the faults that the output of ``nvidia-smi -q`` lists for each GPU."""
     gpu, sections = "", [(-1, "")]
     for line in report.splitlines():
         match = _LINE.fullmatch(line)
@@ -93,7 +93,7 @@ def _run_all(*commands: tuple[str, ...], timeout_s: float) -> list[str | None]:
     outputs: list[str | None] = [None] * len(commands)
 
     def run(index: int) -> None:
-        # A shorter timeout ensures that the program is killed before this process exits.
+        # Use a shorter timeout, so that the program is killed before this process exits.
         outputs[index] = _run(commands[index], 0.9 * timeout_s)
 
     threads = [Thread(target=run, args=(index,), daemon=True) for index in range(len(commands))]

@@ -1,4 +1,4 @@
-"""The output state of a job, which converts tokens from the engine to events for the queue.
+"""The output state of a job, which converts tokens from the engine into events for the queue.
 
 Tokens that arrive while an event is being sent are collected and sent in the next event.
 """
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class JobOutputFactory(Protocol):
-    """Creates the output state of a job: JobOutput itself, or a function that adds tracing."""
+    """A function that creates the output state of a job: JobOutput, or a wrapper that adds tracing."""
 
     def __call__(
         self, assignment: Assignment, tokenizer: Tokenizer, *, stop: tuple[str, ...]
@@ -38,10 +38,10 @@ class JobOutputFactory(Protocol):
 
 
 class JobOutput:
-    """The output state of one job.
+    """The output state of one job, which continues where the assignment's event log ends.
 
-    It continues where the assignment's event log ends. Once ``is_finished`` is True, engine outputs are
-    ignored. ``stop`` contains the template's stop strings, which apply in addition to the job's.
+    Once ``is_finished`` is True, engine outputs are ignored. ``stop`` contains the template's stop strings,
+    which apply in addition to the job's.
     """
 
     def __init__(self, assignment: Assignment, tokenizer: Tokenizer, *, stop: tuple[str, ...] = ()) -> None:
@@ -52,14 +52,14 @@ class JobOutput:
         self._stop_token_ids = frozenset(assignment.job.sampling.stop_token_ids)
         self._offset = len(assignment.token_ids)
         self._has_event = False  # whether next_event has returned an event
-        self._token_ids: list[int] = []  # for the next event, like the next three attributes
+        self._token_ids: list[int] = []  # to be sent in the next event, like the next three attributes
         self._logprobs: list[TokenLogprob] = []
         self._echo_token_ids: list[int] = []  # token IDs of the prompt
         self._echo_logprobs: tuple[TokenLogprobs, ...] = ()
         self._text = self._replay_log()
         self._final: Final | None = None
         self._has_final_event = False
-        if self._detokenizer.is_stopped:  # the log contains all tokens but not the final event
+        if self._detokenizer.is_stopped:  # the log contains all tokens, but lacks the final event
             self._finish(FinishReason.STOP)
 
     @property
@@ -67,7 +67,7 @@ class JobOutput:
         return self._final is not None
 
     def start(self, prompt: Prompt) -> None:
-        """Record the prompt. If the job requires no forward pass, this call finishes it."""
+        """Record the prompt. If the job requires no forward pass, finish the job."""
         self.num_prompt_tokens = len(prompt.token_ids)
         job = self.assignment.job
         if job.task == "tokenize":
@@ -97,10 +97,10 @@ class JobOutput:
         """Release resources. Called when the worker drops the job, whether or not it has finished."""
 
     def next_event(self) -> Event | None:
-        """Return an event with the output since the last call, or None if there is none.
+        """Return an event with all output since the last call, or None if there is no new output.
 
-        Text without a token is held back until the next token, because an event with neither a token nor the
-        end of the job would have the same offset as the event after it.
+        Text without a token is held back until the next token, because an event that contains neither a token
+        nor the end of the job would have the same offset as the next event.
         """
         if self._has_final_event or not (self._token_ids or self._final):
             return None
@@ -147,7 +147,7 @@ class JobOutput:
         return "" if token_id in self._stop_token_ids else self._detokenizer.push(token_id)
 
     def _with_bytes(self, token_id: int, logprobs: TokenLogprobs) -> TokenLogprob:
-        """Combine each log-probability with the bytes of its token, which the engine does not know."""
+        """Combine each log-probability with the token's bytes, which are unknown to the engine."""
 
         def score(token_id: int, logprob: float) -> TokenScore:
             return TokenScore(token_id, self._tokenizer.token_bytes(token_id), logprob)
@@ -171,8 +171,8 @@ class JobOutput:
         text = "".join(self._push(token_id) for token_id in self.assignment.token_ids)
         if text.startswith(self.assignment.text):
             return text[len(self.assignment.text) :]
-        # The log was written by another version of this program. Text that was already sent cannot be
-        # changed.
+        # The log was written by a different version of this program. Text that has already been sent cannot
+        # change.
         logger.warning("job_id=%s: the logged text does not match its tokens", self.assignment.job.job_id)
         return ""
 

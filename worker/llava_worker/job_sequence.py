@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class GrammarError(Exception):
-    """The job's grammar cannot be compiled. The job fails with ``error``."""
+    """The job's grammar could not be compiled. The job fails with ``error``."""
 
     def __init__(self, error: JobError) -> None:
         super().__init__(error.message)
@@ -85,7 +85,7 @@ async def compile_grammar(grammars: GrammarCache | None, grammar: Grammar, job: 
         param = "tools" if grammar.kind == "tools" else "response_format"
         message = error.client_message(grammar.kind)
         raise GrammarError(JobError(code=ErrorCode.INVALID_REQUEST, message=message, param=param)) from error
-    except Exception as error:  # the job must end, whatever the error
+    except Exception as error:  # end the job, whatever the error is
         logger.exception("job_id=%s: grammar compilation failed", job.job_id)
         message = "The grammar could not be compiled because of an internal error."
         raise GrammarError(JobError(code=ErrorCode.INTERNAL_ERROR, message=message)) from error

@@ -1,8 +1,8 @@
 """Access control and settings for loading another model into a running worker.
 
-If ``--loadable-models`` is not set, a worker rejects all commands. If it is set, an operator may load the
-model that the worker was started with, the bundled model, and the models in that folder. No command, whether
-it arrives through the admin port or through the queue, can make a worker read other files.
+If ``--loadable-models`` is not set, a worker rejects all commands. If it is set to a folder, an operator may
+load the models in that folder, the bundled model, and the model that the worker was started with. No command,
+whether it arrives through the admin port or through the queue, can make a worker read other files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llava_worker.settings import Precision, Settings
 __all__ = ["CommandRefused", "settings_for_command"]
 
 _BUNDLED = "tiny"
-# Settings that describe the startup model. For other models, they are reset to these values.
+# Settings that describe the startup model, and the values to which they are reset for other models.
 _FOR_OTHER_MODELS = {
     "served_model_name": None,
     "conversation": "auto",
@@ -32,17 +32,17 @@ class CommandRefused(Exception):
 
 
 def settings_for_command(command: ModelCommand, startup_settings: Settings) -> Settings | None:
-    """Return the settings for the requested model, or None for an unload. Raises CommandRefused."""
+    """Return the settings for the requested model, or None for an unload command. Raises CommandRefused."""
     if startup_settings.loadable_models is None:
         raise CommandRefused(
-            "This worker does not accept load or unload commands. To allow them, restart it with "
+            "This worker does not accept load or unload commands. To allow them, restart the worker with "
             "--loadable-models FOLDER."
         )
     if startup_settings.tensor_parallel > 1:
         num_ranks = startup_settings.tensor_parallel
         raise CommandRefused(
-            f"The model of this worker is split across {num_ranks} processes (--tensor-parallel) and cannot "
-            "be replaced at runtime. Restart the worker with the other model."
+            f"This worker's model is split across {num_ranks} processes (--tensor-parallel) and cannot "
+            "be replaced at runtime. Restart the worker with the new model."
         )
     if command.model is None:
         return None
@@ -62,10 +62,7 @@ def _precision(name: str | None, startup_settings: Settings) -> str:
 
 
 def _resolve(name: str, root: Path) -> str:
-    """Return the model's path in ``root``, which must be a resolved path.
-
-    Symbolic links are followed first.
-    """
+    """Return the resolved path of a model. It must be inside ``root``, which must also be resolved."""
     if name == _BUNDLED:
         return name
     try:

@@ -32,7 +32,7 @@ from llava_worker.worker import LEAVE_TIMEOUT_S, Worker
 
 __all__ = ["LOADER", "ModelHost"]
 
-LOADER = "loader"  # name prefix of the threads that load models; they cannot be interrupted
+LOADER = "loader"  # name prefix of the threads that load models, which cannot be interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class ModelHost:
     def __init__(self, settings: Settings, model: LoadedModel) -> None:
         self.heartbeat: Heartbeat = model.heartbeat  # heartbeat of the startup model
         self._startup_settings = settings
-        self._loaded_settings: Settings | None = settings  # None if no model is loaded
+        self._loaded_settings: Settings | None = settings  # None while no model is loaded
         self._target_settings: Settings | None = settings  # requested by the current command
         self._model: LoadedModel | None = model  # loaded but not yet served
         self._worker: Worker | None = None
@@ -58,7 +58,10 @@ class ModelHost:
         self._idle_scope: CancelScope | None = None  # active while no model is served
 
     def drain(self) -> None:
-        """Return running jobs to the queue and let ``run`` return. Call it in the event loop's thread."""
+        """Return running jobs to the queue and let ``run`` return.
+
+        Must be called in the event loop's thread.
+        """
         self._is_draining = True
         if self._idle_scope is not None:
             self._idle_scope.cancel()
@@ -75,7 +78,8 @@ class ModelHost:
             else:
                 with CancelScope() as self._idle_scope:
                     await (self._load(consumer) if self._command else self._wait_for_command(consumer))
-            if not self._is_draining:  # else a model may still be loading and torch may be partly imported
+            # During a drain, a model may still be loading, and torch may be only partly imported.
+            if not self._is_draining:
                 _release_memory()
         with move_on_after(LEAVE_TIMEOUT_S):  # if this fails, the lease expires
             await consumer.deregister()
@@ -135,7 +139,7 @@ class ModelHost:
             model = loading.result()
         except StartupError as error:
             self._finish_command(consumer, "failed", str(error))
-        except Exception as error:  # such as out of memory or a corrupt file; the worker keeps running
+        except Exception as error:  # for example, out of memory or a corrupt file; the worker keeps running
             logger.exception("failed to load model %s", settings.model)
             self._finish_command(consumer, "failed", f"{type(error).__name__}: {error}")
         else:

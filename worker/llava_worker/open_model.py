@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["LoadedModel", "StartupError", "StartupTimes", "image_spec", "open_model"]
 
 _ECHO_SPEC = ImageSpec(side=32, tokens_per_tile=4)
-# Excludes all files that may contain code except chat templates, which run only on request and in a sandbox.
+# Files that may contain code are excluded, except for chat templates, which run only on request in a sandbox.
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class StartupError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StartupTimes:
-    """The time until the model was ready, in total and by phase."""
+    """The time until the model was ready, both in total and for each phase."""
 
     import_s: float = 0.0  # torch and the modules that import it
     weights_s: float = 0.0
@@ -180,7 +180,7 @@ def _traced(
         trace = open_trace(path, process=f"llava worker, {name}")
     except OSError as error:
         raise StartupError(
-            f"The timeline file {path} cannot be written: {error}. Use a different file for each worker, "
+            f"The timeline file {path} could not be written: {error}. Use a different file for each worker, "
             "for example by including {pid} in its name."
         ) from error
     logger.info("writing a timeline of all steps to %s", path)
@@ -269,7 +269,7 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise StartupError(
-            f"Model {name!r} cannot be downloaded from the Hugging Face Hub: {error}"
+            f"Model {name!r} could not be downloaded from the Hugging Face Hub: {error}"
         ) from error
 
 

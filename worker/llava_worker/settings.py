@@ -111,8 +111,8 @@ class Settings(ServiceSettings):
     )
     loadable_models: Path | None = Field(
         None,
-        description="Folder of models that an operator may load into the running worker. If unset, load and "
-        "unload commands are rejected.",
+        description="Folder with models that an operator may load into the running worker. If unset, load "
+        "and unload commands are rejected.",
     )
     allow_pickle: bool = Field(
         False, description="Also read weights from .bin files. Enable only for files from a trusted source."
@@ -122,13 +122,14 @@ class Settings(ServiceSettings):
         30.0,
         gt=0,
         le=3600,
-        description="Maximum duration of an engine step, in seconds. The worker exits if a step exceeds it.",
+        description="Maximum duration of an engine step, in seconds. If a step takes longer, the worker "
+        "exits.",
     )
     drain_timeout_s: float = Field(
         0.0,
         ge=0,
         le=86400,
-        description="Time that running requests have to finish after SIGTERM, in seconds. Unfinished "
+        description="Time allowed for running requests to finish after SIGTERM, in seconds. Unfinished "
         "requests are then handed over to other workers.",
     )
     trace_steps: Path | None = Field(

@@ -44,7 +44,8 @@ __all__ = ["LEAVE_TIMEOUT_S", "Worker", "has_overflow_slot", "sequence_priority"
 _PROGRESS_S = 1.0  # maximum time between emits while the engine is running steps; far below any hang timeout
 _RECONCILE_S = 3.0  # infrequent, because reconciliation only repairs states that should not occur
 _STOP_TIMEOUT_S = 5.0  # time allowed for the engine to finish its current step
-LEAVE_TIMEOUT_S = 10.0  # the usual grace period before SIGKILL, after which the lease expires
+# The usual time between SIGTERM and SIGKILL. If the worker is killed, its lease expires.
+LEAVE_TIMEOUT_S = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class Worker:
         self._has_engine_failed = False
         self._is_model_switch = False
         self._draining = asyncio.Event()
-        self._closing = asyncio.Event()  # set when only the last emit and the last heartbeat remain
+        self._closing = asyncio.Event()  # set once only the last emit and the last heartbeat remain
         self._slot_freed = asyncio.Event()
         self._has_outputs = asyncio.Event()
         self._is_idle = asyncio.Event()
@@ -122,8 +123,8 @@ class Worker:
         """Serve until drained and return the exit status: 0 after a drain, 70 after an engine failure.
 
         Any exception raised is a bug. After an engine failure, the jobs are not returned to the queue.
-        Instead, their assignments expire with the lease. This counts as a crash, so that a job that makes
-        every engine fail is ended after a few attempts.
+        Instead, their assignments expire together with the lease. This counts as a crash, so a job that
+        causes an engine failure on every worker fails after a few attempts.
         """
         self._loop = asyncio.get_running_loop()
         try:
@@ -329,17 +330,16 @@ def has_overflow_slot(num_jobs: int, num_slots: int) -> bool:
 
     Without overflow slots, a burst of requests from one tenant would take all slots, and other tenants would
     have to wait until one of those requests ends. The queue assigns an overflow slot only to a tenant that
-    has no job on this worker. The engine prioritizes that job and, if necessary, preempts the most recent of
-    the other jobs.
+    has no job on this worker. The engine prioritizes the job in that slot and, if necessary, preempts the
+    most recent of the other jobs.
     """
     return num_slots <= num_jobs < num_slots + max(1, num_slots // 4)
 
 
 def sequence_priority(job: Job, running_jobs: Iterable[Job]) -> int:
-    """Return the priority of a job's sequence.
+    """Return the priority of a job's sequence. The job's own priority takes precedence.
 
-    Sequences are ordered by job priority. Among jobs with the same priority, a tenant's first job takes
-    precedence over additional jobs.
+    Among jobs with the same priority, a tenant's first running job ranks above all additional jobs.
     """
     is_first = all(other.tenant != job.tenant for other in running_jobs)
     return 2 * job.priority + is_first

@@ -1,1 +1,1 @@
-"""Other servers that can serve the same model. Each module documents the requirements of one server."""
+"""Other servers that support the same model. Each module documents the requirements of one server."""

@@ -19,8 +19,8 @@ _TAIL = 6  # number of output lines to report when a command fails
 def ensure_environment(name: str, *installs: Sequence[str], without: Sequence[str] = ()) -> Path:
     """Create the environment if it does not exist, and return its Python interpreter.
 
-    ``installs`` contains the arguments of consecutive ``pip install`` commands. The packages in ``without``
-    are uninstalled afterwards. Raises Unavailable if a command fails.
+    ``installs`` contains the arguments for each of several ``pip install`` commands, which run in order. The
+    packages in ``without`` are uninstalled afterwards. Raises Unavailable if a command fails.
     """
     folder = WORK / f"venv-{name}"
     python = folder / "bin" / "python"
@@ -55,7 +55,7 @@ def installed(name: str, packages: Sequence[str]) -> Mapping[str, str]:
 
 
 def run_or_unavailable(command: Sequence[str]) -> None:
-    """Run a command. Raises Unavailable, with the last lines of the output, if it fails."""
+    """Run a command. Raises Unavailable with the last lines of the output if the command fails."""
     try:
         done = subprocess.run(list(command), capture_output=True, text=True, check=False)
     except OSError as error:
@@ -63,5 +63,5 @@ def run_or_unavailable(command: Sequence[str]) -> None:
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines()
         tail = [line for line in lines if not line.startswith("WARNING")][-_TAIL:]
-        shown = " ".join(command[:6]).replace(f"{ROOT}/", "")  # records contain no local paths
+        shown = " ".join(command[:6]).replace(f"{ROOT}/", "")  # no local paths in records
         raise Unavailable(f"`{shown} ...` failed: {' / '.join(tail)}")

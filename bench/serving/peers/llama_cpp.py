@@ -1,4 +1,4 @@
-"""The llama.cpp server with Q8_0 and Q4_0 weights. It must be set up manually.
+"""The llama.cpp server with Q8_0 and Q4_0 weights. This server must be set up manually.
 
 The server must be built from source, for example with ``pip install llama-cpp-python[server]``, CMake and a
 compiler, which takes about ten minutes on two cores. The scripts that convert the decoder

@@ -1,7 +1,7 @@
-"""OpenVINO GenAI with 8-bit and 4-bit weights and continuous batching.
+"""OpenVINO GenAI with 8-bit or 4-bit weights and continuous batching.
 
 OpenVINO's own server, OVMS, is not on PyPI, so `openvino_server` is used instead. optimum-intel converts the
-checkpoint once, which takes several minutes and several gigabytes of disk space.
+checkpoint once, which takes several minutes and requires several gigabytes of disk space.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _target(checkpoint: Path, bits: int) -> Target:
     python = WORK / f"venv-{_NAME}" / "bin" / "python"
 
     def prepare() -> None:
-        # torchvision, a dependency, is built for CUDA and cannot be imported with the CPU version of torch.
+        # The dependency torchvision is built for CUDA and cannot be imported with the CPU build of torch.
         ensure_environment(_NAME, (cpu_torch(), *_REQUIREMENTS), without=["torchvision"])
         _convert(checkpoint, folder, _WEIGHTS[bits])
 

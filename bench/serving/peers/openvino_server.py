@@ -3,7 +3,8 @@
     python openvino_server.py FOLDER PORT      (in an environment with openvino-genai and pillow)
 
 One thread runs the pipeline, and one thread per request waits for its output. The server supports streaming
-with greedy sampling, and images as data URLs. It has no error handling: if the pipeline fails, it exits.
+with greedy sampling, and images as data URLs. There is no error handling: if the pipeline fails, the server
+exits.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Request:
     prompt: str
     images: list[Any]
     config: Any
-    pieces: queue.Queue[str | None] = field(default_factory=queue.Queue)  # None marks the end
+    pieces: queue.Queue[str | None] = field(default_factory=queue.Queue)  # None marks the end of the output
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     handle: Any = None
@@ -59,7 +60,7 @@ class Batcher:
         self._ids = itertools.count()
 
     def count_tokens(self, prompt: str) -> int:
-        """Return the number of tokens. An image counts as many tokens as its placeholder."""
+        """Return the number of tokens. An image counts as the number of tokens in its placeholder."""
         return int(self._tokenizer.encode(prompt).input_ids.shape[1])
 
     def generate(self, request: Request) -> Iterator[str]:

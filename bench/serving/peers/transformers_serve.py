@@ -1,7 +1,7 @@
 """The transformers library's own server (``transformers serve``) in bf16.
 
-Its continuous batching does not support models with images (``transformers/cli/serving/``), so requests are
-processed sequentially. It does not support ``ignore_eos``, but models with random weights rarely generate
+Its continuous batching does not support models with image input (``transformers/cli/serving/``), so requests
+are processed sequentially. It does not support ``ignore_eos``, but models with random weights rarely generate
 EOS.
 """
 

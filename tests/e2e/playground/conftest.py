@@ -46,7 +46,7 @@ def slow_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerPr
 def guarded_site(
     site: ControllerProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ControllerProcess]:
-    """A second controller on the same queue that requires the API key."""
+    """A second controller, which requires the API key, on the same queue."""
     folder = tmp_path_factory.mktemp("guarded")
     with running_controller(site.redis_url, folder, api_keys=KEY, auth=True) as guarded:
         yield guarded
@@ -56,11 +56,11 @@ def guarded_site(
 def browser() -> Iterator[Browser]:
     """A browser for one module.
 
-    It is not session-scoped, because Playwright runs an event loop and async tests need their own.
+    It is not session-scoped, because Playwright keeps an event loop running and async tests need their own.
     """
     if not CHROMIUM.exists():
         pytest.skip(f"Chromium is not installed at {CHROMIUM}. Run apt-get install chromium.")
-    expect.set_options(timeout=scaled(30_000))  # scaled, because a busy machine takes longer
+    expect.set_options(timeout=scaled(30_000))  # scaled, because pages are slower on a busy machine
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
         yield browser
@@ -76,7 +76,10 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext) -> Iterator[Page]:
-    """A page. Violating its content policy, raising an error or contacting another host fails the test."""
+    """A page.
+
+    The test fails if the page violates its content policy, raises an error or contacts another host.
+    """
     page = context.new_page()
     complaints: list[str] = []
     hosts: set[str] = set()
@@ -84,6 +87,7 @@ def page(context: BrowserContext) -> Iterator[Page]:
     page.on("console", lambda message: complaints.append(message.text))
     page.on("request", lambda request: hosts.add(re.sub(r"^(\w+:(//[^/:]+)?).*", r"\1", request.url)))
     yield page
-    # Chromium logs each 4xx and 5xx response to the console. Tests of error handling cause such responses.
+    # Chromium logs each 4xx and 5xx response to the console. Ignore these messages, because tests of error
+    # handling cause such responses on purpose.
     assert [text for text in complaints if not text.startswith("Failed to load resource")] == []
     assert hosts <= {"http://127.0.0.1", "blob:", "data:"}

@@ -1,4 +1,4 @@
-"""User actions on the playground page and accessors for its content."""
+"""Functions that perform user actions on the playground page or read its content."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = [
 
 
 def scene() -> bytes:
-    """Return a PNG of a few hundred bytes."""
+    """Return a PNG with a size of a few hundred bytes."""
     image = Image.new("RGB", (64, 48), (200, 220, 200))
     image.paste((210, 60, 50), (8, 8, 32, 40))
     return _png(image)
 
 
 def noise(side: int) -> bytes:
-    """Return an incompressible PNG of about 3 * side * side bytes."""
+    """Return an incompressible PNG with a size of about 3 * side * side bytes."""
     return _png(Image.frombytes("RGB", (side, side), random.Random(side).randbytes(3 * side * side)))
 
 
@@ -92,7 +92,7 @@ def copied(page: Page, button: str) -> str:
     turn.get_by_role("button", name=button).click()
     expect(turn.get_by_role("button", name="Copied")).to_be_visible()
     text = page.evaluate("navigator.clipboard.readText()")
-    expect(turn.get_by_role("button", name="Copied")).to_be_hidden()  # the label is restored
+    expect(turn.get_by_role("button", name="Copied")).to_be_hidden()  # wait until the label is restored
     assert isinstance(text, str)
     return text
 
@@ -105,7 +105,7 @@ def sent(request: Request) -> dict[str, Any]:
 
 
 def scripted(page: Page, *pieces: str) -> None:
-    """Make all further chat requests return these pieces of text."""
+    """Make all subsequent chat requests return these pieces of text."""
     chunks: list[dict[str, Any]] = [
         {"choices": [{"index": 0, "delta": {"content": piece}}]} for piece in pieces
     ]

@@ -63,7 +63,7 @@ def test_a_finished_response_shows_its_speed_and_token_counts(slow_playground: P
     assert re.search(r"first token [\d.]+ m?s", shown)
     assert re.search(r"[\d.]+ tokens/s", shown)
     assert re.search(r"\d+ tokens in · \d+ out", shown)
-    assert "≈" not in shown  # exact numbers from the server once the response is complete
+    assert "≈" not in shown  # once the response is complete, the page shows the server's exact numbers
 
 
 @pytest.mark.parametrize("trigger", ["button", "Escape"])
@@ -87,7 +87,7 @@ def test_stop_cancels_the_response_and_frees_the_worker(
         lambda: slow_site.metric("llava_num_requests_running") == 0, "the worker to have no running requests"
     )
     assert response_text(slow_playground).text_content() == stopped
-    assert len(stopped) < 40  # a complete echo response has at least 64 tokens
+    assert len(stopped) < 40  # a complete response from the echo model has at least 64 tokens
 
 
 def test_a_response_that_is_not_stopped_is_not_cancelled(playground: Page, site: ControllerProcess) -> None:
@@ -179,7 +179,7 @@ def test_only_an_image_larger_than_eight_megabytes_is_downscaled(playground: Pag
     url = sent(request.value)["messages"][0]["content"][0]["image_url"]["url"]
     assert url.startswith("data:image/jpeg;base64,")
     assert len(base64.b64decode(url.split(",")[1])) <= 8_000_000
-    expect(response_text(playground)).to_have_text(re.compile(r"\w"))  # the server accepts it
+    expect(response_text(playground)).to_have_text(re.compile(r"\w"))  # the server accepts the image
 
 
 def test_settings_are_sent_with_the_request(playground: Page) -> None:

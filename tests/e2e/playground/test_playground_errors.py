@@ -1,4 +1,4 @@
-"""The playground handles errors and is not vulnerable to HTML injection."""
+"""Tests that the playground handles errors and is not vulnerable to HTML injection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Code snippets copied from the playground. Each is executed and must print the page's response."""
+"""Code snippets copied from the playground.
+
+Each snippet is run and must print the response shown on the page.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from tests.processes import ControllerProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
 
-# Contains the characters that are special in shells, JSON or Python.
+# Contains all characters with a special meaning in shells, JSON or Python.
 QUESTION = """What's "$HOME" `id` \\n $(id) 100% {x} é 😀 \u2028 JSON?"""
 BIG = noise(200)  # 120 kB, too long to be embedded in a snippet
 BIG_NAME = "it's a $HOME image.png"
@@ -50,7 +53,7 @@ def run(arguments: list[str], folder: Path) -> str:
 
 
 def run_curl(text: str, folder: Path) -> str:
-    """Run the curl command and return the text in the stream that it prints."""
+    """Run the curl command and return the text of the streamed response."""
     output = run(["bash", "-c", text], folder)
     chunks = [line.removeprefix("data: ") for line in output.splitlines() if line.startswith("data: {")]
     assert output.rstrip().endswith("data: [DONE]"), output

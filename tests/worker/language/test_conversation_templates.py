@@ -27,7 +27,7 @@ SYSTEM = {name: template.system for name, template in CONVERSATION_TEMPLATES.ite
 
 
 def as_text(segment: Segment) -> str:
-    """Return "#" for an image, the name of a special token, and text unchanged."""
+    """Return the segment as text. An image becomes "#", and a special token becomes its name."""
     if isinstance(segment, ImageRef):
         return "#"
     return segment.token if isinstance(segment, SpecialToken) else segment

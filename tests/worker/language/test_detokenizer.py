@@ -96,7 +96,7 @@ STOPS = st.lists(st.text("abc", min_size=1, max_size=4), max_size=3)
 
 
 class ChunkTokenizer(ByteTokenizer):
-    """A byte tokenizer with additional tokens from ID 1000 upward, to split text in different ways."""
+    """A byte tokenizer with additional tokens, starting at ID 1000, that split text in different ways."""
 
     def __init__(self, pieces: list[str]) -> None:
         self.pieces = pieces

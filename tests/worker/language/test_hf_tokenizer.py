@@ -85,7 +85,7 @@ def test_folder_without_a_tokenizer_is_rejected(tmp_path: Path) -> None:
 
 def test_invalid_tokenizer_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(TokenizerError, match="cannot be read"):
+    with pytest.raises(TokenizerError, match="could not be read"):
         HFTokenizer(tmp_path)
 
 

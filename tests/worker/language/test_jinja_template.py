@@ -1,4 +1,4 @@
-"""Checkpoints' chat templates run in a sandbox and yield the same prompts as with transformers."""
+"""Checkpoints' chat templates run in a sandbox and yield the same prompts as in transformers."""
 
 from __future__ import annotations
 

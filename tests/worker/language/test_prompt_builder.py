@@ -35,7 +35,7 @@ def user(*parts: str | ImageRef) -> Message:
 
 
 def as_text(prompt: Prompt) -> str:
-    """Return the prompt as text, with special tokens by name and "#" for each image token."""
+    """Return the prompt as text, with the names of special tokens and "#" for each image token."""
     names = {BYTES.bos_token_id: b"<s>", BYTES.eos_token_id: b"</s>", BYTES.image_token_id: b"#"}
     return b"".join(names.get(token_id) or bytes([token_id]) for token_id in prompt.token_ids).decode()
 
@@ -151,7 +151,7 @@ def test_image_of_several_tiles_has_one_token_per_feature() -> None:
         BYTES, CONVERSATION_TEMPLATES["vicuna_v1"], image_spec=ANYRES, context_length=4096
     )
     [span] = builder.build_chat([user(anyres_image(), "Hi?")]).images
-    # A base view of 2x2 tokens, plus the grid rows that show the image, each with 4 tokens and a newline.
+    # A base view of 2x2 tokens, plus two grid rows that show the image, each with 4 tokens and a newline.
     assert (span.length, span.width, span.height) == (4 + 2 * 5, 30, 10)
 
 

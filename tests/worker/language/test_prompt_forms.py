@@ -1,4 +1,4 @@
-"""Prompts that are not complete chats: continued, raw, embedding and tokenize prompts, and token IDs."""
+"""Prompts other than complete chats: continued, raw, embedding and tokenize prompts, and token IDs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Golden prompts: token IDs computed by tools/prompt_goldens.py with the original LLaVA's rules.
 
-The data folder contains the part of the Llama tokenizer that these conversations need. LLAVA_LLAMA_TOKENIZER
-may be set to a folder with the complete tokenizer, which must yield the same IDs.
+The data folder contains the part of the Llama tokenizer that these conversations require.
+LLAVA_LLAMA_TOKENIZER may be set to a folder with the complete tokenizer, which must yield the same IDs.
 """
 
 from __future__ import annotations

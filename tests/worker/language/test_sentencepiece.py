@@ -41,7 +41,7 @@ def varint(value: int) -> bytes:
 
 
 def llama_pieces() -> list[Piece]:
-    """Return the pieces of the vocabulary, with unused pieces for missing IDs."""
+    """Return the pieces of the vocabulary, and fill the gaps between IDs with unused pieces."""
     text_of = {token_id: piece for piece, token_id in VOCABULARY.items() if token_id < 32000}
     kinds = {0: UNKNOWN, 1: CONTROL, 2: CONTROL} | dict.fromkeys(range(3, 259), BYTE)
     pieces = []

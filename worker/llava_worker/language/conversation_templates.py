@@ -1,9 +1,9 @@
 """The conversation templates that LLaVA models were trained with, and template selection.
 
-System messages, roles and separators are the same as in the templates of the same names in the original LLaVA
-(``llava/conversation.py``). ``qwen_1_5`` is from LLaVA-NeXT. ``llava_hf`` is the chat template of llava-hf's
-LLaVA-1.5 checkpoints. To add a template, add an entry here and, if no existing format applies, a format in
-``prompt_formats``.
+Each template has the same system message, roles and separators as the template of the same name in the
+original LLaVA (``llava/conversation.py``). ``qwen_1_5`` is from LLaVA-NeXT. ``llava_hf`` is the chat template
+of llava-hf's LLaVA-1.5 checkpoints. To add a template, add an entry here and, if no existing format applies,
+a format in ``prompt_formats``.
 """
 
 from __future__ import annotations
@@ -123,14 +123,14 @@ def choose_template(
 ) -> PromptTemplate:
     """Return the template for the settings ``conversation`` and ``prompt_style``. Raises ChatTemplateError.
 
-    ``folder`` and ``tokenizer`` belong to the model and are None for the echo model. If ``folder`` contains
-    an adapter, ``base`` is the folder of its base model and provides the files that ``folder`` lacks.
+    ``folder`` and ``tokenizer`` are the model's, or None for the echo model. If ``folder`` contains an
+    adapter, ``base`` is the folder of its base model and provides the files that ``folder`` lacks.
     """
     if conversation == "checkpoint":
         return _checkpoint_template(folder, tokenizer, base)
     if conversation == "auto":
         conversation = template_for_config(_read_config(folder) or _read_config(base))
-        logger.info("conversation template selected by config.json: %s", conversation)
+        logger.info("conversation template selected based on config.json: %s", conversation)
     if prompt_style == "hf":
         if conversation not in _LLAVA_1_5_TEMPLATES:
             raise ChatTemplateError(
@@ -144,8 +144,8 @@ def choose_template(
 def template_for_config(config: Mapping[str, Any]) -> str:
     """Return the name of the template for a model with this config.json, in either checkpoint layout.
 
-    The default is vicuna_v1. It is also returned for LLaVA-v0 and for models based on Llama-2-chat, because
-    their configurations are indistinguishable from Vicuna's.
+    The default is vicuna_v1, which is also returned for LLaVA-v0 and for models based on Llama-2-chat,
+    because their configurations are indistinguishable from those of Vicuna models.
     """
     text = config.get("text_config") or config
     model_type = str(text.get("model_type", "llama"))

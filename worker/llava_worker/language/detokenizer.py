@@ -27,7 +27,7 @@ class Detokenizer:
         self._stop_strings = [text for text in stop if text]
         self._held_back = ""
         self.is_stopped = False
-        self.stopped_by = ""  # the stop string that was found, if any
+        self.stopped_by = ""  # the stop string that was found, or ""
 
     def push(self, token_id: int) -> str:
         """Return the text completed by this token, which may be empty. It never includes a stop string."""
@@ -36,9 +36,9 @@ class Detokenizer:
         return self._release(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
 
     def flush(self) -> str:
-        """Return the text that was held back. Call it at the end of the stream.
+        """Return the text that was held back. Must be called at the end of the stream.
 
-        Incomplete bytes are replaced by U+FFFD.
+        An incomplete character is replaced by U+FFFD.
         """
         if self.is_stopped:
             return ""
@@ -60,8 +60,8 @@ class Detokenizer:
 def _split(text: str, stop_strings: list[str]) -> tuple[str, str, str]:
     """Split off a stop string.
 
-    Return the text before the stop string, any text at the end that may begin one, and the stop string found,
-    or "".
+    Return the text before the stop string, any text at the end that may be the beginning of a stop string,
+    and the stop string that was found, or "".
 
     If the text contains several stop strings, the one that ends first is used. If several end at the same
     position, the longest is used. The result therefore does not depend on how the text is split into tokens.

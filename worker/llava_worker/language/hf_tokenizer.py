@@ -15,7 +15,7 @@ __all__ = ["HFTokenizer", "has_tokenizer"]
 
 
 class HFTokenizer:
-    """A tokenizer with byte fallback (Llama) or a byte-level one (GPT-2, only from ``tokenizer.json``)."""
+    """A byte-fallback tokenizer (Llama) or a byte-level tokenizer (GPT-2, only from ``tokenizer.json``)."""
 
     def __init__(self, folder: Path, *, image_token_id: int | None = None) -> None:
         """Load the tokenizer. Raises TokenizerError.
@@ -103,7 +103,7 @@ def _load(folder: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises a plain Exception if it cannot read a file
-        raise TokenizerError(f"The tokenizer file {path} cannot be read: {error}") from error
+        raise TokenizerError(f"The tokenizer file {path} could not be read: {error}") from error
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -119,7 +119,7 @@ def _prefix_scheme(tokenizer: Tokenizer) -> str:
 
 
 def _segment_tokenizer(tokenizer: Tokenizer, prefix_scheme: str) -> Tokenizer:
-    """Return the tokenizer for segments after the first. It is usually the same tokenizer."""
+    """Return the tokenizer for segments after the first, which is usually the same tokenizer."""
     if prefix_scheme != "first":
         return tokenizer
     copy: Tokenizer = Tokenizer.from_str(tokenizer.to_str())

@@ -1,8 +1,8 @@
 """A checkpoint's own chat template: untrusted Jinja code that runs in a sandbox without side effects.
 
-Before rendering, all characters in the user's text that are the first character of a special token are
-replaced by random placeholders. They are restored afterward. Every special token in the output therefore
-comes from the template.
+Before rendering, each character of the user's text with which a special token could begin is replaced by a
+random placeholder. After rendering, the original characters are restored. Every special token in the output
+therefore comes from the template.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["JinjaChatTemplate", "has_chat_template", "read_chat_template"]
 
 
 class JinjaChatTemplate:
-    """A template that renders like ``apply_chat_template`` with ``add_generation_prompt`` in transformers."""
+    """A template that renders like transformers' ``apply_chat_template`` with ``add_generation_prompt``."""
 
     name = "checkpoint"
     is_hf_style = True
@@ -103,7 +103,7 @@ class JinjaChatTemplate:
         }
 
     def _split(self, text: str, images: list[ImageRef]) -> list[Segment]:
-        """Split the text at special tokens and replace the image tokens with the images, in order."""
+        """Split the text at special tokens, and replace image tokens with the images, in order."""
         segments: list[Segment] = []
         num_images, remaining = len(images), iter(images)
         end = 0
@@ -135,7 +135,10 @@ class JinjaChatTemplate:
 
 
 class _Generation(Extension):
-    """The ``{% generation %}`` tag, which marks responses in transformers templates. Has no effect here."""
+    """The ``{% generation %}`` tag, which marks responses in transformers templates.
+
+    It has no effect here.
+    """
 
     tags = {"generation"}
 
@@ -149,7 +152,7 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def read_chat_template(folder: Path) -> str:
-    """Read the template's source from the files that transformers uses. Raises ChatTemplateError."""
+    """Read the template's source from the same files as transformers. Raises ChatTemplateError."""
     source = _find_source(folder)
     if source is None:
         raise ChatTemplateError(

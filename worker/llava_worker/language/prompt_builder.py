@@ -3,7 +3,7 @@
 The rules are the same as in the original LLaVA. The prompt starts with one beginning-of-sequence token. Each
 text between images and special tokens is tokenized independently, so a newline after an image becomes ``▁``,
 ``<0x0A>``. For templates in the style of transformers, the texts are tokenized as parts of a single text. An
-image takes one image token per feature vector.
+image is represented by one image token per feature vector.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PromptBuilder:
     ) -> None:
         """Create a builder. Raises TokenizerError if the vocabulary lacks a required special token.
 
-        ``has_image_marks`` is whether the model was trained with ``<im_start>`` and ``<im_end>`` around
+        ``has_image_marks`` states whether the model was trained with ``<im_start>`` and ``<im_end>`` around
         images.
         """
         self._tokenizer = tokenizer
@@ -143,12 +143,12 @@ class PromptBuilder:
             expected_side = self._layout.side
             raise PromptError(
                 ErrorCode.INTERNAL_ERROR,
-                f"An image was preprocessed to {image.num_tiles} tiles of {image.side} pixels, but the model "
-                f"requires {plan.num_tiles} tiles of {expected_side} pixels. The workers that serve this "
-                "model have different preprocessing configurations.",
+                f"An image was preprocessed into {image.num_tiles} tiles of {image.side} pixels, but the "
+                f"model requires {plan.num_tiles} tiles of {expected_side} pixels. The workers that serve "
+                "this model have different preprocessing configurations.",
             )
         # The size is set only for grids, where features depend on it. Without a grid, the same pixels produce
-        # the same features whatever the size of the original image.
+        # the same features regardless of the original image's size.
         width, height = (image.width, image.height) if has_grid else (0, 0)
         return ImageSpan(start=start, length=plan.num_tokens, digest=image.digest, width=width, height=height)
 

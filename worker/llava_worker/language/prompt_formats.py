@@ -2,7 +2,8 @@
 
 A format arranges system, user and assistant messages as in ``llava/conversation.py`` of the original LLaVA.
 Templates with the same format differ only in their data (see ``conversation_templates``). A rendered prompt
-consists of segments: plain text, special tokens by name, and images. This module does not handle token IDs.
+consists of segments. Each segment is plain text, the name of a special token, or an image. This module does
+not handle token IDs.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ class ConversationTemplate:
     """A built-in template.
 
     ``separator`` follows the system message and each user message. ``end`` follows each assistant message.
-    There are two exceptions. In "inst", ``separator`` precedes every user message except the first. In
-    "chatml", both follow every message.
+    There are two exceptions: in the "inst" format, ``separator`` precedes every user message except the
+    first; in the "chatml" format, ``end`` and ``separator`` follow every message.
 
     If ``has_bos`` is true, the prompt begins with the beginning-of-sequence token, provided that the
     vocabulary has one. If ``has_image_tags`` is true (only for "colons"), images are rendered as

@@ -93,7 +93,7 @@ def _merges(pieces: list[_Piece], vocabulary: dict[str, int]) -> list[tuple[str,
     """Return every way to split a piece into two other pieces, in descending order of the piece's score.
 
     SentencePiece only compares the scores of whole pieces. The tokenizers library also requires an order for
-    the splits of the same piece. As in transformers, they are ordered by the IDs of the two parts.
+    splits of the same piece. As in transformers, these splits are ordered by the IDs of the two parts.
     """
     joinable = {piece.text for piece in pieces if piece.type == _NORMAL}
     ranked = sorted(
@@ -109,7 +109,7 @@ def _merges(pieces: list[_Piece], vocabulary: dict[str, int]) -> list[tuple[str,
 
 
 def _add_tokens(tokenizer: Tokenizer, path: Path) -> None:
-    """Add tokens such as ``{"<pad>": 32000}``.
+    """Add the tokens from the file, for example ``{"<pad>": 32000}``.
 
     Their IDs must directly follow the IDs of the model's tokens.
     """
@@ -137,7 +137,7 @@ def _last_field(message: list[tuple[int, Value]], number: int) -> Value:
 def _fields(data: Value) -> Iterator[tuple[int, Value]]:
     """Yield the fields of a protobuf message.
 
-    Values of all types other than integers are returned as bytes.
+    Integers are yielded as ``int``, all other values as ``bytes``.
     """
     if not isinstance(data, bytes):
         raise TypeError("a field contains a number instead of a message")
@@ -162,7 +162,10 @@ def _fields(data: Value) -> Iterator[tuple[int, Value]]:
 
 
 def _varint(data: bytes, offset: int) -> tuple[int, int]:
-    """Decode an integer stored with seven bits per byte. Return it and the offset of the byte after it."""
+    """Decode an integer stored with seven bits per byte.
+
+    Return the integer and the offset of the next byte.
+    """
     value = 0
     for index, byte in enumerate(data[offset : offset + 10]):
         value |= (byte & 0x7F) << (7 * index)

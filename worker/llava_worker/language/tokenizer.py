@@ -1,7 +1,7 @@
-"""The tokenizer interface used by prompts, streams and grammars, and a byte tokenizer.
+"""The tokenizer interface that prompts, streams and grammars use, and an implementation for bytes.
 
 User text is never encoded as special tokens: ``</s>`` or ``<image>`` in a text is treated as plain
-characters. Special tokens can only be added to a prompt by name, with ``special_id``. Decoding returns bytes,
+characters. Special tokens can be added to a prompt only by ID (see ``special_id``). Decoding returns bytes,
 because a token may contain only part of a character. The detokenizer assembles the characters.
 ``hf_tokenizer`` implements the interface for real models.
 """
@@ -18,11 +18,11 @@ class TokenizerError(Exception):
 
 
 class Tokenizer(Protocol):
-    """The interface of tokenizers.
+    """The interface that all tokenizers implement.
 
     ``bos_token_id`` is None for models without a beginning-of-sequence token. ``image_token_id`` is the
-    placeholder token for images. ``adds_bos`` is whether transformers prepends ``bos_token_id`` to every text
-    for this model.
+    placeholder token for images. ``adds_bos`` states whether transformers prepends ``bos_token_id`` to every
+    text for this model.
     """
 
     @property
@@ -37,11 +37,11 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Return the token IDs of the text. No special tokens are added, as in the original LLaVA."""
+        """Return the token IDs of the text, without adding special tokens, as in the original LLaVA."""
         ...
 
     def encode_segment(self, text: str, *, is_first: bool) -> list[int]:
-        """Return the token IDs of a part of a prompt, as in transformers.
+        """Return the token IDs of a segment of a prompt, encoded as in transformers.
 
         If ``is_first`` is true, the text is at the beginning of the prompt. Otherwise, it follows a special
         token.

@@ -2,11 +2,11 @@
 
     queue             from submission to the first pull; recorded only by the first worker
     chat MODEL        the job in this worker, from the pull until the job ends
-      prefill         until the first token: waiting for grammar and engine, processing images and prompt
+      prefill         up to the first token: waiting for the grammar and engine, processing images and prompt
       decode          from the first token to the last
 
 The event ``resumed`` marks a job that was started by another worker. The event ``let go`` marks a job that
-left this worker unfinished because it was cancelled, requeued or no longer assigned to this worker. Spans
+left this worker unfinished, because it was cancelled, requeued or no longer assigned to this worker. Spans
 never contain text.
 """
 
@@ -76,7 +76,7 @@ class TracedJobOutput(JobOutput):
             "llava.worker.id": worker_id,
         }
         if assignment.token_ids == () and assignment.remaining_s is not None:
-            waited_s = max(job.ttl_s - assignment.remaining_s, 0.0)  # both use the queue's clock
+            waited_s = max(job.ttl_s - assignment.remaining_s, 0.0)  # both times are from the queue's clock
             queue_span = tracer.start_span(
                 "queue", submitter, start_time=pulled_at - int(waited_s * 1e9), attributes=attributes
             )
@@ -112,7 +112,7 @@ class TracedJobOutput(JobOutput):
 
     def fail(self, error: JobError) -> None:
         super().fail(error)
-        # The message is not recorded, because it may contain parts of the request.
+        # The error message is not recorded, because it may contain parts of the request.
         self._job_span.set_attribute("error.type", error.code.value)
         self._job_span.set_status(StatusCode.ERROR)
         self._end_spans()

@@ -20,7 +20,10 @@ def open_trace(path: Path, *, process: str) -> StepTrace:
 
 
 class TracedEngine:
-    """A wrapper that records the steps of an engine. If given, ``timer`` reports the phases of each step."""
+    """A wrapper around an engine that records its steps.
+
+    If given, ``timer`` reports the phases of each step.
+    """
 
     def __init__(self, engine: EngineInterface, trace: StepTrace, timer: StepTimer | None = None) -> None:
         self._engine = engine
