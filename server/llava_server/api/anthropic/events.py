@@ -1,4 +1,4 @@
-"""Server-sent events of a streamed message. The SSE name of each event is the value of its ``type`` field."""
+"""Server-sent events of a streamed message. The name of each event is the value of its ``type`` field."""
 
 from __future__ import annotations
 

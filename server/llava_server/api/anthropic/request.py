@@ -94,7 +94,7 @@ class ResultBlock(RequestModel):
 
     type: Literal["tool_result"] = Field(description='Must be "tool_result".')
     tool_use_id: CallId = Field(
-        description="ID of the tool call that returned this result.", examples=["toolu_1"]
+        description="ID of the tool call that produced this result.", examples=["toolu_1"]
     )
     content: TextContent | None = Field(
         None, description="Output of the tool, as text.", examples=["18 degrees"]
@@ -138,7 +138,7 @@ class AnthropicTool(RequestModel):
     description: str | None = Field(
         None,
         max_length=4096,
-        description="Tells the model what the tool does. At most 4096 characters.",
+        description="Describes what the tool does. Included in the prompt. At most 4096 characters.",
         examples=["Get the current weather in a city."],
     )
     input_schema: Schema = Field(

@@ -177,8 +177,9 @@ class BatchRun:
             await self._write_files(lines)
 
     async def _renew_lease(self) -> None:
-        """Renew the lease. Stop all requests if the batch is cancelled or expires, or another server takes it
-        over.
+        """Renew the lease repeatedly.
+
+        Stops all requests if the batch is cancelled or expires, or if another server takes it over.
         """
         while True:
             try:
@@ -293,8 +294,9 @@ class BatchRun:
                     yield LineResult.unpack(stored)
 
     async def _store_file(self, kind: str, data: bytes) -> str:
-        """Store a result file and return its ID, or "" if there is no data. The ID is derived from the batch
-        ID.
+        """Store a result file and return its ID, or "" if there is no data.
+
+        The ID is derived from the batch ID.
         """
         if not data:
             return ""

@@ -42,9 +42,7 @@ BatchId = Annotated[str, Path(description="ID of the batch.", max_length=128, ex
 @router.post("", summary="Create a batch")
 @Operation("The batch", response.Batch, request=BatchRequest)
 async def create_batch(request: Request) -> Response:
-    """The input file is validated immediately. If it is invalid, the batch fails, and ``errors`` contains the
-    reasons.
-    """
+    """The input file is validated immediately. If it is invalid, the batch fails and contains ``errors``."""
     services, tenant = services_of(request), context_of(request).tenant
     handler = RequestHandler(request)
     with handler.body() as raw:
@@ -121,9 +119,7 @@ async def get_batch(request: Request, batch_id: BatchId) -> Response:
 @router.post("/{batch_id}/cancel", summary="Cancel a batch")
 @Operation("The batch", response.Batch, statuses=(400, 401, 404, 408, 409, 413, 429, 500, 503))
 async def cancel_batch(request: Request, batch_id: BatchId) -> Response:
-    """The output file will contain the results of requests that have already completed. The request body is
-    ignored.
-    """
+    """The output file will contain the results of completed requests. The request body is ignored."""
     batch = await _found(services_of(request).batches.cancel(batch_id, tenant=context_of(request).tenant))
     if batch.state not in ("cancelling", "cancelled"):
         raise ApiError("batch_has_ended", f"The batch is {batch.state} and can no longer be cancelled.")

@@ -63,7 +63,8 @@ class MessageFunction(ResponseModel):
     arguments: Annotated[
         str,
         doc(
-            'JSON object that conforms to the function\'s schema. Truncated if finish_reason is "length".',
+            "JSON object that conforms to the function's schema. It may be truncated if finish_reason is "
+            '"length".',
             '{"city":"Paris"}',
         ),
     ]
@@ -189,8 +190,9 @@ class ChunkChoice(ResponseModel):
 
 
 class ChatCompletionChunk(ChatHead, kw_only=True):
-    """The data of one event. The event ID has the form {id}:{number of tokens so far} and can be sent in
-    Last-Event-ID.
+    """The data of one event.
+
+    To resume a stream, send the event ID in Last-Event-ID. Its form is {id}:{number of tokens so far}.
     """
 
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"

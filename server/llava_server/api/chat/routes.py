@@ -45,9 +45,7 @@ JobId = Annotated[str, Path(description="ID of the completion.", max_length=128,
     request_headers=("Idempotency-Key",),
 )
 async def create_chat_completion(request: Request) -> Response:
-    """The response starts once the first output is available. Earlier errors have a 4xx or 5xx status, even
-    for streams.
-    """
+    """The response starts once the first output is available. Earlier errors have a 4xx or 5xx status."""
     handler = RequestHandler(request)
     chat, generation = await handler.start(_parse)
     serializer = ChatSerializer(
@@ -105,7 +103,7 @@ async def read_answer(
 @router.delete("/v1/chat/completions/{job_id}", summary="Delete a chat completion")
 @Operation("The deleted completion", DeletedChat, statuses=(400, 401, 404, 503))
 async def delete_answer(request: Request, job_id: JobId) -> Response:
-    """Deletes the completion and all of its choices. If it is still being generated, it is cancelled first."""
+    """Deletes the completion and all of its choices. A completion in progress is cancelled first."""
     handler = RequestHandler(request)
     await handler.delete(job_id)
     controller = handler.services.controller

@@ -80,7 +80,7 @@ class UsageCounter:
         return CompletionUsage(prompt, output, prompt + output, PromptTokens(self.num_cached_tokens))
 
     def for_chunk(self) -> CompletionUsage | UnsetType | None:
-        """Return the ``usage`` field of a chunk that contains choices: UNSET, None or the cumulative usage."""
+        """Return the ``usage`` field of a chunk with choices: UNSET, None or the cumulative usage."""
         if self._in_chunks:
             return self.total()
         return None if self.in_stream else UNSET

@@ -63,9 +63,9 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
     )
     echo: bool | None = Field(
         None,
-        description="Whether to return the prompt before the generated text. If logprobs is set, the log "
-        "probabilities of the prompt tokens are returned as well (null for the first token). The whole "
-        "prompt is then processed without the prefix cache.",
+        description="Whether to return the prompt before the generated text. If logprobs is also set, the "
+        "log probabilities of the prompt tokens are included (null for the first token), and the prompt is "
+        "processed without the prefix cache.",
         examples=[True],
     )
     logprobs: int | None = Field(

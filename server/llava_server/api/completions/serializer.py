@@ -108,9 +108,7 @@ class CompletionSerializer:
         )
 
     def _echo(self, index: int, prompt: Sequence[TokenLogprob]) -> str:
-        """Return the echoed prompt (the request's text or the decoded token IDs), or "" if ``prompt`` is
-        empty.
-        """
+        """Return the echoed prompt: the request's text or the decoded token IDs. Empty if not echoed."""
         if not prompt:
             return ""
         sent = self._request.prompts[index // self._request.num_choices]
@@ -138,7 +136,7 @@ class CompletionSerializer:
 
 
 class _Cursor:
-    """Tracks the text offset of the next token. A character split across tokens belongs to the last of them."""
+    """Tracks the text offset of the next token. A split character belongs to the last of its tokens."""
 
     def __init__(self, offset: int = 0) -> None:
         self._offset = offset
