@@ -77,7 +77,7 @@ class MessageEnd(ResponseModel):
 
     stop_reason: Annotated[StopReason, doc("Same as stop_reason in a non-streamed message.")]
     stop_sequence: Annotated[
-        str | None, doc("The stop sequence that ended the output, or null if none did.", "###")
+        str | None, doc("The stop sequence that ended the output. Null if none did.", "###")
     ]
 
 

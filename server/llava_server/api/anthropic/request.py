@@ -154,8 +154,8 @@ class AnthropicToolChoice(RequestModel):
     """Whether the model may or must call tools."""
 
     type: Literal["auto", "any", "tool", "none"] = Field(
-        description='With "auto", the model decides whether to call a tool. With "any", it must call at '
-        'least one tool. With "tool", it must call the tool specified by name. With "none", it cannot call '
+        description='"auto": the model decides whether to call a tool. "any": the model must call at least '
+        'one tool. "tool": the model must call the tool specified by name. "none": the model cannot call '
         "tools."
     )
     name: FunctionName | None = Field(

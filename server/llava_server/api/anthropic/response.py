@@ -40,8 +40,8 @@ class OutputToolUseBlock(ResponseModel, tag_field="type", tag="tool_use"):
     input: Annotated[
         dict[str, Any],
         doc(
-            "Arguments of the call, which conform to the tool's schema. Empty in content_block_start. Also "
-            "empty if max_tokens cut the arguments off.",
+            "Arguments of the call, which conform to the tool's schema. Empty in content_block_start, or if "
+            "max_tokens truncated the arguments.",
             {"city": "Paris"},
         ),
     ]
@@ -73,7 +73,7 @@ class MessageHead(ResponseModel, kw_only=True):
     content: list[OutputBlock]
     stop_reason: StopReason | None
     stop_sequence: str | None
-    usage: Annotated[MessageUsage, doc("Token usage. In a stream, the cumulative usage.")]
+    usage: Annotated[MessageUsage, doc("Token usage (cumulative in a stream).")]
 
 
 class Message(MessageHead, kw_only=True):
@@ -95,7 +95,7 @@ class Message(MessageHead, kw_only=True):
         ),
     ]
     stop_sequence: Annotated[
-        str | None, doc("The stop sequence that ended the output, or null if none did.", "###")
+        str | None, doc("The stop sequence that ended the output. Null if none did.", "###")
     ]
 
 

@@ -147,7 +147,7 @@ class MessagesSerializer:
 
 
 def _parsed_arguments(text: str) -> dict[str, Any]:
-    """Return the arguments of a tool call as an object. The object is empty if max_tokens cut them off."""
+    """Return a tool call's arguments as an object, which is empty if max_tokens truncated them."""
     try:
         arguments: dict[str, Any] = json.loads(text)
     except ValueError:

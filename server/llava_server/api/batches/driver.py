@@ -177,9 +177,9 @@ class BatchRun:
             await self._write_files(lines)
 
     async def _renew_lease(self) -> None:
-        """Renew the lease repeatedly.
+        """Renew the lease periodically.
 
-        Stops all requests if the batch is cancelled or expires, or if another server takes it over.
+        If the batch is cancelled or expires, or another server takes it over, stop all requests.
         """
         while True:
             try:

@@ -1,4 +1,4 @@
-"""JSONL files of batches: reads and validates input files, and creates lines for output and error files."""
+"""Batch JSONL files: validate the input file, and create lines for the output and error files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs batch requests as chat requests on behalf of the batch's tenant, at the lowest priority."""
+"""Runs batch requests as chat requests on behalf of their tenants, at the lowest priority."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CANCEL_TIMEOUT_S = 5.0
 
 
 class LineRunner:
-    """Runs batch requests on behalf of their tenants. No HTTP request is involved."""
+    """Runs batch requests on behalf of their tenants, without an HTTP request."""
 
     def __init__(self, services: Services) -> None:
         self._services = services

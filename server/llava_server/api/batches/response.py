@@ -122,10 +122,10 @@ class Batch(ResponseModel, kw_only=True):
 
 
 class BatchList(ResponseModel, kw_only=True):
-    """A page of the API key's batches, newest first."""
+    """A page of the batches that were created with this API key, newest first."""
 
     object: Literal["list"] = "list"
-    data: Annotated[list[Batch], doc("The batches on this page, at most limit.", [])]
+    data: Annotated[list[Batch], doc("The batches on this page, up to the requested limit.", [])]
     has_more: Annotated[
         bool, doc("Whether there are more batches. To get the next page, set after to last_id.")
     ]

@@ -42,7 +42,9 @@ BatchId = Annotated[str, Path(description="ID of the batch.", max_length=128, ex
 @router.post("", summary="Create a batch")
 @Operation("The batch", response.Batch, request=BatchRequest)
 async def create_batch(request: Request) -> Response:
-    """The input file is validated immediately. If it is invalid, the batch fails and contains ``errors``."""
+    """The input file is validated immediately. If it is invalid, the batch fails, and ``errors`` lists the
+    problems.
+    """
     services, tenant = services_of(request), context_of(request).tenant
     handler = RequestHandler(request)
     with handler.body() as raw:
@@ -112,7 +114,7 @@ async def list_batches(
 @router.get("/{batch_id}", summary="Retrieve a batch")
 @Operation("The batch", response.Batch, statuses=(400, 401, 404, 500, 503))
 async def get_batch(request: Request, batch_id: BatchId) -> Response:
-    """``request_counts`` shows the progress. The result files are available once the batch has ended."""
+    """``request_counts`` shows the progress of the batch. The result files are available once it has ended."""
     return await _current(request, batch_id)
 
 

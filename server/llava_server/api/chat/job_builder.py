@@ -92,7 +92,7 @@ def to_jobs(
     ttl_s: float,
     idempotency_key: str | None = None,
 ) -> list[Job]:
-    """Return one job per choice. ``images`` must be in the order of ``image_sources``.
+    """Return one job per choice. ``images`` must be in the same order as ``image_sources``.
 
     If ``idempotency_key`` is set, every controller builds the same jobs for the same request.
     """
@@ -125,7 +125,7 @@ def raw_job(
     sampling: SamplingParams | None = None,
     task: Task = "answer",
 ) -> Job:
-    """Return a job whose prompt bypasses the chat template: text, token IDs, or an image to embed.
+    """Return a job whose prompt (text, token IDs, or an image to embed) bypasses the chat template.
 
     ``sampling`` can be omitted for jobs that generate no output.
     """

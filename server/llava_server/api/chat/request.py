@@ -1,6 +1,7 @@
 """Requests to /v1/chat/completions, in OpenAI's format.
 
-All limits are checked here. Requests to most other APIs are converted to a ChatRequest.
+The models check all limits that do not depend on the server's settings. Requests to most other APIs are
+converted to a ChatRequest.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ class SharedFields(BaseModel):
 
     @property
     def job_priority(self) -> int:
-        """Priority of the job: 1 to schedule it before others, -1 to schedule it after them, otherwise 0."""
+        """Priority of the job: 1 (before other jobs), -1 (after other jobs) or 0."""
         return -self.priority if self.priority is not None else _TIERS.get(self.service_tier or "", 0)
 
     @property
@@ -178,7 +179,10 @@ class GenerationRequest(SharedFields, SamplingFields):
 
     @property
     def num_logprobs(self) -> int | None:
-        """Number of most likely tokens to return at each position, or None without log probabilities."""
+        """Number of most likely tokens to return at each position.
+
+        None if log probabilities are not requested.
+        """
         raise NotImplementedError
 
     @property
@@ -209,8 +213,8 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
     )
     logprobs: bool | None = Field(
         None,
-        description="Whether to return the log probability of each output token. It is computed before "
-        "temperature and other sampling parameters are applied.",
+        description="Whether to return the log probability of each output token. Log probabilities are "
+        "computed before temperature and other sampling parameters are applied.",
     )
     top_logprobs: int | None = Field(
         None,
@@ -255,7 +259,10 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
 
     @property
     def num_logprobs(self) -> int | None:
-        """Number of most likely tokens to return at each position, or None without log probabilities."""
+        """Number of most likely tokens to return at each position.
+
+        None if log probabilities are not requested.
+        """
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property

@@ -89,7 +89,7 @@ class RequestHandler:
         return idempotency_key(self._request.headers)
 
     async def start(self, parse: Callable[[bytes], tuple[T, ChatRequest]]) -> tuple[T, Generation]:
-        """Run the first three steps for a chat request. They are cancelled if the client disconnects.
+        """Run the first three steps for a chat request. If the client disconnects, the steps are cancelled.
 
         ``parse`` returns the request both in the format of its API and as a chat request.
         """

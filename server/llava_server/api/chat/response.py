@@ -185,14 +185,15 @@ class ChunkChoice(ResponseModel):
     ] = None
     finish_reason: Annotated[
         ChatFinishReason | None,
-        doc("Why the choice ended. Set only in the choice's last chunk, null in all others.", "stop"),
+        doc("Why the choice ended. Set only in the choice's last chunk, null in all other chunks.", "stop"),
     ] = None
 
 
 class ChatCompletionChunk(ChatHead, kw_only=True):
     """The data of one event.
 
-    To resume a stream, send the event ID in Last-Event-ID. Its form is {id}:{number of tokens so far}.
+    Event IDs have the form {id}:{number of tokens so far}. To resume the stream, send the last event ID that
+    was received in Last-Event-ID.
     """
 
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"

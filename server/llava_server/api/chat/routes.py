@@ -45,7 +45,9 @@ JobId = Annotated[str, Path(description="ID of the completion.", max_length=128,
     request_headers=("Idempotency-Key",),
 )
 async def create_chat_completion(request: Request) -> Response:
-    """The response starts once the first output is available. Earlier errors have a 4xx or 5xx status."""
+    """The response starts once the first output is available. Errors that occur earlier have a 4xx or 5xx
+    status.
+    """
     handler = RequestHandler(request)
     chat, generation = await handler.start(_parse)
     serializer = ChatSerializer(

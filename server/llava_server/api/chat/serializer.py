@@ -86,7 +86,7 @@ class ChatSerializer:
         return encode_events([self._chunk(choice) for choice in choices], event_id)
 
     def end(self) -> bytes:
-        """Return a chunk with the usage (if requested) and the end-of-stream marker."""
+        """Return the end-of-stream marker, preceded by a chunk with the usage if requested."""
         if not self._usage.in_stream:
             return DONE
         return encode_event(self._chunk(usage=self._usage.total())) + DONE
@@ -148,7 +148,7 @@ class ChatSerializer:
     def _chunk(
         self, choice: ChunkChoice | None = None, usage: CompletionUsage | UnsetType | None = UNSET
     ) -> ChatCompletionChunk:
-        """Return a chunk with this choice. If there is no choice, the chunk contains ``usage`` instead."""
+        """Return a chunk that contains the choice. If there is none, the chunk contains ``usage`` instead."""
         return ChatCompletionChunk(
             id=self._job.job_id,
             created=self._created,

@@ -103,7 +103,10 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
 
     @property
     def num_logprobs(self) -> int | None:
-        """Number of most likely tokens to return at each position, or None without log probabilities."""
+        """Number of most likely tokens to return at each position.
+
+        None if log probabilities are not requested.
+        """
         return self.logprobs
 
     @model_validator(mode="after")

@@ -45,11 +45,15 @@ class TextLogprobs(ResponseModel):
 
 
 class TextPiece(ResponseModel):
-    """Fields of a choice that streamed and non-streamed responses share."""
+    """Fields shared by streamed and non-streamed choices."""
 
     index: Annotated[
         Count,
-        doc("Index of the choice, starting at 0. Choices are sorted by prompt, with n choices for each.", 0),
+        doc(
+            "Index of the choice, starting at 0. Choices are sorted by prompt, with n choices for each "
+            "prompt.",
+            0,
+        ),
     ]
     text: Annotated[
         str,
@@ -81,7 +85,7 @@ class TextChunkChoice(TextPiece):
 
     finish_reason: Annotated[
         Literal["stop", "length"] | None,
-        doc("Why the choice ended. Set only in the choice's last chunk, null in all others.", "stop"),
+        doc("Why the choice ended. Set only in the choice's last chunk, null in all other chunks.", "stop"),
     ] = None
 
 
@@ -109,7 +113,11 @@ class TextCompletion(TextHead, kw_only=True):
 
     choices: Annotated[
         list[TextChoice],
-        doc("The generated choices, sorted by prompt, with n choices for each.", [_CHOICE], min_length=1),
+        doc(
+            "The generated choices, sorted by prompt, with n choices for each prompt.",
+            [_CHOICE],
+            min_length=1,
+        ),
     ]
     usage: Annotated[CompletionUsage, doc("Token usage of the request.")]
 

@@ -65,8 +65,8 @@ class SamplingFields(BaseModel):
         None,
         ge=0,
         le=1,
-        description="Extension. Minimum probability that a token needs to be sampled, as a fraction of the "
-        "most likely token's probability.",
+        description="Extension. Minimum probability for a token to be considered, relative to the "
+        "probability of the most likely token.",
         examples=[0.05],
     )
     presence_penalty: float | None = Field(
@@ -81,8 +81,8 @@ class SamplingFields(BaseModel):
         None,
         ge=-2,
         le=2,
-        description="Value to subtract from a token's logit for each time the token already occurs in the "
-        "output. Defaults to 0.",
+        description="Value to subtract from a token's logit for every occurrence of the token in the output "
+        "so far. Defaults to 0.",
         examples=[0],
     )
     repetition_penalty: float | None = Field(

@@ -27,7 +27,7 @@ def _check_object_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 class Function(RequestModel):
-    """A function that the model can call. The client runs it."""
+    """A function that the model can call and the client runs."""
 
     name: FunctionName = Field(
         description="Name of the function: up to 64 letters, digits, underscores and hyphens.",
@@ -121,16 +121,17 @@ class ToolFields(BaseModel):
     tools: list[FunctionTool] | None = Field(
         None,
         max_length=_MAX_TOOLS,
-        description=f"Functions that the model may call. Up to {_MAX_TOOLS} functions, with a total of 64 "
-        "KiB of schemas. The prompt describes them to the model. Calls always conform to the schemas.",
+        description=f"Functions that the model may call (at most {_MAX_TOOLS}). Their schemas must not "
+        "exceed 64 KiB in total. Their descriptions are included in the prompt. Calls always conform to "
+        "the schemas.",
         examples=[[{"type": "function", "function": {"name": "get_weather"}}]],
     )
     tool_choice: ToolChoice | None = Field(
         None,
-        description='With "auto" (default), the model decides whether to call functions. With "none", it '
-        'cannot call functions. With "required", it must call at least one. An object that names a function '
-        'requires a call to that function. An "allowed_tools" object restricts calls to a subset of the '
-        "tools.",
+        description='"auto" (default): the model decides whether to call functions. "none": the model '
+        'cannot call functions. "required": the model must call at least one function. An object that names '
+        'a function requires a call to that function. An "allowed_tools" object restricts calls to a subset '
+        "of the tools.",
         examples=["auto"],
     )
     parallel_tool_calls: bool | None = Field(

@@ -55,7 +55,8 @@ HEADERS: Mapping[str, Schema] = {
         "Number of milliseconds to wait before retrying.", 1500, maximum=_MAX_WAIT_S * 1000
     ),
     "x-should-retry": _text(
-        "Whether a retry of the same request can succeed. Omitted if the status code makes this clear.",
+        "Whether a retry of the same request can succeed. Omitted if the status code already makes this "
+        "clear.",
         "false",
         enum=["true", "false"],
     ),

@@ -48,7 +48,7 @@ PartEventType = Literal["response.content_part.added", "response.content_part.do
 
 
 class ResponseStatusEvent(ResponseModel, kw_only=True):
-    """A change in the status of the response. The last three types of event end the stream."""
+    """A change in the status of the response. Events of the last three types end the stream."""
 
     type: Annotated[
         StatusEventType, doc("Type of the event, which ends with the new status.", "response.created")

@@ -23,7 +23,7 @@ _TEXT_ONLY = "The model accepts text and images, but generates only text."
 
 
 class ResponseTool(RequestModel):
-    """A function that the model can call. The client runs it."""
+    """A function that the model can call and the client runs."""
 
     type: Literal["function"] = Field(description='Must be "function".')
     name: FunctionName = Field(
@@ -245,7 +245,10 @@ class ResponseRequest(RequestModel):
 
     @property
     def num_logprobs(self) -> int | None:
-        """Number of most likely tokens to return at each position, or None without log probabilities."""
+        """Number of most likely tokens to return at each position.
+
+        None if log probabilities are not requested.
+        """
         return (self.top_logprobs or 0) if _LOGPROBS in (self.include or ()) else None
 
     @model_validator(mode="after")

@@ -224,7 +224,7 @@ class ResponseEcho(ResponseModel, kw_only=True):
     top_logprobs: Annotated[
         int, doc("Number of most likely tokens returned at each position.", 0, ge=0, le=20)
     ]
-    top_p: Annotated[TopP, doc("Cumulative probability of the tokens that are sampled from.", 1)]
+    top_p: Annotated[TopP, doc("Cumulative probability of the tokens considered for sampling.", 1)]
     truncation: Annotated[Literal["disabled"], doc('Always "disabled". The input is never truncated.')] = (
         "disabled"
     )
@@ -235,7 +235,7 @@ class ResponseEcho(ResponseModel, kw_only=True):
 
 
 class Response(ResponseEcho, kw_only=True):
-    """A response, which includes parameters from its request."""
+    """A response, including parameters from its request."""
 
     id: Annotated[str, doc("ID of the response. Use it with GET /v1/responses/{id}.", _ID)]
     object: Literal["response"] = "response"

@@ -38,8 +38,8 @@ class TokenizeRequest(RequestModel, ToolFields):
         None,
         min_length=1,
         max_length=_MAX_MESSAGES,
-        description="Conversation to tokenize instead of prompt. The chat template is applied, and the "
-        "result includes image tokens.",
+        description="Conversation to tokenize, as an alternative to prompt. The chat template is applied, "
+        "and the result includes image tokens.",
         examples=[[{"role": "user", "content": "What can you do?"}]],
     )
     continue_final_message: bool | None = Field(

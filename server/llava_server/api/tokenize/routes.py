@@ -87,7 +87,7 @@ async def _raw_job_set(
 
 
 def _without_output(job_set: JobSet) -> JobSet:
-    """Replace the jobs with a copy of the first job that only tokenizes its prompt."""
+    """Return a job set with a single job that only tokenizes the prompt of the first job."""
     job: Job = job_set.jobs[0]
     sampling = replace(job.sampling, grammar=None, max_tokens=1)
     job = replace(job, job_id=new_job_id("tok"), sampling=sampling, task="tokenize")
