@@ -114,7 +114,7 @@ async def list_batches(
 @router.get("/{batch_id}", summary="Retrieve a batch")
 @Operation("The batch", response.Batch, statuses=(400, 401, 404, 500, 503))
 async def get_batch(request: Request, batch_id: BatchId) -> Response:
-    """``request_counts`` shows the progress of the batch. The result files are available once it has ended."""
+    """``request_counts`` shows the progress. The result files are available once the batch has ended."""
     return await _current(request, batch_id)
 
 
