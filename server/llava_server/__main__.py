@@ -1,4 +1,4 @@
-"""``python -m llava_server``: serve until SIGTERM, then finish open requests and exit with status 0."""
+"""``python -m llava_server``: serve until SIGTERM, then finish in-flight requests and exit with status 0."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["main"]
 logger = logging.getLogger("llava_server")
 
 _MAX_HEADER_BYTES = 32 * 1024
-_FLUSH_TIMEOUT_S = 2  # time for aborted responses to send their final bytes after the drain timeout
+_FLUSH_TIMEOUT_S = 2  # extra time after the drain timeout to send the final bytes of aborted responses
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
 
@@ -38,7 +38,7 @@ _EXIT_USAGE = 2
 def main(args: Sequence[str] | None = None) -> int:
     """Run the server and return the exit status.
 
-    It is 0 after a graceful shutdown, 1 after a failure, and 2 if the settings are invalid.
+    The status is 0 after a graceful shutdown, 1 after a failure and 2 if the settings are invalid.
     """
     settings = load_settings(sys.argv[1:] if args is None else args)
     configure_logging(settings.log_level, settings.log_format)
@@ -47,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
             listener = stack.enter_context(listen(settings.host, settings.port, flag="--port"))
             admin = _admin_listener(settings, stack)
             if settings.otel:
-                open_tracing("llava-server").shutdown()  # report missing packages here, without a traceback
+                open_tracing("llava-server").shutdown()  # reports missing packages without a traceback
             asyncio.run(_check_queue(settings))
         except (ListenError, TracingUnavailable) as error:
             sys.stderr.write(f"llava-server: {error}\n")
@@ -61,7 +61,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 class DrainingServer(uvicorn.Server):
-    """A uvicorn server that drains on SIGTERM, serving health checks until all open requests are finished."""
+    """A uvicorn server that drains on SIGTERM.
+
+    It serves health checks until all in-flight requests finish.
+    """
 
     def __init__(self, settings: Settings, admin: socket.socket | None) -> None:
         self._shutdown = GracefulShutdown(grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)
@@ -117,7 +120,7 @@ class DrainingServer(uvicorn.Server):
         if self.failure:
             return True
         if self._shutdown.is_timed_out:
-            logger.warning("drain timeout reached, aborting %d open responses", controller.num_open)
+            logger.warning("drain timeout reached, aborting %d in-flight responses", controller.num_open)
             controller.fail_all(
                 ApiError("shutting_down", "The server shut down before the response was complete. Retry.")
             )
@@ -130,7 +133,7 @@ class DrainingServer(uvicorn.Server):
 
 
 async def _check_queue(settings: Settings) -> None:
-    """Check the queue before the app starts, so that ``main`` can report QueueUnavailable in one line."""
+    """Check the queue before the app starts, so that ``main`` can report QueueUnavailable on one line."""
     producer = await JobProducer.connect(settings.redis_url.get_secret_value())
     await producer.aclose()
 

@@ -1,4 +1,4 @@
-"""The FastAPI app: middleware in request order, routes and lifespan."""
+"""The FastAPI app: middleware (in the order in which requests pass through it), routes and lifespan."""
 
 from __future__ import annotations
 
@@ -107,5 +107,5 @@ def _include_routes(app: FastAPI, settings: Settings) -> None:
 def _version() -> str:
     try:
         return version("llava-serve")
-    except PackageNotFoundError:  # run from a source tree that is not installed
+    except PackageNotFoundError:  # run from a source tree without being installed
         return "0.0.0"

@@ -1,9 +1,9 @@
-"""Engine metrics of the workers, read from their heartbeats at each scrape.
+"""The workers' engine metrics, read from the heartbeats at each scrape.
 
-Nothing is stored here. A worker's series end when the worker exits. A restarted worker has a new name and
-counters that start at zero, as Prometheus' ``rate`` and ``sum`` expect. The set of series depends only on the
-tables below and the live workers: unknown statistics in a heartbeat are ignored, and missing ones have no
-series.
+Nothing is stored here. When a worker exits, its series are no longer exported. A restarted worker has a new
+name and counters that start at zero, as Prometheus' ``rate`` and ``sum`` expect. The set of series depends
+only on the tables below and the live workers: unknown statistics in a heartbeat are ignored, and no series is
+exported for missing ones.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ __all__ = ["COUNTERS", "GAUGES", "MAX_WORKERS", "PHASES", "STARTS", "EngineColle
 
 MAX_WORKERS = 256  # maximum number of workers whose metrics are exported
 
-# statistic in the heartbeat -> (metric name without llava_engine_, help)
+# heartbeat statistic -> (metric name without the prefix llava_engine_, help text)
 GAUGES = {
     "num_waiting": ("sequences_waiting", "Number of sequences that have no KV cache blocks yet."),
     "num_running": ("sequences_running", "Number of sequences that hold KV cache blocks."),
     "num_blocks": ("kv_blocks", "Total number of KV cache blocks."),
     "num_free_blocks": (
         "kv_blocks_free",
-        "Number of KV cache blocks that can be allocated, including blocks of cached prefixes.",
+        "Number of KV cache blocks that can be allocated, including blocks that hold cached prefixes.",
     ),
     "image_cache_bytes": ("image_cache_bytes", "Size of the image feature cache, in bytes."),
 }
@@ -37,13 +37,13 @@ COUNTERS = {
     "num_steps_total": ("steps", "Number of engine steps (forward passes)."),
     "num_batched_sequences_total": ("batched_sequences", "Sum of the batch sizes of all steps."),
     "num_prefill_tokens_total": ("prefill_tokens", "Number of prompt tokens computed."),
-    "num_decode_tokens_total": ("decode_tokens", "Number of tokens computed in decode steps."),
+    "num_decode_tokens_total": ("decode_tokens", "Number of output and draft tokens computed."),
     "num_generated_tokens_total": ("generated_tokens", "Number of tokens sampled."),
     "num_cached_tokens_total": (
         "prefix_cache_hit_tokens",
         "Number of prompt tokens found in the prefix cache.",
     ),
-    "num_preemptions_total": ("preemptions", "Number of sequences preempted by older sequences."),
+    "num_preemptions_total": ("preemptions", "Number of sequences preempted in favor of older sequences."),
     "num_draft_tokens_total": ("draft_tokens", "Number of draft tokens proposed."),
     "num_accepted_tokens_total": ("accepted_tokens", "Number of draft tokens accepted."),
     "num_encoded_images_total": ("encoded_images", "Number of images encoded by the vision tower."),
@@ -74,7 +74,7 @@ _Family: TypeAlias = GaugeMetricFamily | CounterMetricFamily
 
 @dataclass(frozen=True)
 class EngineCollector(Collector):
-    """A collector that creates series at each scrape, for at most the ``MAX_WORKERS`` oldest workers."""
+    """Creates the series at each scrape. Omits all but the ``MAX_WORKERS`` oldest workers."""
 
     registry: WorkerRegistry
 
@@ -86,7 +86,7 @@ class EngineCollector(Collector):
         heartbeats = sorted(self.registry.heartbeats, key=lambda beat: (beat.started_at, beat.worker_id))
         yield GaugeMetricFamily(
             "llava_engine_workers_hidden",
-            f"Number of live workers not exported because of the limit of {MAX_WORKERS} workers.",
+            f"Number of live workers beyond the limit of {MAX_WORKERS}. Their metrics are not exported.",
             max(0, len(heartbeats) - MAX_WORKERS),
         )
         heartbeats = heartbeats[:MAX_WORKERS]
@@ -113,7 +113,10 @@ class EngineCollector(Collector):
 
 
 def _with_samples(family: _Family, heartbeats: list[Heartbeat], stats: dict[str, tuple[str, ...]]) -> _Family:
-    """Add one sample per worker and statistic. ``stats`` maps each statistic to its additional labels."""
+    """Add one sample to ``family`` for each statistic of each worker.
+
+    ``stats`` maps each statistic to its additional labels.
+    """
     for beat in heartbeats:
         for stat, labels in stats.items():
             if stat in beat.stats:

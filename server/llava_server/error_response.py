@@ -29,7 +29,7 @@ _ANTHROPIC_TYPES: dict[int, AnthropicErrorType] = {
     503: "overloaded_error",
     504: "timeout_error",
 }
-_PAGE = "docs/errors.md"  # has one section per error code
+_PAGE = "docs/errors.md"  # this page has one section per error code
 _EXAMPLE = {
     "message": "top_p: input should be less than or equal to 1 (got 2)",
     "type": "invalid_request_error",
@@ -41,7 +41,7 @@ _EXAMPLE = {
 RequestId = Annotated[
     Annotated[str, Meta(max_length=64)] | None,
     doc(
-        "The request ID, which also appears in the server's log and in the X-Request-Id header.",
+        "The request ID, which is also in the server's log and in the X-Request-Id response header.",
         _EXAMPLE["request_id"],
     ),
 ]
@@ -49,11 +49,14 @@ RetryAfterMs = Annotated[int, Meta(ge=0, le=86_400_000)]
 
 
 class ErrorFields(ResponseModel, kw_only=True):
-    """The fields shared by both formats, in output order."""
+    """The fields that both formats share, in the order in which they are serialized."""
 
     message: Annotated[
         str,
-        doc("A human-readable description: what happened, the value and the limit.", _EXAMPLE["message"]),
+        doc(
+            "A human-readable description of the error, with the invalid value and any limit.",
+            _EXAMPLE["message"],
+        ),
     ]
     type: str
     param: Annotated[str | None, doc("The request field that caused the error.", "top_p")]
@@ -67,10 +70,10 @@ class ErrorFields(ResponseModel, kw_only=True):
         ),
     ]
     request_id: RequestId
-    doc: Annotated[str, doc("Where this error code is documented.", _EXAMPLE["doc"])]
+    doc: Annotated[str, doc("The page and section that document this error code.", _EXAMPLE["doc"])]
     retry_after_ms: Annotated[
         RetryAfterMs | UnsetType,
-        doc("Time to wait before retrying, in milliseconds. Omitted if waiting does not help.", 1500),
+        doc("Time to wait before retrying, in milliseconds. Omitted if a retry would not help.", 1500),
     ] = UNSET
 
 

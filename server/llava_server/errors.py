@@ -1,6 +1,6 @@
 """The error codes of this server and their HTTP statuses. ``error_response.py`` defines the bodies.
 
-Programs can rely on the code, which always has the same HTTP status. The message is for humans.
+Programs can rely on the code, which always has the same HTTP status. The message is for human readers.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ ErrorType = Literal["invalid_request_error", "authentication_error", "rate_limit
 class ErrorKind:
     """The HTTP status and type of an error code.
 
-    ``should_retry`` is sent in the ``x-should-retry`` header. If it is None, no header is sent and the client
-    decides whether to retry.
+    ``should_retry`` is sent in the ``x-should-retry`` header. If it is None, the header is omitted and the
+    client decides whether to retry.
     """
 
     status: int
@@ -97,7 +97,7 @@ ERRORS: dict[str, ErrorKind] = {
 class ApiError(Exception):
     """An error that is returned to the client.
 
-    ``message`` states what happened, the value, the limit and the remedy.
+    ``message`` states what happened, the invalid value, the limit and how to fix the error.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class ApiError(Exception):
 
 
 def error_headers(error: ApiError) -> dict[str, str]:
-    """Return the response headers that control authentication and retries."""
+    """Return the response headers that specify how to authenticate and when to retry."""
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
@@ -125,16 +125,18 @@ def error_headers(error: ApiError) -> dict[str, str]:
 
 
 def response_not_found() -> ApiError:
-    """Return the error for a response ID that does not exist for the API key."""
+    """Return the error for a response ID that is unknown or belongs to a different API key."""
     return ApiError(
         "answer_not_found", "No response with this ID exists for this API key, or it has expired."
     )
 
 
 def from_job_error(error: JobError, field: str) -> ApiError:
-    """Convert a worker's error. Every ErrorCode of the wire protocol is also defined in ``ERRORS``.
+    """Convert an error that a worker reported.
 
-    ``field`` is the request field that contains the prompt.
+    Every ErrorCode of the wire protocol is also defined in ``ERRORS``.
+
+    ``field`` is the name of the request field that contains the prompt.
     """
     is_about_input = error.code in (ErrorCode.CONTEXT_LENGTH_EXCEEDED, ErrorCode.INVALID_REQUEST)
     param = error.param or (field if is_about_input else None)

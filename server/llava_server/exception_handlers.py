@@ -17,7 +17,7 @@ from llava_server.middleware.server_error import error_response
 
 __all__ = ["EXCEPTION_HANDLERS"]
 
-_CLIENT_CLOSED_REQUEST = 499  # nginx's status code; appears only in the log
+_CLIENT_CLOSED_REQUEST = 499  # a nonstandard status code from nginx, used only in the log
 
 
 async def _handle_api_error(request: Request, error: ApiError) -> Response:
@@ -42,7 +42,7 @@ async def _handle_router_error(request: Request, error: HTTPException) -> Respon
 
 
 async def _handle_invalid_parameter(request: Request, error: RequestValidationError) -> Response:
-    """Handle an invalid path or query parameter. Bodies are parsed by ``api.parse``."""
+    """Handle an invalid path or query parameter. Request bodies are parsed by ``api.parse`` instead."""
     return error_response(request.scope, parameter_error(error.errors()[0]))
 
 

@@ -1,4 +1,4 @@
-"""Services that live as long as the app. They are closed in reverse order of creation."""
+"""Services that exist as long as the app runs. They are closed in reverse order of creation."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ __all__ = ["Services", "attach_services", "open_services", "services_of", "servi
 logger = logging.getLogger(__name__)
 
 _REGISTRY_REFRESH_S = 1.0
-_KEYS_REFRESH_S = 3.0  # a revoked key stays valid for up to this long; new keys are looked up on first use
+_KEYS_REFRESH_S = 3.0  # a revoked key remains valid for up to this time; new keys are looked up on first use
 _MIB = 2**20
 _DAY_S = 86400.0
-_BATCH_LEASE_S = 5.0  # a server that does not renew its lease on a batch for this long loses the batch
+_BATCH_LEASE_S = 5.0  # a server loses a batch if it does not renew its lease within this time
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The Prometheus metrics of this process. Names, units and buckets follow vLLM, with the prefix ``llava_``.
 
-Each app has its own registry. Label values come from fixed sets (served models, error codes, finish reasons),
-never from a request, so clients cannot increase the number of series.
+Each app has its own registry. Label values come from fixed sets (served models, error codes, finish reasons)
+and never from requests, so clients cannot increase the number of series.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Metrics:
         self._time_to_first_token.labels(model).observe(seconds)
 
     def inter_token_latency(self, model: str) -> Histogram:
-        """Return the histogram of the time between two tokens of a response, in seconds."""
+        """Return the histogram of the time between two consecutive tokens of a response, in seconds."""
         return self._inter_token_latency.labels(model)
 
     def request_finished(
@@ -144,7 +144,10 @@ class Metrics:
         num_cached_tokens: int,
         num_generated_tokens: int,
     ) -> None:
-        """Record a choice that finished without an error, ``seconds`` seconds after its request arrived."""
+        """Record a choice that finished without an error.
+
+        ``seconds`` is the time since its request arrived.
+        """
         self._request_latency.labels(model).observe(seconds)
         self._success.labels(model, reason).inc()
         self._request_prompt_tokens.labels(model).observe(num_prompt_tokens)
@@ -203,7 +206,7 @@ class EventObserver(Protocol):
 
 
 class NoMetrics:
-    """An observer that records nothing. Used for batches and for output that has already been observed."""
+    """An observer that records nothing, for batches and for output that has already been observed."""
 
     def observe(self, event: Event) -> None:
         pass

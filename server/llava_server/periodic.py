@@ -9,7 +9,7 @@ __all__ = ["run_periodically"]
 
 
 async def run_periodically(interval_s: float, step: Callable[[], Awaitable[None]]) -> None:
-    """Run ``step`` repeatedly until cancelled, and wait ``interval_s`` seconds after each run."""
+    """Run ``step`` repeatedly until cancelled, waiting ``interval_s`` seconds after each run."""
     while True:
         await step()
         await asyncio.sleep(interval_s)

@@ -21,7 +21,7 @@ _KEY = "llava_server.context"
 
 
 class RequestBody:
-    """The body of a request. When it is dropped, ``on_release`` is called with its size in bytes."""
+    """The body of a request. ``on_release`` is called with the size in bytes when the body is dropped."""
 
     def __init__(self, on_release: Callable[[int], None]) -> None:
         self._on_release = on_release
@@ -34,14 +34,14 @@ class RequestBody:
 
     @contextmanager
     def consume(self) -> Iterator[bytes]:
-        """Yield the whole body and drop it at the end of the block."""
+        """Yield the whole body and drop it when the block ends."""
         try:
             yield b"".join(self._parts)
         finally:
             self.release()
 
     def release(self) -> None:
-        """Drop the bytes. Further calls have no effect."""
+        """Drop the bytes. Further calls are no-ops."""
         self._on_release(self.num_bytes)
         self._parts, self.num_bytes = [], 0
 
@@ -54,7 +54,7 @@ class RequestContext:
     arrived_at: float  # time.monotonic()
     metrics: Metrics
     tenant: str = field(init=False)  # set by AuthMiddleware
-    body: RequestBody = field(init=False)  # set by BodyLimitMiddleware for each POST
+    body: RequestBody = field(init=False)  # set by BodyLimitMiddleware for each POST request
     job_id: str | None = None  # set by the route after it has submitted a job
     error_code: str | None = None
 

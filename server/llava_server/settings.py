@@ -32,14 +32,14 @@ class Settings(ServiceSettings):
     )
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on. 0 selects any free port.")
     admin_host: str = Field(
-        "127.0.0.1", description="Listen address of the admin port, which does not require an API key."
+        "127.0.0.1", description="Address to listen on for the admin port, which does not require an API key."
     )
     admin_port: int | None = Field(
         None,
         ge=0,
         le=65535,
         description="TCP port for /metrics, health checks and /workers. If not set, the API port serves "
-        "/metrics, and an API key is required.",
+        "/metrics and requires an API key for it.",
     )
     auth: bool = Field(
         True,
@@ -49,14 +49,16 @@ class Settings(ServiceSettings):
         (),
         description="Comma-separated API keys, in addition to those managed with 'llava-serve keys'.",
     )
-    api_keys_file: Path | None = Field(None, description="Path to a secret file with one API key per line.")
+    api_keys_file: Path | None = Field(
+        None, description="Path to a file with one API key per line. Keep this file secret."
+    )
 
     max_body_mb: int = Field(32, ge=1, le=128, description="Maximum size of a request body, in MiB.")
     max_inflight_body_mb: int = Field(
         512,
         ge=1,
         le=65536,
-        description="Maximum total size of the bodies of all open requests, in MiB. "
+        description="Maximum total size of all request bodies in memory, in MiB. "
         "Requests above the limit fail with 503.",
     )
     body_timeout_s: float = Field(
@@ -66,7 +68,7 @@ class Settings(ServiceSettings):
         1024,
         ge=1,
         le=100_000,
-        description="Maximum number of open POST requests. Requests above the limit fail with 503.",
+        description="Maximum number of concurrent POST requests. Requests above the limit fail with 503.",
     )
     max_text_kb: int = Field(
         1024, ge=1, le=65536, description="Maximum size of the text in one request, in KiB."
@@ -117,7 +119,7 @@ class Settings(ServiceSettings):
         description="Maximum estimated number of tokens in waiting and running jobs, per API key. "
         "Requests above the limit fail with 429.",
     )
-    file_days: float = Field(7.0, gt=0, le=365, description="Retention time of files and batches, in days.")
+    file_days: float = Field(7.0, gt=0, le=365, description="Retention time for files and batches, in days.")
     max_files: int = Field(
         100,
         ge=1,
@@ -181,15 +183,15 @@ class Settings(ServiceSettings):
         30.0,
         gt=0,
         le=3600,
-        description="Time for the client of a resumable response to reconnect, in seconds. "
-        "If it does not reconnect in time, the response is cancelled.",
+        description="Maximum time for the client of a resumable response to reconnect, in seconds. "
+        "If the client does not reconnect in time, the response is cancelled.",
     )
 
     drain_timeout_s: float = Field(
         120.0,
         ge=0,
         le=86400,
-        description="Maximum time for open requests to finish after SIGTERM, in seconds.",
+        description="Maximum time for in-flight requests to finish after SIGTERM, in seconds.",
     )
     drain_grace_s: float = Field(
         0.0,

@@ -1,4 +1,4 @@
-"""Graceful shutdown: after SIGTERM, ``/readyz`` returns 503, open requests finish and the process exits."""
+"""Graceful shutdown after SIGTERM: ``/readyz`` returns 503, in-flight requests finish, the process exits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _POLL_S = 0.1
 
 
 class GracefulShutdown:
-    """The shutdown state of this process. Once begun, a shutdown cannot be stopped."""
+    """The shutdown state of this process. Once a shutdown has begun, it cannot be stopped."""
 
     def __init__(self, *, grace_s: float, timeout_s: float) -> None:
         self._grace_s = grace_s
@@ -24,7 +24,7 @@ class GracefulShutdown:
             self._begun_at = time.monotonic()
 
     async def wait_begun(self) -> None:
-        """Wait until the shutdown has begun. This polls, because a signal handler cannot wake a task."""
+        """Wait until the shutdown has begun. Polls, because a signal handler cannot wake a task."""
         while not self.is_draining:
             await asyncio.sleep(_POLL_S)
 
@@ -39,7 +39,7 @@ class GracefulShutdown:
 
     @property
     def is_timed_out(self) -> bool:
-        """Whether the drain timeout for open requests has expired."""
+        """Whether the drain timeout for in-flight requests has expired."""
         return self._elapsed() >= self._grace_s + self._timeout_s
 
     def _elapsed(self) -> float:

@@ -11,13 +11,13 @@ _BACKLOG = 2048
 
 
 class ListenError(Exception):
-    """The address is not available. The message contains the reason and the remedy."""
+    """The address is not available. The message states the reason and how to fix the problem."""
 
 
 def listen(host: str, port: int, *, flag: str) -> socket.socket:
     """Listen on the first address of ``host`` that belongs to this machine.
 
-    Raises ListenError, whose message names ``flag`` as the option for selecting another port.
+    Raises ListenError. The message names ``flag`` as the command line option that selects another port.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     last_error = OSError("the host name has no address")
@@ -41,7 +41,7 @@ def listen(host: str, port: int, *, flag: str) -> socket.socket:
 
 
 def url_of(host: str, listener: socket.socket) -> str:
-    """Return a URL at which the socket can be reached from this machine."""
+    """Return a URL for reaching the socket from this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
     host = f"[{host}]" if ":" in host and not host.startswith("[") else host
     return f"http://{host}:{listener.getsockname()[1]}"

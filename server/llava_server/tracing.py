@@ -12,8 +12,8 @@
       pictures, submit    as above
 
 The tracer is stored in a context variable, like the current span, so code that handles a request or a batch
-line needs no tracer argument. Other code creates no spans. Attributes contain sizes and identifiers, never
-content.
+line does not need a tracer argument. Other code creates no spans. Attributes contain sizes and identifiers,
+never content.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ _tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 
 
 class Tracing:
-    """The tracer of the process. ``tracer`` is None until ``open`` is called, and if tracing is disabled."""
+    """The tracer of the process. ``tracer`` is None until ``open`` is called.
+
+    If tracing is disabled, it remains None.
+    """
 
     def __init__(self) -> None:
         self.tracer: Tracer | None = None
@@ -71,7 +74,7 @@ def span(name: str, **attributes: int | str) -> AbstractContextManager[object]:
 def linked_span(name: str, parent: str, **attributes: int | str) -> AbstractContextManager[object]:
     """Start a new trace with a link to the span that ``parent`` identifies.
 
-    ``parent`` is a ``traceparent`` value, or an empty string for no link.
+    ``parent`` is a ``traceparent`` value. If it is empty, the trace has no link.
     """
     tracer = _tracer.get()
     if tracer is None:

@@ -1,7 +1,7 @@
 """The registry of live workers and served models: a copy of the workers' heartbeats, refreshed every second.
 
-Readers such as ``GET /v1/models`` use the copy and do not wait for Redis. A model stays registered after its
-last worker has exited, so that requests for it fail with 503 (retry) instead of 404 (unknown model).
+Readers such as ``GET /v1/models`` use the copy, so they do not wait for Redis. A model stays registered after
+its last worker has exited, so that requests for it fail with 503 (retry) instead of 404 (unknown model).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ServedModel:
 
     @property
     def fingerprint(self) -> str:
-        """The ``system_fingerprint``.
+        """The ``system_fingerprint`` in responses.
 
         It changes whenever the same seed might no longer produce the same output.
         """
@@ -53,8 +53,8 @@ class WorkerRegistry:
     def __init__(self, producer: JobProducer, metrics: Metrics) -> None:
         self._producer = producer
         self._metrics = metrics
-        self._models: dict[str, ServedModel] = {}  # by name
-        self._num_workers: dict[str, int] = {}  # by model
+        self._models: dict[str, ServedModel] = {}  # keyed by name
+        self._num_workers: dict[str, int] = {}  # keyed by model name
         self._heartbeats: list[Heartbeat] = []
         self._refreshed_at: float | None = None  # time.monotonic()
         self._refresh_error: str | None = "The connection to the job queue has not been checked yet."
@@ -82,9 +82,9 @@ class WorkerRegistry:
         return self._num_workers.get(model, 0)
 
     async def find(self, name: str) -> ServedModel:
-        """Return a model. Raises ApiError: 404 if it is unknown, 503 if it has no live worker."""
+        """Return a model. Raises ApiError: 404 if the model is unknown, 503 if no live worker serves it."""
         if not self.num_workers(name) and self._age_s() > _MIN_REFRESH_S:
-            await self.refresh()  # the worker may have started since the last refresh
+            await self.refresh()  # a worker may have started since the last refresh
         model = self._models.get(name)
         if model is None and self._refresh_error:
             raise ApiError("queue_unavailable", self._refresh_error, retry_after_s=_RETRY_AFTER_S)

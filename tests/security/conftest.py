@@ -1,4 +1,4 @@
-"""Fixtures from the server tests, reused by the security tests."""
+"""Reuse fixtures from the server tests in the security tests."""
 
 from __future__ import annotations
 

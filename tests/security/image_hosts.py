@@ -1,4 +1,4 @@
-"""Image hosts on loopback, and a network backend that connects to them instead of to public addresses.
+"""Image hosts on loopback, and a network backend that connects to them instead of public addresses.
 
 The fetcher rejects loopback addresses, so the tests resolve names to public addresses. ``Network`` records
 the addresses to which the fetcher connects.
@@ -37,7 +37,10 @@ def redirect(location: str) -> bytes:
 
 
 class ImageHost:
-    """A server on loopback with one response per path. ``requests`` contains the received request headers."""
+    """A server on loopback with one response per path.
+
+    ``requests`` contains the headers of received requests.
+    """
 
     def __init__(self, routes: dict[str, Route], *, is_tls: bool = True) -> None:
         self.requests: list[str] = []
@@ -84,7 +87,7 @@ class ImageHost:
 
 
 class Network(httpcore2.AsyncNetworkBackend):
-    """A network backend that redirects all connections to ``host`` and records the addresses."""
+    """A network backend that redirects all connections to ``host`` and records the original addresses."""
 
     def __init__(self, host: ImageHost) -> None:
         self.addresses: list[tuple[str, int]] = []
@@ -104,7 +107,10 @@ class Network(httpcore2.AsyncNetworkBackend):
 
 
 class Resolver:
-    """A resolver with a list of results per name. Each lookup returns the next one. The last one repeats."""
+    """A resolver with a list of results for each name.
+
+    Each lookup returns the next result; the last one repeats.
+    """
 
     def __init__(self, **results: list[list[str]]) -> None:
         self.num_lookups = 0
@@ -121,7 +127,7 @@ def trusting_context() -> ssl.SSLContext:
 
 
 class FetchOutcome:
-    """The result of a fetch, and the hosts that it contacted."""
+    """The result of a fetch, and the hosts that the fetcher contacted."""
 
     def __init__(self, result: bytes | str, host: ImageHost, network: Network, resolver: Resolver) -> None:
         self.result = result  # the file, or the error message

@@ -14,7 +14,7 @@ TINY = Path(llava_worker.__file__).parent / "tiny"
 
 
 def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
-    """The checkpoint refers to its code in ``auto_map``. transformers would execute that code."""
+    """``auto_map`` in the checkpoint's config refers to code that transformers would execute."""
     for file in TINY.iterdir():
         (tmp_path / file.name).symlink_to(file)
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):

@@ -1,7 +1,7 @@
 """Extreme values for every number in a request: the server responds with 200 or 400, never 500, and never
 hangs.
 
-The numbers and their bounds come from the OpenAPI document, so new fields are included automatically.
+The numbers and their bounds come from the OpenAPI document, so new fields are tested automatically.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.server.conftest import Stack
 from tests.server.openapi_document import REQUEST_SCHEMAS, LeafSchema, leaf_schemas
 from tests.server.scripted_worker import MODEL
 
-# JSON text, because Python cannot represent some of these values and some are not valid JSON.
+# Values as JSON text: Python cannot represent some of them, and some are invalid JSON.
 VALUES = ["NaN", "Infinity", "-Infinity", "1e308", "-1e308", "1e400", "5e-324", "-0.0", "0", "0.5", "1.0"]
 VALUES += [str(2**31), str(2**63), str(-(2**63) - 1), "9" * 400]
 VALUES += ["true", '"1"', "[1]", "{}", "null"]
@@ -29,7 +29,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "yes"},
     "/detokenize": {"tokens": [1]},
 }
-# Other fields that must be set together with a field.
+# For some fields, other fields that must also be set.
 REQUIRED_FIELDS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions top_logprobs": {"logprobs": True},
     "/v1/responses top_logprobs": {"include": ["message.output_text.logprobs"]},
@@ -41,7 +41,7 @@ UNION_FIELDS = {"prompt", "input"}  # accept strings and lists in addition to nu
 
 
 def numbers() -> dict[str, tuple[str, LeafSchema]]:
-    """Return the route and schema of every number. Keys are "ROUTE FIELD_PATH"."""
+    """Return the route and schema of every number, keyed by "ROUTE FIELD_PATH"."""
     return {
         f"{path} {'.'.join(leaf.steps)}": (path, leaf)
         for path, schema in REQUEST_SCHEMAS.items()
@@ -64,14 +64,14 @@ def test_numbers_are_found_on_all_routes_including_nested_ones() -> None:
 
 
 def bounds(schema: dict[str, Any]) -> tuple[float, float]:
-    """Return the minimum and maximum. Raises KeyError if the schema lacks either of them."""
+    """Return the minimum and maximum in a schema. Raises KeyError if either is missing."""
     minimum = schema["minimum"] if "minimum" in schema else schema["exclusiveMinimum"]
     maximum = schema["maximum"] if "maximum" in schema else schema["exclusiveMaximum"]
     return minimum, maximum
 
 
 def values(schema: dict[str, Any]) -> list[str]:
-    """Return the extreme values and the values at and next to the bounds."""
+    """Return extreme values, the bounds in the schema, and the values next to the bounds."""
     near_bounds = [json.dumps(bound + step) for bound in bounds(schema) for step in (-1, 0, 1)]
     return list(dict.fromkeys([*near_bounds, *VALUES]))
 
@@ -88,7 +88,7 @@ def is_allowed(text: str, schema: dict[str, Any]) -> bool:
 
 
 def body(path: str, leaf: LeafSchema, text: str) -> str:
-    """Return a request that contains the given JSON text as the value of the field."""
+    """Return a request body in which the field has the given JSON text as its value."""
     name, *rest = leaf.steps
     for step in reversed(rest):
         text = f"[{text}]" if step == "[]" else f'{{"1": {text}}}'

@@ -1,4 +1,4 @@
-"""Images crafted to crash the decoder, exhaust memory or make an error message reveal internals."""
+"""Images crafted to crash the decoder, exhaust memory or cause an error message that reveals internals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VALID_FILES = {name: encoded(scene(64, 48), name) for name in FORMATS}
 
 
 def broken(number: int) -> bytes:
-    """Return a broken image with changed, removed or repeated bytes. It depends only on ``number``."""
+    """Return an image with changed, removed or repeated bytes. The result depends only on ``number``."""
     rng = random.Random(number)
     raw = bytearray(VALID_FILES[FORMATS[number % len(FORMATS)]])
     for _ in range(rng.choice((1, 2, 5, 40))):
@@ -92,7 +92,7 @@ def test_no_broken_image_makes_an_error_reveal_internals(stack: Stack) -> None:
             assert error["code"] in ("invalid_image", "image_too_large"), (number, error)
             assert not LEAKS.search(json.dumps(error)), (number, error)
     assert stack.works()
-    # Both outcomes must be frequent. Otherwise, the images are damaged too little or too much.
+    # Both outcomes must occur frequently. Otherwise, the images are not damaged enough or damaged too much.
     assert all(statuses[path, status] >= 10 for path, _ in statuses for status in (200, 400)), statuses
     assert len(statuses) == 2 * len(ROUTES)
 
@@ -146,7 +146,7 @@ def test_a_bomb_is_rejected_by_its_header_without_losing_a_decoder_process(
 
 
 def test_a_bomb_within_the_size_limit_cannot_exceed_the_decoders_memory(stack: Stack) -> None:
-    """The image has 39 million pixels in 39 kB, which is within the size limit."""
+    """The 39 kB file contains 39 million pixels, which is within the size limit."""
     response = stack.chat([part(png_claiming(6_000, 6_500, rows=6_500)), {"type": "text", "text": "look"}])
     assert response.status_code in (200, 400)
     assert stack.works()

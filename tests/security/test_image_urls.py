@@ -1,4 +1,4 @@
-"""Ambiguous URLs and disguised internal addresses are never contacted."""
+"""The fetcher never contacts hosts in ambiguous URLs or disguised internal addresses."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_the_host_of_a_parsed_url_is_always_a_plain_name(rest: str) -> None:
         assert not set(parsed.host) - set("abcdefghijklmnopqrstuvwxyz0123456789.-")
         assert not set(parsed.target) & set("\\ \t\r\n#")
         with pytest.raises(OSError):
-            socket.inet_aton(parsed.host)  # accepts all numeric notations of an address
+            socket.inet_aton(parsed.host)  # accepts every numeric notation of an IPv4 address
 
 
 NOT_PUBLIC = [

@@ -1,4 +1,4 @@
-"""Malformed and oversized HTTP requests, and requests that try to create many metric series."""
+"""Malformed and oversized HTTP requests, and requests that attempt to create many metric series."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ def test_unknown_model_names_create_no_series(stack: Stack) -> None:
         assert stack.http.get(f"/v1/models/model-{number}").status_code == 404
         assert stack.http.get(f"/nowhere/{number}").status_code == 404
     assert stack.chat(model="\x00\n\"}{'").status_code == 404
-    assert num_series() - before <= 2  # series for error codes that have not occurred before
+    assert num_series() - before <= 2  # one for each error code that occurs for the first time
     assert "model-7" not in stack.http.get("/metrics").text

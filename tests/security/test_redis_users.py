@@ -24,7 +24,10 @@ ROLES = ("admin", "server", "worker")
 
 @pytest.fixture
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The socket of a Valkey server with the users from the ACL file. User names are also the passwords."""
+    """The socket of a Valkey server with the users from the ACL file.
+
+    Each password is the same as the user name.
+    """
     folder = tmp_path_factory.mktemp("acl")
     users = FILE.read_text("utf-8")
     for role in ROLES:

@@ -230,5 +230,5 @@ def test_image_urls_are_not_logged(own_stack: Callable[..., Stack], caplog: pyte
 
     wait_until(
         lambda: any("error=invalid_image_url" in line for line in lines())
-    )  # logged after the response
+    )  # the line is logged after the response
     assert not [line for line in lines() if "canary" in line]

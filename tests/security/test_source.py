@@ -45,7 +45,10 @@ def test_each_banned_construct_is_found(source: str) -> None:
 
 
 def checks_of_input(source: str) -> list[str]:
-    """Return all asserts except type checker hints. ``python -O`` removes asserts."""
+    """Return all asserts except type checker hints.
+
+    Asserts must not check input: ``python -O`` removes them.
+    """
     return [
         ast.unparse(node)
         for node in ast.walk(ast.parse(source))

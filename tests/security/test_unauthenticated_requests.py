@@ -154,7 +154,7 @@ def test_no_path_escapes_the_playground_folder(stack: Stack, path: str) -> None:
 
 @pytest.fixture
 def unfinished_requests(stack: Stack) -> Iterator[None]:
-    """Open 200 connections that send an incomplete request and then no more data."""
+    """Open 200 connections, each of which sends an incomplete request and then stops sending data."""
     with ExitStack() as connections:
         for _ in range(200):
             connection = connections.enter_context(connect(stack))

@@ -16,7 +16,7 @@ __all__ = ["ApiKeyCli", "bearer", "chat_with_key"]
 
 
 class ApiKeyCli:
-    """The command ``llava-serve keys``, run against one queue."""
+    """The ``llava-serve keys`` command, run against one queue."""
 
     def __init__(self, url: str) -> None:
         self._url = url

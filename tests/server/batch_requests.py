@@ -86,7 +86,7 @@ def read_results(http: httpx2.Client, file_id: str | None) -> list[dict[str, Any
 
 
 def completions(http: httpx2.Client, batch: dict[str, Any]) -> dict[str, str]:
-    """Return the texts in the output file by ``custom_id``. Fails on duplicate IDs."""
+    """Return the texts in the output file, keyed by ``custom_id``. Fails on duplicate IDs."""
     lines = read_results(http, batch["output_file_id"])
     texts = {
         line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"] for line in lines

@@ -31,7 +31,7 @@ _databases = itertools.count()
 
 
 class Valkey:
-    """A Valkey server on a Unix socket. It can be killed, and restarted with empty databases."""
+    """A Valkey server on a Unix socket. It can be killed and then restarted with empty databases."""
 
     def __init__(self, folder: Path) -> None:
         self.socket = folder / "s"
@@ -60,7 +60,7 @@ def valkey_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    """A Valkey server that the test may kill."""
+    """A Valkey server that tests may kill."""
     valkey = Valkey(tmp_path_factory.mktemp("valkey"))
     valkey.start()
     yield valkey
@@ -78,7 +78,7 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self.app: FastAPI = create_app(settings)
-        # The explicit IPPROTO_TCP makes asyncio set TCP_NODELAY. Otherwise, a response body is delayed by 40
+        # The explicit IPPROTO_TCP makes asyncio set TCP_NODELAY. Otherwise, response bodies are delayed by 40
         # ms, until the client acknowledges the headers.
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._listener.bind(("127.0.0.1", 0))
@@ -129,7 +129,7 @@ def serve(queue_url: str) -> Iterator[Serve]:
 
 
 class Stack:
-    """A server, a worker registered with it, and an HTTP client for the server."""
+    """A server, a worker that is registered with the server, and an HTTP client."""
 
     def __init__(self, server: Server, worker: ScriptedWorker, http: httpx2.Client) -> None:
         self.server = server
@@ -198,7 +198,7 @@ def shared_stack(valkey_socket: Path) -> Iterator[Stack]:
 
 @pytest.fixture
 def stack(shared_stack: Stack) -> Iterator[Stack]:
-    """The module's stack, with a clean worker. A test must not leave requests open."""
+    """The module's stack, with a clean worker. A test must not leave requests unfinished."""
     shared_stack.worker.release.clear()
     shared_stack.worker.assignments.clear()
     shared_stack.worker.refused.clear()

@@ -1,4 +1,4 @@
-"""Check responses against the OpenAPI document: status, headers, and the body or each event."""
+"""Check responses against the OpenAPI document: the status, the headers, and the body or each event."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.server.openapi_document import DOCUMENT
 
 __all__ = ["violations", "violations_of", "operation_of"]
 
-# Headers that every HTTP response has. The document omits them.
+# Headers of every HTTP response, which the document omits.
 PLAIN = {"content-type", "content-length", "date", "server", "connection", "transfer-encoding"}
 
 
@@ -42,7 +42,7 @@ def violations_of(value: Any, schema: dict[str, Any]) -> list[str]:
 
 
 def operation_of(method: str, path: str) -> dict[str, Any] | None:
-    """Return the document's operation for a request, or None if there is none."""
+    """Return the operation in the document that matches a request, or None if there is none."""
     for pattern, operations in _PATHS:
         if pattern.fullmatch(path) and method.lower() in operations:
             operation: dict[str, Any] = operations[method.lower()]

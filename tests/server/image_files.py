@@ -32,12 +32,12 @@ def data_url(raw: bytes, media_type: str = "image/png") -> str:
 
 
 def part(url: bytes | str) -> dict[str, Any]:
-    """Return an image_url part for the bytes of a file or for a URL."""
+    """Return an image_url part for a URL or the bytes of a file."""
     return {"type": "image_url", "image_url": {"url": url if isinstance(url, str) else data_url(url)}}
 
 
 def png_claiming(width: int, height: int, *, rows: int = 0) -> bytes:
-    """Return a small PNG with a fake size in its header. It only contains ``rows`` rows of zeros."""
+    """Return a small PNG with a fake size in its header. The file contains only ``rows`` rows of zeros."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return (

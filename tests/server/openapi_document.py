@@ -21,7 +21,7 @@ __all__ = [
 
 DOCUMENT: dict[str, Any] = create_app(Settings(auth=False)).openapi_schema or {}
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
-# Request schemas by path.
+# Request schemas, keyed by path.
 REQUEST_SCHEMAS: dict[str, dict[str, Any]] = {
     path: content["schema"]
     for path, methods in DOCUMENT["paths"].items()
@@ -40,7 +40,7 @@ class LeafSchema(NamedTuple):
 
 
 def referenced_schemas(value: Any) -> set[str]:
-    """Return the names of all schemas referenced directly or indirectly by a part of the document."""
+    """Return the names of all schemas that a part of the document references, directly or indirectly."""
     names: set[str] = set()
     todo = [value]
     while todo:

@@ -1,4 +1,4 @@
-"""A worker on a real queue (JobConsumer and Valkey). The last message of a job determines its output:
+"""A worker that uses a real queue (JobConsumer and Valkey). A job's last message determines the output:
 
 "say one two three"     "one two three" with one token per word and finish reason "stop"
 "say-all ..."           the same in a single event
@@ -9,14 +9,14 @@
 "go-on"                 a token every few milliseconds until the queue rejects an event
 "silent"                nothing until ``release`` is set, then "done"
 "hold"                  "begun " immediately, and "done" once ``release`` is set
-anything else           the messages as received
+anything else           the messages, as received
 
-Log probabilities: an event's text belongs entirely to its first token. The k-th alternative to token t is
-token t + k, and its log probability is lower by k. Tokenization: a prompt's token IDs are its UTF-8 bytes,
-plus a 0 for each image. Detokenization: a token ID below the surrogates becomes the character with that code
-point. Embedding: the vector is (length in bytes or tokens, number of images). Echo: a prompt consists of a
-BOS token and one token per character, or of the token IDs in the request. A job with ``max_tokens`` 0 gets no
-tokens.
+Log probabilities: all text of an event belongs to the event's first token. The k-th alternative to token t is
+token t + k, whose log probability is lower by k. Tokenization: the token IDs of a prompt are its UTF-8 bytes
+and a 0 for each image. Detokenization: a token ID below the surrogate range becomes the character with this
+code point. Embedding: the vector is (length in bytes or tokens, number of images). Echo: the prompt is a BOS
+token followed by one token per character, or the token IDs in the request. A job with ``max_tokens`` 0 gets
+no tokens.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ _PROMPT_TOKENS, _CACHED_TOKENS = 11, 3
 class ScriptedWorker:
     """A worker that runs in a thread until ``stop`` is called.
 
-    ``assignments`` contains all assignments that it has pulled. ``refused`` contains the IDs of jobs for
-    which the queue rejected an event.
+    ``assignments`` contains all assignments that the worker has pulled. ``refused`` contains the IDs of jobs
+    for which the queue rejected an event.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class ScriptedWorker:
         assert not self._thread.is_alive()
 
     def stop_pulling(self) -> None:
-        """Stop, but stay registered as live for a minute, so that jobs are accepted and have to wait."""
+        """Stop pulling jobs. Stay registered as live for a minute, so that new jobs are accepted and wait."""
         self.stop()
 
         async def announce() -> None:
@@ -212,7 +212,7 @@ class _Writer:
         self._is_begun = self._offset > 0
 
     async def write(self, text: str, *, tokens: int = 1, final: Final | None = None) -> bool:
-        """Send an event. Return False if the job is no longer assigned to this worker."""
+        """Send an event. Return False if this job is no longer assigned to this worker."""
         job_id = self._assignment.job.job_id
         logprobs = self._logprobs(text, tokens)
         event = Event(
@@ -273,7 +273,7 @@ def _echo(assignment: Assignment) -> tuple[TokenLogprob, ...]:
 
 
 def _character(token_id: int) -> str:
-    """Return the character for a token ID, or "?" if there is none."""
+    """Return the character that a token ID represents, or "?" if there is none."""
     return chr(token_id) if token_id < 0xD800 else "?"
 
 

@@ -1,4 +1,4 @@
-"""``python -m llava_server`` as a process: startup errors, draining, both ports, and imports."""
+"""``python -m llava_server``, run as a process: startup errors, draining, both ports, and imports."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import socket
 import pytest
 from llava_server.sockets import ListenError, listen
 
-REMOTE_ADDRESS = "192.0.2.1"  # reserved for documentation (RFC 5737)
+REMOTE_ADDRESS = "192.0.2.1"  # an address reserved for documentation (RFC 5737)
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:

@@ -15,7 +15,7 @@ __all__ = ["CollectedChoice", "collect"]
 
 @dataclass
 class CollectedChoice:
-    """The output of one choice so far."""
+    """The output collected so far for one choice."""
 
     parts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -35,16 +35,16 @@ class CollectedChoice:
 
     @property
     def final(self) -> Final:
-        """The final status of the job. Raises ValueError if its last event has not been added."""
+        """The final status of the job. Raises ValueError if the job's last event has not been added."""
         if self.last.final is None:
-            raise ValueError("The choice is not finished.")
+            raise ValueError("The choice has not finished.")
         return self.last.final
 
 
 async def collect(
     outputs: MergedOutputs, first: tuple[int, Event] | None, observers: Sequence[EventObserver]
 ) -> list[CollectedChoice]:
-    """Read all outputs to the end. ``first`` is the first event, if it has already been read.
+    """Read all outputs to the end. ``first`` is the first event if the caller has already read it.
 
     Raises ApiError if a job failed.
     """

@@ -12,8 +12,9 @@ Each job is in one of three collections:
   from the job's log into a second OutputQueue and takes over the stream if the other connection ends.
 
 Invariant: an OutputQueue is added to ``_open`` before its job is submitted and stays there until it is
-finished or closed. If it is closed early, the job is cancelled, or detached if it is resumable. ``run`` never
-waits for a client. A slow client only uses memory for its unread text, which is bounded by the output length.
+finished or closed. If it is closed before that, a resumable job is detached and any other job is cancelled.
+``run`` never waits for a client. For a slow client, only the unread text is kept in memory, and its size is
+limited by the output length.
 """
 
 from __future__ import annotations
@@ -49,16 +50,16 @@ logger = logging.getLogger(__name__)
 LOWEST_PRIORITY, _HIGHEST_PRIORITY = -1, 1
 _INTERVAL_S = 1.0  # interval between checks for lost workers and expired deadlines
 _CANCEL_TIMEOUT_S = 5.0
-_ALL_EVENTS = 2**31  # more events than any job has; skipping them all leaves none in a snapshot
+_ALL_EVENTS = 2**31  # more events than any job has, so a snapshot that skips this number contains none
 
 
 class TokenLimiter(Protocol):
-    """The limits of each tenant, and the accounting of the tokens it uses."""
+    """Provides the limits of each tenant and counts the tokens that the tenant uses."""
 
     def limits(self, tenant: str) -> KeyLimits: ...
 
     async def charge_tokens(self, tenant: str, num_tokens: float) -> None:
-        """Charge the tenant's token limit. Raises ApiError (429, 503)."""
+        """Charge an estimated number of tokens to the tenant's rate limit. Raises ApiError (429, 503)."""
         ...
 
     async def reconcile_tokens(self, tenant: str, *, estimated: float, used: int) -> None: ...
@@ -80,7 +81,7 @@ class Controller:
         self._metrics = metrics
         self._limiter = limiter
         self._queue_timeout_s = queue_timeout_s
-        self._open: dict[str, OutputQueue] = {}  # by job ID
+        self._open: dict[str, OutputQueue] = {}  # keyed by job ID
         self._detached = DetachedJobs(producer, metrics, grace_s=orphan_grace_s)
         self._tails: dict[OutputQueue, asyncio.Task[None]] = {}
         self.failure: str | None = None  # set if this process must be restarted
@@ -99,10 +100,12 @@ class Controller:
         is_resumable: bool = False,
         add_key_priority: bool = True,
     ) -> OutputQueue:
-        """Submit a job and return its queue, which the caller must close. Raises ApiError (409, 429, 503).
+        """Submit a job and return its output queue, which the caller must close.
 
-        After its client disconnects, a resumable job continues until the grace period ends, and a background
-        job until it is finished. If an identical resumable job already exists, the returned queue receives
+        Raises ApiError (409, 429, 503).
+
+        If the client disconnects, a resumable job continues until the grace period ends, and a background job
+        continues until it finishes. If an identical resumable job already exists, the returned queue receives
         the output of that job. If ``add_key_priority`` is true, the priority of the tenant's API key is added
         to the job's priority.
         """
@@ -128,9 +131,12 @@ class Controller:
     async def resume(
         self, job: Job, *, timeout_s: float, event_arrived: asyncio.Event | None = None
     ) -> OutputQueue:
-        """Take over the stream of an existing job from its first event. Any other reader gets an error.
+        """Take over the stream of an existing job, starting at its first event.
 
-        Raises ApiError: 404 if the tenant has no such job or it has expired, 503 if the queue is unavailable.
+        Any other reader gets an error.
+
+        Raises ApiError: 404 if the tenant has no such job or the job has expired, 503 if the queue is
+        unavailable.
         """
         job_id = job.job_id
         output = self._new_queue(job, timeout_s, is_resumable=True, event_arrived=event_arrived)
@@ -138,7 +144,7 @@ class Controller:
             events = await self._producer.attach(job_id, tenant=job.tenant)
         if events is None:
             raise response_not_found()
-        # No await below, so that no event is distributed before the new queue is in ``_open``.
+        # There must be no await below, so that no event is distributed before the new queue is in ``_open``.
         previous = self._open.pop(job_id, None)
         if previous is not None:
             previous.put(ApiError("stream_taken_over", "Another connection has taken over this stream."))
@@ -151,7 +157,7 @@ class Controller:
         return output
 
     async def snapshot(self, job_id: str, tenant: str, *, has_events: bool = True) -> JobSnapshot:
-        """Return a job's output so far, without taking over its stream.
+        """Return the output that a job has generated so far, without taking over its stream.
 
         Raises the same errors as ``resume``.
         """
@@ -176,7 +182,7 @@ class Controller:
         return is_cancelled
 
     async def delete(self, job_id: str, tenant: str) -> bool:
-        """Delete a job and its output. Return whether it existed. Raises ApiError (503)."""
+        """Delete a job and its output. Return whether the job existed. Raises ApiError (503)."""
         with _queue_errors():
             return await self._producer.delete(job_id, tenant=tenant)
 
@@ -204,7 +210,7 @@ class Controller:
                 output.put(error)
 
     async def run(self) -> None:
-        """Distribute events, reclaim jobs from lost workers and enforce deadlines until cancelled."""
+        """Until cancelled, distribute events, reclaim jobs from lost workers and enforce deadlines."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._follow)
@@ -270,7 +276,10 @@ class Controller:
                 await self._reconcile_tokens(output)
 
     async def _reconcile_tokens(self, output: OutputQueue) -> None:
-        """Replace the charged estimate with the number of tokens used, which is 0 if the job did not run."""
+        """Replace the charged estimate with the number of tokens that the job used.
+
+        This number is 0 if the job did not run.
+        """
         if output.num_charged_tokens:
             await self._limiter.reconcile_tokens(
                 output.tenant, estimated=output.num_charged_tokens, used=output.num_used_tokens
@@ -278,7 +287,10 @@ class Controller:
             output.num_charged_tokens = 0.0
 
     async def _tail(self, output: OutputQueue) -> None:
-        """Copy the events of a job streamed by another connection, and take over if that connection ends."""
+        """Copy the events of a job that another connection streams.
+
+        If that connection ends, take over the stream.
+        """
         num_events = await tail_log(self._producer, output)
         while num_events is not None:
             try:

@@ -1,4 +1,4 @@
-"""Resumable jobs without a connected client. Each is cancelled unless a client reconnects in time."""
+"""Resumable jobs without a connected client. A job is cancelled unless a client reconnects in time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DetachedJobs:
         return job_id in self._jobs
 
     def add(self, output: OutputQueue) -> None:
-        """Add a job. It is cancelled after the grace period, unless it is a background job."""
+        """Add a job. Unless it is a background job, it is cancelled after the grace period."""
         grace_s = math.inf if output.is_background else self._grace_s
         self._jobs[output.job_id] = output.tenant, time.monotonic() + grace_s
 
@@ -39,7 +39,10 @@ class DetachedJobs:
         self._jobs.pop(job_id, None)
 
     async def cancel_expired(self) -> None:
-        """Cancel expired jobs. A job that another connection is tailing is skipped until the next call."""
+        """Cancel jobs whose grace period has ended.
+
+        If another connection is tailing a job, skip the job until the next call.
+        """
         now = time.monotonic()
         for job_id, (tenant, deadline) in list(self._jobs.items()):
             if deadline > now:

@@ -18,7 +18,10 @@ class ClientDisconnected(Exception):
 
 
 async def cancel_on_disconnect(receive: Receive, work: Awaitable[T]) -> T:
-    """Return the result of ``work``. If the client disconnects, cancel it and raise ClientDisconnected."""
+    """Return the result of ``work``.
+
+    If the client disconnects, cancel ``work`` and raise ClientDisconnected.
+    """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_wait_for_disconnect(receive))
     try:

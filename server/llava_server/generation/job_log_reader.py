@@ -1,6 +1,6 @@
 """Tail the event log of a job that another connection streams.
 
-Each read of the log also keeps the job alive if the other connection has ended; see
+Reading the log also keeps the job alive after the other connection has ended. See
 ``JobProducer.cancel_unread``.
 """
 
@@ -17,13 +17,13 @@ from llava_server.generation.output_queue import OutputQueue
 __all__ = ["tail_log"]
 
 _POLL_S = 0.1
-_MAX_MISSES = 20  # polls that may find no log, because the other connection has not submitted the job yet
+_MAX_MISSES = 20  # maximum number of polls without a log, while the other connection submits the job
 
 
 async def tail_log(producer: JobProducer, output: OutputQueue) -> int | None:
     """Copy all events of the job into ``output`` and return None.
 
-    If no connection is streaming the job anymore, return the number of events copied so far. The caller can
+    If no connection is streaming the job anymore, stop and return the number of copied events. The caller can
     then take over the stream after these events.
     """
     num_events = offset = num_misses = 0

@@ -19,10 +19,10 @@ __all__ = ["MergedOutputs"]
 
 
 class MergedOutputs:
-    """The merged outputs of all choices of a request. One coroutine reads them and must close them.
+    """The merged outputs of all choices of a request. A single coroutine reads them and must close them.
 
-    ``field`` is the request field that contains the prompt, or a list of fields with one per job. It is
-    reported in errors.
+    ``field`` is the name of the request field that contains the prompt, or a list with one field name per
+    job. Errors report this name.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class MergedOutputs:
 
     @property
     def job_id(self) -> str:
-        """The job ID of the first choice, which is the ID of the response."""
+        """The job ID of the first choice, which is also the response ID."""
         return self._queues[0].job_id
 
     @property
@@ -58,7 +58,7 @@ class MergedOutputs:
     ) -> None:
         """Submit one job per choice. Raises the same errors as ``Controller.submit``.
 
-        If a submission fails, the jobs before it remain submitted.
+        If a job cannot be submitted, the jobs submitted before it are not cancelled.
         """
         for job in jobs:
             with span("submit"):
@@ -97,7 +97,7 @@ class MergedOutputs:
         return from_job_error(error, self._field if isinstance(self._field, str) else self._field[index])
 
     async def aclose(self) -> None:
-        """Close all queues, which cancels or detaches the unfinished jobs."""
+        """Close all queues. Unfinished jobs are cancelled or, if they are resumable, detached."""
         for queue in self._queues:
             await queue.aclose()
 
@@ -106,7 +106,7 @@ class MergedOutputs:
         self._queues.append(queue)
 
     def _get_nowait(self) -> tuple[int, Event] | None:
-        """Clear ``_event_arrived`` and return the next event in round-robin order, or None if none exists."""
+        """Clear ``_event_arrived``. Return the next event in round-robin order, or None if there is none."""
         self._event_arrived.clear()
         for index in list(self._unfinished):
             event = self._queues[index].get_nowait()

@@ -14,15 +14,15 @@ from llava_server.errors import ApiError
 
 __all__ = ["OutputQueue"]
 
-_DEADLINE_SLACK_S = 5.0  # added to the job's deadline, which is normally enforced through Redis
+_DEADLINE_SLACK_S = 5.0  # extra time, because the deadline is normally enforced through Redis
 
 
 class OutputQueue:
-    """A queue of the events of one job, in order. The controller adds events and one coroutine reads them.
+    """An ordered queue of one job's events. The controller adds events, and a single coroutine reads them.
 
-    ``event_arrived`` is set whenever an event is added. Queues that are read together share it. After its
-    client disconnects, a resumable job continues until the grace period ends, and a background job until it
-    is finished.
+    ``event_arrived`` is set whenever an event is added. Queues that are read together share one
+    ``event_arrived``. If the client disconnects, a resumable job continues until the grace period ends, and a
+    background job continues until it finishes.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class OutputQueue:
         self.is_finished = False  # whether the last event has been added (it may not have been read yet)
         self.queue_position: QueuePosition | None = None  # at submission
         self.num_charged_tokens = 0.0  # estimate charged to the tenant's rate limit at submission
-        self.num_used_tokens = 0  # prompt and output tokens; set by the last event
+        self.num_used_tokens = 0  # number of prompt and output tokens; set when the last event is added
         self.first_event_deadline = time.monotonic() + queue_timeout_s
         self.last_event_deadline = time.monotonic() + timeout_s + _DEADLINE_SLACK_S
         self._timeout_s = timeout_s
@@ -78,7 +78,7 @@ class OutputQueue:
         return event
 
     def timeout_error(self, now: float) -> ApiError | None:
-        """Return the error to report if a deadline has passed at the time ``now``, otherwise None."""
+        """Return the error to report if a deadline has passed at ``now``, or None if none has."""
         if now > self.last_event_deadline:
             timeout_s = self._timeout_s
             return ApiError(
@@ -94,5 +94,5 @@ class OutputQueue:
         return None
 
     async def aclose(self) -> None:
-        """Stop reading. Cancel the job unless it has ended or is resumable. Further calls have no effect."""
+        """Stop reading. Cancel the job unless it has ended or is resumable. Further calls are no-ops."""
         await self._close(self)

@@ -6,7 +6,7 @@
     (empty line)
 
 ``offset`` is the number of tokens up to and including this chunk. A complete stream ends with
-``data: [DONE]``. A failed stream ends with a data line that contains ``error``, and has no ``[DONE]`` line.
+``data: [DONE]``. A failed stream has no ``[DONE]`` line, and its last data line contains ``error``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ SSE_HEADERS = {
 
 
 def encode_event(data: msgspec.Struct, *, event_id: str | None = None, name: str | None = None) -> bytes:
-    """Encode one event. Encoded JSON contains no line breaks, so one data line is sufficient."""
+    """Encode one event.
+
+    A single data line is sufficient, because the encoded JSON contains no line breaks.
+    """
     head = f"id: {event_id}\n" if event_id else ""
     head += f"event: {name}\n" if name else ""
     return b"%bdata: %b\n\n" % (head.encode(), msgspec.json.encode(data))
@@ -36,7 +39,7 @@ def encode_event(data: msgspec.Struct, *, event_id: str | None = None, name: str
 def encode_events(chunks: Sequence[msgspec.Struct], event_id: str | None) -> bytes:
     """Encode the chunks of one job event.
 
-    Only the last chunk contains the ID, so a client that has received the ID has all chunks of the event.
+    Only the last chunk contains the event ID, so a client that has received the ID has received all chunks.
     """
     last = len(chunks) - 1
     return b"".join(

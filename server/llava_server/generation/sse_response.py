@@ -35,7 +35,9 @@ class Serializer(Protocol):
         ...
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:
-        """Serialize an event of the choice ``index``. Return empty bytes if there is nothing to send yet.
+        """Serialize an event of the choice with the given index.
+
+        Return empty bytes if there is nothing to send yet.
 
         ``event_id`` is the position after which the stream can be resumed, or None if it cannot be resumed.
         """
@@ -55,12 +57,12 @@ class Serializer(Protocol):
 
 
 class EventStream(Response):
-    """A response that streams the outputs as server-sent events and then closes them.
+    """A response that streams outputs as server-sent events and then closes the outputs.
 
     The status is always 200, so create the response only after the first event has arrived without an error.
-    After ``keepalive_s`` seconds without an event, a keepalive comment is sent. A client that reads nothing
+    After ``keepalive_s`` seconds without an event, a keepalive comment is sent. A client that does not read
     for ``send_timeout_s`` seconds is disconnected. ``start`` is the number of tokens that a resuming client
-    has already received. Only the tokens after those are sent.
+    has already received. Only later tokens are sent.
     """
 
     def __init__(
@@ -116,14 +118,15 @@ class EventStream(Response):
         await self._send(send, last, more=False)
 
     async def _send_events(self, send: Send) -> bytes:
-        """Send all events except the last one, and return the last one encoded. Raises ApiError."""
+        """Send all events except the last one, which is encoded and returned. Raises ApiError."""
         while True:
             index, event = await self._next_event(send)
             self._observers[index].observe(event)
             if event.final is not None and event.final.error is not None:
                 raise self._outputs.api_error(index, event.final.error)
             missing = _missing_part(event, self._start)
-            # The serializer needs the complete output, including the part that the client already has.
+            # The serializer needs the complete output, including the part that the client has already
+            # received.
             data = self._serializer.event(index, missing or event, self._event_id(event))
             if self._outputs.is_finished:
                 return data + self._serializer.end()
@@ -131,7 +134,7 @@ class EventStream(Response):
                 await self._send(send, data)
 
     async def _next_event(self, send: Send) -> tuple[int, Event]:
-        """Wait for the next event, and send keepalive comments in the meantime."""
+        """Wait for the next event, sending keepalive comments in the meantime."""
         if self._first is not None:
             first, self._first = self._first, None
             return first
@@ -152,18 +155,18 @@ class EventStream(Response):
 
 
 def _missing_part(event: Event, start: int) -> Event | None:
-    """Return the part of an event to send to a client that already has ``start`` tokens, or None.
+    """Return the part of an event that a client with ``start`` tokens has not received, or None.
 
-    A final event is always sent, because a client with all tokens may not have received the finish reason.
-    Raises ApiError if ``start`` is inside the event.
+    The final event is always returned, because a client with all tokens may not have received the finish
+    reason. Raises ApiError if ``start`` is in the middle of the event.
     """
     if event.offset >= start:
         return event
     if event.next_offset > start:
         raise ApiError(
             "invalid_value",
-            f"No event ends at token {start}. Use the number in the ID of the last event that you received "
-            "completely.",
+            f"No event ends at token {start}. Use the token count from the ID of the last event that you "
+            "received in full.",
             param="starting_after",
         )
     return msgspec.structs.replace(event, text="", logprobs=()) if event.final else None

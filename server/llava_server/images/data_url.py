@@ -8,11 +8,11 @@ from llava_server.images.errors import ImageError
 
 __all__ = ["EncodedImage", "parse_data_url"]
 
-_MAX_QUOTED = 40  # maximum number of characters of client input quoted in an error
+_MAX_QUOTED = 40  # maximum number of characters that an error message quotes from the input
 
 
 class EncodedImage(NamedTuple):
-    """An image as received: its declared media type, and base64 text that has not been validated yet."""
+    """An image as received: the declared media type and the base64 text, which has not been validated yet."""
 
     media_type: str
     base64: bytes
@@ -21,7 +21,7 @@ class EncodedImage(NamedTuple):
 def parse_data_url(url: str, *, max_bytes: int) -> EncodedImage:
     """Parse ``data:[<type>][;parameter...];base64,<text>``. Raises ImageError.
 
-    ``max_bytes`` limits the size of the decoded file, which is estimated from the length of the text.
+    ``max_bytes`` limits the file size, which is estimated from the length of the base64 text.
     """
     if url[:5].lower() != "data:":
         raise ImageError(
@@ -47,7 +47,7 @@ def _as_ascii(text: str, max_bytes: int) -> bytes:
     if not text:
         raise ImageError("invalid_image", "the image is empty: the data: URL has no data after 'base64,'.")
     num_bytes = len(text) * 3 // 4
-    if num_bytes > max_bytes + 2:  # the padding can account for two bytes
+    if num_bytes > max_bytes + 2:  # up to two bytes of the estimate can be padding
         raise ImageError(
             "image_too_large",
             f"the image is about {num_bytes} bytes; the limit is {max_bytes} bytes. Send a smaller file.",

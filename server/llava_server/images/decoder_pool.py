@@ -1,9 +1,9 @@
-"""A pool of prestarted decoder processes. Each decodes one image at a time.
+"""A pool of decoder processes that are started in advance. Each process decodes one image at a time.
 
 A process is replaced if it crashes, exceeds its time limit, is interrupted while decoding, or has decoded
-``_IMAGES_PER_PROCESS`` images. Pipe I/O runs in threads, so that neither large images nor slow process starts
+``_IMAGES_PER_PROCESS`` images. Pipe I/O runs in threads, so that large images and slow process startup do not
 block the event loop. Invariant: every process is idle, decoding exactly one image, or being replaced.
-``aclose`` terminates all of them.
+``aclose`` kills all processes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ImageTiles:
 class DecoderPool:
     """A pool of ``num_processes`` processes that convert base64-encoded images to tiles.
 
-    Call ``start`` before use and ``aclose`` at the end.
+    Call ``start`` before use and ``aclose`` after use.
     """
 
     def __init__(self, *, num_processes: int, limits: ImageLimits) -> None:
@@ -72,7 +72,10 @@ class DecoderPool:
         return sorted(process.pid for process in self._processes)
 
     async def start(self) -> None:
-        """Start all processes and wait until they are ready. Raises RuntimeError if one cannot start."""
+        """Start all processes and wait until they are ready.
+
+        Raises RuntimeError if one of them fails to start.
+        """
         await asyncio.gather(*(self._add_process() for _ in range(self._num_processes)))
 
     async def preprocess(self, base64: bytes, spec: ImageSpec) -> ImageTiles:
@@ -81,7 +84,7 @@ class DecoderPool:
         try:
             head, pixels = await self._request(process, base64, spec)
         except BaseException:
-            self._replace(process)  # its pipe may contain a partial frame
+            self._replace(process)  # the pipe may contain a partial frame
             raise
         if process.num_images >= _IMAGES_PER_PROCESS:
             self._replace(process)
@@ -126,7 +129,7 @@ class DecoderPool:
             raise image_error("timeout", {}, self._limits) from error
         except (BrokenFrame, OSError) as error:
             logger.warning(
-                "image decoder %d crashed on an image of %d base64 bytes", process.pid, len(base64)
+                "image decoder %d crashed on an image with %d bytes of base64", process.pid, len(base64)
             )
             raise image_error("crashed", {}, self._limits) from error
 
@@ -177,7 +180,7 @@ class _DecoderProcess:
             stderr=subprocess.DEVNULL,
             env={},
             cwd="/",
-            start_new_session=True,  # Ctrl-C must not reach the process while the server drains
+            start_new_session=True,  # Ctrl-C must not stop the process while the server drains
         )
         try:
             if (frame := self._read()) is None:
@@ -210,7 +213,7 @@ class _DecoderProcess:
         self._process.wait()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(OSError):  # flushing buffered bytes fails if the reader is gone
+        with contextlib.suppress(OSError):  # close() flushes, which fails if the reader has exited
             self._process.stdin.close()
         self._process.stdout.close()
 

@@ -1,9 +1,10 @@
 """The program of a decoder process, which decodes untrusted images in isolation.
 
-The process has no environment variables, no open files except its standard streams, and limited memory and
-CPU time. It cannot open files: RLIMIT_NOFILE prevents it, and ``sandbox`` blocks the system calls if the
-kernel supports seccomp. It reads requests from stdin and writes responses to stdout until stdin is closed,
-which also happens when the server exits. An image that crashes the process does not affect other images.
+The process has no environment variables and no open files except its standard streams. Its memory and CPU
+time are limited. It cannot open files: RLIMIT_NOFILE prevents this, and if the kernel supports seccomp,
+``sandbox`` also blocks the system calls. It reads requests from stdin and writes responses to stdout until
+stdin is closed, which also happens when the server exits. An image that crashes the process does not affect
+other images.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ _ORIENTATION = 0x0112
 
 
 class DecodeError(Exception):
-    """An image cannot be decoded.
+    """The image cannot be decoded. ``reason`` is an identifier from this module.
 
-    ``reason`` is an identifier from this module. Pillow's messages are not used: they may leak addresses.
+    Pillow's messages are not used, because they may leak memory addresses.
     """
 
     def __init__(self, reason: str, **numbers: int) -> None:
@@ -67,7 +68,7 @@ def preprocess(request: dict[str, Any], text: bytes) -> tuple[Image.Image, int, 
 
 
 def main() -> None:
-    """Serve requests until stdin is closed. The first frame written reports that the process is ready."""
+    """Serve requests until stdin is closed. The first frame reports that the process is ready."""
     sandbox_error = _restrict_process(memory_bytes=int(sys.argv[2]))
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
     write_frame(stdout, {"ready": True, "sandbox_error": sandbox_error})
@@ -95,7 +96,7 @@ def _from_base64(text: bytes) -> bytes:
 
 
 def _open(file: bytes, request: dict[str, Any]) -> Image.Image:
-    """Read the header and check the size before allocating memory for pixels."""
+    """Read the image header and check the size before Pillow allocates memory for the pixels."""
     if (size := _webp_size(file)) is not None:
         _check_size(*size, request)  # Pillow's WEBP reader allocates the canvas when it opens the file
     try:
@@ -147,7 +148,7 @@ def _orientation(image: Image.Image) -> int:
 def _restrict_process(*, memory_bytes: int) -> str | None:
     """Set the resource limits of this process and enter the sandbox.
 
-    Return None, or the reason why the sandbox is not available.
+    Return None on success, or the reason why the sandbox is unavailable.
     """
     Image.MAX_IMAGE_PIXELS = None  # _check_size checks the size in the header instead
     warnings.simplefilter("ignore")
@@ -160,7 +161,10 @@ def _restrict_process(*, memory_bytes: int) -> str | None:
 
 
 def _load_plugins() -> None:
-    """Preprocess one image of each kind, to trigger Pillow's lazy imports before file access is blocked."""
+    """Preprocess one image of each format.
+
+    This makes Pillow import all modules that it needs before file access is blocked.
+    """
     Image.preinit()
     exif = Image.Exif()
     exif[_ORIENTATION] = 6
@@ -176,7 +180,7 @@ def _load_plugins() -> None:
 
 
 def _limit_cpu_time(seconds: float) -> None:
-    """Limit the CPU time for the next image. RLIMIT_CPU limits the total time since the process started."""
+    """Limit the CPU time for the next image. RLIMIT_CPU itself limits the total CPU time of the process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit = math.ceil(used.ru_utime + used.ru_stime + seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))

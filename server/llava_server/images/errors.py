@@ -1,4 +1,7 @@
-"""Image errors and limits. Messages never contain decoder output, which may leak addresses or paths."""
+"""Image errors and limits.
+
+Messages never contain output of the decoder, which may leak memory addresses or paths.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ class ImageLimits:
 
     max_pixels: int = 40_000_000
     max_side: int = 16_384  # pixels
-    max_ratio: int = 100  # longer side to shorter side
+    max_ratio: int = 100  # longer side / shorter side
     cpu_s: float = 5.0  # CPU time in the decoder process
     timeout_s: float = (
         30.0  # wall-clock time in the decoder process; generous because workers may use all cores
@@ -22,7 +25,7 @@ class ImageLimits:
     memory_bytes: int = 2**30  # address space of one decoder process
 
     def for_decoder(self) -> dict[str, Any]:
-        """Return the limits that the decoder process enforces itself."""
+        """Return the limits that are enforced inside the decoder process."""
         return {
             "max_pixels": self.max_pixels,
             "max_side": self.max_side,
@@ -32,9 +35,9 @@ class ImageLimits:
 
 
 class ImageError(Exception):
-    """An error in one image. ``code`` is one of the server's error codes.
+    """An image was rejected. ``code`` is one of the server's error codes.
 
-    The API prefixes ``message`` with the path of the field, so it starts with a lowercase letter.
+    The API prepends the path of the field to ``message``, which must therefore start with a lowercase letter.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -47,9 +50,9 @@ _FORMATS = "JPEG, PNG, WEBP, GIF and BMP"
 
 
 def image_error(reason: str, numbers: dict[str, Any], limits: ImageLimits) -> ImageError:
-    """Return the error for a ``reason`` from the decoder process.
+    """Return the error for a ``reason`` reported by the decoder process.
 
-    ``numbers`` contains the width and height of the image if the reason is related to them.
+    ``numbers`` contains the image's width and height if the reason concerns the image size.
     """
     size = f"{numbers.get('width')} x {numbers.get('height')} pixels"
     memory_mib = limits.memory_bytes // 2**20

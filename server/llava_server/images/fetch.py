@@ -1,8 +1,8 @@
-"""Fetch images by URL from allowed hosts: resolve the name once, check all addresses, connect to one of them.
+"""Fetch images by URL from allowed hosts: resolve the name once, check all its addresses and connect to one.
 
-Fetching is disabled unless a host is allowed. Redirects are subject to the same checks. A name is never
-resolved a second time, because the second lookup could return an internal address. Responses from allowed
-hosts are as untrusted as uploads.
+Fetching is disabled unless a host is allowed. The same checks apply to redirects. A name is never resolved a
+second time, because the second lookup could return an internal address. Responses from allowed hosts are as
+untrusted as uploads.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ __all__ = ["FetchRules", "ImageFetcher", "Resolver", "is_remote", "resolve"]
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 
 _MAX_REDIRECTS = 3
-_MAX_FETCHES = 32  # maximum number of concurrent fetches in this process; others wait
+_MAX_FETCHES = 32  # maximum number of concurrent fetches in this process; additional fetches wait
 _CONNECT_S = 5.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 @dataclass(frozen=True)
 class FetchRules:
-    """The rules for fetching. An entry of ``hosts`` is ``name`` or ``*.name`` with an optional ``:port``."""
+    """The rules for fetching images.
+
+    An entry of ``hosts`` is ``name`` or ``*.name`` with an optional ``:port``.
+    """
 
     hosts: frozenset[str] = frozenset()
     allow_http: bool = False
@@ -50,7 +53,7 @@ def is_remote(url: str) -> bool:
 
 
 class ImageFetcher:
-    """The image fetcher of this process. Tests replace the resolver and the network."""
+    """The image fetcher of this process. Tests pass their own resolver and network."""
 
     def __init__(
         self,
@@ -67,7 +70,10 @@ class ImageFetcher:
         self._slots = asyncio.Semaphore(_MAX_FETCHES)
 
     async def fetch(self, url: str) -> bytes:
-        """Return the file. Raises ImageError, whose message reveals nothing about internal networks."""
+        """Return the image file.
+
+        Raises ImageError with a message that reveals nothing about internal networks.
+        """
         if not self._rules.hosts:
             raise ImageError(
                 "invalid_image_url",
@@ -106,7 +112,7 @@ class ImageFetcher:
         )
 
     async def _get(self, url: ImageUrl) -> bytes | ImageUrl:
-        """Return the file, or the target of a redirect."""
+        """Return the image file, or the target of a redirect."""
         network = _PinnedNetwork(self._network, await self._public_addresses(url))
         headers = [("host", url.authority), ("accept", "image/*"), ("accept-encoding", "identity")]
         target = httpcore2.URL(scheme=url.scheme, host=url.host, port=url.port, target=url.target)
@@ -145,7 +151,7 @@ class ImageFetcher:
             )
 
     async def _public_addresses(self, url: ImageUrl) -> list[str]:
-        """Return the addresses of the host. Raises ImageError unless all of them are public."""
+        """Return all addresses of the host. Raises ImageError if any of them is not public."""
         if not url.is_among(self._rules.hosts):
             raise ImageError(
                 "invalid_image_url",
@@ -161,7 +167,10 @@ class ImageFetcher:
 
 
 class _PinnedNetwork(httpcore2.AsyncNetworkBackend):
-    """A network backend that connects to the checked addresses. TLS and the Host header use the host name."""
+    """A network backend that connects only to checked addresses.
+
+    TLS and the Host header use the host name.
+    """
 
     def __init__(self, network: httpcore2.AsyncNetworkBackend, addresses: list[str]) -> None:
         self._network = network

@@ -1,4 +1,4 @@
-"""Rules for fetching images: strict URL parsing, and a check that an address is public.
+"""Rules for fetching images: strict URL parsing and a check for public addresses.
 
 A URL that two parsers could interpret differently is rejected. Connections are made only to the addresses
 that the host name resolved to, never to an address in the URL.
@@ -18,7 +18,7 @@ __all__ = ["HOST_RULE", "ImageUrl", "is_public", "parse_image_url", "redirect_ta
 _MAX_URL_CHARS = 2048
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _NAME = rf"{_LABEL}(?:\.{_LABEL})*\.(?=[a-z0-9-]*[a-z])(?!0x){_LABEL}"  # a numeric last label means IPv4
-# An allowed host: a name, or *.name for its subdomains, with a port if it is not the scheme's default.
+# An allowed host: a name, or *.name for its subdomains, with a port unless it is the scheme's default.
 HOST_RULE = re.compile(rf"(?:\*\.)?{_NAME}(?::[1-9][0-9]{{0,4}})?")
 _URL = re.compile(
     rf"(?P<scheme>https?)://(?P<host>{_NAME})(?::(?P<port>[1-9][0-9]{{0,4}}))?"
@@ -30,8 +30,8 @@ _PORTS = {"http": 80, "https": 443}
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _IPV4_IN_IPV6 = tuple(
     ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")
-)  # NAT64, local NAT64, IPv4-compatible, IPv4-translated: the last 32 bits are an IPv4 address
-# Public according to IANA, but used internally: Oracle's metadata service and Azure's host agent.
+)  # NAT64, local NAT64, IPv4-compatible and IPv4-translated: the last 32 bits are an IPv4 address
+# Public according to IANA, but used for internal services: Oracle's metadata service and Azure's host agent.
 _DENIED = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("168.63.129.16/32"))
 
 
@@ -57,7 +57,7 @@ class ImageUrl(NamedTuple):
 
 
 def parse_image_url(url: str, *, allow_http: bool) -> ImageUrl:
-    """Parse an image URL. Raises ImageError; the message contains no part of the URL."""
+    """Parse an image URL. Raises ImageError with a message that contains no part of the URL."""
     match = _URL.fullmatch(url) if len(url) <= _MAX_URL_CHARS else None
     port = int(match["port"] or _PORTS[match["scheme"].lower()]) if match else 0
     if match is None or port > 65535:
@@ -75,7 +75,7 @@ def parse_image_url(url: str, *, allow_http: bool) -> ImageUrl:
 
 
 def redirect_target(url: ImageUrl, location: str, *, allow_http: bool) -> ImageUrl:
-    """Return the target of a redirect. Raises ImageError for a redirect from https to http."""
+    """Return the target of a redirect. Raises ImageError if the redirect is from https to http."""
     try:
         joined = urljoin(f"{url.scheme}://{url.authority}{url.target}", location)
     except ValueError:  # brackets without a valid IPv6 address
@@ -89,7 +89,7 @@ def redirect_target(url: ImageUrl, location: str, *, allow_http: bool) -> ImageU
 
 
 def is_public(text: str) -> bool:
-    """Return whether an IP address, and each IPv4 address embedded in it, is globally reachable."""
+    """Return whether an IP address and all IPv4 addresses embedded in it are globally reachable."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

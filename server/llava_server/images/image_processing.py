@@ -38,8 +38,8 @@ _TO_UPRIGHT = {
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to 8-bit RGB with ``Image.convert``, as the original LLaVA does.
 
-    Alpha is dropped, not blended. 16-bit grayscale is scaled by 1/257 (65535 becomes 255), because PIL would
-    clip it to white.
+    The alpha channel is dropped, not blended. 16-bit grayscale is scaled by 1/257 (65535 becomes 255),
+    because PIL would clip most values to white.
     """
     if image.mode.startswith("I"):
         image = image.point(lambda value: value * (1 / 257) + 0.5).convert("L")
@@ -47,7 +47,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def apply_orientation(image: Image.Image, orientation: int) -> Image.Image:
-    """Make the image upright according to its EXIF orientation (1 to 8). Other values are ignored."""
+    """Rotate or flip the image as its EXIF orientation (1 to 8) specifies. Other values are ignored."""
     method = _TO_UPRIGHT.get(orientation)
     return image if method is None else image.transpose(method)
 
@@ -63,7 +63,7 @@ def resize(
     """Return the tiles of an RGB image, each ``side`` x ``side`` pixels, stacked vertically.
 
     "pad", "crop" and "squash" produce one tile. The other modes select one of the canvas sizes in ``grid``.
-    Each is given as (width, height) in pixels, and both are multiples of ``side``.
+    Each size is (width, height) in pixels; both are multiples of ``side``.
     """
     if mode == "pad":
         return _pad(image, side, background)
@@ -75,11 +75,12 @@ def resize(
 
 
 def _pad(image: Image.Image, side: int, background: tuple[int, int, int]) -> Image.Image:
-    """Center the image on a square canvas as large as its longer side, and resize the canvas.
+    """Center the image on a square canvas and resize the canvas.
 
-    Offsets are rounded down. PIL first resizes horizontally, then vertically, with 8-bit intermediate values.
-    Resizing strips of rows horizontally is therefore bit-identical to resizing the whole canvas, which would
-    need a gigabyte of memory for an image of 16384 x 2000 pixels.
+    The side of the canvas equals the longer side of the image. Offsets are rounded down. PIL first resizes
+    horizontally, then vertically, with 8-bit intermediate values. Resizing strips of rows horizontally is
+    therefore bit-identical to resizing the whole canvas, which would need a gigabyte of memory for an image
+    of 16384 x 2000 pixels.
     """
     width, height = image.size
     long = max(width, height)
@@ -107,7 +108,7 @@ def _squash(image: Image.Image, side: int) -> Image.Image:
 
 
 def _split_into_tiles(image: Image.Image, side: int, grid: Sequence[tuple[int, int]]) -> Image.Image:
-    """Return the whole image resized to one tile, followed by the tiles of its canvas in row-major order."""
+    """Return the image resized to one tile, followed by the tiles of the best canvas in row-major order."""
     canvas = _fit_on_canvas(image, _best_canvas(image.size, grid))
     columns, rows = canvas.width // side, canvas.height // side
     tiles = Image.new("RGB", (side, side * (1 + columns * rows)))
@@ -134,7 +135,8 @@ def _fit_on_canvas(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _best_canvas(size: tuple[int, int], grid: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return the canvas that preserves the most pixels of the image.
 
-    Ties are resolved in favor of the smallest canvas, then in favor of the first.
+    If several canvases preserve the same number of pixels, the smallest one is selected, or the first of the
+    smallest ones.
     """
     width, height = size
 

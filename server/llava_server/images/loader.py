@@ -1,4 +1,4 @@
-"""Load the images of requests: convert their URLs to preprocessed pixels and cache the results."""
+"""Load the images in requests: convert image URLs to preprocessed pixels and cache the results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PREPROCESSING_VERSION = 1  # increment when a change to preprocessing affects t
 
 
 class PreprocessedImage(NamedTuple):
-    """A preprocessed image: the reference that a job contains, and the pixels sent with the job."""
+    """A preprocessed image: the reference to put into the job, and the pixels to send with the job."""
 
     ref: ImageRef
     pixels: bytes
@@ -57,7 +57,7 @@ class ImageCache:
 
 
 class ImageLoader:
-    """A loader for the images of requests.
+    """A loader for the images in requests.
 
     ``load`` handles one image per call, so a request that awaits one call at a time never uses more than one
     decoder process.
@@ -104,9 +104,9 @@ class ImageLoader:
 
 
 def image_digest(tiles: ImageTiles, spec: ImageSpec, tenant: str) -> str:
-    """Return the ID of an image's pixels for the wire protocol and the caches.
+    """Return the ID that identifies an image's pixels in the wire protocol and in caches.
 
-    The digest is keyed by the tenant, so that tenants cannot use timing to find out which images others sent.
+    The tenant is part of the digest, so that timing does not reveal which images other tenants have sent.
     """
     return _keyed_digest(
         tenant,

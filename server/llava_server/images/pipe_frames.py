@@ -1,4 +1,4 @@
-"""Messages on the pipes between the server and a decoder process: a small JSON header followed by a body.
+"""Messages between the server and a decoder process. Each consists of a small JSON header and a body.
 
     ready     {"ready", "sandbox_error": why the process is not sandboxed, or null}
     request   {"side", "fit", "background", "grid", "max_pixels", "max_side", "max_ratio", "cpu_s"} + base64
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 __all__ = ["MAX_FRAME_BYTES", "BrokenFrame", "read_frame", "write_frame"]
 
 MAX_FRAME_BYTES = 256 * 2**20
-_LENGTHS = struct.Struct(">II")  # of the header and the body
+_LENGTHS = struct.Struct(">II")  # length of the header, length of the body
 
 
 class BrokenFrame(Exception):

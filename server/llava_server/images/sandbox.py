@@ -1,8 +1,8 @@
 """A seccomp sandbox that allows only the system calls needed for decoding images.
 
-Opening files or sockets and starting programs or threads is blocked. Blocked system calls fail with EPERM, so
-a library that uses one raises an error, just as for a damaged image. The filter cannot be removed. If the
-system does not support it, ``enter_sandbox`` returns the reason.
+System calls that open files or sockets or start programs or threads are blocked. They fail with EPERM, so a
+library that uses one raises an error, just as for a damaged image. The filter cannot be removed. If the
+system does not support the sandbox, ``enter_sandbox`` returns the reason.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 
 __all__ = ["enter_sandbox"]
 
-# The kernel's architecture constant and the allowed system calls, by machine.
+# The kernel's architecture constant and the allowed system calls, keyed by machine type.
 _MACHINES: dict[str, tuple[int, dict[str, int]]] = {
     "x86_64": (
         0xC000003E,
@@ -91,7 +91,10 @@ class _Program(ctypes.Structure):
 
 
 def enter_sandbox(machine: str | None = None) -> str | None:
-    """Restrict this process until it exits. Return None, or the reason why this is not possible."""
+    """Restrict this process until it exits.
+
+    Return None on success, or the reason why this is not possible.
+    """
     machine = platform.machine() if machine is None else machine
     if sys.platform != "linux" or machine not in _MACHINES:
         return f"no list of allowed system calls for {sys.platform} on {machine}"
@@ -108,7 +111,10 @@ def enter_sandbox(machine: str | None = None) -> str | None:
 
 
 def _filter(arch: int, numbers: dict[str, int]) -> bytes:
-    """Return the BPF program, with 8 bytes per instruction. Jumps specify how many instructions to skip."""
+    """Return the BPF program.
+
+    Each instruction has 8 bytes, and jumps specify the number of instructions to skip.
+    """
     plain = [number for name, number in numbers.items() if name not in ("mmap", "mprotect", "prlimit64")]
     program = [
         _instruction(_LOAD, _ARCH),
@@ -127,7 +133,7 @@ def _filter(arch: int, numbers: dict[str, int]) -> bytes:
             _instruction(_RETURN, _FORBID),
             _instruction(_RETURN, _ALLOW),
         ]
-    program += [  # prlimit64 for this process only
+    program += [  # allow prlimit64 for this process only
         _instruction(_IF_EQUAL, numbers["prlimit64"], if_false=3),
         _instruction(_LOAD, _FIRST_ARGUMENT),
         _instruction(_IF_EQUAL, 0, if_false=1),

@@ -2,7 +2,7 @@
 
 All paths except the public paths listed here require a key, so a new route is protected by default. Paths are
 compared in the form that the router uses. Keys come from the settings and from a store in Redis. This process
-caches the keys in the store, and the cache remains valid while Redis is unavailable.
+caches the store's keys and continues to accept them while Redis is unavailable.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ _NO_LIMITS = KeyLimits()
 
 
 def key_digest(key: str) -> str:
-    """Return the SHA-256 hash of a key. Keys are stored only in this form."""
+    """Return the SHA-256 digest of a key. Keys are stored only in this form."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def tenant_of(digest: str) -> str:
-    """Return the tenant's name, a prefix of the digest. The digest and the key cannot be derived from it."""
+    """Return the tenant's name, a prefix of the digest.
+
+    Neither the digest nor the key can be derived from this name.
+    """
     return digest[:_TENANT_HEX_DIGITS]
 
 
@@ -53,7 +56,7 @@ class ApiKeys:
         self._store: ApiKeyStore | None = None
         self._store_version = ""
         self._from_store: frozenset[str] = frozenset()
-        self._limits: dict[str, KeyLimits] = {}  # by tenant
+        self._limits: dict[str, KeyLimits] = {}  # keyed by tenant
         self._refreshed_at = float("-inf")  # time.monotonic()
         self._is_store_unavailable = False
         self._refreshing = asyncio.Lock()
@@ -71,7 +74,10 @@ class ApiKeys:
         return self._limits.get(tenant, _NO_LIMITS)
 
     def is_active(self, tenant: str) -> bool:
-        """Return whether the tenant still has a valid key. Background work such as batches checks this."""
+        """Return whether the tenant still has a valid key.
+
+        Background work, such as a batch, calls this to detect that the key has been revoked.
+        """
         digests = self._from_settings | self._from_store
         return not self.is_required or any(tenant_of(digest) == tenant for digest in digests)
 

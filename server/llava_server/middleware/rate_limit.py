@@ -1,7 +1,7 @@
-"""Limits on the requests and tokens per minute of each API key, and the ``x-ratelimit-*`` headers.
+"""Limits on the number of requests and tokens per minute for each API key, and the ``x-ratelimit-*`` headers.
 
 A request is charged before its body is read. Its tokens are charged when its job is submitted, using the same
-estimate as fair queueing. When the job ends, the estimate is replaced with the actual number.
+estimate as fair queueing. When the job ends, the estimate is replaced with the number of tokens used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ __all__ = ["RateLimitMiddleware", "RateLimiter"]
 
 
 class RateLimiter:
-    """A rate limiter with a store that all servers share. Requests of tenants without limits skip Redis."""
+    """A rate limiter that uses a store shared by all servers.
+
+    Requests from tenants without limits skip Redis.
+    """
 
     def __init__(self, keys: ApiKeys) -> None:
         self._keys = keys
@@ -39,7 +42,7 @@ class RateLimiter:
         return self._keys.limits(tenant)
 
     async def charge_request(self, tenant: str) -> None:
-        """Charge one request. Raises ApiError: 429 if over the limit, 503 if Redis is unavailable."""
+        """Charge one request. Raises ApiError: 429 if the limit is exceeded, 503 if Redis is unavailable."""
         limits = self.limits(tenant)
         if limits.requests_per_min or limits.tokens_per_min:
             await self._charge(tenant, limits, requests=1)
@@ -64,7 +67,10 @@ class RateLimiter:
                 return
 
     def headers(self, tenant: str) -> dict[str, str]:
-        """Return OpenAI's ``x-ratelimit-*`` headers as of the last charge, or none if there are no limits."""
+        """Return OpenAI's ``x-ratelimit-*`` headers as of the last charge.
+
+        Empty if the tenant has no limits.
+        """
         limits, allowance = self.limits(tenant), self._allowances.get(tenant)
         headers: dict[str, str] = {}
         if allowance is None:
@@ -122,7 +128,7 @@ class RateLimitMiddleware:
 
 
 def _duration(seconds: float) -> str:
-    """Format a duration in OpenAI's format, for example 350ms, 6s or 1m30s."""
+    """Format a duration as OpenAI does, for example 350ms, 6s or 1m30s."""
     if seconds < 1:
         return f"{math.ceil(max(seconds, 0) * 1000)}ms"
     minutes, rest = divmod(math.ceil(seconds), 60)

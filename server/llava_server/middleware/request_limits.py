@@ -89,7 +89,10 @@ class BodyLimitMiddleware:
             self._check_size(int(length))
 
     async def _read(self, body: RequestBody, receive: Receive) -> bool:
-        """Read the body. Return False if the client disconnected before the end. Raises ApiError."""
+        """Read the body. Return False if the client disconnected before it had sent the whole body.
+
+        Raises ApiError.
+        """
         limits = self._limits
         try:
             return await asyncio.wait_for(self._receive_all(body, receive), limits.timeout_s)

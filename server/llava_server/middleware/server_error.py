@@ -16,7 +16,7 @@ __all__ = ["ServerErrorMiddleware", "error_response", "send_error"]
 
 logger = logging.getLogger(__name__)
 
-_ANTHROPIC_PATHS = "/v1/messages"  # prefix of the paths whose errors use Anthropic's format
+_ANTHROPIC_PATHS = "/v1/messages"  # prefix of paths whose errors use Anthropic's format
 
 
 def error_response(scope: Scope, error: ApiError) -> Response:

@@ -55,7 +55,7 @@ def _request_span(tracer: Tracer, scope: Scope) -> Iterator[Span]:
 
 
 def _set_attributes(span: Span, method: str, scope: Scope) -> None:
-    """Set the attributes that are known only at the end of the request."""
+    """Set the attributes whose values are known only when the request ends."""
     context, route = context_of(scope), route_path(scope)
     span.update_name(f"{method} {route}")
     attributes = {

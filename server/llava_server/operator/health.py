@@ -50,11 +50,11 @@ async def livez(request: Request) -> Response:
     other_responses={503: (NotReady, "The server is not ready. The body lists the reasons.")},
 )
 async def readyz(request: Request) -> Response:
-    """Return 503 with the reasons while the server should not receive requests.
+    """Return 200 if the server should receive requests, otherwise 503 with the reasons.
 
     Possible reasons are that the server is draining, that the job queue is unavailable, or that no worker has
-    registered yet. The server remains ready if all workers exit later, so that clients receive its 503
-    responses with a Retry-After header.
+    registered yet. If all workers exit later, the server remains ready, so that clients receive its 503
+    responses, which have a Retry-After header.
     """
     services = services_of(request)
     reasons = _reasons(services)

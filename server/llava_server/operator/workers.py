@@ -1,8 +1,8 @@
 """Routes for /workers on the admin port: list live workers, and load or unload their models.
 
-A worker reads a command at its next heartbeat, and a command can take minutes. The server waits up to
-``wait_s`` seconds for the command to finish before it responds. After that, every server reports the
-command's status in the description of the worker.
+A worker reads a command at its next heartbeat, and executing the command can take minutes. Before it
+responds, the server waits up to ``wait_s`` seconds for the command to finish. Later, every server reports the
+command's status in the worker's description.
 """
 
 from __future__ import annotations
@@ -91,14 +91,17 @@ async def get_worker(request: Request, worker_id: WorkerId) -> Response:
 
 @router.post("/{worker_id}/unload", response_model=None)
 async def unload(request: Request, worker_id: WorkerId, wait_s: WaitS = 5.0) -> Response:
-    """Command a worker to unload its model. Its running requests are resumed on other workers."""
+    """Command a worker to unload its model.
+
+    Other workers resume the requests that this worker was running.
+    """
     _check_origin(request)
     return await _run_command(services_of(request), worker_id, ModelCommand(), wait_s)
 
 
 @router.post("/{worker_id}/load", response_model=None)
 async def load(request: Request, worker_id: WorkerId, wait_s: WaitS = 5.0) -> Response:
-    """Command a worker to unload its model, and then to load and serve another one."""
+    """Command a worker to unload its model, then load and serve another one."""
     _check_origin(request)
     load_request = parse_request(LoadRequest, await _read_body(request))
     command = ModelCommand(model=load_request.model, precision=load_request.precision)
@@ -108,7 +111,7 @@ async def load(request: Request, worker_id: WorkerId, wait_s: WaitS = 5.0) -> Re
 async def _run_command(services: Services, worker_id: str, command: ModelCommand, wait_s: float) -> Response:
     """Send a command and wait for it to finish. Raises ApiError.
 
-    Return 200 if the command is done, or 202 if it is unfinished after ``wait_s`` seconds.
+    Return 200 if the command finishes within ``wait_s`` seconds, otherwise 202.
     """
     deadline = time.monotonic() + wait_s
     command_id = await _send(services, worker_id, command)
@@ -178,8 +181,8 @@ def _status_of(worker: WorkerStatus, command_id: str) -> CommandStatus | None:
 def _to_response(worker: WorkerStatus, command_id: str = "") -> Worker:
     """Return the description of a worker.
 
-    ``command_id`` selects the command to include. By default, this is the pending command if there is one,
-    and otherwise the last command.
+    ``command_id`` selects the command to include. The default is the pending command if there is one,
+    otherwise the last command.
     """
     beat = worker.heartbeat
     return Worker(
@@ -214,7 +217,10 @@ def _command_response(worker: WorkerStatus, command_id: str) -> Command | None:
 
 
 def _check_origin(request: Request) -> None:
-    """Reject requests from web pages: this port needs no key, and the operator's browser can reach it."""
+    """Reject requests from web pages.
+
+    They could use the operator's browser to reach this port, which requires no API key.
+    """
     if "origin" in request.headers:
         raise ApiError(
             "invalid_request", "Commands from web pages are not accepted. Remove the Origin header."

@@ -1,5 +1,5 @@
-// Client for the server's HTTP API: models and streamed chat completions. All failures are thrown as ApiError with a
-// message for the user.
+// Client for the server's HTTP API: models and streamed chat completions. Every failure is thrown as an ApiError with a
+// message that can be shown to the user.
 
 import { readEvents } from "./sse.js";
 

@@ -28,7 +28,7 @@ _MEDIA_TYPES = {
 _HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; object-src 'none'",
-    "cache-control": "no-cache",  # revalidate by ETag on each request
+    "cache-control": "no-cache",  # use the ETag to revalidate on each request
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
@@ -64,7 +64,7 @@ def _file_response(request: Request, name: str) -> Response:
 
 @cache
 def _files() -> dict[str, StaticFile]:
-    """Return all static files by name. Names sent by clients are used only as dict keys, never as paths."""
+    """Return all static files, keyed by name. Names sent by clients are used only as keys, never as paths."""
     static_files = {}
     for entry in (files("llava_server") / "playground").iterdir():
         media_type = _MEDIA_TYPES.get("." + entry.name.rpartition(".")[2])

@@ -7,7 +7,7 @@ let isFollowing = true;
 
 const distance = () => document.documentElement.scrollHeight - innerHeight - scrollY;
 
-/** Starts following the end. @param {HTMLButtonElement} jump  shown while the end is out of view */
+/** Starts keeping the end in view. @param {HTMLButtonElement} jump  shown while the end is out of view */
 export function followEnd(jump) {
   button = jump;
   addEventListener(

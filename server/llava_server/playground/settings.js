@@ -31,7 +31,7 @@ function showTemperature() {
   field("temperature-value").value = field("temperature").value;
 }
 
-/** Returns the sampling parameters of a request. Empty fields are omitted, so that the server's defaults apply. */
+/** Returns the sampling parameters for a request. Empty fields are omitted, so that the server's defaults apply. */
 export function sampling() {
   const parameters = { temperature: Number(field("temperature").value) };
   const maxTokens = Number(field("max-tokens").value);

@@ -55,7 +55,7 @@ const IMAGE_FUNCTION = [
   "",
 ];
 
-/** Returns a map from data: URL to { image, number } for the images that the snippet reads from files. */
+/** Returns a map with { image, number } for each image that the snippet reads from a file, keyed by data: URL. */
 function filesOf({ images }) {
   const files = new Map();
   const numChars = images.reduce((sum, image) => sum + image.url.length, 0);

@@ -55,7 +55,7 @@ export class Tray {
     await this.add([new File([blob], url.split("/").pop(), { type: blob.type })], { isFile: false });
   }
 
-  /** Accepts images dropped or pasted anywhere in the window. The curtain is shown while a file is dragged over it. */
+  /** Accepts images dropped or pasted anywhere in the window, and shows the curtain while a file is dragged over it. */
   listen({ input, curtain }) {
     input.addEventListener("change", async () => {
       await this.add([...input.files]);

@@ -1,4 +1,4 @@
-"""The controller handles queue failures, which a scripted producer simulates."""
+"""The controller handles queue failures. A scripted producer simulates them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LAST = Event(0, (1,), "all", Final(reason=FinishReason.STOP))
 
 
 class ScriptedProducer:
-    """A producer that yields the items in ``batches``, or raises them if they are exceptions."""
+    """A producer that yields each item in ``batches``, or raises it if it is an exception."""
 
     def __init__(self) -> None:
         self.batches: asyncio.Queue[list[tuple[str, Event]] | Exception] = asyncio.Queue()

@@ -77,9 +77,10 @@ def test_a_model_without_a_live_worker_returns_503_and_is_still_listed(own_stack
 
 
 def order_served(stack: Stack, *batches: tuple[str, str, int]) -> list[str]:
-    """Return the words in the order in which a worker receives their requests.
+    """Return the words in the order in which a worker receives the requests that contain them.
 
-    ``batches`` are (key, word, number of requests). All requests of a batch are queued before the next batch.
+    Each batch is (key, word, number of requests). All requests in a batch are queued before those in the next
+    one.
     """
     stack.worker.stop_pulling()
     controller = stack.server.services.controller

@@ -1,4 +1,7 @@
-"""Decoder processes are isolated. A crashed process is replaced, and only the image it was decoding fails."""
+"""Decoder processes are isolated.
+
+If one crashes, it is replaced, and only the image that it was decoding fails.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,7 @@ def test_process_that_crashes_while_idle_is_replaced() -> None:
 def test_image_that_exceeds_the_time_limit_fails_and_its_process_is_replaced() -> None:
     async def use(pool: DecoderPool) -> None:
         [hanging] = pool.pids
-        os.kill(hanging, signal.SIGSTOP)  # simulates a hanging decoder
+        os.kill(hanging, signal.SIGSTOP)  # simulates a decoder that hangs
         error = await error_of(pool, SMALL)
         assert "longer than 0.2 seconds" in error.message
         await until(lambda: pool.pids and pool.pids != [hanging])
@@ -134,7 +137,7 @@ def test_long_image_is_padded_without_allocating_its_square_canvas(size: tuple[i
 
 def test_process_that_exceeds_the_cpu_time_limit_is_replaced() -> None:
     async def use(pool: DecoderPool) -> None:
-        for _ in range(100):  # the limit has a resolution of one second
+        for _ in range(100):  # the CPU time limit has a resolution of one second
             try:
                 await pool.preprocess(BIG, SPEC)
             except ImageError as error:  # noqa: PERF203

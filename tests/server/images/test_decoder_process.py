@@ -1,4 +1,4 @@
-"""The functions of the decoder process, called directly, and the frames on its pipe."""
+"""Tests that call the functions of the decoder process directly, and tests of the frames on its pipe."""
 
 from __future__ import annotations
 

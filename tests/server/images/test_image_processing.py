@@ -49,7 +49,7 @@ def original_pad(image: Image.Image, side: int) -> Pixels:
 
 
 def processed(processor: Any, image: Image.Image) -> Pixels:
-    """Return the pixels from a transformers processor that does not rescale or normalize them."""
+    """Return a transformers processor's output, without rescaling or normalization."""
     pixels: Pixels = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     return pixels
 

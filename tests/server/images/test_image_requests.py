@@ -23,7 +23,7 @@ def ask(stack: Stack, *images: bytes | str) -> httpx2.Response:
 
 
 def received(stack: Stack) -> list[Pixels]:
-    """Return the tiles of the last request as the worker received them, in order."""
+    """Return the tiles that the worker received with the last request, in order."""
     assignment = stack.worker.assignments[-1]
     shape = (SPEC.side, SPEC.side, 3)
     return [

@@ -1,7 +1,7 @@
-"""For image files of every mode and size, the tiles are bit-identical to those of plain PIL code.
+"""For image files of every mode and size, the tiles are bit-identical to the output of plain PIL code.
 
-The references are straightforward implementations of the original LLaVA's rules, and transformers' PIL
-processors.
+The reference is either a straightforward implementation of the original LLaVA's rules or a PIL-based
+processor from transformers.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def original_crop(image: Image.Image, side: int) -> Pixels:
 
 
 def original_anyres(image: Image.Image, side: int, grid: tuple[tuple[int, int], ...]) -> Pixels:
-    """Return the squashed image, and the tiles of the image resized and padded to the best canvas.
+    """Return the squashed image, followed by the tiles of the image on the best canvas.
 
-    Follows the rules of LLaVA-1.6.
+    The image is resized and padded to fit that canvas, which is selected by LLaVA-1.6's rules.
     """
     best, most, least = None, -1, math.inf
     for across, down in grid:
@@ -86,9 +86,9 @@ def reference(image: Image.Image, resize_mode: str) -> Pixels:
 
 
 def in_mode(mode: str, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
-    """Return an image to save, and the RGB image to expect after loading.
+    """Return an image to save, and the RGB image that is expected after loading it.
 
-    The expected image is PIL's conversion, except for 16-bit grayscale.
+    The expected image is the result of PIL's conversion, except for 16-bit grayscale.
     """
     width, height = size
     if mode == "I;16":

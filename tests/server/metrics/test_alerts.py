@@ -16,7 +16,7 @@ RULES: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts.yaml").read_text(
 
 
 def series() -> set[str]:
-    """Return the names of all series that a controller can export, even if they have no samples yet."""
+    """Return the names of all series that a controller can export, including those without samples."""
     names = set()
     for family in Metrics().registry.collect():
         suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])

@@ -17,7 +17,7 @@ LABELS = {"le", "model_name", "finished_reason", "code", "worker", "phase", "sta
 
 
 def series() -> set[str]:
-    """Return the names of all series that a controller can export, including those of the engines."""
+    """Return the names of all series that a controller can export, including engine metrics."""
     names = {f"llava_engine_{name}" for name, _ in GAUGES.values()}
     names |= {f"llava_engine_{name}_total" for name, _ in COUNTERS.values()}
     names.add("llava_engine_phase_seconds_total")

@@ -44,7 +44,7 @@ def workers_in(series: Series) -> set[str]:
 
 
 def announce(url: str, *names: str, **stats: float) -> None:
-    """Register workers that send a single heartbeat, which is valid for a minute."""
+    """Register workers. Each sends a single heartbeat, which is valid for a minute."""
 
     async def announce_all() -> None:
         for started_at, name in enumerate(names):

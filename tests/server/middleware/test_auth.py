@@ -29,7 +29,7 @@ def keyed(own_stack: OwnStack) -> Stack:
 
 
 def status_with_key(stack: Stack, key: str) -> int:
-    """Return the status of a request that does not need a worker."""
+    """Send a request that does not need a worker, and return the response status."""
     url = f"{stack.server.url}/v1/models"
     return httpx2.get(url, headers=bearer(key), timeout=scaled(30)).status_code
 

@@ -43,7 +43,7 @@ def test_tokens_are_charged_by_estimate_and_reconciled_with_the_tokens_used(
     first = chat_with_key(url, key, max_tokens=900)
     assert first.status_code == 200
     used = first.json()["usage"]["total_tokens"]
-    second = chat_with_key(url, key, max_tokens=900)  # fails if the first estimate is kept
+    second = chat_with_key(url, key, max_tokens=900)  # fails if the first estimate is not corrected
     assert second.status_code == 200
     assert int(second.headers["x-ratelimit-remaining-tokens"]) >= 1000 - 2 * used - 1
     rejected = chat_with_key(url, key, max_tokens=4000)

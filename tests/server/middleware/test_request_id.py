@@ -42,7 +42,7 @@ def test_the_log_line_has_the_requests_ids_and_no_content(
             if getattr(record, "fields", {}).get("request_id") == request_id
         ]
 
-    (line,) = wait_until(lines)  # written after the response
+    (line,) = wait_until(lines)  # the line is written after the response
     assert (line["route"], line["status"], line["error"]) == ("/v1/chat/completions", 200, "-")
     assert line["job_id"] == response.json()["id"]
     assert "canary" not in json.dumps(line)

@@ -54,7 +54,7 @@ def test_models_are_listed_and_described(stack: Stack) -> None:
 
 
 def samples(stack: Stack) -> dict[str, float]:
-    """Return the values of all metrics that have no labels or have the model's labels."""
+    """Return the values of all metrics that are unlabeled or belong to the model, keyed by name."""
     text = stack.http.get("/metrics").text
     return {
         sample.name: sample.value

@@ -1,4 +1,4 @@
-"""The playground's files have a strict content security policy and are revalidated by ETag."""
+"""The playground's files are served with a strict content security policy and an ETag."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 dead_letter_commands = typer.Typer(
     name="dlq",
-    help="Inspect and replay dead letters: requests that crashed workers.",
+    help="Inspect and replay dead letters, which are requests that crashed workers.",
     no_args_is_help=True,
 )
 app.add_typer(dead_letter_commands)
@@ -63,7 +63,7 @@ def doctor(redis_url: RedisUrl = DEFAULT_URL) -> None:
 
 @dead_letter_commands.command("show")
 def show(redis_url: RedisUrl = DEFAULT_URL) -> None:
-    """List the dead letters with time, job ID and reason, newest first."""
+    """List the time, job ID and reason of each dead letter, newest first."""
     _run_with_inspector(redis_url, lambda inspector: dead_letters.show(inspector, Console()))
 
 
@@ -72,14 +72,14 @@ def replay(
     job_id: Annotated[str, typer.Argument(help="Job ID, as printed by 'show'.")],
     redis_url: RedisUrl = DEFAULT_URL,
 ) -> None:
-    """Replay a dead letter under a new job ID and print its output. It may crash workers again."""
+    """Replay a dead letter under a new job ID and print its output. The request may crash workers again."""
     raise SystemExit(
         _run_with_inspector(redis_url, lambda inspector: dead_letters.replay(inspector, redis_url, job_id))
     )
 
 
 def _run_with_inspector(url: str, command: Callable[[Inspector], Awaitable[T]]) -> T:
-    """Run a command with a connection to Redis. Exit with an error message if Redis is unavailable."""
+    """Connect to Redis and run a command. Exit with an error message if Redis is unavailable."""
 
     async def run() -> T:
         async with aclosing(Inspector(url)) as inspector:

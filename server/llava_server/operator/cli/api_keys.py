@@ -1,7 +1,7 @@
 """``llava-serve keys``: create, list and revoke API keys for all servers that use the same Redis server.
 
-A key is printed only once, when it is created. The store contains only its hash. The ID of a key is a prefix
-of the hash, and is also used as the tenant's name in logs.
+A key is printed only once, when it is created. The store contains only the SHA-256 digest of the key. The
+key's ID is a prefix of the digest and also serves as the tenant's name in logs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _EXIT_USAGE = 2
 
 app = typer.Typer(
     name="llava-serve keys",
-    help="Manage API keys in the Redis server at $LLAVA_REDIS_URL or $LLAVA_REDIS_URL_FILE.",
+    help="Manage the API keys in Redis. Set LLAVA_REDIS_URL or LLAVA_REDIS_URL_FILE to connect to Redis.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,7 +43,7 @@ app = typer.Typer(
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Name of the key, for example its owner or purpose.")],
+    name: Annotated[str, typer.Argument(help="Name of the key, for example the owner or purpose.")],
     requests_per_min: Annotated[
         int | None,
         typer.Option(min=1, max=10**9, help="Maximum number of requests per minute. Default: no limit."),
@@ -109,7 +109,7 @@ def revoke(
         str, typer.Argument(help="ID of the key as printed by 'list', or a prefix of that ID.")
     ],
 ) -> None:
-    """Revoke a key. Open requests continue; new requests are rejected."""
+    """Revoke a key. In-flight requests continue; new requests are rejected."""
     if len(key_id) < _MIN_ID_DIGITS:
         _fail(f"The ID {key_id!r} is too short. Enter at least {_MIN_ID_DIGITS} digits.", _EXIT_USAGE)
     found = [key for key in _all_keys() if tenant_of(key.digest).startswith(key_id)]

@@ -39,7 +39,7 @@ async def show(inspector: Inspector, console: Console) -> None:
 
 
 async def replay(inspector: Inspector, url: str, job_id: str) -> int:
-    """Replay the request of a dead letter and print its output. Return the exit status."""
+    """Replay the request in a dead letter and print the output. Return the exit status."""
     letters = [letter for letter in await inspector.dead_letters() if letter.job_id == job_id]
     reason = await _reason_against_replay(inspector, letters)
     request = letters[0].job if letters else None
@@ -78,7 +78,7 @@ async def _print_output(producer: JobProducer, job_id: str) -> int:
 
 
 async def _reap(producer: JobProducer) -> None:
-    """Renew the lease of this process, which acts as the controller of the job."""
+    """Renew the lease of this process, which is the controller of the replayed job."""
     with contextlib.suppress(QueueUnavailable):
         await producer.reap()
 

@@ -34,7 +34,7 @@ async def run_checks(inspector: Inspector) -> list[Finding]:
 
 
 def check(info: dict[str, Any], status: SystemStatus) -> list[Finding]:
-    """Check the output of Redis's INFO command and the live processes."""
+    """Check the live processes and the output of Redis's INFO command."""
     return [
         _version(info),
         _policy(info),
@@ -47,7 +47,7 @@ def check(info: dict[str, Any], status: SystemStatus) -> list[Finding]:
 
 
 def print_findings(findings: list[Finding], console: Console) -> bool:
-    """Print the findings. Return True if none of them is an error."""
+    """Print the findings. Return False if any of them is an error."""
     for finding in findings:
         console.print(f"{_LABELS[finding.level]} {escape(finding.text)}", soft_wrap=True, highlight=False)
     return all(finding.level != "error" for finding in findings)
@@ -143,7 +143,7 @@ def _processes(status: SystemStatus) -> list[Finding]:
 
 def _gpu() -> Finding:
     if not shutil.which("nvidia-smi"):
-        return Finding("ok", "no NVIDIA GPU on this machine: workers here run on the CPU")
+        return Finding("ok", "no NVIDIA GPU found: workers on this machine run on the CPU")
     if importlib.util.find_spec("torch") is None:
         return Finding(
             "warning", "NVIDIA GPU found, but torch is not installed; run pip install 'llava-serve[worker]'"

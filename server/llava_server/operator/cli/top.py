@@ -19,7 +19,7 @@ _TOKENS_STAT = "num_generated_tokens_total"
 
 
 class TokenRates:
-    """The number of tokens that each worker generated per second between the last two updates."""
+    """The tokens per second that each worker generated between the last two updates."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[float, float]] = {}  # worker -> time, total tokens
@@ -51,7 +51,7 @@ async def watch(inspector: Inspector, console: Console, *, is_once: bool) -> Non
 
 
 def render(status: SystemStatus, rates: TokenRates) -> Group:
-    """Return the complete screen."""
+    """Return the contents of the whole screen."""
     return Group(_workers(status, rates), _queues(status), _streams(status))
 
 

@@ -123,7 +123,7 @@ def test_an_image_span_that_does_not_match_its_size_is_rejected(
         engine.add(make_sequence(prompt))
 
     prompt.sizes = [(0, 5)]
-    with pytest.raises(SequenceRejected, match="The image has 0x5 pixels"):
+    with pytest.raises(SequenceRejected, match="The image size is 0x5 pixels"):
         engine.add(make_sequence(prompt))
 
 
