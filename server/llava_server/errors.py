@@ -127,7 +127,7 @@ def error_headers(error: ApiError) -> dict[str, str]:
 def response_not_found() -> ApiError:
     """Return the error for a response ID that is unknown or belongs to a different API key."""
     return ApiError(
-        "answer_not_found", "No response with this ID exists for this API key, or it has expired."
+        "answer_not_found", "The response does not exist, belongs to a different API key, or has expired."
     )
 
 

@@ -1,1 +1,1 @@
-"""The HTTP API: one package per API, and shared code (request fields, tools, request handler, OpenAPI)."""
+"""The HTTP API: one package for each API, plus shared code."""

@@ -31,7 +31,7 @@ _UNSUPPORTED_PARTS = {"input_audio", "audio_url", "file", "video_url", "image_em
 
 
 def parse_request(model: type[Model], body: bytes) -> Model:
-    """Parse a request body. Raises ApiError (400) with the field, its value and the allowed values."""
+    """Parse a request body. Raises ApiError (400), which names the field and its allowed values."""
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -44,7 +44,7 @@ def parameter_error(detail: Mapping[str, Any]) -> ApiError:
 
 
 def idempotency_key(headers: Mapping[str, str]) -> str | None:
-    """Return the ``Idempotency-Key`` of a request, or None if there is none. Raises ApiError (400)."""
+    """Return the value of the ``Idempotency-Key`` header, or None if it is not set. Raises ApiError (400)."""
     key = headers.get("idempotency-key")
     if key is not None and not _GOOD_KEY.fullmatch(key):
         num_characters = len(key)
@@ -59,8 +59,8 @@ def idempotency_key(headers: Mapping[str, str]) -> str | None:
 def convert_request(model: type[Model], fields: Mapping[str, Any], names: Mapping[str, str]) -> Model:
     """Convert the fields of another API's request to a request of type ``model``.
 
-    Raises the same errors as ``parse_request``, but with the field names of the other API. ``names`` maps the
-    model's field names to them.
+    ``names`` maps the model's field names to those of the other API. Raises the same errors as
+    ``parse_request``, but with the other API's field names.
     """
     try:
         return model.model_validate(fields)
@@ -139,7 +139,7 @@ def _path(model: Any, loc: tuple[int | str, ...]) -> str | None:
 
 
 def _union_members(annotation: Any, discriminator: str = "") -> dict[Any, Any]:
-    """Return the members of a tagged union by tag, or an empty dict for other types."""
+    """Return the members of a tagged union, keyed by tag, or an empty dict for other types."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         for mark in args[1:]:
@@ -156,7 +156,7 @@ def _union_members(annotation: Any, discriminator: str = "") -> dict[Any, Any]:
 
 
 def _inner_type(annotation: Any, step: int | str) -> Any:
-    """Return the type of a model field or of a list or dict item, or None if it is unknown."""
+    """Return the type of a model field, list item or dict value, or None if it is unknown."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _inner_type(args[0], step)
@@ -170,7 +170,7 @@ def _inner_type(annotation: Any, step: int | str) -> Any:
 
 
 def _split_path(path: str) -> tuple[str, str]:
-    """Split a path into the first field and the rest."""
+    """Split a path into its first field and the rest."""
     field = re.match(r"[^.\[]*", path)
     end = field.end() if field else 0
     return path[:end], path[end:]

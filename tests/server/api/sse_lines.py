@@ -1,4 +1,4 @@
-"""Parse the server-sent events in a complete response."""
+"""Parser for the server-sent events in a complete response."""
 
 from __future__ import annotations
 

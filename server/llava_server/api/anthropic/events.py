@@ -1,4 +1,4 @@
-"""Server-sent events of a streamed message. The SSE event name is the value of the ``type`` field."""
+"""Server-sent events of a streamed message. The name of each event is the value of its ``type`` field."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ContentBlockStart(ResponseModel, kw_only=True):
     type: Literal["content_block_start"] = "content_block_start"
     index: BlockIndex
     content_block: Annotated[
-        OutputBlock, doc("The content block, still empty.", {"type": "text", "text": ""})
+        OutputBlock, doc("The new content block, initially empty.", {"type": "text", "text": ""})
     ]
 
 
@@ -51,7 +51,7 @@ class InputJsonDelta(ResponseModel, tag_field="type", tag="input_json_delta"):
     """The next part of a tool call's arguments."""
 
     partial_json: Annotated[
-        str, doc("Next part of the arguments. The concatenated parts form a JSON object.", '{"city":')
+        str, doc("Next part of the arguments. Concatenate all parts to get a JSON object.", '{"city":')
     ]
 
 
@@ -73,11 +73,11 @@ class ContentBlockStop(ResponseModel, kw_only=True):
 
 
 class MessageEnd(ResponseModel):
-    """The reason why a message ended."""
+    """Why the message ended."""
 
     stop_reason: Annotated[StopReason, doc("Same as stop_reason in a non-streamed message.")]
     stop_sequence: Annotated[
-        str | None, doc("The stop sequence that ended the output, or null if none did.", "###")
+        str | None, doc("The stop sequence that ended the output. Null if none did.", "###")
     ]
 
 
@@ -87,9 +87,9 @@ class MessageDelta(ResponseModel, kw_only=True):
     type: Literal["message_delta"] = "message_delta"
     delta: Annotated[
         MessageEnd,
-        doc("The reason why the message ended.", {"stop_reason": "end_turn", "stop_sequence": None}),
+        doc("Why the message ended.", {"stop_reason": "end_turn", "stop_sequence": None}),
     ]
-    usage: Annotated[MessageUsage, doc("Token usage of the whole message.")]
+    usage: Annotated[MessageUsage, doc("Total token usage of the message.")]
 
 
 class MessageStop(ResponseModel):

@@ -28,7 +28,7 @@ _MAX_TOOLS = 128
 
 _CACHE: Any = Field(
     None,
-    description="Accepted for compatibility. Prompt caching is automatic.",
+    description="Accepted for compatibility, but ignored. Prompt caching is automatic.",
     examples=[{"type": "ephemeral"}],
 )
 
@@ -66,7 +66,7 @@ class ImageBlock(RequestModel):
 
     type: Literal["image"] = Field(description='Must be "image".')
     source: Annotated[Base64Source | UrlSource, Field(discriminator="type")] = Field(
-        description="Image data or URL."
+        description="The image, as base64-encoded data or a URL."
     )
     cache_control: Any = _CACHE
 
@@ -75,7 +75,9 @@ class ToolUseBlock(RequestModel):
     """A tool call in an earlier assistant message."""
 
     type: Literal["tool_use"] = Field(description='Must be "tool_use".')
-    id: CallId = Field(description="ID of the call in the earlier message.", examples=["toolu_1"])
+    id: CallId = Field(
+        description="ID of the call. Use it as tool_use_id in the tool_result block.", examples=["toolu_1"]
+    )
     name: FunctionName = Field(description="Name of the tool.", examples=["get_weather"])
     input: dict[str, Any] = Field(description="Arguments of the call.", examples=[{"city": "Paris"}])
     cache_control: Any = _CACHE
@@ -91,8 +93,12 @@ class ResultBlock(RequestModel):
     """The result of a tool call."""
 
     type: Literal["tool_result"] = Field(description='Must be "tool_result".')
-    tool_use_id: CallId = Field(description="ID of the tool call.", examples=["toolu_1"])
-    content: TextContent | None = Field(None, description="Text output of the tool.", examples=["18 degrees"])
+    tool_use_id: CallId = Field(
+        description="ID of the tool call that produced this result.", examples=["toolu_1"]
+    )
+    content: TextContent | None = Field(
+        None, description="Output of the tool, as text.", examples=["18 degrees"]
+    )
     is_error: bool | None = Field(
         None,
         description='Whether the tool call failed. If true, the result is prefixed with "error: " in the '
@@ -115,7 +121,7 @@ class AnthropicMessage(RequestModel):
         description="Role of the author. Consecutive messages with the same role are merged."
     )
     content: BlockContent = Field(
-        description="A string, or a list of content blocks in reading order.", examples=["What can you do?"]
+        description="A string, or an ordered list of content blocks.", examples=["What can you do?"]
     )
 
 
@@ -132,30 +138,33 @@ class AnthropicTool(RequestModel):
     description: str | None = Field(
         None,
         max_length=4096,
-        description="Describes to the model what the tool does. At most 4096 characters.",
+        description="Describes what the tool does. Included in the prompt. At most 4096 characters.",
         examples=["Get the current weather in a city."],
     )
     input_schema: Schema = Field(
         description='JSON schema of the arguments. Its type must be "object".', examples=[{"type": "object"}]
     )
     strict: bool | None = Field(
-        None, description="Accepted for compatibility. Calls always conform to the schema."
+        None, description="Accepted for compatibility, but ignored. Calls always conform to the schema."
     )
     cache_control: Any = _CACHE
 
 
 class AnthropicToolChoice(RequestModel):
-    """How the model may use tools."""
+    """Whether the model may or must call tools."""
 
     type: Literal["auto", "any", "tool", "none"] = Field(
-        description='With "auto", the model decides whether to call a tool. With "any", it must call a tool. '
-        'With "tool", it must call the named tool. With "none", it must not call a tool.'
+        description='"auto": the model decides whether to call a tool. "any": the model must call at least '
+        'one tool. "tool": the model must call the tool specified by name. "none": the model cannot call '
+        "tools."
     )
     name: FunctionName | None = Field(
-        None, description='Name of the tool. Only used if type is "tool".', examples=["get_weather"]
+        None,
+        description='Name of the tool that the model must call. Ignored unless type is "tool".',
+        examples=["get_weather"],
     )
     disable_parallel_tool_use: bool | None = Field(
-        None, description="Whether to limit the output to one tool call. Defaults to false."
+        None, description="Whether to limit the output to a single tool call. Defaults to false."
     )
 
 
@@ -171,12 +180,12 @@ class JsonFormat(RequestModel):
 class OutputConfig(RequestModel):
     """Output options."""
 
-    format: JsonFormat | None = Field(None, description="Format of the output. Defaults to free text.")
+    format: JsonFormat | None = Field(None, description="Output format. Defaults to plain text.")
     effort: None = Field(None, description="Not supported; must be null. The model has no reasoning mode.")
 
 
 class AnthropicMetadata(RequestModel):
-    """Metadata of a request."""
+    """Request metadata."""
 
     user_id: str | None = Field(
         None,
@@ -198,8 +207,8 @@ class CountTokensRequest(RequestModel):
     messages: list[AnthropicMessage] = Field(
         min_length=1,
         max_length=_MAX_MESSAGES,
-        description="Conversation so far, oldest message first. If the last message has the role "
-        '"assistant", the model continues it.',
+        description="Conversation so far, with the oldest message first. If the last message is from the "
+        "assistant, the model continues it.",
         examples=[[{"role": "user", "content": "What can you do?"}]],
     )
     system: TextContent | None = Field(
@@ -213,7 +222,9 @@ class CountTokensRequest(RequestModel):
         description=f"Tools that the model may call. At most {_MAX_TOOLS}.",
         examples=[[{"name": "get_weather", "input_schema": {"type": "object"}}]],
     )
-    tool_choice: AnthropicToolChoice | None = Field(None, description="How the model may use tools.")
+    tool_choice: AnthropicToolChoice | None = Field(
+        None, description="Whether the model may or must call tools."
+    )
     output_config: OutputConfig | None = Field(None, description="Output options.")
     cache_control: Any = _CACHE
     thinking: Annotated[Any, Unsupported("This model has no reasoning mode.", ({"type": "disabled"},))] = None
@@ -240,7 +251,8 @@ class MessagesRequest(CountTokensRequest):
     stop_sequences: list[str] | None = Field(
         None,
         max_length=4,
-        description="Up to 4 strings of 1 to 256 characters each. Generation stops before the first match.",
+        description="Up to 4 strings of 1 to 256 characters each. Generation stops at the first match, "
+        "which is not included in the output.",
         examples=[["\n"]],
     )
     stream: bool | None = Field(

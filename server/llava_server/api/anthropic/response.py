@@ -27,7 +27,7 @@ class OutputTextBlock(ResponseModel, tag_field="type", tag="text"):
 
 
 class OutputToolUseBlock(ResponseModel, tag_field="type", tag="tool_use"):
-    """A tool call for the client to run."""
+    """A tool call that the client must run."""
 
     id: Annotated[
         str,
@@ -40,8 +40,8 @@ class OutputToolUseBlock(ResponseModel, tag_field="type", tag="tool_use"):
     input: Annotated[
         dict[str, Any],
         doc(
-            "Arguments that conform to the tool's schema. Empty in content_block_start, and if max_tokens "
-            "truncated the arguments.",
+            "Arguments of the call, which conform to the tool's schema. Empty in content_block_start, or if "
+            "max_tokens truncated the arguments.",
             {"city": "Paris"},
         ),
     ]
@@ -64,7 +64,7 @@ class MessageUsage(ResponseModel):
 
 
 class MessageHead(ResponseModel, kw_only=True):
-    """Fields of a message, in the order in which they are serialized."""
+    """Fields of a message, in serialization order."""
 
     id: Annotated[str, doc("ID of the message.", "msg_3f1c09a2b44de8715a7c61f02b9d10ee")]
     type: Literal["message"] = "message"
@@ -73,7 +73,7 @@ class MessageHead(ResponseModel, kw_only=True):
     content: list[OutputBlock]
     stop_reason: StopReason | None
     stop_sequence: str | None
-    usage: Annotated[MessageUsage, doc("Token usage. In a stream, the usage so far.")]
+    usage: Annotated[MessageUsage, doc("Token usage (cumulative in a stream).")]
 
 
 class Message(MessageHead, kw_only=True):
@@ -89,13 +89,13 @@ class Message(MessageHead, kw_only=True):
     stop_reason: Annotated[
         StopReason,
         doc(
-            'The reason why generation stopped: "end_turn" if the model ended its output, "stop_sequence" if '
-            'a stop sequence from the request matched, "max_tokens" if the output reached max_tokens or the '
-            'context length, or "tool_use" if the model called a tool.'
+            'Why generation stopped: "end_turn" if the model finished its output, "stop_sequence" if the '
+            'output matched a stop sequence from the request, "max_tokens" if the output reached max_tokens '
+            'or the context length, or "tool_use" if the model called a tool.'
         ),
     ]
     stop_sequence: Annotated[
-        str | None, doc("The stop sequence that ended the output, or null if none did.", "###")
+        str | None, doc("The stop sequence that ended the output. Null if none did.", "###")
     ]
 
 
@@ -108,6 +108,6 @@ class StartedMessage(MessageHead, kw_only=True):
 
 
 class MessageTokens(ResponseModel):
-    """The token count of a prompt."""
+    """Number of tokens in a prompt."""
 
     input_tokens: Annotated[Count, doc("Number of prompt tokens, including image tokens.", 612)]

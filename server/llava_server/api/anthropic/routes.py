@@ -40,7 +40,7 @@ router = APIRouter(tags=["messages"])
     request_headers=("Idempotency-Key",),
 )
 async def create_message(request: Request) -> Response:
-    """If the last message has the role ``assistant``, the model continues it."""
+    """If the last message is from the assistant, the model continues it."""
     handler = RequestHandler(request)
     message, generation = await handler.start(parse_messages_request)
     return await handler.respond(

@@ -1,4 +1,4 @@
-"""Serialize job events as a message in the format of Anthropic's Messages API.
+"""Serialization of job events as a message in the format of Anthropic's Messages API.
 
 message_start
   content_block_start   content_block_delta ...   content_block_stop
@@ -42,7 +42,7 @@ __all__ = ["MessagesSerializer"]
 
 
 class MessagesSerializer:
-    """Serializer for one message, which has exactly one choice."""
+    """Serializer for one message. A message always has exactly one choice."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -99,7 +99,7 @@ class MessagesSerializer:
         return _encode(events.MessageStart(message=message))
 
     def _grow(self, delta: OutputDelta) -> bytes:
-        """Append to the current block, or close it and open a new one."""
+        """Append the delta to the current block, or close that block and open a new one."""
         if isinstance(delta, ToolCallStart):
             own_id = call_id(self._job.job_id, 0, delta.index).replace("call_", "toolu_")
             return self._close() + self._open(OutputToolUseBlock(own_id, delta.name, {}))
@@ -147,7 +147,7 @@ class MessagesSerializer:
 
 
 def _parsed_arguments(text: str) -> dict[str, Any]:
-    """Return the arguments of a tool call as an object, or an empty object if max_tokens truncated them."""
+    """Return a tool call's arguments as an object, which is empty if max_tokens truncated them."""
     try:
         arguments: dict[str, Any] = json.loads(text)
     except ValueError:

@@ -24,7 +24,7 @@ _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
 def parse_messages_request(raw: bytes) -> tuple[MessagesRequest, ChatRequest]:
-    """Parse a request to create a message. Raises ApiError with the field and its value."""
+    """Parse a request to create a message. Raises an ApiError that names the invalid field and its value."""
     request = parse_request(MessagesRequest, raw)
     sampling = {
         "max_tokens": request.max_tokens,
@@ -74,9 +74,10 @@ def _messages(request: CountTokensRequest) -> list[dict[str, Any]]:
 
 
 def _add(messages: list[dict[str, Any]], role: str, block: Any) -> None:
-    """Add a content block. Blocks of consecutive messages with the same role form one message.
+    """Add a content block to ``messages``.
 
-    Each tool result becomes a separate message.
+    Blocks from consecutive messages with the same role are merged into one message. Each tool result becomes
+    a separate message.
     """
     if isinstance(block, ResultBlock):
         text = f"{'error: ' if block.is_error else ''}{_text(block.content or '')}"

@@ -2,9 +2,9 @@
 
     BatchStore.claim -> run each line -> BatchStore.record -> two files -> BatchStore.finish
 
-Each batch is run by one server at a time, which holds a lease on it. Job IDs are derived from the batch ID
-and the line number, so that a server that takes over a batch reads existing outputs instead of generating
-them again. Requests that fail temporarily are retried until the batch expires.
+Each batch is run by one server at a time: the one that holds the lease on it. Job IDs are derived from the
+batch ID and the line number. A server that takes over a batch therefore reads existing outputs instead of
+generating them again. Temporary failures are retried until the batch expires.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _CLAIM_INTERVAL_S = 5.0  # interval between attempts to claim a batch
 _RENEW_INTERVAL_S = 1.0
 _RELEASE_TIMEOUT_S = 3.0
 _MAX_BATCHES = 4  # maximum number of batches that this server runs concurrently
-_NUM_RESULTS_READ = 256  # number of results to read per store call
+_NUM_RESULTS_READ = 256  # number of results to read from the store at a time
 
 EndReason = Literal["cancelled", "expired", "output_full"]
 _SKIPPED: dict[EndReason, tuple[str, str]] = {  # error code and message for unfinished requests
@@ -177,7 +177,10 @@ class BatchRun:
             await self._write_files(lines)
 
     async def _renew_lease(self) -> None:
-        """Renew the lease. Stop all requests if the batch is cancelled, expires or is taken over."""
+        """Renew the lease periodically.
+
+        If the batch is cancelled or expires, or another server takes it over, stop all requests.
+        """
         while True:
             try:
                 renewed = await self._store.renew(self._batch.batch_id)
@@ -225,7 +228,7 @@ class BatchRun:
             raise self._queue_error
 
     async def _run_each(self, remaining: Iterator[InputLine]) -> None:
-        """Run requests one after another. Several tasks share the iterator."""
+        """Run the remaining requests one after another. Multiple tasks share the iterator."""
         try:
             for line in remaining:
                 async with self._slots:
@@ -291,7 +294,10 @@ class BatchRun:
                     yield LineResult.unpack(stored)
 
     async def _store_file(self, kind: str, data: bytes) -> str:
-        """Store a result file and return its ID, or "" if there is no data. The ID is deterministic."""
+        """Store a result file and return its ID, or "" if there is no data.
+
+        The ID is derived from the batch ID.
+        """
         if not data:
             return ""
         batch_id = self._batch.batch_id

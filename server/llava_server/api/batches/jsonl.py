@@ -1,4 +1,4 @@
-"""Batch JSONL files: parsing and validating the input, and creating lines of the output and error files."""
+"""Batch JSONL files: validate the input file, and create lines for the output and error files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class InputLine(NamedTuple):
     def request_id(self) -> str:
         """Return the ID that identifies the request in the results.
 
-        It is also the idempotency key, so every server derives the same job IDs.
+        The ID is also the idempotency key, so every server derives the same job IDs from it.
         """
         return f"{self.batch.batch_id}:{self.number}"
 
@@ -68,7 +68,7 @@ def read_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def check_input(data: bytes, *, max_lines: int, max_line_bytes: int) -> tuple[int, tuple[BatchIssue, ...]]:
-    """Return the number of requests and the errors in the file. Request bodies are validated later."""
+    """Return the number of requests in the file and the errors found. Request bodies are validated later."""
     issues: list[BatchIssue] = []
     first_lines: dict[str, int] = {}  # custom_id -> line number
     num_lines = 0
@@ -85,18 +85,18 @@ def check_input(data: bytes, *, max_lines: int, max_line_bytes: int) -> tuple[in
 
 
 def completed_result(line: InputLine, body: ResponseModel) -> LineResult:
-    """Return the result of a request that completed."""
+    """Return the result for a request that completed."""
     return LineResult(True, _result_line(line, response=_response(line, 200, body)))
 
 
 def failed_result(line: InputLine, error: ApiError) -> LineResult:
-    """Return the result of a request that failed."""
+    """Return the result for a request that failed."""
     body = to_error(error, line.request_id)
     return LineResult(False, _result_line(line, response=_response(line, error.kind.status, body)))
 
 
 def skipped_result(line: InputLine, code: str, message: str) -> LineResult:
-    """Return the result of a request that did not run to completion."""
+    """Return the result for a request that was skipped or interrupted."""
     return LineResult(False, _result_line(line, error={"code": code, "message": message}))
 
 

@@ -1,4 +1,4 @@
-"""Execution of batch requests as chat requests on behalf of the batch's tenant, at the lowest priority."""
+"""Runs batch requests as chat requests on behalf of their tenants, at the lowest priority."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CANCEL_TIMEOUT_S = 5.0
 
 
 class LineRunner:
-    """A runner for batch requests, which run on behalf of their tenant without an HTTP request."""
+    """Runs batch requests on behalf of their tenants, without an HTTP request."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -40,8 +40,8 @@ class LineRunner:
     async def run(self, line: InputLine, *, should_cancel: Callable[[], bool]) -> LineResult:
         """Run a request and return its result. Temporary failures are retried.
 
-        When this call is interrupted, the jobs are cancelled if ``should_cancel`` returns true. Otherwise
-        they keep running, and the next run of the line, on this server or another one, reads their output.
+        If this call is interrupted and ``should_cancel`` returns true, the jobs are cancelled. Otherwise the
+        jobs keep running, and the next attempt to run the line (on any server) reads their output.
         """
         while True:
             try:
@@ -83,7 +83,7 @@ class LineRunner:
 
 
 def _is_temporary(error: ApiError) -> bool:
-    """Return whether a retry may succeed, for example after a full queue, a rate limit or a revoked key."""
+    """Return whether the error may be temporary, such as a full queue, a rate limit or a revoked key."""
     if error.code == "insufficient_memory":  # has status 503, but a retry would fail too
         return False
     return error.kind.status in (408, 409, 429, 503) or error.code == "invalid_api_key"

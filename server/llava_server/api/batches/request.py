@@ -18,20 +18,21 @@ class BatchRequest(RequestModel):
     input_file_id: str = Field(
         min_length=1,
         max_length=128,
-        description='ID of a file uploaded with purpose "batch". The file must contain one request per line.',
+        description='ID of a file uploaded with the purpose "batch". The file must contain one request per '
+        "line.",
         examples=["file-3f1c09a2b44de8715a7c61f02b9d10ee"],
     )
     endpoint: Literal["/v1/chat/completions"] = Field(
         description="Endpoint used for all requests in the batch. Only chat completions are supported."
     )
     completion_window: Literal["24h"] = Field(
-        description="Time limit for the batch. Requests that have not finished by then are skipped, and the "
-        "batch expires."
+        description="Time limit for the batch. When it elapses, the batch expires and unfinished requests "
+        "are skipped."
     )
     metadata: Metadata | None = Field(
         None,
-        description="Up to 16 key-value pairs, with keys of up to 64 and values of up to 512 characters. "
-        "Returned with the batch.",
+        description="Up to 16 key-value pairs, which are returned with the batch. Keys can be up to 64 "
+        "characters long, values up to 512 characters.",
         examples=[{"run": "7"}],
     )
 

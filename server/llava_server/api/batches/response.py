@@ -21,11 +21,11 @@ _ERROR_LINE = {
 
 
 class BatchErrorLine(ResponseModel):
-    """An error on a line of the input file, or in the file as a whole."""
+    """An error in the input file, either on one line or in the file as a whole."""
 
     code: Annotated[str, doc("Machine-readable error code.", "invalid_value")]
     line: Annotated[
-        Count | None, doc("Line number, starting at 1, or null if the error applies to the whole file.", 3)
+        Count | None, doc("Line number, starting at 1. Null if the error applies to the whole file.", 3)
     ]
     message: Annotated[
         str,
@@ -42,7 +42,8 @@ class BatchErrors(ResponseModel, kw_only=True):
 
     object: Literal["list"] = "list"
     data: Annotated[
-        list[BatchErrorLine], doc("The first errors found in the file.", [_ERROR_LINE], min_length=1)
+        list[BatchErrorLine],
+        doc("The first errors found in the file, at most 50.", [_ERROR_LINE], min_length=1),
     ]
 
 
@@ -59,13 +60,13 @@ _STATUSES = ["validating", "in_progress", "completed", "failed", "expired", "can
 
 def _when(state: str) -> Meta:
     return doc(
-        f"Unix timestamp (in seconds) for when the status changed to {state}, or null if it has not.",
+        f"Unix timestamp (in seconds) for when the status changed to {state}. Null until then.",
         1764241260,
     )
 
 
 class Batch(ResponseModel, kw_only=True):
-    """A batch that belongs to the API key."""
+    """A batch that was created with this API key."""
 
     id: Annotated[str, doc("ID of the batch.", BATCH_ID)]
     object: Literal["batch"] = "batch"
@@ -73,7 +74,7 @@ class Batch(ResponseModel, kw_only=True):
         Literal["/v1/chat/completions"], doc("Endpoint used for all requests in the batch.")
     ] = "/v1/chat/completions"
     errors: Annotated[
-        BatchErrors | None, doc("Errors in the input file, or null if the file is valid.", None)
+        BatchErrors | None, doc("Errors found in the input file. Null if the file is valid.", None)
     ]
     input_file_id: Annotated[str, doc("ID of the input file.", FILE_ID)]
     completion_window: Annotated[Literal["24h"], doc("Time limit for the batch.")] = "24h"
@@ -83,7 +84,7 @@ class Batch(ResponseModel, kw_only=True):
     output_file_id: Annotated[
         str | None,
         doc(
-            "ID of the file that contains the responses, one per line. Set when the batch ends, if at least "
+            "ID of the file that contains the responses, one per line. Set when the batch ends if at least "
             "one request completed.",
             FILE_ID,
         ),
@@ -91,7 +92,7 @@ class Batch(ResponseModel, kw_only=True):
     error_file_id: Annotated[
         str | None,
         doc(
-            "ID of the file that contains the failed requests. Set when the batch ends, if at least one "
+            "ID of the file that contains the failed requests. Set when the batch ends if at least one "
             "request failed.",
             FILE_ID,
         ),
@@ -102,7 +103,8 @@ class Batch(ResponseModel, kw_only=True):
     expires_at: Annotated[
         Timestamp,
         doc(
-            "Unix timestamp (in seconds) for when the batch expires. Unfinished requests are then skipped.",
+            "Unix timestamp (in seconds) for when the batch expires. Requests that are unfinished at that "
+            "time are skipped.",
             1764327600,
         ),
     ]
@@ -114,22 +116,22 @@ class Batch(ResponseModel, kw_only=True):
     cancelled_at: Annotated[Timestamp | None, _when("cancelled")]
     request_counts: Annotated[
         BatchCounts,
-        doc("Number of requests by outcome.", {"total": 100, "completed": 40, "failed": 1}),
+        doc("Request counts by outcome.", {"total": 100, "completed": 40, "failed": 1}),
     ]
     metadata: Annotated[dict[str, str] | None, doc("Metadata from the request.", {"run": "7"})]
 
 
 class BatchList(ResponseModel, kw_only=True):
-    """A page of the API key's batches, newest first."""
+    """A page of the batches that were created with this API key, newest first."""
 
     object: Literal["list"] = "list"
-    data: Annotated[list[Batch], doc("At most limit batches.", [])]
+    data: Annotated[list[Batch], doc("The batches on this page, up to the requested limit.", [])]
     has_more: Annotated[
-        bool, doc("Whether there are more batches. Request the next page with after=last_id.")
+        bool, doc("Whether there are more batches. To get the next page, set after to last_id.")
     ]
     first_id: Annotated[
-        str | UnsetType, doc("ID of the first batch. Omitted if the list is empty.", BATCH_ID)
+        str | UnsetType, doc("ID of the first batch on this page. Omitted if the list is empty.", BATCH_ID)
     ] = UNSET
     last_id: Annotated[
-        str | UnsetType, doc("ID of the last batch. Omitted if the list is empty.", BATCH_ID)
+        str | UnsetType, doc("ID of the last batch on this page. Omitted if the list is empty.", BATCH_ID)
     ] = UNSET

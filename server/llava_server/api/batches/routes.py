@@ -1,4 +1,4 @@
-"""/v1/batches: files of chat requests that run at the lowest priority."""
+"""/v1/batches: chat requests that are uploaded in a file and run at the lowest priority."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ BatchId = Annotated[str, Path(description="ID of the batch.", max_length=128, ex
 @router.post("", summary="Create a batch")
 @Operation("The batch", response.Batch, request=BatchRequest)
 async def create_batch(request: Request) -> Response:
-    """The input file is validated immediately. If it is invalid, the batch fails and sets ``errors``."""
+    """The input file is validated immediately. If it is invalid, the batch fails, and ``errors`` lists the
+    problems.
+    """
     services, tenant = services_of(request), context_of(request).tenant
     handler = RequestHandler(request)
     with handler.body() as raw:
@@ -89,13 +91,13 @@ async def list_batches(
     request: Request,
     after: Annotated[
         str,
-        Query(description="ID of the last batch of the previous page.", max_length=128, examples=[BATCH_ID]),
+        Query(description="ID of the last batch on the previous page.", max_length=128, examples=[BATCH_ID]),
     ] = "",
     limit: Annotated[
         int, Query(ge=1, le=_MAX_PAGE, description="Maximum number of batches per page.", examples=[20])
     ] = 20,
 ) -> Response:
-    """Returns the API key's batches, newest first."""
+    """Returns the batches that were created with this API key, newest first."""
     try:
         batches = await services_of(request).batches.list_batches(
             tenant=context_of(request).tenant, after=after, limit=limit + 1
@@ -119,7 +121,7 @@ async def get_batch(request: Request, batch_id: BatchId) -> Response:
 @router.post("/{batch_id}/cancel", summary="Cancel a batch")
 @Operation("The batch", response.Batch, statuses=(400, 401, 404, 408, 409, 413, 429, 500, 503))
 async def cancel_batch(request: Request, batch_id: BatchId) -> Response:
-    """Results of requests that have already completed are in the output file. The request body is ignored."""
+    """The output file will contain the results of completed requests. The request body is ignored."""
     batch = await _found(services_of(request).batches.cancel(batch_id, tenant=context_of(request).tenant))
     if batch.state not in ("cancelling", "cancelled"):
         raise ApiError("batch_has_ended", f"The batch is {batch.state} and can no longer be cancelled.")
@@ -133,13 +135,18 @@ async def _current(request: Request, batch_id: str) -> Response:
 
 
 async def _found(lookup: Awaitable[Batch | None]) -> Batch:
-    """Return the batch that ``lookup`` finds. Raises ApiError (404 or, if the queue is unavailable, 503)."""
+    """Return the result of ``lookup``.
+
+    Raises ApiError if the batch does not exist (404) or the queue is unavailable (503).
+    """
     try:
         batch = await lookup
     except QueueUnavailable as error:
         raise from_store_error(error) from error
     if batch is None:
-        raise ApiError("batch_not_found", "No batch with this ID exists for this API key, or it has expired.")
+        raise ApiError(
+            "batch_not_found", "The batch does not exist, belongs to a different API key, or has expired."
+        )
     return batch
 
 

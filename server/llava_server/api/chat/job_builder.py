@@ -1,4 +1,4 @@
-"""Pure functions that convert a validated request to jobs, one per choice."""
+"""Pure functions that convert a validated request to one job per choice."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def new_job_id(prefix: str = "chatcmpl") -> str:
 
 
 def job_id_for_key(tenant: str, idempotency_key: str) -> str:
-    """Return the job ID for an idempotency key. It is the same on every controller."""
+    """Return the job ID for an idempotency key. Every controller returns the same ID."""
     return f"chatcmpl-{_digest(tenant, idempotency_key).hex()[:32]}"
 
 
 class ImageSource(NamedTuple):
-    """An image in a request: the field that contains it, its URL, and whether low detail is requested."""
+    """An image in a request: the field that contains it, its URL, and whether to encode it in low detail."""
 
     param: str
     url: str
@@ -92,7 +92,7 @@ def to_jobs(
     ttl_s: float,
     idempotency_key: str | None = None,
 ) -> list[Job]:
-    """Return one job per choice. ``images`` must be in the order of ``image_sources``.
+    """Return one job per choice. ``images`` must be in the same order as ``image_sources``.
 
     If ``idempotency_key`` is set, every controller builds the same jobs for the same request.
     """
@@ -125,9 +125,9 @@ def raw_job(
     sampling: SamplingParams | None = None,
     task: Task = "answer",
 ) -> Job:
-    """Return a job whose prompt bypasses the chat template: text, token IDs, or an image to embed.
+    """Return a job whose prompt (text, token IDs, or an image to embed) bypasses the chat template.
 
-    ``sampling`` is not needed for jobs that generate no output.
+    ``sampling`` can be omitted for jobs that generate no output.
     """
     sampling = sampling or SamplingParams(seed=0, max_tokens=1)
     messages = (Message("user", (prompt,)),) if isinstance(prompt, str | ImageRef) else ()
@@ -148,7 +148,7 @@ def raw_job(
 
 
 def with_choices(first: Job, num_choices: int) -> list[Job]:
-    """Return the job and one copy with a different seed for each additional choice."""
+    """Return the first job plus one copy, with its own ID and seed, for each additional choice."""
     others = (
         msgspec.structs.replace(
             first,
@@ -161,7 +161,7 @@ def with_choices(first: Job, num_choices: int) -> list[Job]:
 
 
 def choice_id(first: str, index: int) -> str:
-    """Return the job ID of a choice, derived from the first job's ID so that retries have the same IDs."""
+    """Return the job ID of a choice, derived from the first job's ID so that retries use the same IDs."""
     return f"{first.partition('-')[0]}-{_digest(first, str(index)).hex()[:32]}"
 
 
@@ -180,8 +180,8 @@ def _digest(*parts: str) -> bytes:
 def _messages(request: ChatRequest, refs: Sequence[ImageRef]) -> tuple[Message, ...]:
     """Return the messages, converted to the roles that the model supports.
 
-    Each tool result becomes a user message and is merged with the tool result or user message that follows
-    it. Tool descriptions are added to the system message.
+    Each tool result becomes a user message. If a tool result or user message follows directly, the two are
+    merged. Tool descriptions are added to the system message.
     """
     remaining = iter(refs)
     messages: list[Message] = []
@@ -221,7 +221,7 @@ def _parts(message: ChatMessage, remaining: Iterator[ImageRef]) -> Iterator[str 
 def to_sampling_params(
     request: GenerationRequest, model: ServedModel, grammar: Grammar | None
 ) -> SamplingParams:
-    """Return the request's sampling parameters, with a random seed if the request has none."""
+    """Return the request's sampling parameters, with a random seed if the request does not set one."""
     limit = request.max_output_tokens
     return SamplingParams(
         seed=secrets.randbits(_SEED_BITS) if request.seed is None else request.seed,
@@ -244,7 +244,7 @@ def to_sampling_params(
 
 
 def estimate_cost(messages: Sequence[Message], sampling: SamplingParams, model: ServedModel) -> float:
-    """Return the estimated number of prompt and output tokens of a job, for fair queueing."""
+    """Estimate the total number of prompt and output tokens of a job, for fair queueing."""
     parts = [part for message in messages for part in message.parts]
     num_chars = sum(len(part) for part in parts if isinstance(part, str))
     num_tiles = sum(part.num_tiles for part in parts if isinstance(part, ImageRef))

@@ -38,8 +38,8 @@ class ScoredToken(ResponseModel):
     bytes: Annotated[
         list[Byte],
         doc(
-            "UTF-8 bytes of the text. If a character is split across tokens, concatenate their bytes to "
-            "decode it.",
+            "UTF-8 bytes of the text. If a character is split across multiple tokens, concatenate their "
+            "bytes to decode it.",
             [114, 101, 100],
         ),
     ]
@@ -82,7 +82,10 @@ def token_logprobs(logprobs: Sequence[EventLogprob]) -> list[TokenLogprob]:
 
 
 def token_text(score: TokenScore) -> str:
-    """Return a token's text or, as in vLLM, its ID if it has none (such as the end-of-sequence token)."""
+    """Return a token's text.
+
+    A token without text (such as the end-of-sequence token) is represented by its ID, as in vLLM.
+    """
     return score.text.decode(errors="replace") or f"token_id:{score.token_id}"
 
 

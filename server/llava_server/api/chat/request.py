@@ -1,6 +1,7 @@
 """Requests to /v1/chat/completions, in OpenAI's format.
 
-All limits are checked here. Requests to most other APIs are converted to a ChatRequest.
+The models check all limits that do not depend on the server's settings. Requests to most other APIs are
+converted to a ChatRequest.
 """
 
 from __future__ import annotations
@@ -64,16 +65,17 @@ class StreamOptions(RequestModel):
 
     include_usage: bool = Field(
         False,
-        description="Whether to send the token usage in an additional chunk without choices before [DONE].",
+        description="Whether to send an additional chunk before [DONE] that contains the token usage and no "
+        "choices.",
         examples=[True],
     )
     continuous_usage_stats: bool = Field(
         False,
-        description="vLLM extension. Whether to send the usage so far in every chunk. Only allowed if "
-        "include_usage is true.",
+        description="vLLM extension. Whether to include the cumulative token usage in every chunk. Only "
+        "allowed if include_usage is true.",
     )
     include_obfuscation: bool | None = Field(
-        None, description="Accepted for compatibility, but obfuscation is never added."
+        None, description="Accepted for compatibility, but the server never adds obfuscation."
     )
 
     @model_validator(mode="after")
@@ -97,7 +99,8 @@ class SharedFields(BaseModel):
     )
     stop: StopStrings | None = Field(
         None,
-        description="Up to 4 strings of 1 to 256 characters each. Generation stops before the first match.",
+        description="Up to 4 strings of 1 to 256 characters each. Generation stops at the first match, "
+        "which is not included in the output.",
         examples=[["\n"]],
     )
     stream: bool | None = Field(
@@ -108,14 +111,14 @@ class SharedFields(BaseModel):
     )
     ignore_eos: bool | None = Field(
         None,
-        description="Extension. Whether to continue after the end-of-sequence token until max_tokens is "
-        "reached. Intended for benchmarks.",
+        description="Extension. Whether to ignore the end-of-sequence token and generate until max_tokens "
+        "is reached. Intended for benchmarks.",
     )
     cache_scope: Literal["tenant", "public"] | None = Field(
         None,
-        description='Extension. With "tenant" (default), cached prompts and images are shared only within '
-        'this API key. With "public", they are shared among all public requests. Other clients can then '
-        "infer from response times that the same content was sent before.",
+        description='Extension. With "tenant" (default), cached prompts and images are reused only for '
+        'requests with the same API key. With "public", they are reused for all public requests, so other '
+        "clients can infer from response times that the same content was sent before.",
     )
     priority: int | None = Field(
         None,
@@ -139,7 +142,7 @@ class SharedFields(BaseModel):
 
     @property
     def job_priority(self) -> int:
-        """Priority of the job: 1 to schedule it before others, -1 to schedule it after them, otherwise 0."""
+        """Priority of the job: 1 (before other jobs), -1 (after other jobs) or 0."""
         return -self.priority if self.priority is not None else _TIERS.get(self.service_tier or "", 0)
 
     @property
@@ -176,12 +179,15 @@ class GenerationRequest(SharedFields, SamplingFields):
 
     @property
     def num_logprobs(self) -> int | None:
-        """Number of top tokens to return per position, or None if log probabilities are not requested."""
+        """Number of most likely tokens to return at each position.
+
+        None if log probabilities are not requested.
+        """
         raise NotImplementedError
 
     @property
     def max_output_tokens(self) -> int | None:
-        """Maximum number of output tokens, or None if limited only by the context length."""
+        """Maximum number of output tokens. None if limited only by the context length."""
         raise NotImplementedError
 
 
@@ -191,7 +197,7 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
     messages: list[ChatMessage] = Field(
         min_length=1,
         max_length=_MAX_MESSAGES,
-        description="Conversation so far, oldest message first.",
+        description="Conversation so far, with the oldest message first.",
         examples=[[{"role": "user", "content": "What can you do?"}]],
     )
     max_tokens: int | None = Field(
@@ -207,21 +213,22 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
     )
     logprobs: bool | None = Field(
         None,
-        description="Whether to return the log probability of each output token, computed before temperature "
-        "and other sampling parameters are applied.",
+        description="Whether to return the log probability of each output token. Log probabilities are "
+        "computed before temperature and other sampling parameters are applied.",
     )
     top_logprobs: int | None = Field(
         None,
         ge=0,
         le=20,
-        description="Number of most likely tokens to return per position. Only allowed if logprobs is true.",
+        description="Number of most likely tokens to return at each position. Only allowed if logprobs is "
+        "true.",
         examples=[3],
     )
     continue_final_message: bool | None = Field(
         None,
-        description="vLLM extension. Whether to continue the last message, which must have the role "
-        '"assistant". The response contains only the continuation. Cannot be combined with tools or '
-        "structured output.",
+        description="vLLM extension. Whether to continue the last message, which must be an assistant "
+        "message. The response contains only the continuation. Cannot be combined with tools or structured "
+        "output.",
     )
     add_generation_prompt: bool | None = Field(
         None,
@@ -234,22 +241,28 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
     )
     prompt_cache_key: Hint | None = Field(
         None,
-        description="Accepted for compatibility, at most 1024 characters. Prompt caching is automatic.",
+        description="Accepted for compatibility, but ignored. At most 1024 characters. Prompt caching is "
+        "automatic.",
         examples=["album-3"],
     )
     prompt_cache_retention: Literal["in_memory", "24h"] | None = Field(
-        None, description="Accepted for compatibility. Prompts remain cached until their memory is needed."
+        None,
+        description="Accepted for compatibility. Prompts remain cached until the memory is needed "
+        "for other requests.",
     )
     metadata: Metadata | None = Field(
         None,
-        description="Accepted for compatibility, but not stored. Up to 16 key-value pairs, with keys of up "
-        "to 64 and values of up to 512 characters.",
+        description="Accepted for compatibility, but not stored. Up to 16 key-value pairs. Keys can be up "
+        "to 64 characters long, values up to 512 characters.",
         examples=[{"run": "7"}],
     )
 
     @property
     def num_logprobs(self) -> int | None:
-        """Number of top tokens to return per position, or None if log probabilities are not requested."""
+        """Number of most likely tokens to return at each position.
+
+        None if log probabilities are not requested.
+        """
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
@@ -290,8 +303,8 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
         if not isinstance(last, AssistantMessage) or last.content is None or last.tool_calls:
             raise invalid_value(
                 "continue_final_message",
-                "continue_final_message requires the last message to have the role assistant, text and no "
-                "tool_calls.",
+                "If continue_final_message is true, the last message must be an assistant message with text "
+                "and without tool_calls.",
             )
         if self.grammar is not None:
             raise invalid_value(

@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class JobSet:
-    """The jobs of a request, one per choice, and the pixels of their images, keyed by digest."""
+    """The jobs of a request (one per choice) and the pixels of their images, keyed by image digest."""
 
     model: ServedModel
     jobs: Sequence[Job]
@@ -74,8 +74,8 @@ class RequestHandler:
         submit       Queue the jobs and wait for the first event.
         respond      Send a stream, or a single body with the complete output.
 
-    The response starts after the first event, so that earlier errors return a 4xx or 5xx status even if the
-    client requested a stream. Every step can raise ApiError.
+    The response starts only after the first event, so that earlier errors result in a 4xx or 5xx status even
+    if the client requested a stream. Every step can raise ApiError.
     """
 
     def __init__(self, request: Request) -> None:
@@ -89,7 +89,7 @@ class RequestHandler:
         return idempotency_key(self._request.headers)
 
     async def start(self, parse: Callable[[bytes], tuple[T, ChatRequest]]) -> tuple[T, Generation]:
-        """Run the first three steps for a chat request. They are cancelled if the client disconnects.
+        """Run the first three steps for a chat request. If the client disconnects, the steps are cancelled.
 
         ``parse`` returns the request both in the format of its API and as a chat request.
         """
@@ -142,7 +142,8 @@ class RequestHandler:
                 index, first = await outputs.next()
             if first.final is not None and first.final.error is not None:
                 raise outputs.api_error(index, first.final.error)
-            # The first choice's worker has processed the prompt by now, so other choices can reuse its cache.
+            # By now, the worker has processed the first choice's prompt, so the other choices can reuse its
+            # KV cache.
             await outputs.submit(jobs[1:], job_set.pixels)
         except BaseException:
             await outputs.aclose()
@@ -157,7 +158,7 @@ class RequestHandler:
         await outputs.aclose()
 
     async def respond(self, generation: Generation, serializer: Serializer, *, is_stream: bool) -> Response:
-        """Return the response, which closes the outputs when done. Raises ApiError and ClientDisconnected."""
+        """Return the response, which closes the outputs at its end. Raises ApiError or ClientDisconnected."""
         if is_stream:
             stream = self._stream(
                 generation.outputs, generation.first, serializer, self._choice_metrics(generation)
@@ -188,7 +189,7 @@ class RequestHandler:
         start: int = 0,
         field: str = "messages",
     ) -> Response:
-        """Return the response of a stored job, or a stream that skips the first ``start`` tokens.
+        """Return the complete response of a stored job, or a stream that skips its first ``start`` tokens.
 
         Any client that is already reading the job is disconnected. Metrics are not recorded again.
         """
@@ -274,7 +275,7 @@ def _check_size(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> N
 async def load_image(
     services: Services, source: ImageSource, model: ServedModel, owner: str
 ) -> PreprocessedImage:
-    """Load, decode and preprocess an image for the model. Raises ApiError with the image's field."""
+    """Load, decode and preprocess an image for the model. Raises an ApiError that names the image's field."""
     spec = _base_view(model.image_spec) if source.is_low_detail else model.image_spec
     try:
         return await services.image_loader.load(source.url, spec, tenant=owner)
@@ -288,7 +289,7 @@ def _base_view(spec: ImageSpec) -> ImageSpec:
 
 
 def queue_headers(position: QueuePosition | None) -> dict[str, str]:
-    """Return headers that describe the queue when the request arrived. See docs/reliability.md."""
+    """Return headers that describe the queue at the time the request arrived. See docs/reliability.md."""
     if position is None:
         return {}
     headers = {"x-queue-position": str(position.num_ahead)}

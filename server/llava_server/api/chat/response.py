@@ -37,7 +37,7 @@ _TOOL_CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weat
 
 
 class ChatHead(ResponseModel, kw_only=True):
-    """The first fields of chat completions and their chunks."""
+    """Fields shared by chat completions and their chunks. They are serialized first."""
 
     id: Annotated[str, doc("ID of the completion. Use it with GET /v1/chat/completions/{id}.", CHAT_ID)]
     object: str
@@ -49,7 +49,7 @@ class ChatHead(ResponseModel, kw_only=True):
         str | None,
         doc(
             "Fingerprint of the model configuration. It changes whenever the same seed might no longer "
-            "produce the same output, and is null if the model no longer has a worker.",
+            "produce the same output. Null if no worker serves the model anymore.",
             "fp_5a7c61f02b",
         ),
     ]
@@ -57,20 +57,21 @@ class ChatHead(ResponseModel, kw_only=True):
 
 
 class MessageFunction(ResponseModel):
-    """The function name and the arguments of a tool call."""
+    """The function name and arguments of a tool call."""
 
     name: Annotated[str, doc("Name of a function from the request.", "get_weather")]
     arguments: Annotated[
         str,
         doc(
-            'JSON object that conforms to the function\'s schema. Truncated if finish_reason is "length".',
+            "JSON object that conforms to the function's schema. It may be truncated if finish_reason is "
+            '"length".',
             '{"city":"Paris"}',
         ),
     ]
 
 
 class MessageToolCall(ResponseModel, kw_only=True):
-    """A function call for the client to run."""
+    """A function call that the client must run."""
 
     id: Annotated[
         str,
@@ -88,7 +89,7 @@ class ChatOutputMessage(ResponseModel, kw_only=True):
 
     role: Literal["assistant"] = "assistant"
     content: Annotated[
-        str | None, doc("Generated text, or null if the message contains only tool calls.", "A red circle.")
+        str | None, doc("Generated text. Null if the message contains only tool calls.", "A red circle.")
     ]
     refusal: Annotated[None, doc("Always null. Refusals are not supported.")] = None
     tool_calls: Annotated[
@@ -103,14 +104,14 @@ class ChatChoice(ResponseModel):
     index: Annotated[Count, doc("Index of the choice, starting at 0.", 0)]
     message: Annotated[ChatOutputMessage, doc("The generated message.")]
     logprobs: Annotated[
-        ChatLogprobs | None, doc("Log probabilities of the tokens, or null if not requested.", None)
+        ChatLogprobs | None, doc("Log probabilities of the tokens. Null if not requested.", None)
     ]
     finish_reason: Annotated[
         ChatFinishReason,
         doc(
-            'The reason why generation stopped: "stop" if the model ended its output or a stop string '
-            'matched, "length" if the output reached max_tokens or the context length, or "tool_calls" if '
-            "the model decided to call a tool.",
+            'Why generation stopped: "stop" if the model finished its output or a stop string matched, '
+            '"length" if the output reached max_tokens or the context length, or "tool_calls" if the model '
+            "decided to call a tool.",
             "stop",
         ),
     ]
@@ -138,7 +139,7 @@ class ChoiceDeltaFunction(ResponseModel, kw_only=True):
         str | UnsetType, doc("Name of the function. Sent only in the first chunk of a call.", "get_weather")
     ] = UNSET
     arguments: Annotated[
-        str, doc("Next part of the arguments. The concatenated parts form a JSON object.", '{"city":')
+        str, doc("Next part of the arguments. Concatenate all parts to get a JSON object.", '{"city":')
     ]
 
 
@@ -170,7 +171,7 @@ class ChatDelta(ResponseModel, kw_only=True):
     content: Annotated[str | UnsetType, doc("New text.", "A red")] = UNSET
     tool_calls: Annotated[
         Annotated[list[ChoiceDeltaToolCall], Meta(min_length=1)] | UnsetType,
-        doc("The next parts of tool calls.", [{"index": 0, "function": {"arguments": '{"city":'}}]),
+        doc("The next parts of the tool calls.", [{"index": 0, "function": {"arguments": '{"city":'}}]),
     ] = UNSET
 
 
@@ -180,22 +181,26 @@ class ChunkChoice(ResponseModel):
     index: Annotated[Count, doc("Index of the choice, starting at 0.", 0)]
     delta: Annotated[ChatDelta, doc("The new content.", {"content": "A red"})]
     logprobs: Annotated[
-        ChatLogprobs | None, doc("Log probabilities of the chunk's tokens, or null if not requested.", None)
+        ChatLogprobs | None, doc("Log probabilities of the chunk's tokens. Null if not requested.", None)
     ] = None
     finish_reason: Annotated[
         ChatFinishReason | None,
-        doc("The reason why the choice ended. Set in its last chunk, null in all other chunks.", "stop"),
+        doc("Why the choice ended. Set only in the choice's last chunk, null in all other chunks.", "stop"),
     ] = None
 
 
 class ChatCompletionChunk(ChatHead, kw_only=True):
-    """The data of one event. The event ID, used in Last-Event-ID, is {id}:{number of tokens so far}."""
+    """The data of one event.
+
+    Event IDs have the form {id}:{number of tokens so far}. To resume the stream, send the last event ID that
+    was received in Last-Event-ID.
+    """
 
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     choices: Annotated[
         list[ChunkChoice],
         doc(
-            "The choice that has new content. The list is empty in the chunk that contains the total usage.",
+            "The choice with new content. Empty in the chunk that contains the total usage.",
             [{"index": 0, "delta": {"content": "A red"}, "logprobs": None, "finish_reason": None}],
             max_length=1,
         ),
@@ -203,8 +208,8 @@ class ChatCompletionChunk(ChatHead, kw_only=True):
     usage: Annotated[
         CompletionUsage | None | UnsetType,
         doc(
-            "Omitted unless include_usage is true. The last chunk then contains the total usage. In all "
-            "other chunks, usage is null, or the usage so far if continuous_usage_stats is true."
+            "Omitted unless include_usage is true. The last chunk contains the total usage. All other "
+            "chunks contain null or, if continuous_usage_stats is true, the cumulative usage."
         ),
     ] = UNSET
 

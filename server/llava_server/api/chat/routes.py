@@ -1,7 +1,8 @@
 """/v1/chat/completions: OpenAI's chat API. Requests to most other routes are converted to chat requests.
 
-A completion can be read with the API key that requested it, while it is being generated and for five minutes
-afterwards. If the request had an ``Idempotency-Key``, generation continues after the client disconnects.
+A completion can be retrieved with the API key that requested it, both while it is being generated and for
+five minutes afterwards. If the request had an ``Idempotency-Key``, generation continues after the client
+disconnects.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ JobId = Annotated[str, Path(description="ID of the completion.", max_length=128,
     request_headers=("Idempotency-Key",),
 )
 async def create_chat_completion(request: Request) -> Response:
-    """The response starts after the first event. Earlier errors have a 4xx or 5xx status even for streams."""
+    """The response starts once the first output is available. Errors that occur earlier have a 4xx or 5xx
+    status.
+    """
     handler = RequestHandler(request)
     chat, generation = await handler.start(_parse)
     serializer = ChatSerializer(
@@ -86,7 +89,7 @@ async def read_answer(
     ] = None,
     include_usage: Annotated[
         str,
-        Query(description='If "true", the token usage is sent in the last chunk.', examples=["true"]),
+        Query(description='If "true", the last chunk contains the token usage.', examples=["true"]),
     ] = "false",
 ) -> Response:
     """Returns only the first choice. Streams with ``n`` greater than 1 cannot be resumed."""
@@ -102,7 +105,7 @@ async def read_answer(
 @router.delete("/v1/chat/completions/{job_id}", summary="Delete a chat completion")
 @Operation("The deleted completion", DeletedChat, statuses=(400, 401, 404, 503))
 async def delete_answer(request: Request, job_id: JobId) -> Response:
-    """Deletes the completion with all its choices. A running request is cancelled first."""
+    """Deletes the completion and all of its choices. A completion in progress is cancelled first."""
     handler = RequestHandler(request)
     await handler.delete(job_id)
     controller = handler.services.controller
@@ -118,13 +121,14 @@ def _parse(raw: bytes) -> tuple[ChatRequest, ChatRequest]:
 
 
 def _num_received(job_id: str, starting_after: int | None, last_event_id: str | None) -> int:
-    """Return the number of tokens that the client has received. Raises ApiError (400)."""
+    """Return the number of tokens that the client has already received. Raises ApiError (400)."""
     if starting_after is not None or not last_event_id:
         return starting_after or 0
     event_job_id, _, number = last_event_id.rpartition(":")
     if event_job_id != job_id or not _NUM_TOKENS.fullmatch(number):
         raise ApiError(
             "invalid_value",
-            "The Last-Event-ID header belongs to another completion. Send an event ID of this completion.",
+            "The Last-Event-ID header refers to a different completion. Send an event ID from this "
+            "completion.",
         )
     return int(number)

@@ -1,4 +1,4 @@
-"""Serialize job events as OpenAI chat completions: the chunks of a stream, or one completion."""
+"""Serialization of job events as OpenAI chat completions: either the chunks of a stream or one completion."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ __all__ = ["ChatSerializer"]
 class ChatSerializer:
     """Serializer for one request. ``job`` is the job of the first choice.
 
-    Encoded events depend only on the job and the events so far, so that another controller can resume the
-    stream with the same content.
+    The content of an encoded event depends only on the job and its events so far, so that another controller
+    can resume the stream.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ChatSerializer:
         )
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:
-        """Return the next chunks of a choice, or nothing if no chunk is ready."""
+        """Return the next chunks of a choice, or no bytes if no chunk is ready."""
         self._usage.observe(index, event)
         if self._call_mode is None and not event.logprobs and event.final is None:  # fast path
             if not event.text:
@@ -86,7 +86,7 @@ class ChatSerializer:
         return encode_events([self._chunk(choice) for choice in choices], event_id)
 
     def end(self) -> bytes:
-        """Return the usage, if requested, and the end-of-stream marker."""
+        """Return the end-of-stream marker, preceded by a chunk with the usage if requested."""
         if not self._usage.in_stream:
             return DONE
         return encode_event(self._chunk(usage=self._usage.total())) + DONE
@@ -148,7 +148,7 @@ class ChatSerializer:
     def _chunk(
         self, choice: ChunkChoice | None = None, usage: CompletionUsage | UnsetType | None = UNSET
     ) -> ChatCompletionChunk:
-        """Return a chunk that contains the choice, or ``usage`` if there is no choice."""
+        """Return a chunk that contains the choice. If there is none, the chunk contains ``usage`` instead."""
         return ChatCompletionChunk(
             id=self._job.job_id,
             created=self._created,

@@ -21,7 +21,7 @@ class PromptTokens(ResponseModel):
 
 
 class CompletionUsage(ResponseModel):
-    """Token usage of all choices. A prompt is counted once, regardless of the number of choices."""
+    """Token usage of all choices. Each prompt is counted once, regardless of the number of choices."""
 
     prompt_tokens: Annotated[Count, doc("Number of prompt tokens, including image tokens.", 612)]
     completion_tokens: Annotated[Count, doc("Number of output tokens, including end-of-sequence tokens.", 9)]
@@ -34,7 +34,7 @@ class CompletionUsage(ResponseModel):
 class UsageCounter:
     """Token counter for one request, updated with the events of all its choices.
 
-    A prompt is counted once, regardless of the number of choices. The end-of-sequence token counts as an
+    Each prompt is counted once, regardless of the number of choices. The end-of-sequence token counts as an
     output token.
     """
 
@@ -45,7 +45,7 @@ class UsageCounter:
 
         If ``choices_per_prompt`` is 0, all choices share one prompt. If ``in_stream`` is true, the usage is
         sent at the end of the stream (``include_usage``). If ``in_chunks`` is true, each chunk contains the
-        usage so far (``continuous_usage_stats``).
+        cumulative usage (``continuous_usage_stats``).
         """
         self.in_stream = in_stream
         self._in_chunks = in_chunks
@@ -66,7 +66,7 @@ class UsageCounter:
         return sum(self._outputs.values())
 
     def observe(self, index: int, event: Event) -> None:
-        """Add the next event of choice ``index``."""
+        """Update the counts with the next event of choice ``index``."""
         prompt, choice = divmod(index, self._choices_per_prompt) if self._choices_per_prompt else (0, index)
         if event.final is not None and choice == 0:
             self._prompts[prompt] = (event.final.num_prompt_tokens, event.final.num_cached_tokens)
@@ -75,12 +75,12 @@ class UsageCounter:
         self._outputs[index] = event.next_offset
 
     def total(self) -> CompletionUsage:
-        """Return the usage so far in OpenAI's format."""
+        """Return the cumulative usage in OpenAI's format."""
         prompt, output = self.num_prompt_tokens, self.num_output_tokens
         return CompletionUsage(prompt, output, prompt + output, PromptTokens(self.num_cached_tokens))
 
     def for_chunk(self) -> CompletionUsage | UnsetType | None:
-        """Return ``usage`` for a chunk that contains choices: UNSET, None or the usage so far."""
+        """Return the ``usage`` field of a chunk with choices: UNSET, None or the cumulative usage."""
         if self._in_chunks:
             return self.total()
         return None if self.in_stream else UNSET

@@ -1,4 +1,4 @@
-"""Conversion of text completion requests to jobs, one per choice of each prompt."""
+"""Conversion of text completion requests to jobs, with one job for each choice of each prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llava_server.worker_registry import ServedModel
 
 __all__ = ["to_completion_jobs"]
 
-_ECHO_VERSION = 2  # job version with echo support; older workers would omit the prompt
+_ECHO_VERSION = 2  # first job version that supports echo; older workers would omit the prompt
 
 
 def to_completion_jobs(

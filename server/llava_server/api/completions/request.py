@@ -47,9 +47,9 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
     """A request to complete one or more prompts."""
 
     prompt: Prompt = Field(
-        description="A string, a list of strings, a list of token IDs, or a list of token ID lists. The "
-        f"number of prompts times n must not exceed {_MAX_TOTAL_CHOICES}. A beginning-of-sequence token is "
-        "prepended to strings, but not to token IDs.",
+        description="A string, a list of strings, a list of token IDs, or a list of lists of token IDs. "
+        f"The number of prompts multiplied by n must not exceed {_MAX_TOTAL_CHOICES}. A "
+        "beginning-of-sequence token is prepended to strings, but not to token IDs.",
         examples=["The image shows"],
     )
     max_tokens: int | None = Field(
@@ -57,24 +57,24 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
         ge=0,
         le=MAX_TOKENS,
         description=f"Maximum number of output tokens per choice. Defaults to {_DEFAULT_TOKENS}, as in "
-        "OpenAI's API. 0 is only allowed if echo is true. It returns only the prompt, with its log "
-        "probabilities if requested.",
+        "OpenAI's API. 0 is only allowed if echo is true. In this case, only the prompt is returned, with "
+        "its log probabilities if requested.",
         examples=[64],
     )
     echo: bool | None = Field(
         None,
-        description="Whether to return the prompt before the generated text. If logprobs is set, the log "
-        "probabilities of the prompt tokens are returned as well (null for the first token). The whole "
-        "prompt is then processed without the prefix cache.",
+        description="Whether to return the prompt before the generated text. If logprobs is also set, the "
+        "log probabilities of the prompt tokens are included (null for the first token), and the prompt is "
+        "processed without the prefix cache.",
         examples=[True],
     )
     logprobs: int | None = Field(
         None,
         ge=0,
         le=5,
-        description="Number of most likely tokens (0 to 5) to return at each position. Their log "
-        "probabilities are returned in addition to that of the output token. Prompt tokens are included if "
-        "echo is true.",
+        description="Number of most likely tokens (0 to 5) to return at each position, with their log "
+        "probabilities. The output token is always included. If echo is true, prompt positions are included "
+        "as well.",
         examples=[1],
     )
     suffix: Annotated[Any, Unsupported("The model can only append text to a prompt.", ("",))] = None
@@ -89,7 +89,7 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts as a list. Each one has ``n`` choices."""
+        """The prompts, always as a list. For each prompt, ``n`` choices are generated."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
@@ -103,7 +103,10 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
 
     @property
     def num_logprobs(self) -> int | None:
-        """Number of top tokens to return per position, or None if log probabilities are not requested."""
+        """Number of most likely tokens to return at each position.
+
+        None if log probabilities are not requested.
+        """
         return self.logprobs
 
     @model_validator(mode="after")
@@ -113,7 +116,7 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
         if total_choices > _MAX_TOTAL_CHOICES:
             raise invalid_value(
                 "n",
-                f"The request has {num_prompts} prompts with {self.num_choices} choices each, "
+                f"The request asks for {self.num_choices} choices for each of {num_prompts} prompts, "
                 f"{total_choices} in total; the limit is {_MAX_TOTAL_CHOICES}. Send fewer prompts or reduce "
                 "n.",
             )

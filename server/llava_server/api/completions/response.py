@@ -21,24 +21,23 @@ class TextLogprobs(ResponseModel):
     tokens: Annotated[
         list[str],
         doc(
-            "Texts of the tokens. A token that is only part of a character is represented by its bytes, for "
-            "example bytes:\\xf0.",
+            "Text of each token. A token that contains only part of a character is represented by its "
+            "bytes, for example bytes:\\xf0.",
             ["A", " red"],
         ),
     ]
     token_logprobs: Annotated[
         list[Logprob | None],
         doc(
-            "Natural logarithms of the token probabilities. The entry for the first token of a prompt is "
-            "null.",
+            "Natural logarithm of each token's probability. Null for the first token of an echoed prompt.",
             [-0.5, -0.25],
         ),
     ]
     top_logprobs: Annotated[
         list[dict[str, Logprob] | None],
         doc(
-            "The most likely tokens and the sampled token at each position. The entry for the first token of "
-            "a prompt is null.",
+            "Log probabilities of the sampled token and of the most likely tokens at each position. Null "
+            "for the first token of an echoed prompt.",
             [{"A": -0.5}, {" red": -0.25}],
         ),
     ]
@@ -46,20 +45,25 @@ class TextLogprobs(ResponseModel):
 
 
 class TextPiece(ResponseModel):
-    """Fields of a choice in both streamed and non-streamed responses."""
+    """Fields shared by streamed and non-streamed choices."""
 
     index: Annotated[
-        Count, doc("Index of the choice, starting at 0. There are n choices per prompt, in prompt order.", 0)
+        Count,
+        doc(
+            "Index of the choice, starting at 0. Choices are sorted by prompt, with n choices for each "
+            "prompt.",
+            0,
+        ),
     ]
     text: Annotated[
         str,
         doc(
-            "Generated text. In a stream, only the new text. If echo is true, the prompt precedes it.",
+            "Generated text, preceded by the prompt if echo is true. In a stream, only the new text.",
             "A red circle.",
         ),
     ]
     logprobs: Annotated[
-        TextLogprobs | None, doc("Log probabilities of the tokens, or null if not requested.", None)
+        TextLogprobs | None, doc("Log probabilities of the tokens. Null if not requested.", None)
     ]
 
 
@@ -69,8 +73,8 @@ class TextChoice(TextPiece):
     finish_reason: Annotated[
         Literal["stop", "length"],
         doc(
-            'The reason why generation stopped: "stop" if the model ended its output or a stop string '
-            'matched, "length" if the output reached max_tokens or the context length.',
+            'Why generation stopped: "stop" if the model finished its output or a stop string matched, or '
+            '"length" if the output reached max_tokens or the context length.',
             "stop",
         ),
     ]
@@ -81,12 +85,12 @@ class TextChunkChoice(TextPiece):
 
     finish_reason: Annotated[
         Literal["stop", "length"] | None,
-        doc("The reason why the choice ended. Set in its last chunk, null in all other chunks.", "stop"),
+        doc("Why the choice ended. Set only in the choice's last chunk, null in all other chunks.", "stop"),
     ] = None
 
 
 class TextHead(ResponseModel, kw_only=True):
-    """The first fields of text completions and their chunks."""
+    """Fields shared by text completions and their chunks. They are serialized first."""
 
     id: Annotated[str, doc("ID of the completion.", "cmpl-3f1c09a2b44de8715a7c61f02b9d10ee")]
     object: Literal["text_completion"] = "text_completion"
@@ -109,7 +113,11 @@ class TextCompletion(TextHead, kw_only=True):
 
     choices: Annotated[
         list[TextChoice],
-        doc("The generated choices, n per prompt, in prompt order.", [_CHOICE], min_length=1),
+        doc(
+            "The generated choices, sorted by prompt, with n choices for each prompt.",
+            [_CHOICE],
+            min_length=1,
+        ),
     ]
     usage: Annotated[CompletionUsage, doc("Token usage of the request.")]
 
@@ -120,7 +128,7 @@ class TextCompletionChunk(TextHead, kw_only=True):
     choices: Annotated[
         list[TextChunkChoice],
         doc(
-            "The choice that has new content. The list is empty in the chunk that contains the total usage.",
+            "The choice with new content. Empty in the chunk that contains the total usage.",
             [_CHOICE],
             max_length=1,
         ),
@@ -128,7 +136,7 @@ class TextCompletionChunk(TextHead, kw_only=True):
     usage: Annotated[
         CompletionUsage | None | UnsetType,
         doc(
-            "Omitted unless include_usage is true. The last chunk then contains the total usage. In all "
-            "other chunks, usage is null, or the usage so far if continuous_usage_stats is true."
+            "Omitted unless include_usage is true. The last chunk contains the total usage. All other "
+            "chunks contain null or, if continuous_usage_stats is true, the cumulative usage."
         ),
     ] = UNSET

@@ -1,4 +1,4 @@
-"""POST /v1/completions: text completions, without the model's chat template."""
+"""POST /v1/completions: text completions that bypass the model's chat template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Serialize job events as OpenAI text completions, which use the legacy log probability format."""
+"""Serialization of job events as OpenAI text completions, which use the legacy log probability format."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class CompletionSerializer:
         return b""
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:
-        """Return the next chunks of a choice, or nothing if no chunk is ready."""
+        """Return the next chunks of a choice, or no bytes if no chunk is ready."""
         self._usage.observe(index, event)
         choices = []
         if event.prompt:
@@ -64,7 +64,7 @@ class CompletionSerializer:
         return encode_events([self._chunk(choice) for choice in choices], event_id)
 
     def end(self) -> bytes:
-        """Return the usage, if requested, and the end-of-stream marker."""
+        """Return the end-of-stream marker, preceded by a chunk with the usage if requested."""
         if not self._usage.in_stream:
             return DONE
         return encode_event(self._chunk(usage=self._usage.total())) + DONE
@@ -97,7 +97,7 @@ class CompletionSerializer:
     def _chunk(
         self, choice: TextChunkChoice | None = None, usage: CompletionUsage | UnsetType | None = UNSET
     ) -> TextCompletionChunk:
-        """Return a chunk that contains the choice, or ``usage`` if there is no choice."""
+        """Return a chunk that contains the choice. If there is none, the chunk contains ``usage`` instead."""
         return TextCompletionChunk(
             id=self._job.job_id,
             created=self._created,
@@ -108,7 +108,10 @@ class CompletionSerializer:
         )
 
     def _echo(self, index: int, prompt: Sequence[TokenLogprob]) -> str:
-        """Return the echoed prompt (the request's text or the decoded token IDs), or "" if not echoed."""
+        """Return the echoed prompt: the request's text or the decoded token IDs.
+
+        Empty if the prompt is not echoed.
+        """
         if not prompt:
             return ""
         sent = self._request.prompts[index // self._request.num_choices]
@@ -136,7 +139,10 @@ class CompletionSerializer:
 
 
 class _Cursor:
-    """The text offset of the next token. A character split across tokens counts toward the last of them."""
+    """Tracks the text offset of the next token.
+
+    A character that is split across tokens counts toward the last of them.
+    """
 
     def __init__(self, offset: int = 0) -> None:
         self._offset = offset
@@ -154,7 +160,7 @@ def _finish_reason(final: Final) -> Literal["stop", "length"]:
 
 
 def _name(score: TokenScore) -> str:
-    """Return the name of a token. As in OpenAI's API, each part of a split character has its own name."""
+    """Return a token's text. As in OpenAI's API, an incomplete character is represented by its bytes."""
     try:
         score.text.decode()
     except UnicodeDecodeError:

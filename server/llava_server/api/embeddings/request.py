@@ -1,4 +1,4 @@
-"""Requests to /v1/embeddings, in OpenAI's format extended with image inputs."""
+"""Requests to /v1/embeddings, in OpenAI's format, extended with image inputs."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ class EmbeddingRequest(RequestModel):
         examples=["tiny-llava"],
     )
     input: Input = Field(
-        description="A string, a list of token IDs, or a list of strings or token ID lists with up to "
-        f"{_MAX_INPUTS} items. A beginning-of-sequence token is prepended to strings, but not to token IDs. "
-        "Extension: an input can also be an image, in the format of an image_url part of a chat message.",
+        description=f"A string, a list of token IDs, or a list of up to {_MAX_INPUTS} strings or lists of "
+        "token IDs. A beginning-of-sequence token is prepended to strings, but not to token IDs. Extension: "
+        "an input can also be an image, in the same format as an image_url part of a chat message.",
         examples=["a red square"],
     )
     encoding_format: Literal["float", "base64"] | None = Field(
@@ -91,7 +91,7 @@ class EmbeddingRequest(RequestModel):
 
     @property
     def inputs(self) -> list[EmbeddingInput]:
-        """The inputs as a list, one per embedding."""
+        """The inputs, always as a list. Each input results in one embedding."""
         if not isinstance(self.input, list):
             return [self.input]
         if isinstance(self.input[0], int):

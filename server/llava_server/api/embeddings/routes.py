@@ -29,7 +29,8 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["embeddings"])
 
-# Maximum number of queued jobs per request: enough to fill a worker's batch, but far below the API key limit.
+# Maximum number of queued jobs per request: enough to fill a worker's batch, but far below the limit per API
+# key.
 _MAX_PARALLEL_JOBS = 32
 
 
@@ -39,8 +40,8 @@ async def create_embeddings(request: Request) -> Response:
     """Returns unit-length vectors.
 
     The embedding of a text is the decoder's last hidden state at the last token. The embedding of an image is
-    the mean of its projected patch features. Text and image embeddings are not comparable with each other,
-    and the models were not trained for embeddings.
+    the mean of its projected patch features. Text embeddings cannot be compared with image embeddings, and
+    the models were not trained to produce embeddings.
     """
     return await cancel_on_disconnect(request.receive, _create_embeddings(RequestHandler(request)))
 
@@ -76,7 +77,7 @@ def _check_sizes(settings: Settings, inputs: list[EmbeddingInput]) -> None:
 async def _build_jobs(
     handler: RequestHandler, request: EmbeddingRequest, model: ServedModel
 ) -> tuple[list[Job], dict[str, bytes]]:
-    """Return one job per input, and the pixels of the images, keyed by digest."""
+    """Return one job per input, and the images' pixels, keyed by image digest."""
     ttl_s = handler.services.settings.request_timeout_s
     jobs: list[Job] = []
     pixels: dict[str, bytes] = {}

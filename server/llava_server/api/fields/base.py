@@ -11,9 +11,9 @@ __all__ = ["RequestModel", "invalid_value", "text_or_list"]
 
 
 class RequestModel(BaseModel):
-    """The base class of requests and their parts.
+    """The base class of request models and their parts.
 
-    Types are not coerced ("5" is not 5). Unknown fields are ignored, because clients send extra fields.
+    Types are not coerced ("5" is not 5). Unknown fields are ignored, because some clients send extra fields.
     """
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
@@ -28,5 +28,5 @@ def text_or_list(value: Any) -> str:
 
 
 def invalid_value(param: str, message: str) -> PydanticCustomError:
-    """Return a validation error for the field ``param`` with a custom message."""
+    """Return a validation error for the field ``param`` with this message."""
     return PydanticCustomError("invalid_value", "{message}", {"message": message, "param": param})

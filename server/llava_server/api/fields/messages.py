@@ -53,15 +53,15 @@ class ImageUrl(RequestModel):
     """The URL of an image and its level of detail."""
 
     url: str = Field(
-        description="Image as a data URL: data:image/png;base64,... Supported formats are JPEG, PNG, WEBP, "
-        "GIF and BMP. Only the first frame is used.",
+        description="The image as a data URL: data:image/png;base64,... Supported formats are JPEG, PNG, "
+        "WEBP, GIF and BMP. Only the first frame of an animation is used.",
         examples=["data:image/png;base64,iVBORw0KGgo..."],
     )
     detail: Literal["auto", "low", "high"] | None = Field(
         None,
         description='Level of detail. "low" encodes the whole image as a single tile, which requires the '
-        'fewest tokens. "high" and "auto" (default) also encode tiles at higher resolution if the model '
-        "supports it (LLaVA-1.6). LLaVA-1.5 uses a single resolution, so the value has no effect.",
+        'fewest tokens. "high" and "auto" (default) also encode tiles at a higher resolution if the model '
+        "supports this (LLaVA-1.6). For LLaVA-1.5, which uses a single resolution, the value has no effect.",
         examples=["low"],
     )
 
@@ -88,8 +88,10 @@ def _only_text(content: str | list[TextPart | ImagePart]) -> str | list[TextPart
 
 TextContent = Annotated[Content, AfterValidator(_only_text)]
 
-_CONTENT = "A string, or a list of content parts in reading order."
-_NAME: Any = Field(None, description="Accepted, but not included in the prompt.", examples=["Ada"])
+_CONTENT = "A string, or an ordered list of content parts."
+_NAME: Any = Field(
+    None, description="Accepted for compatibility, but not included in the prompt.", examples=["Ada"]
+)
 
 
 class SystemMessage(RequestModel):
@@ -111,7 +113,7 @@ class UserMessage(RequestModel):
 
 
 class FunctionCall(RequestModel):
-    """The function name and the arguments of a tool call."""
+    """The function name and arguments of a tool call."""
 
     name: FunctionName = Field(description="Name of the function.", examples=["get_weather"])
     arguments: str = Field(description="JSON-encoded arguments.", examples=['{"city": "Paris"}'])
@@ -120,7 +122,10 @@ class FunctionCall(RequestModel):
 class ToolCall(RequestModel):
     """A tool call in an earlier assistant message."""
 
-    id: CallId = Field(description="ID of the call in the earlier message.", examples=["call_1"])
+    id: CallId = Field(
+        description="ID of the call. Use it as tool_call_id in the message that contains the result.",
+        examples=["call_1"],
+    )
     type: Literal["function"] = Field(description='Must be "function".')
     function: FunctionCall = Field(description="Function name and arguments.")
 
@@ -136,13 +141,15 @@ class AssistantMessage(RequestModel):
     )
     name: str | None = _NAME
     refusal: str | None = Field(
-        None, description="Accepted, but not included in the prompt.", examples=["I cannot."]
+        None,
+        description="Accepted for compatibility, but not included in the prompt.",
+        examples=["I cannot."],
     )
     audio: Any = Field(None, description="Not supported; must be null.", examples=[None])
     tool_calls: list[ToolCall] | None = Field(
         None,
         max_length=_MAX_CALLS,
-        description=f"Tool calls made by the message. At most {_MAX_CALLS}.",
+        description=f"Tool calls in the message. At most {_MAX_CALLS}.",
         examples=[[{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]],
     )
     function_call: Any = Field(
@@ -171,7 +178,9 @@ class ToolMessage(RequestModel):
 
     role: Literal["tool"] = Field(description="Role of the author.")
     content: TextContent = Field(description=_CONTENT, examples=["18 degrees, sunny"])
-    tool_call_id: CallId = Field(description="ID of the tool call.", examples=["call_1"])
+    tool_call_id: CallId = Field(
+        description="ID of the tool call that produced this result.", examples=["call_1"]
+    )
 
 
 ChatMessage = Annotated[
@@ -196,8 +205,8 @@ def check_tool_results(messages: list[ChatMessage]) -> None:
             tool_call_id = open_ids[0][:60]
             raise invalid_value(
                 f"messages[{index}]",
-                f"messages[{index}] precedes the result of tool call {tool_call_id!a}. Send a message with "
-                "the role tool first.",
+                f"messages[{index}] comes before the result of tool call {tool_call_id!a}. Insert the "
+                "missing message with the role tool.",
             )
         elif isinstance(message, AssistantMessage):
             open_ids = [call.id for call in message.tool_calls or ()]

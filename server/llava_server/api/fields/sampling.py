@@ -1,4 +1,4 @@
-"""Sampling parameters of a request: OpenAI's parameters, with the same limits, and vLLM's extensions.
+"""Sampling parameters of a request: OpenAI's parameters (with the same limits) and vLLM's extensions.
 
 By default, the extensions have no effect. Workers validate token IDs, because only they have the vocabulary.
 """
@@ -36,7 +36,7 @@ TokenId = Annotated[int, Field(ge=0, le=_MAX_TOKEN_ID)]
 
 
 class SamplingFields(BaseModel):
-    """Sampling parameters. Each request validates their combinations in ``_check_fields``."""
+    """Sampling parameters. Each request model validates combinations of them in ``_check_fields``."""
 
     temperature: float | None = Field(
         None,
@@ -65,15 +65,15 @@ class SamplingFields(BaseModel):
         None,
         ge=0,
         le=1,
-        description="Extension. Minimum probability of sampled tokens, relative to that of the most likely "
-        "token.",
+        description="Extension. Minimum probability for a token to be considered, relative to the "
+        "probability of the most likely token.",
         examples=[0.05],
     )
     presence_penalty: float | None = Field(
         None,
         ge=-2,
         le=2,
-        description="Value subtracted from the logits of tokens that already occur in the output. Defaults "
+        description="Value to subtract from the logits of tokens that already occur in the output. Defaults "
         "to 0.",
         examples=[0],
     )
@@ -81,8 +81,8 @@ class SamplingFields(BaseModel):
         None,
         ge=-2,
         le=2,
-        description="Value subtracted from the logit of a token once for each time it occurs in the output. "
-        "Defaults to 0.",
+        description="Value to subtract from a token's logit for every occurrence of the token in the output "
+        "so far. Defaults to 0.",
         examples=[0],
     )
     repetition_penalty: float | None = Field(
@@ -96,8 +96,8 @@ class SamplingFields(BaseModel):
     logit_bias: Annotated[dict[str, Bias], AfterValidator(_check_bias_keys)] | None = Field(
         None,
         max_length=300,
-        description="Map of token IDs to values from -100 to 100 that are added to their logits. Up to 300 "
-        "entries.",
+        description="Map of token IDs to values from -100 to 100 that are added to the tokens' logits. Up "
+        "to 300 entries.",
         examples=[{"42": -100}],
     )
     min_tokens: int | None = Field(
@@ -111,7 +111,7 @@ class SamplingFields(BaseModel):
     stop_token_ids: list[TokenId] | None = Field(
         None,
         max_length=16,
-        description="Extension. IDs of tokens that end the output. They are not included in the text.",
+        description="Extension. IDs of tokens that end the output. Their text is not included in the output.",
         examples=[[2]],
     )
     seed: int | None = Field(

@@ -1,7 +1,8 @@
 """Fields that constrain the output: OpenAI's ``response_format`` and vLLM's extensions.
 
-Each field is parsed separately, and ``grammar`` combines them. Unsupported schemas are rejected with status
-400 by the workers, because only they have the grammar library.
+At most one of the fields can be set, and ``grammar`` returns the grammar of that field. Workers reject
+unsupported schemas with status 400. The server cannot do this itself because only workers have the grammar
+library.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 MAX_SCHEMA_BYTES = 64 << 10
-_MAX_SCHEMA_DEPTH = 64  # in levels of JSON nesting; each level of a schema adds two
+_MAX_SCHEMA_DEPTH = 64  # in levels of JSON nesting; each level of a schema counts as two
 _MAX_REGEX_CHARS = 8192
 _MAX_CHOICES = 1000
 
@@ -65,18 +66,18 @@ class JsonSchemaFormat(RequestModel):
     )
     description: str | None = Field(
         None,
-        description="Accepted, but not included in the prompt.",
+        description="Accepted for compatibility, but not included in the prompt.",
         examples=["The contents of the image."],
     )
     strict: bool | None = Field(
-        None, description="Accepted for compatibility. The output always conforms to the schema."
+        None, description="Accepted for compatibility, but ignored. The output always conforms to the schema."
     )
 
 
 class ResponseFormat(RequestModel):
     """The format of the output."""
 
-    type: Literal["text", "json_object", "json_schema"] = Field(description="Type of the output format.")
+    type: Literal["text", "json_object", "json_schema"] = Field(description="Type of output.")
     json_schema: JsonSchemaFormat | None = Field(
         None, description='The schema. Required if type is "json_schema".'
     )
@@ -102,7 +103,7 @@ class StructuredOutputs(RequestModel):
     )
     regex: Regex | None = Field(None, description="Same as guided_regex.", examples=["[a-z]+"])
     choice: Choices | None = Field(None, description="Same as guided_choice.", examples=[["yes", "no"]])
-    json_object: bool | None = Field(None, description='Same as response_format with type "json_object".')
+    json_object: bool | None = Field(None, description='Same as response_format with the type "json_object".')
 
     @property
     def grammars(self) -> dict[str, Grammar]:
@@ -116,8 +117,7 @@ class StructuredOutputFields(BaseModel):
 
     response_format: ResponseFormat | None = Field(
         None,
-        description="Format of the output: free text (default), a JSON object, or JSON that conforms to a "
-        "schema.",
+        description="Output format: plain text (default), a JSON object, or JSON that conforms to a schema.",
         examples=[{"type": "json_object"}],
     )
     guided_json: Schema | None = Field(
@@ -127,7 +127,7 @@ class StructuredOutputFields(BaseModel):
     )
     guided_regex: Regex | None = Field(
         None,
-        description="Extension. Regular expression that the whole output must match (Rust syntax, no "
+        description="Extension. Regular expression that the entire output must match (Rust syntax, without "
         "look-around).",
         examples=["[a-z]+"],
     )
@@ -140,7 +140,7 @@ class StructuredOutputFields(BaseModel):
 
     @property
     def grammar(self) -> Grammar | None:
-        """Grammar of the output, or None if it is not constrained."""
+        """Grammar of the output, or None if the output is unconstrained."""
         return next(iter(self._grammars_by_field().values()), None)
 
     @model_validator(mode="after")
@@ -160,7 +160,7 @@ class StructuredOutputFields(BaseModel):
         return self
 
     def _grammars_by_field(self) -> dict[str, Grammar]:
-        """Return the grammars of the request by field name."""
+        """Return the request's grammars, keyed by field name."""
         grammars = _grammars("guided_", self.guided_json, self.guided_regex, self.guided_choice)
         if self.structured_outputs is not None:
             grammars |= self.structured_outputs.grammars

@@ -1,4 +1,4 @@
-"""Fields for tool calls, and the grammar of the calls."""
+"""Fields for tool calls, and the grammar that the calls must match."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _check_object_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 class Function(RequestModel):
-    """A function that the model can call. The client runs it."""
+    """A function that the model can call and the client runs."""
 
     name: FunctionName = Field(
         description="Name of the function: up to 64 letters, digits, underscores and hyphens.",
@@ -36,17 +36,17 @@ class Function(RequestModel):
     description: str | None = Field(
         None,
         max_length=4096,
-        description="Describes to the model what the function does. At most 4096 characters.",
+        description="Describes what the function does. Included in the prompt. At most 4096 characters.",
         examples=["Get the current weather in a city."],
     )
     parameters: Annotated[Schema, AfterValidator(_check_object_schema)] | None = Field(
         None,
-        description='JSON schema of the arguments. Its type must be "object". Omit it for a function without '
-        "arguments.",
+        description='JSON schema of the arguments. Its type must be "object". Omit it if the function takes '
+        "no arguments.",
         examples=[{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}],
     )
     strict: bool | None = Field(
-        None, description="Accepted for compatibility. Calls always conform to the schema."
+        None, description="Accepted for compatibility, but ignored. Calls always conform to the schema."
     )
 
     @property
@@ -116,20 +116,22 @@ ToolChoice = Annotated[
 
 
 class ToolFields(BaseModel):
-    """The tools of a request, and how the model may use them."""
+    """The tools in a request, and whether the model may or must call them."""
 
     tools: list[FunctionTool] | None = Field(
         None,
         max_length=_MAX_TOOLS,
-        description=f"Functions that the model may call. At most {_MAX_TOOLS}, with 64 KiB of schemas in "
-        "total. They are described in the prompt. Calls always conform to the schemas.",
+        description=f"Functions that the model may call (at most {_MAX_TOOLS}). Their schemas must not "
+        "exceed 64 KiB in total. Their descriptions are included in the prompt. Calls always conform to "
+        "the schemas.",
         examples=[[{"type": "function", "function": {"name": "get_weather"}}]],
     )
     tool_choice: ToolChoice | None = Field(
         None,
-        description='With "auto" (default), the model decides whether to call functions. With "none", it '
-        'must not call any. With "required", it must call at least one. A function object requires a call to '
-        'that function. "allowed_tools" restricts calls to a subset of the tools.',
+        description='"auto" (default): the model decides whether to call functions. "none": the model '
+        'cannot call functions. "required": the model must call at least one function. An object that names '
+        'a function requires a call to that function. An "allowed_tools" object restricts calls to a subset '
+        "of the tools.",
         examples=["auto"],
     )
     parallel_tool_calls: bool | None = Field(
@@ -161,7 +163,7 @@ class ToolFields(BaseModel):
 
     @property
     def tool_grammar(self) -> Grammar | None:
-        """Grammar of tool calls, or None if there are no callable functions."""
+        """Grammar for tool calls, or None if there are no callable functions."""
         if not self.callable_functions:
             return None
         functions = [
@@ -179,7 +181,7 @@ class ToolFields(BaseModel):
             duplicate_name = next(name for name in names if names.count(name) > 1)
             raise invalid_value(
                 "tools",
-                f"tools contains two functions with the name {duplicate_name!r}. Rename one of them.",
+                f"tools contains two functions named {duplicate_name!r}. Rename one of them.",
             )
         for name in _chosen_names(self.tool_choice):
             if name not in names:

@@ -1,7 +1,7 @@
 """Known fields of OpenAI's API and vLLM's extensions that this server does not support.
 
-Ignoring such a field would silently change the output. A value that is not neutral therefore causes an error
-that names the field. Unknown fields are ignored, because clients send extra fields.
+Ignoring such a field would silently change the output, so any value that is not neutral causes an error that
+names the field. Unknown fields are ignored, because some clients send extra fields.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["Unsupported", "UnsupportedFields"]
 _ALL_CHOICES = "Use n and select a choice in your client."
 _NO_FUNCTIONS = "Use tools and tool_choice."
 _NO_GRAMMAR = "Use response_format with a JSON schema, guided_regex or guided_choice."
-_TEXT_ONLY = "The model accepts text and images, and generates only text."
+_TEXT_ONLY = "The model accepts text and images, but generates only text."
 
 
 @dataclass(frozen=True, eq=False)  # typing would merge equal annotations, and 0 equals False
 class Unsupported:
-    """Annotation for an unsupported field. ``remedy`` is part of its error message.
+    """Annotation for an unsupported field. The error message includes ``remedy``.
 
     null and ``neutral`` values are accepted. A neutral value requests the server's default behavior.
     """
@@ -68,16 +68,16 @@ class UnsupportedFields(BaseModel):
     prediction: Annotated[Any, Unsupported("Omit it.")] = None
     web_search_options: Annotated[Any, Unsupported("Add search results to the prompt.")] = None
     reasoning_effort: Annotated[Any, Unsupported("This model has no reasoning mode.", ("none",))] = None
-    verbosity: Annotated[Any, Unsupported("Ask for a short or long response in the prompt.", ("medium",))] = (
-        None
-    )
+    verbosity: Annotated[
+        Any, Unsupported("To get a shorter or longer response, ask for it in the prompt.", ("medium",))
+    ] = None
     store: Annotated[
         Any, Unsupported("Chat completions are not stored permanently. Store them in your client.", (False,))
     ] = None
-    chat_template: Annotated[Any, Unsupported("The served model determines the template.")] = None
-    chat_template_kwargs: Annotated[Any, Unsupported("The served model determines the template.", ({},))] = (
-        None
-    )
+    chat_template: Annotated[Any, Unsupported("The server always uses the model's own chat template.")] = None
+    chat_template_kwargs: Annotated[
+        Any, Unsupported("The server always uses the model's own chat template.", ({},))
+    ] = None
     moderation: Annotated[Any, Unsupported("Moderate content in your client.")] = None
     prompt_cache_options: Annotated[Any, Unsupported("Omit it. Prompt caching is automatic.", ({},))] = None
     echo: Annotated[Any, Unsupported("Omit it.", (False,))] = None

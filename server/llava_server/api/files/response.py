@@ -24,7 +24,7 @@ _FILE = {
 
 
 class StoredFile(ResponseModel, kw_only=True):
-    """A file that belongs to the API key."""
+    """A file that belongs to this API key."""
 
     id: Annotated[str, doc("ID of the file.", FILE_ID)]
     object: Literal["file"] = "file"
@@ -39,7 +39,7 @@ class StoredFile(ResponseModel, kw_only=True):
     purpose: Annotated[
         str,
         doc(
-            'Purpose of the file: "batch" for input files, "batch_output" for results.',
+            'Purpose of the file: "batch" for input files, "batch_output" for result files.',
             "batch",
             extra_json_schema={"enum": ["batch", "batch_output"]},
         ),
@@ -50,10 +50,10 @@ class StoredFile(ResponseModel, kw_only=True):
 
 
 class FileList(ResponseModel, kw_only=True):
-    """The API key's files, newest first."""
+    """The files that belong to this API key, newest first."""
 
     object: Literal["list"] = "list"
-    data: Annotated[list[StoredFile], doc("All files.", [_FILE])]
+    data: Annotated[list[StoredFile], doc("All files with the requested purpose.", [_FILE])]
     has_more: Annotated[AlwaysFalse, doc("Always false. The list is not paginated.")] = False
     first_id: Annotated[
         str | UnsetType, doc("ID of the first file. Omitted if the list is empty.", FILE_ID)

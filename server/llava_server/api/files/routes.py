@@ -1,4 +1,7 @@
-"""/v1/files: input and output files of batches. A file is private to its API key and expires after a week."""
+"""/v1/files: input and output files of batches.
+
+A file can be accessed only with the API key that created it. Files expire after a week.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ async def list_files(
         str | None, Query(description="List only files with this purpose.", max_length=64, examples=["batch"])
     ] = None,
 ) -> Response:
-    """Returns all of the API key's files, newest first."""
+    """Returns all files that belong to this API key, newest first."""
     try:
         files = await services_of(request).files.list_files(tenant=context_of(request).tenant)
     except QueueUnavailable as error:
@@ -81,7 +84,7 @@ async def list_files(
 @router.get("/{file_id}", summary="Retrieve a file")
 @Operation("The file", response.StoredFile, statuses=(400, 401, 404, 500, 503))
 async def get_file(request: Request, file_id: FileId) -> Response:
-    """Returns the metadata of the file. The file is deleted at ``expires_at``."""
+    """Returns the file's metadata. The file is deleted at ``expires_at``."""
     return JSONResponse(_to_response(await stored_file(request, file_id)))
 
 
@@ -108,7 +111,7 @@ async def read_file(request: Request, file_id: FileId) -> Response:
 @router.delete("/{file_id}", summary="Delete a file")
 @Operation("The deleted file", DeletedFile, statuses=(400, 401, 404, 500, 503))
 async def delete_file(request: Request, file_id: FileId) -> Response:
-    """Running batches that use this file continue, but they fail if another controller takes them over."""
+    """Running batches that use the file continue, but a batch fails if another controller takes it over."""
     try:
         is_deleted = await services_of(request).files.remove(file_id, tenant=context_of(request).tenant)
     except QueueUnavailable as error:
@@ -119,7 +122,7 @@ async def delete_file(request: Request, file_id: FileId) -> Response:
 
 
 async def stored_file(request: Request, file_id: str) -> StoredFile:
-    """Return a file that belongs to the request's API key. Raises ApiError (404, 503)."""
+    """Return a file that belongs to the API key of the request. Raises ApiError (404, 503)."""
     try:
         file = await services_of(request).files.find(file_id, tenant=context_of(request).tenant)
     except QueueUnavailable as error:
@@ -141,4 +144,6 @@ def _to_response(file: StoredFile) -> response.StoredFile:
 
 
 def _not_found() -> ApiError:
-    return ApiError("file_not_found", "No file with this ID exists for this API key, or it has expired.")
+    return ApiError(
+        "file_not_found", "The file does not exist, belongs to a different API key, or has expired."
+    )

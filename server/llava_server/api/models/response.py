@@ -16,7 +16,7 @@ class Capabilities(ResponseModel):
 
 
 class Model(ResponseModel, kw_only=True):
-    """A model that has been served by a worker since this server started."""
+    """A model that a worker has served since this server started."""
 
     id: Annotated[str, doc("Name of the model.", "tiny-llava")]
     object: Literal["model"] = "model"
@@ -44,7 +44,7 @@ _MODEL = {
 
 
 class ModelList(ResponseModel, kw_only=True):
-    """All models that have been served by a worker since this server started."""
+    """All models that a worker has served since this server started."""
 
     object: Literal["list"] = "list"
     data: Annotated[list[Model], doc("The models, sorted by name.", [_MODEL])]

@@ -1,4 +1,4 @@
-"""GET /v1/models, served from memory so that clients that list models first do not wait for the queue."""
+"""GET /v1/models, served from memory, because many clients list the models before their first request."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ModelId = Annotated[str, Path(description="Name of the model.", examples=["tiny-
 @router.get("", summary="List models")
 @Operation("The models", ModelList, statuses=(401, 500))
 async def list_models(request: Request) -> Response:
-    """Returns all models that have been served by a worker since this server started.
+    """Returns all models that a worker has served since this server started.
 
-    A model whose ``num_workers`` is 0 currently has no worker.
+    If ``num_workers`` is 0, no worker currently serves the model.
     """
     registry = services_of(request).registry
     return JSONResponse(ModelList(data=[_to_response(model, registry) for model in registry.models]))

@@ -1,7 +1,8 @@
 """The OpenAPI document, built from the app's routes.
 
 Routes parse and serialize bodies themselves, so FastAPI only knows their paths, parameters and summaries. The
-decorator ``Operation`` attaches the rest to the route function. ``build_document`` combines both.
+decorator ``Operation`` attaches the remaining information to the route function, and ``build_document``
+combines the two.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _MEANINGS = {
     400: "Invalid request.",
     401: "Missing or invalid API key.",
     404: "Not found.",
-    408: "Timeout while receiving or queueing the request.",
+    408: "Timed out while receiving or queueing the request.",
     409: "Conflict with the current state.",
     413: "Request body too large.",
     415: "Unsupported media type.",
@@ -48,8 +49,8 @@ _SECURITY = {
         "type": "apiKey",
         "in": "header",
         "name": "x-api-key",
-        "description": "API key, sent by Anthropic clients as x-api-key: KEY. Requests with two different "
-        "keys are rejected.",
+        "description": "API key, sent by Anthropic clients as x-api-key: KEY. If the Authorization header is "
+        "also set, it must contain the same key.",
     },
 }
 
@@ -58,11 +59,11 @@ _SECURITY = {
 class Operation:
     """Decorator for route functions that describes the bodies and headers of requests and responses.
 
-    ``response`` is the model of a successful response, or a media type for bytes. ``stream`` is the model of
-    a stream's events, or a union of models. If ``stream_name`` is set, the union becomes a named component.
-    ``headers`` are sent in addition to the headers of every response. ``statuses`` are the error statuses
-    whose body is ``error``. ``other_responses`` maps other statuses to the model and description of their
-    body.
+    ``response`` is the model of a successful response or, for raw bytes, the media type. ``stream`` is the
+    model of a stream's events, or a union of models. If ``stream_name`` is set, the union becomes a named
+    component. ``headers`` are sent in addition to the headers of every response. ``statuses`` are the error
+    statuses whose body is an ``error`` object. ``other_responses`` maps other statuses to the model and
+    description of their body.
     """
 
     description: str
@@ -88,13 +89,13 @@ class Operation:
         return [model for model in models if isinstance(model, type)]
 
     def request_body(self) -> Schema | None:
-        """Return the document's ``requestBody``."""
+        """Return the operation's ``requestBody``."""
         if self.request is None:
             return None
         return {"required": True, "content": {self.request_type: {"schema": ref(self.request.__name__)}}}
 
     def responses(self, method: str) -> dict[str, Schema]:
-        """Return the document's ``responses``."""
+        """Return the operation's ``responses``."""
         found = {200: (self.description, self._content())}
         for status in self.statuses:
             found[status] = (f"{_MEANINGS[status]} See error.code for the reason.", _json(self.error))
@@ -120,7 +121,7 @@ class Operation:
                 mapping[value] = ref(model.__name__)["$ref"]
         return {
             "title": self.stream_name,
-            "description": "The data of one event. The event name is the value of type.",
+            "description": "The data of one event. The event name is the value of the type field.",
             "oneOf": [ref(model.__name__) for model in self._events()],
             "discriminator": {"propertyName": "type", "mapping": mapping},
         }
@@ -129,7 +130,7 @@ class Operation:
         return () if self.stream is None else get_args(self.stream) or (self.stream,)
 
     def _content(self) -> dict[str, Schema]:
-        """Return the content of a successful response by media type."""
+        """Return the content of a successful response, keyed by media type."""
         if isinstance(self.response, str):
             schema = {"type": "string"}
             is_text = self.response.startswith("text/")
@@ -142,7 +143,7 @@ class Operation:
 
 
 def build_document(app: FastAPI, routers: Iterable[APIRouter], *, needs_key: Callable[[str], bool]) -> Schema:
-    """Build the OpenAPI document of an app that includes these routers.
+    """Build the OpenAPI document for an app that includes these routers.
 
     ``needs_key`` returns whether requests to a path require an API key.
     """

@@ -41,7 +41,7 @@ _RESET = "Time until the limit is fully reset, for example 350ms, 6s or 1m30s."
 _DURATION = r"^(\d+ms|\d+s|\d+m\d+s)$"
 _REQUEST_ID = r"^[A-Za-z0-9_-]{1,64}$"
 
-# Response headers by name.
+# Response headers, keyed by name.
 HEADERS: Mapping[str, Schema] = {
     "x-request-id": _text(
         "Request ID, as shown in server logs and error messages.",
@@ -49,20 +49,21 @@ HEADERS: Mapping[str, Schema] = {
         pattern=_REQUEST_ID,
     ),
     "retry-after": _number(
-        "Number of seconds to wait before a retry. Only sent if a retry can succeed.", 2, maximum=_MAX_WAIT_S
+        "Number of seconds to wait before retrying. Only sent if a retry can succeed.", 2, maximum=_MAX_WAIT_S
     ),
     "retry-after-ms": _number(
-        "Number of milliseconds to wait before a retry.", 1500, maximum=_MAX_WAIT_S * 1000
+        "Number of milliseconds to wait before retrying.", 1500, maximum=_MAX_WAIT_S * 1000
     ),
     "x-should-retry": _text(
-        "Whether retrying the same request can succeed. Omitted if the status code already implies it.",
+        "Whether a retry of the same request can succeed. Omitted if the status code already makes this "
+        "clear.",
         "false",
         enum=["true", "false"],
     ),
     "www-authenticate": _text("Authentication scheme for API keys.", "Bearer", enum=["Bearer"]),
     "x-queue-position": _number(
-        "Number of requests that were ahead in the queue when this request arrived. Omitted if the request "
-        "joined a response that was already being generated.",
+        "Number of requests that were ahead of this one in the queue when it arrived. Omitted if the "
+        "response was already being generated for an earlier request.",
         3,
     ),
     "x-queue-estimate-s": _number(
@@ -73,13 +74,17 @@ HEADERS: Mapping[str, Schema] = {
     "x-ratelimit-limit-requests": _number(
         "Maximum number of requests per minute for this API key. Omitted if unlimited.", 60
     ),
-    "x-ratelimit-remaining-requests": _number("Number of requests left before the limit is reached.", 59),
+    "x-ratelimit-remaining-requests": _number(
+        "Number of requests that can still be sent before the limit is reached.", 59
+    ),
     "x-ratelimit-reset-requests": _text(_RESET, "1s", pattern=_DURATION),
     "x-ratelimit-limit-tokens": _number(
         "Maximum number of prompt and output tokens per minute for this API key. Omitted if unlimited.",
         100_000,
     ),
-    "x-ratelimit-remaining-tokens": _number("Number of tokens left before the limit is reached.", 99_400),
+    "x-ratelimit-remaining-tokens": _number(
+        "Number of tokens that can still be used before the limit is reached.", 99_400
+    ),
     "x-ratelimit-reset-tokens": _text(_RESET, "360ms", pattern=_DURATION),
     "cache-control": _text(
         "Sent with streams. Prevents proxies from caching or transforming the response.",
@@ -97,11 +102,11 @@ HEADERS: Mapping[str, Schema] = {
     ),
 }
 
-# Request headers by name, except for the API key and Content-Type.
+# Request headers, keyed by name, except for the API key and Content-Type.
 _REQUEST_HEADERS: Mapping[str, Schema] = {
     "X-Request-Id": _text(
-        "Request ID for logs and error messages: up to 64 letters, digits, underscores and hyphens. An "
-        "invalid ID is replaced.",
+        "Request ID for logs and error messages: up to 64 letters, digits, underscores and hyphens. The "
+        "server replaces an invalid ID.",
         "my-request-1",
         pattern=_REQUEST_ID,
     ),
@@ -112,14 +117,14 @@ _REQUEST_HEADERS: Mapping[str, Schema] = {
     ),
     "Idempotency-Key": _text(
         "1 to 255 visible ASCII characters, such as a UUID. A retry with the same key returns the same "
-        "response instead of generating a new one. Generation continues after a disconnect, and the response "
-        "can be read for five minutes afterwards.",
+        "response instead of generating a new one. Generation continues even if the client disconnects. The "
+        "response can be read until five minutes after its generation ends.",
         "0b9c2f4e-6f1d-4a57-9f0e-3f1c09a2b44d",
         pattern="^[!-~]{1,255}$",
     ),
     "Last-Event-ID": _text(
-        "ID of the last complete event received: {id}:{number of tokens so far}. Overridden by "
-        "starting_after.",
+        "ID of the last event that was received in full, in the form {id}:{number of tokens so far}. "
+        "Overridden by starting_after.",
         "chatcmpl-3f1c09a2b44de8715a7c61f02b9d10ee:12",
         pattern="^.{1,128}:[0-9]{1,9}$",
     ),

@@ -25,7 +25,7 @@ def ref(name: str) -> Schema:
 
 @cache  # shared by all apps in a process
 def component_schemas(models: tuple[Model, ...]) -> Mapping[str, Schema]:
-    """Return the schemas of the models and of all models they contain, by name.
+    """Return the schemas of these models and of all nested models, keyed by name.
 
     Raises ValueError if two different models have the same name.
     """
@@ -68,7 +68,7 @@ def _response_schemas(models: Sequence[type[ResponseModel]]) -> dict[str, Schema
 
 
 def _examples(schema: Schema, schemas: Mapping[str, Schema]) -> list[Any]:
-    """Return a list with the example implied by a schema, or an empty list if any value is allowed."""
+    """Return a list with the example that a schema implies, or an empty list if the schema implies none."""
     if "examples" in schema:
         return list(schema["examples"][:1])
     if "$ref" in schema:

@@ -1,4 +1,4 @@
-"""Server-sent events of a streamed response. The SSE event name is the value of the ``type`` field."""
+"""Server-sent events of a streamed response. The name of each event is the value of its ``type`` field."""
 
 from __future__ import annotations
 
@@ -29,11 +29,14 @@ __all__ = [
 
 # Assigned when the event is emitted.
 SequenceNumber = Annotated[
-    Count, doc("Sequence number of the event, starting at 0. Can be used as starting_after.", 4)
+    Count,
+    doc(
+        "Sequence number of the event, starting at 0. Can be sent as starting_after to resume the stream.", 4
+    ),
 ]
 OutputIndex = Annotated[Count, doc("Index of the item in the output, starting at 0.", 0)]
 ItemId = Annotated[str, doc("ID of the item.", "msg_3f1c09a2b44de8715a7c61f02b9d10ee_0")]
-ContentIndex = Annotated[Literal[0], doc("Always 0. A message has one content part.")]
+ContentIndex = Annotated[Literal[0], doc("Always 0. A message always consists of one content part.")]
 StatusEventType = Literal[
     "response.created",
     "response.in_progress",
@@ -45,10 +48,10 @@ PartEventType = Literal["response.content_part.added", "response.content_part.do
 
 
 class ResponseStatusEvent(ResponseModel, kw_only=True):
-    """A change in the status of the response. The last three types end the stream."""
+    """A change in the status of the response. Events of the last three types end the stream."""
 
     type: Annotated[
-        StatusEventType, doc("Type of the event, which includes the new status.", "response.created")
+        StatusEventType, doc("Type of the event, which ends with the new status.", "response.created")
     ]
     sequence_number: SequenceNumber = 0
     response: Annotated[Response, doc("The response at the time of the event.")]
@@ -67,7 +70,7 @@ class OutputItemEvent(ResponseModel, kw_only=True):
 
 
 class ContentPartEvent(ResponseModel, kw_only=True):
-    """The start or end of the content part of a message."""
+    """The start or end of a message's content part."""
 
     type: Annotated[PartEventType, doc("Whether the content part was added or is done.")]
     sequence_number: SequenceNumber = 0
@@ -113,7 +116,7 @@ class ArgumentsDelta(ResponseModel, kw_only=True):
     output_index: OutputIndex
     item_id: ItemId
     delta: Annotated[
-        str, doc("Next part of the arguments. The concatenated parts form a JSON object.", '{"city":')
+        str, doc("Next part of the arguments. Concatenate all parts to get a JSON object.", '{"city":')
     ]
 
 
@@ -125,7 +128,7 @@ class ArgumentsDone(ResponseModel, kw_only=True):
     output_index: OutputIndex
     item_id: ItemId
     name: Annotated[str, doc("Name of the function.", "get_weather")]
-    arguments: Annotated[str, doc("The complete JSON-encoded arguments.", '{"city":"Paris"}')]
+    arguments: Annotated[str, doc("The complete arguments, JSON-encoded.", '{"city":"Paris"}')]
 
 
 ResponseEvent = (

@@ -20,7 +20,7 @@ class InputText(RequestModel):
     """A text part."""
 
     type: Literal["input_text", "output_text"] = Field(
-        description='"input_text" for input, or "output_text" for text from an earlier output.'
+        description='"input_text" for input, "output_text" for text that the model generated earlier.'
     )
     text: str = Field(description="Plain text.", examples=["What is in the image?"])
 
@@ -30,7 +30,7 @@ class InputImage(RequestModel):
 
     type: Literal["input_image"] = Field(description="input_image")
     image_url: str = Field(
-        description="Image as a data URL: data:image/png;base64,...",
+        description="The image as a data URL: data:image/png;base64,...",
         examples=["data:image/png;base64,iVBO..."],
     )
     detail: Literal["auto", "low", "high"] | None = Field(
@@ -51,7 +51,7 @@ class MessageItem(RequestModel):
     type: Literal["message"] = Field("message", description='Must be "message". Can be omitted.')
     role: Literal["user", "assistant", "system", "developer"] = Field(description="Role of the author.")
     content: InputContent = Field(
-        description="A string, or a list of content parts in reading order.", examples=["Hi"]
+        description="A string, or an ordered list of content parts.", examples=["Hi"]
     )
     id: str | None = Field(None, description="Accepted, but ignored.", examples=["msg_1"])
     status: str | None = _STATUS
@@ -62,7 +62,9 @@ class CallItem(RequestModel):
     """A function call from an earlier output."""
 
     type: Literal["function_call"] = Field(description="function_call")
-    call_id: CallId = Field(description="ID of the call in the earlier output.", examples=["call_1"])
+    call_id: CallId = Field(
+        description="ID of the call. Use it as call_id in the function_call_output item.", examples=["call_1"]
+    )
     name: FunctionName = Field(description="Name of the function.", examples=["get_weather"])
     arguments: str = Field(description="JSON-encoded arguments.", examples=['{"city": "Paris"}'])
     id: str | None = Field(None, description="Accepted, but ignored.", examples=["msg_1"])
@@ -73,8 +75,10 @@ class ResultItem(RequestModel):
     """The result of a function call."""
 
     type: Literal["function_call_output"] = Field(description="function_call_output")
-    call_id: CallId = Field(description="ID of the function call.", examples=["call_1"])
-    output: InputContent = Field(description="Text output of the function.", examples=["18 degrees"])
+    call_id: CallId = Field(
+        description="ID of the function call that produced this result.", examples=["call_1"]
+    )
+    output: InputContent = Field(description="Output of the function, as text.", examples=["18 degrees"])
     id: str | None = Field(None, description="Accepted, but ignored.", examples=["msg_1"])
     status: str | None = _STATUS
 

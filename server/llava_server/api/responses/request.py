@@ -19,11 +19,11 @@ __all__ = ["ResponseRequest", "ResponseTool"]
 _LOGPROBS = "message.output_text.logprobs"
 _MAX_TOOLS = 128
 _NOT_STORED = "Conversations are not stored. Send the whole conversation as input."
-_TEXT_ONLY = "The model accepts text and images, and generates only text."
+_TEXT_ONLY = "The model accepts text and images, but generates only text."
 
 
 class ResponseTool(RequestModel):
-    """A function that the model can call. The client runs it."""
+    """A function that the model can call and the client runs."""
 
     type: Literal["function"] = Field(description='Must be "function".')
     name: FunctionName = Field(
@@ -33,7 +33,7 @@ class ResponseTool(RequestModel):
     description: str | None = Field(
         None,
         max_length=4096,
-        description="Describes to the model what the function does. At most 4096 characters.",
+        description="Describes what the function does. Included in the prompt. At most 4096 characters.",
         examples=["Get the current weather in a city."],
     )
     parameters: Schema | None = Field(
@@ -42,14 +42,14 @@ class ResponseTool(RequestModel):
         examples=[{"type": "object"}],
     )
     strict: bool | None = Field(
-        None, description="Accepted for compatibility. Calls always conform to the schema."
+        None, description="Accepted for compatibility, but ignored. Calls always conform to the schema."
     )
 
 
 class ResponseTextFormat(RequestModel):
     """The format of the text output."""
 
-    type: Literal["text", "json_object", "json_schema"] = Field(description="Type of the output format.")
+    type: Literal["text", "json_object", "json_schema"] = Field(description="Type of output.")
     name: str | None = Field(
         None,
         description="Name of the schema: up to 64 letters, digits, underscores and hyphens.",
@@ -63,11 +63,11 @@ class ResponseTextFormat(RequestModel):
     )
     description: str | None = Field(
         None,
-        description="Accepted, but not included in the prompt.",
+        description="Accepted for compatibility, but not included in the prompt.",
         examples=["The contents of the image."],
     )
     strict: bool | None = Field(
-        None, description="Accepted for compatibility. The output always conforms to the schema."
+        None, description="Accepted for compatibility, but ignored. The output always conforms to the schema."
     )
 
 
@@ -75,10 +75,10 @@ class TextOptions(RequestModel):
     """Options for the text output."""
 
     format: ResponseTextFormat | None = Field(
-        None, description="Format of the output: free text (default) or JSON, optionally with a schema."
+        None, description="Output format: plain text (default) or JSON, optionally with a schema."
     )
     verbosity: Literal["medium"] | None = Field(
-        None, description='Must be "medium". Ask for a short or long response in the input.'
+        None, description='Must be "medium". To get a shorter or longer response, ask for it in the input.'
     )
 
 
@@ -86,7 +86,7 @@ class ResponseStreamOptions(RequestModel):
     """Options for streaming."""
 
     include_obfuscation: bool | None = Field(
-        None, description="Accepted for compatibility, but obfuscation is never added."
+        None, description="Accepted for compatibility, but the server never adds obfuscation."
     )
 
 
@@ -100,12 +100,13 @@ class ResponseRequest(RequestModel):
         examples=["tiny-llava"],
     )
     input: Input = Field(
-        description="A string, or a list of items that contains the conversation so far, oldest first.",
+        description="A string, or a list of items that make up the conversation so far, with the oldest "
+        "item first.",
         examples=["What can you do?"],
     )
     instructions: str | None = Field(
         None,
-        description="System prompt, inserted as a system message before the input.",
+        description="System prompt. It is inserted as a system message before the input.",
         examples=["Answer in one word."],
     )
     max_output_tokens: int | None = Field(
@@ -135,14 +136,15 @@ class ResponseRequest(RequestModel):
         None,
         ge=0,
         le=20,
-        description="Number of most likely tokens to return per position. Only allowed if include contains "
-        "message.output_text.logprobs.",
+        description="Number of most likely tokens to return at each position. Only allowed if include "
+        "contains message.output_text.logprobs.",
         examples=[3],
     )
     include: list[str] | None = Field(
         None,
         max_length=16,
-        description="Additional output to include. Only message.output_text.logprobs is supported.",
+        description="Additional data to include in the response. Only message.output_text.logprobs is "
+        "supported.",
         examples=[["message.output_text.logprobs"]],
     )
     stream: bool | None = Field(
@@ -161,7 +163,7 @@ class ResponseRequest(RequestModel):
     tool_choice: Any = Field(
         None,
         description='"auto" (default), "none", "required", a function in the form {type, name}, or a subset '
-        'of the tools in the form {type, mode, tools} with type "allowed_tools".',
+        'of the tools in the form {type, mode, tools} with the type "allowed_tools".',
         examples=["auto"],
     )
     parallel_tool_calls: bool | None = Field(
@@ -174,39 +176,45 @@ class ResponseRequest(RequestModel):
     )
     metadata: Metadata | None = Field(
         None,
-        description="Up to 16 key-value pairs, with keys of up to 64 and values of up to 512 characters. "
-        "Returned with the response.",
+        description="Up to 16 key-value pairs, which are returned with the response. Keys can be up to 64 "
+        "characters long, values up to 512 characters.",
         examples=[{"run": "7"}],
     )
     user: Hint | None = Field(
-        None, description="Accepted for compatibility, at most 1024 characters.", examples=["user-7"]
+        None,
+        description="Accepted for compatibility, but ignored. At most 1024 characters.",
+        examples=["user-7"],
     )
     safety_identifier: Hint | None = Field(
-        None, description="Accepted for compatibility, at most 1024 characters.", examples=["user-7"]
+        None,
+        description="Accepted for compatibility, but ignored. At most 1024 characters.",
+        examples=["user-7"],
     )
     prompt_cache_key: Hint | None = Field(
-        None, description="Accepted for compatibility, at most 1024 characters.", examples=["album-3"]
+        None,
+        description="Accepted for compatibility, but ignored. At most 1024 characters.",
+        examples=["album-3"],
     )
     prompt_cache_retention: Literal["in_memory", "24h"] | None = Field(
         None, description="Accepted for compatibility."
     )
     store: bool | None = Field(
         None,
-        description="Whether the response can be read with GET /v1/responses/{id} while it is being "
+        description="Whether the response can be retrieved with GET /v1/responses/{id} while it is being "
         "generated and for five minutes afterwards. Defaults to true.",
         examples=[True],
     )
     background: bool | None = Field(
         None,
-        description="Whether to return a queued response immediately and generate it in the background, even "
-        "if no client reads it. Not allowed if store is false.",
+        description='Whether to return a response with the status "queued" immediately and generate its '
+        "output in the background, even if no client reads it. Not allowed if store is false.",
         examples=[True],
     )
     previous_response_id: Annotated[Any, Unsupported(_NOT_STORED)] = None
     conversation: Annotated[Any, Unsupported(_NOT_STORED)] = None
     background_options: Annotated[Any, Unsupported("Omit it.", ({},))] = None
     max_tool_calls: Annotated[
-        Any, Unsupported("It limits calls to server tools, and this server has none.")
+        Any, Unsupported("It limits calls to server tools, which this server does not provide.")
     ] = None
     prompt: Annotated[Any, Unsupported("Prompt templates are not stored. Send the text as input.")] = None
     reasoning: Annotated[Any, Unsupported("This model has no reasoning mode.", ({}, {"effort": "none"}))] = (
@@ -237,7 +245,10 @@ class ResponseRequest(RequestModel):
 
     @property
     def num_logprobs(self) -> int | None:
-        """Number of top tokens to return per position, or None if log probabilities are not requested."""
+        """Number of most likely tokens to return at each position.
+
+        None if log probabilities are not requested.
+        """
         return (self.top_logprobs or 0) if _LOGPROBS in (self.include or ()) else None
 
     @model_validator(mode="after")
@@ -247,7 +258,8 @@ class ResponseRequest(RequestModel):
         if self.background and self.store is False:
             raise invalid_value(
                 "background",
-                "background is not allowed if store is false, because the response could not be read.",
+                "background is not allowed if store is false, because the response could not be retrieved "
+                "later.",
             )
         if self.top_logprobs and self.num_logprobs is None:
             raise invalid_value(

@@ -1,4 +1,4 @@
-"""Response objects of the Responses API, complete or in progress, and the items of their output."""
+"""Response objects of the Responses API, either complete or in progress, and their output items."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ class OutputText(ResponseModel, kw_only=True):
     text: Annotated[str, doc("The text generated so far.", "A red circle.")]
     annotations: Annotated[list[str], doc("Always empty. Citations are not supported.", [], max_length=0)]
     logprobs: Annotated[
-        list[TokenLogprob], doc("Log probabilities of the tokens so far. Empty if not requested.", [])
+        list[TokenLogprob],
+        doc("Log probabilities of the tokens generated so far. Empty if not requested.", []),
     ]
 
 
@@ -68,12 +69,16 @@ class OutputMessage(ResponseModel, kw_only=True, tag_field="type", tag="message"
     role: Literal["assistant"] = "assistant"
     content: Annotated[
         list[OutputText],
-        doc("Text of the message. Empty when the item is added.", [TEXT_EXAMPLE], max_length=1),
+        doc(
+            "Text of the message. The list is empty in the event that adds the item.",
+            [TEXT_EXAMPLE],
+            max_length=1,
+        ),
     ]
 
 
 class OutputFunctionCall(ResponseModel, kw_only=True, tag_field="type", tag="function_call"):
-    """A function call for the client to run."""
+    """A function call that the client must run."""
 
     id: Annotated[str, doc("ID of the item.", f"fc_{_NUMBER}_0")]
     name: Annotated[str, doc("Name of a function from the request.", "get_weather")]
@@ -81,7 +86,8 @@ class OutputFunctionCall(ResponseModel, kw_only=True, tag_field="type", tag="fun
     arguments: Annotated[
         str,
         doc(
-            "JSON object that conforms to the function's schema, or the part of it generated so far.",
+            "Arguments generated so far. Once complete, they are a JSON object that conforms to the "
+            "function's schema.",
             '{"city":"Paris"}',
         ),
     ]
@@ -98,7 +104,7 @@ OutputItem = OutputMessage | OutputFunctionCall
 
 
 class ResponseError(ResponseModel, kw_only=True):
-    """The reason why a response failed."""
+    """Why a response failed."""
 
     code: Literal["server_error"] = "server_error"
     message: Annotated[
@@ -107,7 +113,7 @@ class ResponseError(ResponseModel, kw_only=True):
 
 
 class IncompleteDetails(ResponseModel):
-    """The reason why a response is incomplete."""
+    """Why a response is incomplete."""
 
     reason: Annotated[
         Literal["max_output_tokens"],
@@ -145,7 +151,7 @@ class EchoedTool(ResponseModel, kw_only=True):
 
     parameters: Annotated[
         dict[str, Any] | None,
-        doc("JSON schema of the arguments, or null if the request contains none.", {"type": "object"}),
+        doc("JSON schema of the arguments. Null if the request does not contain one.", {"type": "object"}),
     ] = None
     strict: Annotated[bool | None, doc("Value from the request. Calls always conform to the schema.")] = None
     type: Literal["function"] = "function"
@@ -158,9 +164,7 @@ class EchoedTool(ResponseModel, kw_only=True):
 class EchoedFormat(ResponseModel, rename={"schema_": "schema"}):
     """The text output format from the request."""
 
-    type: Annotated[
-        Literal["text", "json_object", "json_schema"], doc("Type of the output format.", "text")
-    ] = "text"
+    type: Annotated[Literal["text", "json_object", "json_schema"], doc("Type of output.", "text")] = "text"
     name: Annotated[str | UnsetType, doc("Name of the schema.", "scene")] = UNSET
     schema_: Annotated[dict[str, Any] | UnsetType, doc("The JSON schema.", {"type": "object"})] = UNSET
     description: Annotated[str | UnsetType, doc("Value from the request.", "The contents of the image.")] = (
@@ -172,7 +176,7 @@ class EchoedFormat(ResponseModel, rename={"schema_": "schema"}):
 class EchoedText(ResponseModel):
     """The text output options from the request."""
 
-    format: Annotated[EchoedFormat, doc("Format of the output: free text or JSON, optionally with a schema.")]
+    format: Annotated[EchoedFormat, doc("Output format: plain text or JSON, optionally with a schema.")]
     verbosity: Annotated[Literal["medium"] | UnsetType, doc("Value from the request.", "medium")] = UNSET
 
 
@@ -184,47 +188,48 @@ class EchoedReasoning(ResponseModel):
 
 
 class ResponseEcho(ResponseModel, kw_only=True):
-    """Response fields derived from the request. They are stored with the job (``Job.note``)."""
+    """Response fields that are derived from the request. They are stored with the job (``Job.note``)."""
 
     model: Annotated[str, doc("Model that generates the response.", "tiny-llava")]
-    error: Annotated[
-        ResponseError | None, doc("The reason why the response failed, or null if it did not.", None)
-    ] = None
+    error: Annotated[ResponseError | None, doc("Why the response failed. Null if it did not.", None)] = None
     incomplete_details: Annotated[
         IncompleteDetails | None,
-        doc("The reason why the response is incomplete, or null if it is not.", None),
+        doc("Why the response is incomplete. Null if it is not.", None),
     ] = None
     background: Annotated[bool, doc("Whether the response is generated even if no client reads it.")]
     instructions: Annotated[str | None, doc("Value from the request.", "Answer in one word.")]
     max_output_tokens: Annotated[
         Count | None,
-        doc("Maximum number of output tokens, or null if limited only by the context length.", 128),
+        doc("Maximum number of output tokens. Null if limited only by the context length.", 128),
     ]
     metadata: Annotated[
-        dict[str, str], doc("Metadata from the request. Empty if none was sent.", {"run": "7"})
+        dict[str, str], doc("Metadata from the request. Empty if the request contained none.", {"run": "7"})
     ]
     parallel_tool_calls: Annotated[bool, doc("Whether the output may contain multiple calls.")]
     previous_response_id: Annotated[None, doc("Always null. Conversations are not stored.")] = None
     reasoning: Annotated[EchoedReasoning, doc("Reasoning options. Reasoning is not supported.")]
     service_tier: Annotated[ServiceTier, doc("Scheduling tier of the request.", "default")]
-    store: Annotated[bool, doc("Whether the response is stored and can be read later.")]
+    store: Annotated[bool, doc("Whether the response is stored and can be retrieved later.")]
     temperature: Annotated[Temperature, doc("Sampling temperature.", 1)]
     text: Annotated[EchoedText, doc("Options for the text output.")]
     tool_choice: Annotated[
         Literal["auto", "none", "required"] | dict[str, Any],
         doc(
-            "Value from the request: a mode, or an object that names one function or a subset of the tools.",
+            "Value from the request: a mode, or an object that specifies one function or a subset of the "
+            "tools.",
             "auto",
         ),
     ]
     tools: Annotated[list[EchoedTool], doc("Functions that the model may call.", [], max_length=128)]
-    top_logprobs: Annotated[int, doc("Number of most likely tokens returned per position.", 0, ge=0, le=20)]
-    top_p: Annotated[TopP, doc("Cumulative probability of the tokens to sample from.", 1)]
+    top_logprobs: Annotated[
+        int, doc("Number of most likely tokens returned at each position.", 0, ge=0, le=20)
+    ]
+    top_p: Annotated[TopP, doc("Cumulative probability of the tokens considered for sampling.", 1)]
     truncation: Annotated[Literal["disabled"], doc('Always "disabled". The input is never truncated.')] = (
         "disabled"
     )
     usage: Annotated[
-        ResponseUsage | None, doc('Token usage, or null unless the status is "completed" or "incomplete".')
+        ResponseUsage | None, doc('Token usage. Null unless the status is "completed" or "incomplete".')
     ] = None
     user: Annotated[str | None, doc("Value from the request.", "user-7")]
 
@@ -243,7 +248,7 @@ class Response(ResponseEcho, kw_only=True):
     ]
     output: Annotated[
         list[OutputItem],
-        doc("Generated messages and function calls so far, in output order.", [MESSAGE_EXAMPLE]),
+        doc("Messages and function calls generated so far, in output order.", [MESSAGE_EXAMPLE]),
     ]
 
 

@@ -1,7 +1,8 @@
 """/v1/responses: OpenAI's Responses API. Requests are converted to chat requests.
 
-A stored response can be read from any controller with the API key that requested it, while it is being
-generated and for five minutes afterwards. A background response is generated even if no client reads it.
+A stored response can be retrieved from any controller with the API key that requested it, both while it is
+being generated and for five minutes afterwards. A background response is generated even if no client reads
+it.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ async def create_response(request: Request) -> Response:
 
 
 async def _start(handler: RequestHandler) -> tuple[bool, ResponsesSerializer, Generation | None]:
-    """Return whether to stream, the serializer, and the generation (None for a queued background job)."""
+    """Return whether to stream, the serializer, and the generation (None if queued in the background)."""
     with handler.body() as raw:
         request, chat = await handler.parse(raw, parse_response_request)
         job_set = await handler.build_jobs(chat)
@@ -97,8 +98,8 @@ async def read_response(
     stream: Annotated[
         str,
         Query(
-            description='Whether to stream the events from the start ("true") or return the current response '
-            '("false").',
+            description='Whether to stream all events from the start ("true") or return the response in its '
+            'current state ("false").',
             examples=["true"],
         ),
     ] = "false",
@@ -107,12 +108,15 @@ async def read_response(
         Query(
             ge=0,
             le=MAX_START,
-            description='sequence_number of the last event received. Only used if stream is "true".',
+            description="The sequence_number of the last event that the client received. Only used if "
+            'stream is "true".',
             examples=[4],
         ),
     ] = None,
 ) -> Response:
-    """Returns the response generated so far. A new stream disconnects any client of an earlier one."""
+    """Returns the response generated so far. Only one client can stream it: a new stream ends the previous
+    one.
+    """
     handler = RequestHandler(request)
     is_stream = stream == "true"
     job = await _snapshot(handler, response_id, has_events=not is_stream)
@@ -129,7 +133,7 @@ async def read_response(
 @router.post("/v1/responses/{response_id}/cancel", summary="Cancel a response")
 @Operation("The response", response.Response, statuses=(400, 401, 404, 503))
 async def cancel_response(request: Request, response_id: ResponseId) -> Response:
-    """Returns the cancelled response. A response that has already ended is not changed."""
+    """Returns the cancelled response. A response that has already ended remains unchanged."""
     handler = RequestHandler(request)
     job_id = (await _snapshot(handler, response_id, has_events=False)).outline.job_id
     await handler.services.controller.cancel(job_id, handler.tenant)
@@ -139,7 +143,7 @@ async def cancel_response(request: Request, response_id: ResponseId) -> Response
 @router.delete("/v1/responses/{response_id}", summary="Delete a response")
 @Operation("The deleted response", DeletedResponse, statuses=(400, 401, 404, 503))
 async def delete_response(request: Request, response_id: ResponseId) -> Response:
-    """The response can no longer be read afterwards. If it is in progress, it is cancelled first."""
+    """Deletes the response permanently. A response in progress is cancelled first."""
     handler = RequestHandler(request)
     await handler.delete((await _snapshot(handler, response_id, has_events=False)).outline.job_id)
     return JSONResponse(DeletedResponse(response_id))
@@ -151,7 +155,7 @@ async def _snapshot(handler: RequestHandler, response_id: str, *, has_events: bo
     if number == response_id:
         raise response_not_found()
     job = await handler.snapshot(f"chatcmpl-{number}", has_events=has_events)
-    if not job.outline.note:  # a chat completion, or a response with store false
+    if not job.outline.note:  # a chat completion, or a response with ``store`` set to false
         raise response_not_found()
     return job
 

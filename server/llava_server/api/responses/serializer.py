@@ -1,4 +1,4 @@
-"""Serialize job events as a response in the format of OpenAI's Responses API.
+"""Serialization of job events as a response in the format of OpenAI's Responses API.
 
 response.created, response.in_progress
   response.output_item.added
@@ -56,10 +56,13 @@ __all__ = ["ResponsesSerializer", "with_note"]
 
 
 class ResponsesSerializer:
-    """Serializer for one response, which has one choice. Streams end with the complete response."""
+    """Serializer for one response, which has exactly one choice. Streams end with the complete response."""
 
     def __init__(self, job: Job, *, created_at: float | None = None, starting_after: int = -1) -> None:
-        """Create a serializer for a job from ``with_note`` that skips events up to ``starting_after``."""
+        """Create a serializer for a job returned by ``with_note``.
+
+        The serializer skips all events up to and including ``starting_after``.
+        """
         echo = msgspec.json.decode(job.note, type=ResponseEcho)
         self._job = job
         self._response = Response(
@@ -98,7 +101,7 @@ class ResponsesSerializer:
         return self._take()
 
     def end(self) -> bytes:
-        """Return no bytes. The job's last event has already completed the response."""
+        """Return no bytes, because the job's last event has already ended the response."""
         return b""
 
     def error(self, error: ApiError, request_id: str | None) -> bytes:  # noqa: ARG002
@@ -116,7 +119,7 @@ class ResponsesSerializer:
         return self._response
 
     def snapshot(self, state: str, job_events: Sequence[Event]) -> Response:
-        """Return the response after these job events. ``state`` is the state of the job in the queue."""
+        """Return the response as of these job events. ``state`` is the state of the job in the queue."""
         for event in job_events:
             self.event(0, event, None)
         final = job_events[-1].final if job_events else None
@@ -129,7 +132,7 @@ class ResponsesSerializer:
         return self._response
 
     def _grow(self, delta: OutputDelta, logprobs: list[TokenLogprob]) -> None:
-        """Append to the current item, or close it and open a new one."""
+        """Append the delta to the current item, or close that item and open a new one."""
         if isinstance(delta, TextDelta):
             message = self._message or self._open_message()
             [part] = message.content
@@ -240,7 +243,7 @@ class ResponsesSerializer:
         self._emit(events.ResponseStatusEvent(type=event_type, response=self._response))
 
     def _emit(self, event: events.ResponseEvent) -> None:
-        """Assign an event its number and encode it immediately, because its contents change later."""
+        """Assign the event's sequence number and encode the event now, because its contents change later."""
         event.sequence_number = self._num_events
         self._num_events += 1
         if event.sequence_number > self._starting_after:
@@ -260,7 +263,7 @@ class ResponsesSerializer:
 
 
 def with_note(job: Job, request: ResponseRequest) -> Job:
-    """Return the job with a note that contains the response fields copied from the request."""
+    """Return a copy of the job whose note contains the response fields that are derived from the request."""
     echo = msgspec.to_builtins(_echo(request, job))
     note = json.dumps(echo, separators=(",", ":"))
     return msgspec.structs.replace(job, note=note, is_background=bool(request.background))

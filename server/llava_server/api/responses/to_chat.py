@@ -16,7 +16,7 @@ _NAMES = {"messages": "input", "max_completion_tokens": "max_output_tokens", "re
 
 
 def parse_response_request(raw: bytes) -> tuple[ResponseRequest, ChatRequest]:
-    """Parse a request. Raises ApiError with the field, its value and the allowed values."""
+    """Parse a request. Raises ApiError, which names the field and its allowed values."""
     request = parse_request(ResponseRequest, raw)
     fields = {
         "model": request.model,
@@ -52,7 +52,7 @@ def _messages(request: ResponseRequest) -> list[dict[str, Any]]:
 
 
 def _add_message(messages: list[dict[str, Any]], item: MessageItem) -> None:
-    """Add a message. A system message directly after the instructions is merged with them."""
+    """Add a message. A system message that directly follows the instructions is merged with them."""
     role = "system" if item.role == "developer" else item.role
     is_second = role == "system" and [message["role"] for message in messages] == ["system"]
     if is_second and isinstance(item.content, str):
@@ -62,7 +62,7 @@ def _add_message(messages: list[dict[str, Any]], item: MessageItem) -> None:
 
 
 def _add_call(messages: list[dict[str, Any]], item: CallItem) -> None:
-    """Add a function call. Consecutive calls and the text before them form one message."""
+    """Add a function call. Consecutive calls and the text that precedes them are merged into one message."""
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": None})
     function = {"name": item.name, "arguments": item.arguments}

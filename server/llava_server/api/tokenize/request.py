@@ -38,8 +38,8 @@ class TokenizeRequest(RequestModel, ToolFields):
         None,
         min_length=1,
         max_length=_MAX_MESSAGES,
-        description="Conversation to tokenize instead of text. The chat template is applied, and image "
-        "tokens are included.",
+        description="Conversation to tokenize, as an alternative to prompt. The chat template is applied, "
+        "and the result includes image tokens.",
         examples=[[{"role": "user", "content": "What can you do?"}]],
     )
     continue_final_message: bool | None = Field(
@@ -52,15 +52,15 @@ class TokenizeRequest(RequestModel, ToolFields):
     return_token_strs: Annotated[Any, Unsupported("Send tokens to /detokenize one at a time.", (False,))] = (
         None
     )
-    chat_template: Annotated[Any, Unsupported("The served model determines the template.")] = None
-    chat_template_kwargs: Annotated[Any, Unsupported("The served model determines the template.", ({},))] = (
-        None
-    )
+    chat_template: Annotated[Any, Unsupported("The server always uses the model's own chat template.")] = None
+    chat_template_kwargs: Annotated[
+        Any, Unsupported("The server always uses the model's own chat template.", ({},))
+    ] = None
 
     @model_validator(mode="after")
     def _check_prompt_or_messages(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
-            raise invalid_value("prompt", "Either prompt or messages is required, but not both.")
+            raise invalid_value("prompt", "Set either prompt or messages, but not both.")
         return self
 
 

@@ -10,7 +10,7 @@ __all__ = ["Detokenized", "Tokenized"]
 
 
 class Tokenized(ResponseModel):
-    """The tokens of a text or conversation."""
+    """The token IDs of a text or conversation."""
 
     count: Annotated[Count, doc("Number of tokens.", 3)]
     max_model_len: Annotated[
@@ -24,6 +24,6 @@ class Tokenized(ResponseModel):
 
 
 class Detokenized(ResponseModel):
-    """The text of a token sequence."""
+    """The text that a token sequence represents."""
 
     prompt: Annotated[str, doc("The text.", "Hello.")]

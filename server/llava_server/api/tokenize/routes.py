@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize. A worker's tokenizer handles the requests, without the engine."""
+"""POST /tokenize and /detokenize. A worker handles these requests with its tokenizer, without the engine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ router = APIRouter(tags=["tokens"])
 @router.post("/tokenize", summary="Tokenize text or a conversation")
 @Operation("The tokens", Tokenized, request=TokenizeRequest)
 async def tokenize(request: Request) -> Response:
-    """The prompt contains one image token for each position that an image occupies."""
+    """Each image is represented by one image token for each position that it occupies in the prompt."""
     return await cancel_on_disconnect(request.receive, _tokenize(RequestHandler(request)))
 
 
@@ -87,7 +87,7 @@ async def _raw_job_set(
 
 
 def _without_output(job_set: JobSet) -> JobSet:
-    """Convert the first job to a job that only tokenizes its prompt."""
+    """Return a job set with a single job that only tokenizes the prompt of the first job."""
     job: Job = job_set.jobs[0]
     sampling = replace(job.sampling, grammar=None, max_tokens=1)
     job = replace(job, job_id=new_job_id("tok"), sampling=sampling, task="tokenize")

@@ -4,7 +4,7 @@
     <tool_call>{"name": "f",         ->  ToolCallStart(0, "f")
     "arguments": {...}}</tool_call>  ->  ToolCallDelta(0, piece) ...
 
-The grammar restricts an output to either text or calls in this format. Parts of the arguments are
+The grammar ensures that an output contains either text or calls in this format. Parts of the arguments are
 returned as soon as they arrive. The end of the arguments is found by counting brackets outside strings.
 """
 
@@ -47,7 +47,7 @@ class ToolCallStart(msgspec.Struct, frozen=True):
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True):
-    """A part of the JSON arguments of call ``index``."""
+    """A part of the JSON-encoded arguments of call ``index``."""
 
     index: int
     arguments: str
@@ -57,7 +57,7 @@ OutputDelta = TextDelta | ToolCallStart | ToolCallDelta
 
 
 def call_mode(job: Job) -> str | None:
-    """Return how the model may use tools ("auto", "required" or "named"), or None if it has no tools."""
+    """Return the job's call mode ("auto", "required" or "named"), or None if the model cannot call tools."""
     grammar = job.sampling.grammar
     if grammar is None or grammar.kind != "tools":
         return None
@@ -65,12 +65,15 @@ def call_mode(job: Job) -> str | None:
 
 
 def call_id(job_id: str, choice: int, number: int) -> str:
-    """Return the ID of call ``number`` of a choice. It is the same on every controller and in every API."""
+    """Return the ID of call ``number`` of a choice. Every controller and every API uses the same ID."""
     return f"call_{hashlib.sha256(f'{job_id} {choice} {number}'.encode()).hexdigest()[:24]}"
 
 
 class ToolCallParser:
-    """Parser for the output of one choice. How the output is split does not affect the joined deltas."""
+    """Parser for the output of one choice.
+
+    The concatenated deltas are the same no matter how the output is split.
+    """
 
     def __init__(self, *, may_call: bool = True) -> None:
         """Create a parser. If ``may_call`` is false, all output is treated as text."""
@@ -86,7 +89,8 @@ class ToolCallParser:
     def feed(self, text: str, *, is_last: bool = False) -> list[OutputDelta]:
         """Return the deltas for the next part of the output.
 
-        Text that may be the start of a call is held back. If ``is_last`` is true, it is returned as text.
+        Text that may be the start of a call is held back until more output arrives. If ``is_last`` is true,
+        such text is returned as a TextDelta.
         """
         self._pending += text
         deltas: list[OutputDelta] = []

@@ -1,7 +1,7 @@
-"""Prompt text for functions, calls and results. ``parser`` parses the calls in an output.
+"""Prompt text for functions, calls and results. The module ``parser`` parses the calls in an output.
 
 All models use the format that Hermes and Qwen models were trained with. A grammar enforces the format
-(``Grammar`` in llava_wire), so that models that were not trained to use tools can also call them.
+(``Grammar`` in llava_wire), so that even models that were not trained to use tools can call them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INSTRUCTIONS = {
 
 
 def tools_text(request: ToolFields) -> str:
-    """Return the description of the callable functions for the system message, or "" if there are none."""
+    """Return a description of the callable functions for the system message. Empty if there are none."""
     functions = request.callable_functions
     if not functions:
         return ""
@@ -37,7 +37,7 @@ def tools_text(request: ToolFields) -> str:
 
 
 def calls_text(calls: Sequence[ToolCall]) -> str:
-    """Return the tool calls of an earlier output in the format that the model generated."""
+    """Return the tool calls from an earlier output, in the format in which the model generated them."""
     return "\n".join(
         f'{CALL_BEGIN}{{"name": {json.dumps(call.function.name)}, "arguments": '
         f"{call.function.arguments}}}{CALL_END}"
@@ -46,7 +46,7 @@ def calls_text(calls: Sequence[ToolCall]) -> str:
 
 
 def result_text(text: str) -> str:
-    """Return the result of a call as a part of a user message."""
+    """Return the text that represents the result of a call in a user message."""
     return f"<tool_response>{text}</tool_response>"
 
 

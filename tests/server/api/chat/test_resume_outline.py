@@ -1,4 +1,4 @@
-"""A resumed stream has the same log probabilities, tool calls and usage as an uninterrupted one."""
+"""A resumed stream contains the same log probabilities, tool calls and usage as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def test_a_stream_resumed_after_any_event_equals_the_uninterrupted_one(
     for number in resume_points[:-1]:
         assert events(resume(stack, job_id, starting_after=whole[number][0])) == whole[number + 1 :]
     end = events(resume(stack, job_id, starting_after=whole[resume_points[-1]][0]))
-    assert end[-2:] == whole[-2:]  # a client that has all tokens still receives the end of the stream
+    assert (
+        end[-2:] == whole[-2:]
+    )  # a client that has received all tokens still receives the end of the stream
 
 
 @pytest.mark.parametrize("fields", REQUESTS.values(), ids=REQUESTS)

@@ -8,7 +8,7 @@ from typing import Any
 from tests.server.conftest import Stack
 from tests.server.scripted_worker import MODEL
 
-# field, its value in the request, its name in the job, its value in the job
+# (field, value in the request, name in the job, value in the job)
 VALID: list[tuple[str, Any, str, Any]] = [
     ("temperature", 2, "temperature", 2.0),
     ("temperature", -0.0, "temperature", 0.0),
@@ -52,7 +52,7 @@ def test_cache_scope_reaches_the_worker(stack: Stack) -> None:
 
 
 NAN, INF = float("nan"), float("inf")
-# fields, the error's param, words in its message
+# (request fields, param of the error, part of the error message)
 OUT_OF_BOUNDS: list[tuple[dict[str, Any], str, str]] = [
     ({"cache_scope": "all"}, "cache_scope", "'tenant' or 'public'"),
     ({"top_k": -2}, "top_k", "greater than or equal to -1 (got -2)"),

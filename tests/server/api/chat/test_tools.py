@@ -149,7 +149,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
         "tools[0].function.parameters",
         "type object",
     ),
-    ({"tools": [CLOCK, CLOCK]}, "tools", "two functions with the name 'clock'"),
+    ({"tools": [CLOCK, CLOCK]}, "tools", "two functions named 'clock'"),
     ({"tools": [CLOCK] * 129}, "tools", "at most 128"),
     (
         {
@@ -171,7 +171,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     (
         {"messages": [QUESTION, CALL_MESSAGE, QUESTION]},
         "messages[2]",
-        "precedes the result of tool call 'c1'",
+        "comes before the result of tool call 'c1'",
     ),
     ({"messages": [QUESTION, CALL_MESSAGE]}, "messages", "has no result"),
     (

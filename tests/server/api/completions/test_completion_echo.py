@@ -13,7 +13,7 @@ from tests.server.api.sse_lines import chunks_of
 from tests.server.conftest import Stack
 
 FIELDS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-# The prompt's log probabilities. The scripted worker assigns -k/8 to token k. Token 0 is BOS.
+# Log probabilities of the prompt tokens. The scripted worker assigns -k/8 to token k. Token 0 is BOS.
 SAY_A_LOGPROBS = [None, -0.125, -0.25, -0.375, -0.5, -0.625]
 
 
@@ -60,7 +60,9 @@ def test_a_prompt_can_be_scored_without_generating_output(stack: Stack) -> None:
 def test_an_echo_without_output_and_logprobs_is_the_prompt(stack: Stack) -> None:
     choice = complete(stack, "say a", echo=True, max_tokens=0).json()["choices"][0]
     assert (choice["text"], choice["logprobs"]) == ("say a", None)
-    assert stack.worker.assignments[-1].job.cost < 16  # excludes the default output estimate
+    assert (
+        stack.worker.assignments[-1].job.cost < 16
+    )  # does not include the default estimate of output tokens
 
 
 def test_each_choice_contains_the_prompt(stack: Stack) -> None:

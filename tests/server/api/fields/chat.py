@@ -1,4 +1,4 @@
-"""Rows for the nested fields of a chat request. Its top-level fields are in ``test_field_coverage``."""
+"""Rows for the nested fields of a chat request. The top-level fields are in ``test_field_coverage``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ differs, hint, only = _BUILDER.differs, _BUILDER.hint, _BUILDER.only
 
 
 def with_field(field: str, whole: Any, location: str, *values: Any) -> Differs:
-    """Return a row for a plain chat with this field."""
+    """Return a row for a simple chat request with this field."""
     return Differs(_PATH, {**CHAT, field: whole}, location, values)
 
 

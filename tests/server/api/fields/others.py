@@ -47,7 +47,7 @@ UNSUPPORTED = {
     )
 }
 
-# Sampling and grammar fields of chats and text completions, each with the other fields that it requires.
+# Sampling and grammar fields of chat and text completion requests, each with the fields it requires.
 _CHAT_FIELDS = {name: effect.fields for name, effect in ON_THE_JOB.items() if effect.fields}
 SHARED: dict[str, dict[str, dict[str, Any]]] = {
     "ChatRequest": _CHAT_FIELDS,
@@ -133,7 +133,7 @@ ROWS: dict[str, Row] = {
     ),
 }
 
-# Query parameters by "METHOD path name". Path parameters have their own test.
+# Query parameters, keyed by "METHOD path name". A separate test covers path parameters.
 QUERIES: dict[str, CoveredElsewhere] = {
     "GET /v1/chat/completions/{job_id} stream": CoveredElsewhere(
         "test_resume.py::test_a_stream_resumes_after_the_tokens_that_the_client_has"

@@ -1,8 +1,8 @@
 """Rows that describe the effects of request fields, and helpers to test them.
 
 A row's key is "Model.field", as named in the OpenAPI document. A row contains a request body and the location
-of the field in that body. Tests compare the entire outcome of a request: the job received by the worker, and
-the response.
+of the field in that body. Tests compare the entire outcome of a request: the response, and the jobs that the
+worker received.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _VOLATILE = re.compile(r"[0-9a-f]{16,}|\b1[0-9]{9}(\.\d+)?\b")  # IDs and timest
 
 
 class Differs(NamedTuple):
-    """A field for which each value has a different outcome."""
+    """A field for which each value leads to a different outcome."""
 
     path: str
     body: dict[str, Any]
@@ -69,7 +69,10 @@ class Ignored(NamedTuple):
 
 
 class Only(NamedTuple):
-    """A field that accepts only the body's value. Other values are errors at ``param`` or the location."""
+    """A field that accepts only the value in ``body``.
+
+    Other values cause an error for ``param`` or, if it is empty, for ``location``.
+    """
 
     path: str
     body: dict[str, Any]

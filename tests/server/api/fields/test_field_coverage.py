@@ -26,7 +26,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 class Effect(NamedTuple):
-    """Request fields, and the value that they change in the job."""
+    """Request fields, and the resulting value in the job."""
 
     fields: dict[str, Any]
     seen: Callable[[Job], Any]
@@ -47,7 +47,10 @@ JSON_OBJECT = Grammar("json_object")
 
 
 def calls(name: str) -> Callable[[Job], Any]:
-    """Return a function that reads a value from a job's tool grammar. It returns None if there is none."""
+    """Return a function that reads a value from a job's tool grammar.
+
+    The function returns None if the job has no tool grammar.
+    """
 
     def seen(job: Job) -> Any:
         grammar = job.sampling.grammar

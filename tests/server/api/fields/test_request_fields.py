@@ -33,7 +33,7 @@ from tests.server.conftest import Stack
 from tests.server.openapi_document import DOCUMENT, REQUEST_SCHEMAS, SCHEMAS, referenced_schemas
 
 ROWS: dict[str, Row] = {**chat.ROWS, **responses.ROWS, **messages.ROWS, **others.ROWS}
-# Values of unsupported fields that are close to the values without effect.
+# Values of unsupported fields that resemble neutral values but must be rejected.
 PARTLY_NEUTRAL: dict[str, Any] = {"modalities": ["text", "audio"], "reasoning_effort": "high"}
 UNSUPPORTED = [(model, name) for model, fields in others.UNSUPPORTED.items() for name in fields]
 SHARED = [
@@ -195,7 +195,7 @@ def test_a_test_that_a_row_names_exists_and_contains_the_field() -> None:
 
 @cache
 def source_of(file: str) -> dict[str, str]:
-    """Return the source code of each test in a file by test name, including decorators."""
+    """Return the source code of each test in a file, including decorators, keyed by test name."""
     (path,) = Path(__file__).parents[2].rglob(file)
     text = path.read_text()
     return {

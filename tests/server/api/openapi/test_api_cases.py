@@ -1,6 +1,6 @@
-"""Random requests generated from the OpenAPI document. All responses match the document.
+"""Random requests are generated from the OpenAPI document, and all responses match the document.
 
-pytest tests/server/api/openapi/test_api_cases.py --api-cases 2000     # 2,000 requests over all routes
+pytest tests/server/api/openapi/test_api_cases.py --api-cases 2000 # 2,000 requests over all routes
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.server.scripted_worker import MODEL
 API = schemathesis.openapi.from_dict(DOCUMENT)
 OPERATIONS = sorted((path, method) for path, methods in DOCUMENT["paths"].items() for method in methods)
 WEIGHTS = {each: 5 if "requestBody" in DOCUMENT["paths"][each[0]][each[1]] else 1 for each in OPERATIONS}
-UNEXPECTED = {500, 503}  # documented, but not caused by anything in these tests
+UNEXPECTED = {500, 503}  # documented, but not expected in these tests
 
 
 def stored_chat(stack: Stack) -> str:

@@ -1,4 +1,4 @@
-"""The OpenAPI document lists all headers that are read and sent, and all routes that require an API key."""
+"""The OpenAPI document lists all headers that the server uses and all routes that require an API key."""
 
 from __future__ import annotations
 

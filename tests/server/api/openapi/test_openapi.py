@@ -47,7 +47,7 @@ def without_example(fields: list[Field]) -> list[str]:
 
 
 def unbounded(fields: list[Field]) -> list[str]:
-    """Return the names of numbers that lack a minimum or a maximum, including items of lists and maps."""
+    """Return the names of numeric fields without a minimum or maximum, including items of lists and maps."""
     minimums, maximums = {"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}
     return [
         name

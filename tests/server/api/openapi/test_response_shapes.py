@@ -1,9 +1,9 @@
 """Complete and streamed responses of every route match the OpenAPI document and contain no other fields.
 
-They also match the types of the ``openai`` and ``anthropic`` packages in strict mode. Otherwise, those
-clients treat missing fields as None and accept values of the wrong type. ``Stack.http`` checks the responses
-in all server tests against the document (``conftest.py``). The tests here cover each route and its streams at
-least once.
+They also match the types of the ``openai`` and ``anthropic`` packages in strict mode. Strict mode is
+necessary because those clients otherwise treat missing fields as None and accept values of the wrong type.
+``Stack.http`` checks the responses in all server tests against the document (``conftest.py``). The tests here
+cover each route and its streams at least once.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ LOGPROBS = "message.output_text.logprobs"
 FORMAT = {"type": "json_schema", "name": "scene", "schema": CITY, "strict": True}
 CONTINUOUS = {"include_usage": True, "continuous_usage_stats": True}
 
-# Requests by route, for all variants of the response. Each is sent with and without ``stream``.
+# Routes and requests that cover all variants of the responses. Each is sent with and without ``stream``.
 GENERATING: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", chat()),
     ("/v1/chat/completions", chat("count 2", n=3, service_tier="flex")),
@@ -97,15 +97,15 @@ OTHER: list[tuple[str, dict[str, Any]]] = [
 ]
 ROUTES = sorted({path for path, _ in [*GENERATING, *OTHER]})
 
-# By route: the vendor's types for a complete response and for an event's data.
+# The vendor's types for a complete response and for an event's data, keyed by route.
 VENDOR_TYPES: dict[str, tuple[Any, Any]] = {
     "/v1/chat/completions": (chat_types.ChatCompletion, chat_types.ChatCompletionChunk),
     "/v1/completions": (openai.types.Completion, openai.types.Completion),
     "/v1/messages": (anthropic.types.Message, anthropic.types.RawMessageStreamEvent),
     "/v1/responses": (response_types.Response, response_types.ResponseStreamEvent),
 }
-# Fields that are null in OpenAI's responses, although its types do not allow null: the finish reason of an
-# unfinished text, and the log probability of the first prompt token.
+# Fields that are null in OpenAI's responses, although OpenAI's types do not allow null: the finish reason of
+# an unfinished text, and the log probability of the first prompt token.
 NULLS = re.compile(r"choices\.0\.finish_reason|choices\.\d\.logprobs\.(token|top)_logprobs\.0")
 
 

@@ -12,7 +12,7 @@ from tests.server.scripted_worker import MODEL
 
 USER = {"role": "user", "content": "say yes"}
 
-# fields, the error's code and param, words in its message
+# (request fields, code and param of the error, part of the error message)
 WRONG_FIELDS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "max_tokens 0": ({"max_tokens": 0}, "invalid_value", "max_tokens", "greater than or equal to 1 (got 0)"),
     "max_tokens negative": ({"max_tokens": -1}, "invalid_value", "max_tokens", "got -1"),
