@@ -202,7 +202,7 @@ def test_without_a_kernel_that_passes_the_reference_is_used_and_logged(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="flash-attn may be installed on a machine with a GPU")
 def test_a_missing_flash_attn_is_reported() -> None:
     with pytest.raises(
-        KernelUnavailable, match="flash-attn cannot be imported: No module named 'flash_attn'"
+        KernelUnavailable, match="flash-attn could not be imported: No module named 'flash_attn'"
     ):
         FlashAttnKernel()
 
