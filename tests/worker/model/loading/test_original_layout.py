@@ -191,5 +191,5 @@ def test_a_tower_folder_may_contain_a_whole_clip_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAVA_1_5_7B | {"mm_vision_tower": "unknown-tower"}))
 
     assert read_config(tmp_path, tower).tokens_per_tile == 576
-    with pytest.raises(CheckpointError, match="Set vision_tower to the folder of a vision tower"):
+    with pytest.raises(CheckpointError, match="Set vision_tower to a folder that contains a vision tower"):
         read_config(tmp_path, tmp_path / "elsewhere")
