@@ -2,8 +2,8 @@
 
 The input, [tokens, hidden], is packed: it contains the tokens of all sequences without padding. Only
 attention and RoPE use the positions of the tokens. Attributes have the same names as the tensors in
-checkpoints, so that weights can be loaded by name. Modules define ``__call__`` instead of ``forward`` to avoid
-the overhead of hooks, which are not used. Over hundreds of calls per step, this overhead would add up.
+checkpoints, so that weights can be loaded by name. Modules define ``__call__`` instead of ``forward`` to
+avoid the overhead of hooks, which are not used. Over hundreds of calls per step, this overhead would add up.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Llava(nn.Module):
         return self.multi_modal_projector(features)
 
     def assemble(self, features: Tensor, plan: ImagePlan) -> Tensor:
-        """Arrange the features of an image, [tiles, tokens_per_tile, hidden], in prompt order [tokens, hidden].
+        """Arrange an image's features, [tiles, tokens_per_tile, hidden], in prompt order, [tokens, hidden].
 
         Without a grid, the result contains the features of the only tile. With a grid, the base view comes
         first, followed by the unpadded grid row by row, with a newline embedding after each row of patches.

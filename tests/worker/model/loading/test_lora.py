@@ -85,7 +85,7 @@ def test_a_folder_with_only_a_projector_replaces_that_of_its_base(base: Path, ad
 def test_base_and_adapter_require_each_other(base: Path, adapter: Path) -> None:
     with pytest.raises(CheckpointError, match="contains only an adapter. Set base_model to"):
         load(adapter)
-    with pytest.raises(CheckpointError, match="contains no adapter"):
+    with pytest.raises(CheckpointError, match="does not contain an adapter"):
         load(base, base=base)
 
 

@@ -38,9 +38,9 @@ class ConfigPart(BaseModel):
 class RopeConfig(ConfigPart):
     """Configuration of RoPE and of its scaling for longer contexts.
 
-    The type "linear" divides all frequencies by ``factor``, "llama3" and "yarn" only low frequencies.
-    "dynamic" is a no-op, because it changes only positions beyond ``max_position_embeddings``, the maximum
-    context length.
+    The type "linear" divides all frequencies by ``factor``. "llama3" and "yarn" divide only low frequencies.
+    "dynamic" is a no-op, because it applies only beyond ``max_position_embeddings``, the maximum context
+    length.
     """
 
     rope_type: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"

@@ -79,7 +79,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def pack_weight(self, rows: Tensor, first: int, weight: QuantizedWeight) -> None:
-        """Quantize ``rows``, which can have any dtype, and write them to ``weight``, starting at ``first``."""
+        """Quantize ``rows``, which may have any dtype, and store them in ``weight`` from ``first`` onward."""
 
     @abstractmethod
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -122,4 +122,4 @@ class Kernels(ABC):
 
     @abstractmethod
     def vision_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Compute unmasked attention within each tile. Shapes: q, k, v [tiles, positions, heads, head_dim]."""
+        """Compute unmasked attention within each tile; q, k, v [tiles, positions, heads, head_dim]."""

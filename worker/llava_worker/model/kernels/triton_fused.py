@@ -1,4 +1,4 @@
-"""Triton kernels for the row operations between matrix products. Each of them needs only one pass over memory.
+"""Triton kernels for the row operations between matrix products. Each makes only one pass over memory.
 
 Intermediate results are rounded as in torch, except in `rope_and_cache` and `rope`, which round once instead
 of twice. This module requires the triton package, so import it only right before launching a kernel.
@@ -104,7 +104,7 @@ def rope_and_cache(
     H: tl.constexpr,  # heads per program
     N: tl.constexpr,  # >= HALF
 ):
-    """Process H heads of one token per program: rotate those of q and k, and write all to q, keys or values."""
+    """Process H heads of one token per program: rotate q and k, and write each head to q, keys or values."""
     token = tl.program_id(0).to(tl.int64)
     head, dim = tl.program_id(1) * H + tl.arange(0, H)[:, None], tl.arange(0, N)[None, :]
     is_dim = dim < HALF

@@ -1,4 +1,4 @@
-"""W4A16: 4-bit weights, 16-bit activations. A Triton kernel dequantizes the weight during the matrix product."""
+"""W4A16: 4-bit weights, 16-bit activations. A Triton kernel dequantizes weights during the matrix product."""
 
 from __future__ import annotations
 

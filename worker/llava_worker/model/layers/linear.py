@@ -38,7 +38,7 @@ class LinearShape:
     """The shape of a linear layer.
 
     ``parts`` maps the names of fused projections, in the order of their outputs, to their widths. A layer
-    without fused projections has one part, whose name is empty. All sizes are sizes of one shard: the matrix in
+    without fused projections has one part, whose name is empty. All sizes are those of a shard: the matrix in
     the checkpoint has ``rows.num`` times as many outputs and ``columns.num`` times as many inputs.
     """
 
