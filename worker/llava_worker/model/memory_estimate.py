@@ -16,7 +16,7 @@ __all__ = ["WORKING_BYTES", "InsufficientMemory", "available_bytes", "require_me
 
 _GIB = 1 << 30
 _META = torch.device("meta")
-# Memory for activations and for torch itself, in addition to weights and the KV cache. This is low on purpose,
+# Memory for activations and torch itself, in addition to weights and the KV cache. This is low on purpose,
 # because rejecting a model that fits is worse than loading one that does not fit and failing later.
 WORKING_BYTES = 256 << 20
 

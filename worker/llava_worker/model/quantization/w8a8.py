@@ -25,8 +25,8 @@ _MIN_INT8_ROWS = 32  # on a GPU, torch's INT8 products require more than 16 rows
 # On Ada GPUs, torch before version 2.12 clears the workspace for FP8 products outside of the current stream
 # (pytorch issue 177651). In a CUDA graph, or while other streams are active, a product may therefore hang.
 _ADA, _ADA_MIN_TORCH = (8, 9), "2.12"
-# Numbers of rows in the self-test. For more than 256 rows, torch pads the scales unless the number is a multiple
-# of 256 (pytorch issue 133334).
+# Numbers of rows in the self-test. For more than 256 rows, torch pads the scales unless the number is a
+# multiple of 256 (pytorch issue 133334).
 _TEST_ROWS = (1, 40, 300)
 _TOLERANCE = 0.02  # relative to the largest element of the product; FP8 products are rounded to bf16
 
@@ -48,7 +48,7 @@ class W8A8Format(ABC):
 
     @abstractmethod
     def matmul(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
-        """Return the scaled product x w^T [rows, outputs], for codes x [rows, inputs], w [outputs, inputs]."""
+        """Return the scaled product x w^T [rows, outputs] for codes x [rows, inputs], w [outputs, inputs]."""
 
     @staticmethod
     def reference(x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
