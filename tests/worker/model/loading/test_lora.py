@@ -1,4 +1,4 @@
-"""LoRA adapters and replacement tensors are merged into a base model. Pickle files are opt-in."""
+"""LoRA adapters and replacement tensors are merged into the base model. Pickle files are opt-in."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def adapter(base: Path, tmp_path: Path) -> Path:
 
 
 def write_merged(base: Path, adapter: Path, target: Path, scale: float) -> Path:
-    """Write a complete checkpoint: the base model with the adapter merged."""
+    """Write a complete checkpoint in which the adapter is merged into the base model."""
     tensors = load_file(base / "model.safetensors")
     lora = load_file(adapter / "adapter_model.safetensors")
     for name in MATRICES:
@@ -122,7 +122,7 @@ def test_an_adapter_for_another_model_is_rejected_with_the_tensor_names(base: Pa
 
 
 def pickle_instead(path: Path) -> None:
-    """Replace a safetensors file with a pickle file."""
+    """Replace a safetensors file with a pickle file that contains the same tensors."""
     target = path.with_suffix(".bin")
     if path.name == "model.safetensors":
         target = path.with_name("pytorch_model.bin")
