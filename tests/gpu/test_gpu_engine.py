@@ -1,4 +1,4 @@
-"""On a GPU, in all precisions and with CUDA graphs, the bundled model's outputs match fp32 on a CPU."""
+"""In all precisions and with CUDA graphs, the bundled model's GPU outputs match its fp32 outputs on a CPU."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def build(**options: Any) -> tuple[Engine, ModelInfo]:
 
 
 def make_sequences(info: ModelInfo, *, num_tokens: int) -> list[Sequence]:
-    """Return sequences of random tokens with up to two images, each of which has two colors."""
+    """Return sequences of random tokens, each with up to two images. Every image has two colors."""
     rng = np.random.default_rng(0)
     sequences: list[Sequence] = []
     for index in range(NUM_PROMPTS):

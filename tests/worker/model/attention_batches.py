@@ -53,7 +53,7 @@ def random_cache(
 def make_metadata(
     rows: list[tuple[int, int]], *, block_size: int = BLOCK_SIZE, device: torch.device = CPU
 ) -> AttentionMetadata:
-    """Return metadata with random blocks. ``rows`` are (new tokens, context length), in any order."""
+    """Return metadata with random blocks. ``rows`` contains (new tokens, context length), in any order."""
     rows = sorted(rows, key=lambda row: row[0] > 1)
     blocks = torch.randperm(NUM_BLOCKS).tolist()
     tables = [[blocks.pop() for _ in range(-(-context // block_size))] for _, context in rows]

@@ -210,7 +210,7 @@ def test_a_nan_in_one_sequence_does_not_affect_others(saved: tuple[Path, Referen
     layout = read_config(folder).image_layout()
     prompts = [random_prompt(rng, num_images=n, layout=layout) for n in (0, 1, 1)]
     forward = Forward(folder, prompts)
-    forward._embeddings[1][-2] = torch.nan  # inside every attention window
+    forward._embeddings[1][-2] = torch.nan  # this position is inside all attention windows
     lens = [len(prompt.token_ids) for prompt in prompts]
 
     whole = forward([(index, 0, end - 1) for index, end in enumerate(lens)])

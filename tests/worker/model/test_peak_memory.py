@@ -51,7 +51,7 @@ def test_an_exception_is_propagated() -> None:
 
 
 def test_memory_measurement_does_not_import_the_torch_compiler() -> None:
-    """Importing it takes two seconds, and many torch functions do so."""
+    """Many torch functions import the compiler, which takes two seconds."""
     program = (
         "import sys, torch\n"
         "from llava_worker.model.config.model_config import ImageConfig, ModelConfig\n"

@@ -1,4 +1,4 @@
-"""The language model: a Llama decoder, which also supports the biases of Qwen2 and sliding windows.
+"""The language model: a Llama decoder that also supports sliding windows and the biases of Qwen2.
 
 The input, [tokens, hidden], is packed: it contains the tokens of all sequences without padding. Only
 attention and RoPE use the positions of the tokens. Attributes have the same names as the tensors in

@@ -13,7 +13,7 @@ __all__ = ["HostCopy", "copy_to_device"]
 
 
 def copy_to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Copy the array to the device. If this is a GPU, the copy is asynchronous and uses pinned memory."""
+    """Copy the array to the device. If it is a GPU, the copy is asynchronous and uses pinned memory."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         tensor = tensor.pin_memory()

@@ -42,7 +42,7 @@ class RankFailed(RuntimeError):
 
 
 class CacheCommand(msgspec.Struct, tag="cache", frozen=True):
-    """A command to replace the KV cache with a new one that has this size."""
+    """A command to replace the KV cache with a new one of this size."""
 
     num_blocks: int
     block_size: int

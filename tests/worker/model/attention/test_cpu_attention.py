@@ -82,7 +82,7 @@ def test_a_row_is_bitwise_identical_in_any_batch(backend: CpuBackend, is_int8: b
 
 @IS_INT8
 def test_a_token_is_bitwise_identical_with_draft_tokens_after_it(backend: CpuBackend, is_int8: bool) -> None:
-    """The result for a token does not depend on the draft tokens after it, even if one contains a NaN."""
+    """The result for a token does not depend on later draft tokens, even if one of them contains a NaN."""
     torch.manual_seed(0)
     cache = random_cache(2, 32, is_int8=is_int8)
     batch = make_metadata([(4, 23)])

@@ -1,4 +1,4 @@
-"""A KV cache returns keys and values as they were written, or quantized to int8 with one scale per row."""
+"""A KV cache stores keys and values either exactly or quantized to int8 with one scale per row."""
 
 from __future__ import annotations
 

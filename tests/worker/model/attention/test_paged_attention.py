@@ -208,7 +208,7 @@ def test_a_missing_flash_attn_is_reported() -> None:
 
 
 def test_the_torch_kernel_has_the_expected_signature() -> None:
-    """Without a GPU, the kernel raises an error, but not before accepting its arguments."""
+    """Without a GPU, calling the kernel fails, but only after its arguments have been accepted."""
     kernel = VarlenKernel()
     q, blocks = torch.zeros(1, 2, 16), torch.zeros(1, kernel.block_size, 2, 16)
     lens = torch.tensor([0, 1], dtype=torch.int32)

@@ -167,7 +167,7 @@ def test_the_image_processor_is_read_from_either_file(tmp_path: Path) -> None:
     assert read_image_config(tmp_path).image_mean == (0.5, 0.5, 0.5)
 
 
-# From published checkpoints: the image processor fields that determine how images are made square.
+# The fields of published image processor configurations that determine how images are made square.
 LLAVA_1_5_HF: dict[str, Any] = {
     "image_processor_type": "CLIPImageProcessor",
     "size": {"shortest_edge": 336},

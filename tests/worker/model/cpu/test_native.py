@@ -173,7 +173,7 @@ def test_vision_attention_agrees_with_torch(native: NativeKernels) -> None:
             parts = random(2, num_positions, 3 * 2 * head_dim).to(dtype).chunk(3, dim=-1)
             q, k, v = (part.view(2, num_positions, 2, head_dim) for part in parts)
 
-            # Keys whose strides are equal to those of the values, and keys with different strides.
+            # Test keys with the same strides as the values, and keys with different strides.
             for key in (k, k.transpose(1, 2).contiguous().transpose(1, 2)):
                 assert_close(native.vision_attention(q, key, v), TORCH.vision_attention(q, key, v))
 
@@ -208,5 +208,5 @@ def test_a_failed_compilation_is_reported_and_leaves_no_files(
 
 def test_no_library_is_loaded_from_a_folder_that_other_users_can_write_to(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    with pytest.raises(NativeKernelsUnavailable, match="is owned by or writable by another user"):
+    with pytest.raises(NativeKernelsUnavailable, match="is owned or writable by another user"):
         load("avx2", tmp_path)

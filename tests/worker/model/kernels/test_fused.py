@@ -1,7 +1,6 @@
 """The fused kernels match the torch kernels for all shapes. If they do not, the torch kernels are used.
 
-Without a GPU, the fused kernels run in Triton's interpreter, which does not round to bf16 in the same way as
-GPUs.
+Without a GPU, the fused kernels run in Triton's interpreter, which rounds to bf16 differently than GPUs do.
 """
 
 from __future__ import annotations
@@ -186,7 +185,7 @@ def test_a_decoder_with_fused_kernels_returns_the_logits_of_torch(
 
 
 class WrongGate(FusedKernels):
-    """Kernels that use a wrong gate for the last element of each row."""
+    """Kernels whose gated activation returns a wrong last element in each row."""
 
     def silu_and_mul(self, x: Tensor) -> Tensor:
         out = super().silu_and_mul(x)

@@ -68,7 +68,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
 def test_loading_needs_little_more_memory_than_the_weights(large: Path, precision: str) -> None:
-    """An fp32 chunk takes 8 MiB, plus its converted copies. The weights take 57 to 156 MiB."""
+    """Each chunk takes 8 MiB in fp32, plus its converted copies. All weights together take 57 to 156 MiB."""
     command = [sys.executable, "-c", LOADER, str(large), precision, "run"]
 
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -79,7 +79,7 @@ def test_loading_needs_little_more_memory_than_the_weights(large: Path, precisio
 @pytest.mark.e2e
 def test_a_load_that_is_killed_halfway_leaves_no_files(large: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in large.iterdir()}
-    cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # compiled kernels are kept there
+    cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # compiled kernels are stored there
     process = subprocess.Popen(
         [sys.executable, "-c", LOADER, str(large), "bf16", "wait"],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Tensor-parallel ranks read only their own shard of each matrix. The shards add up to the whole model."""
+"""Tensor-parallel ranks read only their own shard of each matrix. Together, their shards form the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asserts that a layer is the same no matter how its weight is divided into chunks while it is loaded."""
+"""Asserts that a layer does not depend on how its weight is divided into chunks for loading."""
 
 from __future__ import annotations
 

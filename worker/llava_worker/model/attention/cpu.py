@@ -3,8 +3,8 @@
 For prompts that the C++ kernels do not support, such as fp32 prompts, this backend falls back to `sdpa`.
 
 A short row (the last token of a sequence plus draft tokens) is computed as multiple single-token rows that
-share a block table. This is possible because all keys and values are written before any are read. Verifying
-draft tokens therefore takes exactly the same arithmetic as normal decoding.
+share a block table. This is possible because all keys and values are written before any are read. As a
+result, draft tokens are verified with exactly the same arithmetic that normal decoding uses.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class _CpuPlan(AttentionPlan):
 
 
 class _SplitPlan(AttentionPlan):
-    """A plan that uses one plan for the first ``num_tokens`` tokens and another one for the rest."""
+    """A plan that combines two plans: one for the first ``num_tokens`` tokens, and one for the rest."""
 
     def __init__(self, num_tokens: int, first: AttentionPlan, others: AttentionPlan) -> None:
         self._num_tokens = num_tokens

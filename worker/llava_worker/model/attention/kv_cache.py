@@ -28,7 +28,7 @@ from llava_worker.model.kernels.interface import LayerCache
 __all__ = ["KVCache", "KVCacheSpec"]
 
 _MAX_CODE = 127
-_SCALE_DTYPE = torch.float32  # its range is sufficient for all models, and a row has only one scale
+_SCALE_DTYPE = torch.float32  # has enough range for all models, and one scale per row takes little memory
 _MIN_SCALE = torch.finfo(_SCALE_DTYPE).tiny  # avoids division by zero for a row of zeros
 _CHUNKS_AT_ONCE = 4  # memory chunks per prefault_more call; a call takes about 2 ms, or 25 ms on slow hosts
 
@@ -114,7 +114,7 @@ class KVCache:
                 self._unfaulted = chain(self._unfaulted, prefault_columns(stored.flatten(0, 1), num_slots))
 
     def prefault_more(self) -> bool:
-        """Fault in another part of a CPU cache without changing its contents. This takes a few milliseconds.
+        """Fault in another part of the cache without changing its contents. This takes a few milliseconds.
 
         Returns False once the whole cache is faulted in.
         """

@@ -35,7 +35,7 @@ class KernelUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class QueryRows:
-    """The rows of one kernel call. Each token attends to itself and the previous tokens of its sequence."""
+    """The rows in one kernel call. Each token attends to itself and the previous tokens of its sequence."""
 
     starts: Tensor  # int32 [rows + 1], index of the first token of each row, followed by the number of tokens
     contexts: Tensor  # int32 [rows], length of each sequence, including its new tokens
@@ -46,7 +46,7 @@ class QueryRows:
 
 
 class PagedKernel(ABC):
-    """An attention kernel for KV caches that are not quantized."""
+    """An attention kernel for unquantized KV caches."""
 
     name: str  # used in logs
     block_size: int  # tokens per block that the kernel requires

@@ -66,8 +66,8 @@ class _WindowPlan:
             out[: self._num_decodes] = self._decodes.attend(q[: self._num_decodes], layer)
         for prefill in self._prefills:
             new = prefill.tokens
-            # Normally, a prompt that is not divided into chunks uses k and v directly. If the cache is
-            # quantized, it reads them back, so that the result does not depend on how a prompt is divided.
+            # For a prompt that is not divided into chunks, k and v are normally used directly. If the cache
+            # is quantized, they are read back, so that the result does not depend on how a prompt is divided.
             if prefill.is_whole and not layer.cache.is_int8:
                 out[new] = prefill.attend(q[new], k[new], v[new])
             else:

@@ -77,7 +77,7 @@ def _candidates(dtype: torch.dtype, capability: tuple[int, int]) -> Iterator[Cal
 def _self_test(
     backend: PagedBackend, text: TextConfig, dtype: torch.dtype, device: torch.device
 ) -> str | None:
-    """Compare the backend with the reference for a batch of decodes, a whole prompt and a last prompt chunk.
+    """Compare the backend with the reference for decodes, a whole prompt and the last chunk of a prompt.
 
     Returns a description of the error, or None if there is none.
     """

@@ -23,7 +23,7 @@ def paged_attention(
     scale,
     q_stride,  # elements between consecutive tokens
     table_stride,
-    WINDOW: tl.constexpr,  # window in tokens, including the token itself; 0: unlimited
+    WINDOW: tl.constexpr,  # window in tokens, including the current token; 0 means unlimited
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,  # query heads per KV head
     HEAD_DIM: tl.constexpr,

@@ -163,7 +163,7 @@ class ImageLayout:
 def best_resolution(size: Resolution, grid: tuple[Resolution, ...]) -> Resolution:
     """Return the canvas size that preserves the most pixels of the image.
 
-    If several do, prefer the one with the least padding, then the one that comes first in ``grid``.
+    If there are several, prefer the one with the least padding, then the one that comes first in ``grid``.
     """
     width, height = size
 

@@ -176,7 +176,8 @@ class ModelConfig(ConfigPart):
             return default
         if self.image_aspect_ratio == "pad":
             return "pad"
-        # The original code uses the tower's image processor. CLIP's crops to the center, SigLIP's squashes.
+        # The original code uses the tower's image processor. CLIP's crops images to their center, and
+        # SigLIP's squashes them.
         return "crop" if self.vision_config.has_class_token else "squash"
 
     def _grid(self, side: int) -> tuple[Resolution, ...]:
@@ -212,8 +213,8 @@ class ImageConfig(ConfigPart):
         """How to make images square if config.json does not specify a method.
 
         The default is padding: LLaVA-1.5 was trained on padded images, although its image processor
-        configuration does not say so. If the size specifies both height and width, the tower is SigLIP or a
-        similar one, which squashes images to this size.
+        configuration does not say so. If the file specifies both a height and a width, the tower is SigLIP or
+        a similar one, which squashes images to this size.
         """
         if self.do_pad:
             return "pad"
@@ -251,7 +252,7 @@ def read_image_config(
     """Read the image processor's configuration from preprocessor_config.json or processor_config.json.
 
     For checkpoints in the original layout, the file is in the ``vision_tower`` folder. If there is no file,
-    the defaults for the type of vision tower in ``vision`` are returned. Raises CheckpointError if the
+    return the defaults for the type of vision tower in ``vision``. Raises CheckpointError if the
     configuration is invalid.
     """
     values = _image_processor(folder)
@@ -299,7 +300,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _describe(error: ValidationError) -> str:
-    """Return one sentence per problem. If the problem is in a field, the sentence begins with its path."""
+    """Return one sentence per problem. If a problem concerns a field, the field's path comes first."""
     problems = []
     for item in error.errors():
         field, message = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")

@@ -1,6 +1,6 @@
 // Computes y = x W^T + b in bf16 for a few rows of x. W has the same layout as in the checkpoint: [outputs][inputs].
 //
-// The kernels in libraries are optimized for many rows. For one row, they reach only half of the memory bandwidth.
+// Kernels from math libraries are optimized for many rows. For one row, they reach only half of the memory bandwidth.
 // This kernel reads W sequentially and only once. While a weight is in a register, it is multiplied by up to ROWS rows.
 #include <algorithm>
 
@@ -28,8 +28,8 @@ void dot(const bf16* x, const bf16* w, int64_t inputs, const bf16* bias, bf16* y
   };
   int64_t full = inputs / 32 * 32;
   for (int64_t k = 0; k < full; k += 32) {
-    // Prefetch the next rows of W. The hardware prefetcher would not, because it stops at page boundaries, and a row is
-    // about one page long.
+    // Prefetch the next rows of W. The hardware prefetcher does not reach them, because it stops at page boundaries,
+    // and a row is about one page long.
     for (int o = 0; o < O; o++) __builtin_prefetch(w + (O + o) * inputs + k);
     step(k, ~__mmask32(0));
   }

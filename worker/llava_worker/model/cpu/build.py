@@ -117,7 +117,7 @@ def _make_private(folder: Path) -> None:
     except OSError as error:
         raise NativeKernelsUnavailable(f"the cache folder could not be created: {error}") from error
     if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise NativeKernelsUnavailable(f"{folder} is owned by or writable by another user")
+        raise NativeKernelsUnavailable(f"{folder} is owned or writable by another user")
 
 
 def capabilities() -> dict[str, bool]:

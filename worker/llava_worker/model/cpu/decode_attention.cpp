@@ -87,7 +87,7 @@ INLINE void add_columns(float* to, const float* p, const K* values, const int64_
   for (int i = 0; i < LANES; i++) store(to + i * 16, sums[i]);
 }
 
-// The sums of weighted values, stored in the order of dimensions.
+// The sums of weighted values, stored in dimension order.
 template <class T, class K>
 struct InOrder {
   static void add(float* to, const float* p, const K* values, const int64_t* starts, int64_t num, int64_t size) {
@@ -122,7 +122,7 @@ INLINE void add_pairs(float* to, const bf16* p, const bf16* values, const int64_
 }
 
 // When the values of two tokens are interleaved, the first four of every eight elements end up in one vector and the
-// other four in a second vector. The sums are stored in this order until store_result restores the order of dimensions.
+// other four in a second vector. The sums are stored in this order until store_result restores dimension order.
 template <>
 struct ValueSums<bf16, bf16> {
   static void add(float* to, const float* p, const bf16* values, const int64_t* starts, int64_t num, int64_t size) {

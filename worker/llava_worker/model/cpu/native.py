@@ -69,7 +69,7 @@ def native_kernels() -> NativeKernels | None:
         variant = variant_for(capabilities())
         return NativeKernels(load(variant), variant)
     except (NativeKernelsUnavailable, OSError) as error:
-        logger.warning("C++ kernels are unavailable; torch kernels are used instead: %s", error)
+        logger.warning("C++ kernels are unavailable; falling back to torch kernels: %s", error)
         return None
 
 

@@ -29,7 +29,7 @@ float round_to_bf16(float x) {
   return to_float(&rounded);
 }
 
-// Returns the codes of 16 inputs, from -8 to 7.
+// Returns the codes for 16 inputs. Codes are in the range from -8 to 7.
 INLINE f32x16 int4_codes(f32x16 x, float scale) {
   float factor = scale != 0 ? 1.0f / scale : 0.0f;
   f32x16 codes = __builtin_convertvector(round_to_int(x * factor), f32x16);

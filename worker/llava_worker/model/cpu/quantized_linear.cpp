@@ -6,7 +6,7 @@
 // Weights are packed in panels of 32 outputs. Within a panel, four inputs of one output are adjacent, as the
 // dot-product instruction requires: [outputs / 32][inputs / 4][32][4] bytes. Weights are stored as unsigned bytes with
 // a zero point, because one operand of the instruction must be unsigned. To compensate, accumulators are initialized to
-// the negative product of the zero point and the sum of the group's inputs. With 4-bit weights, outputs i (low half)
+// the negated product of the zero point and the sum of the group's inputs. With 4-bit weights, outputs i (low half)
 // and 16 + i (high half) of a panel share a byte.
 //
 // x is quantized into tiles of at most MAX_TILE_ROWS rows, [inputs / 4][rows][4] bytes. A panel stays in the L2 cache

@@ -1,9 +1,9 @@
 // Uses AMX tile registers to compute the matrix products of quantized_linear.cpp for many rows. This is several times
 // faster than with SIMD vectors: four instructions multiply 32 rows by 32 outputs over 64 inputs.
 //
-// The layout of panels is already the one that the AMX instruction requires. Integer sums are exact, so results are
-// bitwise identical to those of the vector code. The integer sums of each group are scaled and accumulated in a buffer
-// that fits in the L1 cache.
+// Panels are already in the layout that the AMX instruction requires. Integer sums are exact, so results are bitwise
+// identical to those of the vector code. The integer sums of each group are scaled and accumulated in a buffer that
+// fits in the L1 cache.
 //
 // x is stored tile by tile. If it were stored row by row, the length of a row would often be a multiple of 2 KiB, and
 // sixteen such rows would map to only two sets of the L1 cache.

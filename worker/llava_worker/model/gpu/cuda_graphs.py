@@ -73,7 +73,7 @@ def capture_sizes(max_size: int) -> list[int]:
 def cuda_graph_capture(device: torch.device) -> GraphCapture:
     """Return a function that captures graphs.
 
-    All its graphs share memory, so the result of a graph is valid only until the next replay of any of them.
+    All graphs that it captures share memory, so a result is valid only until one of them is replayed.
     """
     pool = torch.cuda.graph_pool_handle()
 
@@ -93,6 +93,6 @@ def cuda_graph_capture(device: torch.device) -> GraphCapture:
 
 
 def eager_capture(compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
-    """Run the computation without capturing it, and again on each replay. For devices without CUDA graphs."""
+    """A substitute for devices without CUDA graphs: run the computation now and again on each replay."""
     out = compute()
     return out, lambda: out.copy_(compute())

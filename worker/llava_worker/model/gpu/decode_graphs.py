@@ -22,7 +22,7 @@ __all__ = ["DecodeGraphs"]
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """The input tensors of a graph. All smaller graphs use the first rows of the largest graph's tensors."""
+    """The input tensors of a graph. Smaller graphs use the first rows of the largest graph's tensors."""
 
     token_ids: Tensor  # int64 [rows]
     positions: Tensor  # int64 [rows]

@@ -20,7 +20,7 @@ __all__ = ["TowerGraphs"]
 
 
 class TowerGraphs:
-    """Graphs for a model. They share one input tensor: a graph for n tiles reads the first n tiles of it."""
+    """Graphs for a model. They share one input tensor: a graph for n tiles reads its first n tiles."""
 
     def __init__(self, model: Llava, capture: GraphCapture, *, max_tiles: int) -> None:
         self._model = model

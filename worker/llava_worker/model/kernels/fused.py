@@ -100,7 +100,7 @@ class FusedKernels(TorchKernels):
         return out
 
 
-@cache  # called once for each precision whose memory usage is estimated
+@cache  # called again for each precision whose memory usage is estimated
 def choose_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
     """Return the fused kernels if they pass a self-test on this device, or else torch kernels. Log which."""
     if (

@@ -15,7 +15,7 @@ _UNPACKED_OUTPUTS = 1024
 
 
 class TorchKernels(Kernels):
-    """Torch kernels, for which weights are packed row by row.
+    """Torch kernels. They use weights that are packed row by row.
 
     The shape of a packed weight is [panels * PANEL_OUTPUTS, padded_in_features * bits / 8]. 8-bit codes are
     stored as signed bytes. 4-bit codes are stored with an offset of 8: the code of input i is in the low half

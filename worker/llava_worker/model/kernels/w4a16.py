@@ -13,7 +13,7 @@ from llava_worker.model.kernels.torch_impl import TorchKernels
 __all__ = ["W4A16Kernels"]
 
 _MIN_ROWS, _MAX_ROWS = 16, 64  # rows of x per program; tensor cores require at least 16
-_WIDE = 128  # outputs per program for many rows; for few rows, it is one panel, to get more programs
+_WIDE = 128  # outputs per program if there are many rows; otherwise one panel, to get more programs
 
 
 class W4A16Kernels(TorchKernels):

@@ -47,7 +47,7 @@ class LoraWeight:
         return (self.b.shape[0], self.a.shape[1])
 
     def merge(self, rows: Tensor, start: int, columns: tuple[int, int] | None = None) -> Tensor:
-        """Add the update to ``rows``, rows [start, start + len(rows)) of the matrix. Return the sum in fp32.
+        """Return the sum of the update and ``rows``, rows [start, start + len(rows)) of the matrix, in fp32.
 
         If ``columns`` is set, ``rows`` contains only these columns.
         """
@@ -97,7 +97,7 @@ def _pair(
     for name, pair in pairs.items():
         if pair.keys() != {"A", "B"} or not _is_compatible(pair["A"], pair["B"]):
             raise CheckpointError(
-                f"The adapter in {folder} has no matching pair of LoRA matrices for {name}."
+                f"The adapter in {folder} does not contain a matching pair of LoRA matrices for {name}."
             )
         lora[name] = LoraWeight(pair["A"], pair["B"], scale)
     return lora, others

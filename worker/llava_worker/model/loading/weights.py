@@ -1,8 +1,8 @@
 """Loads the weights of a checkpoint into a model, a few rows of one tensor at a time.
 
 The canonical names of the model's parameters determine which tensors are required (see `weight_names`). The
-files must contain all of these tensors. The only other tensors that they may contain are those that are known
-to be unused. No files are written during loading, so there is nothing to clean up if the process is killed.
+files must contain all of these tensors. Apart from them, the files may contain only tensors that are known to
+be unused. No files are written during loading, so there is nothing to clean up if the process is killed.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from llava_worker.model.layers.linear import Linear, LinearShape, empty_bias
 
 __all__ = ["BnbInt8Linear", "BnbNF4Linear", "has_bitsandbytes", "require_bitsandbytes"]
 
-# Columns of x with a value of larger magnitude are multiplied in 16 bits (LLM.int8(), arXiv 2208.07339).
+# Columns of x in which a magnitude exceeds this are multiplied in 16 bits (LLM.int8(), arXiv 2208.07339).
 _OUTLIER_THRESHOLD = 6.0
 _BLOCK = 64  # weights per scale in NF4
 _SCALES_BLOCK = 256  # scales per second-level scale

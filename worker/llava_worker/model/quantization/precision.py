@@ -165,7 +165,7 @@ def _quantized_on_gpu(name: str, device: torch.device) -> Precision:
     return Precision(name, dtype, choose_kernels(dtype, device), bits, is_bitsandbytes=True)
 
 
-@cache  # called for every precision whose memory use is estimated
+@cache  # called again whenever memory usage is estimated
 def _require_w8a8(name: str, device: torch.device) -> None:
     """Raise ValueError if the GPU does not support the format. Without a GPU, this is a no-op."""
     if not torch.cuda.is_available():

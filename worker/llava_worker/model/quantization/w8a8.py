@@ -81,7 +81,7 @@ class Fp8Format(W8A8Format):
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         top = x.abs().amax(1, keepdim=True)
         factor = torch.where(top > 0, _FP8_MAX / top, 0.0)
-        return (x * factor).to(self.dtype), top / _FP8_MAX  # 1 ULP above the maximum is rounded down
+        return (x * factor).to(self.dtype), top / _FP8_MAX  # a value 1 ULP above the maximum is rounded down
 
     def matmul(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
         y: Tensor = torch._scaled_mm(x, w.t(), x_scales, w_scales.t(), out_dtype=torch.bfloat16)
