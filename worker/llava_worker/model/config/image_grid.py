@@ -1,4 +1,4 @@
-"""Computes how many tiles and tokens an image has, based on its size.
+"""Computes the number of tiles and the number of tokens for an image of a given size.
 
 This module does not import torch, because the prompt builder also uses it.
 

@@ -23,7 +23,7 @@ __all__ = ["NativeKernels", "native_kernels"]
 
 logger = logging.getLogger(__name__)
 
-# For up to this many rows, the bf16 kernel in C++ is faster than torch's matrix product.
+# Maximum number of rows for which the bf16 kernel in C++ is faster than torch's matrix product.
 _MAX_BF16_ROWS = 6
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 # Parameter types, in the order of the C++ declarations. The last parameter is always the number of threads.

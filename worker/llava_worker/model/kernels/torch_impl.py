@@ -10,7 +10,7 @@ from llava_worker.model.kernels.interface import INT4_GROUP, PANEL_OUTPUTS, Kern
 
 __all__ = ["TorchKernels", "quantize_rows"]
 
-# Outputs per int4 product: enough to be efficient, but not so many that unpacked weights take much memory.
+# Outputs per int4 product: enough to be efficient, but few enough that unpacked weights take little memory.
 _UNPACKED_OUTPUTS = 1024
 
 
