@@ -1,4 +1,4 @@
-"""Fixtures and the marker for tests that require an NVIDIA GPU."""
+"""Fixtures and a marker for tests that require an NVIDIA GPU."""
 
 from __future__ import annotations
 

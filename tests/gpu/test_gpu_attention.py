@@ -1,4 +1,4 @@
-"""All attention kernels that this GPU supports agree with the reference for head counts of real models."""
+"""With the head counts of real models, all attention kernels that this GPU supports match the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outputs of the bundled model on a GPU, in all precisions and with CUDA graphs, match fp32 on a CPU."""
+"""In all precisions and with CUDA graphs, the bundled model's GPU outputs match its fp32 outputs on a CPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.worker.sampling_params import greedy
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 NUM_PROMPTS, NUM_TOKENS = 12, 12
-# Tolerances for the log-probability of a likely token. Benchmarks measure the accuracy of each precision.
+# Tolerances for the log-probabilities of likely tokens. Benchmarks measure the accuracy of each precision.
 TOLERANCE = {
     "fp32": 1e-3,
     "fp16": 0.1,
@@ -46,7 +46,7 @@ def build(**options: Any) -> tuple[Engine, ModelInfo]:
 
 
 def make_sequences(info: ModelInfo, *, num_tokens: int) -> list[Sequence]:
-    """Return sequences with random tokens and up to two two-color images."""
+    """Return sequences of random tokens, each with up to two images. Every image has two colors."""
     rng = np.random.default_rng(0)
     sequences: list[Sequence] = []
     for index in range(NUM_PROMPTS):
@@ -118,7 +118,7 @@ def test_async_scheduling_does_not_change_the_output(use_cuda_graphs: bool) -> N
 
 
 def test_launching_a_step_ahead_does_not_synchronize_with_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch raises an error if an operation synchronizes. The sequences cover all sampling methods."""
+    """torch is configured to raise an error on synchronization. The sequences cover all sampling methods."""
     engine, info = build(device="cuda")
     launch = engine._runner.launch
     num_ahead = 0

@@ -1,4 +1,4 @@
-"""The fused kernels are selected on this GPU and agree with the torch kernels at the sizes of real models."""
+"""The fused kernels are selected on this GPU and match the torch kernels for the sizes of real models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""8-bit products on this GPU match the reference at the sizes of real models, even in a CUDA graph."""
+"""On this GPU, 8-bit products match the reference for the sizes of real models, including in CUDA graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random batches for attention tests, over a paged KV cache with blocks in random order."""
+"""Random batches for attention tests, with a paged KV cache whose blocks are in random order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from torch import Tensor
 
 BLOCK_SIZE, NUM_BLOCKS = 4, 40
-LAYER = 1  # the second of two layers; the first one must not affect the result
+LAYER = 1  # the second of two layers; the first one must not affect results
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def random_qkv(
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
 ) -> list[Tensor]:
-    """Return q, k and v [tokens, heads, head_dim] as slices of one tensor, as in the decoder."""
+    """Return q, k and v, all [tokens, heads, head_dim]. As in the decoder, they are slices of one tensor."""
     qkv = random_tensor(num_tokens, heads + 2 * kv_heads, head_dim, dtype=dtype, device=device)
     return list(torch.split(qkv, [heads, kv_heads, kv_heads], dim=1))
 
@@ -40,7 +40,7 @@ def random_cache(
     block_size: int = BLOCK_SIZE,
     device: torch.device = CPU,
 ) -> KVCache:
-    """Return a two-layer cache with random contents in all slots."""
+    """Return a two-layer cache in which all slots contain random keys and values."""
     spec = KVCacheSpec(NUM_BLOCKS, block_size, 2, kv_heads, head_dim, dtype, is_int8)
     cache = KVCache(spec, device)
     shape = (spec.num_tokens, kv_heads, head_dim)
@@ -53,7 +53,7 @@ def random_cache(
 def make_metadata(
     rows: list[tuple[int, int]], *, block_size: int = BLOCK_SIZE, device: torch.device = CPU
 ) -> AttentionMetadata:
-    """Return metadata for ``rows`` of (new tokens, context length), decodes first, with random blocks."""
+    """Return metadata with random blocks. ``rows`` contains (new tokens, context length), in any order."""
     rows = sorted(rows, key=lambda row: row[0] > 1)
     blocks = torch.randperm(NUM_BLOCKS).tolist()
     tables = [[blocks.pop() for _ in range(-(-context // block_size))] for _, context in rows]

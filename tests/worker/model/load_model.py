@@ -30,7 +30,7 @@ def load_model(
 
 
 def assert_same_weights(actual: Llava, expected: Llava) -> None:
-    """Assert that the weights of both models are bitwise identical."""
+    """Assert that two models have bitwise identical weights."""
     actual_weights, expected_weights = actual.state_dict(), expected.state_dict()
     assert actual_weights.keys() == expected_weights.keys()
     different = [

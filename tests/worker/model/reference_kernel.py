@@ -1,4 +1,4 @@
-"""A slow paged attention kernel that runs on any device and computes attention token by token."""
+"""A slow paged attention kernel that runs on any device. It computes attention token by token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fp32 logits match those of transformers, however prompts are divided into chunks and batched."""
+"""fp32 logits match those of transformers, no matter how prompts are divided into chunks and batches."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class Forward:
-    """A model and a paged KV cache with blocks assigned in random order."""
+    """A model and a paged KV cache whose blocks are assigned in random order."""
 
     def __init__(self, folder: Path, prompts: list[Prompt]) -> None:
         self.model = load_model(folder)
@@ -107,7 +107,9 @@ class Forward:
         needed = [-(-len(prompt.token_ids) // BLOCK_SIZE) for prompt in prompts]
         spec = KVCacheSpec.for_model(text, num_blocks=sum(needed), block_size=BLOCK_SIZE, dtype=torch.float32)
         self.cache = KVCache(spec, CPU)
-        for layer in range(text.num_hidden_layers):  # any read before a write shows up in the logits
+        for layer in range(
+            text.num_hidden_layers
+        ):  # if a slot is read before it is written, the logits are NaN
             stored = self.cache.layer(layer)
             stored.keys.fill_(torch.nan)
             stored.values.fill_(torch.nan)
@@ -125,7 +127,7 @@ class Forward:
 
     @torch.inference_mode()
     def __call__(self, chunks: list[tuple[int, int, int]]) -> list[torch.Tensor]:
-        """Return the logits of each chunk (prompt, start, end). Single-token chunks must come first."""
+        """Return the logits for each chunk (prompt, start, end). Single-token chunks must come first."""
         positions = torch.cat([torch.arange(start, end) for _, start, end in chunks])
         prompt_of_token = [prompt for prompt, start, end in chunks for _ in range(start, end)]
         slots = [
@@ -208,7 +210,7 @@ def test_a_nan_in_one_sequence_does_not_affect_others(saved: tuple[Path, Referen
     layout = read_config(folder).image_layout()
     prompts = [random_prompt(rng, num_images=n, layout=layout) for n in (0, 1, 1)]
     forward = Forward(folder, prompts)
-    forward._embeddings[1][-2] = torch.nan  # inside every attention window
+    forward._embeddings[1][-2] = torch.nan  # this position is inside all attention windows
     lens = [len(prompt.token_ids) for prompt in prompts]
 
     whole = forward([(index, 0, end - 1) for index, end in enumerate(lens)])

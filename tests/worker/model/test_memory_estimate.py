@@ -1,4 +1,4 @@
-"""A model that does not fit into memory is rejected before loading, with an error that lists alternatives."""
+"""A model that does not fit in memory is rejected before it is loaded. The error suggests alternatives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LLAVA_7B = ModelConfig(model_type="llava")
 
 
 def make_config(num_bytes: int) -> ModelConfig:
-    """Return a model with fp32 weights of ``num_bytes``, nearly all of them in the embedding table."""
+    """Return a model whose fp32 weights take ``num_bytes``, nearly all of them for the embedding table."""
     text = {"vocab_size": num_bytes // 4 // 1024, "hidden_size": 1024, "num_hidden_layers": 1}
     return ModelConfig.model_validate(
         {"model_type": "llava", "text_config": text | {"tie_word_embeddings": True}}

@@ -23,7 +23,7 @@ def test_the_peak_counts_only_tensors_that_are_alive_at_the_same_time(is_inferen
         third = torch.cat([second, second])  # 3 rows
         del second, third
         for _ in range(10):
-            torch.ones(2000)  # one at a time
+            torch.ones(2000)  # each is freed before the next one is created
 
     assert peak.num_bytes == 3 * ROW_BYTES
 
@@ -51,7 +51,7 @@ def test_an_exception_is_propagated() -> None:
 
 
 def test_memory_measurement_does_not_import_the_torch_compiler() -> None:
-    """The import takes two seconds, and many torch functions trigger it."""
+    """Many torch functions import the compiler, which takes two seconds."""
     program = (
         "import sys, torch\n"
         "from llava_worker.model.config.model_config import ImageConfig, ModelConfig\n"

@@ -1,6 +1,6 @@
-"""The LLaVA model. It operates only on tensors and does not depend on sequences, the scheduler or the queue.
+"""The LLaVA model. It operates on tensors and does not depend on sequences, the scheduler or the queue.
 
-Each module imports only from the rows below it:
+Modules import only from modules in lower rows:
 
     gpu (CUDA graphs), memory_estimate
     llava                              vision tower -> projector -> decoder

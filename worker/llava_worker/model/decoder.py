@@ -1,9 +1,9 @@
-"""The language model: the Llama decoder, with biases for Qwen2 and a sliding window for Mistral.
+"""The language model: a Llama decoder that also supports sliding windows and the biases of Qwen2.
 
-The input, [tokens, hidden], is packed and contains the tokens of any number of sequences. Only attention and
-RoPE depend on positions. Attributes are named as in checkpoints, so that weights can be found by name.
-Modules define ``__call__`` instead of ``forward``, because hooks are not used and their overhead would add up
-over hundreds of calls per step.
+The input, [tokens, hidden], is packed: it contains the tokens of all sequences without padding. Only
+attention and RoPE use the positions of the tokens. Attributes have the same names as the tensors in
+checkpoints, so that weights can be loaded by name. Modules define ``__call__`` instead of ``forward`` to
+avoid the overhead of hooks, which are not used. Over hundreds of calls per step, this overhead would add up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["LlamaDecoder"]
 
 
 class LlamaDecoder(nn.Module):
-    """A decoder, or one rank's shard of it, that maps embeddings to final hidden states.
+    """A decoder, or one rank's shard of a decoder. It maps embeddings to final hidden states.
 
     ``config`` describes the shard. Only the first rank embeds tokens.
     """
@@ -79,7 +79,7 @@ class _Layer(nn.Module):
     def __call__(
         self, x: Tensor, residual: Tensor | None, rotation: Rotation, attention: AttentionPlan
     ) -> tuple[Tensor, Tensor]:
-        """Return the MLP output and the residual. The next norm adds them."""
+        """Return the output of the MLP and the residual, which are added in the next norm."""
         x, residual = self.input_layernorm(x, residual)
         x = self.self_attn(x, rotation, attention)
         x, residual = self.post_attention_layernorm(x, residual)
@@ -109,7 +109,9 @@ class _Attention(nn.Module):
             has_bias=config.has_qkv_bias,
             rows=ranks.shard,
         )
-        has_bias = config.attention_bias and ranks.is_first  # all-reduce must add it only once
+        has_bias = (
+            config.attention_bias and ranks.is_first
+        )  # otherwise all-reduce would add the bias once per rank
         o = LinearShape.plain(q_size, config.hidden_size, has_bias=has_bias, columns=ranks.shard)
         self.qkv_proj = precision.linear(qkv, device, "decoder")
         self.o_proj = precision.linear(o, device, "decoder")
@@ -142,7 +144,7 @@ class _Mlp(nn.Module):
 
 
 class _RMSNorm(nn.Module):
-    """RMSNorm, computed in fp32 and rounded before the weight is applied, as in training."""
+    """RMSNorm, computed in fp32 and, as in training, rounded before the multiplication by the weight."""
 
     def __init__(self, size: int, eps: float, precision: Precision, device: torch.device) -> None:
         super().__init__()
@@ -152,7 +154,7 @@ class _RMSNorm(nn.Module):
         self._kernels = precision.kernels
 
     def __call__(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the norm of x + residual and the sum itself, both [tokens, hidden]."""
+        """Return the norm of x + residual, and x + residual itself, both [tokens, hidden]."""
         if residual is None:
             return self._kernels.rms_norm(x, self.weight, self._eps), x
         return self._kernels.add_rms_norm(x, residual, self.weight, self._eps)

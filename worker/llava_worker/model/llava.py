@@ -1,4 +1,4 @@
-"""LLaVA: projected features of a vision tower replace the image tokens in the decoder's prompt."""
+"""LLaVA: in the decoder's prompt, image tokens are replaced by projected features from a vision tower."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["Llava"]
 
 
 class Llava(nn.Module):
-    """Vision tower, projector and decoder. Weights are uninitialized until `load_weights` loads them.
+    """A vision tower, a projector and a decoder. Weights are uninitialized until `load_weights` is called.
 
-    The model runner calls `encode` and `assemble` for new images and `embed` for the token IDs, and
-    overwrites the rows of image tokens with image features. Then it calls the model itself, followed by
-    `logits` for the rows to sample from. With tensor parallelism, this is the model of the first rank, and
-    ``config`` describes its shard. The other ranks have only their shard of the decoder layers.
+    The model runner calls `encode` and `assemble` for new images and `embed` for the token IDs. Next, it
+    overwrites the embeddings of image tokens with image features. It then calls the model itself, and finally
+    `logits` for the rows to sample from. With tensor parallelism, only the first rank uses this class, and
+    ``config`` describes its shard. The other ranks hold only their shards of the decoder layers.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class Llava(nn.Module):
         if config.has_image_newline:
             newline = torch.empty(text.hidden_size, dtype=precision.dtype, device=device)
             self.image_newline = nn.Parameter(newline, requires_grad=False)
-        # The division runs on the CPU. On the meta device, which is used to measure the size of models, torch
-        # would import its compiler for it.
+        # The divisions run on the CPU. On the meta device, which is used to measure the size of a model, a
+        # division would make torch import its compiler.
         mean, std = torch.tensor(image.image_mean), torch.tensor(image.image_std)
         self._pixel_mean = (mean.view(3, 1, 1) / image.rescale_factor).to(device)
         self._pixel_std = (std.view(3, 1, 1) / image.rescale_factor).to(device)
@@ -69,7 +69,7 @@ class Llava(nn.Module):
         return lm_head
 
     def encode(self, tiles: Tensor) -> Tensor:
-        """Encode tiles, uint8 [tiles, side, side, 3], to embeddings [tiles, tokens_per_tile, hidden]."""
+        """Encode tiles, uint8 [tiles, side, side, 3], as embeddings [tiles, tokens_per_tile, hidden]."""
         pixels = (tiles.permute(0, 3, 1, 2).float() - self._pixel_mean) / self._pixel_std
         features = self.vision_tower(pixels.to(self.dtype))  # [tiles, positions, feature_size]
         if self.config.drops_first_feature:
@@ -77,11 +77,10 @@ class Llava(nn.Module):
         return self.multi_modal_projector(features)
 
     def assemble(self, features: Tensor, plan: ImagePlan) -> Tensor:
-        """Arrange the tiles of an image, [tiles, tokens_per_tile, hidden], as prompt rows [tokens, hidden].
+        """Arrange an image's features, [tiles, tokens_per_tile, hidden], in prompt order, [tokens, hidden].
 
-        Without a grid, these are the rows of the single tile. With a grid, the base view comes first,
-        followed by the patches of the grid without padding and with a newline embedding after each row of
-        patches.
+        Without a grid, the result contains the features of the only tile. With a grid, the base view comes
+        first, followed by the unpadded grid row by row, with a newline embedding after each row of patches.
         """
         if not plan.rows:
             return features.flatten(0, 1)
@@ -105,10 +104,10 @@ class Llava(nn.Module):
 
 
 class _Projector(nn.Module):
-    """Linear layers with activations in between, which map the width of the vision tower to the decoder's.
+    """Maps features of the vision tower to the decoder's width: linear layers with activations in between.
 
-    LLaVA-1.5 has two layers ("mlp2x_gelu"), LLaVA-v1 has one ("linear"), and "identity" means none. The
-    layers are named linear_1, linear_2, ...
+    LLaVA-1.5 uses two layers ("mlp2x_gelu") and LLaVA-v1 uses one ("linear"). If the type is "identity",
+    there are none. The layers are named linear_1, linear_2, ...
     """
 
     def __init__(self, config: ModelConfig, precision: Precision, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Memory estimates that determine, before loading, whether a model fits on a device."""
+"""Estimates memory usage to determine whether a model fits on a device, before it is loaded."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["WORKING_BYTES", "InsufficientMemory", "available_bytes", "require_me
 
 _GIB = 1 << 30
 _META = torch.device("meta")
-# Memory in addition to weights and KV cache: activations and torch itself. The estimate is deliberately low,
-# because rejecting a model that fits is worse than failing after loading one that does not.
+# Memory for activations and torch itself, in addition to weights and the KV cache. This is low on purpose,
+# because rejecting a model that fits is worse than loading one that does not fit and failing later.
 WORKING_BYTES = 256 << 20
 
 
 class InsufficientMemory(ValueError):
-    """The model does not fit into memory. The message lists settings that would fit."""
+    """The model does not fit in memory. The message suggests settings that would."""
 
 
 def require_memory(
     config: ModelConfig, image: ImageConfig, *, precision: str, device: torch.device, cache_bytes: int
 ) -> None:
-    """Raise InsufficientMemory if weights and KV cache need more memory than the device has free."""
+    """Raise InsufficientMemory if the device does not have enough free memory for weights and KV cache."""
     free = available_bytes(device)
     weights = weight_bytes(config, image, precision, device)
     if free is None or weights + cache_bytes + WORKING_BYTES <= free:
@@ -53,18 +53,21 @@ def require_memory(
     )
 
 
-@cache  # called several times during startup; each call creates a model
+@cache  # called several times at startup, and each uncached call creates a model
 def weight_bytes(
     config: ModelConfig, image: ImageConfig, precision: str, device: torch.device = _META
 ) -> int:
-    """Return the size of parameters and buffers in bytes. The model is created on the meta device."""
+    """Return the size of all parameters and buffers in bytes. This creates the model on the meta device."""
     resolved = choose_precision(precision, device if device.type == "cuda" else _META)
     model = Llava(config, image, precision=resolved, device=_META)
     return sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Return the free memory in bytes, or None if unknown. On a CPU, container limits apply."""
+    """Return the free memory in bytes, or None if it is unknown.
+
+    For a CPU, the result takes the memory limit of the container into account.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
@@ -82,7 +85,10 @@ def _machine_bytes(path: Path = Path("/proc/meminfo")) -> int | None:
 
 
 def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the bytes left in the cgroup, or None if there is no limit. The page cache counts as free."""
+    """Return how many bytes the cgroup can still allocate, or None if it has no limit.
+
+    Inactive page cache counts as free.
+    """
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())

@@ -1,8 +1,8 @@
-"""Measurement of the peak memory of a computation, excluding memory allocated before it.
+"""Measures the peak memory usage of a computation, excluding memory that was allocated before.
 
-On a GPU, torch's allocator reports the peak. On a CPU, the storages of tensors are counted. Unlike the
-resident set size of the process, this count is exact to the byte and the same on every machine. It excludes
-memory that a kernel allocates and frees within one call, so callers must add a margin.
+On a GPU, torch's allocator reports the peak. On a CPU, this module adds up the sizes of all live tensors.
+Unlike the resident set size of the process, this sum is exact to the byte and the same on every machine. It
+does not include memory that a kernel allocates and frees within one call, so callers must add a margin.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["PeakMemory"]
 
 
 class PeakMemory:
-    """A context manager: after ``with PeakMemory(device) as peak: ...``, read ``peak.num_bytes``."""
+    """A context manager. After ``with PeakMemory(device) as peak: ...``, read ``peak.num_bytes``."""
 
     def __init__(self, device: torch.device) -> None:
         self.num_bytes = 0
@@ -42,15 +42,15 @@ class PeakMemory:
         if self._counter is not None:
             self._counter.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
             self.num_bytes = self._counter.peak
-        elif error is None:  # after an error the device may not respond
+        elif error is None:  # after an error, the device may not respond
             torch.cuda.synchronize(self._device)
             self.num_bytes = torch.cuda.max_memory_allocated(self._device) - self._before
 
 
 class _TensorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A counter for the bytes of live tensor storages allocated by operations.
+    """Counts the bytes in live tensor storages that were allocated by operations.
 
-    Tensors created earlier are not counted, because they are first seen as arguments to an operation.
+    Storages that existed before are not counted: they first appear as arguments, not as results.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -62,7 +62,7 @@ class _TensorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Return False. True would make torch import its compiler, which takes two seconds."""
+        """Return False, because True would make torch import its compiler, which takes two seconds."""
         return False
 
     def __torch_dispatch__(

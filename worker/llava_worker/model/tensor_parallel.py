@@ -1,10 +1,10 @@
-"""Tensor parallelism: one decoder sharded across several processes (ranks).
+"""Tensor parallelism: a decoder is sharded across several processes (ranks).
 
-Each rank holds a share of the attention heads and of the MLP's intermediate size in every layer. The first
-rank is the leader: it embeds tokens and images, samples tokens and manages sequences. Before each forward
-pass, it sends a command to the other ranks. Commands are sent through a pipe, which never blocks the leader,
-and tensors through torch.distributed (NCCL for GPUs, Gloo for CPUs). During the pass, all-reduce adds the
-partial results of the ranks.
+In every layer, each rank holds some of the attention heads and part of the MLP's intermediate dimension. The
+first rank is the leader. It embeds tokens and images, samples tokens and manages sequences. Before each
+forward pass, it sends a command to the other ranks. Commands are sent through pipes, which never block the
+leader. Tensors are sent through torch.distributed (NCCL for GPUs, Gloo for CPUs). During the forward pass,
+all-reduce adds up the partial results of all ranks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LENGTH_BYTES = 4
 
 
 class RankFailed(RuntimeError):
-    """The ranks are out of sync, and no further forward pass is possible."""
+    """The ranks are out of sync, so no more forward passes are possible."""
 
 
 class CacheCommand(msgspec.Struct, tag="cache", frozen=True):
@@ -49,9 +49,9 @@ class CacheCommand(msgspec.Struct, tag="cache", frozen=True):
 
 
 class CopyCommand(msgspec.Struct, tag="copy", frozen=True):
-    """A command to copy ``num_rows`` consecutive slots of the KV cache.
+    """A command to copy ``num_rows`` consecutive slots in the KV cache.
 
-    ``first`` is the first slot to read, and ``target`` is the first slot to write.
+    ``first`` is the first slot to copy, and ``target`` is the first slot to overwrite.
     """
 
     first: int
@@ -60,9 +60,9 @@ class CopyCommand(msgspec.Struct, tag="copy", frozen=True):
 
 
 class StepCommand(msgspec.Struct, tag="step", frozen=True):
-    """A command to run a forward pass. Tensors are broadcast separately.
+    """A command to run a forward pass. Its input tensors are broadcast separately.
 
-    ``width`` is the number of columns of the block tables.
+    ``width`` is the number of columns in the block tables.
     """
 
     query_lens: tuple[int, ...]
@@ -75,7 +75,7 @@ RankCommand = CacheCommand | CopyCommand | StepCommand
 
 
 class TensorParallel:
-    """The rank of this process. ``followers`` are the leader's pipes to the other ranks."""
+    """This process as one of ``size`` ranks. ``followers`` are the leader's pipes to the other ranks."""
 
     def __init__(self, index: int = 0, size: int = 1, followers: Sequence[BinaryIO] = ()) -> None:
         self.size = size
@@ -99,7 +99,7 @@ class TensorParallel:
         self._send(CopyCommand(first, target, num_rows))
 
     def send_step(self, x: Tensor, positions: Tensor, metadata: AttentionMetadata) -> None:
-        """Send the input of the first layer, x [tokens, hidden], and the positions [tokens]."""
+        """Send the input of a forward pass to the other ranks: x [tokens, hidden], positions, metadata."""
         if not self._followers:
             return
         tables = metadata.block_tables
@@ -111,9 +111,9 @@ class TensorParallel:
 
     @contextmanager
     def collective_step(self) -> Iterator[None]:
-        """Convert an out-of-memory error to RankFailed if there are other ranks.
+        """If there are other ranks, convert an out-of-memory error to RankFailed.
 
-        The other ranks wait in the middle of the step, so the step cannot be retried with a smaller batch.
+        The other ranks are waiting in the middle of the step, so it cannot be retried with a smaller batch.
         """
         try:
             yield
@@ -134,7 +134,7 @@ SINGLE_RANK = TensorParallel()
 
 
 def send_frame(pipe: BinaryIO, frame: bytes) -> None:
-    """Write the length of the frame, 4 bytes in little-endian order, followed by the frame."""
+    """Write the length of the frame as 4 bytes in little-endian order, followed by the frame."""
     pipe.write(len(frame).to_bytes(_LENGTH_BYTES, "little") + frame)
     pipe.flush()
 

@@ -1,8 +1,8 @@
 """The vision tower (CLIP or SigLIP), which maps images to the hidden states that the projector reads.
 
-SigLIP differs from CLIP: it has a bias in the patch embedding, but no class token and no norm before the
-first layer. Layers after the last one whose output is used are not created. For example, LLaVA-1.5 reads the
-output of the second-to-last layer.
+Unlike CLIP, SigLIP uses a bias in the patch embedding, but neither a class token nor a norm before the first
+layer. Layers are created only up to the last one whose output is used. For LLaVA-1.5, this is the
+second-to-last layer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["VisionTower"]
 
 
 class VisionTower(nn.Module):
-    """A vision tower that returns the hidden states with the indices ``feature_layers``.
+    """A vision tower. ``feature_layers`` are the indices of the hidden states that it returns.
 
     Index 0 is the input of the first layer.
     """
@@ -31,7 +31,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self._feature_layers = feature_layers
         self.embeddings = _Embeddings(config, precision.dtype, device)
-        self.pre_layrnorm = (  # sic: spelled like this in checkpoints
+        self.pre_layrnorm = (  # sic, this is the spelling in checkpoints
             _layer_norm(config, precision, device) if config.has_class_token else None
         )
         self.encoder = _Encoder(config, max(feature_layers), precision, device)
@@ -39,8 +39,8 @@ class VisionTower(nn.Module):
     def __call__(self, pixels: Tensor) -> Tensor:
         """Encode normalized pixels [tiles, 3, side, side].
 
-        Returns features [tiles, positions, hidden * feature layers]. The class token, if the tower has one,
-        is at the first position, followed by the patches, row by row.
+        Returns features [tiles, positions, hidden * feature layers]. If the tower has a class token, it is at
+        the first position. The patches follow, row by row.
         """
         x = self.embeddings(pixels)  # [tiles, positions, hidden]
         if self.pre_layrnorm is not None:
@@ -57,7 +57,7 @@ class _Encoder(nn.Module):
         self.layers = nn.ModuleList([_Layer(config, precision, device) for _ in range(num_layers)])
 
     def __call__(self, x: Tensor) -> list[Tensor]:
-        """Return the input of the first layer and all layer outputs, each [tiles, positions, hidden]."""
+        """Return the input of the first layer and the outputs of all layers, [tiles, positions, hidden]."""
         states = [x]
         for layer in self.layers:
             states.append(layer(states[-1]))

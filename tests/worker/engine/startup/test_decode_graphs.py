@@ -127,7 +127,7 @@ def test_a_failed_capture_is_logged_with_its_reason(caplog: pytest.LogCaptureFix
         assert try_capture(FailingGraphs(torch.OutOfMemoryError("CUDA out of memory")), "decoding") is None
     assert caplog.messages == [
         "captured CUDA graphs for decoding",
-        "CUDA graph capture failed for decoding, which will be slower: CUDA out of memory",
+        "CUDA graph capture failed for decoding, so performance will be lower: CUDA out of memory",
     ]
 
 

@@ -1,4 +1,4 @@
-"""The C++ attention kernels agree with the reference."""
+"""The C++ attention kernels match the reference."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_row_is_bitwise_identical_in_any_batch(backend: CpuBackend, is_int8: b
 
 @IS_INT8
 def test_a_token_is_bitwise_identical_with_draft_tokens_after_it(backend: CpuBackend, is_int8: bool) -> None:
-    """The result does not depend on the draft tokens, even if the last one contains a NaN."""
+    """The result for a token does not depend on later draft tokens, even if one of them contains a NaN."""
     torch.manual_seed(0)
     cache = random_cache(2, 32, is_int8=is_int8)
     batch = make_metadata([(4, 23)])
@@ -115,7 +115,7 @@ def test_a_nan_in_another_row_is_not_read(backend: CpuBackend) -> None:
     assert out[0, 0].isnan().all() and out[0, 1].isfinite().all()  # only the head with the NaN is affected
 
 
-LONG_BLOCK_SIZE = 16  # tokens per block, for a cache of 640 tokens
+LONG_BLOCK_SIZE = 16  # tokens per block; with 40 blocks, the cache holds 640 tokens
 
 
 def long_prompt(
@@ -167,7 +167,7 @@ def test_a_prompt_is_bitwise_identical_for_chunks_of_any_size(backend: CpuBacken
 
 @needs_prefill_kernel
 def test_a_prompt_reads_nothing_beyond_its_context(backend: CpuBackend) -> None:
-    """Unused slots of the last block and slots of other blocks are not read."""
+    """Neither unused slots in the last block nor slots in other blocks are read."""
     torch.manual_seed(0)
     metadata, cache, qkv = long_prompt(150, 150)
     stored = cache.layer(LAYER)

@@ -1,4 +1,4 @@
-"""A KV cache returns the written keys and values, exactly or quantized to int8 with one scale per row."""
+"""A KV cache stores keys and values either exactly or quantized to int8 with one scale per row."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_error_of_an_int8_cache_is_at_most_half_a_step() -> None:
     for scale in (1e-35, 1e-4, 1.0, 1e4, 1e30):
         cache, slots = make_cache(is_int8=True), torch.tensor([9, 2, 14])
         k, v = random_rows(3, 1) * scale, random_rows(3, 2) * scale
-        k[1, 0] *= 1e3  # must not affect other rows
+        k[1, 0] *= 1e3  # this row must not affect others
         v[2] = 0
 
         cache.write(1, slots, k, v)
@@ -112,7 +112,7 @@ def test_int8_halves_the_memory_of_llava_1_5_including_scales() -> None:
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_copied_rows_are_equal_and_all_others_unchanged(is_int8: bool, data: st.DataObject) -> None:
-    """Sources and targets may overlap, because all sources are read before any target is written."""
+    """Sources and targets can overlap, because all sources are read before any target is written."""
     sources = data.draw(st.lists(st.integers(0, 15), max_size=8))
     targets = data.draw(st.permutations(range(16)))[: len(sources)]
     cache = make_cache(is_int8=is_int8)
@@ -127,7 +127,7 @@ def test_copied_rows_are_equal_and_all_others_unchanged(is_int8: bool, data: st.
 
 
 def attend(cuts: list[int], *, is_int8: bool, num_tokens: int = 13, window: int | None = None) -> Tensor:
-    """Return the attention [tokens, heads, head_dim] of one sequence in chunks that end at ``cuts``."""
+    """Compute attention for a sequence in chunks that end at ``cuts``. Return [tokens, heads, head_dim]."""
     cache, table = make_cache(is_int8=is_int8), torch.tensor([[2, 0, 3, 1]])
     slots = torch.cat([torch.arange(4) + block * 4 for block in table[0].tolist()])
     q, k, v = (

@@ -1,7 +1,7 @@
-"""Paged attention kernels agree with the reference. If none does, the reference is used instead.
+"""Paged attention kernels match the reference. If none of them does, the reference is used instead.
 
-Without a GPU, the Triton kernel runs in Triton's interpreter, which does not support bf16 products.
-FlashAttention kernels are tested only on a GPU (tests/gpu).
+Without a GPU, the Triton kernel runs in Triton's interpreter, which does not support bf16 products. The
+FlashAttention kernels are tested only on GPUs (tests/gpu).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def triton_kernel() -> TritonKernel:
 
 
 class WrongKernel(ReferenceKernel):
-    """A kernel that returns a wrong result for the last token of the last row."""
+    """A kernel whose result for the last token in the last row is wrong."""
 
     name = "wrong"
 
@@ -139,7 +139,7 @@ def test_the_triton_kernel_does_not_read_a_nan_in_another_row(triton_kernel: Tri
 
 @needs_interpreter
 def test_a_decode_plan_uses_the_current_contents_of_its_tensors(triton_kernel: TritonKernel) -> None:
-    """The tensors change after planning, as they do when a CUDA graph is replayed."""
+    """After the plan is created, the contents of its tensors change, as when a CUDA graph is replayed."""
     torch.manual_seed(0)
     cache = random_cache(2, 16)
     first, second = (make_metadata([(1, n) for n in contexts]) for contexts in ([30, 9, 1], [3, 17, 26]))
@@ -202,13 +202,13 @@ def test_without_a_kernel_that_passes_the_reference_is_used_and_logged(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="flash-attn may be installed on a machine with a GPU")
 def test_a_missing_flash_attn_is_reported() -> None:
     with pytest.raises(
-        KernelUnavailable, match="flash-attn cannot be imported: No module named 'flash_attn'"
+        KernelUnavailable, match="flash-attn could not be imported: No module named 'flash_attn'"
     ):
         FlashAttnKernel()
 
 
 def test_the_torch_kernel_has_the_expected_signature() -> None:
-    """Without a GPU, the kernel raises an error only after it has accepted its arguments."""
+    """Without a GPU, calling the kernel fails, but only after its arguments have been accepted."""
     kernel = VarlenKernel()
     q, blocks = torch.zeros(1, 2, 16), torch.zeros(1, kernel.block_size, 2, 16)
     lens = torch.tensor([0, 1], dtype=torch.int32)

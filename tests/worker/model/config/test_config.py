@@ -1,4 +1,4 @@
-"""config.json determines the model, and missing fields have the same defaults as in transformers."""
+"""config.json determines the model. Missing fields have the same defaults as in transformers."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_the_image_processor_is_read_from_either_file(tmp_path: Path) -> None:
     assert read_image_config(tmp_path).image_mean == (0.5, 0.5, 0.5)
 
 
-# Image processors of published checkpoints: the fields that determine how images are made square.
+# The fields of published image processor configurations that determine how images are made square.
 LLAVA_1_5_HF: dict[str, Any] = {
     "image_processor_type": "CLIPImageProcessor",
     "size": {"shortest_edge": 336},

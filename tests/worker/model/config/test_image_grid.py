@@ -1,4 +1,4 @@
-"""Tiles and tokens of images match transformers for LLaVA-1.6 and the paper for LLaVA-1.5-HD."""
+"""Images have the same tiles and tokens as in transformers (LLaVA-1.6) or as in the paper (LLaVA-1.5-HD)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All variants of the C++ kernels that this machine supports agree with the torch kernels."""
+"""All variants of the C++ kernels that this machine supports match the torch kernels."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from torch import Tensor
 
 CPU = torch.device("cpu")
 TORCH = TorchKernels()
-# (rows, inputs, outputs): minimum, partial tiles and panels, several tiles and panels, a decoder layer, a
-# prompt.
+# (rows, inputs, outputs): the minimum, partial tiles and panels, multiple tiles and panels, a decoder layer,
+# and a prompt.
 SHAPES = [
     *((1, 1, 1), (1, 64, 32), (2, 100, 33), (12, 48, 80), (17, 130, 31), (26, 256, 97), (3, 704, 256)),
     *((32, 512, 64), (113, 650, 161)),
@@ -87,7 +87,7 @@ def test_quantized_layers_agree_with_torch(native: NativeKernels, bits: int) -> 
 @BITS
 def test_a_row_is_bitwise_identical_in_any_batch(native: NativeKernels, bits: int) -> None:
     layer = make_layer(native, bits, random(70, 200, seed=1), random(70, seed=2))
-    x = random(29, 200, seed=3)  # some variants use a different code path for many rows
+    x = random(29, 200, seed=3)  # for many rows, some variants use a different code path
 
     together = layer(x)
 
@@ -173,7 +173,7 @@ def test_vision_attention_agrees_with_torch(native: NativeKernels) -> None:
             parts = random(2, num_positions, 3 * 2 * head_dim).to(dtype).chunk(3, dim=-1)
             q, k, v = (part.view(2, num_positions, 2, head_dim) for part in parts)
 
-            # With and without the same strides as the values.
+            # Test keys with the same strides as the values, and keys with different strides.
             for key in (k, k.transpose(1, 2).contiguous().transpose(1, 2)):
                 assert_close(native.vision_attention(q, key, v), TORCH.vision_attention(q, key, v))
 
@@ -208,5 +208,5 @@ def test_a_failed_compilation_is_reported_and_leaves_no_files(
 
 def test_no_library_is_loaded_from_a_folder_that_other_users_can_write_to(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    with pytest.raises(NativeKernelsUnavailable, match="is owned by or writable by another user"):
+    with pytest.raises(NativeKernelsUnavailable, match="is owned or writable by another user"):
         load("avx2", tmp_path)

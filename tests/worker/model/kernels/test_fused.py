@@ -1,6 +1,6 @@
-"""The fused kernels agree with the torch kernels for all shapes. If not, the torch kernels are used.
+"""The fused kernels match the torch kernels for all shapes. If they do not, the torch kernels are used.
 
-Without a GPU, they run in Triton's interpreter, which rounds to bf16 differently from GPUs.
+Without a GPU, the fused kernels run in Triton's interpreter, which rounds to bf16 differently than GPUs do.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def test_norms_with_and_without_a_residual_agree_with_torch(
     normed, total = fused.add_rms_norm(x, residual, weight, 1e-5)
     expected, expected_total = TORCH.add_rms_norm(x, residual, weight, 1e-5)
     assert_close(normed, expected)
-    assert torch.equal(total, expected_total)  # exact, because the residual is passed through all layers
+    assert torch.equal(total, expected_total)  # must be exact, because the residual passes through all layers
 
 
 @settings(max_examples=30, deadline=None)
@@ -118,7 +118,7 @@ def test_rope_and_cache_agrees_with_torch_and_writes_only_to_its_slots(
     qkv = torch.randn(rows, num_all + shape["is_part"], size).to(shape["dtype"])[:, :num_all]
     angles = torch.randn(rows, 1, size // 2).to(shape["dtype"])
     slots = torch.randperm(rows + 5)[:rows]
-    if rows == 17:  # unused rows of a CUDA graph repeat its first row
+    if rows == 17:  # in a CUDA graph, unused rows are copies of the first row
         qkv[12:], angles[12:], slots[12:] = qkv[:1], angles[:1], slots[:1]
     outputs = []
     for kernels in (fused, TORCH):
@@ -143,7 +143,7 @@ def test_a_nan_affects_only_its_head(fused: FusedKernels) -> None:
 
 
 def test_a_plan_with_rope_and_cache_agrees_with_the_reference(fused: FusedKernels) -> None:
-    """The batch contains decodes and the last chunk of a prompt. The caches are also compared."""
+    """The batch contains decodes and the last chunk of a prompt. The caches must match, too."""
     torch.manual_seed(0)
     metadata, qkv = make_metadata([(1, 9), (1, 30), (5, 21)]), torch.randn(7, 10, 16)
     angles = torch.randn(7, 1, 8)
@@ -185,7 +185,7 @@ def test_a_decoder_with_fused_kernels_returns_the_logits_of_torch(
 
 
 class WrongGate(FusedKernels):
-    """Kernels with a wrong gate in the last element of each row."""
+    """Kernels whose gated activation returns a wrong last element in each row."""
 
     def silu_and_mul(self, x: Tensor) -> Tensor:
         out = super().silu_and_mul(x)

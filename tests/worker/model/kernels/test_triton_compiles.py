@@ -1,6 +1,6 @@
-"""The Triton kernels compile to machine code for NVIDIA GPUs. Compilation does not require a GPU.
+"""The Triton kernels can be compiled for NVIDIA GPUs. This does not require a GPU.
 
-They are compiled in a separate process, because the test process uses Triton's interpreter.
+The kernels are compiled in a separate process, because the test process uses Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -88,5 +88,5 @@ def test_kernels_compile_for_ampere_and_hopper_and_use_tensor_cores(tmp_path: Pa
             for name in ("rms_norm", "silu_and_mul", "rope", "rope_and_cache")
         ],
     ]
-    # All these GPUs have at least this many bytes of shared memory.
+    # All of these GPUs have at least 96 KiB of shared memory.
     assert max(int(line[4]) for line in lines) <= 96 << 10

@@ -1,4 +1,4 @@
-"""Loading in a separate process: peak memory, cleanup after a kill, and progress."""
+"""Loading a checkpoint in a separate process: peak memory, behavior when killed, and progress."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ LOADER = textwrap.dedent("""
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An fp32 checkpoint of 300 MB."""
+    """A 300 MB checkpoint in fp32."""
     folder = tmp_path_factory.mktemp("large")
     write_checkpoint(
         folder,
@@ -68,7 +68,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
 def test_loading_needs_little_more_memory_than_the_weights(large: Path, precision: str) -> None:
-    """A chunk takes 8 MiB in fp32, plus converted copies. The weights take 57 to 156 MiB."""
+    """Each chunk takes 8 MiB in fp32, plus its converted copies. All weights together take 57 to 156 MiB."""
     command = [sys.executable, "-c", LOADER, str(large), precision, "run"]
 
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -79,7 +79,7 @@ def test_loading_needs_little_more_memory_than_the_weights(large: Path, precisio
 @pytest.mark.e2e
 def test_a_load_that_is_killed_halfway_leaves_no_files(large: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in large.iterdir()}
-    cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # compiled kernels remain there
+    cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # compiled kernels are stored there
     process = subprocess.Popen(
         [sys.executable, "-c", LOADER, str(large), "bf16", "wait"],
         stdin=subprocess.PIPE,
@@ -109,7 +109,7 @@ def test_progress_is_reported_in_bytes_and_tensors(tmp_path: Path) -> None:
     load_weights(model, tmp_path, on_progress=lambda *numbers: progress.append(numbers))
 
     dones, totals, counts = zip(*progress, strict=True)
-    # The file contains fp32 weights, the model bf16 weights.
+    # The weights are fp32 in the file and bf16 in the model.
     assert set(totals) == {2 * sum(parameter.nbytes for parameter in model.parameters())}
     assert list(dones) == sorted(set(dones)) and dones[-1] == totals[0]
     assert list(counts) == list(range(1, len(counts) + 1))

@@ -1,4 +1,4 @@
-"""LoRA adapters and replacement tensors are merged into a base model. Pickle files are opt-in."""
+"""LoRA adapters and replacement tensors are merged into the base model. Pickle files are opt-in."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def adapter(base: Path, tmp_path: Path) -> Path:
 
 
 def write_merged(base: Path, adapter: Path, target: Path, scale: float) -> Path:
-    """Write a complete checkpoint: the base model with the adapter merged."""
+    """Write a complete checkpoint in which the adapter is merged into the base model."""
     tensors = load_file(base / "model.safetensors")
     lora = load_file(adapter / "adapter_model.safetensors")
     for name in MATRICES:
@@ -85,7 +85,7 @@ def test_a_folder_with_only_a_projector_replaces_that_of_its_base(base: Path, ad
 def test_base_and_adapter_require_each_other(base: Path, adapter: Path) -> None:
     with pytest.raises(CheckpointError, match="contains only an adapter. Set base_model to"):
         load(adapter)
-    with pytest.raises(CheckpointError, match="contains no adapter"):
+    with pytest.raises(CheckpointError, match="does not contain an adapter"):
         load(base, base=base)
 
 
@@ -113,7 +113,7 @@ def test_an_adapter_for_another_model_is_rejected_with_the_tensor_names(base: Pa
         load(adapter, base=base)
 
     save_file({name: tensor for name, tensor in lora.items() if "lora_A" in name}, path)
-    with pytest.raises(CheckpointError, match="no matching pair of LoRA matrices"):
+    with pytest.raises(CheckpointError, match="does not contain a matching pair of LoRA matrices"):
         load(adapter, base=base)
 
     path.unlink()
@@ -122,7 +122,7 @@ def test_an_adapter_for_another_model_is_rejected_with_the_tensor_names(base: Pa
 
 
 def pickle_instead(path: Path) -> None:
-    """Replace a safetensors file with a pickle file."""
+    """Replace a safetensors file with a pickle file that contains the same tensors."""
     target = path.with_suffix(".bin")
     if path.name == "model.safetensors":
         target = path.with_name("pytorch_model.bin")

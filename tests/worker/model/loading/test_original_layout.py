@@ -1,4 +1,4 @@
-"""Checkpoints in the original layout, including options that the llava-hf layout does not support."""
+"""Checkpoints in the original layout are supported, including options that llava-hf does not support."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.worker.model.load_model import assert_same_weights, load_model
 
 
 def assert_same_model(actual: Llava, expected: Llava) -> None:
-    """Assert that weights and architecture are equal, which implies equal logits."""
+    """Assert that two models have equal weights and the same architecture, so their logits are equal, too."""
     assert_same_weights(actual, expected)
     for part in ("text_config", "vision_config", "feature_layers", "projector_depth", "is_tied"):
         assert getattr(actual.config, part) == getattr(expected.config, part)
@@ -87,7 +87,7 @@ def test_projectors_that_llava_hf_does_not_support_equal_a_reference(
     torch.testing.assert_close(actual, x, atol=1e-5, rtol=0)
 
 
-# config.json of liuhaotian/llava-v1.5-7b without training options.
+# config.json of liuhaotian/llava-v1.5-7b, without the training options.
 LLAVA_1_5_7B: dict[str, Any] = {
     "architectures": ["LlavaLlamaForCausalLM"],
     "eos_token_id": 2,
@@ -191,5 +191,5 @@ def test_a_tower_folder_may_contain_a_whole_clip_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAVA_1_5_7B | {"mm_vision_tower": "unknown-tower"}))
 
     assert read_config(tmp_path, tower).tokens_per_tile == 576
-    with pytest.raises(CheckpointError, match="Set vision_tower to the folder of a vision tower"):
+    with pytest.raises(CheckpointError, match="Set vision_tower to a folder that contains a vision tower"):
         read_config(tmp_path, tmp_path / "elsewhere")

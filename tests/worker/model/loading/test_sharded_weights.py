@@ -1,4 +1,4 @@
-"""Tensor-parallel ranks read only their shard of each matrix, and the shards form the whole model."""
+"""Tensor-parallel ranks read only their own shard of each matrix. Together, their shards form the model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, index: int, size: int) -> tuple[LlamaDecoder, int]:
-    """Return a rank's decoder and the number of bytes read. The first rank also reads the other modules."""
+    """Load one rank. Return its decoder and the number of bytes read.
+
+    The first rank also reads the modules that are not part of the decoder.
+    """
     config, ranks = read_config(folder).shard(size), TensorParallel(index, size)
     precision = choose_precision("fp32", CPU)
     model: nn.Module
@@ -63,7 +66,7 @@ def test_the_shards_of_all_ranks_form_the_whole_model(folder: Path) -> None:
             joined = torch.cat([first.get_parameter(weight), second.get_parameter(weight)], dim=1)
             assert torch.equal(joined, layer.get_parameter(weight))
             assert torch.equal(first.get_parameter(bias), layer.get_parameter(bias))
-            assert second.get_submodule(linear).bias is None  # all-reduce must add it only once
+            assert second.get_submodule(linear).bias is None  # otherwise all-reduce would add it twice
 
 
 def test_a_follower_reads_its_shard_of_the_layers_and_the_norms(folder: Path) -> None:

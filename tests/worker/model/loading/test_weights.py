@@ -1,4 +1,4 @@
-"""All parameters are loaded from the files, and unexpected tensors are rejected."""
+"""All parameters are loaded from the files. Unexpected tensors are rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An assertion that a layer does not depend on the chunks in which its weight is loaded."""
+"""Asserts that a layer does not depend on how its weight is divided into chunks for loading."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["assert_independent_of_chunks"]
 def assert_independent_of_chunks(
     make: Callable[[int], Linear], weight: Tensor, bias: Tensor, x: Tensor, *, chunk: int
 ) -> None:
-    """Assert that a layer is the same whether it is loaded all at once or ``chunk`` rows at a time.
+    """Assert that loading a layer all at once and loading it ``chunk`` rows at a time give the same results.
 
-    ``make`` returns a layer after loading ``weight`` into it, the given number of rows at a time. The bias is
-    loaded in two parts.
+    ``make`` creates a layer and loads ``weight`` into it; its argument is the number of rows to load at a
+    time. The bias is loaded in two parts.
     """
     layers = [make(num_rows) for num_rows in (len(weight), chunk)]
     for layer in layers:

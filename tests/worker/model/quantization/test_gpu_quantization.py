@@ -1,6 +1,6 @@
-"""8-bit and 4-bit weight formats for GPUs: bitsandbytes, which also supports CPUs, and W4A16 in Triton.
+"""8-bit and 4-bit weight formats for GPUs: bitsandbytes and W4A16.
 
-Without a GPU, the Triton kernel runs in Triton's interpreter.
+Without a GPU, bitsandbytes runs on the CPU, and the Triton kernel for W4A16 runs in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def test_only_decoder_layers_are_quantized_and_their_memory_is_estimated_exactly
     num_bytes = weight_bytes(config, image, name, CUDA)
     assert num_bytes == sum(parameter.nbytes for parameter in model.parameters())
     assert num_bytes < max_share * weight_bytes(config, image, "fp16", CUDA)
-    if name != "w4a16":  # the w4a16 kernel is tested below
+    if name != "w4a16":  # the W4A16 kernel is tested below
         down_proj = layers["language_model.layers.0.mlp.down_proj"]
         out = down_proj(torch.randn(3, 1408, dtype=precision.dtype))
         assert out.isfinite().all() and out.abs().max() > 0
@@ -147,7 +147,7 @@ def test_the_triton_kernel_multiplies_by_the_packed_weight(
         layer.load_rows(0, weight)
         if has_bias:
             layer.load_bias(0, bias)
-    # This is exactly the quantized weight, because ones and zeros are quantized without error.
+    # This is exactly the quantized weight, because quantizing ones and zeros introduces no error.
     quantized = reference(torch.eye(inputs)) - reference(torch.zeros(1, inputs))
     x = torch.randn(num_rows, inputs).to(dtype)
 

@@ -1,4 +1,4 @@
-"""Precisions are selected by name. With "auto", the device determines the precision."""
+"""Precisions are selected by name. For "auto", the precision depends on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On a CPU, layers with 8-bit and 4-bit weights return results close to those of exact layers."""
+"""On a CPU, the results of layers with 8-bit and 4-bit weights are close to those of exact layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.worker.model.load_model import load_model
 
 CPU = torch.device("cpu")
 PRECISIONS = pytest.mark.parametrize("name", ["int8", "int4"])
-# The torch kernels, and the C++ kernels if this machine supports them.
+# The torch kernels and, if this machine supports them, the C++ kernels.
 KERNELS: dict[str, Kernels] = {
     kernels.name: kernels for kernels in (choose_precision("int8", CPU).kernels, TorchKernels())
 }
@@ -36,7 +36,7 @@ def quantize(weight: Tensor, bits: int, kernels: Kernels) -> QuantizedLinear:
 def test_a_layer_is_close_to_the_exact_layer_for_large_rows(
     bits: int, max_error: float, kernels: str
 ) -> None:
-    """Some rows of activations are a hundred times larger than others."""
+    """The activations in some rows are a hundred times as large as in others."""
     weight, x = torch.randn(300, 2048), torch.randn(20, 2048)
     x[7:12] *= 100
     exact = x @ weight.t()

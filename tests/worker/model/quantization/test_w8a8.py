@@ -1,6 +1,6 @@
 """8-bit weights and activations (W8A8): products, layers and requirements.
 
-These tests compute products on a CPU, which torch also supports. The GPU tests are in tests/gpu.
+These tests use torch's CPU implementation of the products. The GPU tests are in tests/gpu.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.worker.model.load_model import load_model
 from tests.worker.model.quantization.row_loading import assert_independent_of_chunks
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
-MAX_ERROR = {"w8a8": 0.02, "fp8": 0.06}  # relative error for normally distributed rows
+MAX_ERROR = {"w8a8": 0.02, "fp8": 0.06}  # relative error, for normally distributed rows
 FORMATS = pytest.mark.parametrize("name", W8A8_FORMATS)
 
 
@@ -150,7 +150,7 @@ def test_sizes_that_the_format_does_not_support_are_rejected() -> None:
 
 
 class WrongFormat(Int8Format):
-    """A format that returns wrong products for rows from 256 onward."""
+    """A format whose products are wrong for all rows from row 256 onward."""
 
     def matmul(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
         y = super().matmul(x, x_scales, w, w_scales)

@@ -1,8 +1,8 @@
-"""The attention interface: the metadata that backends receive and the methods that the decoder calls.
+"""The interface between the decoder and the attention backends.
 
-The batch of a forward pass is packed: the tokens of all rows are concatenated without padding. A row consists
-of the new tokens of one sequence. Decodes (single-token rows) come first, followed by short rows (the last
-token of a sequence and its draft tokens) and prompt chunks.
+Batches are packed: the tokens of all rows are concatenated without padding. A row consists of the new tokens
+of one sequence. Decodes (single-token rows) come first, followed by short rows (the last token of a sequence
+plus draft tokens) and prompt chunks.
 
     tokens        | a | b | c  c  c  c | d  d |         query_lens    (1, 1, 4, 2)
     context         9  33            4    70            context_lens  (9, 33, 4, 70)
@@ -27,24 +27,24 @@ __all__ = ["AttentionBackend", "AttentionMetadata", "AttentionPlan", "DecodeMeta
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:
-    """The rows of a forward pass and their slots in the KV cache.
+    """The rows of a batch and the KV cache slots that they read and write.
 
-    ``context_lens`` contains the number of tokens in each sequence, including the new ones. The new tokens of
-    row i are at positions [context_lens[i] - query_lens[i], context_lens[i]) of their sequence.
+    ``context_lens`` contains the length of each sequence, including its new tokens. Within the sequence, the
+    new tokens of row i are at positions [context_lens[i] - query_lens[i], context_lens[i]).
     """
 
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]
     num_decodes: int  # number of leading rows with exactly one token
-    block_tables: Tensor  # int64 [rows, max blocks per row], padded with any valid block ID
-    slot_mapping: Tensor  # int64 [tokens], the slot of each new token's key and value
+    block_tables: Tensor  # int64 [rows, max blocks per row], padded with arbitrary valid block IDs
+    slot_mapping: Tensor  # int64 [tokens], the slot for the key and value of each new token
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeMetadata:
-    """The rows of a decode-only pass.
+    """The rows of a decode-only step.
 
-    The fields are tensors, so that a CUDA graph can be replayed with new values.
+    All fields are tensors, so that a CUDA graph can be replayed after their contents change.
     """
 
     slot_mapping: Tensor  # int64 [rows]
@@ -53,14 +53,14 @@ class DecodeMetadata:
 
 
 class AttentionPlan(ABC):
-    """Attention for one forward pass."""
+    """Computes attention for one forward pass."""
 
     @abstractmethod
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
-        """Write the new keys and values to the cache and compute causal attention over each row's context.
+        """Write the new keys and values to the cache, and compute causal attention for the new tokens.
 
-        A token attends to itself and all previous tokens of its sequence. If ``window`` is set, it attends to
-        at most that many tokens, including itself.
+        Each token attends to itself and all previous tokens of its sequence. If ``window`` is set, it attends
+        to at most ``window`` tokens, including itself.
 
         Shapes: q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim]. The result has the same
         shape as q.
@@ -88,6 +88,9 @@ class AttentionBackend(ABC):
         """Create the plan shared by all layers of a forward pass."""
 
     def decode_plan(self, metadata: DecodeMetadata, cache: KVCache) -> AttentionPlan | None:
-        """Prepare a decode-only pass without synchronizing with the device. Return None if unsupported."""
+        """Create the plan for a decode-only step without synchronizing with the device.
+
+        Returns None if the backend cannot do this.
+        """
         del metadata, cache
         return None

@@ -1,10 +1,10 @@
 """CPU attention, computed by C++ kernels that read the KV cache in place.
 
-Prompts that the C++ kernels do not support, such as fp32 prompts, fall back to the `sdpa` backend.
+For prompts that the C++ kernels do not support, such as fp32 prompts, this backend falls back to `sdpa`.
 
-A short row (the last token of a sequence and its draft tokens) is computed as multiple single-token rows over
-the same blocks. All keys and values are written before any are read. Draft tokens are therefore verified with
-exactly the same arithmetic as in normal decoding.
+A short row (the last token of a sequence plus draft tokens) is computed as multiple single-token rows that
+share a block table. This is possible because all keys and values are written before any are read. As a
+result, draft tokens are verified with exactly the same arithmetic that normal decoding uses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llava_worker.model.cpu.native import NativeKernels
 __all__ = ["CpuBackend"]
 
 _LANES = 16  # head_dim must be a multiple of this
-_MAX_SHORT_ROW = 16  # tokens; in longer rows, it is faster if tokens share the reads of keys and values
+_MAX_SHORT_ROW = 16  # tokens; for longer rows, it is faster to read keys and values once for all tokens
 
 
 class CpuBackend(AttentionBackend):
@@ -83,7 +83,7 @@ class _CpuPlan(AttentionPlan):
 
 
 class _SplitPlan(AttentionPlan):
-    """A combination of two plans: one for the first ``num_tokens`` tokens and one for the rest."""
+    """A plan that combines two plans: one for the first ``num_tokens`` tokens, and one for the rest."""
 
     def __init__(self, num_tokens: int, first: AttentionPlan, others: AttentionPlan) -> None:
         self._num_tokens = num_tokens
@@ -97,7 +97,7 @@ class _SplitPlan(AttentionPlan):
 
 
 def _prompts(metadata: AttentionMetadata, num_short: int) -> Iterator[tuple[slice, Tensor, int]]:
-    """Yield the token range, block table and context length of each row after the short rows."""
+    """For each row after the short rows, yield its token range, block table and context length."""
     start = sum(metadata.query_lens[:num_short])
     for row in range(num_short, len(metadata.query_lens)):
         end = start + metadata.query_lens[row]
@@ -106,7 +106,7 @@ def _prompts(metadata: AttentionMetadata, num_short: int) -> Iterator[tuple[slic
 
 
 def _split(metadata: AttentionMetadata, num: int) -> tuple[AttentionMetadata, AttentionMetadata]:
-    """Split the metadata into two parts: the first ``num`` rows and the remaining rows."""
+    """Return separate metadata for the first ``num`` rows and for the remaining rows."""
     num_tokens = sum(metadata.query_lens[:num])
     first = replace(
         metadata,

@@ -1,6 +1,6 @@
-"""FlashAttention kernels for the paged KV cache, from the flash-attn package and from torch.
+"""Two FlashAttention kernels that support a paged KV cache: one from the flash-attn package, one from torch.
 
-Both are imported lazily. They require 16-bit dtypes, an Ampere or later GPU, and blocks of 256 tokens.
+Both are imported lazily. They require a 16-bit dtype, an Ampere or later GPU, and blocks of 256 tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FlashAttnKernel(PagedKernel):
         try:
             from flash_attn import flash_attn_varlen_func
         except (ImportError, OSError) as error:  # OSError: built for another version of torch
-            raise KernelUnavailable(f"flash-attn cannot be imported: {error}") from error
+            raise KernelUnavailable(f"flash-attn could not be imported: {error}") from error
         self._function: Callable[..., Any] = flash_attn_varlen_func
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
@@ -49,7 +49,7 @@ class FlashAttnKernel(PagedKernel):
 
 
 class VarlenKernel(PagedKernel):
-    """The varlen_attn kernel in torch. It supports a paged cache in versions after 2.10."""
+    """The varlen_attn kernel in torch. Versions after 2.10 support a paged cache."""
 
     name = "torch's varlen_attn"
     block_size = _BLOCK_SIZE
@@ -82,5 +82,5 @@ class VarlenKernel(PagedKernel):
 
 
 def _window_size(window: int | None) -> tuple[int, int]:
-    """Convert the window to FlashAttention's (left, right) pair, in which -1 means unlimited."""
+    """Convert the window to FlashAttention's format: a (left, right) pair, in which -1 means unlimited."""
     return (-1 if window is None else window - 1, 0)

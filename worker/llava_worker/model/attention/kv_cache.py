@@ -1,15 +1,15 @@
-"""The paged KV cache: keys and values of all tokens that running sequences can attend to.
+"""The paged KV cache, which stores the keys and values of all tokens that running sequences can attend to.
 
-A row consists of the head_dim values of one head for one token. It is stored in the compute dtype or in int8.
-An int8 cache needs about half the memory of a 16-bit cache, at a small loss of accuracy (see docs/engine.md).
-It stores each row as int8 codes and one scale:
+In this module, a row is the key or the value of one token in one head: head_dim elements, stored in the
+compute dtype or in int8. An int8 cache needs about half the memory of a 16-bit cache, at the cost of a small
+loss of accuracy (see docs/engine.md). It stores each row as int8 codes and one scale:
 
     row = codes * scale     codes: int8 in [-127, 127]
                             scale: largest magnitude of the row / 127, rounded to bf16, stored in fp32
 
-bf16 can represent both codes and scales exactly. Dequantization to bf16 therefore rounds only the product, as
-if it were computed in fp32. A stored row depends only on its own values, not on the batch or prompt chunk in
-which it was written.
+bf16 can represent both codes and scales exactly. Dequantization to bf16 therefore rounds only once, after the
+multiplication, as if the product were computed in fp32. The stored form of a row depends only on the row, not
+on the batch or the prompt chunk that contained it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from llava_worker.model.kernels.interface import LayerCache
 __all__ = ["KVCache", "KVCacheSpec"]
 
 _MAX_CODE = 127
-_SCALE_DTYPE = torch.float32  # small compared with head_dim codes; its range is sufficient for all models
+_SCALE_DTYPE = torch.float32  # has enough range for all models, and one scale per row takes little memory
 _MIN_SCALE = torch.finfo(_SCALE_DTYPE).tiny  # avoids division by zero for a row of zeros
-_CHUNKS_AT_ONCE = 4  # memory chunks per prefault call, which takes about 2 ms, or 25 ms on slow hosts
+_CHUNKS_AT_ONCE = 4  # memory chunks per prefault_more call; a call takes about 2 ms, or 25 ms on slow hosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class KVCacheSpec:
     num_layers: int
     num_kv_heads: int
     head_dim: int
-    dtype: torch.dtype  # dtype of keys and values when written and read
-    is_int8: bool = False  # stored as int8 instead of ``dtype``
+    dtype: torch.dtype  # dtype of the keys and values that are written and read
+    is_int8: bool = False  # whether they are stored as int8 instead of ``dtype``
 
     @classmethod
     def for_model(
@@ -76,20 +76,20 @@ class KVCacheSpec:
         return self.num_blocks * self.bytes_per_block
 
     def within(self, max_bytes: int) -> KVCacheSpec:
-        """Return a copy with the number of blocks reduced to fit into ``max_bytes``."""
+        """Return a copy with fewer blocks if necessary to fit in ``max_bytes``."""
         return replace(self, num_blocks=min(self.num_blocks, max(0, max_bytes) // self.bytes_per_block))
 
 
 class KVCache:
-    """A KV cache with one token per slot. Block ``b`` is slots [b * block_size, (b + 1) * block_size).
+    """A KV cache with one slot per token. Block b consists of slots [b * block_size, (b + 1) * block_size).
 
-    The block manager assigns blocks to sequences; the cache does not track owners. The content of a slot is
-    undefined until it is written. In an int8 cache, a row that contains a NaN or an infinity is read as all
-    NaN.
+    The block manager assigns blocks to sequences; the cache does not know which sequence uses a block. The
+    content of a slot is undefined until the slot is written. If a row that contains a NaN or an infinity is
+    written to an int8 cache, all elements of the row are NaN when it is read.
     """
 
     def __init__(self, spec: KVCacheSpec, device: torch.device) -> None:
-        """Allocate the cache. CPU memory is allocated lazily by the operating system, on the first write."""
+        """Allocate the cache. On a CPU, the operating system allocates memory lazily, on the first write."""
         self.spec = spec
         self.dtype = spec.dtype
         self.num_blocks = spec.num_blocks
@@ -104,9 +104,9 @@ class KVCache:
         return self._scales is not None
 
     def prefault(self, num_slots: int) -> None:
-        """Fault in the memory of the first ``num_slots`` slots of a CPU cache, before any slot is written.
+        """Fault in the first ``num_slots`` slots of a CPU cache. Must be called before any slot is written.
 
-        A write to a page that is not faulted in has to wait for the operating system.
+        The first write to a page that is not faulted in has to wait for the operating system.
         """
         for stored in self._tensors():
             if stored.device.type == "cpu":
@@ -114,9 +114,9 @@ class KVCache:
                 self._unfaulted = chain(self._unfaulted, prefault_columns(stored.flatten(0, 1), num_slots))
 
     def prefault_more(self) -> bool:
-        """Fault in part of the remaining memory without changing its contents. Takes a few milliseconds.
+        """Fault in another part of the cache without changing its contents. This takes a few milliseconds.
 
-        Returns False once all memory is faulted in.
+        Returns False once the whole cache is faulted in.
         """
         return bool(list(islice(self._unfaulted, _CHUNKS_AT_ONCE)))
 
@@ -128,7 +128,7 @@ class KVCache:
         return LayerCache(keys, values, self.block_size, *self._scales[layer])
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Write keys and values, each [tokens, kv_heads, head_dim], to ``slots``, int64 [tokens]."""
+        """Write keys and values, both [tokens, kv_heads, head_dim], to ``slots``, int64 [tokens]."""
         rows = self._rows[layer]  # [2, slots, kv_heads, head_dim]
         if self._scales is None:
             rows[0].index_copy_(0, slots, k)
@@ -139,7 +139,7 @@ class KVCache:
         self._scales[layer].index_copy_(1, slots, scales)
 
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values, each [*slots.shape, kv_heads, head_dim], for int64 ``slots``."""
+        """Return the keys and values, both [*slots.shape, kv_heads, head_dim], in ``slots`` (int64)."""
         flat = slots.flatten()  # index_select copies whole rows and is several times faster than indexing
         rows = self._rows[layer].index_select(1, flat)
         if self._scales is not None:
@@ -148,7 +148,10 @@ class KVCache:
         return k, v
 
     def copy_rows(self, sources: Tensor, targets: Tensor) -> None:
-        """Copy slots ``sources`` to ``targets``, both int64 [n], in all layers. Reads precede writes."""
+        """Copy the slots ``sources`` to the slots ``targets``, both int64 [n], in all layers.
+
+        All sources are read before any target is written, so sources and targets may overlap.
+        """
         for stored in self._tensors():
             stored.index_copy_(2, targets, stored.index_select(2, sources))
 
@@ -163,7 +166,7 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
 
 
 def _quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize rows [..., head_dim] to int8 codes of the same shape and fp32 scales [...]."""
+    """Quantize rows [..., head_dim]. Return int8 codes of the same shape, and fp32 scales [...]."""
     wide = rows.to(_SCALE_DTYPE)
     scales = (wide.abs().amax(-1) / _MAX_CODE).bfloat16().float().clamp_min(_MIN_SCALE)
     return (wide / scales[..., None]).round_().clamp_(-_MAX_CODE, _MAX_CODE).to(torch.int8), scales

@@ -1,8 +1,8 @@
 """Large CPU allocations that are faulted in incrementally.
 
-Linux allocates a page on the first write to it. On virtual machines, where the host also has to allocate the
-page, this can be as slow as 0.3 GB/s (docs/LOG.md). Pages are therefore faulted in while the worker is idle,
-before requests need the memory.
+Linux allocates each page of memory when it is first written. On a virtual machine, the host also has to
+allocate the page, which can limit the speed to 0.3 GB/s (docs/LOG.md). The worker therefore faults in pages
+while it is idle, before requests need the memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _PAGE_BYTES = mmap.PAGESIZE
 
 
 def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return a CPU tensor of zeros without faulted-in pages. Raises OSError or OverflowError if too large."""
+    """Return a CPU tensor of zeros with no pages faulted in.
+
+    Raises OSError or OverflowError if the tensor is too large.
+    """
     memory = mmap.mmap(-1, prod(shape) * dtype.itemsize)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # the operating system does not support huge pages
@@ -33,7 +36,7 @@ def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 def prefault_columns(rows: Tensor, start: int) -> Iterator[Tensor]:
     """Fault in ``rows`` [rows, columns, ...] from column ``start`` onward without changing the contents.
 
-    Each step of the iterator faults in one chunk of one row. Chunks alternate between rows.
+    Each step of the iterator faults in one chunk of one row. Consecutive steps process different rows.
     """
     raw = rows.flatten(1).view(torch.uint8)
     first = start * (raw.shape[1] // rows.shape[1])

@@ -1,8 +1,8 @@
-"""Attention kernels that read the paged KV cache in place, using the block tables of the rows.
+"""The backend for kernels that use block tables to read the paged KV cache in place.
 
 A kernel receives rows of queries and their block tables. Decodes and prompt chunks differ only in the number
-of queries. Decodes are nevertheless passed in a separate call, because kernels can split long contexts if all
-rows have a single token.
+of queries. Decodes nevertheless get a separate call, because if all rows have a single token, a kernel can
+split long contexts.
 """
 
 from __future__ import annotations
@@ -30,37 +30,38 @@ __all__ = ["KernelUnavailable", "PagedBackend", "PagedKernel", "QueryRows"]
 
 
 class KernelUnavailable(Exception):
-    """The kernel cannot be used on this machine. The message contains the reason."""
+    """The kernel cannot be used on this machine. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueryRows:
-    """The rows in one kernel call. A token attends to itself and the previous tokens of its sequence."""
+    """The rows in one kernel call. Each token attends to itself and the previous tokens of its sequence."""
 
-    starts: Tensor  # int32 [rows + 1], index of the first token of each row, then the end of the last row
-    contexts: Tensor  # int32 [rows], context length up to and including the last token of the row
-    context_starts: Tensor  # int32 [rows + 1], cumulative sums of ``contexts``
+    starts: Tensor  # int32 [rows + 1], index of the first token of each row, followed by the number of tokens
+    contexts: Tensor  # int32 [rows], length of each sequence, including its new tokens
+    context_starts: Tensor  # int32 [rows + 1], 0 followed by the cumulative sums of ``contexts``
     tables: Tensor  # int32 [rows, blocks]
     max_query: int  # number of tokens in the longest row
     max_context: int  # upper bound on ``contexts``
 
 
 class PagedKernel(ABC):
-    """An attention kernel for a 16-bit or 32-bit KV cache."""
+    """An attention kernel for unquantized KV caches."""
 
     name: str  # used in logs
-    block_size: int  # tokens per block, required by the kernel
+    block_size: int  # tokens per block that the kernel requires
 
     @abstractmethod
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
-        """Compute attention like `AttentionPlan.attend`. The new keys and values are already in the cache.
+        """Compute attention like `AttentionPlan.attend`, but without writing to the cache.
 
-        Shapes: q [tokens, heads, head_dim]; keys and values [blocks, block_size, kv_heads, head_dim].
+        ``keys`` and ``values`` already contain the new keys and values. Shapes: q [tokens, heads, head_dim];
+        keys and values [blocks, block_size, kv_heads, head_dim].
         """
 
 
 class PagedBackend(AttentionBackend):
-    """A backend that uses a `PagedKernel`, or the SDPA reference for an int8 cache."""
+    """A backend that uses a `PagedKernel`. For an int8 cache, it uses the SDPA reference instead."""
 
     def __init__(self, kernel: PagedKernel) -> None:
         self.block_size = kernel.block_size
@@ -99,7 +100,7 @@ class _PagedPlan(AttentionPlan):
         slot_mapping: Tensor,
         parts: list[tuple[slice, QueryRows]],
     ) -> None:
-        """Create a plan. ``parts`` contains consecutive spans of the packed tokens, each with its rows."""
+        """Create a plan. Each of the ``parts`` is a span of the packed tokens and the rows in this span."""
         self._kernel = kernel
         self._cache = cache
         self._slot_mapping = slot_mapping
@@ -113,13 +114,13 @@ class _PagedPlan(AttentionPlan):
     def rope_and_attend(
         self, layer: int, qkv: Tensor, rotation: Rotation, *, kv_heads: int, window: int | None = None
     ) -> Tensor:
-        del kv_heads  # follows from the shape of the cache
+        del kv_heads  # known from the shape of the cache
         stored = self._cache.layer(layer)
         q = rotation.rope_and_cache(qkv, stored.keys, stored.values, self._slot_mapping)
         return self._attend(q, stored.keys, stored.values, window)
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
-        """Compute attention for keys and values of shape [slots, kv_heads, head_dim]."""
+        """Compute attention for q. Keys and values are cache tensors [slots, kv_heads, head_dim]."""
         shape = (self._cache.num_blocks, self._cache.block_size, *keys.shape[1:])
         keys, values = keys.view(shape), values.view(shape)
         outs = [self._kernel.attend(q[span], keys, values, rows, window) for span, rows in self._parts]
@@ -127,10 +128,10 @@ class _PagedPlan(AttentionPlan):
 
 
 def _query_rows(metadata: AttentionMetadata, first: int, last: int) -> tuple[slice, QueryRows]:
-    """Return the token span of rows [first, last), and these rows as `QueryRows`."""
+    """Return the span of tokens that belong to rows [first, last), and these rows as `QueryRows`."""
     lens, contexts = metadata.query_lens[first:last], metadata.context_lens[first:last]
     num, device = len(lens), metadata.block_tables.device
-    # One small copy to the device instead of three.
+    # Copy one concatenated array to the device instead of three small ones.
     packed = np.concatenate([[0], np.cumsum(lens), contexts, [0], np.cumsum(contexts)]).astype(np.int32)
     starts, context_lens, context_starts = torch.split(
         copy_to_device(packed, device), [num + 1, num, num + 1]

@@ -1,7 +1,9 @@
-"""The reference attention for any device: torch's scaled_dot_product_attention over gathered slots.
+"""The reference backend, which runs on any device.
 
-All decodes are computed in one padded call, and each prompt chunk in a separate call. Slots of other rows are
-never read. Masking them would not be enough, because a NaN multiplied by a weight of 0 is still NaN.
+It gathers keys and values from the cache and calls torch's scaled_dot_product_attention. All decodes are
+computed in one padded call, and each prompt chunk is computed in a call of its own. The computation of a row
+never reads the slots of other rows. Masking these slots would not be enough, because a NaN multiplied by a
+weight of 0 is still NaN.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class _SdpaPlan(AttentionPlan):
     def __init__(self, metadata: AttentionMetadata, cache: KVCache) -> None:
         self._metadata = metadata
         self._cache = cache
-        self._by_window: dict[int | None, _WindowPlan] = {}  # layers differ only in their window
+        self._by_window: dict[int | None, _WindowPlan] = {}  # layers with the same window share a plan
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
         self._cache.write(layer, self._metadata.slot_mapping, k, v)
@@ -58,14 +60,14 @@ class _WindowPlan:
         ]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: _Layer) -> Tensor:
-        """Compute attention for q, k and v of the new tokens. k and v must already be in the cache."""
+        """Compute attention for the new tokens. Their keys and values must already be in the cache."""
         out = torch.empty_like(q)
         if self._decodes is not None:
             out[: self._num_decodes] = self._decodes.attend(q[: self._num_decodes], layer)
         for prefill in self._prefills:
             new = prefill.tokens
-            # The keys and values of a whole prompt are read back only if the cache is quantized, so that the
-            # result does not depend on how a prompt is divided into chunks.
+            # For a prompt that is not divided into chunks, k and v are normally used directly. If the cache
+            # is quantized, they are read back, so that the result does not depend on how a prompt is divided.
             if prefill.is_whole and not layer.cache.is_int8:
                 out[new] = prefill.attend(q[new], k[new], v[new])
             else:
@@ -76,7 +78,7 @@ class _WindowPlan:
 class _Decodes:
     """All single-token rows, padded to the longest context.
 
-    The padding repeats the first slot of the row's context, so that only slots of the same row are read.
+    Padding repeats the first slot in the row's context, so that a row reads only its own slots.
     """
 
     def __init__(self, metadata: AttentionMetadata, block_size: int, window: int | None) -> None:
@@ -96,14 +98,14 @@ class _Decodes:
         num_rows, num_heads, head_dim = q.shape
         keys, values = layer.gather(self._slots)  # [rows, longest, kv_heads, head_dim]
         num_kv_heads = keys.shape[2]
-        # The query heads of a KV head take the place of query positions, so that keys are not repeated.
+        # Query heads that share a KV head are passed as query positions, so that keys need not be repeated.
         grouped = q.view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
         k, v = keys.transpose(1, 2), values.transpose(1, 2)  # [rows, kv_heads, longest, head_dim]
         return scaled_dot_product_attention(grouped, k, v, attn_mask=self._mask).reshape(q.shape)
 
 
 class _Prefill:
-    """A chunk of one prompt. Each query attends to itself and the previous tokens."""
+    """A prompt chunk. Each query attends to itself and all previous tokens of the prompt."""
 
     def __init__(self, metadata: AttentionMetadata, row: int, block_size: int, window: int | None) -> None:
         first = sum(metadata.query_lens[:row])
@@ -113,7 +115,7 @@ class _Prefill:
         device = metadata.block_tables.device
         positions = torch.arange(context, device=device)
         self.slots = _slots_of(metadata.block_tables[row : row + 1], positions[None], block_size)[0]
-        self._mask: Tensor | None = None  # [new, context]; None where is_causal is sufficient
+        self._mask: Tensor | None = None  # [new, context]; None if is_causal is sufficient
         is_narrow = window is not None and window < context
         if is_narrow or not self.is_whole:
             self._mask = positions <= positions[-num_new:, None]
@@ -134,5 +136,5 @@ class _Prefill:
 
 
 def _slots_of(tables: Tensor, positions: Tensor, block_size: int) -> Tensor:
-    """Map token positions [rows, n] to slots [rows, n] with the block tables [rows, blocks]."""
+    """Use the block tables [rows, blocks] to map token positions [rows, n] to slots [rows, n]."""
     return tables.gather(1, positions // block_size) * block_size + positions % block_size

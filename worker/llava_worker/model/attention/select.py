@@ -1,4 +1,4 @@
-"""Selection of the attention backend: the fastest one that is installed and passes a self-test."""
+"""Selects the fastest attention backend that is installed and passes a self-test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose_backend(precision: Precision, text: TextConfig, device: torch.device) -> AttentionBackend:
-    """Return the fastest backend for this model and device, and log the selection."""
+    """Return the fastest backend that works for this model on this device. Log the selection."""
     if isinstance(precision.kernels, NativeKernels):
         return CpuBackend(precision.kernels)
     if device.type != "cuda":
@@ -42,10 +42,11 @@ def first_passing(
     dtype: torch.dtype,
     device: torch.device,
 ) -> AttentionBackend:
-    """Return a backend for the first kernel that is available and accurate, or else the reference backend.
+    """Return a backend that uses the first kernel that is available and passes a self-test.
 
-    A package that was built for another version of torch or another GPU may return wrong results. Each kernel
-    is therefore tested with the head counts and head size of this model.
+    Falls back to the reference backend if there is no such kernel. The self-test uses the head counts and the
+    head size of this model. It is necessary because a package that was built for a different GPU or a
+    different version of torch may compute wrong results.
     """
     reasons: list[str] = []
     for make in candidates:
@@ -76,9 +77,9 @@ def _candidates(dtype: torch.dtype, capability: tuple[int, int]) -> Iterator[Cal
 def _self_test(
     backend: PagedBackend, text: TextConfig, dtype: torch.dtype, device: torch.device
 ) -> str | None:
-    """Compare the backend with the reference on decodes, a whole prompt and the last chunk of a prompt.
+    """Compare the backend with the reference for decodes, a whole prompt and the last chunk of a prompt.
 
-    Returns a description of the error, or None if the backend passes.
+    Returns a description of the error, or None if there is none.
     """
     size = backend.block_size
     contexts, num_new = (3, size + 2, size - 1, 2 * size + 2), (1, 1, size - 1, size // 2)
@@ -104,7 +105,7 @@ def _self_test(
         expected = reference.attend(0, q, k, v, window=window)
         try:
             actual = backend.plan(metadata, cache).attend(0, q, k, v, window=window)
-        except Exception as error:  # logged by the caller, which then uses another kernel
+        except Exception as error:  # the caller logs it and uses another kernel
             return f"{type(error).__name__}: {error}"
         max_error = float((actual.float() - expected.float()).abs().max())
         if not max_error <= _TOLERANCE[dtype]:

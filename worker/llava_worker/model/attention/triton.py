@@ -11,8 +11,8 @@ from llava_worker.model.attention.paged import KernelUnavailable, PagedKernel, Q
 
 __all__ = ["TritonKernel"]
 
-_MIN_DOT = 16  # minimum number of rows and columns in a tensor core product
-_LANES = 64  # query heads times query tokens per program, unless all rows have one token
+_MIN_DOT = 16  # minimum number of rows and columns for tl.dot
+_LANES = 64  # query heads times query tokens per program; fewer if all rows have one token
 
 
 class TritonKernel(PagedKernel):
@@ -22,7 +22,7 @@ class TritonKernel(PagedKernel):
     def __init__(self) -> None:
         """Import the kernel. Raises KernelUnavailable if Triton is not installed."""
         if importlib.util.find_spec("triton") is None:
-            raise KernelUnavailable("triton is not installed")
+            raise KernelUnavailable("Triton is not installed")
         from llava_worker.model.attention.triton_paged_attention import paged_attention
 
         self._kernel = paged_attention
@@ -46,7 +46,7 @@ class TritonKernel(PagedKernel):
             BLOCK_SIZE=block_size,
             QUERIES=queries,
             M=max(_MIN_DOT, _next_power_of_two(queries * group)),
-            N=32 if q.dtype == torch.float32 else 64,  # two pipeline stages must fit into shared memory
+            N=32 if q.dtype == torch.float32 else 64,  # two pipeline stages must fit in shared memory
             D=max(_MIN_DOT, _next_power_of_two(head_dim)),
         )
         return out

@@ -1,6 +1,6 @@
-"""The Triton kernel for paged attention on NVIDIA GPUs and in the Triton interpreter.
+"""The paged attention kernel in Triton, for NVIDIA GPUs and the Triton interpreter.
 
-Importing this module requires the triton package, so import it only to launch the kernel.
+This module requires the triton package, so import it only right before launching the kernel.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["paged_attention"]
 def paged_attention(
     out,  # [tokens, heads, head_dim]
     q,  # [tokens, heads, head_dim]
-    keys,  # [slots, kv_heads, head_dim], same for values
+    keys,  # [slots, kv_heads, head_dim], like values
     values,
     starts,  # int32 [rows + 1]
     contexts,  # int32 [rows]
@@ -23,7 +23,7 @@ def paged_attention(
     scale,
     q_stride,  # elements between consecutive tokens
     table_stride,
-    WINDOW: tl.constexpr,  # window in tokens, including the token itself; 0: unlimited
+    WINDOW: tl.constexpr,  # window in tokens, including the current token; 0 means unlimited
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,  # query heads per KV head
     HEAD_DIM: tl.constexpr,
@@ -33,7 +33,7 @@ def paged_attention(
     N: tl.constexpr,  # context positions per iteration
     D: tl.constexpr,  # >= HEAD_DIM
 ):
-    """Compute attention for QUERIES tokens of one row and one KV head, with online softmax."""
+    """Compute attention with online softmax, for QUERIES tokens of one row and one KV head per program."""
     row, part, kv_head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start = tl.load(starts + row)
     num_new = tl.load(starts + row + 1) - start
@@ -62,7 +62,9 @@ def paged_attention(
         block = tl.load(tables + row * table_stride + position // BLOCK_SIZE, mask=position < end, other=0)
         slot = block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE
         kv_offset = (slot[:, None] * KV_HEADS + kv_head) * HEAD_DIM + dim[None, :]
-        kv_mask = (position < end)[:, None] & (dim[None, :] < HEAD_DIM)  # other slots have undefined contents
+        kv_mask = (position < end)[:, None] & (
+            dim[None, :] < HEAD_DIM
+        )  # the contents of other slots are undefined
         key = tl.load(keys + kv_offset, mask=kv_mask, other=0.0)
         value = tl.load(values + kv_offset, mask=kv_mask, other=0.0)
         score = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
@@ -80,7 +82,9 @@ def _update(score, value, position, query_position, WINDOW: tl.constexpr, row_ma
         is_seen = is_seen & (position[None, :] > query_position[:, None] - WINDOW)
     score = tl.where(is_seen, score, float("-inf"))
     new_max = tl.maximum(row_max, tl.max(score, 1))
-    base = tl.where(new_max == float("-inf"), 0.0, new_max)  # -inf if all positions so far are masked
+    base = tl.where(
+        new_max == float("-inf"), 0.0, new_max
+    )  # new_max is -inf if all positions so far are masked
     weight = tl.exp(score - base[:, None])
     rescale = tl.exp(row_max - base)
     row_sum = row_sum * rescale + tl.sum(weight, 1)

@@ -1,26 +1,26 @@
-"""The number of tiles and tokens of an image, computed from its size.
+"""Computes the number of tiles and the number of tokens for an image of a given size.
 
-The prompt builder also uses this module, so it does not import torch.
+This module does not import torch, because the prompt builder also uses it.
 
     fit                tiles                          tokens
     pad, crop, squash  one square image               tokens_per_tile
     anyres             base view, then the grid       base view, then the patches of the grid without padding,
                        tiles in row-major order       row by row, with one newline token after each row
-    hd                 same as anyres                 same as anyres, but only all-padding patches are removed
+    hd                 same as anyres                 same as anyres, but removes only all-padding patches
 
-For ``anyres`` and ``hd``, tiles must be created as follows from an image of ``width`` x ``height`` pixels,
-after its EXIF orientation has been applied:
+For ``anyres`` and ``hd``, tiles must be created as follows, after the EXIF orientation of the image has been
+applied:
 
-1.  The first tile is the base view: the whole image squashed to side x side pixels, without padding.
-2.  The canvas is the resolution in ``grid`` that preserves the most pixels of the image (`best_resolution`).
-3.  The image is resized to the canvas with its aspect ratio preserved (`size_on_canvas`) and centered, with
-    its corner at floor((canvas - image) / 2). The remaining pixels are black.
-4.  The canvas is divided into tiles of side x side pixels in row-major order.
+1.  Squash the whole image to side x side pixels, without padding. This is the first tile, the base view.
+2.  Select the canvas size in ``grid`` that preserves the most pixels of the image (`best_resolution`).
+3.  Resize the image to fit on the canvas, preserving its aspect ratio (`size_on_canvas`). Center it, with its
+    top left corner at floor((canvas - image) / 2). The remaining pixels of the canvas are black.
+4.  Split the canvas into tiles of side x side pixels, in row-major order.
 
-These are the rules of LLaVA-1.6. ``hd`` implements LLaVA-1.5-HD as described in its paper (arXiv 2310.03744,
-appendix A.1), with up to six tiles. A feature is dropped only if its patch consists entirely of padding. This
-mode is experimental: no checkpoint has been published for comparison, and the paper does not specify how to
-create the global view.
+LLaVA-1.6 uses these rules. ``hd`` implements LLaVA-1.5-HD as described in the paper (arXiv 2310.03744,
+appendix A.1), with up to six tiles in the grid. It drops a feature only if its patch consists entirely of
+padding. This mode is experimental: no checkpoint for comparison has been published, and the paper does not
+specify how to create the global view.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 
 OneTileFit = Literal["pad", "crop", "squash"]
 Fit = Literal["pad", "crop", "squash", "anyres", "hd"]
-Resolution = tuple[int, int]  # width, height, in pixels
+Resolution = tuple[int, int]  # (width, height) in pixels
 
 # The grids from the LLaVA-1.5-HD paper, as (columns, rows).
 HD_SHAPES = (*((n, 1) for n in range(1, 7)), *((1, n) for n in range(2, 7)), (2, 2), (2, 3), (3, 2))
@@ -51,10 +51,11 @@ HD_SHAPES = (*((n, 1) for n in range(1, 7)), *((1, n) for n in range(2, 7)), (2,
 
 @dataclass(frozen=True, slots=True)
 class ImagePlan:
-    """The mapping from the tiles of one image to tokens.
+    """How the tiles of one image are mapped to tokens.
 
-    The grid has ``rows`` x ``columns`` tiles. Its patches [top, bottom) x [left, right) contain the image;
-    the others are padding. Without a grid, ``num_tiles`` is 1 and the fields of the grid are 0.
+    The grid consists of ``rows`` x ``columns`` tiles. Its patch rows [top, bottom) and patch columns [left,
+    right) contain the image; all other patches are padding. Without a grid, ``num_tiles`` is 1, and the last
+    six fields are 0.
     """
 
     num_tiles: int
@@ -69,10 +70,10 @@ class ImagePlan:
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """The rules by which a model divides images into tiles.
+    """The rules that a model uses to split images into tiles.
 
-    ``side`` is the tile size in pixels, and ``grid`` contains the possible canvas sizes as (width, height) in
-    pixels. Raises ValueError if a canvas size is not a multiple of the tile size, or if there is a grid and
+    ``side`` is the side length of a tile in pixels. ``grid`` contains the possible canvas sizes. Raises
+    ValueError if a canvas size is not a multiple of the tile size, or if there is a grid and
     ``tokens_per_tile`` is not a square number.
     """
 
@@ -104,10 +105,10 @@ class ImageLayout:
         return math.isqrt(self.tokens_per_tile)
 
     def plan(self, width: int, height: int) -> ImagePlan:
-        """Return the plan for an image of this original size in pixels.
+        """Return the plan for an image whose original size in pixels is ``width`` x ``height``.
 
-        The plan for a size of 0 x 0 has only the base view. If there is a grid, any other size with a side
-        below 1 raises ValueError.
+        For a size of 0 x 0, the plan contains only the base view. If the layout has a grid, all other sizes
+        with a side below 1 raise ValueError.
         """
         if not self.has_grid or width == height == 0:
             return ImagePlan(num_tiles=1, num_tokens=self.tokens_per_tile)
@@ -130,15 +131,15 @@ class ImageLayout:
         )
 
     def num_tokens(self, width: int, height: int) -> int:
-        """Return the number of prompt tokens for an image of this original size in pixels."""
+        """Return the number of prompt tokens for an image whose original size is ``width`` x ``height``."""
         return self.plan(width, height).num_tokens
 
     def _unpad_anyres(self, size: Resolution, canvas: Resolution) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return the ranges of patch columns and rows that remain after removing the padding.
+        """Return the ranges of patch columns and patch rows that remain after the padding is removed.
 
         Half of the padding, rounded down to whole patches, is removed from each side. As in transformers,
-        sizes are rounded to seven decimals before they are rounded down to whole patches. The original code
-        omits the first rounding, so its results differ only if a floating-point value is slightly below a
+        sizes are rounded to seven decimal places before they are rounded down to whole patches. The original
+        code skips the first rounding. Its results differ only if a floating-point value is slightly below a
         whole number.
         """
         width, height = size
@@ -150,7 +151,7 @@ class ImageLayout:
         return (padding, across - padding), (0, down)
 
     def _unpad_hd(self, size: Resolution, canvas: Resolution) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return the ranges of patch columns and rows that contain at least one pixel of the image."""
+        """Return the ranges of patch columns and patch rows that contain at least one pixel of the image."""
         patch = self.side / self.patches_per_side
         spans = []
         for total, inner in zip(canvas, size_on_canvas(size, canvas), strict=True):
@@ -162,7 +163,7 @@ class ImageLayout:
 def best_resolution(size: Resolution, grid: tuple[Resolution, ...]) -> Resolution:
     """Return the canvas size that preserves the most pixels of the image.
 
-    Ties are broken by the least padding, then by the order in ``grid``.
+    If there are several, prefer the one with the least padding, then the one that comes first in ``grid``.
     """
     width, height = size
 
@@ -175,7 +176,7 @@ def best_resolution(size: Resolution, grid: tuple[Resolution, ...]) -> Resolutio
 
 
 def size_on_canvas(size: Resolution, canvas: Resolution) -> Resolution:
-    """Return the largest size that fits on the canvas with the aspect ratio preserved, rounded up."""
+    """Return the largest size with the same aspect ratio that fits on the canvas, rounded up."""
     (width, height), (across, down) = size, canvas
     if across / width < down / height:
         return across, min(math.ceil(height * (across / width)), down)

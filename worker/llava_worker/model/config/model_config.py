@@ -1,9 +1,9 @@
-"""Checkpoint configuration, read from config.json and the image processor's configuration file.
+"""Reads a checkpoint's configuration: config.json and the configuration file of the image processor.
 
-The model type is determined by config.json, never by the name of the folder. Both the llava-hf layout and the
-original layout are parsed into the same `ModelConfig`. The defaults are the same as in transformers, which
-omits default values when it saves a configuration. For example, the config.json published by llava-hf
-describes Vicuna-7B with only four fields.
+The model type depends only on config.json, never on the name of the folder. Both layouts, llava-hf and the
+original one, are parsed into a `ModelConfig`. All defaults are the same as in transformers, because
+transformers omits default values when it saves a configuration. For example, the config.json published by
+llava-hf describes Vicuna-7B with only four fields.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NEXT_PINPOINTS = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
 
 
 class CheckpointError(ValueError):
-    """The folder does not contain a supported checkpoint. The message names the file and the problem."""
+    """The folder does not contain a supported checkpoint. The message identifies the file and the problem."""
 
 
 class VisionConfig(ConfigPart):
@@ -77,9 +77,9 @@ class VisionConfig(ConfigPart):
 
 
 class ModelConfig(ConfigPart):
-    """Configuration of a LLaVA model: vision tower, projector, decoder, and the image layout.
+    """Configuration of a LLaVA model: the vision tower, the projector, the decoder and the image layout.
 
-    If ``image_aspect_ratio`` is None, the configuration of the image processor determines whether images are
+    If ``image_aspect_ratio`` is None, the image processor's configuration determines whether images are
     padded.
     """
 
@@ -88,7 +88,7 @@ class ModelConfig(ConfigPart):
     vision_config: VisionConfig = Field(default_factory=lambda: VisionConfig.model_validate(CLIP_L_336))
     image_token_id: int = Field(default=32000, alias="image_token_index")
     projector_hidden_act: Activation = "gelu"
-    projector_depth: int = Field(default=2, ge=0)  # number of linear layers; 0 is identity
+    projector_depth: int = Field(default=2, ge=0)  # number of linear layers; 0 means identity
     multimodal_projector_bias: bool = True
     vision_feature_layer: int | tuple[int, ...] = -2
     vision_feature_select_strategy: Literal["default", "full"] = "default"
@@ -96,7 +96,9 @@ class ModelConfig(ConfigPart):
     image_aspect_ratio: str | None = None
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None  # (height, width) in pixels
     mm_use_im_start_end: bool = False
-    vision_tower_name: str | None = None  # original layout only; its files may not contain the tower
+    vision_tower_name: str | None = (
+        None  # only in the original layout, where the checkpoint may not contain the tower
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -107,7 +109,7 @@ class ModelConfig(ConfigPart):
         return values
 
     def shard(self, num_ranks: int) -> ModelConfig:
-        """Return the configuration for one rank. Raises ValueError if the decoder cannot be sharded."""
+        """Return the configuration of one rank. Raises ValueError if the decoder cannot be sharded."""
         return self.model_copy(update={"text_config": self.text_config.shard(num_ranks)})
 
     @model_validator(mode="after")
@@ -138,17 +140,17 @@ class ModelConfig(ConfigPart):
 
     @property
     def feature_layers(self) -> list[int]:
-        """Indices of the hidden states that the projector reads. Index 0 is the input of the first layer."""
+        """The indices of the hidden states that the projector reads. Index 0 is the first layer's input."""
         return [layer % (self.vision_config.num_hidden_layers + 1) for layer in self._feature_layers]
 
     @property
     def feature_size(self) -> int:
-        """The input width of the projector: the size of the concatenated hidden states."""
+        """The projector's input width: the size of the concatenated hidden states."""
         return self.vision_config.hidden_size * len(self._feature_layers)
 
     @property
     def drops_first_feature(self) -> bool:
-        """Whether the first position of the tower's output, usually the class token, is dropped."""
+        """Whether the first position in the tower's output, usually the class token, is dropped."""
         return self.vision_feature_select_strategy == "default"
 
     @property
@@ -157,11 +159,11 @@ class ModelConfig(ConfigPart):
 
     @property
     def has_image_newline(self) -> bool:
-        """Whether a learned newline embedding follows each row of patches."""
+        """Whether each row of patches is followed by a learned newline embedding."""
         return self.image_layout().has_grid
 
     def image_layout(self, fit: OneTileFit = "pad") -> ImageLayout:
-        """Return the image layout. ``fit`` applies only if config.json does not specify a method."""
+        """Return the image layout. ``fit`` is used only if config.json does not specify a method."""
         side, tokens = self.vision_config.image_size, self.tokens_per_tile
         return ImageLayout(side, tokens, fit=self._fit(fit), grid=self._grid(side))
 
@@ -174,7 +176,8 @@ class ModelConfig(ConfigPart):
             return default
         if self.image_aspect_ratio == "pad":
             return "pad"
-        # The original code uses the tower's image processor: CLIP's crops the center, SigLIP's squashes.
+        # The original code uses the tower's image processor. CLIP's crops images to their center, and
+        # SigLIP's squashes them.
         return "crop" if self.vision_config.has_class_token else "squash"
 
     def _grid(self, side: int) -> tuple[Resolution, ...]:
@@ -187,7 +190,7 @@ class ModelConfig(ConfigPart):
 
 
 class ImageSize(ConfigPart):
-    """Target size of the image processor in pixels. A side is None if the file omits it."""
+    """The image processor's target size in pixels. A side is None if it is not specified in the file."""
 
     height: int | None = None
     width: int | None = None
@@ -196,7 +199,7 @@ class ImageSize(ConfigPart):
 class ImageConfig(ConfigPart):
     """Configuration of the image processor.
 
-    ``do_pad`` is None if the file does not contain it, as in the checkpoints published by llava-hf.
+    ``do_pad`` is None if it is not specified in the file, as in the checkpoints published by llava-hf.
     """
 
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -207,11 +210,11 @@ class ImageConfig(ConfigPart):
 
     @property
     def fit(self) -> OneTileFit:
-        """The default method for making images square, used if config.json does not specify one.
+        """How to make images square if config.json does not specify a method.
 
-        LLaVA-1.5 was trained on padded images, although its image processor configuration does not specify
-        padding. A file with both height and width belongs to SigLIP or a similar tower, which squashes images
-        to that size.
+        The default is padding: LLaVA-1.5 was trained on padded images, although its image processor
+        configuration does not say so. If the file specifies both a height and a width, the tower is SigLIP or
+        a similar one, which squashes images to this size.
         """
         if self.do_pad:
             return "pad"
@@ -223,8 +226,8 @@ class ImageConfig(ConfigPart):
 def read_config(folder: Path, vision_tower: Path | None = None) -> ModelConfig:
     """Read the configuration of a model.
 
-    ``vision_tower`` is the folder of the vision tower, which a checkpoint in the original layout may require.
-    Raises CheckpointError if config.json is missing or the model is not supported.
+    ``vision_tower`` is a folder that contains the vision tower. It may be required for checkpoints in the
+    original layout. Raises CheckpointError if config.json is missing or the model is not supported.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -233,7 +236,9 @@ def read_config(folder: Path, vision_tower: Path | None = None) -> ModelConfig:
     tower = None if vision_tower is None else _read_json(vision_tower / "config.json")
     if vision_tower is not None and not tower:
         missing = vision_tower / "config.json"
-        raise CheckpointError(f"{missing} does not exist. Set vision_tower to the folder of a vision tower.")
+        raise CheckpointError(
+            f"{missing} does not exist. Set vision_tower to a folder that contains a vision tower."
+        )
     try:
         return ModelConfig.model_validate(to_hf_config(values, tower) if is_original(values) else values)
     except ValueError as error:
@@ -246,8 +251,8 @@ def read_image_config(
 ) -> ImageConfig:
     """Read the image processor's configuration from preprocessor_config.json or processor_config.json.
 
-    For checkpoints in the original layout, the file is in the folder of the vision tower. If there is no
-    file, the defaults for the tower type in ``vision`` are returned. Raises CheckpointError if the
+    For checkpoints in the original layout, the file is in the ``vision_tower`` folder. If there is no file,
+    return the defaults for the type of vision tower in ``vision``. Raises CheckpointError if the
     configuration is invalid.
     """
     values = _image_processor(folder)
@@ -267,7 +272,7 @@ def read_image_config(
 
 
 def read_eos_ids(folder: Path, config: ModelConfig) -> frozenset[int]:
-    """Read the end-of-sequence token IDs from generation_config.json, or else from the decoder's config."""
+    """Return the end-of-sequence token IDs from generation_config.json, or else from the decoder's config."""
     eos = _read_json(folder / "generation_config.json").get("eos_token_id")
     if eos is None:
         eos = config.text_config.eos_token_id
@@ -282,7 +287,7 @@ def _image_processor(folder: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in the file, or an empty one if the file does not exist."""
+    """Return the JSON object in the file. If the file does not exist, return an empty object."""
     if not path.is_file():
         return {}
     try:
@@ -295,7 +300,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _describe(error: ValidationError) -> str:
-    """Return one sentence per problem, with the path of the field, if any."""
+    """Return one sentence per problem. If a problem concerns a field, the field's path comes first."""
     problems = []
     for item in error.errors():
         field, message = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")

@@ -1,8 +1,8 @@
-"""Translation of the original LLaVA config.json (``liuhaotian/*`` and derivatives) to the llava-hf layout.
+"""Translates config.json from the original LLaVA layout (``liuhaotian/*`` and derivatives) to llava-hf.
 
-The original file is the configuration of the decoder with additional ``mm_`` keys. It specifies the vision
-tower only by name. The configuration of the tower is read from the tower's folder or from the table in this
-module.
+In the original layout, config.json is the decoder's configuration with additional ``mm_`` keys. It contains
+only the name of the vision tower. The tower's configuration comes from the tower's own config.json, if
+available, or from the table in this module.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SIGLIP_SO400M_384 = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden
     "patch_size": 14,
 }
 
-# Keys are only the last part of the name, because some checkpoints contain a path on their author's machine.
+# Keyed by the last part of the name, because in some checkpoints, the name is a path on the author's machine.
 _TOWERS = {
     "clip-vit-large-patch14": CLIP_L_224,
     "clip-vit-large-patch14-336": CLIP_L_336,
@@ -34,17 +34,17 @@ _TOWERS = {
 }
 _DECODERS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
 _MLP = re.compile(r"mlp(\d+)x_gelu")
-# The method that LLaVA-1.6 uses to merge patch features. It is the only one that transformers supports.
+# How LLaVA-1.6 merges patch features. transformers does not support any other method.
 _PATCH_MERGE_TYPE = "spatial_unpad"
 
 
 def is_original(values: dict[str, Any]) -> bool:
-    """Return whether config.json has the original layout, which contains the name of the vision tower."""
+    """Return whether config.json has the original layout, that is, contains the name of a vision tower."""
     return "mm_vision_tower" in values
 
 
 def to_hf_config(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[str, Any]:
-    """Translate config.json to the llava-hf layout. ``tower`` is the config.json of the vision tower.
+    """Translate config.json to the llava-hf layout. ``tower`` is the vision tower's config.json.
 
     Raises ValueError if an option is not supported.
     """
@@ -64,7 +64,7 @@ def to_hf_config(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[s
         "model_type": "llava_next" if is_anyres else "llava",
         "text_config": values | {"model_type": _DECODERS[kind]},
         "vision_config": vision,
-        # The original layout has no image token in the vocabulary, so any ID can be used.
+        # In the original layout, the vocabulary does not contain an image token, so any ID can be used.
         "image_token_index": 0,
         "projector_depth": _projector_depth(values.get("mm_projector_type") or "linear"),
         "vision_feature_layer": values.get("mm_vision_select_layer", -2),
@@ -77,7 +77,7 @@ def to_hf_config(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[s
 
 
 def _vision(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[str, Any]:
-    if tower is not None:  # a whole CLIP or SigLIP model, or its tower alone
+    if tower is not None:  # from a complete CLIP or SigLIP model, or from its tower alone
         if "vision_config" not in tower:
             return tower
         kind = f"{tower.get('model_type', 'clip')}_vision_model"
@@ -87,7 +87,7 @@ def _vision(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[str, A
     name = str(values["mm_vision_tower"])
     known = _TOWERS.get(name.rstrip("/").rpartition("/")[2])
     if known is None:
-        raise ValueError(f"Vision tower {name!r} is not recognized. Set vision_tower to the tower's folder.")
+        raise ValueError(f"Vision tower {name!r} is not recognized. Set vision_tower to its folder.")
     return known
 
 
@@ -113,7 +113,7 @@ def _strategy(values: dict[str, Any], has_class_token: bool) -> str:
 
 
 def _pinpoints(values: dict[str, Any]) -> list[tuple[int, int]]:
-    """Convert the pinpoints, a list or string of (width, height) pairs, to (height, width) pairs."""
+    """Convert a list or string of (width, height) pairs to a list of (height, width) pairs."""
     pinpoints = values.get("image_grid_pinpoints")
     if isinstance(pinpoints, str):
         pinpoints = ast.literal_eval(pinpoints)

@@ -1,4 +1,4 @@
-"""Configuration of the decoder: Llama, Mistral or Qwen2, depending on ``model_type``."""
+"""Configuration of the decoder, which is Llama, Mistral or Qwen2, depending on ``model_type``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Activation", "ConfigPart", "RopeConfig", "TextConfig"]
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "silu", "relu"]
 
-# The same defaults as in transformers, which omits default values when it saves a configuration.
+# The defaults of transformers, which omits default values when it saves a configuration.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048},
     "mistral": {
@@ -36,10 +36,11 @@ class ConfigPart(BaseModel):
 
 
 class RopeConfig(ConfigPart):
-    """Configuration of RoPE and its scaling to longer contexts.
+    """Configuration of RoPE and of its scaling for longer contexts.
 
-    "linear" divides positions by ``factor``. "llama3" and "yarn" do so for low frequencies only. "dynamic"
-    has no effect, because it applies only beyond the maximum context length, ``max_position_embeddings``.
+    The type "linear" divides all frequencies by ``factor``. "llama3" and "yarn" divide only low frequencies.
+    "dynamic" is a no-op, because it applies only beyond ``max_position_embeddings``, the maximum context
+    length.
     """
 
     rope_type: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
@@ -71,7 +72,7 @@ class TextConfig(ConfigPart):
     hidden_act: Activation = "silu"
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
-    attention_bias: bool = False  # Llama only, for all four projections
+    attention_bias: bool = False  # only for Llama; applies to all four projections
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
     eos_token_id: int | tuple[int, ...] = 2
@@ -84,10 +85,10 @@ class TextConfig(ConfigPart):
     @model_validator(mode="before")
     @classmethod
     def _derive(cls, values: Any) -> Any:
-        """Add the defaults of the architecture, and derive missing head counts and sizes."""
+        """Add the defaults for the architecture, and derive missing head counts and head sizes."""
         if not isinstance(values, dict):
             return values
-        # null disables sliding_window. For all other fields, null means the default.
+        # For sliding_window, null means that there is no window. For all other fields, it means the default.
         has_no_window = "sliding_window" in values and values["sliding_window"] is None
         values = {key: value for key, value in values.items() if value is not None}
         kind = str(values.get("model_type", "llama"))
@@ -103,9 +104,9 @@ class TextConfig(ConfigPart):
         return values
 
     def shard(self, num: int) -> TextConfig:
-        """Return the configuration for one of ``num`` ranks, with its share of heads and intermediate size.
+        """Return the configuration of one of ``num`` ranks, with its share of heads and intermediate size.
 
-        Raises ValueError if ``num`` does not divide the head counts and the intermediate size.
+        Raises ValueError unless the head counts and the intermediate size are multiples of ``num``.
         """
         sizes = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
         indivisible = ", ".join(
@@ -121,7 +122,7 @@ class TextConfig(ConfigPart):
 
     @property
     def possible_ranks(self) -> list[int]:
-        """All rank counts across which the decoder can be sharded, in ascending order."""
+        """All numbers of ranks across which the decoder can be sharded, in ascending order."""
         common = math.gcd(self.num_attention_heads, self.num_key_value_heads, self.intermediate_size)
         return [num for num in range(1, common + 1) if common % num == 0]
 
@@ -131,7 +132,7 @@ class TextConfig(ConfigPart):
 
     @property
     def sliding_windows(self) -> list[int | None]:
-        """The attention window of each layer in tokens, including the token itself; None means unlimited."""
+        """The attention window of each layer in tokens, including the current token. None means unlimited."""
         return [self.sliding_window if self._is_sliding(i) else None for i in range(self.num_hidden_layers)]
 
     def _is_sliding(self, layer: int) -> bool:
@@ -143,7 +144,7 @@ class TextConfig(ConfigPart):
 
 
 def _rope(values: dict[str, Any]) -> Any:
-    """Return the RoPE parameters from ``rope_parameters`` or ``rope_scaling``.
+    """Return the RoPE parameters, which are in ``rope_parameters`` or ``rope_scaling``.
 
     ``rope_theta`` can be specified there or at the top level.
     """

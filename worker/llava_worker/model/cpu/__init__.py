@@ -1,1 +1,1 @@
-"""C++ kernels for CPUs, with the code that compiles and calls them. See README.md."""
+"""C++ kernels for CPUs, and the code that compiles and calls them. See README.md."""

@@ -1,7 +1,7 @@
-// y = x W^T + b in bf16 for a few rows, with the weight in the layout of the checkpoint: [outputs][inputs].
+// Computes y = x W^T + b in bf16 for a few rows of x. W has the same layout as in the checkpoint: [outputs][inputs].
 //
-// Library kernels are optimized for many rows and reach only half of the memory bandwidth for one row. This kernel
-// reads each weight once, sequentially, and multiplies it by up to ROWS rows while it is in a register.
+// Kernels from math libraries are optimized for many rows. For one row, they reach only half of the memory bandwidth.
+// This kernel reads W sequentially and only once. While a weight is in a register, it is multiplied by up to ROWS rows.
 #include <algorithm>
 
 #include "simd.h"
@@ -28,7 +28,8 @@ void dot(const bf16* x, const bf16* w, int64_t inputs, const bf16* bias, bf16* y
   };
   int64_t full = inputs / 32 * 32;
   for (int64_t k = 0; k < full; k += 32) {
-    // Prefetch the next rows of W. A row is about one page long, and the hardware prefetcher stops at page boundaries.
+    // Prefetch the next rows of W. The hardware prefetcher does not reach them, because it stops at page boundaries,
+    // and a row is about one page long.
     for (int o = 0; o < O; o++) __builtin_prefetch(w + (O + o) * inputs + k);
     step(k, ~__mmask32(0));
   }

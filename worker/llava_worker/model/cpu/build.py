@@ -1,11 +1,11 @@
-"""Compilation and loading of the C++ kernels in this folder.
+"""Compiles and loads the C++ kernels in this folder.
 
     python -m llava_worker.model.cpu.build     compiles all variants into the package folder, for container
                                                images without a compiler
 
-The compiled library is searched for in the package folder, then in the user's cache folder. If it is in
-neither, it is compiled into the cache folder. Its name contains a digest of the sources and the compiler
-flags, so that an outdated library is never loaded.
+A compiled library can be in the package folder or in the user's cache folder. If it is in neither, it is
+compiled into the cache folder. To prevent an outdated library from being loaded, the file name contains a
+digest of the sources and the compiler flags.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SOURCES = Path(__file__).parent
 _FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
-# Compiler flags of each variant, in order of preference.
+# Compiler flags for each variant, in order of preference.
 VARIANTS = {
     "amx": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8"),
     "avx512_bf16": (*_AVX512, "-mavx512bf16"),
@@ -48,11 +48,14 @@ _REQUIRED_CAPABILITIES = {
 
 
 class NativeKernelsUnavailable(RuntimeError):
-    """The C++ kernels cannot be used on this machine. The message contains the reason."""
+    """The C++ kernels cannot be used on this machine. The message says why."""
 
 
 def variant_for(capabilities: dict[str, bool]) -> str:
-    """Return the best variant for these CPU capabilities. Raises NativeKernelsUnavailable if none fits."""
+    """Return the best variant for a CPU with these capabilities.
+
+    Raises NativeKernelsUnavailable if no variant supports the CPU.
+    """
     for variant, required in _REQUIRED_CAPABILITIES.items():
         if all(capabilities.get(name, False) for name in required):
             return variant
@@ -60,10 +63,10 @@ def variant_for(capabilities: dict[str, bool]) -> str:
 
 
 def load(variant: str, cache: Path | None = None) -> ctypes.CDLL:
-    """Load the kernels, compiling them first if necessary.
+    """Load the kernels. If necessary, compile them first.
 
-    ``cache`` is the folder for compiled libraries, by default the user's cache folder. Raises
-    NativeKernelsUnavailable if there is no library and compilation fails.
+    Newly compiled libraries are written to ``cache``, by default the user's cache folder. Raises
+    NativeKernelsUnavailable if compilation is necessary but fails.
     """
     name = _file_name(variant)
     if (_SOURCES / name).is_file():
@@ -82,9 +85,9 @@ def compile_to(path: Path, variant: str) -> None:
     name = os.environ.get("CXX") or "g++"
     compiler = shutil.which(name)
     if compiler is None:
-        raise NativeKernelsUnavailable(f"the compiler {name} was not found")
+        raise NativeKernelsUnavailable(f"compiler {name} not found")
     sources = [str(source) for source in sorted(_SOURCES.glob("*.cpp"))]
-    # Compile to a temporary file and rename it, so that no process loads an incomplete library.
+    # Compile to a temporary file and then rename it, so that no process can load an incomplete library.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         compiled = Path(folder) / path.name
         command = [compiler, *_FLAGS, *VARIANTS[variant], *sources, "-o", str(compiled)]
@@ -107,18 +110,21 @@ def _user_cache() -> Path:
 
 
 def _make_private(folder: Path) -> None:
-    """Create the cache folder. Raises NativeKernelsUnavailable if other users can write to it."""
+    """Create the cache folder. Raises NativeKernelsUnavailable if another user can write to it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
     except OSError as error:
-        raise NativeKernelsUnavailable(f"the cache folder cannot be created: {error}") from error
+        raise NativeKernelsUnavailable(f"the cache folder could not be created: {error}") from error
     if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise NativeKernelsUnavailable(f"{folder} is owned by or writable by another user")
+        raise NativeKernelsUnavailable(f"{folder} is owned or writable by another user")
 
 
 def capabilities() -> dict[str, bool]:
-    """Return the CPU capabilities that torch reports, by name. Empty on unsupported architectures."""
+    """Return the CPU capabilities that torch reports, keyed by name.
+
+    On architectures that torch does not support, the result is empty.
+    """
     return {
         name: bool(value) for name, value in torch.cpu.get_capabilities().items() if value in (True, False)
     }

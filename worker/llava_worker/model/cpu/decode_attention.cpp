@@ -1,7 +1,7 @@
-// Attention for one query per row. The paged KV cache is read in place.
+// Computes attention for one query per row, reading the paged KV cache in place.
 //
-// Each task computes some KV heads of one row over its context, TOKENS positions at a time: scores, online softmax,
-// weighted values. Keys and values are read from memory once.
+// Each task processes some of the KV heads of one row. It iterates over the context, TOKENS positions at a time, and
+// computes scores, online softmax and weighted values. Each key and value is read from memory only once.
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int TOKENS = 32;
 
-// T: type of queries and results. K: type of keys and values, either T or int8 with one scale per head and slot.
+// T is the type of queries and results. K is the type of keys and values: T, or int8 with one scale per head and slot.
 template <class T, class K>
 struct Arguments {
   const T* q;  // [rows][heads][size]
@@ -45,8 +45,8 @@ INLINE float dot(const float* q, const K* key, int64_t size) {
   return horizontal_sum(a + b);
 }
 
-// The type to which queries are converted: bf16 if everything is bf16 and the CPU has a bf16 dot-product instruction,
-// else fp32.
+// The type to which queries are converted: bf16 if T and K are bf16 and the CPU has an instruction for bf16 dot
+// products, otherwise fp32.
 template <class T, class K>
 struct QueryType {
   using type = float;
@@ -71,12 +71,13 @@ INLINE float dot(const bf16* q, const bf16* key, int64_t size) {
 }
 #endif
 
-// Prefetches explicitly, because a slot is about one page long and the hardware prefetcher stops at page boundaries.
+// Explicit prefetches are necessary because a slot is about one page long, and the hardware prefetcher stops at page
+// boundaries.
 INLINE void prefetch(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)from + i, 0, 2);
 }
 
-// to += p[0] * values[starts[0]] + ..., with up to 128 accumulators in registers.
+// to += p[0] * values[starts[0]] + p[1] * values[starts[1]] + ..., with up to 128 sums in registers.
 template <int LANES, class K>
 INLINE void add_columns(float* to, const float* p, const K* values, const int64_t* starts, int64_t num) {
   f32x16 sums[LANES];
@@ -86,7 +87,7 @@ INLINE void add_columns(float* to, const float* p, const K* values, const int64_
   for (int i = 0; i < LANES; i++) store(to + i * 16, sums[i]);
 }
 
-// Sums of weighted values, stored in dimension order.
+// The sums of weighted values, stored in dimension order.
 template <class T, class K>
 struct InOrder {
   static void add(float* to, const float* p, const K* values, const int64_t* starts, int64_t num, int64_t size) {
@@ -103,7 +104,7 @@ template <class T, class K>
 struct ValueSums : InOrder<T, K> {};
 
 #ifdef __AVX512BF16__
-// to += p[0] * values[starts[0]] + p[1] * values[starts[1]] ..., two tokens at a time. ``num`` must be even.
+// to += p[0] * values[starts[0]] + p[1] * values[starts[1]] + ..., two tokens at a time. ``num`` must be even.
 template <int WIDTH>
 INLINE void add_pairs(float* to, const bf16* p, const bf16* values, const int64_t* starts, int64_t num) {
   f32x16 sums[WIDTH][2];
@@ -120,8 +121,8 @@ INLINE void add_pairs(float* to, const bf16* p, const bf16* values, const int64_
   for (int i = 0; i < WIDTH * 2; i++) store(to + i * 16, sums[i / 2][i % 2]);
 }
 
-// Interleaving two rows moves the first four of every eight elements to one vector and the other four to the next. Sums
-// are stored in this order until store_result restores dimension order.
+// When the values of two tokens are interleaved, the first four of every eight elements end up in one vector and the
+// other four in a second vector. The sums are stored in this order until store_result restores dimension order.
 template <>
 struct ValueSums<bf16, bf16> {
   static void add(float* to, const float* p, const bf16* values, const int64_t* starts, int64_t num, int64_t size) {
@@ -147,13 +148,13 @@ struct ValueSums<bf16, bf16> {
 };
 #endif
 
-// The softmax and the accumulated weighted values of one query head.
+// The softmax and the sum of weighted values for one query head.
 struct HeadState {
   OnlineSoftmax softmax;
   float* values;  // [size], weighted by e^(score - max)
 };
 
-// KV heads [first, last) of one row, with all their query heads.
+// KV heads [first, last) of one row, and the query heads that use them.
 template <class T, class K>
 struct HeadGroup {
   const Arguments<T, K>& args;
@@ -214,8 +215,8 @@ void decode(const Arguments<T, K>& args, int threads) {
 
 }  // namespace
 
-// The head size, ``size``, must be a multiple of 16. A ``window`` of 0 means no limit. Scales are null unless keys and
-// values are int8.
+// ``size``, the head size, must be a multiple of 16. A ``window`` of 0 means unlimited. Scales must be null unless keys
+// and values are int8.
 extern "C" void decode_attention(int is_bf16, const void* q, int64_t q_stride, const void* keys, const void* values,
                                  const float* key_scales, const float* value_scales, const int64_t* tables,
                                  const int64_t* contexts, int64_t rows, int64_t heads, int64_t kv_heads, int64_t size,

@@ -1,7 +1,7 @@
-"""Python interface to the C++ kernels. Their results match those of the torch kernels up to rounding.
+"""The Python interface to the C++ kernels. Their results match those of the torch kernels up to rounding.
 
-Operations that the C++ kernels do not support, such as operations on other dtypes, are computed by the torch
-kernels.
+If a C++ kernel does not support an operation, for example because of its dtype, the torch kernel is called
+instead.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = ["NativeKernels", "native_kernels"]
 
 logger = logging.getLogger(__name__)
 
-# Up to this number of rows, the C++ kernel for bf16 is faster than torch's matrix product.
+# Maximum number of rows for which the bf16 kernel in C++ is faster than torch's matrix product.
 _MAX_BF16_ROWS = 6
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
-# Parameter types in the order of the C++ declarations. The last parameter is the number of threads.
+# Parameter types, in the order of the C++ declarations. The last parameter is always the number of threads.
 _SIGNATURES: dict[str, list[Any]] = {
     "quantized_linear": [
         *(_INT, _INT, _POINTER, _LONG, _LONG),  # bits, is_bf16, x, rows, inputs
@@ -61,17 +61,20 @@ _SIGNATURES: dict[str, list[Any]] = {
 
 @cache
 def native_kernels() -> NativeKernels | None:
-    """Return the C++ kernels, compiled on first use, or log a warning and return None if unavailable."""
+    """Return the C++ kernels, which are compiled on first use.
+
+    If they are unavailable, log a warning and return None.
+    """
     try:
         variant = variant_for(capabilities())
         return NativeKernels(load(variant), variant)
     except (NativeKernelsUnavailable, OSError) as error:
-        logger.warning("C++ kernels are unavailable; torch kernels are used instead: %s", error)
+        logger.warning("C++ kernels are unavailable; falling back to torch kernels: %s", error)
         return None
 
 
 class NativeKernels(Kernels):
-    """Kernels in C++. ``library`` was compiled for ``variant``, a key of `build.VARIANTS`."""
+    """The C++ kernels in ``library``, which was compiled for ``variant``, a key of `build.VARIANTS`."""
 
     def __init__(self, library: ctypes.CDLL, variant: str) -> None:
         self._variant = variant
@@ -156,10 +159,10 @@ class NativeKernels(Kernels):
     def decode_attention(
         self, q: Tensor, stored: LayerCache, tables: Tensor, contexts: Tensor, window: int, *, out: Tensor
     ) -> None:
-        """Compute attention for one query per row, like `AttentionPlan.attend`.
+        """Compute attention as in `AttentionPlan.attend`, for one query per row.
 
-        Shapes: q and out [rows, heads, head_dim], with head_dim a multiple of 16; tables int64 [rows,
-        blocks]; contexts int64 [rows]. A ``window`` of 0 means no limit.
+        Shapes: q and out [rows, heads, head_dim]; tables int64 [rows, blocks]; contexts int64 [rows].
+        ``head_dim`` must be a multiple of 16. A ``window`` of 0 means unlimited.
         """
         rows, heads, size = q.shape
         if q.stride()[1:] != (size, 1):
@@ -172,7 +175,7 @@ class NativeKernels(Kernels):
     def uses_prefill_attention(self, dtype: torch.dtype) -> bool:
         """Return whether `prefill_attention` supports this dtype and is faster than torch's attention.
 
-        On CPUs with AMX, torch's attention uses AMX for prompts, but this kernel does not.
+        On CPUs with AMX, torch is faster, because its attention uses AMX and `prefill_attention` does not.
         """
         return dtype == torch.bfloat16 and "prefill_attention" in self._functions and self._variant != "amx"
 
@@ -187,10 +190,10 @@ class NativeKernels(Kernels):
         is_causal: bool = True,
         out: Tensor,
     ) -> None:
-        """Compute attention for the last len(q) of ``context`` tokens, like `AttentionPlan.attend`.
+        """Compute attention as in `AttentionPlan.attend`, for the last len(q) of ``context`` tokens.
 
-        Shapes: q and out bf16 [tokens, heads, head_dim], with head_dim a multiple of 16; table int64
-        [blocks]. A ``window`` of 0 means no limit.
+        Shapes: q and out bf16 [tokens, heads, head_dim]; table int64 [blocks]. ``head_dim`` must be a
+        multiple of 16. A ``window`` of 0 means unlimited.
         """
         tokens, heads, size = q.shape
         if q.stride()[1:] != (size, 1):
@@ -201,7 +204,7 @@ class NativeKernels(Kernels):
         self._call("prefill_attention", q, q.stride(0), *cached, table.contiguous(), *shape, size**-0.5, out)
 
     def _call(self, name: str, *arguments: Tensor | float | None) -> None:
-        """Call a C++ function. Tensors are passed as pointers, and the number of threads is appended."""
+        """Call a C++ function. Convert tensors to pointers and append the number of threads."""
         pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
         self._functions[name](*pointers, torch.get_num_threads())
 

@@ -1,4 +1,4 @@
-// Online softmax: the running maximum and sum of scores that are processed in blocks.
+// Online softmax: keeps the running maximum and the running sum for scores that are processed block by block.
 #pragma once
 
 #include <algorithm>
@@ -9,8 +9,8 @@
 struct OnlineSoftmax {
   float max = -INFINITY, sum = 0;
 
-  // Computes the weights e^(score - max) for ``num`` scores (a multiple of 16). Masked scores are -infinity. Rescales
-  // ``values`` [size], the accumulated weighted sum, to the new maximum.
+  // Computes the weights e^(score - max) of ``num`` scores, where ``num`` must be a multiple of 16 and masked scores
+  // must be -infinity. Rescales ``values`` [size], the sum of weighted values, to the new maximum.
   template <class W>
   void update(const float* scores, int64_t num, W* weights, float* values, int64_t size) {
     f32x16 block_max = broadcast(-INFINITY);

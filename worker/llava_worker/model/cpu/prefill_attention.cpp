@@ -1,13 +1,13 @@
-// Attention for many queries of one sequence in bf16: a prompt chunk over the paged KV cache, or the patches of an
-// image.
+// Computes bf16 attention for multiple queries of one sequence: a prompt chunk attending to the paged KV cache, or
+// image patches attending to each other.
 //
-// KEYS positions at a time are repacked, so that one instruction multiplies pairs of elements for sixteen keys, or for
-// sixteen dimensions of values. Then QUERIES queries at a time are processed: scores, online softmax, weighted values.
-// Blocks of keys begin at multiples of KEYS, so the result of a query is bitwise identical however the prompt
-// is divided into chunks. Only slots in the context of the sequence are read.
+// KEYS positions at a time are repacked, so that one instruction can multiply pairs of elements for sixteen keys, or
+// for sixteen dimensions of the values. For each of these blocks, the kernel processes QUERIES queries at a time:
+// scores, online softmax, weighted values. Blocks begin at multiples of KEYS, so the result for a query is bitwise
+// identical no matter how the prompt is divided into chunks. Only slots in the context of the sequence are read.
 //
-// There is no AVX2 version. It took three times as long as torch, because AVX2 has half the registers and bf16 elements
-// must be widened individually.
+// There is no AVX2 version. It was three times as slow as torch, because AVX2 has only half as many registers and must
+// widen bf16 elements individually.
 #ifdef __AVX512F__
 #include <algorithm>
 #include <cmath>
@@ -21,7 +21,7 @@ namespace {
 constexpr int KEYS = 128;
 constexpr int QUERIES = 12;  // 32 registers hold 24 accumulators, 2 keys and a pair of query elements
 
-// K: type of keys and values, bf16 or int8 with one scale per head and slot.
+// K is the type of keys and values: bf16, or int8 with one scale per head and slot.
 template <class K>
 struct Arguments {
   const bf16* q;  // [queries][heads][size], with a token stride of q_stride
@@ -50,7 +50,7 @@ INLINE float scale_at(const float* scales, int64_t row, const int8_t*) { return 
 
 INLINE uint32_t pair(bf16 low, bf16 high) { return uint32_t(low.bits) | uint32_t(high.bits) << 16; }
 
-// KEYS keys and values of one head, with zeros beyond the context.
+// KEYS keys and values of one head, padded with zeros after the end of the context.
 struct PackedBlock {
   std::vector<uint32_t> keys;    // [KEYS / 16][size / 2][16]: pairs of elements of sixteen keys
   std::vector<uint32_t> values;  // [KEYS / 2][size]: pairs of elements of two consecutive values
@@ -74,7 +74,7 @@ struct PackedBlock {
   }
 };
 
-// Computes scores [R][KEYS] for the first ``num`` keys. ``num`` is rounded up to a multiple of 32.
+// Computes scores [R][KEYS] for the first ``num`` keys, with ``num`` rounded up to a multiple of 32.
 template <int R>
 void score(const bf16* q, int64_t q_stride, const uint32_t* keys, int64_t pairs, int64_t num, float* scores) {
   for (int64_t v = 0; v * 16 < num; v += 2) {
@@ -93,7 +93,7 @@ void score(const bf16* q, int64_t q_stride, const uint32_t* keys, int64_t pairs,
   }
 }
 
-// to [R][size] += weights [R][KEYS] times the values of the first ``num`` positions.
+// Adds the values of the first ``num`` positions, multiplied by weights [R][KEYS], to ``to`` [R][size].
 template <int R, int WIDTH>
 INLINE void add_columns(const uint32_t* weights, const uint32_t* values, int64_t size, int64_t num, float* to) {
   f32x16 sums[R][WIDTH];
@@ -109,7 +109,7 @@ INLINE void add_columns(const uint32_t* weights, const uint32_t* values, int64_t
     for (int i = 0; i < WIDTH; i++) store(to + r * size + i * 16, sums[r][i]);
 }
 
-// The softmax and the accumulated weighted values of one query head, for all queries.
+// The softmax and the sums of weighted values of all queries for one query head.
 struct HeadState {
   std::vector<OnlineSoftmax> softmax;  // [queries]
   std::vector<float> values;           // [queries][size]
@@ -117,7 +117,7 @@ struct HeadState {
   HeadState(int64_t queries, int64_t size) : softmax(queries), values(queries * size) {}
 };
 
-// Multiplies the first ``num`` scores by ``scale`` and masks positions outside of [first, last).
+// Multiplies the first ``num`` scores by ``scale``, and masks scores of positions outside of [first, last).
 void mask(float* scores, int64_t num, float scale, int64_t first, int64_t last) {
   i32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   for (int64_t k = 0; k < num; k += 16) {
@@ -127,7 +127,7 @@ void mask(float* scores, int64_t num, float scale, int64_t first, int64_t last) 
   }
 }
 
-// Processes queries [i, i + R) with the block of keys that starts at position ``begin``.
+// Processes queries [i, i + R) for the block of keys that starts at position ``begin``.
 template <int R, class K>
 void process_queries(const Arguments<K>& args, int64_t head, int64_t i, int64_t begin, const PackedBlock& packed,
                      HeadState& state) {
@@ -158,7 +158,7 @@ ProcessQueries<K> process_queries_for(int rows, std::integer_sequence<int, R...>
   return table[rows - 1];
 }
 
-// Computes the query heads of KV head ``kv_head`` for every ``parts``-th tile of queries, starting with tile ``part``.
+// Computes all query heads that use ``kv_head``, for every ``parts``-th tile of queries, starting with tile ``part``.
 template <class K>
 void attend(const Arguments<K>& args, int64_t kv_head, int64_t part, int64_t parts) {
   int64_t per_kv = args.heads / args.kv_heads, tiles = (args.queries + QUERIES - 1) / QUERIES;
@@ -191,8 +191,8 @@ void attend_all(const Arguments<K>& args, int threads) {
 
 }  // namespace
 
-// The head size, ``size``, must be a multiple of 16. A ``window`` of 0 means no limit. Scales are null unless keys and
-// values are int8.
+// ``size``, the head size, must be a multiple of 16. A ``window`` of 0 means unlimited. Scales must be null unless keys
+// and values are int8.
 extern "C" void prefill_attention(const void* q, int64_t q_stride, const void* keys, const void* values,
                                   int64_t kv_stride, const float* key_scales, const float* value_scales,
                                   const int64_t* table, int64_t queries, int64_t context, int64_t heads,

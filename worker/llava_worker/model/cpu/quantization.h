@@ -1,4 +1,4 @@
-// The format of 8-bit and 4-bit weights, the quantization of x to 8 bits, and the scaling of outputs.
+// The format of 8-bit and 4-bit weights, and functions that quantize x to 8 bits and scale the outputs.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ inline f32x16 group_scale(const QuantizedWeight& w, int64_t panel, int g, int ha
   return load((const bf16*)w.scales + (panel * w.groups() + g) * PANEL_OUTPUTS + half * 16);
 }
 
-// Quantizes the ``size`` inputs of a group and pads the codes with zeros to ``padded``. Returns the scale.
+// Quantizes the inputs x [size] of a group, and pads the codes with zeros to ``padded``. Returns the scale.
 template <class T>
 float quantize_group(const T* x, int64_t size, int64_t padded, int8_t* codes) {
   f32x16 lane_max{}, non_finite{};
@@ -42,7 +42,7 @@ float quantize_group(const T* x, int64_t size, int64_t padded, int8_t* codes) {
   return max_abs / 127.0f + horizontal_sum(non_finite);
 }
 
-// Quantizes a row of x to codes [padded]. The scale and sum of group g are stored at index g * stride.
+// Quantizes a row of x to codes [padded]. Stores the scale and the sum of group g at index g * stride.
 template <class T>
 void quantize_row(const T* x, int64_t size, const QuantizedWeight& w, int8_t* codes, float* scales, int32_t* sums,
                   int stride) {
@@ -56,8 +56,8 @@ void quantize_row(const T* x, int64_t size, const QuantizedWeight& w, int8_t* co
   }
 }
 
-// Multiplies the sums of a row by the weight scales (8 bits only), adds the bias, and stores up to 16 outputs, starting
-// at ``first``.
+// Stores up to 16 outputs of a row, starting at ``first``. They are the sums, multiplied by the scales of the weight
+// (8 bits only), plus the bias.
 template <int BITS, class T>
 INLINE void store_outputs(const QuantizedWeight& w, int64_t first, f32x16 sums, const float* bias, T* row) {
   int count = int(std::min<int64_t>(16, w.outputs - first));

@@ -1,8 +1,8 @@
 // Quantizes rows of W to the format described in quantized_linear.cpp.
 //
-// 8 bits: one fp32 scale per row, the largest magnitude / 127. 4 bits: one bf16 scale per group of inputs. The initial
-// scale maps the value with the largest magnitude to -8, the end of the range farther from zero. It is then replaced
-// once by the least-squares optimum for the resulting codes.
+// For 8 bits, there is one fp32 scale per row: the largest magnitude / 127. For 4 bits, there is one bf16 scale per
+// group of inputs. The initial scale maps the value with the largest magnitude to -8, the end of the range that is
+// farther from zero. The final scale is the least-squares optimum for the codes that result from the initial scale.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -29,7 +29,7 @@ float round_to_bf16(float x) {
   return to_float(&rounded);
 }
 
-// Returns the codes of 16 inputs, from -8 to 7.
+// Returns the codes for 16 inputs. Codes are in the range from -8 to 7.
 INLINE f32x16 int4_codes(f32x16 x, float scale) {
   float factor = scale != 0 ? 1.0f / scale : 0.0f;
   f32x16 codes = __builtin_convertvector(round_to_int(x * factor), f32x16);
@@ -37,7 +37,7 @@ INLINE f32x16 int4_codes(f32x16 x, float scale) {
   return codes < -8.0f ? broadcast(-8.0f) : codes;
 }
 
-// Returns the value with the largest magnitude in the group, or the first such value if there are several.
+// Returns the value with the largest magnitude in the group. If there are several, returns the first one.
 INLINE float largest_magnitude(const float* x) {
   f32x16 lane_max{};
   for (int k = 0; k < INT4_GROUP; k += 16) lane_max = maximum(absolute(load(x + k)), lane_max);
@@ -107,7 +107,7 @@ void pack_rows(int bits, const T* x, int64_t rows, int64_t inputs, int64_t first
 
 }  // namespace
 
-// Packs rows [first, first + rows) of W; x is [rows][inputs] in bf16 or fp32.
+// Packs x, which contains rows [first, first + rows) of W: [rows][inputs] in bf16 or fp32.
 extern "C" void pack_weight(int bits, int is_bf16, const void* x, int64_t rows, int64_t inputs, int64_t first,
                             uint8_t* packed, void* scales, int64_t padded, int threads) {
   if (is_bf16) pack_rows(bits, (const bf16*)x, rows, inputs, first, packed, scales, padded, threads);

@@ -1,15 +1,16 @@
-// y = x W^T + b with 8-bit or 4-bit W and x quantized to 8 bits. Sums within a group are exact 32-bit integers.
+// Computes y = x W^T + b, with W quantized to 8 or 4 bits and x quantized to 8 bits. Sums within a group are exact
+// 32-bit integers.
 //
-// A group is a range of inputs of one row with a common scale, so an outlier reduces the precision of its group only.
+// A group is a range of inputs in one row that share a scale, so an outlier reduces the precision only in its group.
 //
 // Weights are packed in panels of 32 outputs. Within a panel, four inputs of one output are adjacent, as the
 // dot-product instruction requires: [outputs / 32][inputs / 4][32][4] bytes. Weights are stored as unsigned bytes with
 // a zero point, because one operand of the instruction must be unsigned. To compensate, accumulators are initialized to
-// the negative product of the zero point and the sum of the group's inputs. With 4-bit weights, outputs i (low half)
+// the negated product of the zero point and the sum of the group's inputs. With 4-bit weights, outputs i (low half)
 // and 16 + i (high half) of a panel share a byte.
 //
 // x is quantized into tiles of at most MAX_TILE_ROWS rows, [inputs / 4][rows][4] bytes. A panel stays in the L2 cache
-// while it is multiplied by all tiles, so weights are read from memory only once, regardless of the number of rows.
+// while it is multiplied by all tiles, so weights are read from memory only once, no matter how many rows x has.
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -44,8 +45,8 @@ void quantize(const T* x, int64_t size, const QuantizedWeight& w, const RowTile&
 
 // --- products ---
 
-// Prefetches into the L2 cache, because the hardware prefetcher stops at page boundaries. A prefetch into the L1 cache
-// would occupy one of its few fill buffers.
+// Prefetches explicitly, because the hardware prefetcher stops at page boundaries. The target is the L2 cache, because
+// a prefetch into the L1 cache would occupy one of its few fill buffers.
 INLINE void prefetch(const uint8_t* from) { __builtin_prefetch(from + PREFETCH_BYTES, 0, 2); }
 
 template <int BITS>
@@ -111,8 +112,8 @@ Multiply<T> multiply_for(int rows, std::integer_sequence<int, R...>) {
   return table[rows - 1];
 }
 
-// Multiplies panels [first, end) by all rows of a tile. If there are few rows, two panels are processed at a time, so
-// that two streams of weights are read concurrently.
+// Multiplies panels [first, end) by all rows of a tile. If the tile has only a few rows, two panels are processed at a
+// time, so that two streams of weights are read concurrently.
 template <int BITS, class T>
 void multiply_panels(const QuantizedWeight& w, const RowTile& tile, int64_t first, int64_t end, const float* bias,
                      T* y) {
@@ -157,7 +158,7 @@ void run(const T* x, int64_t rows, int64_t inputs, const QuantizedWeight& w, con
 
 }  // namespace
 
-// x [rows][inputs] and y [rows][outputs] are both bf16 or both fp32. bias is fp32 [outputs] or null.
+// x [rows][inputs] and y [rows][outputs] must both be bf16 or both be fp32. bias must be fp32 [outputs] or null.
 extern "C" void quantized_linear(int bits, int is_bf16, const void* x, int64_t rows, int64_t inputs,
                                  const uint8_t* packed, const void* scales, int64_t outputs, int64_t padded,
                                  int group_size, const float* bias, void* y, int threads) {

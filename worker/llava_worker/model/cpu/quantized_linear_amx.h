@@ -1,10 +1,12 @@
-// The matrix products of quantized_linear.cpp for many rows, computed with AMX tile registers. This is several
-// times faster than with SIMD vectors: four instructions multiply 32 rows by 32 outputs over 64 inputs.
+// Uses AMX tile registers to compute the matrix products of quantized_linear.cpp for many rows. This is several times
+// faster than with SIMD vectors: four instructions multiply 32 rows by 32 outputs over 64 inputs.
 //
-// Panels already have the layout that the tile instruction requires. Integer sums are exact, so results are bitwise
-// identical to those of the vector code. x is stored tile by tile, because the length of a row is often a multiple of
-// 2 KiB, and sixteen such rows would map to only two sets of the L1 cache. The integer sums of each group are scaled and
-// accumulated in a buffer that fits into the L1 cache.
+// Panels are already in the layout that the AMX instruction requires. Integer sums are exact, so results are bitwise
+// identical to those of the vector code. The integer sums of each group are scaled and accumulated in a buffer that
+// fits in the L1 cache.
+//
+// x is stored tile by tile. If it were stored row by row, the length of a row would often be a multiple of 2 KiB, and
+// sixteen such rows would map to only two sets of the L1 cache.
 #pragma once
 #ifdef __AMX_INT8__
 
@@ -24,7 +26,7 @@ constexpr int DEPTH = 64;   // inputs per tile
 constexpr int SQUARES = 2;  // squares per iteration, along the rows
 constexpr int PANELS = 2;   // panels per iteration
 
-// x, quantized to 8 bits and padded with rows of zeros to whole squares.
+// x, quantized to 8 bits. Rows of zeros are added to get whole squares.
 struct Inputs {
   const int8_t* codes;    // [rows / 16][padded / 64][16][64]
   const float* scales;    // [rows][groups]
@@ -39,8 +41,8 @@ struct alignas(64) Config {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// Computes the products [32][32] of x and a panel of weights [inputs / 4][32][4]. x consists of tiles of 16 rows;
-// the tiles of the next 16 rows are at an offset of ``next`` inputs.
+// Computes the products [32][32] of 32 rows of x and a panel of weights [inputs / 4][32][4]. x consists of tiles of 16
+// rows. The offset from the tiles of the first 16 rows to those of the next 16 rows is 16 * ``next`` bytes.
 INLINE void multiply_square(const int8_t* x, int64_t next, const uint8_t* weights, int64_t inputs, int32_t* products) {
   _tile_zero(0);
   _tile_zero(1);
@@ -63,7 +65,7 @@ INLINE void multiply_square(const int8_t* x, int64_t next, const uint8_t* weight
   _tile_stored(3, products + 16 * SIDE + 16, 4 * SIDE);
 }
 
-// Adds the scaled products of a group to out [32][32].
+// Scales the products of a group and adds them to out [32][32].
 template <int BITS>
 INLINE void add_group(const QuantizedWeight& w, int64_t panel, int g, const Inputs& x, int64_t row,
                       const int32_t* products, float* out) {
@@ -84,7 +86,7 @@ INLINE void add_group(const QuantizedWeight& w, int64_t panel, int g, const Inpu
   }
 }
 
-// Unpacks the 4-bit weights of a panel to one byte each, in the layout of 8-bit weights.
+// Unpacks the 4-bit weights of a panel to the layout of 8-bit weights.
 INLINE const uint8_t* unpack_int4(const QuantizedWeight& w, int64_t panel, uint8_t* buffer) {
   const uint8_t* from = w.packed + panel * w.padded * PANEL_OUTPUTS / 2;
   for (int64_t i = 0; i < w.padded * PANEL_OUTPUTS / 2; i += 64) {
@@ -128,7 +130,7 @@ void multiply_panels(const QuantizedWeight& w, const Inputs& x, int64_t first, i
 
 }  // namespace tiles
 
-// Requests permission to use tile registers, as Linux requires (Documentation/arch/x86/xstate.rst).
+// Asks Linux for permission to use tile registers, which is required (Documentation/arch/x86/xstate.rst).
 inline bool is_amx_permitted() {
   constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
   static const bool granted = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;

@@ -1,7 +1,7 @@
-// The operations between matrix products (RMSNorm, RoPE, activations), each in one pass over the rows. torch needs up
-// to five passes.
+// Operations between matrix products: RMSNorm, RoPE and activations. Each kernel makes one pass over the rows, while
+// torch makes up to five.
 //
-// Computation is in fp32. As in torch, intermediate results are rounded to the type of the tensor.
+// All computations are in fp32. As in torch, intermediate results are rounded to the type of the tensor.
 #include <algorithm>
 #include <cmath>
 
@@ -107,7 +107,7 @@ void quick_gelu_rows(const T* x, int64_t rows, int64_t size, T* y, int threads) 
 
 }  // namespace
 
-// All functions accept rows of bf16 or fp32 values. The result is contiguous and has the same type.
+// All functions accept bf16 or fp32 rows. The result is contiguous and has the same type as the input.
 
 extern "C" void rms_norm(int is_bf16, const void* x, const void* weight, float eps, int64_t rows, int64_t size,
                          void* y, int threads) {

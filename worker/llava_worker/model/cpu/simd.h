@@ -1,7 +1,7 @@
 // 16-lane SIMD vectors for AVX-512 and AVX2.
 //
-// The vectors use GCC's vector extensions. For AVX2, GCC splits each vector in two. For both instruction sets, this
-// file wraps only the instructions that the extensions cannot express.
+// They are based on GCC's vector extensions. For AVX2, GCC splits each vector into two. This file only wraps
+// instructions that the vector extensions cannot express.
 #pragma once
 
 #include <immintrin.h>
@@ -70,7 +70,7 @@ INLINE u16x16 to_bf16(f32x16 v) {
 INLINE void store(float* to, f32x16 v) { write(to, v); }
 INLINE void store(bf16* to, f32x16 v) { write(to, to_bf16(v)); }
 
-// Rounds to the pointer's element type and converts back to fp32, as torch does between two operations.
+// Rounds to the type of the pointer's elements and converts back to fp32, as torch does between operations.
 INLINE f32x16 round_to_type(const float*, f32x16 v) { return v; }
 INLINE f32x16 round_to_type(const bf16*, f32x16 v) {
   return (f32x16)(__builtin_convertvector(to_bf16(v), u32x16) << 16);
@@ -116,7 +116,7 @@ INLINE i32x16 round_to_int(f32x16 v) {
 #endif
 }
 
-// Converts integers that are in the range of int8.
+// Converts integers, which must be in the range of int8.
 INLINE i8x16 to_int8(i32x16 v) {
 #ifdef __AVX512F__
   return (i8x16)_mm512_cvtepi32_epi8((__m512i)v);
@@ -146,7 +146,7 @@ INLINE float horizontal_max(f32x16 v) {
   return lanes[0];
 }
 
-// e^x with an error of at most 2 ULP, computed as 2^n times a polynomial over half an octave on either side of 0.
+// Computes e^x with an error of at most 2 ULP, as 2^n times a polynomial for half an octave on either side of 0.
 INLINE f32x16 approx_exp(f32x16 x) {
   x = x < -87.0f ? broadcast(-87.0f) : x;
   x = x > 88.0f ? broadcast(88.0f) : x;  // a NaN stays NaN
@@ -170,7 +170,7 @@ INLINE i32x16 dot4_u8_s8(i32x16 acc, u8x64 w, int32_t a) {
 #ifdef __AVX512VNNI__
   return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(a));
 #else
-  // Uses 16-bit products, because the AVX2 instruction for byte products (vpmaddubsw) saturates.
+  // This uses 16-bit products, because AVX2's instruction for byte products (vpmaddubsw) saturates.
   __m256i both = _mm256_set1_epi32(a), halves[2], sums[2];
   __m256i odd = _mm256_srai_epi16(both, 8), even = _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8);
   std::memcpy(halves, &w, sizeof halves);

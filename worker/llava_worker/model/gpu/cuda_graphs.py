@@ -1,7 +1,7 @@
-"""CUDA graphs: sequences of operations that are captured once and replayed with a single launch.
+"""CUDA graphs: sequences of operations that are captured once and then replayed with a single launch.
 
-A graph has a fixed batch size and reads its inputs from fixed addresses. Graphs are therefore captured for
-several batch sizes, and a batch uses the smallest graph that is large enough.
+The batch size of a graph is fixed, and so are the addresses of its inputs. Graphs are therefore captured for
+several batch sizes, and each batch uses the smallest graph that is large enough.
 """
 
 from __future__ import annotations
@@ -24,41 +24,44 @@ __all__ = [
 ]
 
 Replay = Callable[[], object]
-# Runs a computation and returns its result and a function that updates the result in place.
+# Captures a computation. Returns the result, and a function that repeats the computation and updates the
+# result in place.
 GraphCapture = Callable[[Callable[[], Tensor]], tuple[Tensor, Replay]]
 
 logger = logging.getLogger(__name__)
 
-_WARMUP_RUNS = 2  # before capture: libraries select kernels and allocate workspaces on the first calls
+_WARMUP_RUNS = (
+    2  # before capture, because libraries select kernels and allocate workspaces on the first calls
+)
 
 
 class NotCapturable(RuntimeError):
-    """An operation cannot be captured in a CUDA graph. The message names the operation."""
+    """A computation cannot be captured in a CUDA graph. The message says why."""
 
 
 class _Graphs(Protocol):
     def capture_all(self) -> None:
-        """Capture all graphs. Raises RuntimeError if capture fails or memory is insufficient."""
+        """Capture all graphs. Raises RuntimeError if the capture fails or there is not enough memory."""
 
 
 _G = TypeVar("_G", bound=_Graphs)
 
 
 def try_capture(graphs: _G, name: str) -> _G | None:
-    """Capture the graphs and return them, or None if capture fails. Log the result."""
+    """Capture the graphs and return ``graphs``, or None if the capture fails. Log the outcome."""
     try:
         graphs.capture_all()
     except RuntimeError as error:
-        logger.warning("CUDA graph capture failed for %s, which will be slower: %s", name, error)
+        logger.warning("CUDA graph capture failed for %s, so performance will be lower: %s", name, error)
         return None
     logger.info("captured CUDA graphs for %s", name)
     return graphs
 
 
 def capture_sizes(max_size: int) -> list[int]:
-    """Return the batch sizes to capture: 1, 2, 4, 8, 16, 24, ..., ``max_size``.
+    """Return the batch sizes for which to capture graphs: 1, 2, 4, 8, 16, 24, ..., ``max_size``.
 
-    From 8 to 64, sizes increase in steps of 8. Beyond that, a step is at most a quarter of the size.
+    From 8 to 64, sizes increase in steps of 8. Above 64, each step is at most a quarter of the current size.
     """
     sizes, size = [], 1
     while size < max_size:
@@ -68,7 +71,10 @@ def capture_sizes(max_size: int) -> list[int]:
 
 
 def cuda_graph_capture(device: torch.device) -> GraphCapture:
-    """Return a capture function. Its graphs share memory, so a result is valid only until the next replay."""
+    """Return a function that captures graphs.
+
+    All graphs that it captures share memory, so a result is valid only until one of them is replayed.
+    """
     pool = torch.cuda.graph_pool_handle()
 
     def capture(compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
@@ -87,6 +93,6 @@ def cuda_graph_capture(device: torch.device) -> GraphCapture:
 
 
 def eager_capture(compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
-    """Compute without capture, and recompute on each replay, for devices without CUDA graphs."""
+    """A substitute for devices without CUDA graphs: run the computation now and again on each replay."""
     out = compute()
     return out, lambda: out.copy_(compute())

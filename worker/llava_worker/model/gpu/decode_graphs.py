@@ -1,7 +1,7 @@
-"""CUDA graphs for decode steps, which replace hundreds of kernel launches per step with a single one.
+"""CUDA graphs for decode-only steps. A graph replaces hundreds of kernel launches per step with a single one.
 
-Unused rows of a graph are copies of the first row of the step and write the same values to the same slot of
-the KV cache.
+If a graph has more rows than the step, the unused rows are copies of the step's first row. They write the
+same values to the same slot of the KV cache, so they have no effect.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["DecodeGraphs"]
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """The input tensors of the largest graph. Smaller graphs use the first rows."""
+    """The input tensors of a graph. Smaller graphs use the first rows of the largest graph's tensors."""
 
     token_ids: Tensor  # int64 [rows]
     positions: Tensor  # int64 [rows]
@@ -34,7 +34,7 @@ class _Inputs:
         return _Inputs(self.token_ids[:num], self.positions[:num], metadata)
 
     def fill(self, token_ids: Tensor, positions: Tensor, slots: Tensor, tables: Tensor) -> None:
-        """Copy the rows of a step to the inputs, and its first row to all unused rows."""
+        """Copy the rows of a step to the input tensors, and copy the step's first row to all unused rows."""
         _fill(self.token_ids, token_ids)
         _fill(self.positions, positions)
         _fill(self.metadata.slot_mapping, slots)
@@ -43,7 +43,7 @@ class _Inputs:
 
 
 class DecodeGraphs:
-    """Graphs for a model and a KV cache. Capture writes to the cache, so the cache must be empty."""
+    """Graphs for a model and a KV cache. The cache must be empty, because capturing graphs writes to it."""
 
     def __init__(
         self,
@@ -61,11 +61,11 @@ class DecodeGraphs:
         self._capture = capture
         self._sizes = capture_sizes(max_rows)
         self._blocks_per_row = -(-context_length // cache.block_size)
-        self._graphs: dict[int, tuple[_Inputs, Tensor, Replay]] = {}  # by number of rows
+        self._graphs: dict[int, tuple[_Inputs, Tensor, Replay]] = {}  # keyed by number of rows
 
     @torch.inference_mode()
     def capture_all(self) -> None:
-        """Capture all graphs, the largest first, so that the others reuse its memory.
+        """Capture all graphs, beginning with the largest, so that the others can reuse its memory.
 
         Raises NotCapturable if the attention backend does not support CUDA graphs.
         """
@@ -80,10 +80,10 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def logits(self, token_ids: Tensor, positions: Tensor, slots: Tensor, tables: Tensor) -> Tensor | None:
-        """Return the logits for one token per row, or None if no graph is large enough.
+        """Return the logits, fp32 [rows, vocab], for one token per row, or None if no graph is large enough.
 
-        The logits, fp32 [rows, vocab], are valid until the next call. Shapes: token_ids, positions and slots
-        int64 [rows]; tables int64 [rows, blocks].
+        The logits are valid until the next call. Shapes: token_ids, positions and slots int64 [rows]; tables
+        int64 [rows, blocks].
         """
         num = len(token_ids)
         index = bisect_left(self._sizes, num)
@@ -95,8 +95,8 @@ class DecodeGraphs:
         return out[:num]
 
     def _compute(self, inputs: _Inputs) -> Tensor:  # fp32 [rows, vocab]
-        # The plan is captured too, because the tensors that it derives from the inputs must be updated on
-        # each replay.
+        # Capture the creation of the plan, too, because each replay must update the tensors that the plan
+        # derives from the inputs.
         plan = self._backend.decode_plan(inputs.metadata, self._cache)
         assert plan is not None
         x = self._model.embed(inputs.token_ids)

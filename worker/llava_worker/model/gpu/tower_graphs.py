@@ -1,9 +1,9 @@
 """CUDA graphs for the vision tower and the projector.
 
-For a small number of tiles, kernel launches take longer than the computation itself.
+If there are only a few tiles, launching the kernels takes longer than the computation itself.
 
-Tiles are independent of each other. If a graph has more tiles than needed, it also encodes the stale contents
-of the unused tiles, and these features are discarded.
+The features of a tile do not depend on other tiles. If a graph has more tiles than necessary, the unused
+tiles contain data from earlier calls, and their features are discarded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["TowerGraphs"]
 
 
 class TowerGraphs:
-    """Graphs for a model. They share one input tensor, of which a graph for n tiles reads the first n."""
+    """Graphs for a model. They share one input tensor: a graph for n tiles reads its first n tiles."""
 
     def __init__(self, model: Llava, capture: GraphCapture, *, max_tiles: int) -> None:
         self._model = model
@@ -28,18 +28,18 @@ class TowerGraphs:
         self._sizes = capture_sizes(max_tiles)
         side = model.config.image_layout().side
         self._tiles = torch.zeros(max_tiles, side, side, 3, dtype=torch.uint8, device=model.device)
-        self._graphs: dict[int, tuple[Tensor, Replay]] = {}  # by number of tiles
+        self._graphs: dict[int, tuple[Tensor, Replay]] = {}  # keyed by number of tiles
 
     @torch.inference_mode()
     def capture_all(self) -> None:
-        """Capture all graphs, the largest first, so that the others reuse its memory."""
+        """Capture all graphs, beginning with the largest, so that the others can reuse its memory."""
         for size in reversed(self._sizes):
             tiles = self._tiles[:size]
             self._graphs[size] = self._capture(lambda tiles=tiles: self._model.encode(tiles))  # type: ignore[misc]
 
     @torch.inference_mode()
     def encode(self, tiles: Tensor) -> Tensor:
-        """Encode tiles like `Llava.encode`, using a graph if one is large enough."""
+        """Encode tiles like `Llava.encode`, but use a graph if one is large enough."""
         num = len(tiles)
         index = bisect_left(self._sizes, num)
         if index == len(self._sizes) or not self._graphs:

@@ -1,1 +1,1 @@
-"""Kernels for the forward pass, with a common interface: torch, fused Triton and W4A16 Triton kernels."""
+"""Kernels for the forward pass that share one interface: torch, fused Triton and W4A16 Triton kernels."""

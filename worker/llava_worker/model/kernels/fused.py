@@ -15,16 +15,16 @@ from llava_worker.model.kernels.torch_impl import TorchKernels
 
 __all__ = ["FusedKernels", "choose_kernels", "self_test"]
 
-_GATE_WIDTH = 1024  # elements of a row per program
-_HEADS_PER_PROGRAM = 8  # small enough for a single token to use more than one multiprocessor
-# Maximum error: absolute for magnitudes below 1, relative above.
+_GATE_WIDTH = 1024  # elements of a row that one program processes
+_HEADS_PER_PROGRAM = 8  # small enough that even a single token uses more than one multiprocessor
+# Maximum error, which is absolute for expected magnitudes below 1 and relative for larger ones.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 logger = logging.getLogger(__name__)
 
 
 class FusedKernels(TorchKernels):
-    """Triton kernels for row operations; matrix products are computed by torch."""
+    """Triton kernels for row operations. Matrix products are computed by torch."""
 
     @property
     def name(self) -> str:
@@ -100,10 +100,12 @@ class FusedKernels(TorchKernels):
         return out
 
 
-@cache  # called for every precision whose memory use is estimated
+@cache  # called again for each precision whose memory usage is estimated
 def choose_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
-    """Return the fused kernels if they pass a self-test on this device, or else torch's. Log the choice."""
-    if device.type != "cuda" or not torch.cuda.is_available():  # memory can be estimated for an absent GPU
+    """Return the fused kernels if they pass a self-test on this device, or else torch kernels. Log which."""
+    if (
+        device.type != "cuda" or not torch.cuda.is_available()
+    ):  # memory usage may be estimated without the GPU
         return TorchKernels()
     if importlib.util.find_spec("triton") is None:
         logger.info("RMSNorm, RoPE, cache write and SiLU kernels: torch, because Triton is not installed")
@@ -121,7 +123,10 @@ def choose_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
 
 @torch.inference_mode()
 def self_test(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Compare the kernels with torch's on small inputs. Return a description of the first error, or None."""
+    """Compare the kernels with torch kernels on small inputs.
+
+    Returns a description of the first error, or None if there is none.
+    """
     noise = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -149,7 +154,7 @@ def self_test(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> str
             error = max(_max_error(actual.float(), expected.float()) for actual, expected in pairs)
             if not error <= _TOLERANCE[dtype]:
                 return f"the maximum error of {name} is {error:.3g}"
-    except Exception as error:  # logged by the caller, which then uses torch's kernels
+    except Exception as error:  # the caller logs it and uses torch kernels
         return f"{type(error).__name__}: {error}"
     return None
 

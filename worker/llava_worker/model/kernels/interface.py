@@ -1,4 +1,4 @@
-"""The interface of the kernels for the forward pass, implemented in torch, C++ (CPU) and Triton (GPU)."""
+"""The interface of the kernels for the forward pass, which use torch, C++ (on CPUs) or Triton (on GPUs)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from torch import Tensor
 __all__ = ["INT4_GROUP", "INT8_GROUP", "PANEL_OUTPUTS", "Kernels", "LayerCache", "QuantizedWeight"]
 
 PANEL_OUTPUTS = 32  # outputs per panel of a packed weight
-# Inputs per scale of an int4 weight and of its x. int8 inputs are also padded to a multiple of this number.
+# Inputs per scale of an int4 weight, and of the x that is multiplied by it. For int8 weights, too, inputs are
+# padded to a multiple of this number.
 INT4_GROUP = 64
-INT8_GROUP = 256  # inputs per scale of x for an int8 weight; the weight itself has one scale per output
+INT8_GROUP = 256  # inputs per scale of x if the weight is int8; the weight itself has one scale per output
 
 
 class LayerCache(NamedTuple):
-    """The stored tensors of one layer of a paged KV cache. Scales are None unless the cache is int8."""
+    """The tensors in which a paged KV cache stores one layer. Scales are None unless the cache is int8."""
 
     keys: Tensor  # [slots, kv_heads, head_dim]
     values: Tensor  # [slots, kv_heads, head_dim]
@@ -31,9 +32,9 @@ class LayerCache(NamedTuple):
 class QuantizedWeight:
     """A weight W [out_features, in_features] quantized to 8 or 4 bits: W = scale * code.
 
-    Codes are integers from -127 to 127 (8 bits) or from -8 to 7 (4 bits). ``packed`` is uint8 [panels,
-    PANEL_OUTPUTS * padded_in_features * bits / 8], in a kernel-specific layout. ``scales`` is fp32
-    [out_features] for 8 bits and bf16 [panels, groups, PANEL_OUTPUTS] for 4 bits.
+    Codes are integers from -127 to 127 (8 bits) or from -8 to 7 (4 bits). They are stored in ``packed``,
+    uint8 [panels, PANEL_OUTPUTS * padded_in_features * bits / 8], in a layout that depends on the kernel.
+    ``scales`` is fp32 [out_features] for 8 bits and bf16 [panels, groups, PANEL_OUTPUTS] for 4 bits.
     """
 
     bits: int
@@ -48,7 +49,7 @@ class QuantizedWeight:
 
     @property
     def group_size(self) -> int:
-        """Number of inputs per scale of x. The last group may be smaller."""
+        """The number of inputs per scale of x. The last group may be smaller."""
         return INT4_GROUP if self.bits == 4 else INT8_GROUP
 
     @property
@@ -57,50 +58,53 @@ class QuantizedWeight:
 
 
 class Kernels(ABC):
-    """Base class for kernels. Unless noted otherwise, all tensors of a call share one dtype and device."""
+    """Base class for kernels. Unless noted otherwise, all tensors in a call share one dtype and device."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """The name used in logs."""
+        """The name of the kernels in logs."""
 
     @abstractmethod
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return x W^T + b, with x [..., inputs] and W [outputs, inputs]."""
+        """Return x W^T + b for x [..., inputs] and W [outputs, inputs]."""
 
     @abstractmethod
     def quantized_linear(self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
         """Return x W^T + b for a quantized W and an fp32 b.
 
-        Each row of x is quantized to 8 bits with one scale per group. Rows are independent: the result of a
-        row is bitwise identical in every batch.
+        Each row of x is quantized to 8 bits with one scale per group. The result for a row does not depend on
+        the other rows: it is bitwise identical in every batch.
         """
 
     @abstractmethod
     def pack_weight(self, rows: Tensor, first: int, weight: QuantizedWeight) -> None:
-        """Quantize ``rows`` (any dtype) and write them to ``weight``, starting at row ``first``."""
+        """Quantize ``rows``, which may have any dtype, and store them in ``weight`` from ``first`` onward."""
 
     @abstractmethod
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Return x [..., size] divided by its RMS, rounded to the dtype of x, times weight [size]."""
+        """Divide x [..., size] by its RMS, round to the dtype of x, and multiply by weight [size]."""
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Return the `rms_norm` of x + residual, and the sum, which is the new residual."""
+        """Return the `rms_norm` of x + residual, and x + residual itself, which is the new residual."""
         total = x + residual
         return self.rms_norm(total, weight, eps), total
 
     @abstractmethod
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate pairs (x[i], x[i + half]) of x [tokens, heads, 2 * half]; cos and sin [tokens, 1, half]."""
+        """Rotate all pairs (x[i], x[i + half]) in each head.
+
+        Shapes: x [tokens, heads, 2 * half]; cos and sin [tokens, 1, half].
+        """
 
     def rope_and_cache(
         self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor
     ) -> Tensor:
         """Apply RoPE to q and k, write k and v to the cache, and return q [tokens, heads, head_dim].
 
-        qkv [tokens, heads + 2 * kv_heads, head_dim] contains q, k and v, in this order. k and v are written
-        to keys and values [slots, kv_heads, head_dim] at ``slots``, int64 [tokens]. Identical tokens may have
-        the same slot.
+        ``qkv`` [tokens, heads + 2 * kv_heads, head_dim] contains q, k and v, in this order. k and v of each
+        token are written to the cache tensors ``keys`` and ``values`` [slots, kv_heads, head_dim], in the
+        token's slot in ``slots``, int64 [tokens]. Two tokens can share a slot only if they are identical.
         """
         kv_heads = keys.shape[1]
         q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
@@ -118,4 +122,4 @@ class Kernels(ABC):
 
     @abstractmethod
     def vision_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Compute unmasked attention within each tile for q, k, v [tiles, positions, heads, head_dim]."""
+        """Compute unmasked attention within each tile; q, k, v [tiles, positions, heads, head_dim]."""

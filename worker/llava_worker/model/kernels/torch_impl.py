@@ -1,4 +1,4 @@
-"""Kernels in torch: the reference on all devices, and the fallback if no faster kernel is available."""
+"""Torch kernels. They are the reference on all devices, and the fallback if no faster kernel is available."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from llava_worker.model.kernels.interface import INT4_GROUP, PANEL_OUTPUTS, Kern
 
 __all__ = ["TorchKernels", "quantize_rows"]
 
-# Outputs per int4 product: large enough for efficiency, small enough to limit the size of unpacked weights.
+# Outputs per int4 product: enough to be efficient, but few enough that unpacked weights take little memory.
 _UNPACKED_OUTPUTS = 1024
 
 
 class TorchKernels(Kernels):
-    """Kernels in torch, with weights packed row by row.
+    """Torch kernels. They use weights that are packed row by row.
 
-    The shape of packed weights is [panels * PANEL_OUTPUTS, padded_in_features * bits / 8]. 8-bit codes are
-    signed bytes. 4-bit codes have an offset of 8: the low half of byte i contains input i, and the high half
-    contains input padded_in_features / 2 + i.
+    The shape of a packed weight is [panels * PANEL_OUTPUTS, padded_in_features * bits / 8]. 8-bit codes are
+    stored as signed bytes. 4-bit codes are stored with an offset of 8: the code of input i is in the low half
+    of byte i, and the code of input padded_in_features / 2 + i is in its high half.
     """
 
     @property
@@ -73,21 +73,22 @@ class TorchKernels(Kernels):
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize fp32 [rows, n] to fp32 codes from -127 to 127 and fp32 scales [rows, 1].
+    """Quantize x, fp32 [rows, n]. Return fp32 codes from -127 to 127, and fp32 scales [rows, 1].
 
-    If a row contains an infinity or a NaN, its scale is not finite, and neither are its results.
+    If a row contains an infinity or a NaN, its scale is not finite, so its products are not finite either.
     """
     top = x.abs().amax(1, keepdim=True)
-    # The dividend is a tensor: with a Python number, torch would multiply by the reciprocal and round twice.
+    # The dividend is a tensor, because for a Python number, torch would multiply by the reciprocal of
+    # ``top``, which rounds twice.
     factor = torch.where(top > 0, torch.tensor(127.0, device=x.device) / top, 0.0)
     return (x * factor).nan_to_num().round(), top / 127.0
 
 
 def _quantize_int4(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize fp32 [rows, groups, INT4_GROUP] to codes from -8 to 7 and bf16 scales [rows, groups].
+    """Quantize x, fp32 [rows, groups, INT4_GROUP]. Return codes from -8 to 7, and bf16 scales [rows, groups].
 
-    The codes are computed with the scale that maps the value with the largest magnitude to -8, the end of the
-    range farther from zero. The scale is then replaced by the least-squares optimum for these codes.
+    The initial scale maps the value with the largest magnitude to -8, the end of the range that is farther
+    from zero. The final scale is the least-squares optimum for the codes that result from the initial scale.
     """
     end = x.gather(2, x.abs().argmax(2, keepdim=True))
     codes = _int4_codes(x, (end / -8.0).bfloat16()).double()
@@ -101,7 +102,7 @@ def _int4_codes(x: Tensor, scale: Tensor) -> Tensor:
     return (x * torch.where(wide != 0, 1.0 / wide, 0.0)).round().clamp(-8, 7)
 
 
-# Codes [rows, group_size] and scales [rows, 1] of each group of inputs.
+# For each group of inputs, the codes [rows, group_size] and scales [rows, 1].
 _Groups = list[tuple[Tensor, Tensor]]
 
 

@@ -1,7 +1,7 @@
-"""Triton kernels for the row operations between matrix products, each in one pass over memory.
+"""Triton kernels for the row operations between matrix products. Each makes only one pass over memory.
 
 Intermediate results are rounded as in torch, except in `rope_and_cache` and `rope`, which round once instead
-of twice. Importing this module requires the triton package, so import it only to launch the kernels.
+of twice. This module requires the triton package, so import it only right before launching a kernel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def rms_norm(
     HAS_RESIDUAL: tl.constexpr,
     N: tl.constexpr,  # >= size
 ):
-    """Compute the RMSNorm of one row per program, after adding the residual if HAS_RESIDUAL."""
+    """Compute the RMSNorm of one row per program. If HAS_RESIDUAL, add the residual first."""
     column = tl.arange(0, N)
     mask = column < size
     offset = tl.program_id(0).to(tl.int64) * size + column
@@ -48,7 +48,7 @@ def silu_and_mul(
     size,
     N: tl.constexpr,
 ):
-    """Compute silu(left half) * right half for N elements of one row per program."""
+    """Compute silu(left half) * right half, for N elements of one row per program."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * N + tl.arange(0, N)
     mask = column < size
@@ -63,7 +63,7 @@ def silu_and_mul(
 def rope(
     out,  # [tokens, heads, 2 * half]
     x,  # [tokens, heads, 2 * half], with x_stride elements between tokens
-    cos,  # [tokens, half], same for sin
+    cos,  # [tokens, half], like sin
     sin,
     x_stride,
     HEADS: tl.constexpr,
@@ -91,10 +91,10 @@ def rope(
 @triton.jit
 def rope_and_cache(
     q,  # [tokens, HEADS, 2 * HALF]
-    keys,  # [slots, KV_HEADS, 2 * HALF], same for values
+    keys,  # [slots, KV_HEADS, 2 * HALF], like values
     values,
     qkv,  # [tokens, HEADS + 2 * KV_HEADS, 2 * HALF], with qkv_stride elements between tokens
-    cos,  # [tokens, HALF], same for sin
+    cos,  # [tokens, HALF], like sin
     sin,
     slots,  # int64 [tokens]
     qkv_stride,
@@ -104,7 +104,7 @@ def rope_and_cache(
     H: tl.constexpr,  # heads per program
     N: tl.constexpr,  # >= HALF
 ):
-    """Rotate H heads of one token per program, and write each head to q, keys or values."""
+    """Process H heads of one token per program: rotate q and k, and write each head to q, keys or values."""
     token = tl.program_id(0).to(tl.int64)
     head, dim = tl.program_id(1) * H + tl.arange(0, H)[:, None], tl.arange(0, N)[None, :]
     is_dim = dim < HALF

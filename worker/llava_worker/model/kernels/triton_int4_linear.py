@@ -1,6 +1,6 @@
-"""The Triton kernel for linear layers with int4 weights (W4A16), for GPUs and for the Triton interpreter.
+"""The Triton kernel for linear layers with int4 weights (W4A16), for GPUs and the Triton interpreter.
 
-Importing this module requires the triton package, so import it only to launch the kernel.
+This module requires the triton package, so import it only right before launching the kernel.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def int4_linear(
     PANEL: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
-    K: tl.constexpr,  # bytes per iteration, within one group
+    K: tl.constexpr,  # bytes per iteration, all within one group
 ):
-    """Compute M rows and N outputs of y = x W^T + b. Partial sums are multiplied by their group's scale."""
+    """Compute y = x W^T + b, for M rows and N outputs per program. Partial sums are scaled group by group."""
     row = (tl.program_id(0) * M + tl.arange(0, M))[:, None]
     lane = tl.program_id(1) * N + tl.arange(0, N)
     is_lane = lane < outputs

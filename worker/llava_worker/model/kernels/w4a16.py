@@ -1,4 +1,4 @@
-"""W4A16: 4-bit weights and 16-bit activations. A Triton kernel dequantizes W during the matrix product."""
+"""W4A16: 4-bit weights, 16-bit activations. A Triton kernel dequantizes weights during the matrix product."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from llava_worker.model.kernels.torch_impl import TorchKernels
 
 __all__ = ["W4A16Kernels"]
 
-_MIN_ROWS, _MAX_ROWS = 16, 64  # rows of x per program; 16 is the minimum for tensor cores
-_WIDE = 128  # outputs per program for many rows; with few rows, one panel, so that there are more programs
+_MIN_ROWS, _MAX_ROWS = 16, 64  # rows of x per program; tensor cores require at least 16
+_WIDE = 128  # outputs per program if there are many rows; otherwise one panel, to get more programs
 
 
 class W4A16Kernels(TorchKernels):
-    """Kernels with weights packed as in `TorchKernels` and unquantized activations."""
+    """Kernels that pack weights like `TorchKernels` but do not quantize activations."""
 
     def __init__(self) -> None:
-        """Check the requirements. Raises ValueError if Triton is not installed."""
+        """Check that Triton is installed. Raises ValueError if it is not."""
         if importlib.util.find_spec("triton") is None:
             raise ValueError("Precision w4a16 requires Triton. Run pip install triton, or use fp16 or bf16.")
 

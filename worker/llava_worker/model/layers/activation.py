@@ -1,4 +1,4 @@
-"""Activation functions, by their names in config.json."""
+"""Activation functions, keyed by their names in config.json."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _Function = Callable[[Tensor], Tensor]
 
 
 def activation(name: str, kernels: Kernels) -> _Function:
-    """Return the activation function with this name. The configuration has validated the name."""
+    """Return the activation function with this name, which was validated when config.json was read."""
     return kernels.quick_gelu if name == "quick_gelu" else _BY_NAME[name]
 
 
 def gated_activation(name: str, kernels: Kernels) -> _Function:
-    """Return a function that maps [..., 2 * size] to activation(left half) * right half, [..., size]."""
+    """Return a function that computes activation(left half) * right half: [..., 2 * size] -> [..., size]."""
     if name == "silu":
         return kernels.silu_and_mul
     function = activation(name, kernels)

@@ -10,7 +10,7 @@ __all__ = ["Embedding"]
 
 
 class Embedding(nn.Module):
-    """An embedding layer without random initialization, which takes seconds for a large vocabulary."""
+    """An embedding layer that skips random initialization, which takes seconds for a large vocabulary."""
 
     def __init__(self, num_embeddings: int, size: int, *, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()

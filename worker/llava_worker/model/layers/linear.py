@@ -1,7 +1,7 @@
-"""The interface of linear layers, and the implementation with a weight in the compute dtype.
+"""The interface of linear layers, and the implementation that stores the weight in the compute dtype.
 
-Weights are loaded row by row, one row per output. Fused projections concatenate the rows of their parts, and
-quantized layers quantize rows during loading.
+Weights consist of one row per output and are loaded a few rows at a time. This makes it possible to load the
+parts of a fused projection separately and to quantize rows while they are loaded.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["UNSHARDED", "DenseLinear", "Linear", "LinearShape", "Shard", "empty_
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One of ``num`` equal shards along one dimension of a stored matrix."""
+    """One of ``num`` shards of equal size along one dimension of a matrix in a checkpoint."""
 
     index: int = 0
     num: int = 1
 
     def first(self, width: int) -> int:
-        """Return the start of this shard in the stored matrix. ``width`` is the size of one shard."""
+        """Return the index in the matrix at which this shard starts. ``width`` is the size of a shard."""
         return self.index * width
 
 
@@ -35,10 +35,11 @@ UNSHARDED = Shard()
 
 @dataclass(frozen=True, slots=True)
 class LinearShape:
-    """The shape of a linear layer. ``parts`` maps fused projections, in output order, to their widths.
+    """The shape of a linear layer.
 
-    A layer without fused projections has one part with an empty name. All sizes are per shard: the stored
-    matrix of each part has ``rows.num`` times as many outputs and ``columns.num`` times as many inputs.
+    ``parts`` maps the names of fused projections, in the order of their outputs, to their widths. A layer
+    without fused projections has one part, whose name is empty. All sizes are those of a shard: the matrix in
+    the checkpoint has ``rows.num`` times as many outputs and ``columns.num`` times as many inputs.
     """
 
     in_features: int
@@ -59,7 +60,7 @@ class LinearShape:
 
 
 class Linear(nn.Module, ABC):
-    """A linear layer y = x W^T + b that is loaded a few rows of W at a time."""
+    """A linear layer, y = x W^T + b. W is loaded a few rows at a time."""
 
     bias: nn.Parameter | None
 
@@ -89,7 +90,7 @@ def empty_bias(shape: LinearShape, dtype: torch.dtype, device: torch.device) -> 
 
 
 class DenseLinear(Linear):
-    """A linear layer with a weight in the compute dtype."""
+    """A linear layer that stores its weight in the compute dtype."""
 
     def __init__(
         self, shape: LinearShape, *, kernels: Kernels, dtype: torch.dtype, device: torch.device

@@ -16,14 +16,14 @@ __all__ = ["Rotation", "RotaryEmbedding"]
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """The cosine and sine of the RoPE angles of a forward pass, shared by all layers."""
+    """The cosines and sines of the RoPE angles for one forward pass, shared by all layers."""
 
     cos: Tensor  # [tokens, 1, head_dim / 2]
     sin: Tensor  # [tokens, 1, head_dim / 2]
     kernels: Kernels
 
     def apply(self, x: Tensor) -> Tensor:  # [tokens, heads, head_dim]
-        """Rotate each pair (x[i], x[i + head_dim / 2]). This is Llama's pair layout."""
+        """Rotate each pair (x[i], x[i + head_dim / 2]). Llama uses these pairs."""
         return self.kernels.rope(x, self.cos, self.sin)
 
     def rope_and_cache(self, qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> Tensor:
@@ -55,8 +55,11 @@ class RotaryEmbedding:
 
 
 def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
-    """Apply Llama 3.1 scaling: divide low frequencies by the factor, ramping up to unscaled high ones."""
-    # Number of full rotations over the trained context.
+    """Apply Llama 3.1 scaling, which divides low frequencies by the factor and keeps high ones.
+
+    In between, it interpolates linearly in the frequency.
+    """
+    # The number of full rotations over the context length in training.
     rotations = rope.original_max_position_embeddings * frequencies / (2 * math.pi)
     ramp = (rotations - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     unscaled = ramp.clamp(0, 1)
@@ -64,7 +67,7 @@ def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
 
 
 def _yarn(frequencies: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
-    """Apply YaRN scaling (arXiv 2309.00071): like Llama 3.1, but the ramp is linear in the dimension."""
+    """Apply YaRN scaling (arXiv 2309.00071): as for Llama 3.1, but interpolate linearly in the dimension."""
 
     def dimension(num_rotations: float) -> float:
         length = rope.original_max_position_embeddings
@@ -80,7 +83,7 @@ def _yarn(frequencies: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
 
 
 def _yarn_scale(rope: RopeConfig) -> float:
-    """Return YaRN's attention factor, by which cos and sin are multiplied."""
+    """Return YaRN's attention factor. Cosines and sines are multiplied by it."""
     if rope.attention_factor is not None:
         return rope.attention_factor
 

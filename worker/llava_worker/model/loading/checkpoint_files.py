@@ -1,8 +1,8 @@
-"""Checkpoint files. Tensors are listed first and read later, a few rows at a time.
+"""Reads checkpoint files. Their tensors are listed first and read later, a few rows at a time.
 
-safetensors files are read instead of memory-mapped. Mapped pages count toward the memory of the process once
-they are accessed, so under a memory limit, loading would need twice as much memory. Pickle files can execute
-code when they are loaded, so they are opened only if the caller allows it, and with ``weights_only=True``.
+safetensors files are not memory-mapped, because mapped pages that have been accessed count toward the memory
+limit of the process, so that loading would need twice as much memory. Pickle files can execute code when they
+are loaded. They are therefore loaded only if the caller allows it, and always with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class ReadRows(Protocol):
-    """A function that reads rows [start, end) of a tensor, or only ``columns`` [first, last) of them."""
+    """A function that reads rows [start, end) of a tensor, or only their ``columns`` [first, last)."""
 
     def __call__(self, start: int, end: int, columns: tuple[int, int] | None = None) -> Tensor: ...
 
@@ -64,7 +64,7 @@ class StoredTensor:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the values can be used without a scale, unlike FP8 and integer values."""
+        """Whether the values can be used directly. FP8 and integer values cannot: they need a scale."""
         return self.dtype in _PLAIN_DTYPES
 
     @property
@@ -73,7 +73,7 @@ class StoredTensor:
 
 
 def find_weights(folder: Path) -> list[Path]:
-    """Return the files listed in the index, or the single file. safetensors takes precedence over pickle."""
+    """Return the files in the index, or else the single weight file. safetensors is preferred over pickle."""
     for name in _INDICES:
         if (folder / name).is_file():
             return _files_of_index(folder / name)
@@ -85,10 +85,10 @@ def find_weights(folder: Path) -> list[Path]:
 
 
 def read_file(path: Path, *, allow_pickle: bool) -> list[StoredTensor]:
-    """List the tensors of a file in the order of their data, so that the file is read sequentially.
+    """Return the tensors in a file, in the order of their data, so that the file can be read sequentially.
 
-    Raises CheckpointError if the file is missing or corrupt, or is a pickle file and ``allow_pickle`` is
-    false.
+    Raises CheckpointError if the file is missing or corrupt, or if it is a pickle file and ``allow_pickle``
+    is false.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist. The model folder is incomplete.")
@@ -103,14 +103,14 @@ def _files_of_index(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         if any(Path(name).name != name for name in names):
-            raise ValueError("it names a file outside of its folder")
+            raise ValueError("it contains a path outside of its folder")
         return [index.parent / name for name in sorted(names)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not a valid index of weight files: {error!r}.") from error
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the header of a safetensors file, and the offset of the data in bytes."""
+    """Return the header of a safetensors file, and the byte offset of the data after it."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -126,7 +126,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _stored_tensor(path: Path, start: int, name: str, entry: Any) -> tuple[int, StoredTensor]:
-    """Return the offset of a tensor's data, and the tensor. Both are validated against the file size."""
+    """Return the offset of a tensor's data, and the tensor. Check that the data is inside the file."""
     try:
         dtype, shape = _DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
         begin, end = (int(n) for n in entry["data_offsets"])
@@ -160,7 +160,7 @@ class _RowReader:
         return rows
 
     def _read(self, offsets: list[int], target: Tensor) -> None:
-        """Fill ``target`` with parts of equal size, one read from each offset."""
+        """Fill ``target`` with parts of equal size. One part is read from each offset."""
         buffer = memoryview(target.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         num_bytes = len(buffer) // max(1, len(offsets))
         with self.path.open("rb", buffering=0) as file:

@@ -1,9 +1,10 @@
-"""Adapter folders: LoRA weights and replacement tensors, merged into the base model during loading.
+"""Reads adapters, which consist of LoRA weights, replacement tensors or both.
 
     adapter_config.json, adapter_model.*     LoRA: W + scale * B A
     non_lora_trainables.*, mm_projector.*    tensors that replace or extend those of the base model
 
-The original LLaVA repository writes both kinds. config.json in the same folder describes the merged model.
+Adapters are merged into the base model while it is loaded. The original LLaVA repository writes both kinds of
+files. config.json in the same folder describes the merged model.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _CONFIG = "adapter_config.json"
 _REPLACEMENT_FILES = ("non_lora_trainables", "mm_projector")
 _SUFFIXES = (".safetensors", ".bin")
 _LORA_NAME = re.compile(r"(.+)\.lora_(A|B)(?:\.default)?\.weight")
-# PEFT options for adapters that are not of the form W + scale * B A.
+# PEFT options that change the form of the update, W + scale * B A.
 _UNSUPPORTED_OPTIONS = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layer_replication")
 
 
@@ -42,13 +43,13 @@ class LoraWeight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the matrix that is updated."""
+        """The shape of the updated matrix."""
         return (self.b.shape[0], self.a.shape[1])
 
     def merge(self, rows: Tensor, start: int, columns: tuple[int, int] | None = None) -> Tensor:
-        """Return rows [start, start + len(rows)) with the update added, in fp32.
+        """Return the sum of the update and ``rows``, rows [start, start + len(rows)) of the matrix, in fp32.
 
-        If ``columns`` is given, ``rows`` contains only these columns.
+        If ``columns`` is set, ``rows`` contains only these columns.
         """
         a = self.a.read(0, self.a.shape[0], columns).float()
         b = self.b.read(start, start + len(rows)).float()
@@ -59,8 +60,8 @@ class LoraWeight:
 class Adapter:
     """The tensors of an adapter."""
 
-    lora: dict[str, LoraWeight]  # by the canonical name of the matrix
-    replaced: list[StoredTensor]  # named as in their files
+    lora: dict[str, LoraWeight]  # keyed by the canonical name of the matrix
+    replaced: list[StoredTensor]  # under their names in the files
 
 
 def is_adapter(folder: Path) -> bool:
@@ -68,7 +69,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def read_adapter(folder: Path, *, allow_pickle: bool) -> Adapter:
-    """Read the adapter in the folder. Raises CheckpointError if it cannot be merged."""
+    """Read the adapter in the folder. Raises CheckpointError if it is incomplete or not supported."""
     lora: dict[str, LoraWeight] = {}
     replaced: list[StoredTensor] = []
     if (folder / _CONFIG).is_file():
@@ -83,7 +84,7 @@ def read_adapter(folder: Path, *, allow_pickle: bool) -> Adapter:
 def _pair(
     folder: Path, stored: list[StoredTensor], scale: float
 ) -> tuple[dict[str, LoraWeight], list[StoredTensor]]:
-    """Return the LoRA weights by canonical name, and the other tensors."""
+    """Return the LoRA weights, keyed by canonical name, and the other tensors."""
     pairs: dict[str, dict[str, StoredTensor]] = {}
     others = []
     for tensor in stored:
@@ -96,7 +97,7 @@ def _pair(
     for name, pair in pairs.items():
         if pair.keys() != {"A", "B"} or not _is_compatible(pair["A"], pair["B"]):
             raise CheckpointError(
-                f"The adapter in {folder} has no matching pair of LoRA matrices for {name}."
+                f"The adapter in {folder} does not contain a matching pair of LoRA matrices for {name}."
             )
         lora[name] = LoraWeight(pair["A"], pair["B"], scale)
     return lora, others

@@ -1,7 +1,7 @@
-"""Translation of tensor names in all supported checkpoint layouts to canonical names.
+"""Translates the tensor names of all supported checkpoint layouts to canonical names.
 
-The canonical name of a tensor is its attribute path in `Llava`. Each part of a fused layer has its own name
-(q_proj, k_proj, v_proj).
+The canonical name of a tensor is its attribute path in `Llava`. The parts of a fused layer have separate
+names (q_proj, k_proj, v_proj).
 
     llava-hf as published     language_model.model.*  vision_tower.vision_model.*      multi_modal_projector.*
     transformers 5 modules    the same with the prefix "model.", the tower without "vision_model."
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 __all__ = ["canonical_name", "canonical_tower_name", "is_unused"]
 
-# (prefix in the file, canonical prefix); the first match applies.
+# (prefix in the file, canonical prefix). The first match is used.
 _PREFIXES = (
     ("language_model.model.", "language_model."),
     ("language_model.lm_head.", "lm_head."),
@@ -42,13 +42,13 @@ _TOWER_PREFIXES = (
     ("post_layernorm.", "vision_tower.post_layernorm."),
     ("head.", "vision_tower.head."),
 )
-# The projector of the original layout is a Sequential with linear layers at even indices, or a single linear
-# layer.
+# In the original layout, the projector is either a Sequential with linear layers at even indices or a single
+# linear layer.
 _ORIGINAL_PROJECTOR = re.compile(r"model\.mm_projector\.(?:(\d*[02468])\.)?(weight|bias)")
 
-# Canonical names of tensors that some files contain but the model does not use: constants, modules of the
-# vision tower after the last layer that is used, an LM head tied to the embedding table, and the text models
-# of CLIP and SigLIP.
+# Canonical names of tensors that may be in the files but are not used: constants, modules of the vision tower
+# after the last layer that is used, an LM head that is tied to the embedding table, and the text models of
+# CLIP and SigLIP.
 _UNUSED = re.compile(
     r".*\.rotary_emb\.inv_freq|vision_tower\.embeddings\.position_ids"
     r"|vision_tower\.post_layernorm\.(weight|bias)|vision_tower\.head\..*|lm_head\.weight"
@@ -58,7 +58,7 @@ _TOWER_LAYER = re.compile(r"vision_tower\.encoder\.layers\.\d+\.")
 
 
 def canonical_name(name: str) -> str:
-    """Translate the name of a tensor in a model folder. Unknown names are returned unchanged."""
+    """Translate the name of a tensor in a model folder. Return unknown names unchanged."""
     name = name.removeprefix("base_model.model.")  # PEFT
     name = name.removeprefix("model.") if name.startswith("model.model.") else name
     projector = _ORIGINAL_PROJECTOR.fullmatch(name)
@@ -68,12 +68,15 @@ def canonical_name(name: str) -> str:
 
 
 def canonical_tower_name(name: str) -> str:
-    """Translate the name of a tensor in a folder with a vision tower or a complete CLIP or SigLIP model."""
+    """Translate the name of a tensor in a folder that contains a vision tower, or all of CLIP or SigLIP."""
     return _by_prefix(name, _TOWER_PREFIXES)
 
 
 def is_unused(name: str, parameters: Iterable[str]) -> bool:
-    """Return whether the tensor with this canonical name can be ignored. It must not be in ``parameters``."""
+    """Return whether the tensor with this canonical name can be ignored.
+
+    ``parameters`` are the names of all parameters of the model. They must not include ``name``.
+    """
     layer = _TOWER_LAYER.match(name)
     if layer is not None:
         return not any(parameter.startswith(layer[0]) for parameter in parameters)

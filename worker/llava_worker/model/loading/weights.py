@@ -1,8 +1,8 @@
-"""Loading of checkpoint weights into a model, a few rows of one tensor at a time.
+"""Loads the weights of a checkpoint into a model, a few rows of one tensor at a time.
 
-The parameters of the model determine the required tensors, by canonical name (see `weight_names`). The files
-must contain all of them, and no other tensors except those known to be unused. Loading writes no files, so a
-killed process leaves nothing behind.
+The canonical names of the model's parameters determine which tensors are required (see `weight_names`). The
+files must contain all of these tensors. Apart from them, the files may contain only tensors that are known to
+be unused. No files are written during loading, so there is nothing to clean up if the process is killed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, int], object]  # bytes loaded, total bytes, number of tensors started
 
-# Bytes per read: large enough to use the full speed of a disk, small compared with any model.
+# Bytes per read: enough to reach the full speed of a disk, but little compared with the size of any model.
 _CHUNK_BYTES = 8 << 20
 
 
@@ -41,15 +41,15 @@ def load_weights(
     on_progress: Progress | None = None,
     is_whole: bool = True,
 ) -> None:
-    """Load every parameter of ``model`` from the files in ``folder``.
+    """Load all parameters of ``model`` from the files in ``folder``.
 
-    ``vision_tower`` is the folder of the vision tower if ``folder`` does not contain it. ``base`` is the
-    folder of the base model if ``folder`` contains an adapter. If ``is_whole`` is false, ``model`` has only
-    some modules of the checkpoint, and the tensors of other modules are ignored.
+    If ``folder`` does not contain the vision tower, ``vision_tower`` is the folder that does. If ``folder``
+    contains an adapter, ``base`` is the folder that contains its base model. If ``is_whole`` is false,
+    ``model`` consists of only some modules of the checkpoint, and the tensors of other modules are ignored.
 
-    Raises CheckpointError if tensors are missing, unexpected, duplicate or wrongly shaped, or if a file
-    is missing, corrupt, or a pickle file while ``allow_pickle`` is false. The message names the tensors or
-    the file.
+    Raises CheckpointError if tensors are missing or unexpected, or if their shapes or dtypes are wrong. Also
+    raises it if a file is missing or corrupt, or if it is a pickle file and ``allow_pickle`` is false. The
+    message contains the names of the tensors or the file.
     """
     adapter = _read_adapter(folder, base, allow_pickle)
     plan = _LoadPlan(dict(_targets(model)), adapter, is_whole)
@@ -69,12 +69,12 @@ def _read_folder(folder: Path, allow_pickle: bool) -> list[StoredTensor]:
 def _read_adapter(folder: Path, base: Path | None, allow_pickle: bool) -> Adapter:
     if base is None and is_adapter(folder) and not _has_weights(folder):
         raise CheckpointError(
-            f"{folder} contains only an adapter. Set base_model to the folder of its base model."
+            f"{folder} contains only an adapter. Set base_model to the folder that contains its base model."
         )
     if base is None:
         return Adapter({}, [])
     if not is_adapter(folder):
-        raise CheckpointError(f"{folder} contains no adapter, but base_model is set to {base}.")
+        raise CheckpointError(f"{folder} does not contain an adapter, but base_model is set to {base}.")
     return read_adapter(folder, allow_pickle=allow_pickle)
 
 
@@ -87,14 +87,14 @@ def _has_weights(folder: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """The destination of a stored tensor: a parameter or part of one.
+    """The parameter, or the part of a parameter, into which a tensor is loaded.
 
-    ``shape`` is the shape of the stored tensor. Only ``num_rows`` rows, starting at ``first_row``, are
-    loaded. If ``columns`` [first, last) is given, only these columns of the rows are loaded.
+    ``shape`` is the shape of the tensor in the file. Only ``num_rows`` rows, starting at ``first_row``, are
+    loaded. If ``columns`` [first, last) is set, only these columns of the rows are loaded.
     """
 
     shape: tuple[int, ...]
-    load: Callable[[int, Tensor], object]  # (row offset from ``first_row``, rows); converts the dtype
+    load: Callable[[int, Tensor], object]  # arguments: offset from ``first_row``, rows; converts the dtype
     num_rows: int
     first_row: int = 0
     columns: tuple[int, int] | None = None
@@ -107,9 +107,9 @@ class _Target:
 
 @dataclass
 class _LoadPlan:
-    """A plan that assigns a stored tensor to each target and is validated before any tensor is read."""
+    """Assigns a tensor in the files to each target. The plan is validated before any tensor is read."""
 
-    targets: dict[str, _Target]  # by canonical name
+    targets: dict[str, _Target]  # keyed by canonical name
     adapter: Adapter
     is_whole: bool = True
     _sources: dict[str, StoredTensor] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class _LoadPlan:
     _wrong: list[str] = field(default_factory=list)
 
     def add(self, stored: list[StoredTensor], name_of: Callable[[str], str]) -> None:
-        """Add tensors, except those for targets that already have a source from an earlier call."""
+        """Add tensors, except those whose targets were assigned in an earlier call."""
         earlier = set(self._sources)
         for tensor in stored:
             name = name_of(tensor.name)
@@ -166,7 +166,7 @@ class _LoadPlan:
                     on_progress(done, total, count)
 
     def _load_tensor(self, name: str, tensor: StoredTensor) -> Iterator[int]:
-        """Load a tensor in chunks and yield the size of each in bytes."""
+        """Load a tensor in chunks. After each chunk, yield its size in bytes."""
         target = self.targets[name]
         num_rows = target.num_rows
         step = max(1, _CHUNK_BYTES * num_rows // max(1, target.num_elements * tensor.dtype.itemsize))
@@ -174,7 +174,7 @@ class _LoadPlan:
             yield self._load_chunk(name, tensor, start, min(start + step, num_rows))
 
     def _load_chunk(self, name: str, tensor: StoredTensor, start: int, end: int) -> int:
-        # A separate function, so that each chunk is freed before the next one is read.
+        # This is a separate function so that each chunk is freed before the next one is read.
         target = self.targets[name]
         first = target.first_row + start
         rows = tensor.read(first, target.first_row + end, target.columns)
@@ -184,8 +184,8 @@ class _LoadPlan:
 
 
 def _targets(model: nn.Module) -> Iterator[tuple[str, _Target]]:
-    """Yield the targets for all parameters and parts of fused parameters, by canonical name."""
-    seen: set[Tensor] = set()  # a tied embedding table is loaded once, under its first name
+    """Yield canonical names and targets for all parameters and for all parts of fused parameters."""
+    seen: set[Tensor] = set()  # a tied embedding table is loaded only once, under its first name
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         parameters = [(prefix + name, tensor) for name, tensor in module.named_parameters(recurse=False)]
@@ -205,7 +205,7 @@ def _linear_targets(path: str, linear: Linear) -> Iterator[tuple[str, _Target]]:
     columns = None
     if column_shard.num > 1:
         columns = (column_shard.first(size), column_shard.first(size) + size)
-    first = 0  # first row of the part in the fused weight
+    first = 0  # the part's first row in the fused weight
     for part, width in shape.parts.items():
         name, stored = f"{parent}.{part}" if part else path, width * rows.num
         load, stored_first = _from_row(first, linear.load_rows), rows.first(width)

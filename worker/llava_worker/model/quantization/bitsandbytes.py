@@ -1,7 +1,7 @@
-"""Linear layers based on bitsandbytes: LLM.int8(), and NF4 with double quantization.
+"""Linear layers that use bitsandbytes: LLM.int8(), and NF4 with double quantization.
 
-These formats save memory rather than time. Rows are quantized during loading, so the original weight is never
-fully in memory. The library is imported when the first layer is used.
+These formats save memory, not time. Rows are quantized while they are loaded, so the whole original weight
+is never in memory. The bitsandbytes package is imported when the first layer is used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llava_worker.model.layers.linear import Linear, LinearShape, empty_bias
 
 __all__ = ["BnbInt8Linear", "BnbNF4Linear", "has_bitsandbytes", "require_bitsandbytes"]
 
-# Columns of x that contain larger magnitudes are multiplied in 16 bits (LLM.int8(), arXiv 2208.07339).
+# Columns of x in which a magnitude exceeds this are multiplied in 16 bits (LLM.int8(), arXiv 2208.07339).
 _OUTLIER_THRESHOLD = 6.0
 _BLOCK = 64  # weights per scale in NF4
 _SCALES_BLOCK = 256  # scales per second-level scale
@@ -36,7 +36,7 @@ def require_bitsandbytes(precision: str) -> None:
 
 
 class BnbInt8Linear(Linear):
-    """A layer with W and x in int8, one scale per row, and outliers of x in 16 bits."""
+    """A layer that quantizes W and x to int8 with one scale per row, but keeps outliers of x in 16 bits."""
 
     def __init__(self, shape: LinearShape, *, device: torch.device) -> None:
         super().__init__(shape)
@@ -63,10 +63,10 @@ class BnbInt8Linear(Linear):
 
 
 class BnbNF4Linear(Linear):
-    """A layer with W in NF4, which is dequantized to the dtype of x during the matrix product."""
+    """A layer that stores W in NF4 and dequantizes it to the dtype of x during the matrix product."""
 
     def __init__(self, shape: LinearShape, *, dtype: torch.dtype, device: torch.device) -> None:
-        """Create a layer. Raises ValueError if ``in_features`` is not a multiple of the NF4 block size."""
+        """Create a layer. Raises ValueError unless ``in_features`` is a multiple of the NF4 block size."""
         super().__init__(shape)
         if shape.in_features % _BLOCK:
             raise ValueError(

@@ -38,13 +38,13 @@ logger = logging.getLogger(__name__)
 Role = Literal["vision_tower", "projector", "decoder", "lm_head"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Bits per weight on a CPU, by the role of the layer. Only decoder layers, which are read for every token, use
-# 4 bits. For other layers the memory savings would not justify the loss of accuracy (docs/precision.md).
+# Bits per weight on a CPU, keyed by the role of the layer. Only decoder layers, which are read for every
+# token, use 4 bits. In other layers, the loss of accuracy would outweigh the savings (docs/precision.md).
 _CPU_BITS: dict[str, dict[Role, int]] = {
     "int8": {"vision_tower": 8, "projector": 8, "decoder": 8, "lm_head": 8},
     "int4": {"vision_tower": 8, "projector": 8, "decoder": 4, "lm_head": 8},
 }
-# On a GPU, where 16-bit products are fast, only decoder layers are quantized.
+# On a GPU, only decoder layers are quantized, because 16-bit products are fast.
 _GPU_BITS: dict[str, dict[Role, int]] = {
     "int8": {"decoder": 8},
     "int4": {"decoder": 4},
@@ -54,16 +54,16 @@ _GPU_BITS: dict[str, dict[Role, int]] = {
 }
 _CPU_PRECISIONS = (*_DTYPES, *_CPU_BITS)
 PRECISIONS = (*_DTYPES, *_GPU_BITS)
-_UNKNOWN_CAPABILITY = (99, 0)  # for a GPU that is not in this machine: assume that it supports all precisions
+_UNKNOWN_CAPABILITY = (99, 0)  # a GPU that is not in this machine is assumed to support all precisions
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
     """The compute dtype, kernels and weight formats of a model.
 
-    Layers with a role in ``bits`` have quantized weights: in a bitsandbytes format if ``is_bitsandbytes`` is
-    true, else in the format ``w8a8`` if given, else in the packed format of ``weight_kernels`` (default:
-    ``kernels``).
+    Layers whose role is in ``bits`` have quantized weights. Their format is a bitsandbytes format if
+    ``is_bitsandbytes`` is true. Otherwise it is ``w8a8`` if that is set, or else the packed format of
+    ``weight_kernels``, which default to ``kernels``.
     """
 
     name: str
@@ -76,11 +76,14 @@ class Precision:
 
     @property
     def is_capturable(self) -> bool:
-        """Whether CUDA graphs are supported. LLM.int8() synchronizes with the device to find outliers."""
+        """Whether CUDA graphs are supported.
+
+        LLM.int8() does not support them, because it synchronizes with the device to find outliers.
+        """
         return not (self.is_bitsandbytes and 8 in self.bits.values())
 
     def require_shardable(self) -> None:
-        """Raise ValueError if weights are quantized, because sharding would split quantization groups."""
+        """Raise ValueError if weights are quantized. Sharding them would split quantization groups."""
         if self.bits:
             supported = ", ".join(_DTYPES)
             raise ValueError(
@@ -89,7 +92,7 @@ class Precision:
             )
 
     def linear(self, shape: LinearShape, device: torch.device, role: Role) -> Linear:
-        """Create an uninitialized linear layer with the weight format of this precision."""
+        """Create an uninitialized linear layer in this precision's weight format for ``role``."""
         bits = self.bits.get(role)
         if bits is None:
             return self.dense_linear(shape, device)
@@ -103,16 +106,18 @@ class Precision:
         return QuantizedLinear(shape, bits=bits, kernels=kernels, device=device)
 
     def dense_linear(self, shape: LinearShape, device: torch.device) -> DenseLinear:
-        """Create an uninitialized linear layer with a weight in ``dtype``."""
+        """Create an uninitialized linear layer that stores its weight in ``dtype``."""
         return DenseLinear(shape, kernels=self.kernels, dtype=self.dtype, device=device)
 
 
 def choose_precision(name: str, device: torch.device, *, is_small: bool = False) -> Precision:
     """Return the precision with this name. Raises ValueError if the device does not support it.
 
-    The name "auto" selects bf16 if the device has bf16 instructions, or else fp16 on a GPU and fp32 on other
-    devices. On a CPU, if ``is_small`` is true, "auto" selects fp32, and int8 and int4 compute in fp32. For
-    small models, fp32 is exact and hardly slower.
+    The name "auto" selects bf16 if the device has bf16 instructions. Otherwise it selects fp16 on a GPU and
+    fp32 on any other device.
+
+    ``is_small`` applies to CPUs: "auto" selects fp32, and int8 and int4 compute in fp32, because for a small
+    model, fp32 is hardly slower.
     """
     if name == "auto":
         name, reason = _auto(device, is_small)
@@ -160,9 +165,9 @@ def _quantized_on_gpu(name: str, device: torch.device) -> Precision:
     return Precision(name, dtype, choose_kernels(dtype, device), bits, is_bitsandbytes=True)
 
 
-@cache  # called for every precision whose memory use is estimated
+@cache  # called again whenever memory usage is estimated
 def _require_w8a8(name: str, device: torch.device) -> None:
-    """Raise ValueError if the GPU does not support the format. Without a GPU, do nothing."""
+    """Raise ValueError if the GPU does not support the format. Without a GPU, this is a no-op."""
     if not torch.cuda.is_available():
         return
     gpu = f"{device} ({torch.cuda.get_device_name(device)})"
@@ -178,7 +183,7 @@ def _native_or_fused(device: torch.device) -> Kernels:
 
 
 def _auto(device: torch.device, is_small: bool) -> tuple[str, str]:
-    """Return the name of the precision that "auto" selects, and the reason."""
+    """Return the name of the precision that "auto" selects, and the reason for it."""
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the GPU supports it"

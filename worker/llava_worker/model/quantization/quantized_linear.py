@@ -1,4 +1,4 @@
-"""The linear layer with an int8 or int4 weight on a CPU, or with an int4 weight (W4A16) on a GPU."""
+"""The linear layer for int8 and int4 weights on a CPU, and for int4 weights (W4A16) on a GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["QuantizedLinear"]
 
 
 class QuantizedLinear(Linear):
-    """A layer that quantizes rows during loading, so that the original weight is never fully in memory."""
+    """A layer that quantizes rows while they are loaded, so the whole original weight is never in memory."""
 
     def __init__(self, shape: LinearShape, *, bits: int, kernels: Kernels, device: torch.device) -> None:
         super().__init__(shape)

@@ -1,7 +1,7 @@
-"""W8A8: 8-bit weights and activations (INT8 or FP8), multiplied by the tensor cores of a GPU.
+"""W8A8: 8-bit weights and activations (INT8 or FP8), multiplied on the tensor cores of a GPU.
 
-Rows of W are quantized during loading and rows of x in each step, with one scale per row. torch computes the
-matrix products; tests also run them on a CPU.
+Rows of W are quantized while they are loaded, and rows of x are quantized in each step. Each row has one
+scale. torch computes the matrix products. Tests also use its CPU implementation.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ __all__ = ["Int8Format", "W8A8_FORMATS", "W8A8Format", "W8A8Linear", "require_ca
 Capability = tuple[int, int]
 
 _FP8_MAX = 448.0  # largest value of float8_e4m3fn
-_MIN_INT8_ROWS = 32  # on a GPU, INT8 products in torch require more than 16 rows of x
-# Before version 2.12, torch cleared the workspace of FP8 products on Ada outside of the stream (pytorch issue
-# 177651). The product may hang in a CUDA graph or while other streams are active.
+_MIN_INT8_ROWS = 32  # on a GPU, torch's INT8 products require more than 16 rows of x
+# On Ada GPUs, torch before version 2.12 clears the workspace for FP8 products outside of the current stream
+# (pytorch issue 177651). In a CUDA graph, or while other streams are active, a product may therefore hang.
 _ADA, _ADA_MIN_TORCH = (8, 9), "2.12"
-# Row counts in the self-test. Above 256 rows, torch pads the scales unless the number of rows is a multiple
-# of 256 (pytorch issue 133334).
+# Numbers of rows in the self-test. For more than 256 rows, torch pads the scales unless the number is a
+# multiple of 256 (pytorch issue 133334).
 _TEST_ROWS = (1, 40, 300)
 _TOLERANCE = 0.02  # relative to the largest element of the product; FP8 products are rounded to bf16
 
 
 class W8A8Format(ABC):
-    """An 8-bit format of weights and activations."""
+    """An 8-bit format for weights and activations."""
 
     dtype: torch.dtype
     capability: Capability  # minimum compute capability
-    gpus: str  # first GPU generations with this capability
-    multiple: int  # both dimensions of W must be multiples of this
+    gpus: str  # GPU generations that introduced this capability
+    multiple: int  # both dimensions of W must be multiples of this number
 
     @abstractmethod
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantize fp32 [rows, n] to codes and scales, fp32 [rows, 1].
+        """Quantize x, fp32 [rows, n]. Return codes, and scales, fp32 [rows, 1].
 
         If a row contains an infinity or a NaN, its products are not finite.
         """
@@ -52,7 +52,7 @@ class W8A8Format(ABC):
 
     @staticmethod
     def reference(x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
-        """Return the result of `matmul`, computed in fp64 and rounded to fp32."""
+        """Compute the result of `matmul` in fp64, and round it to fp32."""
         return ((x.double() @ w.double().t()) * x_scales * w_scales.t()).float()
 
 
@@ -81,7 +81,7 @@ class Fp8Format(W8A8Format):
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         top = x.abs().amax(1, keepdim=True)
         factor = torch.where(top > 0, _FP8_MAX / top, 0.0)
-        return (x * factor).to(self.dtype), top / _FP8_MAX  # 1 ULP above the maximum is rounded down
+        return (x * factor).to(self.dtype), top / _FP8_MAX  # a value 1 ULP above the maximum is rounded down
 
     def matmul(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
         y: Tensor = torch._scaled_mm(x, w.t(), x_scales, w_scales.t(), out_dtype=torch.bfloat16)
@@ -95,7 +95,7 @@ class W8A8Linear(Linear):
     def __init__(
         self, shape: LinearShape, fmt: W8A8Format, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Create a layer with a bias in ``dtype``. Raises ValueError if the shape is not supported."""
+        """Create a layer whose bias is in ``dtype``. Raises ValueError if the shape is not supported."""
         super().__init__(shape)
         if shape.in_features % fmt.multiple or shape.out_features % fmt.multiple:
             raise ValueError(
@@ -124,7 +124,7 @@ class W8A8Linear(Linear):
 def require_capability(
     precision: str, capability: Capability, gpu: str, *, torch_version: str = torch.__version__
 ) -> None:
-    """Raise ValueError if the GPU or this version of torch does not support the precision."""
+    """Raise ValueError if the precision requires a different GPU or a later version of torch."""
     required = W8A8_FORMATS[precision].capability
     if capability >= required:
         if precision == "fp8" and capability == _ADA and TorchVersion(torch_version) < _ADA_MIN_TORCH:
@@ -144,7 +144,10 @@ def require_capability(
 
 @torch.inference_mode()
 def self_test(fmt: W8A8Format, device: torch.device) -> str | None:
-    """Compare products on this device with the reference. Return a description of the error, or None."""
+    """Compare products on this device with the reference.
+
+    Returns a description of the error, or None if there is none.
+    """
     noise = torch.Generator().manual_seed(0)
     w, w_scales = fmt.quantize(torch.randn(96, 160, generator=noise).to(device))
     for num in _TEST_ROWS:
@@ -152,7 +155,7 @@ def self_test(fmt: W8A8Format, device: torch.device) -> str | None:
         expected = fmt.reference(x, x_scales, w, w_scales)
         try:
             actual = fmt.matmul(x, x_scales, w, w_scales)
-        except Exception as error:  # returned to the caller, which reports it
+        except Exception as error:  # the caller reports it
             return f"{type(error).__name__}: {str(error).splitlines()[0]}"
         max_error = float((actual.float() - expected).abs().max() / expected.abs().max())
         if not max_error <= _TOLERANCE:
