@@ -22,7 +22,7 @@ def running(kind: str) -> Iterator[RedisServer]:
     program = binary(kind)
     if not program:
         pytest.skip(f"{kind} is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="lv"))  # tmp_path is too long for a socket
+    folder = Path(tempfile.mkdtemp(prefix="lv"))  # tmp_path is too long for a Unix socket
     server = RedisServer(program, folder)
     server.start()
     yield server
