@@ -111,7 +111,7 @@ class Cluster:
         return found
 
     def has_moved(self, job_id: str, former: WorkerProcess) -> bool:
-        """Return whether a worker other than ``former`` is running the job; False while the job is queued."""
+        """Return whether a worker other than ``former`` is running the job, or False while it is queued."""
         worker_id = self.job_field(job_id, "worker")
         return bool(worker_id and worker_id not in former.log)
 

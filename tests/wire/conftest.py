@@ -45,7 +45,7 @@ def killable_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def server(shared_server: RedisServer) -> RedisServer:
-    """The shared server, with all data deleted."""
+    """The shared server, after all its data has been deleted."""
     shared_server.client.flushall()
     return shared_server
 

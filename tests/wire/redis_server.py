@@ -92,7 +92,7 @@ class RedisServer:
         return self._dump.read_bytes()
 
     def restart(self, dump: bytes | None) -> None:
-        """Kill the server and restart it with the data in ``dump``, or without data."""
+        """Kill the server and restart it with the data in ``dump``, or without data if ``dump`` is None."""
         self.kill()
         self._dump.unlink(missing_ok=True)
         if dump is not None:

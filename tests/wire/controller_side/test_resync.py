@@ -1,4 +1,4 @@
-"""Live streams continue correctly when Redis is killed, restarts with old or no data, or hangs."""
+"""Live streams continue correctly when Redis is killed, restarts with old data or without data, or hangs."""
 
 from __future__ import annotations
 

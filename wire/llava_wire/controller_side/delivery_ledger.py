@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PendingCancel:
-    """A cancel request to send once Redis is available.
+    """A cancel request that is sent once Redis is available.
 
     If ``nonce`` is set, the request applies only to the submission or takeover with that nonce.
     """
@@ -42,7 +42,7 @@ class PendingCancel:
 
 
 class LiveJob:
-    """A job that a controller is streaming, with all the data needed to recreate it if Redis loses the job.
+    """A job that a controller is streaming, with all the data needed to recreate it after data loss in Redis.
 
     ``nonce`` identifies one submission or takeover, so that repeated or delayed calls do not affect another
     reader of the same job. ``epoch`` increases with each takeover of the stream. ``trace`` is the W3C
@@ -241,7 +241,7 @@ class DeliveryLedger:
     # Delivery
 
     def receive(self, job_id: str, index: int, payload: bytes, entry_id: tuple[int, int]) -> None:
-        """Accept a frame from the stream if it is the next one of its job.
+        """Accept a frame from the stream if it is the job's next frame.
 
         Skip the frame if it is a duplicate. Otherwise, request a resync.
         """
@@ -264,7 +264,7 @@ class DeliveryLedger:
     # Resynchronization
 
     def idle_jobs(self, idle_s: float) -> list[LiveJob]:
-        """Return the submitted jobs that have received no event and have not been checked for ``idle_s``."""
+        """Return the submitted jobs that have neither received events nor been checked for ``idle_s``."""
         before = time.monotonic() - idle_s
         return [live for live in self._live.values() if live.is_submitted and live.last_active <= before]
 
@@ -286,7 +286,7 @@ class DeliveryLedger:
         the last stream entry. The reply covers all entries up to and including this one.
         """
         job_id = live.job.job_id
-        if self._live.get(job_id) is not live:  # dropped here, but the script may have recreated it
+        if self._live.get(job_id) is not live:  # it was dropped here, but the script may recreate it
             self.request_resync(job_id)  # no-op unless a newer LiveJob has this job ID
             if job_id not in self._live:
                 self.cancel_later(job_id, live.job.tenant, live.nonce)

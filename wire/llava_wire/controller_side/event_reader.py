@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 class EventReader:
     """Copies new frames from a controller's event stream to its ledger. Calls to ``poll`` must not overlap.
 
-    ``link`` is used for scripts, and a separate connection for blocking reads. If a live job receives no
+    ``link`` is used to call scripts. Blocking reads use a separate connection. If a live job receives no
     events for ``check_interval_s`` seconds, its state is compared with Redis, in case a stream entry was
     lost.
     """
@@ -150,7 +150,7 @@ class EventReader:
         )
         is_known = self._known_connection == self._num_connections
         if not is_known or controller_id != self._ledger.controller_id:
-            return  # the reply may be from a new server; the next poll identifies it, then repeats the read
+            return  # the reply may be from a new server, which the next poll identifies before it reads again
         for entry_id, job_id, index, payload in _notices(reply):
             if index is None:
                 self._ledger.request_resync(job_id)

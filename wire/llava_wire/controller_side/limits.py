@@ -56,7 +56,7 @@ class QueueLimits:
 
 
 def submit_error(job: Job, limits: QueueLimits, reply: list[bytes | int]) -> WireError:
-    """Return the error for a reply from the ``submit`` script other than "ok"."""
+    """Return the error that corresponds to a reply other than "ok" from the ``submit`` script."""
     kind = reply[0].decode() if isinstance(reply[0], bytes) else ""
     if kind == "duplicate":
         return DuplicateJob(f"Job {job.job_id} already exists with different contents.")

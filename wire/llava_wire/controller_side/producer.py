@@ -28,7 +28,7 @@ from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, queue_unavailabl
 
 __all__ = ["JobProducer"]
 
-MAX_CRASHES = 3  # two on a worker with other jobs, any of which may be the cause, and one alone
+MAX_CRASHES = 3  # two crashes on a worker shared with other jobs, and one crash while running alone
 RECENT_READ_S = 3.0  # a job that was read within this time is not cancelled as unread
 ORPHAN_GRACE_S = 30.0
 NUM_TRIES = 3
@@ -83,7 +83,7 @@ class JobProducer:
         """Connect to the queue. Raise QueueUnavailable if Redis does not respond within ``timeout_s``.
 
         ``timeout_s`` also applies to each later call. The ``max_*`` limits are documented in ``QueueLimits``.
-        If no controller has called ``reap`` for a while, the next call extends the leases of all workers by
+        If no controller has called ``reap`` for a while, the next call renews the leases of all workers for
         ``lease_s``. If a controller has not called ``reap`` for ``orphan_grace_s``, its jobs are stopped,
         except for background jobs. If a job receives no events for ``check_interval_s``, its state is
         compared with Redis.
@@ -174,7 +174,7 @@ class JobProducer:
 
         Return False if another reader has attached to the job or has taken a snapshot within the last
         ``RECENT_READ_S`` seconds. If the call raises QueueUnavailable, the job may have been cancelled
-        nevertheless, but not if another reader had attached.
+        anyway, but not if another reader had attached.
         """
         live, recent_ms = self._ledger.find(job_id), int(RECENT_READ_S * 1000)
         nonce = live.nonce if live else ""
@@ -307,7 +307,7 @@ class JobProducer:
                 return reply
             digests = [digest.decode() for digest in reply[1]]
         raise QueueUnavailable(
-            "Redis dropped the images of this request before it was queued. Increase maxmemory."
+            "Redis dropped the images of this request before the request was queued. Increase maxmemory."
         )
 
     async def _call(self, name: str, *args: Arg) -> Any:

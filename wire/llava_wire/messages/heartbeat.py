@@ -27,9 +27,9 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     "anyres" (LLaVA-1.6) and "hd" (LLaVA-1.5-HD, experimental) split an image into several tiles. The first
     tile is the whole image, squashed to a square. The other tiles are cut from a canvas. ``grid`` lists the
     possible canvas sizes (width, height). The canvas that preserves the most pixels of the image is selected;
-    if several do, the one with the least wasted area is selected. The image is resized to fit the canvas
-    without changing its aspect ratio (sizes are rounded up to whole pixels), centered on a black background
-    (offsets are rounded down) and cut into tiles row by row.
+    ties are resolved in favor of the least wasted area. The image is resized to fit the canvas without
+    changing its aspect ratio (sizes are rounded up to whole pixels), centered on a black background (offsets
+    are rounded down) and cut into tiles row by row.
     """
 
     side: int

@@ -94,7 +94,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def outline(self) -> Job:
-        """Return the job without its prompt. It is stored with the output to build the response later."""
+        """Return the job without its prompt. The server uses this outline to build the response later."""
         return msgspec.structs.replace(self, messages=(), prompt_ids=())
 
     @property

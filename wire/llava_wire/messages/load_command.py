@@ -1,4 +1,4 @@
-"""Operator commands for workers, and the status reports that workers return.
+"""Operator commands for workers, and the status reports that workers send.
 
 In Redis keys and message fields, a command is called ``order``.
 """
@@ -34,8 +34,8 @@ class IssuedCommand:
 class CommandStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The status of a worker's last command.
 
-    "refused" means that nothing has changed, and "failed" means that no model is loaded. ``progress`` is the
-    fraction of the weights that has been loaded.
+    The state "refused" means that nothing has changed, and "failed" means that no model is loaded.
+    ``progress`` is the fraction of the weights that has been loaded.
     """
 
     command_id: str = msgspec.field(name="order_id")

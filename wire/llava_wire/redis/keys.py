@@ -1,4 +1,4 @@
-"""Redis keys. All keys have the same hash tag, so that a Redis cluster stores them in one slot.
+"""Redis keys. All keys contain the same hash tag, so that a Redis cluster stores them in one slot.
 
 ===================== ====== ===================================== ======================================
 key                   type   contents; written by                  expiry

@@ -134,7 +134,7 @@ class BatchStore:
         return [batch for reply in replies if (batch := _batch(reply)) is not None]
 
     async def cancel(self, batch_id: str, *, tenant: str) -> Batch | None:
-        """Request cancellation of a batch and return the batch. Its driver then ends it within seconds.
+        """Request cancellation of a batch and return it. The driver then ends the batch within seconds.
 
         Return None in the same cases as ``find``.
         """

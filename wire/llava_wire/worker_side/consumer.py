@@ -107,8 +107,8 @@ class JobConsumer:
         """Append events to the logs of their jobs. An event must start where the job's previous event ended.
 
         Because ``emit`` also reports progress, it must be called after each engine step, and at least once
-        per second while the worker holds jobs, even if there are no events. To set
-        ``EmitResult.has_overflow_waiting``, set ``check_overflow``.
+        per second while the worker holds jobs, even if there are no events.
+        ``EmitResult.has_overflow_waiting`` is set only if ``check_overflow`` is True.
         """
         model = self._heartbeat.model if check_overflow else ""
         refused, self._lost = self._lost, set()

@@ -1,4 +1,4 @@
--- submit: add a job and its images to the queue for its model. If the queue is full, the tenant is over a limit, there
+-- submit: add a job and its images to the queue for its model. If the queue is full, the tenant exceeds a limit, there
 -- is not enough space for the images, or images are missing, no part of the job is written. If a limit is exceeded, the
 -- reply includes the estimated time in milliseconds until a retry can succeed (0: unknown). A repeated call finds its
 -- nonce and returns 'ok' without a position. If the job exists with another nonce, the reply is 'known', or 'duplicate'
