@@ -1,4 +1,4 @@
-"""Random faults during streaming, which must not change the output that clients receive.
+"""Random faults during streaming. The output that clients receive must not change.
 
 The seed determines the faults, their targets and their order. Their timing depends on the machine.
 """
@@ -25,12 +25,12 @@ from tests.waiting import async_wait_until
 
 __all__ = ["Chaos", "Outcome"]
 
-_RESPONSE_TIMEOUT_S = 60.0  # much longer than the delay that any fault causes
+_RESPONSE_TIMEOUT_S = 60.0  # much longer than the delay caused by any fault
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The response received by one client."""
+    """One response that a client received."""
 
     job_id: str
     text: str
@@ -45,7 +45,7 @@ class Outcome:
 
 @dataclass
 class Chaos:
-    """A test run that injects faults for ``duration_s``, repairs the system and waits for all responses."""
+    """A test run that injects faults for ``duration_s``, heals the system and waits for all responses."""
 
     cluster: Cluster
     seed: int
@@ -89,7 +89,7 @@ class Chaos:
         self.cluster.back.heal()
 
     async def _pause(self, min_s: float, max_s: float) -> None:
-        """Wait while a fault persists."""
+        """Wait for a random time."""
         await asyncio.sleep(self._random.uniform(min_s, max_s))
 
     async def _kill_worker(self) -> None:
@@ -155,7 +155,10 @@ class Chaos:
     async def _respond(
         self, http: httpx2.AsyncClient, name: str, max_tokens: int, dice: random.Random
     ) -> Outcome:
-        """Get one response. After an interruption, resume the stream or repeat the request with its key."""
+        """Get one complete response.
+
+        After each interruption, resume the stream or repeat the request with the same idempotency key.
+        """
         state, deadline = StreamState(), time.monotonic() + scaled(_RESPONSE_TIMEOUT_S)
         key = {"Idempotency-Key": f"chaos-{self.seed}-{self.cluster.front.port}-{name}"}
         body = {
@@ -192,7 +195,7 @@ class Chaos:
             response = await http.send(request, stream=True)
             if response.status_code != 200:
                 error = json.loads(await response.aread())["error"]
-                # After the grace period, the client repeats the request with its key.
+                # After the grace period, the job no longer exists, and the request is repeated with its key.
                 is_gone = response.status_code == 404 and request.method == "GET"
                 assert is_gone or response.status_code in (409, 503), error
                 if is_gone:

@@ -1,6 +1,6 @@
-"""A complete system for fault tests: a queue, controllers and workers, each connected through a proxy.
+"""A complete system for fault tests: a queue, and controllers and workers that connect to it through proxies.
 
-A cluster is shared by several tests. ``restore`` restarts killed processes before the next test.
+Several tests share a cluster. ``restore`` restarts stopped processes between tests.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ _STEP_S = 0.01
 
 
 class Cluster:
-    """The processes of one system. ``front`` connects controllers to the queue, ``back`` connects workers."""
+    """The processes of one system.
+
+    Controllers connect to the queue through the proxy ``front``, and workers through the proxy ``back``.
+    """
 
     def __init__(
         self,
@@ -101,19 +104,19 @@ class Cluster:
         return value.decode() if isinstance(value, bytes) else None
 
     def worker_of(self, job_id: str) -> WorkerProcess:
-        """Return the worker that runs the job now."""
+        """Return the worker that is running the job."""
         worker_id = self.job_field(job_id, "worker")
         assert worker_id
         (found,) = [worker for worker in self.workers if worker_id in worker.log]
         return found
 
     def has_moved(self, job_id: str, former: WorkerProcess) -> bool:
-        """Return whether a worker other than ``former`` is running the job; False while the job is queued."""
+        """Return whether a worker other than ``former`` is running the job, or False while it is queued."""
         worker_id = self.job_field(job_id, "worker")
         return bool(worker_id and worker_id not in former.log)
 
     def num_reaps(self) -> int:
-        """Return how many times the controllers have called ``reap``. Each calls it once per second."""
+        """Return the total number of calls to ``reap``. Each controller calls it once per second."""
         return sum(int(self.redis.get(name) or 0) for name in self.key_names("beats:"))
 
     def dead_letters(self) -> list[str]:
@@ -127,7 +130,7 @@ class Cluster:
         assert not leaks
 
     def num_running(self, worker: WorkerProcess) -> float | None:
-        """Return the number of running sequences in a worker's heartbeat, or None if it has no heartbeat."""
+        """Return the number of running sequences according to a worker's heartbeat, or None without one."""
         for key in self.key_names("heartbeat:"):
             packed = self.redis.get(key)
             if key.rpartition(":")[2] in worker.log and isinstance(packed, bytes):
@@ -145,7 +148,7 @@ class Cluster:
 
 
 def _as_user(url: str, role: str, acl: str | None) -> str:
-    """Return the URL with the credentials for this role in ``deploy/users.acl``, if an ACL is in use."""
+    """If an ACL is in use, add the credentials for this role from ``deploy/users.acl`` to the URL."""
     return url.replace("redis://", f"redis://{role}:change-{role}-password@") if acl else url
 
 
@@ -160,7 +163,7 @@ def running_cluster(
     acl: str | None = None,
     queue_port: int = 0,
 ) -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="lv"))  # tmp_path is too long for a socket
+    folder = Path(tempfile.mkdtemp(prefix="lv"))  # tmp_path is too long for a Unix socket
     cluster = Cluster(
         folder,
         num_controllers=num_controllers,

@@ -1,4 +1,4 @@
-"""Fixtures for the fault tests. The shared system is idle before each test and must not leak keys."""
+"""Fixtures for the fault tests. The shared cluster is idle before each test, and no test may leak keys."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A TCP proxy to the queue that simulates network faults: disconnects, stalls and delays.
 
-It runs in a thread with a separate event loop, so that a busy test does not slow it down.
+The proxy runs in a separate thread with its own event loop, so that a busy test does not slow it down.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ class FaultProxy:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def disconnect(self) -> None:
-        """Close all connections, and close new ones immediately."""
+        """Close all connections. Until ``heal`` is called, close each new connection immediately."""
         self._run(self._disconnect)
 
     def redirect(self, target: Path) -> None:
-        """Forward to another server and close the connections to the previous one."""
+        """Close all connections, and forward new connections to another server."""
         self._target = target
         self.disconnect()
         self.heal()
 
     def stall(self) -> None:
-        """Keep connections open but forward nothing. Data sent meanwhile is forwarded after ``heal``."""
+        """Keep connections open, but do not forward any data until ``heal`` is called."""
         self._loop.call_soon_threadsafe(self._may_forward.clear)
 
     def delay(self, seconds: float) -> None:
@@ -80,7 +80,7 @@ class FaultProxy:
         return port
 
     async def _stop(self) -> None:
-        """Stop once all connections are closed. Otherwise their warnings would appear in a later test."""
+        """Stop after all connections have closed. Otherwise, their warnings would appear in a later test."""
         for listening in self._server.sockets:
             self._loop.remove_reader(listening.fileno())
         while others := asyncio.all_tasks() - {asyncio.current_task()}:

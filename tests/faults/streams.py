@@ -1,4 +1,4 @@
-"""Streaming clients for fault tests. Each reads one response and records what it receives."""
+"""Streaming clients for fault tests. Each client reads one response and records what it receives."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def story(number: int | str) -> str:
 
 
 class Stream:
-    """One streamed response. ``error`` is the error from the server or the transport."""
+    """One streamed response. ``error`` is the error from the server or the transport, if any."""
 
     def __init__(self, prompt: str, max_tokens: int) -> None:
         self.prompt = prompt
@@ -60,7 +60,7 @@ class Stream:
         assert self.usage["completion_tokens"] == self.max_tokens
 
     async def read(self, response: httpx2.Response) -> None:
-        """Read the response to the end. Transport errors propagate."""
+        """Read the response to the end. Transport errors are propagated."""
         self.status, self.headers = response.status_code, response.headers
         if response.status_code != 200:
             await response.aread()
@@ -89,7 +89,7 @@ class Stream:
 
 
 class Streams:
-    """A factory for streams. Connection errors are recorded in the stream."""
+    """Starts streams. Transport errors are recorded in ``Stream.error``."""
 
     def __init__(self, http: httpx2.AsyncClient) -> None:
         self.http = http
@@ -120,11 +120,11 @@ class Streams:
         return stream
 
     def start_many(self, urls: Sequence[str], number: int, **fields: Any) -> list[Stream]:
-        """Start streams with different prompts, distributed across the servers."""
+        """Start ``number`` streams with different prompts, distributed across the servers."""
         return [self.start(urls[index % len(urls)], story(index), **fields) for index in range(number)]
 
     def resume(self, url: str, stream: Stream, **query: str) -> Stream:
-        """Resume an interrupted stream. Return a new stream with the rest of the response."""
+        """Resume an interrupted stream. Return a new stream that reads the rest of the response."""
         parameters = {"stream": "true", "include_usage": "true", **query}
         headers = {"Last-Event-ID": stream.last_id} if stream.last_id else {}
         path = f"{url}/v1/chat/completions/{stream.job_id}"

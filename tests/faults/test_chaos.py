@@ -1,4 +1,7 @@
-"""Random faults for 25 seconds. Set LLAVA_CHAOS_S=600 and LLAVA_CHAOS_SEED=7 for a longer, different run."""
+"""Random faults for 25 seconds.
+
+For a longer run with different faults, set LLAVA_CHAOS_S=600 and LLAVA_CHAOS_SEED=7, for example.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ async def test_random_faults_change_no_text_and_leave_nothing_behind(cluster: Cl
 
 
 def assert_no_process_has_grown(cluster: Cluster) -> None:
-    """Check that each process uses about as many files and as much memory as a new process."""
+    """Check that no process has many more open files or uses much more memory than a new process."""
     processes = [*cluster.controllers, *cluster.workers]
     old = {process: psutil.Process(process.pid) for process in processes}
     num_files = {process: measured.num_fds() for process, measured in old.items()}

@@ -89,7 +89,7 @@ async def test_a_draining_controller_completes_its_streams(cluster: Cluster, str
 
 
 def assert_joined(first: Stream, rest: Stream) -> None:
-    """Check that both parts together are the complete text, without a gap or an overlap."""
+    """Check that the two parts form the complete text, without a gap or an overlap."""
     rest.text = first.text + rest.text
     rest.assert_complete()
 
@@ -130,7 +130,7 @@ async def test_a_background_response_survives_its_controller_and_then_its_worker
 
 
 async def _response_once(http: httpx2.AsyncClient, path: str, *statuses: str) -> Any:
-    """Wait until the stored response has one of the statuses, and return it."""
+    """Wait until the stored response has one of these statuses, and return the response."""
     while (response := (await http.get(path)).json())["status"] not in statuses:
         await asyncio.sleep(0.05)
     return response

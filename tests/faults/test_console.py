@@ -41,7 +41,7 @@ def run(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def add_dead_letter(cluster: Cluster, job_id: str, job: Job | None) -> None:
-    """Add a dead letter in the format of ``reap_workers``."""
+    """Add a dead letter in the same format as ``reap_workers``."""
     fields: dict[Any, Any] = {
         "job": job_id,
         "tenant": "t",

@@ -1,4 +1,4 @@
-"""The load on Redis: it does not grow with the number of streams and is low when the system is idle."""
+"""The load on Redis does not grow with the number of streams, and it is low while the system is idle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tests.waiting import async_wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
-# Commands sent by clients. Redis also counts the commands that scripts run, which are excluded here.
+# Commands that clients send. The Redis statistics also include the commands that scripts run, which these
+# tests do not count.
 SENT = ("evalsha", "eval", "xread", "blpop", "ping", "info")
 
 
@@ -33,7 +34,7 @@ def num_commands(cluster: Cluster) -> int:
 
 
 async def commands_per_step(cluster: Cluster, streams: Streams, num_streams: int) -> float:
-    """Return the number of commands per step over 40 steps in which every stream receives a token."""
+    """Return the average number of commands in 40 steps. In each step, every stream receives a token."""
     cluster.restore()
     started = streams.start_many(cluster.urls, num_streams, max_tokens=4000)
     await async_wait_until(lambda: all(stream.num_deltas > 3 for stream in started), "the streams")

@@ -1,4 +1,4 @@
-"""A model is replaced by another one under load: the old worker completes its running requests."""
+"""Under load, a model is replaced by another one, and the old worker completes its in-flight requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEW = "echo-2"
 
 @pytest.fixture
 def draining_cluster() -> Iterator[Cluster]:
-    """A cluster with a worker that completes its sequences before it exits."""
+    """A cluster whose worker completes its running sequences before it exits."""
     with running_cluster(num_controllers=1, num_workers=1, worker={"drain_timeout_s": 600}) as cluster:
         yield cluster
 

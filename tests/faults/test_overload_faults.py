@@ -19,7 +19,7 @@ NUM_REQUESTS = 100
 
 @pytest.fixture
 def small_cluster() -> Iterator[Cluster]:
-    """A cluster with low limits. Leases are long, so that the test can suspend the worker."""
+    """A cluster with low limits. Leases are long, so that a suspended worker is not declared lost."""
     with running_cluster(
         num_workers=1,
         server={"max_queued": MAX_QUEUED, "max_open_requests": 64, "lease_s": 600, "hang_timeout_s": 600},
@@ -32,7 +32,7 @@ async def test_under_overload_each_request_is_completed_or_rejected_with_a_retry
     small_cluster: Cluster, streams: Streams
 ) -> None:
     cluster, (worker,) = small_cluster, small_cluster.workers
-    # The first response provides a service rate for the estimated retry times.
+    # Retry times are estimated from the service rate, which is unknown until the first response ends.
     first = streams.start(cluster.urls[0], story("first"), max_tokens=60)
     await async_wait_until(lambda: first.is_finished, "a response")
 

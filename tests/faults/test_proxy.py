@@ -1,4 +1,4 @@
-"""The fault proxy must not leak connections, because a leak makes a later test fail."""
+"""The fault proxy must not leak connections, because a leak would make a later test fail."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def restricted_queue() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="module")
 def volatile_cluster() -> Iterator[Cluster]:
-    """A cluster that has fewer slots than streams and whose queue loses its data in a restart."""
+    """A cluster with fewer slots than streams, and with a queue that loses its data when it restarts."""
     with running_cluster(
         num_workers=2, is_durable=False, worker={"max_num_sequences": 8}, server={"keepalive_s": 0.5}
     ) as cluster:
@@ -136,7 +136,7 @@ async def test_a_queue_that_does_not_respond_ends_no_stream_and_rejects_new_requ
 async def test_a_slow_path_to_the_queue_does_not_slow_down_streams(
     volatile_cluster: Cluster, streams: Streams
 ) -> None:
-    """Tokens that wait during a slow emit are sent together in the next one."""
+    """Tokens generated during a slow emit are sent together in the next emit."""
     cluster = volatile_cluster
     cluster.restore()
     cluster.back.delay(scaled(0.2))

@@ -1,4 +1,4 @@
-"""Manual failover: a replica of the queue is promoted while streams are live. The proxies switch to it."""
+"""Manual failover while streams are live: a replica of the queue is promoted, and proxies switch to it."""
 
 from __future__ import annotations
 
@@ -75,4 +75,4 @@ async def test_live_streams_continue_on_a_promoted_replica(
         wait_until(lambda: is_connected(other), "the other replica")
         leaks = [key for key in promoted.client.scan_iter("{lv}:log:*") if promoted.client.ttl(key) == -1]
         assert not leaks
-        cluster.queue.start()  # for the teardown of the fixture
+        cluster.queue.start()  # the fixture's teardown needs a running queue

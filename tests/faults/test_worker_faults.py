@@ -1,4 +1,4 @@
-"""Streams survive if their worker is killed, frozen, hung, stopped, or declared lost while alive."""
+"""Streams survive if their worker is killed, frozen, hung, stopped, or declared lost while still running."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_a_frozen_worker_loses_its_streams_and_its_late_events_are_rejecte
 async def test_a_worker_with_a_hung_engine_exits_and_its_streams_continue(
     cluster: Cluster, streams: Streams
 ) -> None:
-    """Heartbeats continue from another thread, so only missing progress reveals the fault."""
+    """Heartbeats are sent by another thread and continue, so only the lack of progress reveals the fault."""
     good = await start(cluster, streams, 6, max_tokens=400)
     bad = streams.start(cluster.controllers[0].url, f"{story('h')} [[hang at 20]]")
     await async_wait_until(lambda: bad.num_deltas >= 5, "the stream")
@@ -91,11 +91,11 @@ async def test_a_worker_with_a_hung_engine_exits_and_its_streams_continue(
     await async_wait_until(lambda: hung.status is not None, "the watchdog")
     assert hung.status == 70
     assert bad.task
-    bad.task.cancel()  # else the request hangs the next worker at the same token
+    bad.task.cancel()  # otherwise, the request would hang the next worker at the same token
     await streams.wait_for_all()
     for stream in good:
         stream.assert_complete()
-    for worker in cluster.workers:  # one may already hold the job and would then exit during the next test
+    for worker in cluster.workers:  # one of them may hold the job and would exit during the next test
         worker.kill()
 
 
@@ -125,7 +125,7 @@ async def test_events_of_a_live_worker_are_rejected_after_it_was_declared_lost(
     is_refused = threading.Event()
 
     def keep_the_lease_expired() -> None:
-        """Expire the lease much more often than the worker renews it, so that every reap finds it expired."""
+        """Expire the lease so often that every call to ``reap`` finds it expired, although it is renewed."""
         while not is_refused.is_set():
             cluster.redis.zadd(f"{PREFIX}workers", {worker_id: 1})
 

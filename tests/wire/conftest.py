@@ -22,7 +22,7 @@ def running(kind: str) -> Iterator[RedisServer]:
     program = binary(kind)
     if not program:
         pytest.skip(f"{kind} is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="lv"))  # tmp_path is too long for a socket
+    folder = Path(tempfile.mkdtemp(prefix="lv"))  # tmp_path is too long for a Unix socket
     server = RedisServer(program, folder)
     server.start()
     yield server
@@ -45,7 +45,7 @@ def killable_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def server(shared_server: RedisServer) -> RedisServer:
-    """The shared server, with all data deleted."""
+    """The shared server, after all its data has been deleted."""
     shared_server.client.flushall()
     return shared_server
 

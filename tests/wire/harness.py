@@ -60,7 +60,7 @@ def heartbeat(worker_id: str, model: str = "m") -> Heartbeat:
 
 
 class Client:
-    """The clients of one controller, which record the events of each job in order."""
+    """Records all events from one controller, in order and keyed by job ID."""
 
     def __init__(self, producer: JobProducer) -> None:
         self.events: dict[str, list[Event]] = {}
@@ -93,7 +93,7 @@ class Client:
 
 
 class Harness:
-    """A factory for controllers, workers and clients, which it closes at the end."""
+    """Creates controllers, workers and clients, and closes them at the end."""
 
     def __init__(self, server: RedisServer) -> None:
         self.server = server
@@ -126,7 +126,7 @@ class Harness:
         return job, assignment
 
     def kill_worker(self, worker_id: str) -> None:
-        """Simulate a worker without a heartbeat for a lease, while controllers call ``reap`` every second."""
+        """Simulate a worker whose lease has expired, while controllers call ``reap`` every second."""
         self.redis.set(PREFIX + "reaped", "1", px=60_000)
         self.redis.zadd(PREFIX + "workers", {worker_id: 1})
 
@@ -161,7 +161,7 @@ class Harness:
             await (part.close() if isinstance(part, Client) else part.aclose())
 
     async def check_nothing_leaks(self) -> None:
-        """Check that non-permanent keys have a TTL and that one reap cleans up after all participants."""
+        """Check that non-permanent keys have a TTL and that one ``reap`` cleans up after all participants."""
         leaks = {key for key in self.keys() if self.redis.ttl(key) == -1} - set(PERMANENT)
         assert not leaks
         for worker_id in self.members("workers"):
@@ -190,7 +190,7 @@ class Harness:
 
 
 def wrap_scripts(participant: JobProducer | JobConsumer, call: ScriptWrapper) -> Callable[[], None]:
-    """Replace each script call by ``call(script, name, *args)``. Return a function that undoes the change."""
+    """Replace each script call with ``call(script, name, *args)``. Return a function that undoes this."""
     link = participant._link
     script = link.script
 
@@ -208,7 +208,7 @@ def wrap_scripts(participant: JobProducer | JobConsumer, call: ScriptWrapper) ->
 def before_script(
     participant: JobProducer | JobConsumer, name: str, action: Callable[[], Awaitable[Any]]
 ) -> None:
-    """Run ``action`` once, before the next call of this script reaches Redis."""
+    """Run ``action`` once, before the next call to this script reaches Redis."""
 
     async def call(script: Script, called: str, *args: Arg) -> Any:
         if called == name:
@@ -222,7 +222,7 @@ def before_script(
 def after_script(
     participant: JobProducer | JobConsumer, name: str, action: Callable[[], Awaitable[Any]]
 ) -> None:
-    """Run ``action`` once, before the reply to the next call of this script is returned."""
+    """Run ``action`` once, before the reply to the next call to this script is returned."""
 
     async def call(script: Script, called: str, *args: Arg) -> Any:
         reply = await script(called, *args)
@@ -235,7 +235,7 @@ def after_script(
 
 
 async def check_starts_over(job: Job, producer: JobProducer, consumer: JobConsumer, client: Client) -> None:
-    """Submit the job again and check that it starts without tokens and its client gets only new output."""
+    """Submit the job again. Check that it starts without tokens and that only new output is delivered."""
     client.events.clear()
     await producer.submit(job, {})
     (again,) = await consumer.pull(1)

@@ -1,4 +1,4 @@
-"""A Redis or Valkey server for tests on a Unix socket, which can be killed and restarted with older data."""
+"""A Redis or Valkey server for tests on a Unix socket. It can be killed and restarted with older data."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ KINDS = ("valkey", "redis")
 
 
 def binary(kind: str) -> str | None:
-    """Return the path of the server program; None if it is not installed."""
+    """Return the path of the server program, or None if the program is not installed."""
     return str(get_binary_path()) if kind == "valkey" else shutil.which("redis-server")
 
 
 class RedisServer:
-    """A server process with its socket in ``folder``, which must have a short path.
+    """A server process with a Unix socket in ``folder``, which must have a short path.
 
-    A durable server logs every command to disk and keeps its data when it is killed; other servers lose it.
+    A durable server logs every command to disk and keeps its data when it is killed. Other servers lose their
+    data.
     """
 
     def __init__(self, program: str, folder: Path, *, is_durable: bool = False, port: int = 0) -> None:
@@ -43,7 +44,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def restrict(self, acl: str) -> None:
-        """Create the users in an ACL file. ``client`` then connects as the user ``admin``."""
+        """Create the users that are listed in an ACL file. ``client`` then connects as the user ``admin``."""
         for line in acl.splitlines():
             words = line.split()
             if words and words[0] == "user" and words[1] != "default":
@@ -77,7 +78,7 @@ class RedisServer:
         self.client.close()
 
     def pause(self) -> None:
-        """Suspend the process: it stays connected but does not reply."""
+        """Suspend the process, so that it stays connected but does not reply."""
         assert self._process
         os.kill(self._process.pid, signal.SIGSTOP)
 
@@ -91,7 +92,7 @@ class RedisServer:
         return self._dump.read_bytes()
 
     def restart(self, dump: bytes | None) -> None:
-        """Kill the server and restart it with the data in ``dump``, or without data."""
+        """Kill the server and restart it with the data in ``dump``, or without data if ``dump`` is None."""
         self.kill()
         self._dump.unlink(missing_ok=True)
         if dump is not None:

@@ -1,7 +1,8 @@
 """Settings shared by the server and the worker, read from ``LLAVA_*`` variables and command-line flags.
 
-``ServiceSettings`` is the base class of the settings of both programs. Secrets can be read from files mounted
-by Docker or Kubernetes (for example ``LLAVA_REDIS_URL_FILE`` for ``redis_url``) and are never printed.
+``ServiceSettings`` is the base class for the settings of both programs. Secrets are never printed. They can
+be read from files, such as those mounted by Docker or Kubernetes. For example, ``LLAVA_REDIS_URL_FILE`` is
+the path of a file that contains the value of ``redis_url``.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 class ServiceSettings(BaseSettings):
-    """Base class for the settings of a process. Subclasses add fields and set ``program``, the error prefix.
+    """Base class for the settings of a process.
 
-    For a secret field ``<name>``, the field ``<name>_file`` is the path of a file that contains the secret.
+    Subclasses add fields and set ``program``, the prefix of error messages. A secret field ``<name>`` can
+    also be set with ``<name>_file``, the path of a file that contains the secret.
     """
 
     program: ClassVar[str]
@@ -61,7 +63,10 @@ class ServiceSettings(BaseSettings):
 
     @classmethod
     def load(cls, arguments: Sequence[str]) -> Self:
-        """Read variables and flags. On failure, print one line per error to stderr and exit with status 2."""
+        """Load the settings from environment variables and command-line flags.
+
+        If any setting is invalid, print one line per error to stderr and exit with status 2.
+        """
         try:
             return CliApp.run(cls, cli_args=list(arguments))
         except ValidationError as error:
@@ -93,7 +98,7 @@ class ServiceSettings(BaseSettings):
 
     @classmethod
     def _error_line(cls, detail: Any) -> str:
-        """Format one error detail from pydantic, omitting the value of a secret field."""
+        """Format one pydantic error. Omit the invalid value if the field is a secret."""
         name = "_".join(str(part) for part in detail["loc"])
         message = str(detail["msg"]).removeprefix("Value error, ").removesuffix(".")
         if not name:

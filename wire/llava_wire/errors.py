@@ -1,7 +1,7 @@
-"""Exceptions raised by this package. Redis errors become ``QueueUnavailable`` (``redis/connection.py``).
+"""Exceptions raised by this package. ``redis/connection.py`` converts Redis errors to ``QueueUnavailable``.
 
 WireError
-├── QueueUnavailable       Redis cannot be reached (HTTP 503)
+├── QueueUnavailable       Redis is unavailable (HTTP 503)
 ├── DuplicateJob           a job with the same ID but different contents exists
 ├── AlreadySubmitted       the job was submitted through another controller, or has ended
 ├── QueueFull              the model's queue is full (HTTP 503)
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class WireError(Exception):
-    """Base class for all exceptions of this package."""
+    """Base class for all exceptions that this package raises."""
 
 
 class DuplicateJob(WireError):
@@ -31,7 +31,10 @@ class DuplicateJob(WireError):
 
 
 class AlreadySubmitted(WireError):
-    """The job is live or ended a few minutes ago. Use ``JobProducer.snapshot`` or ``attach``."""
+    """The job is live, or it ended within the last few minutes.
+
+    To read its events, use ``JobProducer.snapshot`` or ``JobProducer.attach``.
+    """
 
 
 class QueueUnavailable(WireError):
@@ -43,7 +46,7 @@ class QueueUnavailable(WireError):
 
 
 class QueueFull(WireError):
-    """The queue is full. ``retry_after_s`` is the estimated time until it has room."""
+    """The queue is full. ``retry_after_s`` is the estimated time until a retry can succeed."""
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
@@ -51,7 +54,10 @@ class QueueFull(WireError):
 
 
 class TenantOverLimit(WireError):
-    """The tenant has too many live jobs. ``retry_after_s`` is the estimated time until one ends."""
+    """The tenant has reached a limit on live jobs.
+
+    ``retry_after_s`` is the estimated time until a retry can succeed.
+    """
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
@@ -59,7 +65,7 @@ class TenantOverLimit(WireError):
 
 
 class StoreFull(WireError):
-    """There is no room for a file or batch. ``is_own`` is True if the tenant's own data takes it up."""
+    """There is no room for a file or batch. ``is_own`` is True if the tenant has reached its own limit."""
 
     def __init__(self, message: str, *, is_own: bool) -> None:
         super().__init__(message)

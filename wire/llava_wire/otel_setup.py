@@ -1,7 +1,7 @@
-"""OpenTelemetry export for controllers and workers; the OpenTelemetry packages are optional.
+"""OpenTelemetry export for controllers and workers. The OpenTelemetry packages are optional.
 
-The standard ``OTEL_*`` variables configure the endpoint, sampling and service name. This package creates no
-spans; it only passes the ``traceparent`` of a job from its submitter to the worker.
+The standard ``OTEL_*`` variables configure the endpoint, sampling and service name. This package does not
+create spans. It only passes the ``traceparent`` of each job from the submitter to the worker.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class TracingUnavailable(Exception):
 def open_tracing(service: str) -> TracerProvider:
     """Return a provider that exports spans in batches with OTLP over HTTP.
 
-    The service name is ``service``, unless OTEL_SERVICE_NAME is set. The caller must call ``shutdown``, which
-    exports the remaining spans. Raise TracingUnavailable if a package is missing.
+    OTEL_SERVICE_NAME overrides ``service``. The caller must call ``shutdown`` on the provider, which exports
+    the remaining spans. Raise TracingUnavailable if a package is missing.
     """
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -68,7 +68,7 @@ async def test_a_controller_that_missed_the_end_does_not_create_a_deleted_job_ag
     job, assignment = await harness.running(here, consumer)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     assert await there.delete(job.job_id, tenant=job.tenant) is True
-    client = harness.client(here)  # triggers the check of idle jobs
+    client = harness.client(here)  # starts polling, which checks idle jobs
     final = await client.receives_end(job)
     assert final.error and final.error.code is ErrorCode.ANSWER_CANCELLED
     assert await consumer._pull(4) == []

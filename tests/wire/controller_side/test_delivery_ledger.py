@@ -1,4 +1,4 @@
-"""The ledger delivers each frame once and in order, and requests a resync for unexpected frames."""
+"""The ledger delivers each frame exactly once and in order, and requests a resync for unexpected frames."""
 
 from __future__ import annotations
 

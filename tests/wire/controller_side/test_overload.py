@@ -1,4 +1,4 @@
-"""The fair queue and its limits: cost, weights, priorities, aging and rejected jobs."""
+"""The fair queue and its limits: costs, weights, priorities, aging and rejected jobs."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def test_the_limits_of_a_tenant_replace_the_defaults(harness: Harness) -> 
 
 
 async def test_the_measured_rate_determines_when_to_retry(harness: Harness) -> None:
-    """2,000 tokens were served in the last second; the queue has room once 5,000 more are served."""
+    """2,000 tokens were served in the last second. The queue has room once another 5,000 have been served."""
     producer, consumer = await harness.producer(max_queued=2), await harness.consumer()
     _, assignment = await harness.running(producer, consumer, cost=2000.0)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])

@@ -1,4 +1,4 @@
-"""Live streams continue correctly when Redis is killed, restarts with old or no data, or hangs."""
+"""Live streams continue correctly when Redis is killed, restarts with old data or without data, or hangs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_a_restart_before_the_first_read_is_detected(harness: Harness) -> 
 
 
 async def test_frames_that_a_worker_wrote_before_a_restart_are_kept(harness: Harness) -> None:
-    """The log extends the delivered frames, so nothing is computed twice."""
+    """The log starts with the delivered frames, so no token is generated twice."""
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     await consumer.emit([frame(assignment, 0, 1)])
@@ -175,7 +175,7 @@ async def test_connecting_without_redis_fails(server: RedisServer) -> None:
 
 
 async def test_a_hanging_redis_is_treated_as_unavailable(harness: Harness) -> None:
-    """The connection is open but Redis does not reply: callers get an error, and deadlines still apply."""
+    """The connection is open, but Redis does not reply. Callers get an error, and deadlines are enforced."""
     producer, job, late = await harness.producer(timeout_s=0.3), make_job(ttl_s=0.01), make_job()
     client = harness.client(producer)
     harness.server.pause()
@@ -190,7 +190,7 @@ async def test_a_hanging_redis_is_treated_as_unavailable(harness: Harness) -> No
 
 
 async def test_a_job_whose_submit_timed_out_does_not_run(harness: Harness) -> None:
-    """Redis accepted the job, but its reply was late. The client got a 503, so the job must not run."""
+    """Redis accepted the job but replied too late. The client received a 503, so the job must not run."""
     producer, consumer, job = await harness.producer(timeout_s=0.3), await harness.consumer(), make_job()
     harness.client(producer)
     harness.server.pause()

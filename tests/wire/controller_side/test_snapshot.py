@@ -1,4 +1,4 @@
-"""Jobs with several readers or none: resubmission, snapshots and cancellation of unread jobs."""
+"""Jobs with multiple readers or without readers: resubmission, snapshots and cancellation of unread jobs."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ async def test_an_unread_job_is_cancelled_unless_a_snapshot_was_taken_recently(
 async def test_a_repeated_submit_is_not_cancelled_because_the_first_one_failed(
     harness: Harness,
 ) -> None:
-    """The first submit may have succeeded, so it is cancelled later. The second submit must still run."""
+    """The first submit may have succeeded, so it is cancelled later. The second must not be cancelled."""
     producer, consumer, job = await harness.producer(timeout_s=0.2), await harness.consumer(), make_job()
     harness.server.pause()
     with pytest.raises(QueueUnavailable):
         await producer.submit(job, {})
     harness.server.resume()
-    harness.redis.delete(f"{PREFIX}job:{job.job_id}", f"{PREFIX}wait:m")  # the first submit was lost
+    harness.redis.delete(f"{PREFIX}job:{job.job_id}", f"{PREFIX}wait:m")  # simulates a lost submit
     await producer.submit(job, {})
     await producer._reader.poll(None)
     assert [each.job for each in await consumer.pull(1)] == [job]

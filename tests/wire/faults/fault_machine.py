@@ -1,9 +1,9 @@
 """Random faults in random order on real servers, and the invariants that must hold.
 
-Calls are sent twice, live workers are reaped and continue to write, controllers are killed, images are lost,
-and Redis is killed and restarted with old or no data. Each client must receive its complete output exactly
-once. No job may be assigned to a worker that does not hold it. After the faults stop, every job must end
-soon.
+Script calls are repeated, live workers are reaped and continue to write, controllers are killed, images are
+lost, and Redis is killed and restarted with old data or without data. Each client must receive its complete
+output exactly once. No job may be assigned to a worker that does not hold it. Every job must end soon after
+the faults stop.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class FaultMachine(RuleBasedStateMachine):
         self.workers.append(FaultyWorker(worker_id, consumer))
 
     def _send_twice(self, participant: JobProducer | JobConsumer) -> None:
-        """Run about every third script twice, as if its reply had been lost."""
+        """Run about one in three scripts twice, as if the first reply had been lost."""
 
         async def maybe_twice(script: Script, name: str, *args: Arg) -> Any:
             if self.random.random() < 0.3:
@@ -93,7 +93,7 @@ class FaultMachine(RuleBasedStateMachine):
 
     @rule(num_ticks=st.integers(1, 20))
     def run_normally(self, num_ticks: int) -> None:
-        """Operate without faults. Every fault calls this too, so that the next fault hits a busy system."""
+        """Operate without faults. Each fault also calls this, so that the next fault hits a busy system."""
         for _ in range(num_ticks):
             chance = self.random.random()
             if chance < 0.15:
@@ -151,7 +151,7 @@ class FaultMachine(RuleBasedStateMachine):
 
     @rule(pick=picks)
     def reap_a_live_worker(self, pick: int) -> None:
-        """Reap a worker that continues to write; its events must be rejected."""
+        """Reap a worker that continues to write. Its subsequent events must be rejected."""
         self._expire(self.workers[pick % len(self.workers)])
         self.run_normally(pick % 8)
 
@@ -204,7 +204,7 @@ class FaultMachine(RuleBasedStateMachine):
 
     def _attach(self, client: Client, producer: JobProducer) -> None:
         if self.has_restarted and producer is not client.producer:
-            # First resync the old controller: only it has the frames delivered before the restart.
+            # First resync the old controller, because only it has the frames delivered before the restart.
             for _ in range(2):  # one poll to detect the restart, one to resync
                 self._poll(client.producer)
             if client.is_finished:

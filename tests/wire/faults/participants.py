@@ -1,4 +1,4 @@
-"""Workers that mark each token with its writer, and clients that check the tokens, for the fault machine."""
+"""Participants for the fault machine: workers that mark their tokens, and clients that check these marks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POSITIONS = 1000  # token ID = assignment number * POSITIONS + position in the o
 
 
 class HeldJob:
-    """One assignment of a worker. Its unique number identifies the writer of each token in a stream."""
+    """One assignment of a worker. Its unique ``number`` identifies the writer of each token in a stream."""
 
     def __init__(self, assignment: Assignment, number: int, output_length: int) -> None:
         self.assignment = assignment
@@ -24,7 +24,7 @@ class HeldJob:
         self._offset = len(assignment.token_ids)
 
     def next_event(self, num_tokens: int) -> Event:
-        """Return an event with up to ``num_tokens`` tokens. If it is 0, the event has no tokens."""
+        """Return an event with up to ``num_tokens`` tokens, or without tokens if ``num_tokens`` is 0."""
         end = min(self._offset + num_tokens, self._output_length)
         tokens = tuple(self._number * POSITIONS + position for position in range(self._offset, end))
         event = Event(self._offset, tokens, "x" * len(tokens), STOP if end == self._output_length else None)
@@ -33,13 +33,13 @@ class HeldJob:
 
 
 class FaultyWorker:
-    """A consumer and the jobs that it holds. It may continue to write after it has been reaped."""
+    """A consumer and the jobs that it holds. The consumer may continue to write after it has been reaped."""
 
     def __init__(self, worker_id: str, consumer: JobConsumer) -> None:
         self.worker_id = worker_id
         self.consumer = consumer
         self.held: dict[str, HeldJob] = {}
-        self.is_reconciled = True  # False after data loss: Redis may assign jobs that the worker has dropped
+        self.is_reconciled = True  # False after data loss, until ``reconcile`` is called
 
     def holds(self, job_id: str, assignment_id: str) -> bool:
         held = self.held.get(job_id)
@@ -70,7 +70,7 @@ class Client:
     output_length: int
     producer: JobProducer
     events: list[Event] = field(default_factory=list)
-    num_received: int = 0  # events from the current controller, which may repeat earlier events first
+    num_received: int = 0  # number of events from the current controller, including repeated events
     is_cancelled: bool = False
 
     @property

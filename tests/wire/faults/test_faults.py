@@ -1,4 +1,4 @@
-"""Random faults on Redis and Valkey. ``--exhaustive`` runs 200 random cases instead of a few fixed ones."""
+"""Random faults with Redis and Valkey. ``--exhaustive`` runs 200 random cases instead of a few fixed ones."""
 
 from __future__ import annotations
 

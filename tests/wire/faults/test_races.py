@@ -1,4 +1,4 @@
-"""Race conditions: one coroutine acts between another coroutine's script call and the reply."""
+"""Race conditions: one coroutine acts between another coroutine's script call and the reply to this call."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def test_events_under_an_old_controller_id_are_read_again_under_the_new_on
 
 
 async def test_a_resync_does_not_create_a_job_that_is_being_submitted(harness: Harness) -> None:
-    """The submit may still be rejected, but a resync does not check limits."""
+    """A resync would add the job without checking limits, although the submit may still be rejected."""
     producer = await harness.producer(max_queued=1, check_interval_s=0)
     await producer.submit(make_job(), {})
 
@@ -156,7 +156,7 @@ async def test_a_cancelled_command_returns_immediately_and_leaves_the_link_usabl
 
 
 async def test_a_busy_loop_of_commands_can_be_cancelled(harness: Harness) -> None:
-    """If a cancellation that coincides with a reply were lost, a worker could not be stopped."""
+    """If a cancellation were lost because a reply arrives at the same time, a worker could not be stopped."""
     link = Link(harness.server.url, timeout_s=60)
 
     async def send_commands() -> None:

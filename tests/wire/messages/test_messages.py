@@ -1,4 +1,4 @@
-"""Messages stay compatible across versions: the default of a new field means the same as its absence."""
+"""Messages are compatible across versions: if a new field is missing, the receiver uses its default value."""
 
 from __future__ import annotations
 

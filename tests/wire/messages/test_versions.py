@@ -1,4 +1,4 @@
-"""Servers and workers of different versions: unknown fields, and jobs that require a newer worker."""
+"""Servers and workers with different versions: unknown fields, and jobs that require a newer worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An operator command reaches its worker once, and the worker's heartbeats report the status."""
+"""An operator command reaches its worker exactly once, and the worker's heartbeats report its status."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def sender(harness: Harness) -> AsyncIterator[CommandSender]:
 
 
 async def send(sender: CommandSender, command: ModelCommand) -> str:
-    """Send a command, check that it is accepted and return its ID."""
+    """Send a command, check that the command is accepted, and return its ID."""
     reply = await sender.send("w1", command)
     assert reply is not None
     command_id, is_accepted = reply

@@ -1,4 +1,4 @@
-"""API keys in Redis, shared by several controllers."""
+"""API keys in Redis are shared by all controllers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rate limits on requests and tokens, shared by several controllers."""
+"""Rate limits on requests and tokens are shared by all controllers."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ async def store(server: RedisServer) -> AsyncIterator[RateLimitStore]:
 
 
 def age(server: RedisServer, tenant: str, ms: int) -> None:
-    """Move the tenant's last charge ``ms`` milliseconds into the past."""
+    """Shift the time of the tenant's last charge by ``ms`` milliseconds into the past."""
     server.client.hincrby(f"{PREFIX}rate:{tenant}", "at", -ms)
 
 
 @dataclass
 class Elapsed:
-    """The time in seconds that passed on the Redis clock while buckets were refilling."""
+    """The time in seconds, according to the Redis clock, during which buckets were refilling."""
 
     s: float = 0.0
 

@@ -46,7 +46,7 @@ async def test_one_step_adds_one_entry_per_controller(harness: Harness) -> None:
 
 
 async def test_an_emit_sent_twice_is_applied_once(harness: Harness) -> None:
-    """This includes frames without tokens and the final frame. Repeats are not rejected as stale writes."""
+    """This includes frames without tokens and final frames. Repeats are not rejected as stale writes."""
     producer, link = await harness.producer(), Link(harness.server.url, timeout_s=5)
     client, job = harness.client(producer), make_job()
     await producer.submit(job, {})

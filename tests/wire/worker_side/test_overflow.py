@@ -1,4 +1,4 @@
-"""A worker without a free slot pulls the first waiting job of a tenant that has no job on it."""
+"""A worker without a free slot can pull the first waiting job of a tenant that has no job on this worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def full(harness: Harness) -> tuple[JobProducer, JobConsumer]:
-    """Fill the queue with jobs of the tenant "flood" and a worker with two of them."""
+    """Fill the queue with jobs from the tenant "flood", and let a worker pull two of them."""
     producer, consumer = await harness.producer(), await harness.consumer()
     for _ in range(6):
         await producer.submit(make_job(tenant="flood"), {})

@@ -172,7 +172,7 @@ async def test_a_job_that_expired_in_the_queue_is_skipped(harness: Harness) -> N
 
 
 async def test_a_job_is_requeued_if_its_images_are_lost_between_two_replies(harness: Harness) -> None:
-    """The call was sent twice and the image was dropped in between, so the second reply lacks it."""
+    """The call is sent twice, and the image is dropped in between, so the second reply contains no image."""
     producer, consumer = await harness.producer(), await harness.consumer()
     image, tiles = make_image("cat")
     await producer.submit(make_job(image), {image.digest: tiles})

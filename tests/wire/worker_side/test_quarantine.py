@@ -20,7 +20,7 @@ async def crash(harness: Harness, producer: JobProducer, worker_id: str) -> None
 
 
 async def two_quarantined_jobs(harness: Harness, producer: JobProducer) -> list[Job]:
-    """Return two jobs that ran together on two workers in succession, both of which crashed."""
+    """Return two jobs that ran together on two workers, one after the other. Both workers crashed."""
     jobs = [make_job(), make_job()]
     for job in jobs:
         await producer.submit(job, {})
@@ -50,7 +50,7 @@ async def test_each_job_runs_alone_after_two_crashes(harness: Harness) -> None:
     await producer.submit(make_job(), {})
     worker = await harness.consumer("third")
     assert len(await worker.pull(4)) == 1
-    assert await worker._pull(4) == []  # neither the other quarantined job nor the new one
+    assert await worker._pull(4) == []  # the other quarantined job and the new job must wait
     other = await harness.consumer("fourth")
     assert len(await other.pull(4)) == 1
 

@@ -133,7 +133,7 @@ async def test_a_deregistered_worker_is_not_listed_and_its_jobs_are_requeued(har
 
 
 async def test_a_worker_drops_its_old_assignment_before_it_accepts_the_same_job(harness: Harness) -> None:
-    """A live worker is reaped and pulls the same job before it notices. It must never hold a job twice."""
+    """A reaped worker that is still alive pulls the same job again. It must never hold a job twice."""
     producer, consumer = await harness.producer(), await harness.consumer()
     job, _ = await harness.running(producer, consumer)
     harness.kill_worker("w1")
@@ -152,7 +152,7 @@ async def test_no_worker_or_controller_is_reaped_right_after_a_redis_outage(harn
     harness.kill_worker("w1")
     harness.hang_worker("w1")
     harness.kill_controller("some controller")
-    harness.redis.delete(PREFIX + "reaped")  # no controller has called reap for the duration of a lease
+    harness.redis.delete(PREFIX + "reaped")  # as if no controller had called reap for a lease
     assert await producer.reap() == 0
     harness.kill_worker("w1")
     assert await producer.reap() == 1

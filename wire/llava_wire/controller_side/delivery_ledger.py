@@ -1,8 +1,9 @@
-"""The live jobs of a controller and the frames that it has delivered, which take precedence over Redis.
+"""The live jobs of a controller, and the frames that it has delivered to clients.
 
-The ledger does no I/O: ``producer`` adds jobs and ``event_reader`` adds the frames that it reads. A frame is
-one packed event; its index is its position in the job's log. The ledger accepts each index once and in order,
-so a stream has no duplicates and no gaps. If a frame is out of sequence, the job is resynchronized with
+Delivered frames take precedence over the data in Redis. The ledger does no I/O: ``producer`` adds jobs, and
+``event_reader`` adds the frames that it reads from Redis. A frame is a packed event, and its index is its
+position in the job's log. For each job, the ledger accepts each index exactly once and in order, so that a
+stream contains neither duplicates nor gaps. If a frame is out of sequence, the job is resynchronized with
 Redis.
 """
 
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PendingCancel:
-    """A cancel request to send once Redis is available.
+    """A cancel request that is sent once Redis is available.
 
     If ``nonce`` is set, the request applies only to the submission or takeover with that nonce.
     """
@@ -41,11 +42,11 @@ class PendingCancel:
 
 
 class LiveJob:
-    """A job streamed by a controller, with all data needed to recreate it in an empty Redis.
+    """A job that a controller is streaming, with all the data needed to recreate it after data loss in Redis.
 
-    ``nonce`` identifies one submission or takeover, so that repeated or late calls do not affect another
+    ``nonce`` identifies one submission or takeover, so that repeated or delayed calls do not affect another
     reader of the same job. ``epoch`` increases with each takeover of the stream. ``trace`` is the W3C
-    traceparent; it is stored separately because the packed job must not depend on it.
+    traceparent. It is stored outside ``job``, because the packed job must not depend on it.
     """
 
     def __init__(
@@ -65,17 +66,17 @@ class LiveJob:
         self.epoch = epoch
         self.nonce = nonce or uuid.uuid4().hex
         self.trace = trace
-        self.is_submitted = is_submitted  # False during the first submit, which may still be rejected
+        self.is_submitted = is_submitted  # False until Redis has accepted the job
         self.frames = list(frames)
         self.next_offset = sum(len(event.token_ids) for event in decode_log(frames))
         self.deadline = time.monotonic() + ttl_s
         self.last_active = time.monotonic()
-        # ID of the last stream entry at the last resync. Entries up to it are in the log or no longer apply.
+        # ID of the last stream entry at the last resync. Entries up to and including this one are obsolete.
         self.resynced_to = (0, 0)
 
     @property
     def remaining_ms(self) -> int:
-        """Return the time until the deadline in milliseconds, at least 1."""
+        """Return the time left until the deadline in milliseconds (at least 1)."""
         return max(int((self.deadline - time.monotonic()) * 1000), 1)
 
     def append(self, payload: bytes, event: Event) -> None:
@@ -108,11 +109,11 @@ class LiveJob:
 
 
 class DeliveryLedger:
-    """The live jobs of one controller and their events that are ready for delivery."""
+    """The live jobs of one controller, and the events that are ready for delivery."""
 
     def __init__(self) -> None:
         self._controller_id = uuid.uuid4().hex
-        self._num_beats = 0  # beats sent under this controller ID; Redis stores the same number
+        self._num_beats = 0  # number of beats sent under this controller ID; Redis stores the same number
         self._former_ids: list[str] = []  # to be removed from Redis
         self._live: dict[str, LiveJob] = {}
         self._to_resync: dict[str, None] = {}  # ordered set of job IDs
@@ -132,7 +133,7 @@ class DeliveryLedger:
         return self._num_beats + 1
 
     def record_beat(self, controller_id: str, beat: int, *, has_lost_memory: bool) -> None:
-        """Record that Redis received a beat. ``has_lost_memory``: Redis has lost the previous beat."""
+        """Record that Redis has received a beat. ``has_lost_memory`` means that it lost the previous beat."""
         if controller_id != self._controller_id:
             return
         self._num_beats = beat
@@ -140,9 +141,10 @@ class DeliveryLedger:
             self.change_identity()
 
     def change_identity(self) -> None:
-        """Switch to a new controller ID and resync every job after Redis has lost data.
+        """After data loss in Redis, switch to a new controller ID and request a resync of every job.
 
-        Entry IDs in the old stream may go backwards after the loss, so that stream is abandoned.
+        The new ID has a new event stream, because the entry IDs of the old stream may go backwards after data
+        loss.
         """
         self._former_ids.append(self._controller_id)
         self._controller_id = uuid.uuid4().hex
@@ -153,7 +155,7 @@ class DeliveryLedger:
 
     @property
     def former_ids(self) -> tuple[str, ...]:
-        """Return the previous controller IDs that Redis may still contain."""
+        """Return the previous IDs of this controller that may still exist in Redis."""
         return tuple(self._former_ids)
 
     def remove_former_id(self, controller_id: str) -> None:
@@ -167,7 +169,7 @@ class DeliveryLedger:
 
     @property
     def models(self) -> set[str]:
-        """Return the models of the live jobs."""
+        """Return the names of the models that the live jobs use."""
         return {live.job.model for live in self._live.values()}
 
     def find(self, job_id: str) -> LiveJob | None:
@@ -178,16 +180,16 @@ class DeliveryLedger:
         self._live[live.job.job_id] = live
 
     def confirm(self, live: LiveJob) -> None:
-        """Record that Redis has accepted the job for this controller."""
+        """Record that Redis has accepted this controller as the owner of the job."""
         live.is_submitted = True
         if live.job.job_id in self._taken_over:
             self._taken_over.remove(live.job.job_id)
 
     def reattach(self, live: LiveJob, nonce: str, epoch: int) -> list[Event]:
-        """Transfer a live job to another reader on this controller. Return the events delivered so far.
+        """Transfer a live job to another reader on this controller. Return the events already delivered.
 
-        An ``epoch`` higher than the recorded one means that another controller owned the stream in the
-        meantime.
+        If ``epoch`` is higher than the recorded one, another controller has owned the stream in the meantime,
+        and a resync is requested.
         """
         live.nonce = nonce
         if epoch > live.epoch:
@@ -202,7 +204,7 @@ class DeliveryLedger:
         self._ready = [item for item in self._ready if item[0] != job_id]
 
     def expire(self) -> None:
-        """Fail the jobs that are past their deadline."""
+        """Fail all live jobs whose deadline has passed."""
         now = time.monotonic()
         for live in list(self._live.values()):
             if live.deadline <= now:
@@ -211,12 +213,15 @@ class DeliveryLedger:
                 self.fail(live, ErrorCode.DEADLINE_EXCEEDED, message)
 
     def fail(self, live: LiveJob, code: ErrorCode, message: str) -> None:
-        """End a job with an error event from this controller, and cancel it in Redis."""
+        """End a job's stream with an error event, and cancel the job in Redis later."""
         self._end(live.job.job_id, code, message)
         self.cancel_later(live.job.job_id, live.job.tenant)
 
     def was_taken_over(self, job_id: str) -> bool:
-        """Return whether another controller has taken over the job. If so, this one must not cancel it."""
+        """Return whether another controller has taken over the job.
+
+        If so, this controller must not cancel the job.
+        """
         return job_id in self._taken_over
 
     # Cancel requests that Redis has not received yet
@@ -229,17 +234,20 @@ class DeliveryLedger:
         return tuple(self._pending_cancels.values())
 
     def cancel_sent(self, cancel: PendingCancel) -> None:
-        """Remove a cancel request that Redis has received, unless a newer one has replaced it."""
+        """Remove a cancel request after Redis has received it, unless a newer request has replaced it."""
         if self._pending_cancels.get(cancel.job_id) == cancel:
             del self._pending_cancels[cancel.job_id]
 
     # Delivery
 
     def receive(self, job_id: str, index: int, payload: bytes, entry_id: tuple[int, int]) -> None:
-        """Accept a frame from the stream if it is the next one. Skip duplicates, else request a resync."""
+        """Accept a frame from the stream if it is the job's next frame.
+
+        Skip the frame if it is a duplicate. Otherwise, request a resync.
+        """
         live = self._live.get(job_id)
         if live is None or job_id in self._to_resync or entry_id <= live.resynced_to:
-            return  # the resync returns these frames from the log
+            return  # the job has ended, or a resync covers this frame
         if index < len(live.frames) and live.frames[index] == payload:
             return
         self._accept(job_id, index, payload)
@@ -249,14 +257,14 @@ class DeliveryLedger:
         return bool(self._ready)
 
     def take_ready(self) -> list[tuple[str, Event]]:
-        """Return and clear the (job ID, event) pairs that are ready for delivery."""
+        """Return the (job ID, event) pairs that are ready for delivery, and clear the list."""
         ready, self._ready = self._ready, []
         return ready
 
     # Resynchronization
 
     def idle_jobs(self, idle_s: float) -> list[LiveJob]:
-        """Return the submitted jobs that have received no events for ``idle_s`` seconds."""
+        """Return the submitted jobs that have neither received events nor been checked for ``idle_s``."""
         before = time.monotonic() - idle_s
         return [live for live in self._live.values() if live.is_submitted and live.last_active <= before]
 
@@ -272,19 +280,19 @@ class DeliveryLedger:
     def apply_resync(
         self, live: LiveJob, controller_id: str, state: bytes, tail: list[bytes], last_entry: tuple[int, int]
     ) -> bool:
-        """Apply the reply from the script ``resync_job`` to a job. Return False if the reply is outdated.
+        """Apply a reply from the ``resync_job`` script. Return False if the reply is outdated.
 
-        ``tail`` contains the frames that follow the delivered ones in the log; ``last_entry`` is the ID of
-        the last stream entry that they cover.
+        ``tail`` contains the frames in the log that have not been delivered yet. ``last_entry`` is the ID of
+        the last stream entry. The reply covers all entries up to and including this one.
         """
         job_id = live.job.job_id
-        if self._live.get(job_id) is not live:  # it was cancelled, but the script has recreated it
-            self.request_resync(job_id)  # in case there is a newer LiveJob with another nonce
+        if self._live.get(job_id) is not live:  # it was dropped here, but the script may recreate it
+            self.request_resync(job_id)  # no-op unless a newer LiveJob has this job ID
             if job_id not in self._live:
                 self.cancel_later(job_id, live.job.tenant, live.nonce)
             return False
         if controller_id != self._controller_id:
-            return False  # Redis lost data again; the job is marked for the next resync
+            return False  # Redis has lost data again, and another resync of the job is already requested
         self.finish_resync(live, controller_id)
         if state == b"moved":
             self._end(job_id, ErrorCode.STREAM_TAKEN_OVER, "Another connection has taken over this stream.")
@@ -299,7 +307,7 @@ class DeliveryLedger:
         return True
 
     def finish_resync(self, live: LiveJob, controller_id: str) -> None:
-        """Mark the job as consistent with Redis, unless the job or the controller ID has changed."""
+        """Clear the job's resync request, unless the job or the controller ID has been replaced."""
         if self._live.get(live.job.job_id) is live and controller_id == self._controller_id:
             self._to_resync.pop(live.job.job_id, None)
 
@@ -310,7 +318,7 @@ class DeliveryLedger:
             return  # the job has ended
         try:
             event = decode_event(payload, live.next_offset)
-        except ValueError as error:  # raised by msgspec or caused by invalid UTF-8
+        except ValueError as error:  # a msgspec error or invalid UTF-8
             _log.error("job %s failed: its worker wrote an invalid event: %s", job_id, error)
             self.fail(live, ErrorCode.INTERNAL_ERROR, "A worker wrote an invalid event. Retry the request.")
             return
@@ -327,6 +335,6 @@ class DeliveryLedger:
             self._ready.append((job_id, error_event(code, message, offset=live.next_offset)))
 
     def _stop(self, job_id: str) -> LiveJob | None:
-        """Stop accepting frames for this job. Events that are ready are still delivered."""
+        """Stop accepting frames for this job. Events that are ready for delivery are kept."""
         self._to_resync.pop(job_id, None)
         return self._live.pop(job_id, None)

@@ -1,7 +1,11 @@
-"""The reader of a controller's event stream, including recovery after Redis failures.
+"""Reading a controller's event stream, and recovering from Redis failures.
 
-Each poll checks whether Redis was replaced (if so, it switches to a new controller ID and resyncs every job),
-compares idle jobs with Redis, resyncs the jobs that need it, and adds new frames to the ledger.
+Each poll does the following:
+
+1. Check whether Redis was replaced or restarted. If so, switch to a new controller ID and resync every job.
+2. Send pending cancel requests.
+3. Compare idle jobs with Redis, and resync the jobs that differ.
+4. Add new frames from the stream to the ledger.
 """
 
 from __future__ import annotations
@@ -18,15 +22,16 @@ from llava_wire.redis.keys import out_key
 __all__ = ["EventReader"]
 
 BLOCK_MS = 2000
-_NOTICE = re.compile(rb"([!-~]+) ([0-9]{1,9}|\?)")  # job ID, then an index in its log or "?"
+_NOTICE = re.compile(rb"([!-~]+) ([0-9]{1,9}|\?)")  # job ID, then the index of a frame in its log, or "?"
 _log = logging.getLogger(__name__)
 
 
 class EventReader:
-    """A reader that copies a controller's event stream to its ledger. Calls to ``poll`` must not overlap.
+    """Copies new frames from a controller's event stream to its ledger. Calls to ``poll`` must not overlap.
 
-    ``link`` is used for commands; blocking reads use a separate connection. A live job that receives no
-    events for ``check_interval_s`` seconds is compared with Redis, in case a stream entry was lost.
+    ``link`` is used to call scripts. Blocking reads use a separate connection. If a live job receives no
+    events for ``check_interval_s`` seconds, its state is compared with Redis, in case a stream entry was
+    lost.
     """
 
     def __init__(self, url: str, link: Link, ledger: DeliveryLedger, *, check_interval_s: float) -> None:
@@ -39,10 +44,10 @@ class EventReader:
         self._num_connections = 0  # opened so far
         self._known_connection = -1  # number of the last connection on which the server was identified
         self._run_id: str | None = None
-        self._position = ("", "0-0")  # controller ID of the stream, and the last entry read
+        self._position = ("", "0-0")  # controller ID of the stream, and ID of the last entry read
 
     async def follow(self) -> AsyncIterator[list[tuple[str, Event]]]:
-        """Yield batches of events forever. While Redis is unavailable, jobs still fail at their deadlines."""
+        """Yield batches of events forever. Deadlines are enforced even while Redis is unavailable."""
         failures = 0
         while True:
             try:
@@ -59,7 +64,10 @@ class EventReader:
                 yield self._ledger.take_ready()
 
     async def poll(self, block_ms: int | None) -> None:
-        """Wait up to ``block_ms`` for frames (None: do not wait). Raise ``UNAVAILABLE`` errors on failure."""
+        """Run one poll. Raise an ``UNAVAILABLE`` error on failure.
+
+        Wait up to ``block_ms`` milliseconds for new frames, or do not wait if it is None.
+        """
         await self.identify_server()
         await self._send_pending_cancels()
         await self._check_idle_jobs()
@@ -69,7 +77,7 @@ class EventReader:
 
     async def identify_server(self) -> None:
         """Record the run ID of the server. If it has changed, switch to a new controller ID."""
-        while self._known_connection != self._num_connections:  # repeats if run_id() opens the connection
+        while self._known_connection != self._num_connections:  # repeat if run_id() opened a connection
             connection = self._num_connections
             run_id = await self._reader.run_id()
             if connection != self._num_connections:
@@ -122,14 +130,14 @@ class EventReader:
             await self._supply_images(live, controller_id, [digest.decode() for digest in missing])
 
     async def _supply_images(self, live: LiveJob, controller_id: str, digests: list[str]) -> None:
-        """Resend the images that Redis has lost. Fail the job if this controller does not have them."""
+        """Resend images that Redis has lost. Fail the job if this controller does not have all of them."""
         if not all(digest in live.pixels for digest in digests):
             message = "The images of this request are no longer stored. Send the request again."
             self._ledger.fail(live, ErrorCode.INTERNAL_ERROR, message)
             return
         job_id = live.job.job_id
         pairs = [arg for digest in digests for arg in (digest, live.pixels[digest])]
-        self._ledger.request_resync(job_id)  # stays requested if the next call fails
+        self._ledger.request_resync(job_id)  # remains in effect if the next call fails
         await self._link.script("supply_images", job_id, live.remaining_ms, *pairs)
         self._ledger.finish_resync(live, controller_id)
 
@@ -142,7 +150,7 @@ class EventReader:
         )
         is_known = self._known_connection == self._num_connections
         if not is_known or controller_id != self._ledger.controller_id:
-            return  # may be from another server: identify it, then read again from the same position
+            return  # the reply may be from a new server, which the next poll identifies before it reads again
         for entry_id, job_id, index, payload in _notices(reply):
             if index is None:
                 self._ledger.request_resync(job_id)
@@ -160,7 +168,10 @@ def _entry_id(text: bytes) -> tuple[int, int]:
 def _notices(
     reply: list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]],
 ) -> Iterator[tuple[bytes, str, int | None, bytes]]:
-    """Parse an XREAD reply into (entry ID, job ID, log index, payload) tuples. Index None means resync."""
+    """Parse an XREAD reply into (entry ID, job ID, log index, payload) tuples.
+
+    An index of None requests a resync.
+    """
     for _, entries in reply or []:
         for entry_id, fields in entries:
             for name, payload in fields.items():

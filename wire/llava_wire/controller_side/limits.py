@@ -15,9 +15,12 @@ _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
 
 @dataclass(frozen=True)
 class TenantLimits:
-    """The limits of one tenant. A tenant with ``weight`` 3 gets three times the tokens of one with ``weight``
-    1 while both have waiting jobs. ``max_jobs`` limits the number of waiting and running jobs, ``max_cost``
-    their total cost in tokens. None selects the default limit for tenants."""
+    """The limits of one tenant. None selects the default limit.
+
+    ``max_jobs`` limits the number of waiting and running jobs, and ``max_cost`` limits their total cost in
+    tokens. While two tenants have waiting jobs, a tenant with ``weight`` 3 is served three times as many
+    tokens as a tenant with ``weight`` 1.
+    """
 
     weight: float = 1.0
     max_jobs: int | None = None
@@ -29,8 +32,10 @@ DEFAULT_TENANT_LIMITS = TenantLimits()
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """The limits of the queue. ``queued_*`` limit the waiting jobs per model, ``tenant_*`` the waiting and
-    running jobs per tenant. Costs are in tokens. ``pixel_bytes`` limits the total size of all stored images.
+    """The limits of the queue. Costs are in tokens.
+
+    ``queued_*`` limits the waiting jobs per model, and ``tenant_*`` limits the waiting and running jobs per
+    tenant. ``pixel_bytes`` limits the total size of all stored images.
     """
 
     queued_jobs: int
@@ -40,7 +45,7 @@ class QueueLimits:
     pixel_bytes: int
 
     def for_tenant(self, limits: TenantLimits) -> QueueLimits:
-        """Return a copy of these limits with the ``tenant_*`` limits replaced by those of one tenant."""
+        """Return a copy in which the limits of one tenant override the ``tenant_*`` limits."""
         return QueueLimits(
             self.queued_jobs,
             self.queued_cost,
@@ -51,7 +56,7 @@ class QueueLimits:
 
 
 def submit_error(job: Job, limits: QueueLimits, reply: list[bytes | int]) -> WireError:
-    """Return the error for any reply from the script ``submit`` other than "ok"."""
+    """Return the error that corresponds to a reply other than "ok" from the ``submit`` script."""
     kind = reply[0].decode() if isinstance(reply[0], bytes) else ""
     if kind == "duplicate":
         return DuplicateJob(f"Job {job.job_id} already exists with different contents.")
@@ -90,7 +95,7 @@ def submit_error(job: Job, limits: QueueLimits, reply: list[bytes | int]) -> Wir
 
 
 def _retry_after_s(milliseconds: int) -> float:
-    """Convert an estimate to seconds and clamp it. 0 milliseconds means that there is no estimate."""
+    """Convert an estimated delay to seconds and clamp it. 0 means that no estimate is available."""
     if not milliseconds:
         return _DEFAULT_RETRY_S
     return min(max(milliseconds / 1000, _MIN_RETRY_S), _MAX_RETRY_S)

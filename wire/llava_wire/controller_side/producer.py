@@ -28,8 +28,8 @@ from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, queue_unavailabl
 
 __all__ = ["JobProducer"]
 
-MAX_CRASHES = 3  # two while sharing a worker with jobs that may have caused the crash, and one alone
-RECENT_READ_S = 3.0  # a job that was read this recently is not cancelled as unread
+MAX_CRASHES = 3  # two crashes on a worker shared with other jobs, and one crash while running alone
+RECENT_READ_S = 3.0  # a job that was read within this time is not cancelled as unread
 ORPHAN_GRACE_S = 30.0
 NUM_TRIES = 3
 CRASHED = error_event(
@@ -37,14 +37,14 @@ CRASHED = error_event(
     "Every worker that ran this request crashed, the last one while running no other request. Change the "
     "request before sending it again.",
 )
-Pixels: TypeAlias = Mapping[str, bytes]  # by digest
+Pixels: TypeAlias = Mapping[str, bytes]  # image tiles, keyed by digest
 _job_decoder = msgspec.msgpack.Decoder(Job)
 
 
 class JobProducer:
     """A controller's connection to the queue. Events are delivered only while ``follow`` is running.
 
-    All calls except ``follow`` raise QueueUnavailable if Redis is unavailable.
+    All methods that access Redis, except for ``follow``, raise QueueUnavailable if it is unavailable.
     """
 
     def __init__(
@@ -82,10 +82,11 @@ class JobProducer:
     ) -> JobProducer:
         """Connect to the queue. Raise QueueUnavailable if Redis does not respond within ``timeout_s``.
 
-        ``timeout_s`` also applies to all later calls. The ``max_*`` limits are documented in ``QueueLimits``.
-        If no controller has called ``reap`` for a while, the next call gives all workers a new lease of
-        ``lease_s``. The jobs of a controller that has not called ``reap`` for ``orphan_grace_s`` are
-        cancelled. A job that receives no events for ``check_interval_s`` is compared with Redis.
+        ``timeout_s`` also applies to each later call. The ``max_*`` limits are documented in ``QueueLimits``.
+        If no controller has called ``reap`` for a while, the next call renews the leases of all workers for
+        ``lease_s``. If a controller has not called ``reap`` for ``orphan_grace_s``, its jobs are stopped,
+        except for background jobs. If a job receives no events for ``check_interval_s``, its state is
+        compared with Redis.
         """
         producer = cls(
             url,
@@ -107,7 +108,7 @@ class JobProducer:
 
     @property
     def controller_id(self) -> str:
-        """Return the random ID of this controller, which changes each time Redis loses data."""
+        """Return the random ID of this controller. The ID changes each time Redis loses data."""
         return self._ledger.controller_id
 
     async def submit(
@@ -119,11 +120,13 @@ class JobProducer:
     ) -> QueuePosition | None:
         """Add a job to the queue. ``follow`` yields its events, possibly before this call returns.
 
-        ``pixels`` maps the digest of every image in the job to its tiles; images that are already in Redis
-        are not sent again. ``trace`` is passed to the workers. The call can be repeated with the same job;
-        only the first call returns the queue position. Raise QueueFull, TenantOverLimit, QueueUnavailable or
-        DuplicateJob. Raise AlreadySubmitted if another controller owns the job or if the job has ended. If
-        the call fails, the job is not run for this controller, or is cancelled once Redis is available.
+        ``pixels`` must contain the tiles of every image in the job. Images that are already in Redis are not
+        sent again. ``trace`` is the W3C traceparent, which is passed to the worker. The call can be repeated
+        with the same job, but only the first call returns the queue position.
+
+        Raise QueueFull, TenantOverLimit, QueueUnavailable or DuplicateJob. Raise AlreadySubmitted if another
+        controller owns the job or if the job has ended. If Redis has accepted the job but this call fails,
+        the job is cancelled once Redis is available.
         """
         pixels = {image.digest: pixels[image.digest] for image in job.images}
         live = self._find(job)
@@ -144,11 +147,14 @@ class JobProducer:
         return QueuePosition.from_reply(*reply[1:]) if len(reply) > 1 else None
 
     def is_live(self, job: Job) -> bool:
-        """Return whether this controller is streaming the job. Raise DuplicateJob if its contents differ."""
+        """Return whether this controller is streaming the job.
+
+        Raise DuplicateJob if it is streaming a job with the same ID but different contents.
+        """
         return self._find(job) is not None
 
     async def cancel(self, job_id: str, *, tenant: str) -> bool:
-        """Cancel a job without emitting further events. Return whether it was live.
+        """Cancel a job without emitting further events. Return whether the job was live.
 
         If the call raises QueueUnavailable, the job is cancelled once Redis is available.
         """
@@ -164,11 +170,11 @@ class JobProducer:
             raise
 
     async def cancel_unread(self, job_id: str, *, tenant: str) -> bool:
-        """Cancel a job that no client of this controller is reading. Return True if it is no longer live.
+        """Cancel a job that no client of this controller is reading. Return whether the job has ended.
 
-        Return False if another reader took a snapshot within the last ``RECENT_READ_S`` seconds or has
-        attached to the job. If the call raises QueueUnavailable, the job may have been cancelled anyway,
-        unless a new reader had attached.
+        Return False if another reader has attached to the job or has taken a snapshot within the last
+        ``RECENT_READ_S`` seconds. If the call raises QueueUnavailable, the job may have been cancelled
+        anyway, but not if another reader had attached.
         """
         live, recent_ms = self._ledger.find(job_id), int(RECENT_READ_S * 1000)
         nonce = live.nonce if live else ""
@@ -182,18 +188,18 @@ class JobProducer:
     async def delete(self, job_id: str, *, tenant: str) -> bool:
         """Delete a job and its output. Return False if the tenant has no such job.
 
-        An unfinished job is cancelled first, and its stream ends with an error event on whichever controller
-        has it.
+        An unfinished job is cancelled first. The controller that is streaming the job then ends the stream
+        with an error event.
         """
         return bool(await self._call("delete", job_id, tenant, uuid.uuid4().hex))
 
     async def snapshot(
         self, job_id: str, *, tenant: str, num_events: int = 0, offset: int = 0
     ) -> JobSnapshot | None:
-        """Return the state of a job and its events after the first ``num_events``.
+        """Return the state of a job, and all its events except for the first ``num_events``.
 
-        ``offset`` is the number of tokens in the skipped events. The controller that streams the job does not
-        change. Return None if the job does not exist or belongs to another tenant.
+        ``offset`` must be the number of tokens in the skipped events. The call does not take over the stream.
+        Return None if the job does not exist or belongs to another tenant.
         """
         if not (reply := await self._call("read_job", job_id, tenant, num_events)):
             return None
@@ -204,18 +210,18 @@ class JobProducer:
         )
 
     def follow(self) -> AsyncIterator[list[tuple[str, Event]]]:
-        """Yield batches of (job ID, event) for all live jobs, forever. Use only one iterator at a time.
+        """Yield batches of (job ID, event) pairs for all live jobs, forever. Use only one iterator at a time.
 
-        The events of a job are complete and in order. Every job ends with exactly one final event, unless it
-        was cancelled through this object.
+        The events of each job are delivered in order, without gaps or duplicates. Every job ends with exactly
+        one final event, unless it was cancelled through this object.
         """
         return self._reader.follow()
 
     async def attach(self, job_id: str, *, tenant: str) -> list[Event] | None:
-        """Take over a stream and return its events so far. ``follow`` yields the later ones.
+        """Take over a stream and return its existing events. ``follow`` yields subsequent events.
 
         Return None if the job was cancelled, has expired, does not exist, or belongs to another tenant. If
-        another controller is still streaming the job, its stream ends with an error event.
+        another controller is still streaming the job, that controller ends its stream with an error event.
         """
         nonce = uuid.uuid4().hex
         reply = await self._call("take_over_job", job_id, tenant, self.controller_id, nonce)
@@ -223,7 +229,7 @@ class JobProducer:
         if reply == [b"cancelled"]:
             self._ledger.request_resync(job_id)  # ends the stream if it is on this controller
             return None
-        if live:  # already on this controller, but another one may have owned it in the meantime
+        if live:  # already on this controller, but another controller may have owned it in the meantime
             epoch = reply[1] if reply else 0
             return self._ledger.reattach(live, nonce, epoch) if live.job.tenant == tenant else None
         if not reply:
@@ -244,10 +250,10 @@ class JobProducer:
         return read_heartbeats(reply[2])
 
     async def reap(self) -> int:
-        """Requeue the jobs of dead and hung workers. Return the number of jobs.
+        """Requeue the jobs of dead and hung workers. Return the number of these jobs.
 
-        Call it once per second. It is also the heartbeat of this controller, and it detects data loss in
-        Redis.
+        Must be called once per second. Each call also serves as a heartbeat of this controller and detects
+        data loss in Redis.
         """
         controller_id, beat = self.controller_id, self._ledger.next_beat
         payload = msgspec.msgpack.encode(CRASHED)
@@ -258,9 +264,9 @@ class JobProducer:
         return int(num_requeued)
 
     async def stats(self, heartbeats: Sequence[Heartbeat] | None = None) -> QueueStats:
-        """Return statistics for all models that have a worker or a live job on this controller.
+        """Return statistics for all models that have a worker, or a live job on this controller.
 
-        The heartbeats are read from Redis if ``heartbeats`` is None.
+        If ``heartbeats`` is None, they are read from Redis.
         """
         if heartbeats is None:
             heartbeats = await self.heartbeats()
@@ -277,7 +283,7 @@ class JobProducer:
             raise queue_unavailable(error) from error
 
     async def aclose(self) -> None:
-        """Close the connections. Other controllers can attach to the streams that are still live."""
+        """Close the connections. Other controllers can then attach to any streams that are still live."""
         if not self._ledger.num_live:
             with contextlib.suppress(*UNAVAILABLE):
                 await self._link.script("remove_controller", self.controller_id)
@@ -301,7 +307,7 @@ class JobProducer:
                 return reply
             digests = [digest.decode() for digest in reply[1]]
         raise QueueUnavailable(
-            "Redis dropped the images of this request before it was queued. Increase maxmemory."
+            "Redis dropped the images of this request before the request was queued. Increase maxmemory."
         )
 
     async def _call(self, name: str, *args: Arg) -> Any:

@@ -13,7 +13,10 @@ __all__ = ["JobSnapshot", "QueuePosition", "QueueStats"]
 
 @dataclass(frozen=True)
 class QueueStats:
-    """Counts for the whole system. ``num_waiting`` is per model; ``num_live`` is for this controller only."""
+    """Counts for the whole system, except for ``num_live``, which counts only the jobs of this controller.
+
+    ``num_waiting`` is keyed by model.
+    """
 
     num_waiting: Mapping[str, int]
     num_running: int
@@ -25,24 +28,27 @@ class QueueStats:
 
 @dataclass(frozen=True)
 class QueuePosition:
-    """The queue position of a job at submission. ``num_ahead`` is the number of jobs waiting for the same
-    model. ``wait_s`` is the estimated time to serve them at the rate of the last minute; None if no job was
-    served in that minute."""
+    """The position of a job in the queue when it was submitted.
+
+    ``num_ahead`` is the number of jobs that were already waiting for the same model. ``wait_s`` is the
+    estimated time to serve them, based on the service rate of the last minute. It is None if there is no
+    estimate because no job was served in that minute.
+    """
 
     num_ahead: int
     wait_s: float | None
 
     @classmethod
     def from_reply(cls, num_ahead: int, wait_ms: int) -> QueuePosition:
-        """Parse the reply from ``submit``. If there are jobs ahead, 0 ms means that there is no estimate."""
+        """Convert a reply from ``submit``. If jobs are ahead, 0 ms means that there is no estimate."""
         return cls(num_ahead, None if num_ahead and not wait_ms else wait_ms / 1000)
 
 
 @dataclass(frozen=True)
 class JobSnapshot:
-    """The state of a job (queued, parked, running, done, cancelled or orphaned) and its next events.
+    """The state of a job (queued, parked, running, done, cancelled or orphaned), and the requested events.
 
-    ``outline`` is the job without its messages. ``created_at`` is in Unix seconds, according to the Redis
+    ``outline`` is the job without its prompt. ``created_at`` is in Unix seconds, according to the Redis
     clock.
     """
 

@@ -11,7 +11,10 @@ MAX_SENT_IMAGES = 4096
 
 
 class SentImages:
-    """An LRU set of digests of images that are probably still in Redis. ``submit`` reports missing ones."""
+    """An LRU set of the digests of images that are probably still in Redis.
+
+    If one of these images is missing in Redis, ``submit`` reports its digest.
+    """
 
     def __init__(self) -> None:
         self._digests: OrderedDict[str, None] = OrderedDict()  # oldest first

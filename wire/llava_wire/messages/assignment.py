@@ -1,4 +1,4 @@
-"""Assignments: jobs assigned to workers, with the output so far that a worker continues."""
+"""Assignments: jobs assigned to workers, together with any output from earlier workers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Assignment"]
 class Assignment:
     """A job that a worker has pulled.
 
-    ``assignment_id`` is a fencing token: only its holder may write to the log of the job. ``token_ids`` and
+    ``assignment_id`` is a fencing token: only its holder may write to the job's log. ``token_ids`` and
     ``text`` are the output of earlier workers; generation continues at offset ``len(token_ids)``. ``pixels``
-    maps each digest in ``job.images`` to its tiles. ``remaining_s`` is the time from the pull to the deadline
-    of the job, or None if unknown. ``trace`` is the W3C traceparent of the submitter; empty if tracing is
+    contains the image tiles, keyed by digest. ``remaining_s`` is the time between the pull and the job's
+    deadline, or None if unknown. ``trace`` is the submitter's W3C traceparent, or empty if tracing is
     disabled.
     """
 

@@ -1,7 +1,7 @@
-"""Events: the output of a job, as emitted by a worker and stored in the log of the job.
+"""Events: the output of a job, as emitted by a worker and stored in the job's log.
 
-Each event carries both token IDs and text, so that another worker can resume from the IDs and a controller
-can stream the text without a tokenizer. The last event of a job has ``final`` set.
+Each event contains both token IDs and text, so that another worker can resume from the token IDs and a
+controller can stream the text without a tokenizer. ``final`` is set only in the last event of a job.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ __all__ = [
 
 
 class FinishReason(str, Enum):
-    """Why a job ended."""
+    """The reason why a job ended."""
 
-    STOP = "stop"  # end-of-sequence token or a stop string
+    STOP = "stop"  # end-of-sequence token, stop token or stop string
     LENGTH = "length"  # max_tokens or the context length was reached
     ERROR = "error"
 
 
 class ErrorCode(str, Enum):
-    """The machine-readable reason why a job failed; ``JobError.message`` is for humans."""
+    """The machine-readable reason why a job failed. ``JobError.message`` is for humans."""
 
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     INVALID_REQUEST = "invalid_request"
@@ -42,7 +42,7 @@ class ErrorCode(str, Enum):
     WORKER_CRASHED = "worker_crashed"
     INTERNAL_ERROR = "internal_error"
     WORKER_OUTDATED = "worker_outdated"  # the job requires a newer worker version
-    # Set by a controller when it ends a stream; workers never emit these.
+    # The following codes are set by a controller when it ends a stream. Workers never emit them.
     ANSWER_CANCELLED = "answer_cancelled"
     STREAM_TAKEN_OVER = "stream_taken_over"
 
@@ -54,8 +54,11 @@ class ErrorCode(str, Enum):
 
 
 class JobError(msgspec.Struct, frozen=True):
-    """The error of a failed job. ``message`` states the value, the limit and the remedy. ``param`` is the
-    invalid field of the request. It is None if the error concerns the messages or no particular field."""
+    """The error that caused a job to fail.
+
+    ``message`` states the value, the limit and the remedy. ``param`` is the name of the invalid request
+    field, or None if the error is in the messages or not specific to a field.
+    """
 
     code: ErrorCode
     message: str
@@ -66,7 +69,8 @@ class Final(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The outcome of a job, included in its last event.
 
     ``error`` is set if and only if ``reason`` is ERROR. ``stopped_by`` is the stop string that ended the
-    output, or empty. ``vector`` is the embedding: fp32, little-endian, normalized to unit length.
+    output, or empty if none did. ``vector`` is the embedding as little-endian fp32, normalized to unit
+    length.
     """
 
     reason: FinishReason
@@ -78,8 +82,11 @@ class Final(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TokenScore(msgspec.Struct, frozen=True, array_like=True):
-    """A token and its log probability. ``text`` is the text of the token as bytes, because a token may
-    contain only part of a character. It is empty for special tokens."""
+    """A token and its log probability.
+
+    ``text`` is the text of the token as bytes, because a token may contain only part of a character. It is
+    empty for special tokens.
+    """
 
     token_id: int
     text: bytes
@@ -87,22 +94,24 @@ class TokenScore(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """The sampled token and the most likely tokens at its position, in descending order of probability."""
+    """The sampled token, and the most likely tokens at its position in descending order of probability."""
 
     sampled: TokenScore
     top: tuple[TokenScore, ...] = ()
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):
-    """Tokens ``offset`` to ``offset + len(token_ids)`` of the output, and the text that they complete.
+    """The output tokens that start at position ``offset``, and the text that they complete.
 
-    ``text`` contains only complete characters. It may lag behind the tokens, for example in the middle of a
-    multi-token character or a possible stop string; the rest follows in a later event. The end-of-sequence
-    token is included in ``token_ids`` and has no text. ``logprobs`` contains one entry per token ID if the
-    job requests log probabilities; otherwise it is empty. ``num_prompt_tokens`` is set in the first event
-    from each worker, so that a stream can report it early. ``prompt`` contains all prompt tokens and is set
-    only in the first event of a job with ``is_echoed``. Their log probabilities are 0 if the job does not
-    request them; that of the first token is always 0.
+    ``text`` contains only complete characters. It may lag behind the tokens, for example while a multi-token
+    character or a possible stop string is incomplete. The remaining text follows in a later event. The
+    end-of-sequence token is included in ``token_ids``, but adds no text.
+
+    ``logprobs`` contains one entry per token ID if the job requests log probabilities; otherwise, it is
+    empty. ``num_prompt_tokens`` is set in the first event from each worker, so that it can be reported early
+    in the stream. ``prompt`` contains all prompt tokens and is set only in the first event of a job with
+    ``is_echoed``. The log probability of the first prompt token is always 0. Those of the other prompt tokens
+    are 0 unless the job requests log probabilities.
     """
 
     offset: int
@@ -123,7 +132,7 @@ _decoder = msgspec.msgpack.Decoder(Event)
 
 
 def decode_event(payload: bytes, offset: int) -> Event:
-    """Decode a frame. ``offset`` replaces the -1 in the final events that ``reap_workers`` writes."""
+    """Decode a frame. ``offset`` replaces the placeholder -1 in final events written by ``reap_workers``."""
     event = _decoder.decode(payload)
     return msgspec.structs.replace(event, offset=offset) if event.offset < 0 else event
 
@@ -137,5 +146,5 @@ def decode_log(frames: list[bytes] | tuple[bytes, ...], offset: int = 0) -> list
 
 
 def error_event(code: ErrorCode, message: str, *, offset: int = -1) -> Event:
-    """Return a final event without tokens."""
+    """Return a final event that contains an error and no tokens."""
     return Event(offset, (), "", Final(reason=FinishReason.ERROR, error=JobError(code, message)))

@@ -18,17 +18,18 @@ _log = logging.getLogger(__name__)
 class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The image preprocessing for a model, described as data so that the server needs no model code.
 
-    ``side`` is the input size of the vision tower in pixels. ``fit`` is the resize mode: "pad" pads the image
-    to a square with ``background`` and resizes it (the original LLaVA-1.5); "crop" resizes the shorter side
-    and crops the center (CLIP's default); "squash" resizes the image to a square (SigLIP's default).
-    Images are resampled with PIL's bicubic filter. Each tile is encoded as ``tokens_per_tile`` tokens.
+    ``side`` is the side length in pixels of the vision tower's square input. ``fit`` is the resize mode:
+    "pad" pads the image to a square with ``background`` and resizes it (like the original LLaVA-1.5); "crop"
+    resizes the shorter side and crops the center (CLIP's default); "squash" resizes the image to a square
+    (SigLIP's default). Images are resampled with PIL's bicubic filter. Each tile is encoded as
+    ``tokens_per_tile`` tokens.
 
     "anyres" (LLaVA-1.6) and "hd" (LLaVA-1.5-HD, experimental) split an image into several tiles. The first
-    tile is the whole image squashed to side x side. For the others, ``grid`` lists the possible canvas sizes
-    (width, height). The canvas that preserves the most pixels of the image is selected; ties go to the one
-    with the least wasted area. The image is resized to fit the canvas, keeping its aspect ratio (sizes are
-    rounded up to whole pixels), centered on a black background (offsets are rounded down), and cut into tiles
-    row by row.
+    tile is the whole image, squashed to a square. The other tiles are cut from a canvas. ``grid`` lists the
+    possible canvas sizes (width, height). The canvas that preserves the most pixels of the image is selected;
+    ties are resolved in favor of the least wasted area. The image is resized to fit the canvas without
+    changing its aspect ratio (sizes are rounded up to whole pixels), centered on a black background (offsets
+    are rounded down) and cut into tiles row by row.
     """
 
     side: int
@@ -39,7 +40,7 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
-    """The heartbeat of a worker, sent once per second. It expires soon after the worker exits."""
+    """A worker's heartbeat, sent once per second. In Redis, it expires with the worker's lease."""
 
     worker_id: str
     model: str  # empty if no model is loaded; the other model fields are then unused
@@ -51,14 +52,14 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     is_draining: bool = False
     started_at: float = 0.0  # Unix seconds, for display only
     command: CommandStatus | None = msgspec.field(name="order", default=None)  # status of the last command
-    stats: dict[str, float] = {}  # engine statistics for display; the names depend on the version
+    stats: dict[str, float] = {}  # engine statistics for display; the names depend on the worker's version
 
 
 _decoder = msgspec.msgpack.Decoder(Heartbeat)
 
 
 def read_heartbeats(payloads: Iterable[bytes]) -> list[Heartbeat]:
-    """Decode heartbeats. A heartbeat that cannot be decoded is logged and skipped."""
+    """Decode heartbeats. Log and skip those that cannot be decoded."""
     read = []
     for payload in payloads:
         try:

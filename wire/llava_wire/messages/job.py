@@ -1,7 +1,7 @@
 """Jobs: requests submitted by the server and run by workers.
 
-A job is built once from a validated request and never changes. It contains neither pixels nor encoded image
-files: each image is an ``ImageRef`` to preprocessed tiles, which are stored separately.
+A job is built from a validated request and never changes. It contains neither pixels nor encoded image files:
+each image is an ``ImageRef``, which refers to preprocessed tiles that are stored separately.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Task = Literal["answer", "tokenize", "detokenize", "embed"]
 
 
 class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
-    """An image preprocessed according to the model's ImageSpec: uint8 RGB tiles, stored under ``digest``.
+    """A reference to an image that was preprocessed according to the model's ImageSpec.
 
-    The tiles are ``num_tiles * side * side * 3`` bytes, row-major HWC, one after another. ``width`` and
-    ``height`` are the size of the original image in pixels, in upright orientation. Anyres models need it to
-    remove the padding.
+    The tiles are stored under ``digest``, one after another, as uint8 RGB values in row-major HWC order
+    (``num_tiles * side * side * 3`` bytes). ``width`` and ``height`` are the dimensions of the original image
+    in pixels, in upright orientation. Anyres models need them to remove the padding.
     """
 
     digest: str
@@ -47,7 +47,7 @@ class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message of a conversation. ``parts`` contains its texts and images in the order of the request."""
+    """One message of a conversation. ``parts`` contains its text and images in their original order."""
 
     role: Role
     parts: tuple[str | ImageRef, ...]
@@ -57,22 +57,22 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A request with all data that a worker needs to run it.
 
     - ``task``: "answer" generates text. "embed" returns the embedding of a raw prompt or of one image.
-      "tokenize" returns the token IDs of the prompt, "detokenize" the text of ``prompt_ids``. All tasks
-      except "answer" end with a single event.
+      "tokenize" returns the token IDs of the prompt, and "detokenize" returns the text of ``prompt_ids``.
+      All tasks except "answer" emit exactly one event.
     - ``form``: "chat" applies the model's chat template to the messages. "continued" does the same, but the
       output continues the last message. "raw" uses the text of the only message as the prompt.
-    - ``prompt_ids``: a prompt as token IDs, instead of messages.
-    - ``cost``: estimated number of tokens (prompt + images + expected output), used by fair queueing.
-    - ``ttl_s``: seconds from submission to the deadline, including the time in the queue.
-    - ``priority``: workers schedule jobs with higher priority first.
+    - ``prompt_ids``: the prompt as token IDs, used instead of ``messages``.
+    - ``cost``: estimated number of tokens (prompt, images and expected output), used for fair queueing.
+    - ``ttl_s``: time in seconds from submission to the deadline, including the time spent in the queue.
+    - ``priority``: jobs with a higher priority are scheduled first.
     - ``cache_scope``: "tenant" shares cached prefixes with other jobs of the same tenant, "public" with all
       other public jobs.
-    - ``version``: the minimum WIRE_VERSION of a worker that can run the job. Older workers can still run
+    - ``version``: the minimum WIRE_VERSION that a worker needs to run the job. Older workers can still run
       other jobs. Adding a field that older workers can ignore does not require a new version.
-    - ``is_background``: the job runs to completion without a reader, even if its controller exits.
-    - ``note``: data that the server needs to build the response later; opaque to workers.
-    - ``is_echoed``: the first event also contains the prompt tokens. Requires a raw prompt without images;
-      ``max_tokens`` may be 0.
+    - ``is_background``: the job runs to completion even if it has no reader or its controller exits.
+    - ``note``: data that the server needs later to build the response; opaque to workers.
+    - ``is_echoed``: the first event also contains the prompt tokens. This requires a raw prompt without
+      images, and ``max_tokens`` may be 0.
     """
 
     job_id: str
@@ -94,7 +94,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def outline(self) -> Job:
-        """Return the job without its prompt. The outline is stored with the output to build the response."""
+        """Return the job without its prompt. The server uses this outline to build the response later."""
         return msgspec.structs.replace(self, messages=(), prompt_ids=())
 
     @property

@@ -1,4 +1,4 @@
-"""Operator commands for workers, and the status reports that workers return.
+"""Operator commands for workers, and the status reports that workers send.
 
 In Redis keys and message fields, a command is called ``order``.
 """
@@ -25,17 +25,17 @@ class ModelCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 @dataclass(frozen=True)
 class IssuedCommand:
-    """A command, and the ID that the worker uses to report its status."""
+    """A command and its ID, which the worker includes in status reports."""
 
     command_id: str
     command: ModelCommand
 
 
 class CommandStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The status of the last command.
+    """The status of a worker's last command.
 
-    In state "refused", nothing has changed; in state "failed", no model is loaded. ``progress`` is the
-    fraction of the weights that have been loaded.
+    The state "refused" means that nothing has changed, and "failed" means that no model is loaded.
+    ``progress`` is the fraction of the weights that has been loaded.
     """
 
     command_id: str = msgspec.field(name="order_id")

@@ -1,1 +1,1 @@
-"""Access for operators: the state of the queue, and commands for workers."""
+"""Operator access: the state of the queue, and commands for workers."""

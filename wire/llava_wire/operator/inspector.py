@@ -1,4 +1,4 @@
-"""Read-only access to the state of the queue, for display: workers, jobs, dead letters and server info."""
+"""A read-only view of the queue for display: workers, jobs, dead letters and server info."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ _MAX_LETTERS = 1000
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """The status of one worker. ``num_tokens`` maps job IDs to output lengths.
+    """The status of one worker.
 
-    ``overdue_s`` is how long the worker has been overdue to report progress. ``pending_command_id`` is the ID
-    of an unfinished command, or empty; the heartbeat contains the status of the last command.
+    ``num_tokens`` contains the number of output tokens of each running job, keyed by job ID. ``overdue_s`` is
+    the number of seconds by which the worker's progress report is overdue. ``pending_command_id`` is the ID
+    of the unfinished command, or empty if there is none. The heartbeat contains the status of the last
+    command.
     """
 
     heartbeat: Heartbeat
@@ -35,7 +37,10 @@ class WorkerStatus:
 
 @dataclass(frozen=True)
 class QueueDepth:
-    """The number of jobs waiting for a model, by priority and in quarantine, and the total cost in tokens."""
+    """The number of jobs waiting for a model, by priority and in quarantine.
+
+    ``cost`` is the total cost of these jobs in tokens.
+    """
 
     num_high: int
     num_normal: int
@@ -46,8 +51,11 @@ class QueueDepth:
 
 @dataclass(frozen=True)
 class SystemStatus:
-    """The live workers, controllers and queues. ``controllers`` maps controller IDs to the seconds since
-    their last beat; ``queues`` maps models to their queue depths."""
+    """The live workers, controllers and queues.
+
+    ``controllers`` contains the seconds since each controller's last beat, keyed by controller ID. ``queues``
+    is keyed by model.
+    """
 
     workers: tuple[WorkerStatus, ...]
     controllers: Mapping[str, float]
@@ -57,7 +65,7 @@ class SystemStatus:
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A job that crashed its workers. ``job`` is None if the request was too large to store."""
+    """A job that repeatedly crashed its worker. ``job`` is None if the request was too large to store."""
 
     entry_id: str
     job_id: str
@@ -76,7 +84,7 @@ class DeadLetter:
 
 
 class Inspector:
-    """A reader of the queue's state. All calls raise QueueUnavailable if Redis is unavailable."""
+    """Reads the state of the queue. All methods raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
         self._link = Link(url, timeout_s=timeout_s, max_connections=2)
@@ -85,7 +93,7 @@ class Inspector:
         await self._link.aclose()
 
     async def status(self) -> SystemStatus:
-        """Return the live workers and controllers, and the queues of the models that the workers serve."""
+        """Return the live workers and controllers, and the queues for the models that these workers serve."""
         workers, _, _, _ = await self._script("inspect")
         models = sorted({model for row in workers if row[1] and (model := _heartbeat(row).model)})
         workers, controllers, queues, num_letters = await self._script("inspect", *models)
@@ -105,7 +113,7 @@ class Inspector:
         return [_dead_letter(entry_id, fields) for entry_id, fields in entries]
 
     async def stored_images(self, job: Job) -> dict[str, bytes]:
-        """Return those tiles of a job's images that are still stored, by digest."""
+        """Return the tiles of those images of the job that are still stored, keyed by digest."""
         digests = list(dict.fromkeys(image.digest for image in job.images))
         if not digests:
             return {}
@@ -113,7 +121,7 @@ class Inspector:
         return {digest: found for digest, found in zip(digests, tiles, strict=True) if found is not None}
 
     async def server_info(self) -> dict[str, Any]:
-        """Return the INFO reply with the measured latency (``ping_s``) and clock skew (``clock_ahead_s``)."""
+        """Return the INFO reply plus the measured latency (``ping_s``) and clock skew (``clock_ahead_s``)."""
         before = time.time()
         seconds, microseconds = await self._command("TIME")
         after = time.time()

@@ -1,7 +1,7 @@
 """Send commands that make workers load or unload a model.
 
 A worker handles one command at a time. It receives the command in the reply to a heartbeat and reports the
-status in subsequent heartbeats. A command expires one minute after the worker's last heartbeat.
+command's status in subsequent heartbeats. A command expires one minute after the worker's last heartbeat.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ __all__ = ["CommandSender"]
 
 
 class CommandSender:
-    """A client that sends commands to workers. All calls raise QueueUnavailable if Redis is unavailable."""
+    """Sends commands to workers. All methods raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
         self._link = Link(url, timeout_s=timeout_s, max_connections=2)
 
     async def send(self, worker_id: str, command: ModelCommand) -> tuple[str, bool] | None:
-        """Send a command. Return the ID of the worker's pending command and whether it equals ``command``.
+        """Send a command. Return the ID of the worker's pending command, and whether it equals ``command``.
 
-        Return None if no live worker has this ID. While a command is pending, sending an equal one returns
-        the pending command's ID, and a different one is rejected.
+        If another command is already pending, ``command`` is not sent, and the returned ID is that of the
+        pending command. Return None if there is no live worker with this ID.
         """
         packed = msgspec.msgpack.encode(command)
         command_id = f"order-{uuid.uuid4().hex}"

@@ -1,7 +1,7 @@
-"""Connections to Redis without implicit retries, and the execution of scripts.
+"""Connections to Redis without implicit retries, and functions that run scripts.
 
-By default, redis-py resends a command whose reply was lost. A script may be repeated only as a whole and with
-*identical* arguments, so retries in redis-py are disabled and callers repeat whole scripts.
+By default, redis-py resends a command if its reply was lost. A script may be repeated only as a whole and
+with *identical* arguments. Retries in redis-py are therefore disabled, and callers repeat whole scripts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Arg: TypeAlias = str | bytes | int | float
 
 NUM_BRIEF_TRIES = 3
 SHARED_PARTS = ("base", "images", "fair_queue", "jobs")  # each part uses only earlier ones
-# Errors that mean that Redis is temporarily unavailable. Any other error is a bug and propagates.
+# Errors that mean that Redis is temporarily unavailable. Any other error indicates a bug and is propagated.
 UNAVAILABLE = (
     exceptions.ConnectionError,  # includes loading, failed authentication and an exhausted pool
     exceptions.TimeoutError,
@@ -45,8 +45,8 @@ UNAVAILABLE = (
 class Link:
     """A pool of connections to a Redis server. Each command returns or fails within ``timeout_s``.
 
-    ``on_connect`` is called for each new connection, because it may reach a different server or one with an
-    older state.
+    ``on_connect`` is called for each new connection, because the connection may be to a different server or
+    to a server that was restarted with older data.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Link:
             return await self.command("EVAL", text, 0, *args)
 
     async def run_id(self) -> str:
-        """Return the run ID of the server, which changes with each restart."""
+        """Return the run ID of the server. The run ID changes each time the server restarts."""
         info = await self.command("INFO", "server")
         return str(info["run_id"])
 
@@ -108,7 +108,7 @@ class Link:
 
 
 async def backoff(attempt: int, *, first_s: float = 0.02, max_s: float = 1.0) -> None:
-    """Wait before a retry. The delay doubles per ``attempt`` (from 0) up to ``max_s``, with jitter."""
+    """Wait before a retry. The delay doubles with each ``attempt`` (0-based) up to ``max_s``, with jitter."""
     await asyncio.sleep(random.uniform(0.5, 1.0) * min(max_s, first_s * 2 ** min(attempt, 16)))
 
 
@@ -123,9 +123,9 @@ async def retry_forever(call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def retry_briefly(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Retry ``call`` for a fraction of a second, and return its result. ``call`` must be idempotent.
+    """Return the result of ``call``, retrying for a fraction of a second. ``call`` must be idempotent.
 
-    Raise QueueUnavailable if all attempts fail. A timeout is not retried because the caller has already
+    Raise QueueUnavailable if all attempts fail. A timeout is not retried, because the caller has already
     waited.
     """
     try:
@@ -139,13 +139,13 @@ async def retry_briefly(call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 def queue_unavailable(error: Exception) -> QueueUnavailable:
-    """Return the QueueUnavailable exception for an ``UNAVAILABLE`` error."""
+    """Convert an ``UNAVAILABLE`` error to a QueueUnavailable exception."""
     reason = str(error).rstrip(".")
     return QueueUnavailable(f"Redis is unavailable: {reason}.")
 
 
 async def _abandon(task: asyncio.Task[Any]) -> None:
-    """Cancel a command and close its connection, so that the next command does not read the late reply."""
+    """Cancel a command and close its connection, so that the late reply is not read by the next command."""
     task.cancel()
     await asyncio.wait({task})
 
@@ -158,7 +158,7 @@ def _retrieve_exception(task: asyncio.Task[Any]) -> None:
 
 @cache
 def _script(name: str) -> tuple[str, str]:
-    """Return the text of a script, prefixed with the shared parts, and its SHA-1."""
+    """Return the text of a script, preceded by the shared parts, and the SHA-1 hash of this text."""
     folder = files("llava_wire") / "redis" / "scripts"
     paths = [*(folder / "shared" / f"{part}.lua" for part in SHARED_PARTS), folder / f"{name}.lua"]
     text = "\n".join(path.read_text("utf-8") for path in paths)

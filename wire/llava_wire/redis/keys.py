@@ -1,52 +1,52 @@
-"""Redis keys. All keys have the same hash tag, so that a Redis cluster stores them in one slot.
+"""Redis keys. All keys contain the same hash tag, so that a Redis cluster stores them in one slot.
 
 ===================== ====== ===================================== ======================================
 key                   type   contents; written by                  expiry
 ===================== ====== ===================================== ======================================
-wait:{model}          ZSET   job -> fair score; submit, requeue    with the last of its jobs
-wait-high, wait-low   ZSET   the same for other priorities         like wait
-suspects:{model}      ZSET   the same for quarantined jobs         like wait
-since:{model}         ZSET   job -> arrival time                   like wait
-backlog:{model}       STRING total cost of all waiting jobs        like wait
+wait:{model}          ZSET   job -> fair score; submit, requeue    when the last of its jobs expires
+wait-high, wait-low   ZSET   same as wait, for other priorities    same as wait
+suspects:{model}      ZSET   same as wait, for quarantined jobs    same as wait
+since:{model}         ZSET   job -> arrival time                   same as wait
+backlog:{model}       STRING total cost of all waiting jobs        same as wait
 ward:{model}          STRING worker draining for a quarantined job lease
 served:{model}:{n}    STRING cost served in 10-second bucket n     70 s
 fair:{model}          ZSET   queue, tenant -> next start; submit   1 h after last use
 clock:{model}         STRING virtual time of the fair queue; pull  1 h after last use
 wake:{model}          LIST   one element if jobs are waiting       1 min
-job:{job}             HASH   state, payload, owner etc.; all       5 min after the deadline or the end
-log:{job}             LIST   packed events (checkpoint); emit      with its job
-tenant:{tenant}       HASH   live job -> cost                      with the last of its jobs
-live:{controller}     SET    jobs that the controller streams      with the last of its jobs
-inflight:{worker}     HASH   job -> assignment, route, log length  with the last of its jobs
+job:{job}             HASH   state, payload, owner etc.; all       5 min after the deadline or completion
+log:{job}             LIST   packed events (checkpoint); emit      when its job expires
+tenant:{tenant}       HASH   live job -> cost                      when the last of its jobs expires
+live:{controller}     SET    jobs that the controller streams      when the last of its jobs expires
+inflight:{worker}     HASH   job -> assignment, route, log length  when the last of its jobs expires
 heartbeat:{worker}    STRING packed Heartbeat; heartbeat           lease
 order:{worker}        HASH   pending command; send_command         1 min after the last heartbeat
-out:{controller}      STREAM frames to deliver; emit, reap_workers 10 min after use, about 10,000 entries
+out:{controller}      STREAM frames to deliver; emit, reap_workers 10 min after last use; ~10,000 entries
 beats:{controller}    STRING number of the last beat; reap_workers 10 min after last use
-blob:{digest}         STRING image tiles; submit, supply_images    with the last of its jobs
-users:{digest}        SET    live jobs that use the image          with the last of its jobs
+blob:{digest}         STRING image tiles; submit, supply_images    when the last of its jobs expires
+users:{digest}        SET    live jobs that use the image          when the last of its jobs expires
 rate:{tenant}         HASH   requests, tokens left; rate_limit     when the buckets are full
 file:{file}           HASH   tenant, size, packed StoredFile       7 days (setting); 10 min during upload
-bytes:{file}          STRING contents of the file; files           with its file
-files:{tenant}        ZSET   "file size" -> expiry time            with the last of its files
+bytes:{file}          STRING contents of the file; files           when its file expires
+files:{tenant}        ZSET   "file size" -> expiry time            when the last of its files expires
 batch:{batch}         HASH   state, driver, counts; batches        window + 7 days
-results:{batch}       HASH   line -> result                        with its batch; deleted when finished
-batches:{tenant}      ZSET   batch -> arrival time                 with the last of its batches
-batching:{tenant}     SET    unfinished batches                    with the last of its batches
-reaped                STRING set by the last reap_workers          lease
-workers               ZSET   worker -> end of its lease            permanent; dead workers are removed
+results:{batch}       HASH   line -> result                        when its batch finishes or expires
+batches:{tenant}      ZSET   batch -> arrival time                 when the last of its batches expires
+batching:{tenant}     SET    unfinished batches                    when the last of its batches expires
+reaped                STRING set by each reap_workers call         lease
+workers               ZSET   worker -> end of lease                permanent; dead workers are removed
 progress              ZSET   worker -> deadline for progress       permanent; dead workers are removed
 controllers           ZSET   controller -> time of last beat       permanent; dead controllers are removed
 pixels                ZSET   "digest size" -> expiry time          permanent; expired entries are removed
 pixel_bytes           STRING sum of the sizes in pixels            permanent
 files                 ZSET   "file size" -> expiry time            permanent; expired entries are removed
 file_bytes            STRING sum of the sizes in files             permanent
-batches               ZSET   unfinished batch -> end of its lease  permanent; finished batches are removed
+batches               ZSET   unfinished batch -> end of lease      permanent; finished batches are removed
 keys                  HASH   digest -> packed ApiKey; add_api_key  permanent
-dlq                   STREAM dead letters; reap_workers            permanent, about 1,000 entries
+dlq                   STREAM dead letters; reap_workers            permanent; ~1,000 entries
 ===================== ====== ===================================== ======================================
 
-The scripts build these names with ``key`` in ``scripts/shared/base.lua``; Python code uses only the names
-defined below.
+Scripts build these names with the ``key`` function in ``scripts/shared/base.lua``. Python code uses only the
+names defined below.
 """
 
 from __future__ import annotations

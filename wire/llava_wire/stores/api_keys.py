@@ -1,7 +1,8 @@
 """API keys and their limits, shared by all controllers. Only hashes of the keys are stored.
 
-A key has 256 random bits, so its unsalted SHA-256 reveals nothing. The key itself is shown once, at creation,
-and is not stored in Redis. Each controller caches all keys and polls a version string to detect changes.
+A key contains 256 random bits, so it cannot be recovered from its unsalted SHA-256 hash. The key itself is
+shown only once, when it is created. Each controller caches all keys and polls a version string to detect
+changes.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ __all__ = ["ApiKey", "ApiKeyStore", "KeyLimits"]
 class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The limits of one key. None means that the key has no limit of its own.
 
-    ``max_jobs`` limits the number of waiting and running jobs. Among keys with jobs waiting for the same
-    model, a key with ``weight`` 2 gets twice the tokens of a key with ``weight`` 1. ``priority`` is added to
-    the priority of each job.
+    ``max_jobs`` limits the number of waiting and running jobs. While two keys have jobs waiting for the same
+    model, a key with ``weight`` 2 is served twice as many tokens as a key with ``weight`` 1. ``priority`` is
+    added to the priority of each job.
     """
 
     requests_per_min: int | None = None
@@ -32,7 +33,7 @@ class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """An API key: its SHA-256 in hex, a name for display, and the creation time in Unix seconds."""
+    """An API key. ``digest`` is its SHA-256 hash in hex, and ``created_at`` is in Unix seconds."""
 
     digest: str
     name: str
@@ -41,7 +42,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApiKeyStore:
-    """The API keys in Redis. All calls raise QueueUnavailable if Redis is unavailable."""
+    """The API keys in Redis. All methods raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
         self._link = Link(url, timeout_s=timeout_s, max_connections=2)

@@ -1,7 +1,7 @@
-"""Batches: their specifications, drivers and results.
+"""The specifications, drivers and results of batches.
 
-The driver of a batch is the controller that holds its lease. When the lease expires, another controller takes
-over. Only the first result recorded for a line is stored.
+The driver of a batch is the controller that holds its lease. When the lease expires, another controller can
+take over. Only the first result for each line is stored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OUTCOMES: dict[int, RecordOutcome] = {1: "recorded", 0: "duplicate", -1: "not_d
 
 
 class BatchIssue(msgspec.Struct, frozen=True):
-    """A reason why a batch was not started. ``line`` counts from 1."""
+    """A reason why a batch was not started. ``line`` is 1-based."""
 
     code: str
     message: str
@@ -33,8 +33,11 @@ class BatchIssue(msgspec.Struct, frozen=True):
 
 
 class BatchSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A batch as requested. ``created_at`` is in Unix seconds. ``trace`` is the W3C traceparent of the
-    request; empty if tracing is disabled."""
+    """A batch as specified in the request.
+
+    ``created_at`` is in Unix seconds. ``trace`` is the W3C traceparent of the request, or empty if tracing is
+    disabled.
+    """
 
     batch_id: str
     tenant: str
@@ -49,8 +52,10 @@ class BatchSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Batch:
-    """The current state of a batch. ``timestamps`` maps each state that the batch has entered to the time of
-    entry, in Unix seconds."""
+    """The current state of a batch.
+
+    ``timestamps`` contains the time in Unix seconds at which the batch entered each state, keyed by state.
+    """
 
     spec: BatchSpec
     state: str
@@ -65,7 +70,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class ClaimedBatch:
-    """A batch driven by this controller. ``remaining_s`` is the time until it expires."""
+    """A batch driven by this controller. ``remaining_s`` is the time until the batch expires."""
 
     batch: Batch
     remaining_s: float
@@ -73,7 +78,10 @@ class ClaimedBatch:
 
 @dataclass(frozen=True)
 class BatchStats:
-    """The number of unfinished batches of all tenants and the number of their lines, both by state."""
+    """Statistics on the unfinished batches of all tenants.
+
+    ``num_batches`` is keyed by state. The other fields count the lines of these batches.
+    """
 
     num_batches: dict[str, int]
     num_waiting: int
@@ -82,7 +90,7 @@ class BatchStats:
 
 
 class BatchStore:
-    """The batches in Redis. All calls raise QueueUnavailable if Redis is unavailable."""
+    """The batches in Redis. All methods raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(
         self, url: str, *, keep_s: float, lease_s: float, max_unfinished: int, timeout_s: float = 5.0
@@ -97,7 +105,10 @@ class BatchStore:
         await self._link.aclose()
 
     async def create(self, spec: BatchSpec, *, num_lines: int, window_s: float) -> None:
-        """Store a batch, with state failed if it has issues. Raise StoreFull if the tenant has too many."""
+        """Store a batch. If ``spec`` contains issues, the state of the batch is "failed".
+
+        Raise StoreFull if the tenant has too many unfinished batches.
+        """
         state, window_ms = "failed" if spec.issues else "validating", int(window_s * 1000)
         payload = msgspec.msgpack.encode(spec)
         sizes = (num_lines, window_ms, window_ms + self._keep_ms, self._max_unfinished)
@@ -111,29 +122,35 @@ class BatchStore:
             )
 
     async def find(self, batch_id: str, *, tenant: str) -> Batch | None:
-        """Return a batch; None if it does not exist, has expired, or belongs to another tenant."""
+        """Return a batch, or None if it does not exist, has expired, or belongs to another tenant."""
         return _batch(await self._call("read", batch_id, tenant))
 
     async def list_batches(self, *, tenant: str, after: str, limit: int) -> list[Batch]:
-        """Return a page of batches, newest first. ``after`` is the last ID of the previous page, or empty."""
+        """Return a page of batches, newest first.
+
+        ``after`` is the last batch ID on the previous page. It is empty for the first page.
+        """
         replies = await self._call("list", "", tenant, after, limit)
         return [batch for reply in replies if (batch := _batch(reply)) is not None]
 
     async def cancel(self, batch_id: str, *, tenant: str) -> Batch | None:
-        """Request cancellation of a batch, which its driver then ends within seconds.
+        """Request cancellation of a batch and return it. The driver then ends the batch within seconds.
 
         Return None in the same cases as ``find``.
         """
         return _batch(await self._call("cancel", batch_id, tenant))
 
     async def claim(self) -> ClaimedBatch | None:
-        """Claim the next batch that has no driver. The claim lasts until the lease expires."""
+        """Claim the next batch that has no driver, until the lease expires. Return None if there is none."""
         reply = await self._call("claim", "", self._driver, self._lease_ms)
         batch = _batch(reply[1]) if reply else None
         return ClaimedBatch(batch, reply[2] / 1000) if batch is not None else None
 
     async def renew(self, batch_id: str) -> tuple[str, float] | None:
-        """Renew the lease. Return the state and the seconds left, or None if this is no longer the driver."""
+        """Renew the lease. Return the state of the batch and the seconds until the batch expires.
+
+        Return None if this controller is no longer the driver.
+        """
         reply = await self._call("renew", batch_id, self._driver, self._lease_ms)
         return (reply[0].decode(), reply[1] / 1000) if reply else None
 
@@ -144,18 +161,21 @@ class BatchStore:
     async def record(
         self, batch_id: str, line: int, data: bytes, *, is_completed: bool, max_bytes: int
     ) -> RecordOutcome:
-        """Store the result of a line unless it has one. ``max_bytes`` limits the size of all results."""
+        """Store the result of a line, unless the line already has one.
+
+        ``max_bytes`` limits the total size of the results of the batch.
+        """
         outcome = "completed" if is_completed else "failed"
         reply = await self._call("result", batch_id, self._driver, line, outcome, data, max_bytes)
         return _OUTCOMES[reply]
 
     async def results(self, batch_id: str, lines: Sequence[int]) -> list[bytes | None]:
-        """Return the results of these lines, in the same order."""
+        """Return the results of these lines in the same order."""
         results: list[bytes | None] = await self._call("results", batch_id, self._driver, *lines)
         return results
 
     async def finish(self, batch_id: str, state: str, *, output_file_id: str, error_file_id: str) -> bool:
-        """End the batch. Return False if another controller is its driver."""
+        """End the batch. Return False if this controller is not its driver."""
         return bool(await self._call("finish", batch_id, self._driver, state, output_file_id, error_file_id))
 
     async def release(self, batch_id: str) -> None:

@@ -1,8 +1,7 @@
 """Uploaded files and batch output files, with expiry and size limits.
 
-The files are stored in Redis together with the jobs, so that any controller can serve any file and a batch
-survives the restart of any process. A shared folder would be a second store that had to be kept consistent
-with Redis.
+Like jobs, files are stored in Redis, so that any controller can serve any file and a batch survives a restart
+of any process. A shared folder would be a second store, which would have to be kept consistent with Redis.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from llava_wire.redis.connection import Arg, Link, retry_briefly
 
 __all__ = ["FileLimits", "FileStore", "StoredFile"]
 
-_PART_BYTES = 1 << 20  # per command, so that Redis can serve token streams between commands
+_PART_BYTES = 1 << 20  # maximum per command, so that Redis can serve token streams between commands
 
 
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +32,7 @@ class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class FileLimits:
-    """Limits on stored files. ``tenant_*`` apply per tenant, ``bytes`` to the files of all tenants."""
+    """Limits on stored files. ``bytes`` limits the total size of the files of all tenants."""
 
     tenant_files: int
     tenant_bytes: int
@@ -41,7 +40,7 @@ class FileLimits:
 
 
 class FileStore:
-    """The files in Redis. All calls raise QueueUnavailable if Redis is unavailable."""
+    """The files in Redis. All methods raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(self, url: str, *, ttl_s: float, limits: FileLimits, timeout_s: float = 5.0) -> None:
         self._ttl_ms = int(ttl_s * 1000)
@@ -54,8 +53,8 @@ class FileStore:
     async def add(self, file: StoredFile, data: bytes, *, tenant: str, is_limited: bool = True) -> None:
         """Store a file and make it visible to all controllers. The call can be repeated with the same file.
 
-        Raise StoreFull if a limit is exceeded. Batch output is exempt from the limits (``is_limited`` is
-        False).
+        Raise StoreFull if a limit would be exceeded. Set ``is_limited`` to False for batch output, which is
+        exempt from the limits.
         """
         limits = self._limits
         bounds = (limits.tenant_files, limits.tenant_bytes, limits.bytes) if is_limited else (0, 0, 0)
@@ -69,7 +68,7 @@ class FileStore:
         await self._call("seal", file.file_id, tenant, self._ttl_ms)
 
     async def find(self, file_id: str, *, tenant: str) -> StoredFile | None:
-        """Return a file; None if it does not exist, has expired, or belongs to another tenant."""
+        """Return a file's metadata. None if it does not exist, has expired, or belongs to another tenant."""
         reply = await self._call("read", file_id, tenant)
         return _stored_file(reply) if reply else None
 
@@ -84,11 +83,11 @@ class FileStore:
         return b"".join(parts)
 
     async def renew(self, file_id: str, *, tenant: str) -> bool:
-        """Restart the TTL of the file and return whether the file exists."""
+        """Restart the file's TTL, and return whether the file exists."""
         return bool(await self._call("seal", file_id, tenant, self._ttl_ms))
 
     async def list_files(self, *, tenant: str) -> list[StoredFile]:
-        """Return the files of a tenant, newest first."""
+        """Return the metadata of a tenant's files, newest first."""
         files = [_stored_file(reply) for reply in await self._call("list", "", tenant)]
         return sorted(files, key=lambda file: (file.created_at, file.file_id), reverse=True)
 

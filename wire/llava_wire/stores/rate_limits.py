@@ -12,7 +12,7 @@ __all__ = ["RateLimitStatus", "RateLimitStore"]
 
 @dataclass(frozen=True)
 class RateLimitStatus:
-    """The result of a charge. ``wait_s`` is the time until the charge can be made; 0 if it was made."""
+    """The result of a charge. ``wait_s`` is the time until the charge can succeed, or 0 if it succeeded."""
 
     remaining_requests: int
     remaining_tokens: int
@@ -24,10 +24,10 @@ class RateLimitStatus:
 
 
 class RateLimitStore:
-    """The token buckets of all tenants. All calls raise QueueUnavailable if Redis is unavailable.
+    """The token buckets of all tenants. All methods raise QueueUnavailable if Redis is unavailable.
 
-    A charge whose reply is lost is repeated and may then count twice. The bucket recovers from a double
-    charge within one minute.
+    If the reply to a charge is lost, the charge is repeated and may count twice. A bucket recovers from such
+    a double charge within one minute.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
@@ -36,11 +36,11 @@ class RateLimitStore:
     async def charge(
         self, tenant: str, limits: KeyLimits, *, requests: int = 0, tokens: int = 0
     ) -> RateLimitStatus:
-        """Charge requests and tokens to the tenant's buckets: either both or neither."""
+        """Charge requests and tokens to the tenant's buckets, or neither if one of the buckets is too low."""
         return await self._call(tenant, limits, requests, tokens, is_adjustment=False)
 
     async def adjust(self, tenant: str, limits: KeyLimits, *, tokens: int) -> RateLimitStatus:
-        """Correct an estimated charge by ``tokens``, which is negative for a refund."""
+        """Adjust an earlier, estimated charge by ``tokens``. A negative number is a refund."""
         return await self._call(tenant, limits, 0, tokens, is_adjustment=True)
 
     async def aclose(self) -> None:

@@ -1,7 +1,7 @@
 """The worker side of the queue: pull jobs, emit their events, report progress and requeue jobs.
 
-``JobConsumer`` waits for Redis: once connected, each call repeats its script with the same arguments until
-Redis replies. Nonces in ``pull`` and frame numbers in ``emit`` make the scripts idempotent.
+``JobConsumer`` waits while Redis is unavailable: once connected, each method repeats its script with the same
+arguments until Redis replies. Nonces in ``pull`` and frame numbers in ``emit`` make the scripts idempotent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llava_wire.redis.keys import wake_key
 __all__ = ["EmitResult", "JobConsumer"]
 
 COMMAND_TIMEOUT_S = 5.0
-WAIT_S = 1  # maximum time that a pull waits for jobs, and so also the delay if a wake-up is lost
+WAIT_S = 1  # maximum time that a pull waits for jobs, which is also the maximum delay if a wake-up is lost
 OUTDATED = msgspec.msgpack.encode(
     error_event(
         ErrorCode.WORKER_OUTDATED,
@@ -33,9 +33,9 @@ OUTDATED = msgspec.msgpack.encode(
     )
 )
 # Maximum number of frames in the first script call of an emit. It is small, so that controllers can stream
-# these tokens while the rest is being sent.
+# these tokens while the remaining frames are being sent.
 FIRST_FRAMES = 32
-MAX_FRAMES = 500  # maximum in each later call, because Lua unpacks the frames onto its stack
+MAX_FRAMES = 500  # maximum in each later call, limited because Lua unpacks the frames onto its stack
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ class EmitResult:
     """The result of an emit.
 
     ``refused`` contains the IDs of jobs that this worker no longer owns and must abort.
-    ``has_overflow_waiting`` is True if ``pull_overflow`` would return a job. It is set only if the call to
-    ``emit`` had ``check_overflow`` set.
+    ``has_overflow_waiting`` is True if ``pull_overflow`` would return a job. It is always False if ``emit``
+    was called without ``check_overflow``.
     """
 
     refused: set[str]
@@ -65,11 +65,11 @@ class JobConsumer:
         self._waiter = Link(url, timeout_s=WAIT_S + 3, max_connections=1)
         self._held: dict[str, str] = {}  # job ID -> assignment ID
         self._frame_numbers: dict[str, int] = {}  # assignment ID -> number of its last frame
-        # Nonces of the pull in progress. After the pull, the IDs of its assignments, because the worker may
-        # not have processed them yet.
+        # Nonces of the pull in progress. After the pull, the IDs of the assignments that it returned, because
+        # the worker may not have processed these assignments yet.
         self._pulling: list[str] = []
         self._lost: set[str] = set()  # jobs that the worker has lost, to be reported by the next emit
-        self._last_command_id = ""  # last command that send_heartbeat returned
+        self._last_command_id = ""  # ID of the last command that send_heartbeat returned
 
     @classmethod
     async def connect(
@@ -85,14 +85,14 @@ class JobConsumer:
         return consumer
 
     async def pull(self, max_jobs: int) -> list[Assignment]:
-        """Pull up to ``max_jobs`` jobs in fair order. Wait for the first job for up to about one second."""
+        """Pull up to ``max_jobs`` jobs in fair order. If none are waiting, wait up to about one second."""
         assignments = await self._pull(max_jobs)
         if not assignments and await self._wait_for_work():
             assignments = await self._pull(max_jobs)
         return assignments
 
     async def pull_overflow(self) -> list[Assignment]:
-        """Pull the first waiting job of a tenant that has no job on this worker, even though no slot is free.
+        """Pull the first waiting job of a tenant that has no job on this worker, even if no slot is free.
 
         Return at most one assignment, without waiting.
         """
@@ -104,11 +104,11 @@ class JobConsumer:
         *,
         check_overflow: bool = False,
     ) -> EmitResult:
-        """Append events to the logs of their jobs. An event must start where the previous event ended.
+        """Append events to the logs of their jobs. An event must start where the job's previous event ended.
 
-        Call it once per engine step, and at least once per second while the worker holds jobs, even without
-        events, because it also reports progress. If ``check_overflow`` is set,
-        ``EmitResult.has_overflow_waiting`` is filled in.
+        Because ``emit`` also reports progress, it must be called after each engine step, and at least once
+        per second while the worker holds jobs, even if there are no events.
+        ``EmitResult.has_overflow_waiting`` is set only if ``check_overflow`` is True.
         """
         model = self._heartbeat.model if check_overflow else ""
         refused, self._lost = self._lost, set()
@@ -129,7 +129,7 @@ class JobConsumer:
         return EmitResult(refused, has_overflow_waiting)
 
     async def requeue(self, assignments: Sequence[Assignment]) -> None:
-        """Return jobs to their positions in the queue without counting a crash."""
+        """Return jobs to their previous positions in the queue. This does not count as a crash."""
         pairs = [arg for each in assignments for arg in (each.job.job_id, each.assignment_id)]
         await self._call("release_jobs", self._worker_id, *pairs)
         for each in assignments:
@@ -137,12 +137,11 @@ class JobConsumer:
                 self._release([each.job.job_id])
 
     async def send_heartbeat(self, heartbeat: Heartbeat | None = None) -> IssuedCommand | None:
-        """Renew the worker's lease and send its heartbeat.
+        """Renew the worker's lease and send its heartbeat. Return a new operator command, if there is one.
 
-        If ``heartbeat`` is given, it replaces the previous one.
-
-        Each operator command is returned once, after the previous command has finished. Every heartbeat
-        includes the status that was last passed to ``report_command``.
+        If ``heartbeat`` is None, the previous heartbeat is sent again. Each heartbeat includes the status
+        that was last passed to ``report_command``. A command is returned only once, and only after the
+        previous command has finished.
         """
         status = self._heartbeat.command
         self._heartbeat = msgspec.structs.replace(heartbeat or self._heartbeat, command=status)
@@ -162,8 +161,8 @@ class JobConsumer:
     async def reconcile(self, held: Iterable[str]) -> set[str]:
         """Compare the jobs that the worker holds with its assignments in Redis.
 
-        Return the held jobs that are no longer assigned to the worker. Assigned jobs that the worker does not
-        hold return to the queue.
+        Return the held jobs that are no longer assigned to the worker. Jobs that are assigned to the worker
+        but that it does not hold are requeued.
         """
         pairs = [arg for job_id in held for arg in (job_id, self._held.get(job_id, ""))]
         lost = _job_ids(
@@ -173,7 +172,7 @@ class JobConsumer:
         return lost
 
     async def deregister(self) -> None:
-        """Remove the worker. The jobs that it holds return to the queue."""
+        """Remove the worker, and return its jobs to the queue."""
         await self._call("remove_worker", self._worker_id)
 
     async def aclose(self) -> None:
@@ -211,7 +210,7 @@ class JobConsumer:
         return accepted
 
     async def _decode(self, rows: list[list[Any]], pixels: dict[str, bytes], now_ms: int) -> list[Assignment]:
-        """Return the jobs that this version can decode. End the others with an error."""
+        """Decode the jobs that this version can run. End the other jobs with an error."""
         assignments: list[Assignment] = []
         frames: list[Arg] = []
         for row in rows:
@@ -228,7 +227,7 @@ class JobConsumer:
         """Return False if images are missing, or if the job is still running under an older assignment.
 
         In the latter case, the older assignment has been revoked. The next emit reports the job as refused,
-        so that the worker drops it before accepting it again.
+        so that the worker aborts it before accepting a new assignment.
         """
         job = assignment.job
         if job.job_id in self._held:
@@ -241,7 +240,7 @@ class JobConsumer:
         try:
             return bool(await self._waiter.command("BLPOP", wake_key(self._heartbeat.model), WAIT_S))
         except UNAVAILABLE:
-            return True  # unknown; the following pull waits for Redis anyway
+            return True  # unknown, but the next pull waits for Redis anyway
 
     def _frame(self, assignment: Assignment, event: Event) -> tuple[Arg, ...]:
         number = self._frame_numbers.get(assignment.assignment_id, 0) + 1
@@ -270,7 +269,7 @@ class JobConsumer:
 
 
 def _parts(events: Sequence[tuple[Assignment, Event]]) -> Iterator[Sequence[tuple[Assignment, Event]]]:
-    """Split the events of an emit into one part per script call. Without events, yield one empty part."""
+    """Split the events of an emit into one part per script call. If there are none, yield one empty part."""
     yield events[:FIRST_FRAMES]
     for start in range(FIRST_FRAMES, len(events), MAX_FRAMES):
         yield events[start : start + MAX_FRAMES]
@@ -281,11 +280,11 @@ def _job_ids(reply: list[bytes]) -> set[str]:
 
 
 def _assignment(row: list[Any], pixels: dict[str, bytes], now_ms: int) -> Assignment | None:
-    """Decode one job from a pull. Return None if this version cannot run it."""
+    """Decode one job from a pull reply. Return None if this version cannot run it."""
     job_id, assignment_id, _, payload, frames, ends_ms, trace = row
     try:
         job, events = msgspec.msgpack.decode(payload, type=Job), decode_log(frames)
-    except ValueError as error:  # raised by msgspec or caused by invalid UTF-8
+    except ValueError as error:  # a msgspec error or invalid UTF-8
         _log.error("job %s failed: it cannot be decoded: %s", job_id.decode(), error)
         return None
     if job.version > WIRE_VERSION:

@@ -1,8 +1,8 @@
--- batches: manage lists of requests that controllers process in the background. A batch is driven by one controller at
--- a time, which holds its lease. Every write names the driver, so writes from a driver that has lost the lease have no
--- effect. `batches` contains the unfinished batches of all tenants, ordered by the end of their lease (by arrival time
--- before the first lease); `batching:{tenant}` contains those of one tenant. Only one batch per tenant is driven at a
--- time, so that no tenant can occupy all drivers.
+-- batches: manage batches, which are lists of requests that controllers process in the background. Each batch is driven
+-- by one controller at a time, the holder of its lease. Each write contains the ID of the driver, so that a driver that
+-- has lost the lease cannot write. `batches` contains the unfinished batches of all tenants, ordered by the end of
+-- their leases (before the first lease, by arrival time). `batching:{tenant}` contains the unfinished batches of one
+-- tenant. Only one batch per tenant is driven at a time, so that no tenant can occupy all drivers.
 -- ARGV: step, batch, then the arguments of the step:
 --   create: tenant, payload, state, total, window_ms, keep_ms, max_unfinished   Reply: {'ok'} or {'batches', number}
 --   read: tenant                  Reply: the hash, or {} if the batch does not belong to the tenant

@@ -1,10 +1,10 @@
 -- cancel: cancel a job without emitting further events. If a worker is running the job, its next emit for the job is
--- rejected. If another controller is streaming the job, it receives a resync request. If `only_owner` is 1, the call
--- has no effect on a job that another controller owns. A job that was read by `read_job` within the last `recent_ms`
--- is not cancelled. If `nonce` is set, only the submission or takeover with that nonce is cancelled, so a later reader
--- of the same job is not affected.
+-- rejected. If another controller is streaming the job, that controller receives a resync request. If `only_owner` is
+-- 1, the call has no effect on a job that another controller owns. A job that `read_job` has read within the last
+-- `recent_ms` is not cancelled. If `nonce` is set, only the submission or takeover with that nonce is cancelled, so
+-- that later readers of the same job are not affected.
 -- ARGV: job, tenant, controller, only_owner, recent_ms, nonce
--- Reply: 1 cancelled, 0 nothing to cancel, 2 not cancelled because another reader uses the job
+-- Reply: 1 cancelled, 0 nothing to cancel, 2 not cancelled because the job has another reader
 -- Uses shared/base.lua: key, now, request_resync; shared/jobs.lua: fence, end_job.
 local id, tenant, controller, only_owner, recent, nonce = unpack(ARGV)
 local state, owner_tenant, owner, peeked, current_nonce =

@@ -1,14 +1,15 @@
--- emit: append the frames of one engine step to the logs of their jobs, and record the worker's progress. Frames are
--- appended atomically. The writer must hold the job (fencing), the frame number must be the next one (a lower number
--- means a repeated call, and the frame is skipped), and the offset must equal the length of the log. A gap means that
--- the log has lost writes; the job then returns to the queue and is resumed from the log. There is one XADD per
--- controller. If the worker passes its model, the reply includes whether `pull` would return an overflow job.
+-- emit: append the frames of one engine step to the logs of their jobs, and record the worker's progress. Each frame is
+-- appended atomically. A frame is accepted only if the writer holds the job (fencing), the frame number is the next
+-- one, and the offset equals the length of the log. A frame with a lower number is from a repeated call and is skipped.
+-- A gap means that the log has lost writes; the job is then requeued and resumed from the log. Each controller is
+-- notified with a single XADD. If the worker passes its model, the reply indicates whether `pull` would return an
+-- overflow job.
 -- ARGV: worker, lease_ms, hang_ms, model or '', (job, assignment, frame, offset, num_tokens, is_final, payload)...
 -- Reply: {1 if an overflow job is waiting, else 0; {rejected job...}}
 -- Uses shared/base.lua: key, PREFIX, now, wake, pack_slot, unpack_slot, notify; shared/fair_queue.lua:
 --   QUARANTINE_CRASHES, QUARANTINE, requeue, find_overflow; shared/jobs.lua: append_frame, end_job.
 local CLEAR_FRAMES = 8 -- a quarantined job is cleared after running for this number of frames without a crash
-local MAX_CLEAR_CRASHES = 6 -- a job with this number of crashes is never cleared
+local MAX_CLEAR_CRASHES = 6 -- a job with at least this number of crashes is never cleared
 local worker, model = ARGV[1], ARGV[4]
 local slots = key('inflight', worker)
 redis.call('ZADD', PREFIX .. 'workers', now + tonumber(ARGV[2]), worker)
@@ -25,7 +26,8 @@ local function release(id)
   released[#released + 1] = id
 end
 
--- Clears a quarantined job. Returns true if the job must be requeued because another job is waiting in quarantine.
+-- Clears a quarantined job, so that it no longer has to run alone. Returns true if the job must be requeued because
+-- another job is waiting in quarantine.
 local function clear(id)
   local job_model, crashes, doubts = unpack(redis.call('HMGET', key('job', id), 'model', 'crashes', 'doubts'))
   if tonumber(doubts or 0) < QUARANTINE_CRASHES or tonumber(crashes) >= MAX_CLEAR_CRASHES then return false end

@@ -1,10 +1,10 @@
--- files: store the input and output files of batches. A file is reserved, written in parts and sealed, which makes it
--- visible. An upload that is not sealed expires after UPLOAD_MS. Every step can be repeated. The size of a file counts
--- from its reservation: `files` contains entries 'file size' ordered by expiry time, and `file_bytes` is the sum of
--- the sizes.
+-- files: store the input and output files of batches. A file is first reserved, then written in parts, and finally
+-- sealed, which makes it visible. An upload that is not sealed expires after UPLOAD_MS. Every step can be repeated. A
+-- file counts toward the limits as soon as it is reserved. `files` contains one entry 'file size' per file, ordered by
+-- expiry time, and `file_bytes` is the sum of the sizes.
 -- ARGV: step, file, tenant, then the arguments of the step:
 --   reserve: size, payload, max_files, max_tenant_bytes, max_bytes (all 0: unlimited)
---                          Reply: {'ok'} or {exceeded limit, current use}
+--                          Reply: {'ok'} or {exceeded limit, current usage}
 --   write: offset, bytes   Reply: 1 if the file still exists, else 0
 --   seal: ttl_ms           Reply: same as for write
 --   read                   Reply: {payload, size, expiry time} or {}

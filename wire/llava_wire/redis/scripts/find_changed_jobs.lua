@@ -1,6 +1,6 @@
--- find_changed_jobs: return the jobs of a controller whose state is not what the controller expects. Such a job is
--- missing, has ended, is parked, has been taken over, or has more or fewer frames in its log than were delivered.
--- Detects lost stream entries. Read-only.
+-- find_changed_jobs: return those jobs of a controller whose state in Redis is not what the controller expects: jobs
+-- that are missing, have ended, are parked, have been taken over, or have more or fewer frames in their logs than the
+-- controller has delivered. This detects lost stream entries. Read-only.
 -- ARGV: controller, (job, number of frames)...   Reply: {job...}
 -- Uses shared/base.lua: key.
 local changed = {}

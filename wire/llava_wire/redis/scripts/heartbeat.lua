@@ -1,5 +1,5 @@
--- heartbeat: renew a worker's lease, store its heartbeat and return its pending command. A finished command is
--- deleted.
+-- heartbeat: renew a worker's lease, store its heartbeat and return its pending command. If that command has finished,
+-- it is deleted instead.
 -- ARGV: worker, lease_ms, heartbeat, ID of the finished command or ''   Reply: {} or {ID, packed ModelCommand}
 -- Uses shared/base.lua: key, PREFIX, now, COMMAND_MS.
 local command = key('order', ARGV[1])

@@ -1,10 +1,11 @@
 -- pull: assign jobs to a worker in fair order, one per nonce. The nonce becomes the assignment ID. A repeated call
--- finds its nonces and returns the same reply, so a lost reply leaves no job assigned to a worker that never received
--- it. If images of a job are missing, the job is parked and its controller receives a resync request. Queues are
--- served in order of priority; a job that has waited for PROMOTE_MS is promoted to high priority. A quarantined job is
--- assigned only to a worker that holds no jobs, and that worker gets no other jobs until the quarantined job has been
--- cleared. If all workers are busy, one of them is selected to finish its current jobs first (key `ward`). A worker
--- without a free slot can request an overflow job: the first job of a tenant that has no job on the worker.
+-- finds its nonces and returns the same jobs, so that a lost reply does not leave jobs assigned to a worker that never
+-- received them. If any images of a job are missing, the job is parked and its controller receives a resync request.
+-- Queues are served in order of priority. A job that has waited for PROMOTE_MS is promoted to high priority. A
+-- quarantined job is assigned only to a worker that holds no jobs, and that worker receives no other jobs until the
+-- quarantined job has been cleared. If all workers are busy, one of them is selected to finish its current jobs first
+-- (key `ward`). A worker without a free slot can request an overflow job: the first job of a tenant that has no job on
+-- the worker.
 -- ARGV: worker, model, lease_ms, hang_ms, 1 to pull an overflow job, nonce...
 -- Reply: {{job, assignment, length, payload, log, deadline, trace}...}, {digest, bytes...}, now
 -- Uses shared/base.lua: key, PREFIX, now, split, unpack_slot, request_resync, pack_slot, extend, wake;
@@ -58,7 +59,7 @@ local function assign(id, assignment)
   add_to_reply(id, assignment, tonumber(length))
 end
 
--- Assigns a quarantined job if possible. Returns true if the worker must not get any other job in this call.
+-- Assigns a quarantined job if possible. Returns true if this call must not assign any other job to the worker.
 local function serve_quarantine()
   if #held == 2 and tonumber(redis.call('HGET', key('job', held[1]), 'doubts') or 0) >= QUARANTINE_CRASHES then
     return true

@@ -1,6 +1,6 @@
 -- read_job: read a job's state and the rest of its log without taking over its stream. Sets `peeked`, so that the job
 -- is not cancelled as unread. If the job's controller has stopped sending beats, the job is reported as orphaned, and
--- the caller may attach to it.
+-- the caller can attach to it.
 -- ARGV: job, tenant, number of frames to skip   Reply: {} or {state, outline, {frame...}, deadline}
 -- Uses shared/base.lua: key, now, PREFIX.
 local id, tenant = ARGV[1], ARGV[2]

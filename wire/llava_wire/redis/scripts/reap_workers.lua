@@ -1,11 +1,11 @@
--- reap_workers: record a controller's beat and requeue the jobs of dead workers. Called once per second. The jobs of a
--- worker return to the queue if its lease has expired, or if it holds jobs but makes no progress. Any of these jobs
--- may have caused the crash. After two worker crashes, a job runs alone (quarantine). After max_crashes, a job that
--- was alone on its last worker ends with the caller's payload and an entry in the dead-letter stream. If a controller
--- has sent no beat for orphan_ms, its jobs end as orphans, except background jobs, which run to completion and can be
--- read from their logs. If no controller has called the script recently, Redis was probably unavailable and could not
--- receive beats, so all workers and controllers get a new lease first. `beat` is the sequence number of the
--- controller's call; if the previous beat is missing, Redis has lost data.
+-- reap_workers: record a controller's beat and requeue the jobs of dead workers. Each controller calls this script once
+-- per second. If a worker's lease has expired, or if the worker holds jobs but makes no progress, all its jobs return
+-- to the queue. Any of them may have caused the crash, so after two worker crashes, a job runs alone (quarantine).
+-- After max_crashes, a job that was alone on its last worker ends with the event in `payload` and is added to the
+-- dead-letter stream. If a controller has not sent a beat for orphan_ms, its jobs end as orphans, except for background
+-- jobs, which run to completion and can be read from their logs. If no controller has called this script recently,
+-- Redis was probably unavailable and could not receive beats, so all workers and controllers first receive a new lease.
+-- `beat` is the sequence number of the controller's call; if the previous beat is missing, Redis has lost data.
 -- ARGV: controller, beat, max_crashes, orphan_ms, lease_ms, payload   Reply: {jobs requeued, 1 if data was lost}
 -- Uses shared/base.lua: PREFIX, key, OUT_MS, touch_controller, extend, now, notify, unpack_slot; shared/images.lua:
 --   discount_expired_images; shared/fair_queue.lua: requeue; shared/jobs.lua: append_frame, end_job, fence.

@@ -1,7 +1,7 @@
--- reconcile_worker: resolve differences between the jobs that a worker holds and its assignments in Redis. Assigned
--- jobs that the worker does not hold return to the queue, except those from a pull in progress (identified by its
--- nonces).
--- ARGV: worker, number of nonces, nonce..., (job, assignment)...   Reply: held jobs that are no longer assigned to it
+-- reconcile_worker: resolve differences between the jobs that a worker holds and its assignments in Redis. Jobs that
+-- are assigned to the worker but that it does not hold are requeued, except for those from a pull in progress, which
+-- are identified by their nonces.
+-- ARGV: worker, number of nonces, nonce..., (job, assignment)...   Reply: the held jobs that are no longer assigned
 -- Uses shared/base.lua: key, unpack_slot; shared/fair_queue.lua: requeue.
 local slots = key('inflight', ARGV[1])
 local num_nonces = tonumber(ARGV[2])

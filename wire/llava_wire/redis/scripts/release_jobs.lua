@@ -1,5 +1,5 @@
--- release_jobs: return the jobs of a draining worker to their positions in the queue without counting a crash.
--- Outdated assignments are skipped, so the call can be repeated.
+-- release_jobs: return a worker's jobs to their previous positions in the queue without counting a crash. Outdated
+-- assignments are skipped, so that the call can be repeated.
 -- ARGV: worker, (job, assignment)...
 -- Uses shared/base.lua: key, unpack_slot; shared/fair_queue.lua: requeue.
 local slots = key('inflight', ARGV[1])

@@ -24,13 +24,13 @@ local function tail_of_log()
   return tail
 end
 
--- Returns the ID of the last stream entry. Entries up to this one are already in the reply or no longer apply.
+-- Returns the ID of the last stream entry. Entries up to and including this one are included in the reply or obsolete.
 local function last_entry()
   local entry = redis.call('XREVRANGE', key('out', controller), '+', '-', 'COUNT', 1)[1]
   return entry and entry[1] or '0-0'
 end
 
--- Parks the job if images are missing. Returns the digests that must be sent before it can run.
+-- Parks the job if any of its images are missing. Returns the digests of the missing images.
 local function park_without_images()
   local missing = missing_images(digests)
   if #missing > 0 then

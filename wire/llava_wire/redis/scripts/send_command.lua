@@ -1,5 +1,6 @@
--- send_command: store an operator's command for a worker (load or unload a model). A worker can have one pending
--- command. If an equal command is sent or the call is repeated, the ID of the pending command is returned.
+-- send_command: store an operator's command for a worker (load or unload a model). A worker can have only one pending
+-- command. If an equal command is already pending, for example because the call was repeated, its ID is returned. A
+-- different command is rejected as 'busy'.
 -- ARGV: worker, ID, packed ModelCommand   Reply: {} (no such worker) or {'ok' | 'busy', ID of the pending command}
 -- Uses shared/base.lua: PREFIX, now, key, COMMAND_MS.
 local worker, id, what = unpack(ARGV)

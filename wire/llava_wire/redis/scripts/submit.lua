@@ -1,8 +1,9 @@
--- submit: add a job and its images to the queue for its model. A full queue, a tenant over its limits, insufficient
--- space for images, and missing images are reported before any part of the job is written. For exceeded limits, the
--- reply includes the estimated milliseconds until a retry can succeed (0: unknown). A repeated call finds its nonce
--- and returns 'ok' without a position. For a job that exists under another nonce, the reply is 'known', or 'duplicate'
--- if its contents differ; a cancelled job starts again. `weight` is the tenant's share relative to other tenants.
+-- submit: add a job and its images to the queue for its model. If the queue is full, the tenant exceeds a limit, there
+-- is not enough space for the images, or images are missing, no part of the job is written. If a limit is exceeded, the
+-- reply includes the estimated time in milliseconds until a retry can succeed (0: unknown). A repeated call finds its
+-- nonce and returns 'ok' without a position. If the job exists with another nonce, the reply is 'known', or 'duplicate'
+-- if its contents differ. A cancelled job can be submitted again. `weight` is the tenant's share relative to other
+-- tenants.
 -- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, trace, weight,
 --   max_queued, max_queued_cost, max_tenant_jobs, max_tenant_cost, max_pixel_bytes, (digest, bytes)...
 -- Reply: {'ok', number of waiting jobs, milliseconds until they are served (0: unknown)} or {reason, ...}
@@ -15,8 +16,8 @@ local max_queued, max_queued_cost = tonumber(ARGV[14]), tonumber(ARGV[15])
 local max_tenant_jobs, max_tenant_cost, max_bytes = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18])
 cost = tonumber(cost)
 
--- Drops images that no live job uses, in order of expiry, until the new images fit. Returns nil on success, or the
--- number of bytes in use if they still do not fit.
+-- Drops images that no live job uses, in order of expiry, until the new images fit. Returns nil on success. If the new
+-- images still do not fit, returns the number of bytes in use.
 local function make_room()
   local needed = 0
   for i = 19, #ARGV, 2 do
@@ -38,7 +39,7 @@ local function make_room()
   return used
 end
 
--- Returns the time in milliseconds to serve `load` at the rate of the last minute; 0 if the rate is unknown.
+-- Returns the time in milliseconds to serve `load` at the rate of the last minute, or 0 if the rate is unknown.
 local function time_to_serve(load)
   local rate = service_rate(model)
   return rate and math.ceil(load * 1000 / rate) or 0
@@ -73,7 +74,7 @@ store_images(19, ttl + KEEP_MS)
 local missing = missing_images(digests)
 if #missing > 0 then return {'pixels', missing} end
 
--- DEL only if needed: Redis checks for out of memory only at the first write of a script.
+-- Call DEL only if needed: Redis checks for out-of-memory only before the first write of a script.
 if known then redis.call('DEL', key('job', id), key('log', id)) end
 create_job(fair_score(model, tenant, priority, cost / tonumber(ARGV[13])), 0, 0, 1)
 touch_controller(controller)

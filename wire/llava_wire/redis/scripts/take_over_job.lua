@@ -1,6 +1,6 @@
--- take_over_job: let a controller take over the stream of a tenant's job. Later frames are routed to this controller;
--- the reply contains the log so far. `owner` is the epoch, which increases with each takeover, so that a controller
--- can detect a takeover that it missed. The new nonce invalidates late cancels intended for earlier readers.
+-- take_over_job: let a controller take over the stream of a tenant's job. The reply contains the existing log, and
+-- later frames are routed to this controller. `owner` is the epoch, which increases with each takeover, so that a
+-- controller can detect takeovers that it missed. The new nonce invalidates late cancels intended for earlier readers.
 -- ARGV: job, tenant, controller, nonce
 -- Reply: {}, {'cancelled'} or {state, owner, payload, ttl_ms, log, {digest, bytes...}}
 -- Uses shared/base.lua: key, split, now, request_resync, extend, KEEP_MS, touch_controller; shared/images.lua:

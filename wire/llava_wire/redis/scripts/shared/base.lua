@@ -9,7 +9,7 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local function key(kind, name) return PREFIX .. kind .. ':' .. name end
 
--- Raises the TTL of a key to at least `ttl`; never shortens it.
+-- Extends the TTL of a key to at least `ttl`, and never shortens it.
 local function extend(name, ttl)
   if redis.call('PTTL', name) < ttl then redis.call('PEXPIRE', name, ttl) end
 end
@@ -20,7 +20,7 @@ local function split(text)
   return words
 end
 
--- Wakes one waiting worker. One list element is enough, because a pull that leaves jobs in the queue pushes the next
+-- Wakes one waiting worker. One list element is enough, because each pull that leaves jobs in the queue pushes a new
 -- one.
 local function wake(model)
   local name = key('wake', model)
@@ -40,9 +40,9 @@ local function request_resync(controller, id) notify(controller, {id .. ' ?', ''
 
 local function touch_controller(controller) redis.call('ZADD', PREFIX .. 'controllers', now, controller) end
 
--- `inflight:{worker}` maps each job to assignment ID (32 characters) .. controller ID (32 characters) .. log length in
--- tokens .. ':' .. number of the last frame. A single HGETALL returns everything that `emit` needs for fencing,
--- routing and gap detection.
+-- `inflight:{worker}` maps each job to a string: assignment ID (32 characters) .. controller ID (32 characters) .. log
+-- length in tokens .. ':' .. number of the last frame. A single HGETALL returns everything that `emit` needs for
+-- fencing, routing and gap detection.
 local function pack_slot(assignment, controller, length, frame)
   return assignment .. controller .. length .. ':' .. frame
 end

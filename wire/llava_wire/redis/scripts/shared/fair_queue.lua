@@ -1,9 +1,9 @@
 -- The fair queue: start-time fair queueing between tenants, with three priorities and a quarantine per model.
---
--- A job waits in the queue for its model and priority, ordered by its score in virtual time. `doubts` counts the
--- worker crashes while the job was running, since it was last cleared. Once it reaches QUARANTINE_CRASHES, the job
--- waits in quarantine and runs alone. `since` contains the arrival times of jobs with normal and low priority, for
--- aging. `backlog` is the cost of all waiting jobs.
+-- Each job waits in the queue for its model and priority. Jobs in a queue are ordered by score in virtual time.
+-- `doubts` is the number of worker crashes that occurred while the job was running, counted since the job was last
+-- cleared. Once `doubts` reaches QUARANTINE_CRASHES, the job waits in quarantine and runs alone. `since` contains the
+-- arrival times of jobs with normal or low priority, which are used for aging. `backlog` is the total cost of all
+-- waiting jobs.
 -- Uses shared/base.lua: key, extend, now, wake.
 local QUEUES = {'wait-high', 'wait', 'wait-low'}
 local QUARANTINE = 'suspects'
@@ -40,8 +40,8 @@ local function arrival_time(model)
   return string.format('%.17g', virtual)
 end
 
--- Returns the score of a new job (start-time fair queueing): a tenant's next job starts where its previous job with the
--- same priority ends. `cost` is already divided by the tenant's weight.
+-- Returns the score of a new job. In start-time fair queueing, a job starts where the tenant's previous job with the
+-- same priority ends. `cost` must already be divided by the tenant's weight.
 local function fair_score(model, tenant, priority, cost)
   local fair, member = key('fair', model), queue_of(priority) .. ' ' .. tenant
   local score = math.max(tonumber(arrival_time(model)), tonumber(redis.call('ZSCORE', fair, member) or '0'))
@@ -50,7 +50,7 @@ local function fair_score(model, tenant, priority, cost)
   return string.format('%.17g', score)
 end
 
--- Returns a job to its previous position in the queue. `length` is the length of its log in tokens.
+-- Returns a job to its previous position in the queue. `length` is the length of the job's log in tokens.
 local function requeue(id, length)
   local job = key('job', id)
   local model, score, cost, priority, doubts =
@@ -69,7 +69,7 @@ local function requeue(id, length)
   wake(model)
 end
 
--- Updates the backlog after a job has left its queue. The last job to leave resets the sum to exactly zero.
+-- Updates the backlog after a job has left its queue. When no jobs are left, the backlog is reset to exactly zero.
 local function subtract_backlog(model, id, cost)
   redis.call('ZREM', key('since', model), id)
   if num_waiting(model) == 0 then return redis.call('DEL', key('backlog', model), key('since', model)) end
@@ -107,7 +107,7 @@ local function count_served(model, cost)
   redis.call('PEXPIRE', bucket, (NUM_SERVED + 1) * SERVED_MS)
 end
 
--- Returns the served cost per second over the last minute; nil if nothing was served.
+-- Returns the cost served per second over the last minute, or nil if nothing was served.
 local function service_rate(model)
   local sum, oldest, last = 0, nil, math.floor(now / SERVED_MS)
   for bucket = last, last - NUM_SERVED, -1 do

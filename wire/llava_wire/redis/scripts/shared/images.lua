@@ -1,6 +1,6 @@
--- Preprocessed images, stored once per digest. `pixels` contains entries 'digest size' ordered by expiry time,
--- `pixel_bytes` is the sum of the sizes, and `users:{digest}` contains the live jobs that need the image. An image
--- without users may be dropped before it expires.
+-- Preprocessed images, stored once per digest. `pixels` contains one entry 'digest size' per image, ordered by expiry
+-- time. `pixel_bytes` is the sum of the sizes, and `users:{digest}` contains the live jobs that need the image. An
+-- image that no live job needs may be dropped before it expires.
 -- Uses shared/base.lua: PREFIX, split, key, now, extend.
 local PIXELS, PIXEL_BYTES = PREFIX .. 'pixels', PREFIX .. 'pixel_bytes'
 
@@ -32,7 +32,7 @@ local function extend_image(digest, ttl)
   end
 end
 
--- Stores the (digest, bytes) pairs in ARGV, starting at index `first`.
+-- Stores the (digest, bytes) pairs in ARGV that start at index `first`.
 local function store_images(first, ttl)
   for i = first, #ARGV, 2 do
     redis.call('SET', key('blob', ARGV[i]), ARGV[i + 1], 'KEEPTTL')

@@ -10,8 +10,8 @@ local function append_frame(id, payload)
   return index
 end
 
--- Revokes the job's assignment, so that the worker's next emit for it is rejected. If the job was running, returns the
--- length of its log in tokens.
+-- Revokes the job's assignment, so that the worker's next emit for the job is rejected. If the job was running, returns
+-- the length of its log in tokens.
 local function fence(id)
   local worker = redis.call('HGET', key('job', id), 'worker')
   if not worker or worker == '' then return nil end
@@ -46,8 +46,8 @@ end
 
 -- Stores everything about a job except its position in the queue. Uses the first twelve arguments of `submit` and
 -- `resync_job`: job, controller, tenant, model, cost, payload, ttl_ms (without KEEP_MS), digests, priority, nonce,
--- outline, trace. `owner` is the epoch, which increases with each takeover. `crashes` counts all worker crashes while
--- the job was running, `doubts` only those since it was last cleared.
+-- outline, trace. `owner` is the epoch, which increases with each takeover. `crashes` counts all worker crashes that
+-- occurred while the job was running; `doubts` counts only those since the job was last cleared.
 local function create_job(score, crashes, doubts, owner)
   local id, controller, tenant, model, cost, payload, ttl, digests, priority, nonce, outline = unpack(ARGV, 1, 11)
   local job, life = key('job', id), tonumber(ttl) + KEEP_MS
@@ -61,7 +61,7 @@ local function create_job(score, crashes, doubts, owner)
   register_live(id, tenant, controller, cost, life)
 end
 
--- Routes all further events of the job to `controller`.
+-- Routes all subsequent events of the job to `controller`.
 local function change_owner(id, controller)
   local job = key('job', id)
   local old, worker, tenant, cost = unpack(redis.call('HMGET', job, 'controller', 'worker', 'tenant', 'cost'))
