@@ -62,7 +62,7 @@ def describe(plan: Plan) -> str:
     size = f"{plan.width}x{plan.height}"
     images = {
         Pictures.NEW: f"a new {size} image each",
-        Pictures.SAME: f"one {size} image for all",
+        Pictures.SAME: f"one {size} image shared by all requests",
         Pictures.NONE: "text only",
     }[plan.pictures]
     turns = f", {plan.num_turns} turns each" if plan.num_turns > 1 else ""

@@ -285,7 +285,7 @@ def _assignment(row: list[Any], pixels: dict[str, bytes], now_ms: int) -> Assign
     try:
         job, events = msgspec.msgpack.decode(payload, type=Job), decode_log(frames)
     except ValueError as error:  # a msgspec error or invalid UTF-8
-        _log.error("job %s failed: it cannot be decoded: %s", job_id.decode(), error)
+        _log.error("failed to decode job %s: %s", job_id.decode(), error)
         return None
     if job.version > WIRE_VERSION:
         _log.error(

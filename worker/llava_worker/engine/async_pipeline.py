@@ -98,7 +98,9 @@ class AsyncPipeline:
         try:
             return self._runner.launch(chunks, after=step)
         except torch.OutOfMemoryError as error:
-            logger.warning("out of memory while launching a step ahead; it will be launched later: %s", error)
+            logger.warning(
+                "out of memory while launching the next step early; it will be launched later: %s", error
+            )
             return None
 
     def _schedule_ahead(self, step: InFlightStep) -> list[Chunk]:

@@ -159,7 +159,7 @@ class Engine:
         return outputs
 
     def idle(self) -> bool:
-        """Spend a few milliseconds on preparations for later steps.
+        """Spend a few milliseconds preparing for later steps.
 
         Return False if nothing is left to prepare.
         """

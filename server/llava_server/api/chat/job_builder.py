@@ -180,8 +180,8 @@ def _digest(*parts: str) -> bytes:
 def _messages(request: ChatRequest, refs: Sequence[ImageRef]) -> tuple[Message, ...]:
     """Return the messages, converted to the roles that the model supports.
 
-    Each tool result becomes a user message. If a tool result or user message follows directly, the two are
-    merged. Tool descriptions are added to the system message.
+    Each tool result becomes a user message. If another tool result or user message immediately follows, it is
+    merged into the same message. Tool descriptions are added to the system message.
     """
     remaining = iter(refs)
     messages: list[Message] = []

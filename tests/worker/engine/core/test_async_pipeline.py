@@ -1,4 +1,4 @@
-"""Tests that async scheduling launches each step before the previous one is read and changes no outputs."""
+"""Tests that async scheduling launches each step before the previous one is read, without changing any output."""
 
 from __future__ import annotations
 
@@ -293,7 +293,7 @@ def test_a_step_ahead_that_runs_out_of_memory_is_launched_later(
 
     with caplog.at_level(logging.WARNING):
         assert outputs(runner=OutOfMemoryRunner, is_async=True) == outputs()
-    assert "out of memory while launching a step ahead" in caplog.text
+    assert "out of memory while launching the next step early" in caplog.text
 
 
 def test_the_output_of_a_stopped_engine_thread_is_resumed_exactly(
