@@ -28,7 +28,7 @@ class InsufficientMemory(ValueError):
 def require_memory(
     config: ModelConfig, image: ImageConfig, *, precision: str, device: torch.device, cache_bytes: int
 ) -> None:
-    """Raise InsufficientMemory if the device does not have enough memory for the weights and the KV cache."""
+    """Raise InsufficientMemory if the weights and the KV cache do not fit in the device's free memory."""
     free = available_bytes(device)
     weights = weight_bytes(config, image, precision, device)
     if free is None or weights + cache_bytes + WORKING_BYTES <= free:

@@ -176,8 +176,8 @@ class ModelConfig(ConfigPart):
             return default
         if self.image_aspect_ratio == "pad":
             return "pad"
-        # The original code uses the tower's image processor. For CLIP, it crops images to their
-        # center; for SigLIP, it squashes them.
+        # The original code uses the tower's image processor. For CLIP, it crops images to their center;
+        # for SigLIP, it squashes them.
         return "crop" if self.vision_config.has_class_token else "squash"
 
     def _grid(self, side: int) -> tuple[Resolution, ...]:

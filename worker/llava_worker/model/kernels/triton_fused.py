@@ -48,7 +48,7 @@ def silu_and_mul(
     size,
     N: tl.constexpr,
 ):
-    """Compute silu(left half) * right half: N elements of one row per program."""
+    """Compute silu(left half) * right half. A program handles N elements of one row."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * N + tl.arange(0, N)
     mask = column < size

@@ -67,7 +67,7 @@ def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
 
 
 def _yarn(frequencies: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
-    """Apply YaRN scaling (arXiv 2309.00071), like `_llama3`, but interpolating linearly in the dimension."""
+    """Apply YaRN scaling (arXiv 2309.00071), which resembles `_llama3`, but interpolates in the dimension."""
 
     def dimension(num_rotations: float) -> float:
         length = rope.original_max_position_embeddings
