@@ -1,4 +1,4 @@
-"""Tests that async scheduling launches each step before the previous one is read, without changing any output."""
+"""Tests that async scheduling launches each step before reading the previous one, with the same outputs."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def test_the_extra_row_of_a_finished_sequence_is_not_shared(
     """The second turn starts right after the first output, where the extra row has written to the cache."""
     plain = make_engine(eos_ids=frozenset())
     first_output = run(plain, [make_sequence(prompts[0], max_new_tokens=9)])["one"]
-    for length in range(2, 9):  # the output ends at every position in a block
+    for length in range(2, 9):  # make the output end at each position in a block
         engine = make_async(eos_ids=frozenset({first_output[length - 1]}), max_batch_tokens=64)
         first = run(engine, [make_sequence(prompts[0])])["one"]
         turn = replace(prompts[0], token_ids=[*prompts[0].token_ids, *first, 9, 8, 7])
