@@ -206,7 +206,7 @@ class ResponseRequest(RequestModel):
     )
     background: bool | None = Field(
         None,
-        description='Whether to return a response with the status "queued" immediately and generate its '
+        description='Whether to immediately return a response with the status "queued" and generate its '
         "output in the background, even if no client reads it. Not allowed if store is false.",
         examples=[True],
     )
