@@ -189,13 +189,14 @@ class Chaos:
         return Outcome(state.id, state.text, state.finish_reason, num_tokens, expected)
 
     async def _read(self, http: httpx2.AsyncClient, request: httpx2.Request, state: StreamState) -> str:
-        """Read a response. Return the error that interrupted it, or "ended"."""
+        """Read a response. Return "ended", or the error that interrupted the response."""
         response = None
         try:
             response = await http.send(request, stream=True)
             if response.status_code != 200:
                 error = json.loads(await response.aread())["error"]
-                # After the grace period, the job no longer exists, and the request is repeated with its key.
+                # After the grace period, the job no longer exists, and the request is repeated with the same
+                # key.
                 is_gone = response.status_code == 404 and request.method == "GET"
                 assert is_gone or response.status_code in (409, 503), error
                 if is_gone:

@@ -111,7 +111,7 @@ class Cluster:
         return found
 
     def has_moved(self, job_id: str, former: WorkerProcess) -> bool:
-        """Return whether a worker other than ``former`` is running the job, or False while it is queued."""
+        """Return whether a worker other than ``former`` is running the job (False while it is queued)."""
         worker_id = self.job_field(job_id, "worker")
         return bool(worker_id and worker_id not in former.log)
 
@@ -130,7 +130,7 @@ class Cluster:
         assert not leaks
 
     def num_running(self, worker: WorkerProcess) -> float | None:
-        """Return the number of running sequences according to a worker's heartbeat, or None without one."""
+        """Return the number of running sequences in a worker's heartbeat, or None if it has expired."""
         for key in self.key_names("heartbeat:"):
             packed = self.redis.get(key)
             if key.rpartition(":")[2] in worker.log and isinstance(packed, bytes):

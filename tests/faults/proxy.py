@@ -80,12 +80,12 @@ class FaultProxy:
         return port
 
     async def _stop(self) -> None:
-        """Stop after all connections have closed. Otherwise, their warnings would appear in a later test."""
+        """Stop after all connections have closed, so that no later test shows warnings about them."""
         for listening in self._server.sockets:
             self._loop.remove_reader(listening.fileno())
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(others)
-        self._server.close()  # last, because asyncio would leak a connection that is being accepted
+        self._server.close()  # last, because asyncio would otherwise leak a connection that is being accepted
         await asyncio.sleep(0)  # aborted connections close their sockets in the next iteration of the loop
 
     async def _disconnect(self) -> None:

@@ -1,4 +1,4 @@
-"""Under load, a model is replaced by another one, and the old worker completes its in-flight requests."""
+"""A model is replaced under load, while the old worker completes its in-flight requests."""
 
 from __future__ import annotations
 

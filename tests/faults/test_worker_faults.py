@@ -33,7 +33,7 @@ async def test_streams_survive_when_their_worker_is_killed(cluster: Cluster, str
     num_reaps = cluster.num_reaps()
     cluster.worker_of(job_id).kill()
     await async_wait_until(lambda: cluster.job_field(job_id, "crashes") == "1", "the end of the lease")
-    # Each controller calls reap once per second; the interval may include one more call at each end.
+    # Each controller calls reap once per second; the interval may include one extra call at each end.
     assert cluster.num_reaps() - num_reaps <= len(cluster.controllers) * (cluster.lease_s + 2)
     await streams.wait_for_all()
     for stream in started:
@@ -95,7 +95,7 @@ async def test_a_worker_with_a_hung_engine_exits_and_its_streams_continue(
     await streams.wait_for_all()
     for stream in good:
         stream.assert_complete()
-    for worker in cluster.workers:  # one of them may hold the job and would exit during the next test
+    for worker in cluster.workers:  # if one of them still holds the job, it would exit during the next test
         worker.kill()
 
 

@@ -1,4 +1,4 @@
-"""A Redis or Valkey server for tests on a Unix socket. It can be killed and restarted with older data."""
+"""A Redis or Valkey server on a Unix socket, for tests. It can be killed and restarted with older data."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ async def test_a_low_priority_job_that_has_waited_long_is_served_before_urgent_j
 async def test_a_queue_can_be_full_by_cost(harness: Harness) -> None:
     producer = await harness.producer(max_queued_cost=25.0)
     await submit(producer, 2, cost=10.0)
-    with pytest.raises(QueueFull, match="use 20 tokens and this request needs 10; the limit is 25 tokens"):
+    with pytest.raises(QueueFull, match="use 20 tokens, and this request needs 10; the limit is 25 tokens"):
         await submit(producer, 1, cost=10.0)
     await submit(producer, 1, cost=5.0)
 
@@ -101,7 +101,7 @@ async def test_a_token_limit_of_one_tenant_does_not_affect_others(harness: Harne
     producer, consumer = await harness.producer(max_tenant_cost=25.0), await harness.consumer()
     await harness.running(producer, consumer)  # running jobs count too
     await submit(producer, 1)
-    with pytest.raises(TenantOverLimit, match="use 20 tokens and this request needs 10; the limit is 25"):
+    with pytest.raises(TenantOverLimit, match="use 20 tokens, and this request needs 10; the limit is 25"):
         await submit(producer, 1)
     await submit(producer, 1, tenant="bob")
 

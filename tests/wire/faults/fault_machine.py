@@ -69,7 +69,7 @@ class FaultMachine(RuleBasedStateMachine):
         connecting = JobProducer.connect(
             self.server.url,
             check_interval_s=self.check_interval_s,
-            timeout_s=60.0,  # so that a slow machine causes no additional faults
+            timeout_s=60.0,  # so that a slow machine does not cause additional faults
         )
         producer = self.wait(connecting)
         self._send_twice(producer)

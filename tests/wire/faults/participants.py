@@ -24,7 +24,7 @@ class HeldJob:
         self._offset = len(assignment.token_ids)
 
     def next_event(self, num_tokens: int) -> Event:
-        """Return an event with up to ``num_tokens`` tokens, or without tokens if ``num_tokens`` is 0."""
+        """Return an event with up to ``num_tokens`` tokens (0 is allowed)."""
         end = min(self._offset + num_tokens, self._output_length)
         tokens = tuple(self._number * POSITIONS + position for position in range(self._offset, end))
         event = Event(self._offset, tokens, "x" * len(tokens), STOP if end == self._output_length else None)

@@ -156,7 +156,7 @@ async def test_a_cancelled_command_returns_immediately_and_leaves_the_link_usabl
 
 
 async def test_a_busy_loop_of_commands_can_be_cancelled(harness: Harness) -> None:
-    """If a cancellation were lost because a reply arrives at the same time, a worker could not be stopped."""
+    """If a cancellation were lost because a reply arrived at the same time, a worker could not be stopped."""
     link = Link(harness.server.url, timeout_s=60)
 
     async def send_commands() -> None:

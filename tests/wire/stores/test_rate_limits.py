@@ -28,7 +28,7 @@ async def store(server: RedisServer) -> AsyncIterator[RateLimitStore]:
 
 
 def age(server: RedisServer, tenant: str, ms: int) -> None:
-    """Shift the time of the tenant's last charge by ``ms`` milliseconds into the past."""
+    """Move the time of the tenant's last charge ``ms`` milliseconds into the past."""
     server.client.hincrby(f"{PREFIX}rate:{tenant}", "at", -ms)
 
 

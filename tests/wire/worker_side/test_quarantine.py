@@ -20,7 +20,7 @@ async def crash(harness: Harness, producer: JobProducer, worker_id: str) -> None
 
 
 async def two_quarantined_jobs(harness: Harness, producer: JobProducer) -> list[Job]:
-    """Return two jobs that ran together on two workers, one after the other. Both workers crashed."""
+    """Return two jobs that ran together, first on one worker and then on another. Both workers crashed."""
     jobs = [make_job(), make_job()]
     for job in jobs:
         await producer.submit(job, {})

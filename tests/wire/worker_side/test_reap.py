@@ -152,7 +152,7 @@ async def test_no_worker_or_controller_is_reaped_right_after_a_redis_outage(harn
     harness.kill_worker("w1")
     harness.hang_worker("w1")
     harness.kill_controller("some controller")
-    harness.redis.delete(PREFIX + "reaped")  # as if no controller had called reap for a lease
+    harness.redis.delete(PREFIX + "reaped")  # as if no controller had called reap for the length of a lease
     assert await producer.reap() == 0
     harness.kill_worker("w1")
     assert await producer.reap() == 1

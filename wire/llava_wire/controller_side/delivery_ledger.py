@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PendingCancel:
-    """A cancel request that is sent once Redis is available.
+    """A cancel request to be sent once Redis is available.
 
     If ``nonce`` is set, the request applies only to the submission or takeover with that nonce.
     """
@@ -133,7 +133,7 @@ class DeliveryLedger:
         return self._num_beats + 1
 
     def record_beat(self, controller_id: str, beat: int, *, has_lost_memory: bool) -> None:
-        """Record that Redis has received a beat. ``has_lost_memory`` means that it lost the previous beat."""
+        """Record that Redis has received a beat, and whether it had lost the previous one."""
         if controller_id != self._controller_id:
             return
         self._num_beats = beat
@@ -264,7 +264,7 @@ class DeliveryLedger:
     # Resynchronization
 
     def idle_jobs(self, idle_s: float) -> list[LiveJob]:
-        """Return the submitted jobs that have neither received events nor been checked for ``idle_s``."""
+        """Return the submitted jobs whose last event or check was at least ``idle_s`` ago."""
         before = time.monotonic() - idle_s
         return [live for live in self._live.values() if live.is_submitted and live.last_active <= before]
 
@@ -286,13 +286,13 @@ class DeliveryLedger:
         the last stream entry. The reply covers all entries up to and including this one.
         """
         job_id = live.job.job_id
-        if self._live.get(job_id) is not live:  # it was dropped here, but the script may recreate it
+        if self._live.get(job_id) is not live:  # the job was dropped here, but the script may recreate it
             self.request_resync(job_id)  # no-op unless a newer LiveJob has this job ID
             if job_id not in self._live:
                 self.cancel_later(job_id, live.job.tenant, live.nonce)
             return False
         if controller_id != self._controller_id:
-            return False  # Redis has lost data again, and another resync of the job is already requested
+            return False  # Redis has lost data again, and another resync of the job is already pending
         self.finish_resync(live, controller_id)
         if state == b"moved":
             self._end(job_id, ErrorCode.STREAM_TAKEN_OVER, "Another connection has taken over this stream.")
@@ -319,7 +319,7 @@ class DeliveryLedger:
         try:
             event = decode_event(payload, live.next_offset)
         except ValueError as error:  # a msgspec error or invalid UTF-8
-            _log.error("job %s failed: its worker wrote an invalid event: %s", job_id, error)
+            _log.error("job %s failed because its worker wrote an invalid event: %s", job_id, error)
             self.fail(live, ErrorCode.INTERNAL_ERROR, "A worker wrote an invalid event. Retry the request.")
             return
         if index != len(live.frames) or event.offset != live.next_offset:

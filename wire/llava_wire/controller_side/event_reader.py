@@ -4,7 +4,7 @@ Each poll does the following:
 
 1. Check whether Redis was replaced or restarted. If so, switch to a new controller ID and resync every job.
 2. Send pending cancel requests.
-3. Compare idle jobs with Redis, and resync the jobs that differ.
+3. Check idle jobs against Redis, and resync the jobs that differ.
 4. Add new frames from the stream to the ledger.
 """
 
@@ -30,7 +30,7 @@ class EventReader:
     """Copies new frames from a controller's event stream to its ledger. Calls to ``poll`` must not overlap.
 
     ``link`` is used to call scripts. Blocking reads use a separate connection. If a live job receives no
-    events for ``check_interval_s`` seconds, its state is compared with Redis, in case a stream entry was
+    events for ``check_interval_s`` seconds, its state is checked against Redis, in case a stream entry was
     lost.
     """
 
@@ -180,4 +180,4 @@ def _notices(
                     yield entry_id, match[1].decode(), index, payload
                 else:
                     _log.error("skipping an invalid entry in the event stream")
-                    yield entry_id, "", None, b""  # matches no job, but marks the entry as read
+                    yield entry_id, "", None, b""  # does not match any job, but marks the entry as read

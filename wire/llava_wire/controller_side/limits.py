@@ -18,8 +18,8 @@ class TenantLimits:
     """The limits of one tenant. None selects the default limit.
 
     ``max_jobs`` limits the number of waiting and running jobs, and ``max_cost`` limits their total cost in
-    tokens. While two tenants have waiting jobs, a tenant with ``weight`` 3 is served three times as many
-    tokens as a tenant with ``weight`` 1.
+    tokens. Among tenants with waiting jobs, a tenant with ``weight`` 3 is served three times as many tokens
+    as a tenant with ``weight`` 1.
     """
 
     weight: float = 1.0
@@ -71,7 +71,7 @@ def submit_error(job: Job, limits: QueueLimits, reply: list[bytes | int]) -> Wir
         )
     if kind == "tenant_cost":
         return TenantOverLimit(
-            f"The waiting and running requests of this API key use {num_used} tokens and this request needs "
+            f"The waiting and running requests of this API key use {num_used} tokens, and this request needs "
             f"{job.cost:.0f}; the limit is {limits.tenant_cost:.0f} tokens. Wait for a request to finish.",
             retry_after_s=retry_after_s,
         )
@@ -83,7 +83,7 @@ def submit_error(job: Job, limits: QueueLimits, reply: list[bytes | int]) -> Wir
         )
     if kind == "heavy":
         return QueueFull(
-            f"The requests waiting for model {job.model} use {num_used} tokens and this request needs "
+            f"The requests waiting for model {job.model} use {num_used} tokens, and this request needs "
             f"{job.cost:.0f}; the limit is {limits.queued_cost:.0f} tokens. Retry later.",
             retry_after_s=retry_after_s,
         )

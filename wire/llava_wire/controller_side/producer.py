@@ -28,13 +28,13 @@ from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, queue_unavailabl
 
 __all__ = ["JobProducer"]
 
-MAX_CRASHES = 3  # two crashes on a worker shared with other jobs, and one crash while running alone
+MAX_CRASHES = 3  # two crashes on workers shared with other jobs, and one crash while running alone
 RECENT_READ_S = 3.0  # a job that was read within this time is not cancelled as unread
 ORPHAN_GRACE_S = 30.0
 NUM_TRIES = 3
 CRASHED = error_event(
     ErrorCode.WORKER_CRASHED,
-    "Every worker that ran this request crashed, the last one while running no other request. Change the "
+    "Every worker that ran this request crashed. The last worker was running only this request. Change the "
     "request before sending it again.",
 )
 Pixels: TypeAlias = Mapping[str, bytes]  # image tiles, keyed by digest
@@ -85,8 +85,8 @@ class JobProducer:
         ``timeout_s`` also applies to each later call. The ``max_*`` limits are documented in ``QueueLimits``.
         If no controller has called ``reap`` for a while, the next call renews the leases of all workers for
         ``lease_s``. If a controller has not called ``reap`` for ``orphan_grace_s``, its jobs are stopped,
-        except for background jobs. If a job receives no events for ``check_interval_s``, its state is
-        compared with Redis.
+        except for background jobs. If a job receives no events for ``check_interval_s``, its state is checked
+        against Redis.
         """
         producer = cls(
             url,
@@ -174,7 +174,7 @@ class JobProducer:
 
         Return False if another reader has attached to the job or has taken a snapshot within the last
         ``RECENT_READ_S`` seconds. If the call raises QueueUnavailable, the job may have been cancelled
-        anyway, but not if another reader had attached.
+        anyway, unless another reader has attached to it.
         """
         live, recent_ms = self._ledger.find(job_id), int(RECENT_READ_S * 1000)
         nonce = live.nonce if live else ""
@@ -250,7 +250,7 @@ class JobProducer:
         return read_heartbeats(reply[2])
 
     async def reap(self) -> int:
-        """Requeue the jobs of dead and hung workers. Return the number of these jobs.
+        """Requeue the jobs of dead and hung workers. Return the number of requeued jobs.
 
         Must be called once per second. Each call also serves as a heartbeat of this controller and detects
         data loss in Redis.

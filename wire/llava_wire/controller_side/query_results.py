@@ -31,8 +31,8 @@ class QueuePosition:
     """The position of a job in the queue when it was submitted.
 
     ``num_ahead`` is the number of jobs that were already waiting for the same model. ``wait_s`` is the
-    estimated time to serve them, based on the service rate of the last minute. It is None if there is no
-    estimate because no job was served in that minute.
+    estimated time to serve them, based on the service rate of the last minute. If no job was served in that
+    minute, no estimate is available, and ``wait_s`` is None.
     """
 
     num_ahead: int
@@ -40,7 +40,7 @@ class QueuePosition:
 
     @classmethod
     def from_reply(cls, num_ahead: int, wait_ms: int) -> QueuePosition:
-        """Convert a reply from ``submit``. If jobs are ahead, 0 ms means that there is no estimate."""
+        """Convert a reply from ``submit``. If other jobs are ahead, 0 ms means that there is no estimate."""
         return cls(num_ahead, None if num_ahead and not wait_ms else wait_ms / 1000)
 
 

@@ -13,7 +13,7 @@ MAX_SENT_IMAGES = 4096
 class SentImages:
     """An LRU set of the digests of images that are probably still in Redis.
 
-    If one of these images is missing in Redis, ``submit`` reports its digest.
+    If one of these images is missing from Redis, ``submit`` reports its digest.
     """
 
     def __init__(self) -> None:

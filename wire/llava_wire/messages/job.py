@@ -54,7 +54,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A request with all data that a worker needs to run it.
+    """A request with all the data that a worker needs to run it.
 
     - ``task``: "answer" generates text. "embed" returns the embedding of a raw prompt or of one image.
       "tokenize" returns the token IDs of the prompt, and "detokenize" returns the text of ``prompt_ids``.

@@ -53,8 +53,8 @@ class QueueDepth:
 class SystemStatus:
     """The live workers, controllers and queues.
 
-    ``controllers`` contains the seconds since each controller's last beat, keyed by controller ID. ``queues``
-    is keyed by model.
+    ``controllers`` contains the time in seconds since each controller's last beat, keyed by controller ID.
+    ``queues`` is keyed by model.
     """
 
     workers: tuple[WorkerStatus, ...]
@@ -113,7 +113,7 @@ class Inspector:
         return [_dead_letter(entry_id, fields) for entry_id, fields in entries]
 
     async def stored_images(self, job: Job) -> dict[str, bytes]:
-        """Return the tiles of those images of the job that are still stored, keyed by digest."""
+        """Return the tiles of the job's images that are still stored, keyed by digest."""
         digests = list(dict.fromkeys(image.digest for image in job.images))
         if not digests:
             return {}

@@ -20,7 +20,7 @@ __all__ = ["ApiKey", "ApiKeyStore", "KeyLimits"]
 class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The limits of one key. None means that the key has no limit of its own.
 
-    ``max_jobs`` limits the number of waiting and running jobs. While two keys have jobs waiting for the same
+    ``max_jobs`` limits the number of waiting and running jobs. Among keys with jobs waiting for the same
     model, a key with ``weight`` 2 is served twice as many tokens as a key with ``weight`` 1. ``priority`` is
     added to the priority of each job.
     """

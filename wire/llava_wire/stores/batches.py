@@ -141,13 +141,16 @@ class BatchStore:
         return _batch(await self._call("cancel", batch_id, tenant))
 
     async def claim(self) -> ClaimedBatch | None:
-        """Claim the next batch that has no driver, until the lease expires. Return None if there is none."""
+        """Claim the next batch that has no driver. The claim lasts until the lease expires.
+
+        Return None if there is no such batch.
+        """
         reply = await self._call("claim", "", self._driver, self._lease_ms)
         batch = _batch(reply[1]) if reply else None
         return ClaimedBatch(batch, reply[2] / 1000) if batch is not None else None
 
     async def renew(self, batch_id: str) -> tuple[str, float] | None:
-        """Renew the lease. Return the state of the batch and the seconds until the batch expires.
+        """Renew the lease. Return the state of the batch and the time in seconds until the batch expires.
 
         Return None if this controller is no longer the driver.
         """

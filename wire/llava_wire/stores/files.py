@@ -68,7 +68,10 @@ class FileStore:
         await self._call("seal", file.file_id, tenant, self._ttl_ms)
 
     async def find(self, file_id: str, *, tenant: str) -> StoredFile | None:
-        """Return a file's metadata. None if it does not exist, has expired, or belongs to another tenant."""
+        """Return a file's metadata.
+
+        Return None if the file does not exist, has expired, or belongs to another tenant.
+        """
         reply = await self._call("read", file_id, tenant)
         return _stored_file(reply) if reply else None
 
@@ -113,12 +116,12 @@ def _store_full(limit: str, used: int, size: int, limits: FileLimits) -> StoreFu
         )
     if limit == "tenant_bytes":
         return StoreFull(
-            f"The files of this API key use {used} bytes and this file needs {size}; the limit is "
+            f"The files of this API key use {used} bytes, and this file needs {size}; the limit is "
             f"{limits.tenant_bytes} bytes. Delete some files.",
             is_own=True,
         )
     return StoreFull(
-        f"The stored files use {used} bytes and this file needs {size}; the limit is {limits.bytes} bytes. "
+        f"The stored files use {used} bytes, and this file needs {size}; the limit is {limits.bytes} bytes. "
         "Retry later.",
         is_own=False,
     )

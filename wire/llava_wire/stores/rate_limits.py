@@ -36,7 +36,7 @@ class RateLimitStore:
     async def charge(
         self, tenant: str, limits: KeyLimits, *, requests: int = 0, tokens: int = 0
     ) -> RateLimitStatus:
-        """Charge requests and tokens to the tenant's buckets, or neither if one of the buckets is too low."""
+        """Charge the tenant's buckets, or charge neither of them if one of them is too low."""
         return await self._call(tenant, limits, requests, tokens, is_adjustment=False)
 
     async def adjust(self, tenant: str, limits: KeyLimits, *, tokens: int) -> RateLimitStatus:

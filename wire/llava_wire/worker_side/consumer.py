@@ -162,7 +162,7 @@ class JobConsumer:
         """Compare the jobs that the worker holds with its assignments in Redis.
 
         Return the held jobs that are no longer assigned to the worker. Jobs that are assigned to the worker
-        but that it does not hold are requeued.
+        but not held by it are requeued.
         """
         pairs = [arg for job_id in held for arg in (job_id, self._held.get(job_id, ""))]
         lost = _job_ids(
@@ -226,8 +226,8 @@ class JobConsumer:
     def _can_accept(self, assignment: Assignment) -> bool:
         """Return False if images are missing, or if the job is still running under an older assignment.
 
-        In the latter case, the older assignment has been revoked. The next emit reports the job as refused,
-        so that the worker aborts it before accepting a new assignment.
+        An older assignment that is still running has been revoked, so the next emit reports the job as
+        refused. The worker thus aborts the job before accepting a new assignment.
         """
         job = assignment.job
         if job.job_id in self._held:

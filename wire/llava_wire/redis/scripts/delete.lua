@@ -1,8 +1,8 @@
 -- delete: delete a tenant's job, including its log and outline. An unfinished job is cancelled first, and its
 -- controller receives a resync request. The job's hash is kept as a tombstone in state 'cancelled' for as long as the
 -- log would have been stored. Without a tombstone, a controller that has not received the final event would recreate
--- the job. A repeated call finds its nonce in the tombstone. As after a cancel, a job with the same ID can be submitted
--- again.
+-- the job. A repeated call finds its nonce in the tombstone. As after a cancellation, a job with the same ID can be
+-- submitted again.
 -- ARGV: job, tenant, nonce   Reply: 1 if deleted, 0 if the tenant has no such job
 -- Uses shared/base.lua: key, request_resync; shared/jobs.lua: fence, end_job.
 local id, tenant, nonce = unpack(ARGV)

@@ -1,7 +1,7 @@
 -- rate_limit: charge requests and tokens to a tenant, or return the time until the charge will be possible. Each tenant
 -- has one token bucket for requests and one for tokens. A bucket holds the limit for one minute and refills at a
--- constant rate. A charge that is larger than the bucket is granted once the bucket is full, and makes the level
--- negative, so that no charge is rejected forever. An adjustment is always applied.
+-- constant rate. A charge that is larger than the bucket is granted once the bucket is full and leaves the level
+-- negative; otherwise, it would never be granted. An adjustment is always applied.
 -- ARGV: tenant, requests per minute (0: no limit), tokens per minute (0: no limit), requests, tokens, 1 to adjust
 -- Reply: {requests left, tokens left, ms until the charge is possible (0 if it was granted)}
 -- Uses shared/base.lua: key, now.

@@ -1,5 +1,5 @@
 -- read_api_keys: return all API keys, unless the caller already has the current version. Read-only. Versions are random
--- strings, so that no version is reused if Redis loses its data and keys are added again.
+-- strings, so that they are not reused if Redis loses its data and keys are added again.
 -- ARGV: the caller's version   Reply: {version, packed ApiKey...}, or nil if the caller's version is current
 -- Uses shared/base.lua: PREFIX.
 local keys = PREFIX .. 'keys'

@@ -1,6 +1,6 @@
 -- reconcile_worker: resolve differences between the jobs that a worker holds and its assignments in Redis. Jobs that
--- are assigned to the worker but that it does not hold are requeued, except for those from a pull in progress, which
--- are identified by their nonces.
+-- are assigned to the worker but not held by it are requeued, except for those from a pull in progress, which are
+-- identified by their nonces.
 -- ARGV: worker, number of nonces, nonce..., (job, assignment)...   Reply: the held jobs that are no longer assigned
 -- Uses shared/base.lua: key, unpack_slot; shared/fair_queue.lua: requeue.
 local slots = key('inflight', ARGV[1])

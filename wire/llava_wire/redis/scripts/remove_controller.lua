@@ -1,5 +1,5 @@
 -- remove_controller: remove a controller that is shutting down, or the old ID of a controller after data loss in Redis.
--- Any jobs that are still registered under this ID had already ended before the data loss, so they are cancelled.
+-- Any jobs that are still registered under this ID ended before the data loss, so they are cancelled.
 -- ARGV: controller
 -- Uses shared/base.lua: key, PREFIX; shared/jobs.lua: fence, end_job.
 local controller = ARGV[1]

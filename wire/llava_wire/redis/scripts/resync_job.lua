@@ -24,7 +24,8 @@ local function tail_of_log()
   return tail
 end
 
--- Returns the ID of the last stream entry. Entries up to and including this one are included in the reply or obsolete.
+-- Returns the ID of the last stream entry. Entries up to and including this one are either covered by the reply or
+-- obsolete.
 local function last_entry()
   local entry = redis.call('XREVRANGE', key('out', controller), '+', '-', 'COUNT', 1)[1]
   return entry and entry[1] or '0-0'

@@ -1,8 +1,8 @@
 -- submit: add a job and its images to the queue for its model. If the queue is full, the tenant exceeds a limit, there
--- is not enough space for the images, or images are missing, no part of the job is written. If a limit is exceeded, the
--- reply includes the estimated time in milliseconds until a retry can succeed (0: unknown). A repeated call finds its
--- nonce and returns 'ok' without a position. If the job exists with another nonce, the reply is 'known', or 'duplicate'
--- if its contents differ. A cancelled job can be submitted again. `weight` is the tenant's share relative to other
+-- is not enough space for the images, or images are missing, nothing is written. If a limit is exceeded, the reply
+-- includes the estimated time in milliseconds until a retry can succeed (0: unknown). A repeated call finds its nonce
+-- and returns 'ok' without a position. If the job exists with another nonce, the reply is 'known', or 'duplicate' if
+-- its contents differ. A cancelled job can be submitted again. `weight` is the tenant's share relative to other
 -- tenants.
 -- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, trace, weight,
 --   max_queued, max_queued_cost, max_tenant_jobs, max_tenant_cost, max_pixel_bytes, (digest, bytes)...

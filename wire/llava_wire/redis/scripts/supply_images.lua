@@ -1,4 +1,4 @@
--- supply_images: store images that are resent for a parked job, and requeue the job once all of its images are stored.
+-- supply_images: store images resent for a parked job, and requeue the job once all of its images are stored.
 -- ARGV: job, ttl_ms, (digest, bytes)...   Reply: the digests that are still missing
 -- Uses shared/base.lua: key, KEEP_MS; shared/images.lua: store_images, missing_images; shared/fair_queue.lua:
 --   requeue.

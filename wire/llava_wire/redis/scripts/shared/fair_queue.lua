@@ -1,9 +1,8 @@
 -- The fair queue: start-time fair queueing between tenants, with three priorities and a quarantine per model.
 -- Each job waits in the queue for its model and priority. Jobs in a queue are ordered by score in virtual time.
 -- `doubts` is the number of worker crashes that occurred while the job was running, counted since the job was last
--- cleared. Once `doubts` reaches QUARANTINE_CRASHES, the job waits in quarantine and runs alone. `since` contains the
--- arrival times of jobs with normal or low priority, which are used for aging. `backlog` is the total cost of all
--- waiting jobs.
+-- cleared. Once `doubts` reaches QUARANTINE_CRASHES, the job waits in quarantine and runs alone. For aging, `since`
+-- contains the arrival times of jobs with normal or low priority. `backlog` is the total cost of all waiting jobs.
 -- Uses shared/base.lua: key, extend, now, wake.
 local QUEUES = {'wait-high', 'wait', 'wait-low'}
 local QUARANTINE = 'suspects'
@@ -84,7 +83,7 @@ local function dequeue(id, model, cost)
 end
 
 -- Returns the first waiting job of a tenant that has no job on the worker, and the queue of that job. Searches only the
--- nonempty queue with the highest priority. `slots` is the worker's `inflight` hash as returned by HGETALL.
+-- highest-priority queue that is not empty. `slots` is the worker's `inflight` hash as returned by HGETALL.
 local NUM_CANDIDATES = 64 -- with equal costs, the first job of each tenant is near the front
 local function find_overflow(model, slots)
   for _, name in ipairs(QUEUES) do
