@@ -7,8 +7,8 @@
     python -m bench --quick                  a one-minute smoke test with a mini checkpoint
 
 Each server's record is written to ``bench/results/serving/NAME.json``, and all records are plotted in
-``serving.png``. ``--quick`` writes both to ``bench/work`` instead. Close all other programs first. Each
-record includes the machine's load average.
+``serving.png``. With ``--quick``, the records and the plot are written to ``bench/work`` instead. Close all
+other programs first. Each record includes the machine's load average.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     write_record("gaps", results, settings={"model": "tiny"})   ->  bench/results/gaps.json
 
-A record contains no user name, no host name and no path outside the repository.
+Records do not contain user names, host names or paths outside the repository.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class Shape:
         linear = 2.0 * (num_tokens * (self.decoder_parameters - head) + head)
         return (
             linear + 2.0 * self.layers * self.hidden * num_tokens**2
-        )  # causal attention: half of the matrix
+        )  # causal attention: only half of the matrix
 
     def image_operations(self) -> float:
         """Return the number of additions and multiplications in the tower and projector for one image."""

@@ -3,7 +3,7 @@
 The tokenizer is for models with random weights. Each listed word is a single token, and all other text is
 split into letters and bytes (byte fallback). The number of tokens in a prompt can therefore be computed from
 its words. The words form a trie: each merge appends the next letter to a prefix of a word, and there are no
-other merges that could conflict. The rest of the vocabulary is filled with made-up words, so that every
+conflicting merges. The rest of the vocabulary is filled with made-up words, so that every
 output token decodes to text.
 """
 

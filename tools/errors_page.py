@@ -3,7 +3,7 @@
     python tools/errors_page.py
 
 The messages are extracted from the syntax tree. Each message can therefore be defined next to the check that
-raises it, while all messages can be reviewed on one page. Text outside the markers is written by hand.
+raises it, and all messages can still be reviewed on one page. Text outside the markers is written by hand.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ class Carrier:
     code: int | str
 
 
-# Error constructors. Functions that pass one of their parameters to one of these constructors are carriers as
-# well.
+# Error constructors. Functions that pass one of their parameters to such a constructor are also carriers.
 _CONSTRUCTORS = {
     "ApiError": Carrier(1, 0),
     "ImageError": Carrier(1, 0),
@@ -104,7 +103,7 @@ def messages_of(sources: Iterable[str], package: str) -> set[Message]:
 
 
 def fill(page: str, messages: list[Message]) -> str:
-    """Return the page with the messages for each code listed in that code's section, ``## code``."""
+    """Return the page with each message listed in the section of its code, ``## code``."""
     sections = page.split("\n## ")
     for index, section in enumerate(sections[1:], 1):
         code = section.partition("\n")[0]

@@ -1,7 +1,8 @@
 """``python -m bench.engine.engine_alone``: benchmark the engine without a queue, server or network.
 
 The difference between these results and those of a server is the overhead of all other components. The
-serving benchmark runs this module in a separate process, so that the two do not share memory.
+serving benchmark runs this module in a separate process, so that it does not share memory with the
+server.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
 The results are written to ``bench/results/grammars.json``. Each library runs in its own process. Both
 libraries use the same two vocabularies, which are as large as those of Llama (32,064 tokens) and Qwen2
 (152,064 tokens). A walk repeatedly samples a token that the mask allows, until the output is complete or has
-``STEPS`` tokens. Each step computes one mask and accepts one token. All times are CPU times, so other
-programs on the machine have little effect.
+``STEPS`` tokens. Each step computes one mask and accepts one token. All times are CPU times, which other
+programs on the machine hardly affect.
 """
 
 from __future__ import annotations

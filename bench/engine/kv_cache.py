@@ -2,8 +2,8 @@
 
 logits     the logit error with the 8-bit cache, compared with the error of computing in bf16, the
            most common precision for serving
-answers    the tiny model's greedy outputs for the evaluation questions: how many are identical with both
-           caches, and how many are correct
+answers    the tiny model's greedy outputs for the evaluation questions: how many are the same with either
+           cache, and how many are correct
 """
 
 from __future__ import annotations

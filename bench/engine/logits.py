@@ -70,7 +70,7 @@ class Example:
 
 
 def load(folder: Path, precision: str) -> Llava:
-    # Select formats that require a GPU as if for a GPU. Their matrix products also run on a CPU.
+    # Formats that require a GPU are selected as if on a GPU. Their matrix products also run on a CPU.
     device = CPU if precision in precisions_on(CPU) else torch.device("cuda:0")
     number_format = choose_precision(precision, device)
     model = Llava(read_config(folder), read_image_config(folder), precision=number_format, device=CPU)
@@ -102,7 +102,7 @@ def logits_of(model: Llava, kind: str, example: Example) -> Tensor:  # fp32 [pos
 
 
 def errors(exact: list[Tensor], others: dict[str, list[Tensor]]) -> dict[str, Any]:
-    """Return the maximum and mean error compared with ``exact``, and how often the top token is the same."""
+    """Return the maximum and mean error compared with ``exact``, and how often the top token matches."""
     reference = torch.cat(exact)
     results: dict[str, Any] = {"positions": len(reference), "std": float(reference.std())}
     for name, logits in others.items():

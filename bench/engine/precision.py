@@ -1,8 +1,8 @@
 """``python -m bench.engine.precision``: measure the logit error of quantized models relative to fp32.
 
 For the bundled model, logits are compared at each token of the correct answers to the evaluation questions.
-For models with random weights and LLaVA-1.5's head size, they are compared on random prompts. To measure how
-many answers are correct in a given precision, run ``make eval`` against a server in that precision.
+For models with random weights and LLaVA-1.5's head size, logits are compared on random prompts. To measure
+how many answers are correct in a given precision, run ``make eval`` against a server in that precision.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ PROMPT_TOKENS, OUTPUT_TOKENS = 64, 48  # for the model with LLaVA-1.5's layer sh
 WORDS = range(300, 32_000)  # all lower IDs are special tokens or byte tokens
 
 Batches = list[list[Sequence]]  # batches run sequentially; the sequences in a batch run concurrently
-MakeBatches = Callable[[int], Batches]  # takes the round number; each batch is different
+MakeBatches = Callable[[int], Batches]  # takes the round number; batches differ between rounds
 
 
 @dataclass(frozen=True)

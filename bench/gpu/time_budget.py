@@ -20,7 +20,7 @@ class Measurement:
 def run_within(
     measurements: Sequence[Measurement], *, deadline: float, clock: Callable[[], float] = time.monotonic
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Run the measurements. Return the results, and the reasons for skipping the others, keyed by name.
+    """Run the measurements. Return the results and the reasons for skipped measurements, both keyed by name.
 
     A measurement is skipped if the remaining time does not exceed the longest duration so far, scaled by the
     measurement's weight. All later measurements are then skipped as well, even if one of them might fit.

@@ -23,10 +23,10 @@ _CPU_BLOCKS = 64  # of 256 tokens each; on a CPU, the default number of blocks t
 def measure_generate(
     shape: Shape, device: torch.device, streams: list[int], num_tokens: int
 ) -> dict[str, Any]:
-    """Measure ``generate`` with all streams in one batch. Each stream has one image; none is padded.
+    """Measure ``generate`` with all streams in one batch. Each stream has one image and needs no padding.
 
     The time to first token is the duration of a run with one output token. The time per token is derived from
-    the difference between this run and a longer one.
+    the difference between that run and a longer one.
     """
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
@@ -61,7 +61,7 @@ def measure_continuous(
 ) -> dict[str, Any]:
     """Measure continuous batching with each batch of ``prompts``, using only the decoder.
 
-    Times are reported by transformers, starting at the creation of a request. They do not include starting
+    Times are reported by transformers and start when a request is created. They do not include starting
     and stopping threads or capturing CUDA graphs. transformers allocates most of the free memory.
     """
     from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaForCausalLM, LlavaConfig
@@ -74,7 +74,7 @@ def measure_continuous(
     def run(batch: list[list[int]]) -> list[Any]:
         outputs = model.generate_batch(
             batch,
-            # No EOS token, so that all outputs have the same length.
+            # Disable the EOS token, so that all outputs have the same length.
             generation_config=generation_config(do_sample=False, max_new_tokens=num_tokens, eos_token_id=-1),
             continuous_batching_config=ContinuousBatchingConfig(
                 num_blocks=_CPU_BLOCKS if device.type == "cpu" else None

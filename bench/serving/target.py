@@ -51,7 +51,7 @@ class Target:
 
 @dataclass(frozen=True)
 class RunningTarget:
-    """A running server. ``ready_s`` is the time that it took to become ready, in seconds."""
+    """A running server. ``ready_s`` is its startup time in seconds."""
 
     url: str
     ready_s: float

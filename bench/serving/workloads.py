@@ -28,7 +28,7 @@ class Workload:
     plan: Plan
 
     def with_ignore_eos(self, ignore_eos: bool) -> Workload:
-        """Return this workload with a different ``ignore_eos``, which some servers do not support."""
+        """Return a copy with the given ``ignore_eos``, because some servers do not support this option."""
         return replace(self, plan=replace(self.plan, ignore_eos=ignore_eos))
 
     def quick(self) -> Workload:

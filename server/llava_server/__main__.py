@@ -63,7 +63,7 @@ def main(args: Sequence[str] | None = None) -> int:
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that drains on SIGTERM.
 
-    It serves health checks until all in-flight requests finish.
+    It continues to serve health checks until all in-flight requests finish.
     """
 
     def __init__(self, settings: Settings, admin: socket.socket | None) -> None:

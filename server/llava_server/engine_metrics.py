@@ -2,8 +2,8 @@
 
 Nothing is stored here. When a worker exits, its series are no longer exported. A restarted worker has a new
 name and counters that start at zero, as Prometheus' ``rate`` and ``sum`` expect. The set of series depends
-only on the tables below and the live workers: unknown statistics in a heartbeat are ignored, and no series is
-exported for missing ones.
+only on the tables below and the live workers: unknown statistics in a heartbeat are ignored, and no series
+are exported for missing statistics.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ ERRORS: dict[str, ErrorKind] = {
 class ApiError(Exception):
     """An error that is returned to the client.
 
-    ``message`` states what happened, the invalid value, the limit and how to fix the error.
+    ``message`` states what happened, gives the invalid value and the limit, and explains how to fix it.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ __all__ = ["Services", "attach_services", "open_services", "services_of", "servi
 logger = logging.getLogger(__name__)
 
 _REGISTRY_REFRESH_S = 1.0
-_KEYS_REFRESH_S = 3.0  # a revoked key remains valid for up to this time; new keys are looked up on first use
+_KEYS_REFRESH_S = 3.0  # a revoked key remains valid for up to this long; new keys are looked up on first use
 _MIB = 2**20
 _DAY_S = 86400.0
 _BATCH_LEASE_S = 5.0  # a server loses a batch if it does not renew its lease within this time

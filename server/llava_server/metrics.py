@@ -1,7 +1,8 @@
-"""The Prometheus metrics of this process. Names, units and buckets follow vLLM, with the prefix ``llava_``.
+"""The Prometheus metrics of this process.
 
-Each app has its own registry. Label values come from fixed sets (served models, error codes, finish reasons)
-and never from requests, so clients cannot increase the number of series.
+Names, units and buckets follow vLLM's conventions, with the prefix ``llava_``. Each app has its own registry.
+Label values come from fixed sets (served models, error codes, finish reasons) and never from requests, so
+clients cannot increase the number of series.
 """
 
 from __future__ import annotations

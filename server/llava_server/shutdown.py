@@ -1,4 +1,7 @@
-"""Graceful shutdown after SIGTERM: ``/readyz`` returns 503, in-flight requests finish, the process exits."""
+"""Graceful shutdown after SIGTERM.
+
+``/readyz`` returns 503, in-flight requests finish, and then the process exits.
+"""
 
 from __future__ import annotations
 

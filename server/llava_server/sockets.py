@@ -17,7 +17,7 @@ class ListenError(Exception):
 def listen(host: str, port: int, *, flag: str) -> socket.socket:
     """Listen on the first address of ``host`` that belongs to this machine.
 
-    Raises ListenError. The message names ``flag`` as the command line option that selects another port.
+    Raises ListenError. Its message names ``flag`` as the command-line option for selecting another port.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     last_error = OSError("the host name has no address")

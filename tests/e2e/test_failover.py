@@ -1,4 +1,4 @@
-"""Streams survive if a worker is killed, is drained or hangs, even if it is the only worker.
+"""Streams survive when a worker is killed, is drained or hangs, even if it is the only worker.
 
 Their texts must be identical to those of uninterrupted streams.
 """

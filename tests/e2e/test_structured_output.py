@@ -43,7 +43,7 @@ def as_format(schema: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Server:
-    """A controller, and all workers started so far. Only the newest worker is running."""
+    """A controller and all workers that have been started. Only the newest worker is running."""
 
     url: str
     start: StartWorker

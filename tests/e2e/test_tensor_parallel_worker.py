@@ -79,7 +79,7 @@ async def test_a_lost_rank_ends_the_worker_and_another_worker_resumes_its_job(
     assert client.final(job) is None
     if number is signal.SIGKILL:
         assert "rank 1 exited with status -9" in parallel.log
-    await async_wait_until(lambda: not psutil.pid_exists(follower))  # even if it was stopped
+    await async_wait_until(lambda: not psutil.pid_exists(follower))  # even if SIGSTOP stopped it
 
     start_worker(**SINGLE)
     resumed = await client.wait_for_text(job)

@@ -109,7 +109,7 @@ class Network(httpcore2.AsyncNetworkBackend):
 class Resolver:
     """A resolver with a list of results for each name.
 
-    Each lookup returns the next result; the last one repeats.
+    Each lookup returns the next result. The last result is repeated for any further lookups.
     """
 
     def __init__(self, **results: list[list[str]]) -> None:

@@ -29,7 +29,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "yes"},
     "/detokenize": {"tokens": [1]},
 }
-# For some fields, other fields that must also be set.
+# The additional fields that some fields require.
 REQUIRED_FIELDS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions top_logprobs": {"logprobs": True},
     "/v1/responses top_logprobs": {"include": ["message.output_text.logprobs"]},

@@ -92,7 +92,7 @@ def test_no_broken_image_makes_an_error_reveal_internals(stack: Stack) -> None:
             assert error["code"] in ("invalid_image", "image_too_large"), (number, error)
             assert not LEAKS.search(json.dumps(error)), (number, error)
     assert stack.works()
-    # Both outcomes must occur frequently. Otherwise, the images are not damaged enough or damaged too much.
+    # Both outcomes must occur frequently. Otherwise, the images are damaged too little or too much.
     assert all(statuses[path, status] >= 10 for path, _ in statuses for status in (200, 400)), statuses
     assert len(statuses) == 2 * len(ROUTES)
 

@@ -37,7 +37,7 @@ def test_malformed_heartbeats_do_not_hide_other_workers(
     for number, announcement in enumerate(MALFORMED):
         queue.zadd("{lv}:workers", {f"rogue-{number}": time.time() * 1000 + 600_000})
         queue.set(f"{{lv}}:heartbeat:rogue-{number}", announcement, ex=600)
-    second = serve()  # has not discovered any worker yet
+    second = serve()  # a server that has not discovered any workers yet
     wait_until(lambda: stack.http.get(f"{second.url}/readyz").status_code == 200)
     assert stack.works()
 

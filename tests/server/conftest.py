@@ -162,7 +162,10 @@ def text_of(response: httpx2.Response) -> str:
 
 
 def check_against_document(response: httpx2.Response) -> None:
-    """Check a response against the OpenAPI document. For streams, only status and headers are checked."""
+    """Check a response against the OpenAPI document.
+
+    For streams, only the status and the headers are checked.
+    """
     if not operation_of(response.request.method, response.request.url.path):
         return
     if not response.headers["content-type"].startswith("text/event-stream"):

@@ -4,7 +4,7 @@
 "say-all ..."           the same in a single event
 "seed"                  the job's seed
 "count N"               "1 2 ... N" with finish reason "length"
-"refuse CODE"           no token; the job fails with this ErrorCode
+"refuse CODE"           no tokens; the job fails with this ErrorCode
 "break CODE"            "half "; the job then fails with this ErrorCode
 "go-on"                 a token every few milliseconds until the queue rejects an event
 "silent"                nothing until ``release`` is set, then "done"
@@ -13,10 +13,10 @@ anything else           the messages, as received
 
 Log probabilities: all text of an event belongs to the event's first token. The k-th alternative to token t is
 token t + k, whose log probability is lower by k. Tokenization: the token IDs of a prompt are its UTF-8 bytes
-and a 0 for each image. Detokenization: a token ID below the surrogate range becomes the character with this
+and a 0 for each image. Detokenization: a token ID below the surrogate range becomes the character with that
 code point. Embedding: the vector is (length in bytes or tokens, number of images). Echo: the prompt is a BOS
-token followed by one token per character, or the token IDs in the request. A job with ``max_tokens`` 0 gets
-no tokens.
+token followed by one token per character, or the token IDs in the request. A job with ``max_tokens`` 0
+produces no tokens.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def split_tower(source: Path, target: Path, tower: Path) -> Path:
 
 
 def write_hf(source: Path, target: Path, *, like: Path) -> Path:
-    """Convert a checkpoint with a tower from the original layout.
+    """Convert a checkpoint that includes a tower from the original layout.
 
     The configuration is copied from ``like``.
     """

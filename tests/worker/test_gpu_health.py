@@ -91,7 +91,7 @@ def test_the_most_recent_xids_are_reported_as_written_by_the_driver() -> None:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is first on the PATH."""
+    """A folder at the beginning of the PATH."""
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     return tmp_path
 

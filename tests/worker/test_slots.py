@@ -32,7 +32,7 @@ class Stepper:
         await async_wait_until(lambda: self._num_received_tokens() == num_tokens)
 
     async def measure(self, tenant: str, text: str) -> tuple[int, int]:
-        """Submit a job. Return the numbers of steps until its first token and until its end."""
+        """Submit a job. Return the number of steps until its first token, and until it ends."""
         num_added = self._engine.num_added
         job = await submit(self._client, tenant, text, NUM_TOKENS)
         await self.step()

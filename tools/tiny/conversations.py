@@ -79,7 +79,7 @@ def _multi_turn(scene: Scene, rng: random.Random) -> Conversation:
 
 
 def _about_it(scene: Scene, before: Turn, rng: random.Random) -> Turn | None:
-    """Return a question that refers to the previous turn's object as "it", or None if there is none."""
+    """Return a question about the previous turn's object, called "it", or None if no question applies."""
     thing = before.about
     assert thing is not None
     place = scene.region(thing)
@@ -99,7 +99,7 @@ def _about_it(scene: Scene, before: Turn, rng: random.Random) -> Turn | None:
 
 
 def _typed(turn: Turn, rng: random.Random) -> Turn:
-    """Vary how questions are typed: some are all lower or upper case, or lack the question mark."""
+    """Vary how questions are typed: some are all lowercase or all uppercase, or lack the question mark."""
     question, suffix = turn.question, ""
     if "\n" in question:
         question, suffix = question.split("\n", 1)
@@ -165,7 +165,7 @@ def _in_both(scenes: tuple[Scene, Scene], rng: random.Random) -> Turn | None:
 
 
 def _in_one(scenes: tuple[Scene, Scene], rng: random.Random) -> Turn | None:
-    """Return a question about one of two images. It ends by stating which image it is about."""
+    """Return a question about one of two images. The end of the question states which image it is about."""
     which = rng.randrange(2)
     name = ("first", "second")[which]
     turn = MAKERS[rng.choice(("colour", "shape", "count", "exists", "read"))](scenes[which], rng)

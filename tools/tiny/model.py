@@ -22,7 +22,7 @@ _TAUGHT_LABELS = (
     "region",
     "character",
     "place_in_text",
-)  # the decoder learns the other labels without help
+)  # the decoder learns the other labels on its own
 _THETA = 10_000.0
 
 
@@ -227,7 +227,7 @@ class TinyLlava(nn.Module):
         for number, layer in enumerate(llama.layers):
             assert isinstance(layer, _Layer)
             x = layer.attend(x, rotation, mask)
-            if number == TEXT.layers - 1:  # continue only with target tokens
+            if number == TEXT.layers - 1:  # only the target tokens are needed from here on
                 x = x[F.pad(targets[:, 1:], (0, 1))]
             x = layer.feed_forward(x)
         out: Tensor = self.language_model.lm_head(llama.norm(x))

@@ -99,7 +99,7 @@ def training_ids(turns: tuple[Turn, ...], opening: str) -> tuple[list[int], list
 
 
 def prompt_text(system: str, turns: tuple[Turn, ...], num_images: int) -> str:
-    """Return the same prompt as text with `<image>` placeholders, for programs with their own tokenizer."""
+    """Return the prompt as text with `<image>` placeholders, for programs that have their own tokenizer."""
     parts = [f"{system} USER: ".lstrip() + "<image>\n" * num_images + f"{turns[0].question} ASSISTANT:"]
     for before, turn in zip(turns[:-1], turns[1:], strict=True):
         parts.append(f" {before.answer}</s>USER: {turn.question} ASSISTANT:")

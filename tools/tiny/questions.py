@@ -82,7 +82,7 @@ def shape(scene: Scene, rng: random.Random) -> Turn | None:
 
 
 def count(scene: Scene, rng: random.Random) -> Turn | None:
-    """Ask for the number of all objects, or of objects with a given shape, color or both.
+    """Ask how many objects there are, or how many have a given shape, color or both.
 
     In about one in eight questions, the shape and color are random and may not occur in the scene.
     """
@@ -154,7 +154,7 @@ def _is_unique(scene: Scene, thing: Object, name: str) -> bool:
 def _absent_name(scene: Scene, rng: random.Random) -> str:
     """Return an object that is not in the scene, sampled as in POPE.
 
-    It is random, popular (a common shape) or adversarial (its color and shape occur on separate objects).
+    The object is random, popular (a common shape) or adversarial (its color and shape occur separately).
     """
     there = {thing.name for thing in scene.objects}
     draw = rng.random()
@@ -173,7 +173,7 @@ def _absent_name(scene: Scene, rng: random.Random) -> str:
 
 
 def read(scene: Scene, rng: random.Random) -> Turn | None:
-    """Ask for the printed word or number. Also ask this about 10 % of the scenes without text."""
+    """Ask for the printed word or number. Also do so for 10 % of the scenes without text."""
     text = scene.text
     if text is None:
         if rng.random() < 0.9:

@@ -27,7 +27,7 @@ COLOURS: dict[str, RGB] = {
     "black": (25, 25, 25),
     "white": (245, 245, 245),
 }
-# Probabilities are unequal because POPE's 'popular' negatives require that some shapes are common.
+# Probabilities are unequal because POPE's 'popular' negatives require some shapes to be common.
 SHAPES: dict[str, float] = {
     "circle": 0.22,
     "square": 0.20,
@@ -48,7 +48,7 @@ REGIONS = (
     ("left", "centre", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
-_REGION_MARGIN = 0.05  # fraction of the side; closer to a border between regions, the region is ambiguous
+_REGION_MARGIN = 0.05  # fraction of the side; objects closer to a border than this have no region
 
 
 @dataclass(frozen=True)

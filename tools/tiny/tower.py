@@ -1,6 +1,6 @@
 """The vision tower for training: CLIP up to and including layer -2, whose output LLaVA uses.
 
-Parameter names are those below `vision_tower.vision_model` in the checkpoint. The last layer of CLIP is
+Parameter names are those under `vision_tower.vision_model` in the checkpoint. The last layer of CLIP is
 omitted because LLaVA does not use it.
 """
 

@@ -1,4 +1,4 @@
-"""The training loop, which trains first the tower, then the projector and decoder with a frozen tower.
+"""The training loop: first trains the tower, then the projector and decoder with a frozen tower.
 
 Training runs for a given number of minutes. Learning rates depend on the fraction of this time that has
 elapsed. The checkpoint contains the elapsed time, so an interrupted run can be resumed.
@@ -146,7 +146,7 @@ class Trainer:
         self._stage, self._stage_start = stage, self.step
 
     def _label_loss(self, batch: Batch) -> tuple[str, Tensor]:
-        """Return the loss on the images of two batches. Their questions are not used."""
+        """Return the loss on the images of two batches. The questions are not used."""
         batches = (batch, self._queue.get())
         pixels = torch.from_numpy(np.concatenate([batch.pixels for batch in batches]))
         labels = torch.from_numpy(np.concatenate([batch.labels for batch in batches]))

@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def _open(settings: Settings) -> LoadedModel:
-    """Load the model in a temporary thread, whose OpenMP threads exit when it does. Raises StartupError.
+    """Load the model in a temporary thread, so that its OpenMP threads exit with it. Raises StartupError.
 
     If the OpenMP threads in all teams outnumber the cores, GNU OpenMP makes waiting threads sleep instead of
     spin, which reduces the engine's throughput by 25%.

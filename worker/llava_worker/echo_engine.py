@@ -2,8 +2,8 @@
 
 The output consists of lowercase words. Each token depends only on the prompt, the image digests, the previous
 tokens and, unless sampling is greedy, the seed, temperature and top_p. A stream that is resumed by another
-worker is therefore identical to an uninterrupted one. Some letters consist of two tokens, as in real
-vocabularies. Text embeddings are computed from the number of times that each token occurs in the prompt,
+worker is therefore identical to an uninterrupted one. Some letters are split into two tokens, as in real
+vocabularies. Text embeddings are computed from the number of times that each token occurs in the prompt, and
 image embeddings from the image's digest. The supported sampling parameters are temperature, top_p, seed,
 ignore_eos, stop_token_ids and num_logprobs (including prompt log-probabilities). ``step_s`` slows down
 generation so that streams can be interrupted. If faults are enabled, a marker in the prompt triggers a fault:
@@ -137,7 +137,7 @@ class EchoEngine:
         if sequence.output_ids and sequence.output_ids[-1] in sequence.sampling.stop_token_ids:
             return StepOutput(seq_id=sequence.seq_id, finish="stop")
         prompt_logprobs = _prompt_logprobs(sequence)
-        if position >= running.length:  # the output is empty, or was already complete when it was resumed
+        if position >= running.length:  # the output is empty, or was complete before the sequence was resumed
             return StepOutput(seq_id=sequence.seq_id, finish=finish, prompt_logprobs=prompt_logprobs)
         is_last = position + 1 == running.length
         token_id = ByteTokenizer.eos_token_id if is_last and running.has_end else _next_token(running)
@@ -157,8 +157,8 @@ class EchoEngine:
 def _vector(sequence: Sequence) -> bytes:
     """Return a normalized vector of 16 values.
 
-    For text, value i is based on the number of the prompt's token IDs that equal i modulo 16. For an image,
-    the values are based on the 16 bytes of a hash of the image's digest.
+    For text, value i is based on the number of token IDs in the prompt that equal i modulo 16. For an image,
+    the values are based on a 16-byte hash of the image's digest.
     """
     if sequence.is_image_embedding:
         values = list(hashlib.blake2b(sequence.images[0].digest.encode(), digest_size=16).digest())

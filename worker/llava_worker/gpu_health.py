@@ -19,7 +19,7 @@ _TIMEOUT_S = 5.0  # short, because a failed GPU may block the driver, and reques
 _MAX_XIDS = 5  # only the most recent Xids are logged
 _LINE = re.compile(r"( *)(\S.*?)\s*(?: : (.*))?$")
 _XID = re.compile(r"NVRM: (Xid \(PCI:.*)")
-# Values that indicate that there is no fault, keyed by section and by the last words of the field name.
+# Values that mean "no fault", keyed by section and by the last words of the field name.
 _HEALTHY_VALUES = {
     ("Volatile", "Uncorrectable"): ("0", "N/A"),
     ("Volatile", "Uncorrectable Parity"): ("0", "N/A"),

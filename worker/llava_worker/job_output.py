@@ -52,7 +52,7 @@ class JobOutput:
         self._stop_token_ids = frozenset(assignment.job.sampling.stop_token_ids)
         self._offset = len(assignment.token_ids)
         self._has_event = False  # whether next_event has returned an event
-        self._token_ids: list[int] = []  # to be sent in the next event, like the next three attributes
+        self._token_ids: list[int] = []  # this and the three attributes below are sent in the next event
         self._logprobs: list[TokenLogprob] = []
         self._echo_token_ids: list[int] = []  # token IDs of the prompt
         self._echo_logprobs: tuple[TokenLogprobs, ...] = ()
@@ -67,7 +67,7 @@ class JobOutput:
         return self._final is not None
 
     def start(self, prompt: Prompt) -> None:
-        """Record the prompt. If the job requires no forward pass, finish the job."""
+        """Record the prompt, and finish the job if it does not require a forward pass."""
         self.num_prompt_tokens = len(prompt.token_ids)
         job = self.assignment.job
         if job.task == "tokenize":

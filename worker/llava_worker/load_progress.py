@@ -1,4 +1,4 @@
-"""Shows the progress of weight loading as a progress bar on a terminal, otherwise as up to ten log lines."""
+"""Shows weight loading progress: a progress bar on a terminal, or up to ten log lines elsewhere."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 class ModelHost:
     """Owns the process's current model. An instance can run only once.
 
-    It holds the only reference to the model, so that unloading the model frees all of its memory.
+    It holds the only reference to the model, so unloading the model frees all of its memory.
     """
 
     def __init__(self, settings: Settings, model: LoadedModel) -> None:
@@ -55,7 +55,7 @@ class ModelHost:
         self._beat_s = min(1.0, settings.lease_s / 4)
         self._has_command = asyncio.Event()
         self._is_draining = False
-        self._idle_scope: CancelScope | None = None  # active while no model is served
+        self._idle_scope: CancelScope | None = None  # open while no model is served
 
     def drain(self) -> None:
         """Return running jobs to the queue and let ``run`` return.

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 class StartupError(Exception):
-    """The worker cannot start with these settings. The message includes the remedy."""
+    """The worker cannot start with these settings. The message says how to fix the problem."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,8 +53,8 @@ logger = logging.getLogger(__name__)
 class Worker:
     """A worker that serves one model. An instance can run only once.
 
-    Invariant: a job remains in ``_outputs`` until its final event has been emitted or an emit has been
-    rejected. The caller connects ``consumer`` before calling ``run`` and closes it afterward.
+    Invariant: a job remains in ``_outputs`` until its final event has been emitted or one of its events has
+    been rejected. The caller connects ``consumer`` before calling ``run`` and closes it afterward.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Worker:
         self._has_engine_failed = False
         self._is_model_switch = False
         self._draining = asyncio.Event()
-        self._closing = asyncio.Event()  # set once only the last emit and the last heartbeat remain
+        self._closing = asyncio.Event()  # set once only the last emit and heartbeat remain to be sent
         self._slot_freed = asyncio.Event()
         self._has_outputs = asyncio.Event()
         self._is_idle = asyncio.Event()
@@ -329,9 +329,9 @@ def has_overflow_slot(num_jobs: int, num_slots: int) -> bool:
     """Return whether all regular slots are in use and an overflow slot is free.
 
     Without overflow slots, a burst of requests from one tenant would take all slots, and other tenants would
-    have to wait until one of those requests ends. The queue assigns an overflow slot only to a tenant that
-    has no job on this worker. The engine prioritizes the job in that slot and, if necessary, preempts the
-    most recent of the other jobs.
+    have to wait until one of those requests ended. The queue assigns an overflow slot only to a tenant that
+    has no job on this worker. The engine prioritizes the job in the overflow slot and, if necessary,
+    preempts the most recent of the other jobs.
     """
     return num_slots <= num_jobs < num_slots + max(1, num_slots // 4)
 
@@ -339,7 +339,8 @@ def has_overflow_slot(num_jobs: int, num_slots: int) -> bool:
 def sequence_priority(job: Job, running_jobs: Iterable[Job]) -> int:
     """Return the priority of a job's sequence. The job's own priority takes precedence.
 
-    Among jobs with the same priority, a tenant's first running job ranks above all additional jobs.
+    Among jobs with the same priority, each tenant's first running job ranks above all tenants' additional
+    jobs.
     """
     is_first = all(other.tenant != job.tenant for other in running_jobs)
     return 2 * job.priority + is_first

@@ -19,7 +19,7 @@ _TAIL = 6  # number of output lines to report when a command fails
 def ensure_environment(name: str, *installs: Sequence[str], without: Sequence[str] = ()) -> Path:
     """Create the environment if it does not exist, and return its Python interpreter.
 
-    ``installs`` contains the arguments for each of several ``pip install`` commands, which run in order. The
+    Each of ``installs`` contains the arguments of a ``pip install`` command. The commands run in order. The
     packages in ``without`` are uninstalled afterwards. Raises Unavailable if a command fails.
     """
     folder = WORK / f"venv-{name}"

@@ -60,7 +60,7 @@ class Batcher:
         self._ids = itertools.count()
 
     def count_tokens(self, prompt: str) -> int:
-        """Return the number of tokens. An image counts as the number of tokens in its placeholder."""
+        """Return the number of tokens. For an image, the tokens of its placeholder are counted."""
         return int(self._tokenizer.encode(prompt).input_ids.shape[1])
 
     def generate(self, request: Request) -> Iterator[str]:

@@ -12,7 +12,7 @@ Each job is in one of three collections:
   from the job's log into a second OutputQueue and takes over the stream if the other connection ends.
 
 Invariant: an OutputQueue is added to ``_open`` before its job is submitted and stays there until it is
-finished or closed. If it is closed before that, a resumable job is detached and any other job is cancelled.
+finished or closed. If it is closed first, a resumable job is detached and any other job is cancelled.
 ``run`` never waits for a client. For a slow client, only the unread text is kept in memory, and its size is
 limited by the output length.
 """
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 LOWEST_PRIORITY, _HIGHEST_PRIORITY = -1, 1
 _INTERVAL_S = 1.0  # interval between checks for lost workers and expired deadlines
 _CANCEL_TIMEOUT_S = 5.0
-_ALL_EVENTS = 2**31  # more events than any job has, so a snapshot that skips this number contains none
+_ALL_EVENTS = 2**31  # more than any job has, so a snapshot that skips this many events contains no events
 
 
 class TokenLimiter(Protocol):
@@ -59,7 +59,10 @@ class TokenLimiter(Protocol):
     def limits(self, tenant: str) -> KeyLimits: ...
 
     async def charge_tokens(self, tenant: str, num_tokens: float) -> None:
-        """Charge an estimated number of tokens to the tenant's rate limit. Raises ApiError (429, 503)."""
+        """Charge an estimated number of tokens against the tenant's rate limit.
+
+        Raises ApiError (429, 503).
+        """
         ...
 
     async def reconcile_tokens(self, tenant: str, *, estimated: float, used: int) -> None: ...
@@ -133,7 +136,7 @@ class Controller:
     ) -> OutputQueue:
         """Take over the stream of an existing job, starting at its first event.
 
-        Any other reader gets an error.
+        Any connection that is already reading the stream gets an error.
 
         Raises ApiError: 404 if the tenant has no such job or the job has expired, 503 if the queue is
         unavailable.
@@ -144,7 +147,7 @@ class Controller:
             events = await self._producer.attach(job_id, tenant=job.tenant)
         if events is None:
             raise response_not_found()
-        # There must be no await below, so that no event is distributed before the new queue is in ``_open``.
+        # Do not await anything below: no event may be distributed before the new queue is in ``_open``.
         previous = self._open.pop(job_id, None)
         if previous is not None:
             previous.put(ApiError("stream_taken_over", "Another connection has taken over this stream."))

@@ -17,7 +17,8 @@ from llava_server.generation.output_queue import OutputQueue
 __all__ = ["tail_log"]
 
 _POLL_S = 0.1
-_MAX_MISSES = 20  # maximum number of polls without a log, while the other connection submits the job
+# maximum number of polls that find no log (the other connection may still be submitting the job)
+_MAX_MISSES = 20
 
 
 async def tail_log(producer: JobProducer, output: OutputQueue) -> int | None:

@@ -14,7 +14,7 @@ from llava_server.errors import ApiError
 
 __all__ = ["OutputQueue"]
 
-_DEADLINE_SLACK_S = 5.0  # extra time, because the deadline is normally enforced through Redis
+_DEADLINE_SLACK_S = 5.0  # extra time, so that the deadline is normally enforced through Redis first
 
 
 class OutputQueue:
@@ -44,7 +44,7 @@ class OutputQueue:
         self.has_begun = False  # whether a worker has started the job
         self.is_finished = False  # whether the last event has been added (it may not have been read yet)
         self.queue_position: QueuePosition | None = None  # at submission
-        self.num_charged_tokens = 0.0  # estimate charged to the tenant's rate limit at submission
+        self.num_charged_tokens = 0.0  # estimate charged against the tenant's rate limit at submission
         self.num_used_tokens = 0  # number of prompt and output tokens; set when the last event is added
         self.first_event_deadline = time.monotonic() + queue_timeout_s
         self.last_event_deadline = time.monotonic() + timeout_s + _DEADLINE_SLACK_S
@@ -78,7 +78,7 @@ class OutputQueue:
         return event
 
     def timeout_error(self, now: float) -> ApiError | None:
-        """Return the error to report if a deadline has passed at ``now``, or None if none has."""
+        """Return the error to report if a deadline has passed at ``now``, otherwise None."""
         if now > self.last_event_deadline:
             timeout_s = self._timeout_s
             return ApiError(

@@ -155,10 +155,10 @@ class EventStream(Response):
 
 
 def _missing_part(event: Event, start: int) -> Event | None:
-    """Return the part of an event that a client with ``start`` tokens has not received, or None.
+    """Return the part of an event after the first ``start`` tokens of the job, or None if there is none.
 
-    The final event is always returned, because a client with all tokens may not have received the finish
-    reason. Raises ApiError if ``start`` is in the middle of the event.
+    The final event is always returned, because a client that has received all tokens may not have received
+    the finish reason. Raises ApiError if ``start`` is in the middle of the event.
     """
     if event.offset >= start:
         return event

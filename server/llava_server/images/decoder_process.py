@@ -180,7 +180,7 @@ def _load_plugins() -> None:
 
 
 def _limit_cpu_time(seconds: float) -> None:
-    """Limit the CPU time for the next image. RLIMIT_CPU itself limits the total CPU time of the process."""
+    """Limit the CPU time for the next image. RLIMIT_CPU includes the time already used by the process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit = math.ceil(used.ru_utime + used.ru_stime + seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))

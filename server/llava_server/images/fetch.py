@@ -1,8 +1,9 @@
-"""Fetch images by URL from allowed hosts: resolve the name once, check all its addresses and connect to one.
+"""Fetch images by URL from allowed hosts.
 
-Fetching is disabled unless a host is allowed. The same checks apply to redirects. A name is never resolved a
-second time, because the second lookup could return an internal address. Responses from allowed hosts are as
-untrusted as uploads.
+Resolve the name once, check all its addresses and connect to one of them. Fetching is disabled unless at
+least one host is allowed. The same checks apply to redirects. A name is never resolved a second time, because
+the second lookup could return an internal address. Responses from allowed hosts are treated as untrusted,
+like uploads.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 class FetchRules:
     """The rules for fetching images.
 
-    An entry of ``hosts`` is ``name`` or ``*.name`` with an optional ``:port``.
+    Each entry in ``hosts`` is ``name`` or ``*.name`` with an optional ``:port``.
     """
 
     hosts: frozenset[str] = frozenset()

@@ -63,7 +63,7 @@ def resize(
     """Return the tiles of an RGB image, each ``side`` x ``side`` pixels, stacked vertically.
 
     "pad", "crop" and "squash" produce one tile. The other modes select one of the canvas sizes in ``grid``.
-    Each size is (width, height) in pixels; both are multiples of ``side``.
+    Each size is (width, height) in pixels, and both dimensions are multiples of ``side``.
     """
     if mode == "pad":
         return _pad(image, side, background)
@@ -135,8 +135,8 @@ def _fit_on_canvas(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _best_canvas(size: tuple[int, int], grid: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return the canvas that preserves the most pixels of the image.
 
-    If several canvases preserve the same number of pixels, the smallest one is selected, or the first of the
-    smallest ones.
+    If several canvases preserve the same number of pixels, select the smallest one. If several of these have
+    the same size, select the first one.
     """
     width, height = size
 

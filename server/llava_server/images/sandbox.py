@@ -1,8 +1,8 @@
 """A seccomp sandbox that allows only the system calls needed for decoding images.
 
 System calls that open files or sockets or start programs or threads are blocked. They fail with EPERM, so a
-library that uses one raises an error, just as for a damaged image. The filter cannot be removed. If the
-system does not support the sandbox, ``enter_sandbox`` returns the reason.
+library that makes one of these calls raises an error, just as it does for a damaged image. The filter cannot
+be removed. If the system does not support the sandbox, ``enter_sandbox`` returns the reason.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _Program(ctypes.Structure):
 def enter_sandbox(machine: str | None = None) -> str | None:
     """Restrict this process until it exits.
 
-    Return None on success, or the reason why this is not possible.
+    Return None on success, or the reason why the process cannot be restricted.
     """
     machine = platform.machine() if machine is None else machine
     if sys.platform != "linux" or machine not in _MACHINES:
@@ -113,7 +113,7 @@ def enter_sandbox(machine: str | None = None) -> str | None:
 def _filter(arch: int, numbers: dict[str, int]) -> bytes:
     """Return the BPF program.
 
-    Each instruction has 8 bytes, and jumps specify the number of instructions to skip.
+    Each instruction is 8 bytes long, and jumps specify the number of instructions to skip.
     """
     plain = [number for name, number in numbers.items() if name not in ("mmap", "mprotect", "prlimit64")]
     program = [

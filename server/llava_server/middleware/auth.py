@@ -1,4 +1,4 @@
-"""Authentication: an API key identifies a tenant. No other part of the server has access to the keys.
+"""Authentication: an API key identifies a tenant. Only this part of the server has access to the keys.
 
 All paths except the public paths listed here require a key, so a new route is protected by default. Paths are
 compared in the form that the router uses. Keys come from the settings and from a store in Redis. This process
@@ -155,7 +155,10 @@ def is_public(path: str) -> bool:
 
 
 def _keys_in(headers: Headers) -> set[str]:
-    """Return the keys in a request. OpenAI clients send a bearer token, Anthropic clients ``x-api-key``."""
+    """Return the keys in a request.
+
+    OpenAI clients send a bearer token, and Anthropic clients send ``x-api-key``.
+    """
     keys = {key.strip() for key in headers.getlist("x-api-key")}
     for authorization in headers.getlist("authorization"):
         scheme, _, key = authorization.partition(" ")

@@ -25,7 +25,7 @@ __all__ = ["RateLimitMiddleware", "RateLimiter"]
 class RateLimiter:
     """A rate limiter that uses a store shared by all servers.
 
-    Requests from tenants without limits skip Redis.
+    Requests from tenants without limits do not access Redis.
     """
 
     def __init__(self, keys: ApiKeys) -> None:

@@ -53,7 +53,7 @@ async def readyz(request: Request) -> Response:
     """Return 200 if the server should receive requests, otherwise 503 with the reasons.
 
     Possible reasons are that the server is draining, that the job queue is unavailable, or that no worker has
-    registered yet. If all workers exit later, the server remains ready, so that clients receive its 503
+    registered yet. If all workers later exit, the server remains ready, so that clients receive its 503
     responses, which have a Retry-After header.
     """
     services = services_of(request)
@@ -71,7 +71,10 @@ async def readyz(request: Request) -> Response:
     other_responses={401: (Error, "A valid API key is required.")},
 )
 async def metrics(request: Request) -> Response:
-    """Return all metrics in Prometheus text format 0.0.4. Names follow vLLM, with the prefix llava_."""
+    """Return all metrics in Prometheus text format 0.0.4.
+
+    Names follow vLLM's conventions, with the prefix llava_.
+    """
     return Response(services_of(request).metrics.exposition(), media_type="text/plain; version=0.0.4")
 
 

@@ -1,8 +1,8 @@
 """Routes for /workers on the admin port: list live workers, and load or unload their models.
 
 A worker reads a command at its next heartbeat, and executing the command can take minutes. Before it
-responds, the server waits up to ``wait_s`` seconds for the command to finish. Later, every server reports the
-command's status in the worker's description.
+responds, the server waits up to ``wait_s`` seconds for the command to finish. After that, every server
+reports the command's status in the worker's description.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Worker(ResponseModel):
     capacity: int
     num_running: int
     started_at: float
-    order: Command | None  # the API calls a command "order"
+    order: Command | None  # called "order" in the API
     stats: dict[str, float]
 
 
@@ -91,7 +91,7 @@ async def get_worker(request: Request, worker_id: WorkerId) -> Response:
 
 @router.post("/{worker_id}/unload", response_model=None)
 async def unload(request: Request, worker_id: WorkerId, wait_s: WaitS = 5.0) -> Response:
-    """Command a worker to unload its model.
+    """Instruct a worker to unload its model.
 
     Other workers resume the requests that this worker was running.
     """
@@ -101,7 +101,7 @@ async def unload(request: Request, worker_id: WorkerId, wait_s: WaitS = 5.0) -> 
 
 @router.post("/{worker_id}/load", response_model=None)
 async def load(request: Request, worker_id: WorkerId, wait_s: WaitS = 5.0) -> Response:
-    """Command a worker to unload its model, then load and serve another one."""
+    """Instruct a worker to unload its model, and then to load and serve another one."""
     _check_origin(request)
     load_request = parse_request(LoadRequest, await _read_body(request))
     command = ModelCommand(model=load_request.model, precision=load_request.precision)

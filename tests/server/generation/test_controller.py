@@ -1,4 +1,4 @@
-"""The controller handles queue failures. A scripted producer simulates them."""
+"""The controller handles queue failures, which a scripted producer simulates."""
 
 from __future__ import annotations
 

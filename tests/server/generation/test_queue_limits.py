@@ -80,7 +80,7 @@ def order_served(stack: Stack, *batches: tuple[str, str, int]) -> list[str]:
     """Return the words in the order in which a worker receives the requests that contain them.
 
     Each batch is (key, word, number of requests). All requests in a batch are queued before those in the next
-    one.
+    batch.
     """
     stack.worker.stop_pulling()
     controller = stack.server.services.controller

@@ -54,7 +54,7 @@ def original_crop(image: Image.Image, side: int) -> Pixels:
 def original_anyres(image: Image.Image, side: int, grid: tuple[tuple[int, int], ...]) -> Pixels:
     """Return the squashed image, followed by the tiles of the image on the best canvas.
 
-    The image is resized and padded to fit that canvas, which is selected by LLaVA-1.6's rules.
+    The image is resized and padded to fit that canvas, which is selected according to LLaVA-1.6's rules.
     """
     best, most, least = None, -1, math.inf
     for across, down in grid:

@@ -30,7 +30,8 @@ CPU = torch.device("cpu")
 def _one_thread() -> None:
     """Use one thread.
 
-    More threads do not speed up operations on small matrices, and on shared cores, they slow them down.
+    More threads do not speed up operations on small matrices, and on shared cores, they slow such operations
+    down.
     """
     torch.set_num_threads(1)
 

@@ -13,8 +13,8 @@ read.
 
 If a sequence finishes in step k, step k+1 still computes one row for it, and the token sampled from that row
 is dropped. The keys and values of the row do not overwrite any shared tokens, because they are written to a
-slot after them. The blocks of the finished sequence can be reused immediately: the device executes steps in
-order, so the next sequence that uses them writes to them after step k+1.
+later slot. The blocks of the finished sequence can be reused immediately: the device executes steps in order,
+so the next sequence that uses these blocks writes to them after step k+1.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class AsyncPipeline:
 
 
 def launch_with_oom_retry(runner: ModelRunner, chunks: list[Chunk]) -> InFlightStep:
-    """Launch a step with ``runner.launch``. If it runs out of memory, launch its two halves separately.
+    """Launch a step with ``runner.launch``. If the step runs out of memory, launch its two halves separately.
 
     A chunk that does not fit in memory on its own gets an INSUFFICIENT_MEMORY result. The memory required by
     the largest step is measured at startup, so a step runs out of memory only if another program uses the
@@ -126,8 +126,8 @@ def launch_with_oom_retry(runner: ModelRunner, chunks: list[Chunk]) -> InFlightS
         return runner.launch(chunks)
     except torch.OutOfMemoryError as error:
         reason = str(error)
-    # Memory is released outside the except block, where the traceback would keep the failed step's tensors
-    # alive.
+    # Memory is released outside the except block, because inside it, the traceback would keep the failed
+    # step's tensors alive.
     runner.release_memory()
     if len(chunks) == 1:
         seq_id = chunks[0].sequence.seq_id

@@ -60,8 +60,8 @@ class Engine:
         """Create an engine.
 
         If ``drafter`` is None, a sequence gets at most one token per step. If ``is_async`` is true, the
-        engine launches steps ahead. This does not change the outputs. Deadlines are compared with ``now()``,
-        which returns seconds.
+        engine launches each step before it reads the previous one, if possible. This does not change the
+        outputs. Deadlines are compared with ``now()``, which returns seconds.
         """
         cache = runner.cache
         capacity = cache.num_blocks * cache.block_size
@@ -112,7 +112,10 @@ class Engine:
 
     @property
     def is_async(self) -> bool:
-        """Whether steps are launched ahead when possible. This property can be set between steps."""
+        """Whether each step is launched before the previous one is read, if possible.
+
+        This property can be set between steps.
+        """
         return self._pipeline.is_async
 
     @is_async.setter

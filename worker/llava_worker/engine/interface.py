@@ -29,7 +29,7 @@ class EngineInterface(Protocol):
     def abort(self, seq_id: str) -> None: ...
     def step(self) -> list[StepOutput]: ...
     def idle(self) -> bool:
-        """Spend a few milliseconds on preparations for later steps.
+        """Spend a few milliseconds preparing for later steps.
 
         Return False if nothing is left to prepare. The worker calls this repeatedly while the engine has no
         sequences.

@@ -73,7 +73,7 @@ def completed(chunks: list[Chunk], results: list[ChunkResult]) -> InFlightStep:
 
 
 class ModelRunner:
-    """Runs the model and manages its caches, but does no scheduling."""
+    """Runs the model and manages its caches, but does not schedule steps."""
 
     def __init__(
         self, model: Llava, cache: KVCache, backend: AttentionBackend, encoder_cache: EncoderCache

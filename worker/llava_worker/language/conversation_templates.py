@@ -109,7 +109,7 @@ _ALL = [
 ]
 CONVERSATION_TEMPLATES = {template.name: template for template in _ALL}
 
-_LLAVA_1_5_TEMPLATES = ("vicuna_v1", "llava_v1", "llava_hf")  # the "hf" prompt style exists only for these
+_LLAVA_1_5_TEMPLATES = ("vicuna_v1", "llava_v1", "llava_hf")  # the "hf" prompt style requires one of these
 _YI_EOS = 7  # <|im_end|> of Nous-Hermes-2-Yi-34B, the decoder of LLaVA-1.6-34B
 
 
@@ -123,8 +123,8 @@ def choose_template(
 ) -> PromptTemplate:
     """Return the template for the settings ``conversation`` and ``prompt_style``. Raises ChatTemplateError.
 
-    ``folder`` and ``tokenizer`` are the model's, or None for the echo model. If ``folder`` contains an
-    adapter, ``base`` is the folder of its base model and provides the files that ``folder`` lacks.
+    ``folder`` and ``tokenizer`` belong to the model, or are None for the echo model. If ``folder`` contains
+    an adapter, ``base`` is the folder of its base model and provides the files that ``folder`` lacks.
     """
     if conversation == "checkpoint":
         return _checkpoint_template(folder, tokenizer, base)

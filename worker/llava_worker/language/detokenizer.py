@@ -2,8 +2,8 @@
 
 Tokens are decoded to bytes, and an incremental UTF-8 decoder buffers incomplete characters, so a character
 may span several tokens. Text that may be the beginning of a stop string is held back until later tokens show
-whether it is. The output depends only on the tokens so far, so another worker that replays the logged tokens
-reaches exactly the same state.
+whether it is one. The output depends only on the tokens received so far, so another worker that replays the
+logged tokens reaches exactly the same state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Detokenizer:
     """An incremental detokenizer for one response. It returns no text once ``is_stopped`` is set."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, is_continued: bool = False) -> None:
-        """If ``is_continued`` is true, the tokens continue a text, so a leading space is preserved."""
+        """If ``is_continued`` is true, the tokens continue existing text, so a leading space is kept."""
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strips_next_space = tokenizer.strips_leading_space and not is_continued

@@ -20,7 +20,7 @@ class HFTokenizer:
     def __init__(self, folder: Path, *, image_token_id: int | None = None) -> None:
         """Load the tokenizer. Raises TokenizerError.
 
-        ``image_token_id`` defaults to the ID of ``<image>``, or 0 if the vocabulary does not contain it.
+        ``image_token_id`` defaults to the ID of ``<image>``, or to 0 if the vocabulary does not contain it.
         """
         self._tokenizer = _load(folder)
         self._tokenizer.encode_special_tokens = True
@@ -153,13 +153,13 @@ def _read_decoder(decoder: dict[str, Any] | None) -> tuple[bool, bool]:
         return False, strips or any(step.get("prepend_scheme", "never") != "never" for step in steps)
     decoder_types = ", ".join(sorted(types)) or "none"
     raise TokenizerError(
-        f"The tokenizer's decoder ({decoder_types}) is not supported. It must use byte fallback, as Llama "
-        "does, or be byte-level, as in GPT-2."
+        f"The tokenizer's decoder ({decoder_types}) is not supported. It must use byte fallback, like "
+        "Llama's, or be byte-level, like GPT-2's."
     )
 
 
 def _byte_level_bytes(piece: str) -> bytes:
-    """Decode GPT-2's alphabet: printable bytes map to themselves, the others to U+0100 and above."""
+    """Decode GPT-2's alphabet: printable bytes map to themselves, all other bytes to U+0100 and above."""
     if any(character not in _BYTE_OF for character in piece):
         return piece.encode()  # added tokens are stored as plain text
     return bytes(_BYTE_OF[character] for character in piece)

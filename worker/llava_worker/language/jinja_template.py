@@ -1,7 +1,7 @@
 """A checkpoint's own chat template: untrusted Jinja code that runs in a sandbox without side effects.
 
-Before rendering, each character of the user's text with which a special token could begin is replaced by a
-random placeholder. After rendering, the original characters are restored. Every special token in the output
+Before rendering, each character in the user's text that could begin a special token is replaced by a random
+placeholder. After rendering, the original characters are restored. Every special token in the output
 therefore comes from the template.
 """
 

@@ -47,7 +47,7 @@ class PromptBuilder:
     ) -> None:
         """Create a builder. Raises TokenizerError if the vocabulary lacks a required special token.
 
-        ``has_image_marks`` states whether the model was trained with ``<im_start>`` and ``<im_end>`` around
+        ``has_image_marks`` is true if the model was trained with ``<im_start>`` and ``<im_end>`` around
         images.
         """
         self._tokenizer = tokenizer
@@ -112,7 +112,7 @@ class PromptBuilder:
         return prompt
 
     def _bos(self, segments: Sequence[Segment]) -> list[int]:
-        """Return the beginning-of-sequence token to prepend, or [] if it is not used or already present."""
+        """Return the beginning-of-sequence token to prepend, or [] if it is unused or already present."""
         bos = self._tokenizer.bos_token_id
         if bos is None or not self._template.has_bos:
             return []
@@ -147,7 +147,7 @@ class PromptBuilder:
                 f"model requires {plan.num_tiles} tiles of {expected_side} pixels. The workers that serve "
                 "this model have different preprocessing configurations.",
             )
-        # The size is set only for grids, where features depend on it. Without a grid, the same pixels produce
+        # The size is set only for grids, whose features depend on it. Without a grid, the same pixels produce
         # the same features regardless of the original image's size.
         width, height = (image.width, image.height) if has_grid else (0, 0)
         return ImageSpan(start=start, length=plan.num_tokens, digest=image.digest, width=width, height=height)

@@ -87,7 +87,7 @@ class ConversationTemplate:
 
     If ``has_bos`` is true, the prompt begins with the beginning-of-sequence token, provided that the
     vocabulary has one. If ``has_image_tags`` is true (only for "colons"), images are rendered as
-    ``<Image>...</Image>`` in a separate user message, followed by an assistant message with the text
+    ``<Image>...</Image>`` in a separate user message, followed by an assistant message whose text is
     "Received.".
     """
 

@@ -90,10 +90,10 @@ def _create_tokenizer(pieces: list[_Piece], *, has_prefix: bool) -> Tokenizer:
 
 
 def _merges(pieces: list[_Piece], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Return every way to split a piece into two other pieces, in descending order of the piece's score.
+    """Return every way to split a piece into two other pieces, sorted by the piece's score (highest first).
 
     SentencePiece only compares the scores of whole pieces. The tokenizers library also requires an order for
-    splits of the same piece. As in transformers, these splits are ordered by the IDs of the two parts.
+    splits of the same piece. As in transformers, such splits are ordered by the IDs of their two parts.
     """
     joinable = {piece.text for piece in pieces if piece.type == _NORMAL}
     ranked = sorted(

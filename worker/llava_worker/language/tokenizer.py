@@ -21,8 +21,8 @@ class Tokenizer(Protocol):
     """The interface that all tokenizers implement.
 
     ``bos_token_id`` is None for models without a beginning-of-sequence token. ``image_token_id`` is the
-    placeholder token for images. ``adds_bos`` states whether transformers prepends ``bos_token_id`` to every
-    text for this model.
+    placeholder token for images. ``adds_bos`` is true if transformers prepends ``bos_token_id`` to every text
+    for this model.
     """
 
     @property

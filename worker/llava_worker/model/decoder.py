@@ -144,7 +144,7 @@ class _Mlp(nn.Module):
 
 
 class _RMSNorm(nn.Module):
-    """RMSNorm, computed in fp32 and, as in training, rounded before the multiplication by the weight."""
+    """RMSNorm, computed in fp32 and, as in training, rounded before being multiplied by the weight."""
 
     def __init__(self, size: int, eps: float, precision: Precision, device: torch.device) -> None:
         super().__init__()

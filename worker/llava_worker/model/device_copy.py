@@ -31,7 +31,7 @@ class HostCopy:
         if device.type == "cuda":
             self._tensors = [_copy_to_pinned(tensor) for tensor in tensors]
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            # The tensors may not be on the current device of the process.
+            # The tensors might not be on the current device of the process.
             self._done.record(torch.cuda.current_stream(device))
 
     def wait(self) -> list[Tensor]:

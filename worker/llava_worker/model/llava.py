@@ -107,7 +107,7 @@ class _Projector(nn.Module):
     """Maps features of the vision tower to the decoder's width: linear layers with activations in between.
 
     LLaVA-1.5 uses two layers ("mlp2x_gelu") and LLaVA-v1 uses one ("linear"). If the type is "identity",
-    there are none. The layers are named linear_1, linear_2, ...
+    there are no layers. The layers are named linear_1, linear_2, ...
     """
 
     def __init__(self, config: ModelConfig, precision: Precision, device: torch.device) -> None:

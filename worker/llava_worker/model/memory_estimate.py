@@ -22,13 +22,13 @@ WORKING_BYTES = 256 << 20
 
 
 class InsufficientMemory(ValueError):
-    """The model does not fit in memory. The message suggests settings that would."""
+    """The model does not fit in memory. The message suggests settings that would make it fit."""
 
 
 def require_memory(
     config: ModelConfig, image: ImageConfig, *, precision: str, device: torch.device, cache_bytes: int
 ) -> None:
-    """Raise InsufficientMemory if the device does not have enough free memory for weights and KV cache."""
+    """Raise InsufficientMemory if the weights and the KV cache do not fit in the device's free memory."""
     free = available_bytes(device)
     weights = weight_bytes(config, image, precision, device)
     if free is None or weights + cache_bytes + WORKING_BYTES <= free:

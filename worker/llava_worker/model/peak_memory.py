@@ -1,4 +1,4 @@
-"""Measures the peak memory usage of a computation, excluding memory that was allocated before.
+"""Measures the peak memory usage of a computation, excluding memory allocated beforehand.
 
 On a GPU, torch's allocator reports the peak. On a CPU, this module adds up the sizes of all live tensors.
 Unlike the resident set size of the process, this sum is exact to the byte and the same on every machine. It

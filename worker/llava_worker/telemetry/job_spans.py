@@ -76,7 +76,7 @@ class TracedJobOutput(JobOutput):
             "llava.worker.id": worker_id,
         }
         if assignment.token_ids == () and assignment.remaining_s is not None:
-            waited_s = max(job.ttl_s - assignment.remaining_s, 0.0)  # both times are from the queue's clock
+            waited_s = max(job.ttl_s - assignment.remaining_s, 0.0)  # both times use the queue's clock
             queue_span = tracer.start_span(
                 "queue", submitter, start_time=pulled_at - int(waited_s * 1e9), attributes=attributes
             )

@@ -40,8 +40,8 @@ class OutputToolUseBlock(ResponseModel, tag_field="type", tag="tool_use"):
     input: Annotated[
         dict[str, Any],
         doc(
-            "Arguments of the call, which conform to the tool's schema. Empty in content_block_start, or if "
-            "max_tokens truncated the arguments.",
+            "Arguments of the call, which conform to the tool's schema. Empty in content_block_start, and if "
+            "the arguments were truncated by max_tokens.",
             {"city": "Paris"},
         ),
     ]

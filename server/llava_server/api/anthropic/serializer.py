@@ -54,7 +54,9 @@ class MessagesSerializer:
         self._has_begun = False
 
     def begin(self, num_choices: int) -> bytes:  # noqa: ARG002
-        """Return no bytes. The first event contains the number of prompt tokens, which is not known yet."""
+        """Return an empty byte string. The first event needs the number of prompt tokens, which is not yet
+        known.
+        """
         return b""
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:  # noqa: ARG002
@@ -147,7 +149,7 @@ class MessagesSerializer:
 
 
 def _parsed_arguments(text: str) -> dict[str, Any]:
-    """Return a tool call's arguments as an object, which is empty if max_tokens truncated them."""
+    """Return a tool call's arguments as an object, or an empty object if max_tokens truncated them."""
     try:
         arguments: dict[str, Any] = json.loads(text)
     except ValueError:

@@ -2,9 +2,9 @@
 
     BatchStore.claim -> run each line -> BatchStore.record -> two files -> BatchStore.finish
 
-Each batch is run by one server at a time: the one that holds the lease on it. Job IDs are derived from the
-batch ID and the line number. A server that takes over a batch therefore reads existing outputs instead of
-generating them again. Temporary failures are retried until the batch expires.
+Only one server runs a batch at a time: the one that holds its lease. Job IDs are derived from the batch ID
+and the line number. A server that takes over a batch therefore reads existing outputs instead of generating
+them again. Temporary failures are retried until the batch expires.
 """
 
 from __future__ import annotations

@@ -84,6 +84,6 @@ class LineRunner:
 
 def _is_temporary(error: ApiError) -> bool:
     """Return whether the error may be temporary, such as a full queue, a rate limit or a revoked key."""
-    if error.code == "insufficient_memory":  # has status 503, but a retry would fail too
+    if error.code == "insufficient_memory":  # has status 503, but retrying would not help
         return False
     return error.kind.status in (408, 409, 429, 503) or error.code == "invalid_api_key"

@@ -32,7 +32,7 @@ class BatchRequest(RequestModel):
     metadata: Metadata | None = Field(
         None,
         description="Up to 16 key-value pairs, which are returned with the batch. Keys can be up to 64 "
-        "characters long, values up to 512 characters.",
+        "characters long, and values up to 512 characters.",
         examples=[{"run": "7"}],
     )
 

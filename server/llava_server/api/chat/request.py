@@ -65,8 +65,7 @@ class StreamOptions(RequestModel):
 
     include_usage: bool = Field(
         False,
-        description="Whether to send an additional chunk before [DONE] that contains the token usage and no "
-        "choices.",
+        description="Whether to send the token usage in an additional chunk, without choices, before [DONE].",
         examples=[True],
     )
     continuous_usage_stats: bool = Field(
@@ -130,8 +129,8 @@ class SharedFields(BaseModel):
     )
     service_tier: Literal["auto", "default", "flex", "priority"] | None = Field(
         None,
-        description='"priority" requests are scheduled before other requests, "flex" requests after them. '
-        '"auto" is the same as "default".',
+        description='"priority" requests are scheduled before other requests, and "flex" requests after '
+        'them. "auto" is the same as "default".',
         examples=["flex"],
     )
     user: Hint | None = Field(
@@ -253,7 +252,7 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
     metadata: Metadata | None = Field(
         None,
         description="Accepted for compatibility, but not stored. Up to 16 key-value pairs. Keys can be up "
-        "to 64 characters long, values up to 512 characters.",
+        "to 64 characters long, and values up to 512 characters.",
         examples=[{"run": "7"}],
     )
 
@@ -304,7 +303,7 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
             raise invalid_value(
                 "continue_final_message",
                 "If continue_final_message is true, the last message must be an assistant message with text "
-                "and without tool_calls.",
+                "but no tool_calls.",
             )
         if self.grammar is not None:
             raise invalid_value(

@@ -158,7 +158,10 @@ class RequestHandler:
         await outputs.aclose()
 
     async def respond(self, generation: Generation, serializer: Serializer, *, is_stream: bool) -> Response:
-        """Return the response, which closes the outputs at its end. Raises ApiError or ClientDisconnected."""
+        """Return the response, which closes the outputs when it ends.
+
+        Raises ApiError or ClientDisconnected.
+        """
         if is_stream:
             stream = self._stream(
                 generation.outputs, generation.first, serializer, self._choice_metrics(generation)
@@ -284,7 +287,7 @@ async def load_image(
 
 
 def _base_view(spec: ImageSpec) -> ImageSpec:
-    """Return the spec for encoding an image as a single tile, as used for low detail."""
+    """Return the spec for encoding an image as a single tile, which low detail requires."""
     return msgspec.structs.replace(spec, fit="squash", grid=()) if spec.fit in _GRIDS else spec
 
 

@@ -185,15 +185,15 @@ class ChunkChoice(ResponseModel):
     ] = None
     finish_reason: Annotated[
         ChatFinishReason | None,
-        doc("Why the choice ended. Set only in the choice's last chunk, null in all other chunks.", "stop"),
+        doc("Why the choice ended. Set only in the choice's last chunk; null in all other chunks.", "stop"),
     ] = None
 
 
 class ChatCompletionChunk(ChatHead, kw_only=True):
     """The data of one event.
 
-    Event IDs have the form {id}:{number of tokens so far}. To resume the stream, send the last event ID that
-    was received in Last-Event-ID.
+    Event IDs have the form {id}:{number of tokens so far}. To resume the stream, set the
+    Last-Event-ID header to the last event ID received.
     """
 
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"

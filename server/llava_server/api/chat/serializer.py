@@ -67,7 +67,7 @@ class ChatSerializer:
         )
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:
-        """Return the next chunks of a choice, or no bytes if no chunk is ready."""
+        """Return the next chunks of a choice, or an empty byte string if none are ready."""
         self._usage.observe(index, event)
         if self._call_mode is None and not event.logprobs and event.final is None:  # fast path
             if not event.text:
@@ -148,7 +148,7 @@ class ChatSerializer:
     def _chunk(
         self, choice: ChunkChoice | None = None, usage: CompletionUsage | UnsetType | None = UNSET
     ) -> ChatCompletionChunk:
-        """Return a chunk that contains the choice. If there is none, the chunk contains ``usage`` instead."""
+        """Return a chunk that contains ``choice`` or, if it is None, ``usage``."""
         return ChatCompletionChunk(
             id=self._job.job_id,
             created=self._created,

@@ -50,7 +50,7 @@ class UsageCounter:
         self.in_stream = in_stream
         self._in_chunks = in_chunks
         self._choices_per_prompt = choices_per_prompt
-        self._prompts: dict[int, tuple[int, int]] = {}  # number of prompt tokens and of cached tokens
+        self._prompts: dict[int, tuple[int, int]] = {}  # numbers of prompt tokens and cached tokens
         self._outputs: dict[int, int] = {}
 
     @property

@@ -85,7 +85,7 @@ class TextChunkChoice(TextPiece):
 
     finish_reason: Annotated[
         Literal["stop", "length"] | None,
-        doc("Why the choice ended. Set only in the choice's last chunk, null in all other chunks.", "stop"),
+        doc("Why the choice ended. Set only in the choice's last chunk; null in all other chunks.", "stop"),
     ] = None
 
 

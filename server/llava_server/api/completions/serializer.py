@@ -47,11 +47,11 @@ class CompletionSerializer:
         self._cursors: defaultdict[int, _Cursor] = defaultdict(_Cursor)  # by choice index
 
     def begin(self, num_choices: int) -> bytes:  # noqa: ARG002
-        """Return no bytes. An echoed prompt is part of the choice's first event."""
+        """Return an empty byte string. An echoed prompt is part of the choice's first event."""
         return b""
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:
-        """Return the next chunks of a choice, or no bytes if no chunk is ready."""
+        """Return the next chunks of a choice, or an empty byte string if none are ready."""
         self._usage.observe(index, event)
         choices = []
         if event.prompt:
@@ -97,7 +97,7 @@ class CompletionSerializer:
     def _chunk(
         self, choice: TextChunkChoice | None = None, usage: CompletionUsage | UnsetType | None = UNSET
     ) -> TextCompletionChunk:
-        """Return a chunk that contains the choice. If there is none, the chunk contains ``usage`` instead."""
+        """Return a chunk that contains ``choice`` or, if it is None, ``usage``."""
         return TextCompletionChunk(
             id=self._job.job_id,
             created=self._created,
@@ -141,7 +141,7 @@ class CompletionSerializer:
 class _Cursor:
     """Tracks the text offset of the next token.
 
-    A character that is split across tokens counts toward the last of them.
+    A character that is split across tokens counts toward the last of these tokens.
     """
 
     def __init__(self, offset: int = 0) -> None:

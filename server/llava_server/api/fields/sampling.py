@@ -36,7 +36,7 @@ TokenId = Annotated[int, Field(ge=0, le=_MAX_TOKEN_ID)]
 
 
 class SamplingFields(BaseModel):
-    """Sampling parameters. Each request model validates combinations of them in ``_check_fields``."""
+    """Sampling parameters. Each request model checks combinations of parameters in ``_check_fields``."""
 
     temperature: float | None = Field(
         None,

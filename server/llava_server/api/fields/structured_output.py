@@ -1,8 +1,8 @@
 """Fields that constrain the output: OpenAI's ``response_format`` and vLLM's extensions.
 
 At most one of the fields can be set, and ``grammar`` returns the grammar of that field. Workers reject
-unsupported schemas with status 400. The server cannot do this itself because only workers have the grammar
-library.
+unsupported schemas with status 400. The server cannot check schemas itself because only workers have the
+grammar library.
 """
 
 from __future__ import annotations

@@ -89,5 +89,5 @@ def _as_json(value: Any) -> str:
 
 
 def _is_same(value: Any, neutral: Any) -> bool:
-    """Compare two values as JSON: 1 and 1.0 are equal, 1 and true are not."""
+    """Compare two values as JSON: 1 and 1.0 are equal, but 1 and true are not."""
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)

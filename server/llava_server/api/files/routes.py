@@ -111,7 +111,7 @@ async def read_file(request: Request, file_id: FileId) -> Response:
 @router.delete("/{file_id}", summary="Delete a file")
 @Operation("The deleted file", DeletedFile, statuses=(400, 401, 404, 500, 503))
 async def delete_file(request: Request, file_id: FileId) -> Response:
-    """Running batches that use the file continue, but a batch fails if another controller takes it over."""
+    """Running batches that use the file continue, but fail if another controller takes them over."""
     try:
         is_deleted = await services_of(request).files.remove(file_id, tenant=context_of(request).tenant)
     except QueueUnavailable as error:

@@ -44,7 +44,7 @@ _MODEL = {
 
 
 class ModelList(ResponseModel, kw_only=True):
-    """All models that a worker has served since this server started."""
+    """All models that any worker has served since this server started."""
 
     object: Literal["list"] = "list"
     data: Annotated[list[Model], doc("The models, sorted by name.", [_MODEL])]

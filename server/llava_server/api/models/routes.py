@@ -24,7 +24,7 @@ ModelId = Annotated[str, Path(description="Name of the model.", examples=["tiny-
 @router.get("", summary="List models")
 @Operation("The models", ModelList, statuses=(401, 500))
 async def list_models(request: Request) -> Response:
-    """Returns all models that a worker has served since this server started.
+    """Returns all models that any worker has served since this server started.
 
     If ``num_workers`` is 0, no worker currently serves the model.
     """

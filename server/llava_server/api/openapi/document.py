@@ -2,7 +2,7 @@
 
 Routes parse and serialize bodies themselves, so FastAPI only knows their paths, parameters and summaries. The
 decorator ``Operation`` attaches the remaining information to the route function, and ``build_document``
-combines the two.
+merges it into the document.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ HEADERS: Mapping[str, Schema] = {
         3,
     ),
     "x-queue-estimate-s": _number(
-        "Estimated queueing time in seconds when the request arrived. Omitted if there is no estimate.",
+        "Queueing time in seconds, as estimated when the request arrived. Omitted if there is no estimate.",
         1.25,
         kind="number",
     ),
@@ -118,7 +118,7 @@ _REQUEST_HEADERS: Mapping[str, Schema] = {
     "Idempotency-Key": _text(
         "1 to 255 visible ASCII characters, such as a UUID. A retry with the same key returns the same "
         "response instead of generating a new one. Generation continues even if the client disconnects. The "
-        "response can be read until five minutes after its generation ends.",
+        "response can be read until five minutes after generation ends.",
         "0b9c2f4e-6f1d-4a57-9f0e-3f1c09a2b44d",
         pattern="^[!-~]{1,255}$",
     ),

@@ -68,7 +68,7 @@ def _response_schemas(models: Sequence[type[ResponseModel]]) -> dict[str, Schema
 
 
 def _examples(schema: Schema, schemas: Mapping[str, Schema]) -> list[Any]:
-    """Return a list with the example that a schema implies, or an empty list if the schema implies none."""
+    """Return a list containing the example that a schema implies, or an empty list if there is none."""
     if "examples" in schema:
         return list(schema["examples"][:1])
     if "$ref" in schema:

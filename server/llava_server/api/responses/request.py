@@ -171,13 +171,13 @@ class ResponseRequest(RequestModel):
     )
     service_tier: Literal["auto", "default", "flex", "priority"] | None = Field(
         None,
-        description='"priority" requests are scheduled before other requests, "flex" requests after them. '
-        '"auto" is the same as "default".',
+        description='"priority" requests are scheduled before other requests, and "flex" requests after '
+        'them. "auto" is the same as "default".',
     )
     metadata: Metadata | None = Field(
         None,
         description="Up to 16 key-value pairs, which are returned with the response. Keys can be up to 64 "
-        "characters long, values up to 512 characters.",
+        "characters long, and values up to 512 characters.",
         examples=[{"run": "7"}],
     )
     user: Hint | None = Field(
@@ -206,7 +206,7 @@ class ResponseRequest(RequestModel):
     )
     background: bool | None = Field(
         None,
-        description='Whether to return a response with the status "queued" immediately and generate its '
+        description='Whether to immediately return a response with the status "queued" and generate its '
         "output in the background, even if no client reads it. Not allowed if store is false.",
         examples=[True],
     )

@@ -108,7 +108,7 @@ class ResponseError(ResponseModel, kw_only=True):
 
     code: Literal["server_error"] = "server_error"
     message: Annotated[
-        str, doc("Human-readable description of the error.", "The worker of this request crashed.")
+        str, doc("Human-readable description of the error.", "The worker handling this request crashed.")
     ]
 
 
@@ -191,10 +191,12 @@ class ResponseEcho(ResponseModel, kw_only=True):
     """Response fields that are derived from the request. They are stored with the job (``Job.note``)."""
 
     model: Annotated[str, doc("Model that generates the response.", "tiny-llava")]
-    error: Annotated[ResponseError | None, doc("Why the response failed. Null if it did not.", None)] = None
+    error: Annotated[
+        ResponseError | None, doc('Why the response failed. Null unless the status is "failed".', None)
+    ] = None
     incomplete_details: Annotated[
         IncompleteDetails | None,
-        doc("Why the response is incomplete. Null if it is not.", None),
+        doc('Why the response is incomplete. Null unless the status is "incomplete".', None),
     ] = None
     background: Annotated[bool, doc("Whether the response is generated even if no client reads it.")]
     instructions: Annotated[str | None, doc("Value from the request.", "Answer in one word.")]

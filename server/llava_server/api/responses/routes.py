@@ -114,8 +114,8 @@ async def read_response(
         ),
     ] = None,
 ) -> Response:
-    """Returns the response generated so far. Only one client can stream it: a new stream ends the previous
-    one.
+    """Returns the response generated so far. Only one client can stream it at a time: a new stream
+    ends the previous one.
     """
     handler = RequestHandler(request)
     is_stream = stream == "true"

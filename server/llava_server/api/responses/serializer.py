@@ -101,7 +101,7 @@ class ResponsesSerializer:
         return self._take()
 
     def end(self) -> bytes:
-        """Return no bytes, because the job's last event has already ended the response."""
+        """Return an empty byte string, because the job's last event has already ended the response."""
         return b""
 
     def error(self, error: ApiError, request_id: str | None) -> bytes:  # noqa: ARG002
@@ -119,7 +119,10 @@ class ResponsesSerializer:
         return self._response
 
     def snapshot(self, state: str, job_events: Sequence[Event]) -> Response:
-        """Return the response as of these job events. ``state`` is the state of the job in the queue."""
+        """Return the response as it is after these job events.
+
+        ``state`` is the state of the job in the queue.
+        """
         for event in job_events:
             self.event(0, event, None)
         final = job_events[-1].final if job_events else None

@@ -1,4 +1,7 @@
-"""POST /tokenize and /detokenize. A worker handles these requests with its tokenizer, without the engine."""
+"""POST /tokenize and /detokenize.
+
+A worker handles these requests with its tokenizer, without using the engine.
+"""
 
 from __future__ import annotations
 

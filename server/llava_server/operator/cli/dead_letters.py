@@ -78,7 +78,7 @@ async def _print_output(producer: JobProducer, job_id: str) -> int:
 
 
 async def _reap(producer: JobProducer) -> None:
-    """Renew the lease of this process, which is the controller of the replayed job."""
+    """Renew the lease of this process, which acts as the controller of the replayed job."""
     with contextlib.suppress(QueueUnavailable):
         await producer.reap()
 

@@ -1,4 +1,4 @@
-"""Batch processing: what delays requests (limits, no worker, revoked keys) and what ends batches early."""
+"""Batch processing: what delays requests (limits, missing workers, revoked keys) or ends batches early."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/v1/batches: each line runs once at the lowest priority, and its result is in the output or error file."""
+"""/v1/batches: each line runs once at the lowest priority, with its result in the output or error file."""
 
 from __future__ import annotations
 

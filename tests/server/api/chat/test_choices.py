@@ -115,7 +115,7 @@ def test_other_choices_wait_until_the_first_one_has_computed_the_prompt(queue_ur
     with running_stack(queue_url) as stack, ThreadPoolExecutor(1) as threads:
         response = threads.submit(stack.chat, "silent", n=3)
         wait_until(lambda: stack.worker.assignments)
-        assert stack.works()  # by now, any jobs submitted with the first one would have arrived
+        assert stack.works()  # any jobs submitted with the first one would have arrived by now
         assert len(stack.worker.assignments) == 2
 
         stack.worker.release.set()

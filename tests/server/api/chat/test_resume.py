@@ -1,4 +1,4 @@
-"""Completions outlive their connection. They can be resumed at an offset, reread, repeated or cancelled."""
+"""Completions outlive their connections. They can be resumed at an offset, reread, repeated or cancelled."""
 
 from __future__ import annotations
 

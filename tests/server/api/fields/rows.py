@@ -156,7 +156,7 @@ def owners(path: str, location: str) -> set[str]:
 
 
 def outcome(stack: Stack, path: str, body: dict[str, Any]) -> tuple[httpx2.Response, str]:
-    """Return the response, and the outcome (status, body and jobs) as text without IDs and timestamps."""
+    """Return the response, and the outcome (status, body and jobs) as text, without IDs or timestamps."""
     stack.worker.assignments.clear()
     response = stack.http.post(path, json=body)
     jobs = sorted(_described(each.job, has_seed="seed" in body) for each in stack.worker.assignments)

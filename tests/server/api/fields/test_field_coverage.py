@@ -1,7 +1,7 @@
 """Each field of a chat request has a row here that tests its effect, its limits or its rejection.
 
-The first test fails if a new field has no row, and the second if OpenAI's API has a field that this server
-does not recognize.
+The first test fails if a new field has no row. The second one fails if OpenAI's API has a field that this
+server does not recognize.
 """
 
 from __future__ import annotations

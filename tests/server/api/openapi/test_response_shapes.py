@@ -1,7 +1,7 @@
 """Complete and streamed responses of every route match the OpenAPI document and contain no other fields.
 
 They also match the types of the ``openai`` and ``anthropic`` packages in strict mode. Strict mode is
-necessary because those clients otherwise treat missing fields as None and accept values of the wrong type.
+necessary because these packages otherwise treat missing fields as None and accept values of the wrong type.
 ``Stack.http`` checks the responses in all server tests against the document (``conftest.py``). The tests here
 cover each route and its streams at least once.
 """

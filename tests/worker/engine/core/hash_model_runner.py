@@ -123,7 +123,7 @@ def sample(seen: Items[int], seed: int) -> int:
 
 
 def expected_output(sequence: Sequence, num_tokens: int) -> list[int]:
-    """Return the output that the sequence would have if it ran alone. No blocks are used to compute it."""
+    """Return the output that the sequence would have if it ran alone. The computation does not use blocks."""
     seen: list[int] = []
     for content in contents_of(sequence):
         seen.append(append_hash(seen, content, sequence.cache_scope))

@@ -1,4 +1,4 @@
-"""Tests that async scheduling launches each step before the previous one is read, without changing any output."""
+"""Async scheduling launches each step before the previous one is read, without changing any output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that a request that fails does not affect other requests and leaves nothing in the caches."""
+"""Tests that a failed request does not affect other requests and leaves nothing in the caches."""
 
 from __future__ import annotations
 

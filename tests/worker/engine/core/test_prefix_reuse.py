@@ -1,4 +1,4 @@
-"""Tests that count how many tokens and images are computed if prefix caching is enabled."""
+"""Tests that count how many tokens and images are computed with prefix caching enabled."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_four_outputs_for_one_prompt_compute_it_once(
     outputs = run(engine, duplicates())
 
     num_prompt = len(image_prompt.token_ids)
-    assert engine.stats().num_prefill_tokens_total == num_prompt + 3  # the last token of the other three
+    assert engine.stats().num_prefill_tokens_total == num_prompt + 3  # the last token of each duplicate
     assert outputs == run(apart, duplicates())
     assert apart.stats().num_prefill_tokens_total == 4 * num_prompt
 

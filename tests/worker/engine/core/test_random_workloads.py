@@ -1,4 +1,4 @@
-"""Tests that random workloads lose no sequence or block, and that outputs do not depend on other requests."""
+"""Tests that random workloads never lose sequences or blocks, and that requests do not affect each other."""
 
 from __future__ import annotations
 

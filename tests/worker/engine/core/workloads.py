@@ -130,7 +130,7 @@ def make_arrivals(
 
 
 def make_shape(rng: random.Random, requests: Items[Request]) -> dict[str, int]:
-    """Choose a random engine size, from just enough for the longest request to enough for several."""
+    """Choose a random engine size, from just enough for the longest request to several times as much."""
     longest = max(len(request.prompt_ids) for request in requests) + MAX_OUTPUT + 1
     block_size = rng.choice([1, 2, 3, 4, 5, 8, 16])
     num_tokens = int(longest * rng.choice([1, 1.2, 1.6, 3, 6]))

@@ -76,7 +76,7 @@ def branch(rng: np.random.Generator, prompt: Prompt) -> Prompt:
 
 
 def drive(engine: Engine, sequences: list[Sequence]) -> None:
-    """Run the sequences. The others are added when the first one is already decoding."""
+    """Run the sequences. The remaining sequences are added once the first one is decoding."""
     engine.add(sequences[0])
     while engine.num_sequences and not sequences[0].output_ids:
         engine.step()

@@ -104,7 +104,10 @@ def end_ids_of(sampling: SamplingParams) -> frozenset[int]:
 
 
 def draws_of(sampling: SamplingParams, positions: range, output_ids: list[int] = OUTPUT) -> list[SamplingRow]:
-    """Return sampling rows that follow ``output_ids``. Each position gives one row its random number."""
+    """Return a sampling row for each position, which determines its random number.
+
+    All follow ``output_ids``.
+    """
     state = state_of(sampling)
     if state is not None:
         state.update(output_ids)

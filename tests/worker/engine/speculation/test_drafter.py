@@ -190,7 +190,10 @@ def test_the_number_of_drafts_follows_the_acceptance_rate() -> None:
 
 
 def drafting_lengths(drafter: PromptLookupDrafter, *, is_right: bool, num_tokens: int = 400) -> list[int]:
-    """Return the output lengths at which drafts are proposed, if either all or none of them are accepted."""
+    """Return the output lengths at which drafts are proposed.
+
+    All drafts are accepted if ``is_right`` is true; otherwise, all are rejected.
+    """
     sequence = sequence_of(REPEATING)
     lengths = []
     while len(sequence.output_ids) < num_tokens:

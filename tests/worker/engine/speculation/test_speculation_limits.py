@@ -199,7 +199,7 @@ def test_drafts_use_the_token_budget_that_prompts_leave() -> None:
 
 
 def test_drafts_do_not_use_the_spare_blocks() -> None:
-    # Each sequence has two blocks. Its drafts could use one or two more, but two blocks must remain free.
+    # Each sequence has two blocks. Its drafts could use one or two more blocks, but two must remain free.
     assert lengths(Decoding(2, num_blocks=6, num_left=3).step()) == [3, 3]
     assert lengths(Decoding(2, num_blocks=6).step()) == [0, 0]
     assert lengths(Decoding(2, num_blocks=9, num_left=3).step()) == [MAX_DRAFTS, 3]
@@ -263,8 +263,8 @@ def test_repetitive_output_is_drafted_and_random_output_is_not(
         outputs_of(engine, make_sequence(prompt, max_new_tokens=200, **sampling))
         return engine.stats()
 
-    # One output repeats a single token. The other consists of tokens drawn at random from thirty, so
-    # repetitions predict nothing.
+    # One output repeats a single token. The other output consists of tokens drawn at random from a set of
+    # thirty, so repetitions do not predict anything.
     copying = stats_of(logit_bias=((40, 100.0),))
     chatting = stats_of(logit_bias=tuple((token_id, 100.0) for token_id in range(40, 70)), temperature=50.0)
 

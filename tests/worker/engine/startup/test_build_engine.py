@@ -69,7 +69,7 @@ def test_a_small_kv_cache_reduces_the_context_and_logs_a_warning(
     )
 
     assert info.context_length == engine.context_length == 96
-    assert "less than the model's context of 256" in caplog.text
+    assert "the context length is reduced from 256 tokens" in caplog.text
 
 
 def test_a_kv_cache_too_small_for_an_image_is_rejected(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tests that, for any number of rows, decoding with CUDA graphs gives the same tokens as without.
+"""Tests that, for any number of rows, decoding gives the same tokens with CUDA graphs as without them.
 
 These tests run without a GPU. Instead of a graph, they replay a function call with the same tensors, buckets
 and padding.
@@ -87,8 +87,8 @@ def test_padding_rows_do_not_overwrite_used_slots(
 
     run(engine, [make_sequence(prompts[name], seq_id=name, max_new_tokens=6) for name in "bde"])
 
-    # Capture has written to slot 0. Otherwise, only slots for the three prompts and their outputs have been
-    # written to.
+    # Capture has written to slot 0. Apart from that, only the slots of the three prompts and their outputs
+    # have been written to.
     num_written = int(cache.layer(0).keys[:, 0, 0].isfinite().sum())
     num_needed = sum(len(prompts[name].token_ids) + 6 - 1 for name in "bde")
     assert num_written in (num_needed, num_needed + 1)

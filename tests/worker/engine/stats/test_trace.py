@@ -282,7 +282,7 @@ def test_the_process_id_is_inserted_into_the_trace_file_name(
 @pytest.mark.parametrize("where", ["missing/trace.json", "taken.json", "/dev/null"])
 def test_a_trace_file_that_cannot_be_written_is_rejected(tmp_path: Path, where: str) -> None:
     TraceFile(tmp_path / "taken.json").write([{"name": "kept"}])
-    with pytest.raises(StartupError, match=r"cannot be written: .*\{pid\}"):
+    with pytest.raises(StartupError, match=r"could not be written: .*\{pid\}"):
         open_model(load_settings(["--model", "echo", "--trace-steps", str(tmp_path / where)]))
     assert read(tmp_path / "taken.json") == [{"name": "kept"}]
 

@@ -63,7 +63,10 @@ def make_engine(model: Llava, *, is_async: bool = False) -> Engine:
 
 @pytest.fixture(scope="module")
 def new_sequence(grammars: GrammarCache, vocabulary: Vocabulary) -> MakeSequence:
-    """Return a function that makes a sequence with up to two images. Its content depends only on its name."""
+    """Return a function that makes a sequence with up to two images.
+
+    The content of the sequence depends only on its name.
+    """
     schemas = published_schemas()
 
     def make(name: str, output_ids: list[int] | None = None) -> Sequence:

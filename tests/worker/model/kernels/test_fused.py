@@ -185,7 +185,7 @@ def test_a_decoder_with_fused_kernels_returns_the_logits_of_torch(
 
 
 class WrongGate(FusedKernels):
-    """Kernels whose gated activation returns a wrong last element in each row."""
+    """Kernels whose gated activation returns a wrong value for the last element of each row."""
 
     def silu_and_mul(self, x: Tensor) -> Tensor:
         out = super().silu_and_mul(x)

@@ -117,8 +117,8 @@ def test_only_decoder_layers_are_quantized_and_their_memory_is_estimated_exactly
 
 def test_an_older_gpu_is_rejected_with_the_required_capability_and_alternatives() -> None:
     for name, capability, message in (
-        ("fp8", (8, 0), "8.9 or later (Ada and Hopper); an A100 has 8.0. Use w8a8, int8, w4a16 or fp16."),
-        ("w8a8", (7, 5), "8.0 or later (Ampere); an A100 has 7.5. Use int8, w4a16 or fp16."),
+        ("fp8", (8, 0), "8.9 or higher (Ada and Hopper); an A100 has 8.0. Use w8a8, int8, w4a16 or fp16."),
+        ("w8a8", (7, 5), "8.0 or higher (Ampere); an A100 has 7.5. Use int8, w4a16 or fp16."),
     ):
         with pytest.raises(ValueError) as caught:
             require_capability(name, capability, "an A100")

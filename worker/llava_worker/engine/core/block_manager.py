@@ -25,7 +25,7 @@ from llava_worker.engine.core.sequence import Sequence
 
 __all__ = ["BlockAccountingError", "BlockCopy", "BlockManager"]
 
-# A sequence waits for another one to compute shared tokens only if there are at least this many of them.
+# A sequence waits for another one only if the other one will compute at least this many shared tokens.
 MIN_PENDING_TOKENS = 16
 
 
@@ -80,8 +80,8 @@ class BlockManager:
     def is_prefix_pending(self, sequence: Sequence) -> bool:
         """Return whether a running sequence is about to compute tokens that this sequence could share.
 
-        Returns False if waiting would save fewer than MIN_PENDING_TOKENS tokens, or if the other sequence has
-        a lower priority than this one.
+        Returns False if waiting would save fewer than MIN_PENDING_TOKENS tokens, or if the running sequence
+        has a lower priority.
         """
         if not self._is_sharing or sequence.needs_prompt_logprobs:
             return False
@@ -106,8 +106,8 @@ class BlockManager:
 
         Sets ``num_computed`` to the number of tokens found in the cache, leaving at least one token to
         compute. Returns the block copies to perform before the next forward pass. If blocks are allocated for
-        several sequences, the copies must be performed in the same order. Returns None and allocates nothing
-        if fewer than ``num_spare`` blocks would remain free.
+        several sequences, the copies must be performed in the order of allocation. Returns None and allocates
+        nothing if fewer than ``num_spare`` blocks would remain free.
         """
         assert not sequence.block_table
         match = self._match_prefix(sequence)
@@ -133,7 +133,7 @@ class BlockManager:
         return self._num_missing(sequence, self._match_prefix(sequence)) + num_spare <= self.num_free
 
     def append_slots(self, sequence: Sequence, num_extra: int = 0, *, num_spare: int = 0) -> bool:
-        """Allocate blocks so that there is a slot for each token of the sequence and for ``num_extra`` more.
+        """Allocate enough blocks for all tokens of the sequence plus ``num_extra`` additional tokens.
 
         Returns False and allocates nothing if fewer than ``num_spare`` blocks would remain free.
         """
@@ -182,7 +182,7 @@ class BlockManager:
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Check that only ``sequences`` use blocks and that every block is in exactly one state.
 
-        Raises BlockAccountingError if either is not the case.
+        Raises BlockAccountingError if either condition is violated.
         """
         error = next(self._inconsistencies(list(sequences)), None) or self._prefixes.inconsistency()
         if error is not None:
@@ -246,7 +246,7 @@ class BlockManager:
     def _content(self, sequence: Sequence, index: int) -> Content:
         """Return the content of block ``index`` up to the last known token.
 
-        The tokens need not be computed yet.
+        The tokens need not have been computed yet.
         """
         start = index * self.block_size
         return content_of(sequence, start, min(start + self.block_size, sequence.num_tokens))

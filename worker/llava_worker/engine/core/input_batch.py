@@ -125,7 +125,7 @@ def _token_ids(chunk: Chunk) -> list[int]:
 
 
 def _feature_spans(chunks: Items[Chunk], firsts: list[int]) -> Iterator[FeatureSpan]:
-    """For each image, yield the part that is in a chunk. An image may span several chunks."""
+    """For each image in a chunk, yield the part that the chunk contains. An image may span several chunks."""
     for chunk, packed in zip(chunks, firsts, strict=True):
         for image in chunk.sequence.images_within(chunk.start, chunk.end):
             start, end = max(chunk.start, image.start), min(chunk.end, image.end)

@@ -46,8 +46,8 @@ def plan_cache(
 
     It holds at most ``max_num_sequences`` full contexts. ``free_bytes`` is the device memory that remains
     after the weights are loaded. If ``max_bytes`` is None, the limit is a fraction of ``free_bytes``, or
-    FALLBACK_BYTES if ``free_bytes`` is None as well. On a CPU, the fraction is also capped at CPU_BYTES or
-    the size of one full context, whichever is larger.
+    FALLBACK_BYTES if ``free_bytes`` is also None. On a CPU, the fraction is also capped at CPU_BYTES or the
+    size of one full context, whichever is larger.
 
     Raises ValueError if the cache is too small for a single image, or if ``kv_cache_dtype`` is unknown.
     """

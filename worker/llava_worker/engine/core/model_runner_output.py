@@ -43,8 +43,8 @@ class StepResult:
     """The result of a completed step, excluding sequences that finished while the step was in flight.
 
     ``chunks`` are the computed chunks. ``results`` also covers chunks that ran out of memory. ``seconds`` is
-    the duration of the step. If the step was launched ahead, it is measured from the end of the previous
-    step.
+    the duration of the step. If the step was launched ahead, its duration is measured from the end of the
+    previous step.
     """
 
     chunks: list[Chunk]

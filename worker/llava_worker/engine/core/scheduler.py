@@ -35,8 +35,8 @@ class Chunk:
     """The tokens [start, end) of a sequence that are computed in this step.
 
     ``drafts`` are draft tokens that follow the last token of the sequence. If the chunk does not contain that
-    token, there are none. If ``is_ahead`` is true, the chunk consists of the token sampled in the previous
-    step, and the host does not know its ID yet.
+    token, there are no drafts. If ``is_ahead`` is true, the chunk consists of the token sampled in the
+    previous step, and the host does not know its ID yet.
     """
 
     sequence: Sequence
@@ -144,7 +144,7 @@ class Scheduler:
     def schedule_ahead(self, sequences: list[Sequence]) -> list[Chunk]:
         """Schedule a decode step before the tokens of the current step have been read.
 
-        ``sequences`` are all the sequences that will be running in this step. Returns an empty list if the
+        ``sequences`` contains all sequences that will be running in this step. Returns an empty list if the
         step cannot be scheduled yet, because a waiting sequence might be admitted or because there are not
         enough free blocks. If a sequence finishes before the step runs, any block allocated to it here is
         freed.
@@ -217,7 +217,7 @@ class Scheduler:
             output.copies.extend(copies)
             self._start(sequence)
             chunk = self._next_chunk(sequence, budget)
-            if chunk is None:  # the image at its start exceeds the remaining encoder budget
+            if chunk is None:  # the next image exceeds the remaining encoder budget
                 break
             output.chunks.append(chunk)
 
@@ -273,7 +273,7 @@ class _Budget:
     """The remaining token budget of a step.
 
     The vision tower has a separate budget of the same size. An image that exceeds the total encoder budget is
-    encoded only if it is the first one in a step.
+    encoded only if it is the first image in a step.
     """
 
     num_tokens: int

@@ -76,8 +76,8 @@ class Sequence:
     If ``is_embedding`` is true, the sequence returns a vector instead of tokens: the hidden state of the last
     token, or the mean of the image features if there is an image. If there is an image, the prompt must not
     contain anything else. If ``has_prompt_logprobs`` is true, the first output includes the log-probabilities
-    of the prompt tokens. For each of them, it also includes as many alternatives as ``sampling`` requests. In
-    this case, ``max_new_tokens`` may be 0.
+    of the prompt tokens. For each prompt token, it also includes the number of alternatives that ``sampling``
+    requests. In this case, ``max_new_tokens`` may be 0.
     """
 
     seq_id: str

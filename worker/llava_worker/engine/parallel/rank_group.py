@@ -135,8 +135,8 @@ class RankGroup:
     def _watch(self, number: int, process: subprocess.Popen[bytes]) -> None:
         status = process.wait()
         is_closing = self._is_closing.is_set()
-        # Log failures even while the group is being closed, because the exit of this rank may be the reason
-        # why it is being closed.
+        # Log failures even while the group is being closed, because this rank's exit may be what caused the
+        # group to close.
         if status != 0 or not is_closing:
             logger.critical("rank %d exited with status %d; every step needs all ranks", number, status)
         if not is_closing:

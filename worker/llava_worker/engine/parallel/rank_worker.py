@@ -2,8 +2,8 @@
 
 Every rank except the first runs in a process of this kind. The process holds one shard of the decoder and of
 the KV cache. Sequences, tokens and the connection to the queue exist only in the first rank, which sends
-commands to the standard input of the others. If its standard input is closed, the first rank has exited, so
-the process exits immediately.
+commands to the standard input of the other ranks. If its standard input is closed, the first rank has exited,
+so the process exits immediately.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class _Commands:
 
 
 def _end_with_parent() -> None:
-    """Make this process exit when its parent exits, even if it is suspended and does not read from the pipe.
+    """Make this process exit when its parent exits, even if suspension keeps it from reading the pipe.
 
     This works only on Linux. Other platforms rely on the pipe.
     """

@@ -37,7 +37,7 @@ class GrammarBitmask:
         self._work: list[Future[None]] = [pool.submit(self._fill, index) for index in range(len(rows))]
 
     def wait(self) -> None:
-        """Wait until all bitmasks are filled, after which no thread accesses the sequences anymore."""
+        """Wait until all bitmasks are filled. After that, no thread accesses the sequences."""
         for work in self._work:
             work.result()
 

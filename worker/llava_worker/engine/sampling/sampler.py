@@ -130,8 +130,8 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _draw(logits: Tensor, rows: Rows[SamplingRow]) -> Tensor:
     """Draw tokens by inverse transform sampling in the order of token IDs.
 
-    Rounding differs between batch sizes. If tokens were ordered by probability, it could swap two tokens with
-    nearly equal probabilities, which would shift the intervals of other tokens.
+    Rounding differs between batch sizes. If tokens were ordered by probability, these differences could swap
+    two tokens with nearly equal probabilities, which would shift the intervals of other tokens.
     """
     device = logits.device
     temperatures = [min(max(row.sampling.temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE) for row in rows]

@@ -13,8 +13,8 @@ from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["truncate"]
 
-# Number of most likely tokens to examine first. They nearly always suffice, and finding them takes one tenth
-# as long as sorting the whole vocabulary.
+# How many of the most likely tokens to examine first. They nearly always suffice, and finding them takes one
+# tenth as long as sorting the whole vocabulary.
 _NUM_LIKELIEST = 1024
 
 
@@ -47,8 +47,8 @@ def _keep_min_p(probabilities: Tensor, min_ps: Rows[float]) -> Tensor:
 def _keep_top(probabilities: Tensor, samplings: Rows[SamplingParams]) -> Tensor:
     """Keep the ``top_k`` most likely tokens per row, then the smallest subset with ``top_p`` of their mass.
 
-    Tokens that are exactly as likely as the least likely of this subset are also kept, so the order of ties
-    does not matter.
+    Tokens that are exactly as likely as the least likely token of this subset are also kept, so the order of
+    ties does not matter.
     """
     device, vocab_size = probabilities.device, probabilities.shape[-1]
     top_k = copy_to_device(np.array([min(s.top_k, vocab_size) or vocab_size for s in samplings]), device)

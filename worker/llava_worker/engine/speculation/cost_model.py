@@ -7,7 +7,7 @@ __all__ = ["StepCost"]
 _MEMORY = 0.99  # decay factor per step; the effective window is about 100 steps
 _DEFAULT_PRICE = 0.15  # used until steps of different sizes have been measured
 _MIN_PRICE = 0.02  # noise can make the slope zero or negative
-_MIN_STEPS, _MIN_VARIANCE = 8.0, 0.05  # tokens**2 for the variance; below these, the slope is unreliable
+_MIN_STEPS, _MIN_VARIANCE = 8.0, 0.05  # below these values, the slope is unreliable (variance in tokens**2)
 _OUTLIER = 3.0  # outliers are clipped to this multiple of the expected duration
 
 
@@ -24,7 +24,7 @@ class StepCost:
     def add(self, num_tokens: int, seconds: float) -> None:
         """Record a step.
 
-        Outliers, for example due to other load or the first launch of a kernel, are clipped.
+        Outliers, which can be caused by other load or by the first launch of a kernel, are clipped.
         """
         if self._weight >= _MIN_STEPS:
             seconds = min(seconds, _OUTLIER * self._expected(num_tokens))
@@ -39,7 +39,7 @@ class StepCost:
     def price(self, num_tokens: int) -> float:
         """Return the cost of one more token in a step of ``num_tokens``, relative to the mean cost per token.
 
-        The result is close to 0 if the step is memory-bound, and 1 if the step is compute-bound.
+        The result is close to 0 if the step is memory-bound, and close to 1 if it is compute-bound.
         """
         slope = self._slope()
         if slope is None:

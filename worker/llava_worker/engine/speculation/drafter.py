@@ -1,4 +1,4 @@
-"""Drafters, which propose as many draft tokens for a sequence as are likely to save time.
+"""Drafters, which propose draft tokens that are likely to save time.
 
 Accepted drafts reduce the time per output token; rejected drafts make a step slightly slower. The output is
 the same in both cases (see `speculative_decoding`), so only the acceptance rate of a drafter matters.
@@ -38,7 +38,7 @@ class Drafter(Protocol):
 
 
 class PromptLookupDrafter:
-    """Proposes the tokens that followed the last n-gram when it occurred before (prompt lookup).
+    """Proposes the tokens that followed the previous occurrence of the last n-gram (prompt lookup).
 
     Drafting pauses after a step in which no draft was accepted.
     """

@@ -1,7 +1,7 @@
 """Prompt lookup: finds the tokens that followed an earlier occurrence of a sequence's last n-gram.
 
-Output that refers to a document or an earlier turn often repeats parts of it. If the last two or three tokens
-occurred earlier, the tokens that followed them then are therefore likely to follow them again.
+Output that refers to a document or an earlier turn often repeats parts of it. Therefore, if the last two or
+three tokens have occurred before, the tokens that followed them are likely to follow again.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ The warm-up steps have three purposes: they trigger the initialization that happ
 (kernel selection, libraries, workspaces), check that the model works, and measure the peak memory of a step,
 which determines the size of the KV cache. They use a temporary KV cache with a single block.
 
-On a CPU, a full step of a large model takes seconds, and the first use of a shape is not slower. Therefore,
-smaller steps are measured and the results are extrapolated, because the size of all activations is linear in
-the number of tokens, tiles or sequences.
+On a CPU, a full step of a large model takes seconds, and the first use of a shape is no slower than later
+uses. Therefore, smaller steps are measured and the results are extrapolated. This works because the size of
+all activations is linear in the number of tokens, tiles or sequences.
 """
 
 from __future__ import annotations
@@ -177,5 +177,8 @@ def _sizes_up_to(maximum: int) -> Iterator[int]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether the step ran out of memory. Torch raises a specific exception only for GPU memory."""
+    """Return whether the step ran out of memory.
+
+    Torch raises a specific exception only if GPU memory runs out.
+    """
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -150,7 +150,10 @@ class StepTrace:
         self._flush()
 
     def _move(self, lane: _Lane, state: _State, began: float, ended: float) -> None:
-        """Change the state of a lane. "output" begins when the step ends, other states when it begins."""
+        """Change the state of a lane.
+
+        "output" begins when the step ends; all other states begin when the step begins.
+        """
         if lane.state == "waiting" and state == "output":
             self._enter(lane, "prompt", began)
         if lane.state != state:

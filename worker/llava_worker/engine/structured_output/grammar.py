@@ -138,8 +138,8 @@ class _Vocabulary:
 def _probe(matcher: llguidance.LLMatcher) -> None:
     """Advance to the first position at which more than one token is allowed.
 
-    Raises UnsupportedGrammar if the matcher fails. Some grammars that are too large or match no text compile
-    without an error and fail only when the matcher reaches that position.
+    Raises UnsupportedGrammar if the matcher fails. Some grammars that are too large, or that no text can
+    match, compile without an error and fail only when the matcher reaches that position.
     """
     for _ in range(_MAX_FORCED):
         matcher.compute_bitmask()
@@ -152,6 +152,6 @@ def _probe(matcher: llguidance.LLMatcher) -> None:
 
 
 def _readable(message: str) -> str:
-    """Return the library's message without positions in the Lark source and without quotations from it."""
+    """Return the library's message, omitting positions in the Lark source and quotations from it."""
     words = _POSITION.sub("", message.split("\n   1 |")[0].split("<")[0])
     return " ".join(words.split())[:_MAX_ERROR_CHARS]

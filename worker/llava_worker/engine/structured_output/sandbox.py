@@ -1,11 +1,11 @@
 """A sandbox for grammars.
 
 Each grammar is first compiled in a child process, which can crash without affecting the worker. For some
-grammars, compilation takes minutes, uses gigabytes of memory, or crashes the process. The memory of the child
-process is limited, it has only a few seconds per grammar, and its only environment variable is PYTHONPATH. If
-the child compiles a grammar successfully, the worker then compiles it too.
+grammars, compilation takes minutes, uses gigabytes of memory, or crashes the process. The child process has
+limited memory and only a few seconds per grammar, and its only environment variable is PYTHONPATH. If the
+child compiles a grammar successfully, the worker then compiles it too.
 
-The child reads one JSON value per line from stdin, starting with the vocabulary. It replies to each of them
+The child reads one JSON value per line from stdin, starting with the vocabulary. It replies to each value
 with one line on stdout. The child exits when its stdin is closed, which also happens if the worker exits.
 """
 

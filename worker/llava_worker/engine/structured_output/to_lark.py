@@ -59,9 +59,9 @@ def to_lark(kind: GrammarKind, text: str, *, begins_with_space: bool = False) ->
     """Return the grammar in Lark syntax. Raises UnsupportedGrammar if it cannot be enforced.
 
     ``text`` is the schema as JSON, the regular expression, or the choices as a JSON list of strings. For
-    ``json_object``, it is ignored. For ``tools``, ``Grammar`` in ``llava_wire`` describes it. If
-    ``begins_with_space`` is true, the grammar requires a space at the start of the output. This is necessary
-    if the detokenizer removes a leading space.
+    ``json_object``, it is ignored. For ``tools``, see ``Grammar`` in ``llava_wire``. If ``begins_with_space``
+    is true, the grammar requires a space at the start of the output. This is necessary if the detokenizer
+    removes a leading space.
     """
     start = 'start: " " output' if begins_with_space else "start: output"
     rules = _tool_rules(text) if kind == "tools" else f"output: {_rule(kind, text)}"

@@ -4,7 +4,7 @@ For prompts that the C++ kernels do not support, such as fp32 prompts, this back
 
 A short row (the last token of a sequence plus draft tokens) is computed as multiple single-token rows that
 share a block table. This is possible because all keys and values are written before any are read. As a
-result, draft tokens are verified with exactly the same arithmetic that normal decoding uses.
+result, draft tokens are verified using exactly the same arithmetic as in normal decoding.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Two FlashAttention kernels that support a paged KV cache: one from the flash-attn package, one from torch.
 
-Both are imported lazily. They require a 16-bit dtype, an Ampere or later GPU, and blocks of 256 tokens.
+Both are imported lazily. They require a 16-bit dtype, an Ampere or newer GPU, and blocks of 256 tokens.
 """
 
 from __future__ import annotations
@@ -82,5 +82,5 @@ class VarlenKernel(PagedKernel):
 
 
 def _window_size(window: int | None) -> tuple[int, int]:
-    """Convert the window to FlashAttention's format: a (left, right) pair, in which -1 means unlimited."""
+    """Convert the window to FlashAttention's format: a (left, right) pair, where -1 means unlimited."""
     return (-1 if window is None else window - 1, 0)

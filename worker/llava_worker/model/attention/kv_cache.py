@@ -42,7 +42,7 @@ class KVCacheSpec:
     num_layers: int
     num_kv_heads: int
     head_dim: int
-    dtype: torch.dtype  # dtype of the keys and values that are written and read
+    dtype: torch.dtype  # dtype in which keys and values are written and read
     is_int8: bool = False  # whether they are stored as int8 instead of ``dtype``
 
     @classmethod
@@ -76,7 +76,7 @@ class KVCacheSpec:
         return self.num_blocks * self.bytes_per_block
 
     def within(self, max_bytes: int) -> KVCacheSpec:
-        """Return a copy with fewer blocks if necessary to fit in ``max_bytes``."""
+        """Return a copy, with fewer blocks if necessary, that fits in ``max_bytes``."""
         return replace(self, num_blocks=min(self.num_blocks, max(0, max_bytes) // self.bytes_per_block))
 
 
@@ -106,7 +106,7 @@ class KVCache:
     def prefault(self, num_slots: int) -> None:
         """Fault in the first ``num_slots`` slots of a CPU cache. Must be called before any slot is written.
 
-        The first write to a page that is not faulted in has to wait for the operating system.
+        The first write to a page that has not been faulted in has to wait for the operating system.
         """
         for stored in self._tensors():
             if stored.device.type == "cpu":

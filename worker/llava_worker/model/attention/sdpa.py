@@ -67,7 +67,8 @@ class _WindowPlan:
         for prefill in self._prefills:
             new = prefill.tokens
             # For a prompt that is not divided into chunks, k and v are normally used directly. If the cache
-            # is quantized, they are read back, so that the result does not depend on how a prompt is divided.
+            # is quantized, they are read back from it, so that the result does not depend on how a prompt is
+            # divided.
             if prefill.is_whole and not layer.cache.is_int8:
                 out[new] = prefill.attend(q[new], k[new], v[new])
             else:

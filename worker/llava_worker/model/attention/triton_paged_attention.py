@@ -33,7 +33,7 @@ def paged_attention(
     N: tl.constexpr,  # context positions per iteration
     D: tl.constexpr,  # >= HEAD_DIM
 ):
-    """Compute attention with online softmax, for QUERIES tokens of one row and one KV head per program."""
+    """Compute attention with online softmax. A program handles QUERIES tokens of one row and one KV head."""
     row, part, kv_head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start = tl.load(starts + row)
     num_new = tl.load(starts + row + 1) - start

@@ -107,8 +107,8 @@ class ImageLayout:
     def plan(self, width: int, height: int) -> ImagePlan:
         """Return the plan for an image whose original size in pixels is ``width`` x ``height``.
 
-        For a size of 0 x 0, the plan contains only the base view. If the layout has a grid, all other sizes
-        with a side below 1 raise ValueError.
+        For a size of 0 x 0, the plan contains only the base view. Raises ValueError for any other size with a
+        side below 1 if the layout has a grid.
         """
         if not self.has_grid or width == height == 0:
             return ImagePlan(num_tiles=1, num_tokens=self.tokens_per_tile)

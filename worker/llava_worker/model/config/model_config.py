@@ -97,7 +97,7 @@ class ModelConfig(ConfigPart):
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None  # (height, width) in pixels
     mm_use_im_start_end: bool = False
     vision_tower_name: str | None = (
-        None  # only in the original layout, where the checkpoint may not contain the tower
+        None  # only in the original layout, where the checkpoint might not contain the tower
     )
 
     @model_validator(mode="before")
@@ -176,8 +176,8 @@ class ModelConfig(ConfigPart):
             return default
         if self.image_aspect_ratio == "pad":
             return "pad"
-        # The original code uses the tower's image processor. CLIP's crops images to their center, and
-        # SigLIP's squashes them.
+        # The original code uses the tower's image processor. For CLIP, it crops images to their center;
+        # for SigLIP, it squashes them.
         return "crop" if self.vision_config.has_class_token else "squash"
 
     def _grid(self, side: int) -> tuple[Resolution, ...]:
@@ -214,7 +214,7 @@ class ImageConfig(ConfigPart):
 
         The default is padding: LLaVA-1.5 was trained on padded images, although its image processor
         configuration does not say so. If the file specifies both a height and a width, the tower is SigLIP or
-        a similar one, which squashes images to this size.
+        similar, and images are squashed to this size.
         """
         if self.do_pad:
             return "pad"

@@ -39,7 +39,7 @@ _PATCH_MERGE_TYPE = "spatial_unpad"
 
 
 def is_original(values: dict[str, Any]) -> bool:
-    """Return whether config.json has the original layout, that is, contains the name of a vision tower."""
+    """Return whether config.json is in the original layout, which contains the name of a vision tower."""
     return "mm_vision_tower" in values
 
 
@@ -77,7 +77,7 @@ def to_hf_config(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[s
 
 
 def _vision(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[str, Any]:
-    if tower is not None:  # from a complete CLIP or SigLIP model, or from its tower alone
+    if tower is not None:  # from a complete CLIP or SigLIP model, or from only its tower
         if "vision_config" not in tower:
             return tower
         kind = f"{tower.get('model_type', 'clip')}_vision_model"

@@ -1,13 +1,14 @@
 // Computes bf16 attention for multiple queries of one sequence: a prompt chunk attending to the paged KV cache, or
 // image patches attending to each other.
 //
-// KEYS positions at a time are repacked, so that one instruction can multiply pairs of elements for sixteen keys, or
-// for sixteen dimensions of the values. For each of these blocks, the kernel processes QUERIES queries at a time:
-// scores, online softmax, weighted values. Blocks begin at multiples of KEYS, so the result for a query is bitwise
-// identical no matter how the prompt is divided into chunks. Only slots in the context of the sequence are read.
+// Keys and values are repacked in blocks of KEYS positions, so that one instruction can multiply pairs of elements for
+// sixteen keys, or for sixteen dimensions of the values. For each block, the kernel processes QUERIES queries at a
+// time: scores, online softmax, weighted values. Blocks begin at multiples of KEYS, so the result for a query is
+// bitwise identical no matter how the prompt is divided into chunks. Only slots in the context of the sequence are
+// read.
 //
-// There is no AVX2 version. It was three times as slow as torch, because AVX2 has only half as many registers and must
-// widen bf16 elements individually.
+// There is no AVX2 version: the one that was tested was three times as slow as torch, because AVX2 has only half as
+// many registers and must widen bf16 elements individually.
 #ifdef __AVX512F__
 #include <algorithm>
 #include <cmath>

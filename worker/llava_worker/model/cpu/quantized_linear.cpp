@@ -1,7 +1,7 @@
 // Computes y = x W^T + b, with W quantized to 8 or 4 bits and x quantized to 8 bits. Sums within a group are exact
 // 32-bit integers.
 //
-// A group is a range of inputs in one row that share a scale, so an outlier reduces the precision only in its group.
+// A group is a range of inputs in one row that share a scale, so an outlier reduces precision only within its group.
 //
 // Weights are packed in panels of 32 outputs. Within a panel, four inputs of one output are adjacent, as the
 // dot-product instruction requires: [outputs / 32][inputs / 4][32][4] bytes. Weights are stored as unsigned bytes with

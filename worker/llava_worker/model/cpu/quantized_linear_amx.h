@@ -1,5 +1,5 @@
 // Uses AMX tile registers to compute the matrix products of quantized_linear.cpp for many rows. This is several times
-// faster than with SIMD vectors: four instructions multiply 32 rows by 32 outputs over 64 inputs.
+// faster than using SIMD vectors: four instructions multiply 32 rows by 32 outputs over 64 inputs.
 //
 // Panels are already in the layout that the AMX instruction requires. Integer sums are exact, so results are bitwise
 // identical to those of the vector code. The integer sums of each group are scaled and accumulated in a buffer that
@@ -26,7 +26,7 @@ constexpr int DEPTH = 64;   // inputs per tile
 constexpr int SQUARES = 2;  // squares per iteration, along the rows
 constexpr int PANELS = 2;   // panels per iteration
 
-// x, quantized to 8 bits. Rows of zeros are added to get whole squares.
+// x, quantized to 8 bits and padded with rows of zeros to fill whole squares.
 struct Inputs {
   const int8_t* codes;    // [rows / 16][padded / 64][16][64]
   const float* scales;    // [rows][groups]

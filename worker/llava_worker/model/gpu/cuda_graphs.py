@@ -30,9 +30,7 @@ GraphCapture = Callable[[Callable[[], Tensor]], tuple[Tensor, Replay]]
 
 logger = logging.getLogger(__name__)
 
-_WARMUP_RUNS = (
-    2  # before capture, because libraries select kernels and allocate workspaces on the first calls
-)
+_WARMUP_RUNS = 2  # before capture, because libraries select kernels and allocate workspaces when first called
 
 
 class NotCapturable(RuntimeError):

@@ -78,8 +78,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     If a row contains an infinity or a NaN, its scale is not finite, so its products are not finite either.
     """
     top = x.abs().amax(1, keepdim=True)
-    # The dividend is a tensor, because for a Python number, torch would multiply by the reciprocal of
-    # ``top``, which rounds twice.
+    # The dividend is a tensor, because torch would multiply a Python number by the reciprocal of ``top``,
+    # which rounds twice.
     factor = torch.where(top > 0, torch.tensor(127.0, device=x.device) / top, 0.0)
     return (x * factor).nan_to_num().round(), top / 127.0
 

@@ -1,4 +1,4 @@
-"""Triton kernels for the row operations between matrix products. Each makes only one pass over memory.
+"""Triton kernels for the row operations between matrix products. Each kernel makes only one pass over memory.
 
 Intermediate results are rounded as in torch, except in `rope_and_cache` and `rope`, which round once instead
 of twice. This module requires the triton package, so import it only right before launching a kernel.
@@ -48,7 +48,7 @@ def silu_and_mul(
     size,
     N: tl.constexpr,
 ):
-    """Compute silu(left half) * right half, for N elements of one row per program."""
+    """Compute silu(left half) * right half. A program handles N elements of one row."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * N + tl.arange(0, N)
     mask = column < size

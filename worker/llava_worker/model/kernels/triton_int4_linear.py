@@ -29,7 +29,10 @@ def int4_linear(
     N: tl.constexpr,
     K: tl.constexpr,  # bytes per iteration, all within one group
 ):
-    """Compute y = x W^T + b, for M rows and N outputs per program. Partial sums are scaled group by group."""
+    """Compute y = x W^T + b. A program handles M rows and N outputs.
+
+    Partial sums are scaled group by group.
+    """
     row = (tl.program_id(0) * M + tl.arange(0, M))[:, None]
     lane = tl.program_id(1) * N + tl.arange(0, N)
     is_lane = lane < outputs

@@ -67,7 +67,7 @@ def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
 
 
 def _yarn(frequencies: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
-    """Apply YaRN scaling (arXiv 2309.00071): as for Llama 3.1, but interpolate linearly in the dimension."""
+    """Apply YaRN scaling (arXiv 2309.00071), which resembles `_llama3`, but interpolates in the dimension."""
 
     def dimension(num_rotations: float) -> float:
         length = rope.original_max_position_embeddings
@@ -83,7 +83,7 @@ def _yarn(frequencies: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
 
 
 def _yarn_scale(rope: RopeConfig) -> float:
-    """Return YaRN's attention factor. Cosines and sines are multiplied by it."""
+    """Return YaRN's attention factor, by which cosines and sines are multiplied."""
     if rope.attention_factor is not None:
         return rope.attention_factor
 

@@ -64,7 +64,10 @@ class StoredTensor:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the values can be used directly. FP8 and integer values cannot: they need a scale."""
+        """Whether the values can be used directly.
+
+        FP8 and integer values cannot, because they need a scale.
+        """
         return self.dtype in _PLAIN_DTYPES
 
     @property

@@ -47,9 +47,10 @@ class LoraWeight:
         return (self.b.shape[0], self.a.shape[1])
 
     def merge(self, rows: Tensor, start: int, columns: tuple[int, int] | None = None) -> Tensor:
-        """Return the sum of the update and ``rows``, rows [start, start + len(rows)) of the matrix, in fp32.
+        """Return the updated rows in fp32.
 
-        If ``columns`` is set, ``rows`` contains only these columns.
+        ``rows`` are rows [start, start + len(rows)) of the original matrix. If ``columns`` is set, they
+        contain only these columns.
         """
         a = self.a.read(0, self.a.shape[0], columns).float()
         b = self.b.read(start, start + len(rows)).float()
@@ -61,7 +62,7 @@ class Adapter:
     """The tensors of an adapter."""
 
     lora: dict[str, LoraWeight]  # keyed by the canonical name of the matrix
-    replaced: list[StoredTensor]  # under their names in the files
+    replaced: list[StoredTensor]  # named as in the files
 
 
 def is_adapter(folder: Path) -> bool:

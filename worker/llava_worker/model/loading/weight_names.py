@@ -68,7 +68,7 @@ def canonical_name(name: str) -> str:
 
 
 def canonical_tower_name(name: str) -> str:
-    """Translate the name of a tensor in a folder that contains a vision tower, or all of CLIP or SigLIP."""
+    """Translate the name of a tensor in the folder of a vision tower or a complete CLIP or SigLIP model."""
     return _by_prefix(name, _TOWER_PREFIXES)
 
 

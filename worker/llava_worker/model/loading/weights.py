@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, int], object]  # bytes loaded, total bytes, number of tensors started
 
-# Bytes per read: enough to reach the full speed of a disk, but little compared with the size of any model.
+# Bytes per read: enough to reach the full speed of a disk, but small compared with any model.
 _CHUNK_BYTES = 8 << 20
 
 
@@ -47,9 +47,9 @@ def load_weights(
     contains an adapter, ``base`` is the folder that contains its base model. If ``is_whole`` is false,
     ``model`` consists of only some modules of the checkpoint, and the tensors of other modules are ignored.
 
-    Raises CheckpointError if tensors are missing or unexpected, or if their shapes or dtypes are wrong. Also
-    raises it if a file is missing or corrupt, or if it is a pickle file and ``allow_pickle`` is false. The
-    message contains the names of the tensors or the file.
+    Raises CheckpointError if tensors are missing or unexpected, if their shapes or dtypes are wrong, if a
+    file is missing or corrupt, or if it is a pickle file and ``allow_pickle`` is false. The message contains
+    the names of the tensors or the file.
     """
     adapter = _read_adapter(folder, base, allow_pickle)
     plan = _LoadPlan(dict(_targets(model)), adapter, is_whole)

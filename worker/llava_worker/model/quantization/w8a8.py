@@ -22,7 +22,7 @@ Capability = tuple[int, int]
 
 _FP8_MAX = 448.0  # largest value of float8_e4m3fn
 _MIN_INT8_ROWS = 32  # on a GPU, torch's INT8 products require more than 16 rows of x
-# On Ada GPUs, torch before version 2.12 clears the workspace for FP8 products outside of the current stream
+# On Ada GPUs, torch versions before 2.12 clear the workspace for FP8 products outside of the current stream
 # (pytorch issue 177651). In a CUDA graph, or while other streams are active, a product may therefore hang.
 _ADA, _ADA_MIN_TORCH = (8, 9), "2.12"
 # Numbers of rows in the self-test. For more than 256 rows, torch pads the scales unless the number is a
@@ -41,7 +41,7 @@ class W8A8Format(ABC):
 
     @abstractmethod
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantize x, fp32 [rows, n]. Return codes, and scales, fp32 [rows, 1].
+        """Quantize x, fp32 [rows, n]. Return the codes and the fp32 scales [rows, 1].
 
         If a row contains an infinity or a NaN, its products are not finite.
         """
@@ -137,7 +137,7 @@ def require_capability(
     alternatives = ", ".join([*others, "int8", "w4a16"])
     generations, minimum, actual = W8A8_FORMATS[precision].gpus, _dotted(required), _dotted(capability)
     raise ValueError(
-        f"Precision {precision} requires a GPU with compute capability {minimum} or later ({generations}); "
+        f"Precision {precision} requires a GPU with compute capability {minimum} or higher ({generations}); "
         f"{gpu} has {actual}. Use {alternatives} or fp16."
     )
 
