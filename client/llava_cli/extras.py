@@ -15,9 +15,9 @@ _UNUSED_BY_ECHO = ("torch", "numpy", "tokenizers", "safetensors")
 
 
 def missing_modules(extra: str, *, model: str = "") -> list[str]:
-    """Return the modules that ``extra`` requires but that are not installed.
+    """Return the modules required by ``extra`` that are not installed.
 
-    The "echo" model does not require PyTorch and the other model libraries.
+    The "echo" model does not require PyTorch or the other model libraries.
     """
     unused = _UNUSED_BY_ECHO if model == "echo" else ()
     return [name for name in _MODULES[extra] if name not in unused and importlib.util.find_spec(name) is None]

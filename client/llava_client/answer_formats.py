@@ -1,9 +1,9 @@
 """Response formats: instructions that LLaVA-1.5 was trained to follow.
 
 The instruction is placed on a separate line after the question. The instructions come from Tables 7 and 8 of
-the LLaVA-1.5 paper (arXiv 2310.03744) and from the evaluation scripts in the LLaVA repository. Unlike there,
-the two sentences of "unanswerable" are on separate lines. "sentence" is an alias for "caption". Other models
-treat the instructions like any other text.
+the LLaVA-1.5 paper (arXiv 2310.03744) and from the evaluation scripts in the LLaVA repository. Unlike in
+these sources, the two sentences of "unanswerable" are on separate lines. "sentence" is an alias for
+"caption". Other models treat the instructions like any other text.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ FORMATS: dict[FormatName, str] = {
 def format_question(question: str | None, name: FormatName | None) -> str | None:
     """Return the question followed by the instruction for the format.
 
-    If ``question`` is None, return only the instruction if the format is a caption format, and None
-    otherwise. Raises ValueError if the format is unknown.
+    If ``question`` is None, return the instruction alone for caption formats, and None for all other formats.
+    Raises ValueError if the format is unknown.
     """
     if name is None:
         return question

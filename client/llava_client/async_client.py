@@ -184,7 +184,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         return await self._execute(endpoints.cancel_batch(batch_id))
 
     async def follow_batch(self, batch_id: str, *, poll_s: float = 1.0) -> AsyncIterator[Batch]:
-        """Yield the current state of a batch, and again after each change until the batch ends.
+        """Yield the state of a batch immediately and after each change until the batch ends.
 
         Raises the same errors as ``Client.follow_batch``.
         """

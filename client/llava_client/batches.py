@@ -125,7 +125,7 @@ def batch_request(
 
 
 def lacks_model(requests: BatchRequests) -> bool:
-    """Return whether any request does not specify a model.
+    """Return whether any request is missing a model.
 
     Files are not inspected, because they are sent unchanged.
     """
@@ -148,7 +148,7 @@ def batch_file(requests: BatchRequests, model: str | None) -> bytes:
 
 
 def read_results(data: bytes) -> Iterator[BatchResult]:
-    """Yield the results from an output or error file, in the order of the file."""
+    """Yield the results from an output or error file, in file order."""
     for line in data.splitlines():
         yield _parse_result(json.loads(line))
 

@@ -25,10 +25,10 @@ class ChatOptions(TypedDict, total=False):
     ``temperature`` is 0, the most likely token is always selected. ``logit_bias`` maps token IDs to values
     from -100 to 100. ``n`` is the number of choices to generate. ``Answer.choices`` contains all of them, but
     a stream yields only the text of the first one. ``Answer.choices`` also contains the log probabilities
-    that ``logprobs`` and ``top_logprobs`` request.
+    requested with ``logprobs`` and ``top_logprobs``.
 
     ``top_k``, ``min_p``, ``repetition_penalty``, ``min_tokens`` and ``stop_token_ids`` are extensions that
-    work as in vLLM. ``response_format`` works as in OpenAI's API. It requests either any JSON object or JSON
+    work as in vLLM. ``response_format`` works as in OpenAI's API. It can request any JSON object, or JSON
     that matches a schema. The extensions ``guided_regex`` and ``guided_choice`` require the response to match
     a regular expression or to be one of the given strings. ``tools``, ``tool_choice`` and
     ``parallel_tool_calls`` work as in OpenAI's API. The model's calls are returned in ``Choice.tool_calls``.

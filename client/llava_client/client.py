@@ -1,7 +1,7 @@
 """``Client``, the blocking client.
 
-Other modules build requests, parse responses and decide on retries without accessing the network. Only this
-module, ``async_client`` and ``stream`` access it.
+Only this module, ``async_client`` and ``stream`` access the network. Other modules build requests, parse
+responses and decide whether to retry.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Client(BaseClient[httpx2.Client]):
     ``base_url`` defaults to $LLAVA_BASE_URL or, if that is not set, to http://127.0.0.1:8000. ``api_key``
     defaults to $LLAVA_API_KEY. ``timeout`` is the maximum time to wait for more data, in seconds. It does not
     limit the total time. ``max_retries`` is the maximum number of retries per request. ``retry_policy``
-    determines the delays between retries. If you pass an ``http_client``, the client does not close it.
+    determines the delays between retries. If you pass an ``http_client``, you are responsible for closing it.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Client(BaseClient[httpx2.Client]):
     ) -> Answer:
         """Return the complete response to a question.
 
-        ``messages`` contains earlier turns in OpenAI's format. ``question`` and ``image`` are the next turn.
+        ``messages`` contains earlier turns in OpenAI's format. ``question`` and ``image`` form the next turn.
         ``ChatOptions`` describes the other arguments. Raises TypeError or ValueError if the arguments are
         invalid, ImageError if an image is invalid, and APIConnectionError or APIError if the request fails.
         """
@@ -104,10 +104,10 @@ class Client(BaseClient[httpx2.Client]):
     ) -> Stream:
         """Stream the response to a question.
 
-        Returns after the first event, so the error for a rejected request is raised here and not during
+        Returns after the first event, so the error for a rejected request is raised here rather than during
         iteration. Raises the same errors as ``chat``. Iterating over the stream may raise StreamInterrupted
-        or APIError. When the stream closes, for whatever reason, ``on_close`` is called once with the text
-        received until then.
+        or APIError. When the stream closes for any reason, ``on_close`` is called once with the text received
+        up to that point.
         """
         body = self._with_model(chat_body(question, image, messages, options))
         request = self._chat_request(body, options, is_stream=True)
@@ -207,7 +207,7 @@ class Client(BaseClient[httpx2.Client]):
         return self._execute(endpoints.cancel_batch(batch_id))
 
     def follow_batch(self, batch_id: str, *, poll_s: float = 1.0) -> Iterator[Batch]:
-        """Yield the current state of a batch, and again after each change until the batch ends.
+        """Yield the state of a batch immediately and after each change until the batch ends.
 
         Polls every ``poll_s`` seconds. Closing the iterator does not cancel the batch. Raises the same errors
         as ``retrieve_batch``.

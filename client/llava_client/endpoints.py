@@ -54,8 +54,8 @@ T = TypeVar("T")
 class ApiRequest(Generic[T]):
     """A request and the function that parses its response.
 
-    ``parse`` raises APIError if the response is an error or invalid. ``is_retryable`` is whether the request
-    may be retried after a failure.
+    ``parse`` raises APIError if the response is an error or is invalid. ``is_retryable`` indicates whether
+    the request may be retried after a failure.
     """
 
     method: str

@@ -4,7 +4,7 @@ LlavaError
 ├── ConfigurationError            invalid base URL (also a ValueError)
 ├── ImageError                    invalid image (also a ValueError); nothing was sent
 ├── APIConnectionError            no response: connection refused or reset, unknown host
-│   ├── APITimeoutError           no response in time
+│   ├── APITimeoutError           no response before the timeout
 │   └── StreamInterrupted         stream ended early; ``text`` is the part received
 └── APIError                      error from the server; raised directly for errors within a stream
     └── APIStatusError            response with an error status
@@ -51,11 +51,14 @@ __all__ = [
     "status_error",
 ]
 
-_BODY_EXCERPT = 200  # maximum length of the part of an unrecognized response body shown in a message
+_BODY_EXCERPT = 200  # maximum length of the excerpt of an unrecognized response body in an error message
 
 
 class LlavaError(Exception):
-    """The base class of this package's exceptions. Other invalid arguments raise TypeError or ValueError."""
+    """The base class of this package's exceptions.
+
+    Invalid arguments other than settings and images raise TypeError or ValueError.
+    """
 
 
 class ConfigurationError(LlavaError, ValueError):
@@ -75,7 +78,7 @@ class APITimeoutError(APIConnectionError):
 
 
 class StreamInterrupted(APIConnectionError):
-    """A stream ended before it was complete. ``text`` is the text received until then."""
+    """A stream ended before it was complete. ``text`` is the text received up to that point."""
 
     def __init__(self, message: str, *, text: str = "") -> None:
         super().__init__(message)
@@ -107,7 +110,8 @@ class APIStatusError(APIError):
     """A response with an error status.
 
     ``retry_after_s`` is the retry delay requested by the server, or None if it did not request one.
-    ``should_retry`` is whether the server recommends a retry, or None if it made no recommendation.
+    ``should_retry`` indicates whether the server recommends a retry. It is None if the server made no
+    recommendation.
     """
 
     def __init__(

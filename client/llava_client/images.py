@@ -1,8 +1,8 @@
 """Converts images into the URLs used in chat messages.
 
-An image is a path, a ``pathlib.Path``, the bytes of an image file, a PIL image, or a string that begins with
-``data:``, ``http://`` or ``https://``. The file type is detected from the first bytes, never from the name.
-URLs are sent unchanged, and the server decides whether to fetch them.
+An image is a path (a string or ``pathlib.Path``), the bytes of an image file, a PIL image, or a URL that
+begins with ``data:``, ``http://`` or ``https://``. The file type is detected from the first bytes, never from
+the name. URLs are sent unchanged, and the server decides whether to fetch them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def image_url(image: ImageInput) -> str:
 def media_type(data: bytes) -> str | None:
     """Return the media type detected from the first bytes of a file.
 
-    Return None if it is not a known image type.
+    Return None if the type is not recognized.
     """
     for signature, name in _SIGNATURES:
         if data.startswith(signature):

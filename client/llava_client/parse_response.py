@@ -16,7 +16,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def read_answer(response: httpx2.Response) -> Answer:
-    """Parse a chat completion. Raises APIError if the response is an error or invalid."""
+    """Parse a chat completion. Raises APIError if the response is an error or is invalid."""
     completion = parse(response, ChatCompletion)
     choices = [choice.choice() for choice in sorted(completion.choices, key=lambda choice: choice.index)]
     return Answer(
@@ -31,9 +31,9 @@ def read_answer(response: httpx2.Response) -> Answer:
 
 
 def read_models(response: httpx2.Response) -> list[Model]:
-    """Parse a model list and keep the server's order.
+    """Parse a model list, keeping the server's order.
 
-    Raises APIError if the response is an error or invalid.
+    Raises APIError if the response is an error or is invalid.
     """
     return parse(response, ModelList).models()
 
@@ -41,7 +41,7 @@ def read_models(response: httpx2.Response) -> list[Model]:
 def read_default_model(response: httpx2.Response) -> str:
     """Return the ID of the first model in a model list.
 
-    Raises APIError if the list is empty, or the response is an error or invalid.
+    Raises APIError if the list is empty, or if the response is an error or is invalid.
     """
     models = read_models(response)
     if not models:
@@ -52,7 +52,7 @@ def read_default_model(response: httpx2.Response) -> str:
 def read_embeddings(response: httpx2.Response) -> Embeddings:
     """Parse embeddings and return them in input order.
 
-    Raises APIError if the response is an error or invalid.
+    Raises APIError if the response is an error or is invalid.
     """
     embeddings = parse(response, EmbeddingList)
     ordered = sorted(embeddings.data, key=lambda embedding: embedding.index)
@@ -72,7 +72,7 @@ def raise_for_status(response: httpx2.Response) -> httpx2.Response:
 
 
 def parse(response: httpx2.Response, model: type[T]) -> T:
-    """Parse the JSON body of a response. Raises APIError if the response is an error or invalid."""
+    """Parse the JSON body of a response. Raises APIError if the response is an error or is invalid."""
     try:
         return model.model_validate_json(raise_for_status(response).content)
     except ValidationError as exc:

@@ -1,10 +1,10 @@
-"""Decides whether to retry a failed request and how long to wait before the retry.
+"""Decides whether to retry a failed request and how long to wait before retrying it.
 
-Does no I/O and does not wait itself.
+Does no I/O. Callers are responsible for waiting.
 
 The response headers ``x-should-retry``, ``retry-after-ms`` and ``Retry-After`` take precedence. If the server
-requests no delay, the delay doubles with each retry. Jitter prevents clients whose requests failed at the
-same time from all retrying at the same time.
+does not request a delay, the delay doubles with each retry. Jitter prevents clients whose requests failed at
+the same time from all retrying at once.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class RetryState:
         self._num_failures = 0
 
     def next_delay_s(self, failure: LlavaError) -> float | None:
-        """Return the number of seconds to wait before the next retry, or None if there must be no retry."""
+        """Return the delay in seconds before the next retry, or None if the request must not be retried."""
         self._num_failures += 1
         if self._num_failures > self._max_retries:
             return None

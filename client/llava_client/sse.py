@@ -34,7 +34,7 @@ class SSEDecoder:
     def __init__(self) -> None:
         self._buffer = b""
         self._is_at_start = True
-        self._skips_newline = False  # the previous chunk ended with CR, so skip an LF that follows
+        self._skips_newline = False  # the previous chunk ended with CR, so skip a leading LF
         self._data: list[str] = []
         self._event = ""
         self._id = ""

@@ -1,8 +1,8 @@
 """Streamed responses. Each is both an iterator over text deltas and a context manager.
 
 ``Stream`` and ``AsyncStream`` feed the bytes of an HTTP response to a ``StreamState``, which parses them.
-Both always close the response. If the connection is lost, the ``StreamOpener`` opens a new connection that
-resumes after the last event received. Iteration then continues without a gap.
+Both classes always close the response. If the connection is lost, the ``StreamOpener`` opens a new
+connection, on which the stream resumes after the last event received. Iteration continues without a gap.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class BaseStream:
 
     @property
     def finish_reason(self) -> str | None:
-        """Why generation ended, such as "stop" or "length". None until then."""
+        """Why generation ended, such as "stop" or "length". None until generation has ended."""
         return self._state.finish_reason
 
     @property
@@ -112,7 +112,7 @@ class Stream(BaseStream):
     """An iterator over the text deltas of a response, created by ``Client.stream``.
 
     Closing the stream early, with ``close()`` or by leaving the ``with`` block, cancels the response on the
-    server. If the stream fails, it yields all deltas that were received before it raises the error.
+    server. If the stream fails, it first yields all deltas already received and then raises the error.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Stream(BaseStream):
         """Close the connection and cancel an unfinished response."""
         self._response.close()
         if completion_id := self._end_unfinished():
-            with suppress(LlavaError):  # if this fails, the server soon notices the disconnect and cancels
+            with suppress(LlavaError):  # if this fails, the server soon notices the disconnect and cancels it
                 self._opener.cancel(completion_id)
         self._run_on_close()
 
@@ -262,7 +262,7 @@ class AsyncStream(BaseStream):
         """Close the connection and cancel an unfinished response."""
         await self._response.aclose()
         if completion_id := self._end_unfinished():
-            with suppress(LlavaError):  # if this fails, the server soon notices the disconnect and cancels
+            with suppress(LlavaError):  # if this fails, the server soon notices the disconnect and cancels it
                 await self._opener.cancel(completion_id)
         self._run_on_close()
 

@@ -64,7 +64,10 @@ class TokenScore(ResponseModel):
 
 
 class TokenLogprob(TokenScore):
-    """A sampled token. ``top_logprobs`` contains the most likely tokens at its position, if requested."""
+    """A sampled token.
+
+    ``top_logprobs`` contains the most likely tokens at the same position, if requested.
+    """
 
     top_logprobs: list[TokenScore] = Field(default_factory=list)
 
@@ -127,7 +130,10 @@ class ModelList(BaseModel):
     data: list[dict[str, Any]]
 
     def models(self) -> list[Model]:
-        """Return the models in the server's order. ``details`` contains the fields without an attribute."""
+        """Return the models in the server's order.
+
+        Fields that have no attribute of their own are stored in ``details``.
+        """
         known = {"id", "owned_by", "object", "created"}
         return [
             Model(

@@ -1,6 +1,6 @@
 """A real HTTP server with scripted responses: one responder per request.
 
-It simulates llava-serve, broken networks and proxies, so that the client is tested without mocks.
+It simulates llava-serve, broken networks and proxies, so that the client can be tested without mocks.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore the errors caused by clients that disconnect early, which some tests do on purpose."""
+        """Ignore the errors caused by early disconnects, which some tests trigger on purpose."""
 
 
 @contextmanager

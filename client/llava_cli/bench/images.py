@@ -16,7 +16,7 @@ __all__ = ["ImageGenerator"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLORS = 256
-_NUM_STOPS = 9  # number of random colors between which a palette is interpolated
+_NUM_STOPS = 9  # a palette is interpolated between this many random colors
 
 
 class ImageGenerator:

@@ -100,7 +100,7 @@ async def _first_model(client: AsyncClient) -> str:
 async def _warm_up(
     client: AsyncClient, plan: Plan, model: str, conversation: PlannedConversation
 ) -> tuple[Plan, Sample]:
-    """Send one request, and return the plan to run and the measurements of the request.
+    """Send one request. Return the plan to run and the measurements of this request.
 
     If the server rejects ``ignore_eos``, retry without it and disable it in the returned plan. Raises
     LlavaError if the request fails.
@@ -191,7 +191,10 @@ class _RequestRunner:
 
 
 def _with_usage(sample: Sample, stream: AsyncStream, *, num_pieces: int) -> Sample:
-    """Add the finish reason and the server's token counts. Without counts, each piece counts as one token."""
+    """Add the finish reason and the server's token counts.
+
+    If the server sent no counts, each piece counts as one token.
+    """
     usage = stream.usage
     return replace(
         sample,
@@ -241,7 +244,7 @@ async def _open_loop(runner: _RequestRunner, plan: Plan, planned: Iterator[Plann
 async def _poisson_arrivals(
     runner: _RequestRunner, plan: Plan, planned: Iterator[PlannedConversation]
 ) -> AsyncIterator[tuple[PlannedConversation, float]]:
-    """Wait until each conversation is due, then yield it with its due time.
+    """Yield each conversation when it is due, together with its due time.
 
     The intervals between conversations are exponentially distributed.
     """

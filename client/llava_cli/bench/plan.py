@@ -18,7 +18,7 @@ __all__ = ["Pictures", "Plan", "PlannedConversation", "conversations"]
 
 
 class Pictures(str, Enum):
-    """Which images to use: a new image for each conversation, the same image for all of them, or none."""
+    """Which images to use: a new one for each conversation, the same one for all conversations, or none."""
 
     NEW = "new"
     SAME = "same"
@@ -29,13 +29,13 @@ class Pictures(str, Enum):
 class Plan:
     """The parameters of a load test.
 
-    The test runs at most ``num_requests`` conversations and starts none of them after ``duration_s`` seconds.
-    Either limit can be disabled by setting it to None.
+    The test runs at most ``num_requests`` conversations and does not start new ones after ``duration_s``
+    seconds. Either limit can be disabled by setting it to None.
 
     If ``rate`` is None, ``concurrency`` conversations run at the same time. When one ends, the next one
     starts. If ``rate`` is set, conversations arrive at random times, on average ``rate`` per second, whether
     or not earlier ones have ended. In this case, ``concurrency`` limits how many run at once (None means no
-    limit), and the measured latency includes the time that a conversation waits for a slot.
+    limit), and the measured latency includes the time that a conversation spends waiting for a slot.
 
     Each conversation consists of ``num_turns`` questions. Each request includes the previous turns. The image
     is sent with the first question. ``ignore_eos`` asks the server to generate exactly ``max_tokens`` tokens.

@@ -40,7 +40,7 @@ class Progress:
             self._status.stop()
 
     def count(self, sample: Sample) -> None:
-        """Add a request that has ended to the totals and update the line."""
+        """Add a finished request to the totals and update the line."""
         if self._began is None:
             self._began = time.perf_counter() - sample.due_s - sample.total_s
         self._num_complete += sample.is_complete

@@ -1,4 +1,4 @@
-"""Common words for generated questions. Each word is one token in most vocabularies."""
+"""Common words for generated questions. Most vocabularies encode each of these words as one token."""
 
 from __future__ import annotations
 

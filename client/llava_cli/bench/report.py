@@ -55,10 +55,10 @@ def as_text(run: Run, summary: Mapping[str, Any]) -> str:
 def describe(plan: Plan) -> str:
     """Return a one-line description of the load test."""
     if plan.rate is None:
-        pace = f"{plan.concurrency} concurrent"
+        pace = f"{plan.concurrency} concurrent conversations"
     else:
         limit = f", at most {plan.concurrency} concurrent" if plan.concurrency else ""
-        pace = f"{plan.rate:g} per second{limit}"
+        pace = f"{plan.rate:g} conversations per second{limit}"
     size = f"{plan.width}x{plan.height}"
     images = {
         Pictures.NEW: f"a new {size} image each",

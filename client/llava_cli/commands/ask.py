@@ -91,8 +91,8 @@ def _print_stream(client: Client, question: str, images: list[ImageInput], optio
 def _image_url(photo: str, question: str) -> str:
     """Return the image as a URL.
 
-    Raises ImageError if the image is invalid. If the question was probably passed before the image, the
-    message contains a hint.
+    Raises ImageError if the image is invalid. If the question appears to have been passed before the image,
+    the message contains a hint.
     """
     try:
         return image_url(sys.stdin.buffer.read() if photo == "-" else photo)

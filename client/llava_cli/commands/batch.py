@@ -64,7 +64,7 @@ def batch(
 
 
 def _wait_for_end(client: Client, batch_id: str) -> Batch:
-    """Wait until the batch ends and return its final state. If stderr is a terminal, show the progress."""
+    """Wait until the batch ends and return its final state. If stderr is a terminal, show progress."""
     console = Console(stderr=True, highlight=False)
     console.print(batch_id, soft_wrap=True)
     with console.status("waiting") as status:

@@ -59,7 +59,7 @@ _Requests = Annotated[
     ),
 ]
 _Duration = Annotated[
-    float | None, typer.Option(min=0.001, help="Start no new conversations after this many seconds.")
+    float | None, typer.Option(min=0.001, help="Do not start new conversations after this many seconds.")
 ]
 _Concurrency = Annotated[
     int | None,
@@ -76,7 +76,9 @@ _Rate = Annotated[
 ]
 _Pictures = Annotated[
     Pictures,
-    typer.Option(help="Use a new image for each conversation, the same image for all of them, or none."),
+    typer.Option(
+        help="Use a new image for each conversation, the same image for all conversations, or no images."
+    ),
 ]
 _Size = Annotated[str, typer.Option(help="Width and height of the images, in pixels.")]
 _Words = Annotated[int, typer.Option(min=1, max=100_000, help="Number of words per question.")]
@@ -209,7 +211,7 @@ def _parse_size(text: str) -> tuple[int, int]:
 def _check_writable(*paths: Path | None) -> None:
     """Exit if the folder for an output file does not exist.
 
-    Otherwise, the results would be lost after the run.
+    Without this check, the results would be lost after the run.
     """
     for path in paths:
         if path is not None and not path.absolute().parent.is_dir():

@@ -57,7 +57,7 @@ def chat(
 class _ChatLoop:
     """The loop that reads and processes input lines.
 
-    If a question fails, the error is printed. The loop then continues in a terminal. Otherwise, it ends.
+    If a question fails, the error is printed. In a terminal, the loop then continues. Otherwise, it ends.
     """
 
     def __init__(self, conversation: Conversation, *, is_terminal: bool) -> None:

@@ -39,7 +39,7 @@ def doctor(context: typer.Context) -> None:
 
 
 def dlq(context: typer.Context) -> None:
-    """Show and replay requests that crashed workers. Requires access to the server's Redis."""
+    """Show and replay requests that caused workers to crash. Requires access to the server's Redis."""
     _exec("server", "llava_server.operator.cli", ["dlq", *context.args])
 
 

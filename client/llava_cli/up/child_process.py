@@ -63,8 +63,8 @@ class Child:
         exits.
         """
         await self.aclose()
-        # asyncio.subprocess.PIPE is not used, because wait() would then return only after every process that
-        # inherited the pipe has closed it.
+        # asyncio.subprocess.PIPE is not used, because wait() would then not return until every process that
+        # inherited the pipe had closed it.
         read_end, write_end = os.pipe()
         pipe = os.fdopen(read_end, "rb", buffering=0)
         try:
@@ -87,7 +87,7 @@ class Child:
     async def wait(self) -> int:
         """Wait until the process has exited and its output has been read.
 
-        Return the exit status, or the negated number of the signal that killed the process. Kill any
+        Return the exit status, or the negative signal number if the process was killed by a signal. Kill any
         processes left in its process group, because they would continue to hold memory, a port or the output
         pipe.
         """

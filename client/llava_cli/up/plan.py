@@ -1,4 +1,4 @@
-"""The processes that ``llava-serve up`` runs, derived from its options before any of them starts."""
+"""The processes that ``llava-serve up`` runs, derived from its options before any process starts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from llava_cli.up.child_process import Program
 
 __all__ = ["LaunchPlan"]
 
-# Long enough for a short response to finish, but short enough for a developer waiting for a local server to
-# stop.
+# Long enough for a short response to finish, but short enough that a developer does not mind waiting for a
+# local server to stop.
 _DRAIN_S = 5
 _WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 

@@ -38,9 +38,9 @@ class RedisNotFound(Exception):
 
 
 def find_redis_binary() -> str:
-    """Return the path of a Redis server on the PATH or from the ``local`` extra.
+    """Return the path of a Redis server, found either on the PATH or in the ``local`` extra.
 
-    Raises RedisNotFound if neither exists.
+    Raises RedisNotFound if neither contains one.
     """
     for name in _NAMES:
         if found := shutil.which(name):

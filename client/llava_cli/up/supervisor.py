@@ -1,8 +1,8 @@
 """Supervises the children of ``llava-serve up``: restarts them, and shuts them down in order.
 
 Until ``enable_restarts`` is called, a child that exits is not restarted, because restarting a program that
-fails during startup is pointless. After the call, it is restarted, with increasing delays, until its restart
-budget is exhausted.
+fails during startup is pointless. After the call, children that exit are restarted with increasing delays
+until their restart budget is exhausted.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def up(
 
 
 async def run(plan: LaunchPlan, layers: list[list[Program]], display: Display) -> None:
-    """Start the processes, supervise them until a stop signal arrives, and stop them.
+    """Start the processes, supervise them until a stop signal arrives, and then stop them.
 
     Raises ChildFailed if a process exits and cannot be restarted.
     """
@@ -122,7 +122,7 @@ def _choose_gpus(gpus: str | None, num_workers: int, device: str) -> tuple[str, 
         return ()
     if num_workers > 1 or device != "auto":
         raise GpusUnavailable(
-            f"--gpus {gpus} runs one worker per GPU. Omit either --gpus or both --workers and --device."
+            f"--gpus {gpus} runs one worker per GPU. Omit --gpus, or omit both --workers and --device."
         )
     return choose_gpus(gpus, os.environ)
 
@@ -130,7 +130,8 @@ def _choose_gpus(gpus: str | None, num_workers: int, device: str) -> tuple[str, 
 def _process_layers(plan: LaunchPlan, redis_url: str | None, stack: ExitStack) -> list[list[Program]]:
     """Return the layers of programs in the order in which to start them.
 
-    ``stack`` cleans up a private Redis. Raises RedisNotFound if one is needed but not found.
+    If a private Redis server is needed, ``stack`` cleans it up. Raises RedisNotFound if no such server is
+    installed.
     """
     if redis_url:
         return [plan.workers(redis_url), [plan.server(redis_url)]]

@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 dead_letter_commands = typer.Typer(
     name="dlq",
-    help="Inspect and replay dead letters, which are requests that crashed workers.",
+    help="Inspect and replay dead letters, which are requests that caused workers to crash.",
     no_args_is_help=True,
 )
 app.add_typer(dead_letter_commands)

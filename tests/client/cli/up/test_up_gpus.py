@@ -84,6 +84,6 @@ def test_gpus_and_workers_cannot_be_combined() -> None:
     process = start("up", "--gpus", "0,1", "--workers", "3", "--port", "0")
     _, stderr = process.communicate(timeout=scaled(60))
     assert process.returncode == 2
-    assert "runs one worker per GPU. Omit either --gpus or both --workers and --device" in " ".join(
+    assert "runs one worker per GPU. Omit --gpus, or omit both --workers and --device" in " ".join(
         stderr.split()
     )

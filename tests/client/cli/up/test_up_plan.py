@@ -1,4 +1,4 @@
-"""The launch plan and the output of ``up``, without running it."""
+"""The launch plan and the output of ``up``, tested without running the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""If the port is in use, ``up`` names the process that is using it before starting anything."""
+"""If the port is in use, ``up`` names the process that is using it and does not start anything."""
 
 from __future__ import annotations
 
