@@ -1,4 +1,4 @@
-"""On this GPU, 8-bit products match the reference for the sizes of real models, including in CUDA graphs."""
+"""On this GPU, 8-bit matmuls match the reference for the sizes of real models, including in CUDA graphs."""
 
 from __future__ import annotations
 

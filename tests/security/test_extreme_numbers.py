@@ -29,7 +29,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "yes"},
     "/detokenize": {"tokens": [1]},
 }
-# The additional fields that some fields require.
+# For some fields, the other fields that must be set along with them.
 REQUIRED_FIELDS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions top_logprobs": {"logprobs": True},
     "/v1/responses top_logprobs": {"include": ["message.output_text.logprobs"]},

@@ -192,7 +192,7 @@ def _fail_if_none_completed(run: Run) -> None:
         return
     kinds = Counter(sample.error for sample in run.samples)
     if not kinds:
-        fail("No request was sent. Increase --duration.")
+        fail("No requests were sent. Increase --duration.")
     [(kind, _)] = kinds.most_common(1)
     message = next(sample.message for sample in run.samples if sample.error == kind)
     fail(f"No request completed. Most common error: {message}", _EXIT_CODES.get(kind or "", EXIT_FAILED))

@@ -35,7 +35,7 @@ def user(*parts: str | ImageRef) -> Message:
 
 
 def as_text(prompt: Prompt) -> str:
-    """Return the prompt as text, with the names of special tokens and "#" for each image token."""
+    """Return the prompt as text, with special tokens shown by name and each image token shown as "#"."""
     names = {BYTES.bos_token_id: b"<s>", BYTES.eos_token_id: b"</s>", BYTES.image_token_id: b"#"}
     return b"".join(names.get(token_id) or bytes([token_id]) for token_id in prompt.token_ids).decode()
 

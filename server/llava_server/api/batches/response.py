@@ -43,7 +43,7 @@ class BatchErrors(ResponseModel, kw_only=True):
     object: Literal["list"] = "list"
     data: Annotated[
         list[BatchErrorLine],
-        doc("The first errors found in the file, at most 50.", [_ERROR_LINE], min_length=1),
+        doc("Up to 50 errors found in the file.", [_ERROR_LINE], min_length=1),
     ]
 
 

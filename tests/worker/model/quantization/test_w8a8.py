@@ -144,7 +144,9 @@ def test_fp8_on_ada_requires_a_torch_version_in_which_products_do_not_hang() -> 
 
 
 def test_sizes_that_the_format_does_not_support_are_rejected() -> None:
-    with pytest.raises(ValueError, match="100 inputs and 64 outputs; 8-bit products require multiples"):
+    with pytest.raises(
+        ValueError, match="100 inputs and 64 outputs; 8-bit matmuls require both to be multiples"
+    ):
         make_layer("fp8", torch.zeros(64, 100))
     make_layer("w8a8", torch.zeros(64, 104))
 

@@ -90,7 +90,7 @@ class _Target:
     """The parameter, or the part of a parameter, into which a tensor is loaded.
 
     ``shape`` is the shape of the tensor in the file. Only ``num_rows`` rows, starting at ``first_row``, are
-    loaded. If ``columns`` [first, last) is set, only these columns of the rows are loaded.
+    loaded. If ``columns`` [first, last) is set, only those columns of the rows are loaded.
     """
 
     shape: tuple[int, ...]

@@ -99,8 +99,8 @@ class W8A8Linear(Linear):
         super().__init__(shape)
         if shape.in_features % fmt.multiple or shape.out_features % fmt.multiple:
             raise ValueError(
-                f"A layer has {shape.in_features} inputs and {shape.out_features} outputs; 8-bit products "
-                f"require multiples of {fmt.multiple}. Use int8, bf16 or fp16."
+                f"A layer has {shape.in_features} inputs and {shape.out_features} outputs; 8-bit "
+                f"matmuls require both to be multiples of {fmt.multiple}. Use int8, bf16 or fp16."
             )
         codes = torch.zeros(shape.out_features, shape.in_features, dtype=fmt.dtype, device=device)
         self.codes = nn.Parameter(codes, requires_grad=False)
