@@ -87,7 +87,7 @@ def embed_body(text: str | Sequence[str] | None, image: Images, model: str | Non
     invalid.
     """
     if (text is None) == (image is None):
-        raise TypeError("Pass either text or image=. Text and image embeddings are not comparable.")
+        raise TypeError("Pass either text or image, not both. Text and image embeddings are not comparable.")
     inputs = image_parts(image) if text is None else text
     return {
         "input": inputs if isinstance(inputs, str) else list(inputs),

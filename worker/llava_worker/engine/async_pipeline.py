@@ -6,7 +6,7 @@ The device computes while the host postprocesses, emits outputs and schedules.
     host        |schedule|    |schedule|   |wait...|postprocess k|emit|schedule|   |wait...
     device                |step k...............|step k+1...............|step k+2....
 
-A step is launched ahead only if its schedule does not depend on the tokens of the previous step: all running
+A step is launched early only if its schedule does not depend on the tokens of the previous step: all running
 sequences are decoding, and no waiting sequence can be admitted. In this case, the sampled tokens stay on the
 device, where the next step reads them. Otherwise, a step is launched only after the previous one has been
 read.

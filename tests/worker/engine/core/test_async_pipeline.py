@@ -44,7 +44,7 @@ SAMPLINGS: list[dict[str, Any]] = [
 
 
 class LoggingRunner(ModelRunner):
-    """Logs when each step is launched, whether it is launched ahead, and when it is read."""
+    """Logs when each step is launched, whether it is launched early, and when it is read."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)

@@ -54,7 +54,7 @@ def test_two_ranks_give_the_logits_of_one_process(
     make_sequence: MakeSequence,
     prompts: dict[str, Prompt],
 ) -> None:
-    """Covers chunked prefill, batched decoding, images and, with two ranks, steps launched ahead.
+    """Covers chunked prefill, batched decoding, images and, with two ranks, steps launched early.
 
     The second run uses cached prefixes.
     """

@@ -43,7 +43,7 @@ class StepResult:
     """The result of a completed step, excluding sequences that finished while the step was in flight.
 
     ``chunks`` are the computed chunks. ``results`` also covers chunks that ran out of memory. ``seconds`` is
-    the duration of the step. If the step was launched ahead, its duration is measured from the end of the
+    the duration of the step. If the step was launched early, its duration is measured from the end of the
     previous step.
     """
 

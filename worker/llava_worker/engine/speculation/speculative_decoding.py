@@ -58,7 +58,7 @@ class SpeculativeDecoding:
     def expects_drafts(self, sequences: Items[Sequence]) -> bool:
         """Return whether any of the sequences is likely to get drafts in the next step.
 
-        If so, the step should not be launched ahead, because steps that are launched ahead cannot include
+        If so, the step should not be launched early, because steps that are launched early cannot include
         drafts.
         """
         return any(self._propose(sequence, 1, len(sequences)) for sequence in sequences)
