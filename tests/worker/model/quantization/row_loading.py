@@ -1,4 +1,4 @@
-"""Asserts that a layer does not depend on how its weight is divided into chunks for loading."""
+"""Asserts that a layer's output does not depend on how its weight is split into chunks for loading."""
 
 from __future__ import annotations
 

@@ -15,7 +15,9 @@ PANEL_OUTPUTS = 32  # outputs per panel of a packed weight
 # Inputs per scale of an int4 weight, and of the x that is multiplied by it. Inputs of int8 weights are
 # also padded to a multiple of this number.
 INT4_GROUP = 64
-INT8_GROUP = 256  # inputs per scale of x if the weight is int8; the weight itself has one scale per output
+INT8_GROUP = (
+    256  # inputs in x that share one scale if the weight is int8; the weight has one scale per output
+)
 
 
 class LayerCache(NamedTuple):
