@@ -121,7 +121,7 @@ def accuracy_table(results: Iterable[Result]) -> tuple[str, bool]:
     rows = [(kind, right[kind], total[kind]) for kind in KINDS if total[kind]]
     rows.append(("all", right.total(), total.total()))
     lines = ["| question type | correct | questions | accuracy |", "|---|---|---|---|"]
-    lines += [f"| {kind} | {good} | {number} | {100 * good / number:.1f} % |" for kind, good, number in rows]
+    lines += [f"| {kind} | {good} | {number} | {100 * good / number:.1f}% |" for kind, good, number in rows]
     has_passed = right.total() >= MIN_ACCURACY * total.total() and all(
         good >= MIN_KIND_ACCURACY * number for _, good, number in rows
     )
