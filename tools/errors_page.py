@@ -16,15 +16,26 @@ from pathlib import Path
 
 from llava_server.errors import ERRORS
 
-__all__ = ["PAGE", "Message", "catalogue", "fill", "messages_of"]
+__all__ = ["BATCH_CODES", "BATCH_PAGE", "PAGE", "Message", "catalogue", "fill", "fill_batches", "messages_of"]
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "errors.md"
+BATCH_PAGE = ROOT / "docs" / "batches.md"
 PACKAGES = {
     "server": ROOT / "server" / "llava_server",
     "wire": ROOT / "wire" / "llava_wire",
     "worker": ROOT / "worker" / "llava_worker",
 }
+# Codes of the errors in a batch and in its error file. They have no HTTP status.
+BATCH_CODES = (
+    "batch_cancelled",
+    "batch_expired",
+    "batch_output_full",
+    "duplicate_custom_id",
+    "empty_file",
+    "line_too_long",
+    "too_many_tasks",
+)
 BEGIN, END = "<!-- messages -->", "<!-- end -->"
 
 
@@ -37,9 +48,9 @@ class Message:
     package: str
 
     @property
-    def status(self) -> int:
+    def status(self) -> int | None:
         """The HTTP status for the error code."""
-        return ERRORS[self.code].status
+        return ERRORS[self.code].status if self.code in ERRORS else None
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -52,10 +63,12 @@ class Carrier:
     """A callable that takes an error message as an argument.
 
     ``message`` is the position of that argument, and ``code`` is the error code or the position of the code.
+    ``template`` is the text that clients receive if the argument is only a part of it.
     """
 
     message: int
     code: int | str
+    template: str = "{}"
 
 
 # Error constructors. Functions that pass one of their parameters to such a constructor are also carriers.
@@ -69,6 +82,10 @@ _CONSTRUCTORS = {
     "QueueFull": Carrier(0, "queue_full"),
     "TenantOverLimit": Carrier(0, "rate_limit_exceeded"),
     "StoreFull": Carrier(0, "storage_full"),
+    "CommandRefused": Carrier(0, "order_refused"),
+    "UnsupportedGrammar": Carrier(0, "invalid_request", "The {kind} cannot be enforced: {}."),
+    "Unsupported": Carrier(0, "unsupported_parameter", "{name} is not supported. {}"),
+    "BatchIssue": Carrier(1, 0),
 }
 _PYDANTIC_CODES = {"missing": "missing_required_parameter"}
 
@@ -93,13 +110,14 @@ def messages_of(sources: Iterable[str], package: str) -> set[Message]:
     calls = [call for module in modules for call in _calls(module)]
     carriers = _with_wrappers(calls)
     found = {
-        Message(code, template, package)
+        Message(code, carrier.template.replace("{}", text), package)
         for call in calls
         if (carrier := carriers.get(call.name)) and len(call.arguments) > carrier.message
         for code in call.codes(carrier)
-        for template in call.texts(call.arguments[carrier.message])
+        for text in call.texts(call.arguments[carrier.message])
+        if " " in text and text != "{message}"
     }
-    return {message for message in found if message.code in ERRORS and " " in message.template}
+    return {message for message in found if message.code in ERRORS or message.code in BATCH_CODES}
 
 
 def fill(page: str, messages: list[Message]) -> str:
@@ -114,6 +132,16 @@ def fill(page: str, messages: list[Message]) -> str:
         lines = [f"- {each.template} *({each.package})*\n" for each in messages if each.code == code]
         sections[index] = f"{head}{BEGIN}\n\n{''.join(lines)}\n{END}{tail}"
     return "\n## ".join(sections)
+
+
+def fill_batches(page: str, messages: list[Message]) -> str:
+    """Return docs/batches.md with the batch errors in its marked part."""
+    head, begin, rest = page.partition(f"{BEGIN}\n")
+    _, end, tail = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"docs/batches.md must contain the markers {BEGIN} and {END}")
+    lines = [f"- `{each.code}`: {each.template}\n" for each in messages if each.code in BATCH_CODES]
+    return f"{head}{begin}\n{''.join(lines)}\n{end}{tail}"
 
 
 @dataclass(frozen=True)
@@ -233,7 +261,9 @@ def _with_wrappers(calls: list[_Call]) -> dict[str, Carrier]:
 
 
 def main() -> None:
-    PAGE.write_text(fill(PAGE.read_text("utf-8"), catalogue()), "utf-8")
+    messages = catalogue()
+    PAGE.write_text(fill(PAGE.read_text("utf-8"), messages), "utf-8")
+    BATCH_PAGE.write_text(fill_batches(BATCH_PAGE.read_text("utf-8"), messages), "utf-8")
 
 
 if __name__ == "__main__":

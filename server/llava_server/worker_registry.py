@@ -87,7 +87,8 @@ class WorkerRegistry:
             await self.refresh()  # a worker may have started since the last refresh
         model = self._models.get(name)
         if model is None and self._refresh_error:
-            raise ApiError("queue_unavailable", self._refresh_error, retry_after_s=_RETRY_AFTER_S)
+            message = "The job queue is unavailable. Retry."
+            raise ApiError("queue_unavailable", message, retry_after_s=_RETRY_AFTER_S)
         if model is None:
             raise self._not_found(name)
         if not self.num_workers(name):

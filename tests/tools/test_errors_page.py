@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from errors_page import PAGE, Message, catalogue, fill, messages_of
+from errors_page import BATCH_CODES, BATCH_PAGE, PAGE, Message, catalogue, fill, fill_batches, messages_of
+from llava_server.errors import ERRORS
 
 
 def found(source: str) -> set[tuple[str, str]]:
@@ -20,6 +21,15 @@ def test_the_catalogue_has_messages_of_each_package_with_their_status() -> None:
     assert {message.package for message in messages} == {"server", "wire", "worker"}
     assert len(messages) > 100
     assert {message.status for message in messages if message.code == "too_many_images"} == {400}
+
+
+def test_the_batch_page_lists_the_errors_of_batches() -> None:
+    page = BATCH_PAGE.read_text("utf-8")
+    assert fill_batches(page, catalogue()) == page, "run python tools/errors_page.py"
+
+
+def test_every_error_code_has_a_message() -> None:
+    assert {message.code for message in catalogue()} == {*ERRORS, *BATCH_CODES}
 
 
 def test_a_changed_message_changes_the_page() -> None:
@@ -63,3 +73,22 @@ def test_both_texts_of_a_conditional_message_are_found() -> None:
 
 def test_a_text_that_is_no_error_message_is_not_listed() -> None:
     assert found('log("queue_full", "The queue is full.")\nraise ApiError("queue_full", str(error))') == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ('raise CommandRefused("No models.")', ("order_refused", "No models.")),
+        (
+            'raise UnsupportedGrammar("it is long")',
+            ("invalid_request", "The {kind} cannot be enforced: it is long."),
+        ),
+        (
+            'Unsupported("Use another field.")',
+            ("unsupported_parameter", "{name} is not supported. Use another field."),
+        ),
+        ('BatchIssue("empty_file", "No lines here.", 3)', ("empty_file", "No lines here.")),
+    ],
+)
+def test_a_message_includes_the_text_that_is_added_later(source: str, expected: tuple[str, str]) -> None:
+    assert found(source) == {expected}

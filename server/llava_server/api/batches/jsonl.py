@@ -121,10 +121,10 @@ def _check_line(
 ) -> list[BatchIssue]:
     num_bytes = len(text)
     if num_bytes > max_line_bytes:
-        message = (
+        too_long = (
             f"The line is {num_bytes} bytes; the limit is {max_line_bytes}. Send fewer or smaller images."
         )
-        return [BatchIssue("line_too_long", message, number)]
+        return [BatchIssue("line_too_long", too_long, number)]
     try:
         request = parse_request(BatchLine, text)
     except ApiError as error:
@@ -134,8 +134,8 @@ def _check_line(
     first_line = first_lines.setdefault(request.custom_id, number)
     if first_line != number:
         custom_id = request.custom_id[:60]
-        message = (
+        duplicate = (
             f"custom_id {custom_id!a} is already used on line {first_line}. Use a unique ID for each request."
         )
-        return [BatchIssue("duplicate_custom_id", message, number, "custom_id")]
+        return [BatchIssue("duplicate_custom_id", duplicate, number, "custom_id")]
     return []
