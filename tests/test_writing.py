@@ -79,7 +79,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tests/client/*": (ANSWER, TELL),
     "worker/llava_worker/language/conversation_templates.py": (ANSWER,),
     "worker/llava_worker/tiny/README.md": (ANSWER,),
-    "server/llava_server/api/*": (ANSWER,),  # also names of operations in the OpenAPI document
+    "server/llava_server/api/*/request.py": (ANSWER,),
+    "server/llava_server/api/*/response.py": (ANSWER,),
+    "server/llava_server/api/fields/messages.py": (ANSWER,),
+    "server/llava_server/api/tools/prompt.py": (ANSWER,),
+    "server/llava_server/api/chat/routes.py": (ANSWER,),  # names of operations in the OpenAPI document
     "server/llava_server/playground/app.js": (IMAGE,),
     "client/llava_cli/bench/prompts.py": (IMAGE, TELL, STAND),
     "client/llava_cli/up/display.py": (IMAGE,),
@@ -91,7 +95,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "client/llava_cli/bench/*": (IMAGE,),
     "client/llava_cli/commands/bench.py": (IMAGE,),
     # names in messages between server and worker, in Redis and in traces
-    "wire/llava_wire/messages/job.py": (ANSWER,),
+    "wire/llava_wire/messages/*": (ANSWER,),
     "wire/llava_wire/redis/*": (WARD, FORGET),
     "deploy/users.acl": (WARD,),
     "server/llava_server/tracing.py": (IMAGE,),
@@ -99,35 +103,50 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tests/security/*": (IMAGE,),  # a host name
 }
 
-PATTERNS = {words: re.compile(rf"(?<![\w-])(?:{words})(?![\w-])", re.IGNORECASE) for words in WORDS}
-CODE = re.compile(r"``.+?``|`.+?`")
-TEXT_SUFFIXES = {".md", ".js", ".html", ".css", ".lua", ".cpp", ".h", ".yaml", ".toml", ".acl"}
+PATTERNS = {
+    words: re.compile(rf"(?<!\w)(?<!--)(?:{words})(?!\w)".replace(" ", r"\s+"), re.IGNORECASE)
+    for words in WORDS
+}
+CODE = re.compile(r"``.+?``|`[^`\n]+`")
+KEY = re.compile(r"[\w./:{}*-]*")  # a word that programs read, such as the name of a field
+TEXT_SUFFIXES = {".md", ".js", ".html", ".css", ".lua", ".cpp", ".h", ".yaml", ".yml", ".toml", ".acl", ".sh"}
 TEXT_NAMES = {"Makefile", ".env.example"}
 FOLDERS = ("wire", "server", "worker", "client", "tests", "tools", "bench", "examples", "deploy", "docs", ".")
 
 
 def python_texts(source: str) -> Iterator[tuple[int, str]]:
-    """Yield (line, text) for each comment, each string with several words and each defined name."""
-    for node in ast.walk(ast.parse(source)):
+    """Yield (line, text) for each comment, each string that is not a key, and each defined name."""
+    tree = ast.parse(source)
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if " " in node.value:  # strings with a single word are keys
-                yield node.lineno, CODE.sub("", node.value)
+            if not KEY.fullmatch(node.value):
+                yield node.lineno, CODE.sub("", node.value) if id(node) in docstrings else node.value
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield node.lineno, re.sub(r"(?<=[a-z])(?=[A-Z])", " ", node.name).replace("_", " ")
+            yield node.lineno, as_words(node.name)
         elif isinstance(node, ast.arg):
-            yield node.lineno, node.arg.replace("_", " ")
+            yield node.lineno, as_words(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, as_words(node.id)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], CODE.sub("", token.string)
 
 
+def as_words(name: str) -> str:
+    """Return the words of an identifier, separated by spaces."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[_0-9]+", " ", name)
+
+
 def plain_texts(source: str) -> Iterator[tuple[int, str]]:
-    """Yield (line, text) for each line of a file. Code in Markdown pages is omitted."""
+    """Yield (line, text) for each paragraph of a file, without the code in Markdown pages."""
     without_blocks = re.sub(
         r"^```.*?^```", lambda block: "\n" * block[0].count("\n"), source, flags=re.M | re.S
     )
-    for line, text in enumerate(without_blocks.splitlines(), 1):
-        yield line, CODE.sub("", text)
+    line = 1
+    for paragraph in re.split(r"(?<=\n)\n", without_blocks):
+        yield line, CODE.sub("", paragraph)
+        line += paragraph.count("\n") + 1
 
 
 def uses(path: str, source: str) -> list[str]:
@@ -172,6 +191,11 @@ def test_texts_and_names_use_standard_terms(folder: str) -> None:
         ("a.py", "def test_a_picture_is_sent(): ..."),
         ("a.py", "class Picture: ..."),
         ("a.py", "def send(*, picture): ..."),
+        ("a.py", "for picture in images: ..."),
+        ("a.py", 'raise ValueError("Pictures!")'),
+        ("a.py", 'raise ValueError("The `picture` is too large.")'),
+        ("a.py", "x = 1  # a picture-based test"),
+        ("a.md", "The request goes\non."),
         ("a.py", 'f"{n} tokens a second"'),
         ("a.md", "The request goes on."),
         ("a.js", "// come again later"),

@@ -201,10 +201,10 @@ async def test_the_client_library_resumes_automatically_after_a_server_restart(
                     break
             controller.kill()
             controller.start()
-            answer = await stream.answer()
-    assert answer.text == echo_text(story(5), max_tokens=300)
-    assert answer.usage
-    assert answer.usage.completion_tokens == 300
+            completion = await stream.answer()
+    assert completion.text == echo_text(story(5), max_tokens=300)
+    assert completion.usage
+    assert completion.usage.completion_tokens == 300
 
 
 async def test_a_client_that_stops_reading_does_not_delay_other_streams(

@@ -82,7 +82,7 @@ ACCEPTED: dict[str, tuple[bytes | str, str]] = {
     "palette with transparency": (encoded(scene().convert("P"), "PNG", transparency=b"\x00\x10"), "[40x20]"),
     "broken exif": (encoded(scene(), "PNG", exif=b"Exif\x00\x00II*\x00garbage"), "[40x20]"),
     "largest allowed ratio": (encoded(scene(400, 4)), "[400x4]"),
-    "multi-picture jpeg": (encoded(scene(), "MPO", save_all=True, append_images=[scene()]), "[40x20]"),
+    "multi-image jpeg": (encoded(scene(), "MPO", save_all=True, append_images=[scene()]), "[40x20]"),
     "without media type": (f"data:;base64,{base64.b64encode(encoded(scene())).decode()}", "[40x20]"),
     "with a charset": (data_url(encoded(scene()), "image/png;charset=utf-8"), "[40x20]"),
     "wrong media type": (data_url(encoded(scene()), "image/jpeg"), "[40x20]"),
