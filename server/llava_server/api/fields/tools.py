@@ -19,9 +19,13 @@ _MAX_TOOLS = 128
 
 
 def _check_object_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    if schema.get("type", "object") != "object":
+    kind = schema.get("type", "object")
+    if kind != "object":
         raise PydanticCustomError(
-            "invalid_value", "The parameters of a function must be a JSON schema of type object."
+            "invalid_value",
+            "The JSON schema of a function's arguments must be of type object (got {type}). Define the "
+            "arguments as properties of an object.",
+            {"type": ascii(kind)[:64]},
         )
     return schema
 

@@ -111,12 +111,16 @@ class SequenceValidator:
             )
             raise SequenceRejected(JobError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message))
         if num_prompt == 0:
-            raise _invalid("The prompt is empty.")
+            raise _invalid("The prompt is empty. Send at least one token.")
         if sequence.max_new_tokens < 0:
             raise _invalid(f"max_new_tokens is {sequence.max_new_tokens}; it must be at least 0.")
         token_ids, vocab_size = sequence.prompt_ids + sequence.output_ids, self.sampling.vocab_size
-        if min(token_ids) < 0 or max(token_ids) >= vocab_size:
-            raise _invalid(f"A token ID is outside the vocabulary, which has {vocab_size} tokens.")
+        token_id = min(token_ids) if min(token_ids) < 0 else max(token_ids)
+        if not 0 <= token_id < vocab_size:
+            maximum = vocab_size - 1
+            raise _invalid(
+                f"Token ID {token_id} is outside the vocabulary; it must be between 0 and {maximum}."
+            )
 
     def _check_image(self, image: ImageSpan, pixels: Pixels) -> None:
         num_bytes, side = memoryview(pixels).nbytes, self.images.side
