@@ -193,7 +193,10 @@ class ToolFields(BaseModel):
                     "tool_choice", f"tool_choice refers to the function {name!r}, which is not in tools."
                 )
         if self.tool_choice == "required" and not names:
-            raise invalid_value("tool_choice", "tool_choice is 'required', but the request has no tools.")
+            raise invalid_value(
+                "tool_choice",
+                "A tool call is required, but the request has no tools. Add tools or change tool_choice.",
+            )
         grammar = self.tool_grammar
         num_bytes = len(grammar.text.encode()) if grammar else 0
         if num_bytes > MAX_SCHEMA_BYTES:

@@ -130,8 +130,8 @@ class SequenceValidator:
             raise _invalid(f"Image {image.digest}: {error}") from error
         if num_bytes != plan.num_tiles * side**2 * 3 or image.length != plan.num_tokens:
             raise _invalid(
-                f"Image {image.digest} has {num_bytes} bytes for {image.length} tokens; the model expects "
-                f"{plan.num_tiles} tiles of {side}x{side} RGB pixels and {plan.num_tokens} tokens."
+                f"Image {image.digest}: the pixel data is {num_bytes} bytes for {image.length} tokens; the model "
+                f"expects {plan.num_tiles} tiles of {side}x{side} RGB pixels and {plan.num_tokens} tokens."
             )
 
 
