@@ -104,8 +104,9 @@ class SequenceValidator:
     def _check_tokens(self, sequence: Sequence) -> None:
         num_prompt, num_images = len(sequence.prompt_ids), len(sequence.images)
         if num_prompt >= self.context_length:
+            images = "1 image" if num_images == 1 else f"{num_images} images"
             message = (
-                f"The prompt has {num_prompt} tokens, including {num_images} image(s). The model's context "
+                f"The prompt has {num_prompt} tokens, including {images}. The model's context "
                 f"length is {self.context_length} tokens for prompt and output. Shorten the text or send "
                 "fewer images."
             )
@@ -130,8 +131,9 @@ class SequenceValidator:
             raise _invalid(f"Image {image.digest}: {error}") from error
         if num_bytes != plan.num_tiles * side**2 * 3 or image.length != plan.num_tokens:
             raise _invalid(
-                f"Image {image.digest}: the pixel data is {num_bytes} bytes for {image.length} tokens; the model "
-                f"expects {plan.num_tiles} tiles of {side}x{side} RGB pixels and {plan.num_tokens} tokens."
+                f"Image {image.digest}: the pixel data is {num_bytes} bytes for {image.length} tokens; the "
+                f"model expects {plan.num_tiles} tiles of {side}x{side} RGB pixels and {plan.num_tokens} "
+                "tokens."
             )
 
 
