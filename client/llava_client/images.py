@@ -109,8 +109,7 @@ def _data_url(data: bytes, *, name: str) -> str:
     if kind is None:
         first_bytes = data[:8]
         raise ImageError(
-            f"{name} is not an image file; it begins with {first_bytes!r}. Use PNG, JPEG, WebP, GIF, BMP or "
-            "TIFF."
+            f"{name} is not an image file; it begins with {first_bytes!r}. Use PNG, JPEG, WebP, GIF or BMP."
         )
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 

@@ -53,7 +53,9 @@ def main(args: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"llava-server: {error}\n")
             return _EXIT_USAGE
         except QueueUnavailable as error:
-            sys.stderr.write(f"llava-server: {error} Start Redis or Valkey, or set LLAVA_REDIS_URL.\n")
+            sys.stderr.write(
+                f"llava-server: {error} Start Redis or Valkey, or set LLAVA_REDIS_URL / --redis-url.\n"
+            )
             return _EXIT_FAILED
         server = DrainingServer(settings, admin)
         server.run(sockets=[listener])

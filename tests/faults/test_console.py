@@ -137,3 +137,20 @@ def test_every_command_reports_that_redis_is_unavailable() -> None:
         assert done.returncode == 69
         assert "Check --redis-url." in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_every_command_rejects_a_redis_url_with_an_unsupported_scheme() -> None:
+    for words in (["top", "--once"], ["doctor"], ["dlq", "show"]):
+        command = [
+            sys.executable,
+            "-m",
+            "llava_server.operator.cli",
+            *words,
+            "--redis-url",
+            "http://:secret@x",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=scaled(60))
+        assert done.returncode == 2
+        assert "--redis-url: the scheme is missing or not supported" in done.stderr
+        assert "secret" not in done.stderr
+        assert "Traceback" not in done.stderr

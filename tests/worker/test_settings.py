@@ -47,8 +47,14 @@ def test_invalid_values_are_reported_with_the_setting_and_the_allowed_values(
         (["--speculation", "on"], ["LLAVA_SPECULATION", "on", "'auto' or 'off'"]),
         (["--max-num-sequences", "0"], ["--max-num-sequences", "greater than or equal to 1", "0"]),
         (["--conversation", "unknown"], ["LLAVA_CONVERSATION", "unknown", "vicuna_v1"]),
-        (["--redis-url", "http://:secret@x"], ["--redis-url", "redis://"]),
-        (["--redis-url-file", "/nowhere"], ["redis_url_file", "cannot read /nowhere"]),
+        (
+            ["--redis-url", "http://:secret@x"],
+            ["--redis-url: the scheme is missing or not supported", "redis://"],
+        ),
+        (
+            ["--redis-url-file", "/nowhere"],
+            ["--redis-url-file: cannot read /nowhere: No such file or directory.\n"],
+        ),
         (["--redis-url-file", "/x", "--redis-url", "redis://x"], ["Set only one"]),
     ):
         with pytest.raises(SystemExit) as raised:

@@ -18,9 +18,11 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 from typing_extensions import Self
 
-__all__ = ["ServiceSettings"]
+__all__ = ["ServiceSettings", "redis_url_error"]
 
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+_REDIS_URL = "URL of Redis or Valkey: redis://, rediss:// or unix://."
+_UNSUPPORTED_SCHEME = "the scheme is missing or not supported"
 
 
 class ServiceSettings(BaseSettings):
@@ -44,7 +46,7 @@ class ServiceSettings(BaseSettings):
 
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
-        description="URL of Redis or Valkey: redis://, rediss:// or unix://.",
+        description=_REDIS_URL,
     )
     redis_url_file: Path | None = Field(None, description="File that contains the Redis URL (a secret).")
     lease_s: float = Field(
@@ -83,7 +85,9 @@ class ServiceSettings(BaseSettings):
             if not path or not _is_secret(field):
                 continue
             if values.get(name):
-                raise ValueError(f"Both {name} and {name}_file are set. Set only one of them.")
+                raise ValueError(
+                    f"Both {_setting(name)} and {_setting(f'{name}_file')} are set. Set only one of them."
+                )
             text = _read_text(name, Path(path))
             is_list = field.annotation is not SecretStr
             read[name] = [part for part in re.split(r"[,\s]+", text) if part] if is_list else text
@@ -93,7 +97,7 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def _check_redis_url(cls, value: SecretStr) -> SecretStr:
         if not value.get_secret_value().startswith(_REDIS_SCHEMES):
-            raise ValueError("must start with redis://, rediss:// or unix://")
+            raise ValueError(_UNSUPPORTED_SCHEME)
         return value
 
     @classmethod
@@ -106,7 +110,19 @@ class ServiceSettings(BaseSettings):
         field = cls.model_fields.get(name)
         got = f" (got {detail.get('input')!r})" if field is None or not _is_secret(field) else ""
         description = f". {field.description}" if field else ""
-        return f"LLAVA_{name.upper()} / --{name.replace('_', '-')}: {message}{got}{description}"
+        return f"{_setting(name)}: {message}{got}{description}"
+
+
+def redis_url_error(url: str) -> str | None:
+    """Return the error message for a Redis URL with an unsupported scheme, or None if it is supported."""
+    if url.startswith(_REDIS_SCHEMES):
+        return None
+    return f"{_setting('redis_url')}: {_UNSUPPORTED_SCHEME}. {_REDIS_URL}"
+
+
+def _setting(name: str) -> str:
+    """Return the variable and the flag of a setting, as printed in error messages."""
+    return f"LLAVA_{name.upper()} / --{name.replace('_', '-')}"
 
 
 def _is_secret(field: FieldInfo) -> bool:
@@ -117,4 +133,5 @@ def _read_text(name: str, path: Path) -> str:
     try:
         return path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name}_file: cannot read {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else "the file is not UTF-8 text"
+        raise ValueError(f"{_setting(f'{name}_file')}: cannot read {path}: {reason}.") from error

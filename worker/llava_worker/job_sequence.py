@@ -65,7 +65,7 @@ def _pixels(assignment: Assignment, prompt: Prompt) -> list[Pixels]:
         if num_bytes != expected_bytes:
             raise PromptError(
                 ErrorCode.INTERNAL_ERROR,
-                f"The pixel data of an image has {num_bytes} bytes instead of {expected_bytes}. Retry the "
+                f"The pixel data of an image is {num_bytes} bytes instead of {expected_bytes}. Retry the "
                 "request.",
             )
         pixels.append(tiles)

@@ -26,7 +26,9 @@ class ChildFailed(Exception):
     """A child exited and will not be restarted. ``tail`` holds its last output lines."""
 
     def __init__(self, name: str, status: int, tail: Sequence[str], when: str) -> None:
-        super().__init__(f"{name} {describe_exit(status)} {when}".rstrip())
+        super().__init__(
+            f"{name} {describe_exit(status)} {when}. Correct the cause given in its output above, and retry."
+        )
         self.tail = tuple(tail)
 
 
@@ -124,6 +126,7 @@ class Supervisor:
             await child.start()
 
     def _fail(self, child: Child, status: int, *, num_restarts: int) -> None:
-        when = f"after {num_restarts} restarts" if self._is_restarting else "before it was ready"
+        restarts = "1 restart" if num_restarts == 1 else f"{num_restarts} restarts"
+        when = f"after {restarts}" if self._is_restarting else "before it was ready"
         if not self._failure.done():
             self._failure.set_result(ChildFailed(child.program.name, status, child.tail, when))

@@ -95,7 +95,8 @@ async def run(plan: LaunchPlan, layers: list[list[Program]], display: Display) -
     stop, kill_now = asyncio.Event(), asyncio.Event()
     _listen_for_signals(stop, kill_now)
     async with Supervisor(on_line=display.line, on_event=display.show, kill_now=kill_now) as supervisor:
-        with display.waiting(f"starting {plan.model} with {plan.num_workers} worker(s)"):
+        workers = "1 worker" if plan.num_workers == 1 else f"{plan.num_workers} workers"
+        with display.waiting(f"starting {plan.model} with {workers}"):
             await _run_until_first(stop.wait(), supervisor.watch(), _start(supervisor, layers, plan.base_url))
         if not stop.is_set():
             supervisor.enable_restarts()

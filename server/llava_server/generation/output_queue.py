@@ -49,6 +49,7 @@ class OutputQueue:
         self.first_event_deadline = time.monotonic() + queue_timeout_s
         self.last_event_deadline = time.monotonic() + timeout_s + _DEADLINE_SLACK_S
         self._timeout_s = timeout_s
+        self._queue_timeout_s = queue_timeout_s
         self._close = close
         self._events: deque[Event | ApiError] = deque()
         self._event_arrived = event_arrived or asyncio.Event()
@@ -86,9 +87,11 @@ class OutputQueue:
                 f"The response was not complete within {timeout_s:g} seconds. Reduce max_tokens.",
             )
         if not self.has_begun and now > self.first_event_deadline:
+            queue_timeout_s = self._queue_timeout_s
             return ApiError(
                 "queue_timeout",
-                "No worker started this request before the queue timeout. Retry.",
+                f"No worker started this request within the queue timeout of {queue_timeout_s:g} seconds. "
+                "Retry.",
                 retry_after_s=1.0,
             )
         return None

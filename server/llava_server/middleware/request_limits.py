@@ -86,7 +86,13 @@ class BodyLimitMiddleware:
             )
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal():
-            self._check_size(int(length))
+            num_bytes, max_body_bytes = int(length), self._limits.max_body_bytes
+            if num_bytes > max_body_bytes:
+                raise ApiError(
+                    "request_too_large",
+                    f"The request body is {num_bytes} bytes; the limit is {max_body_bytes}. Send less text, "
+                    "or fewer or smaller images.",
+                )
 
     async def _read(self, body: RequestBody, receive: Receive) -> bool:
         """Read the body. Return False if the client disconnected before it had sent the whole body.
@@ -111,21 +117,23 @@ class BodyLimitMiddleware:
             body.append(part)
             self._num_inflight_bytes += len(part)
             self._check_size(body.num_bytes)
-            if self._num_inflight_bytes > self._limits.max_inflight_bytes:
+            max_inflight_bytes = self._limits.max_inflight_bytes
+            if self._num_inflight_bytes > max_inflight_bytes:
                 raise ApiError(
                     "overloaded",
-                    "The server has too many concurrent uploads. Retry later.",
+                    "The server has too many concurrent uploads. Their total size exceeds the limit of "
+                    f"{max_inflight_bytes} bytes. Retry later.",
                     retry_after_s=_RETRY_AFTER_S,
                 )
             if not message.get("more_body", False):
                 return True
 
     def _check_size(self, num_bytes: int) -> None:
-        """Check the size of the body. Raises ApiError (413)."""
+        """Check the number of bytes received so far. Raises ApiError (413)."""
         limits = self._limits
         if num_bytes > limits.max_body_bytes:
             raise ApiError(
                 "request_too_large",
                 f"The request body exceeds the limit of {limits.max_body_bytes} bytes. "
-                "Send fewer or smaller images.",
+                "Send less text, or fewer or smaller images.",
             )

@@ -233,6 +233,8 @@ async def _read_body(request: Request) -> bytes:
         body += part
         if len(body) > _MAX_BODY_BYTES:
             raise ApiError(
-                "request_too_large", f"The request body exceeds the limit of {_MAX_BODY_BYTES} bytes."
+                "request_too_large",
+                f"The request body exceeds the limit of {_MAX_BODY_BYTES} bytes. Send only the fields of the "
+                "command.",
             )
     return body

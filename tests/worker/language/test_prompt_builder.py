@@ -121,7 +121,7 @@ def test_too_long_prompt_is_rejected_with_its_length_the_limit_and_a_remedy() ->
     num_tokens = len(build(user(image("a"), image("b"), "x" * 50)).token_ids)
     assert error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
     assert error.message == (
-        f"The prompt has {num_tokens} tokens, including 2 image(s). The model's context length is 60 tokens "
+        f"The prompt has {num_tokens} tokens, including 2 images. The model's context length is 60 tokens "
         "for prompt and output. Shorten the text or send fewer images."
     )
 

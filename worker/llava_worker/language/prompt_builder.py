@@ -161,8 +161,9 @@ class PromptBuilder:
         if num_tokens < context_length:
             return
         if num_images:
+            images = "1 image" if num_images == 1 else f"{num_images} images"
             message = (
-                f"The prompt has {num_tokens} tokens, including {num_images} image(s). The model's context "
+                f"The prompt has {num_tokens} tokens, including {images}. The model's context "
                 f"length is {context_length} tokens for prompt and output. Shorten the text or send fewer "
                 "images."
             )

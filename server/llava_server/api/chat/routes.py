@@ -126,9 +126,10 @@ def _num_received(job_id: str, starting_after: int | None, last_event_id: str | 
         return starting_after or 0
     event_job_id, _, number = last_event_id.rpartition(":")
     if event_job_id != job_id or not _NUM_TOKENS.fullmatch(number):
+        event_id = last_event_id[:64]
         raise ApiError(
             "invalid_value",
-            "The Last-Event-ID header refers to a different completion. Send an event ID from this "
-            "completion.",
+            f"The Last-Event-ID header {event_id!a} does not refer to this completion. Send an event ID from "
+            "this completion.",
         )
     return int(number)

@@ -19,9 +19,13 @@ _MAX_TOOLS = 128
 
 
 def _check_object_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    if schema.get("type", "object") != "object":
+    kind = schema.get("type", "object")
+    if kind != "object":
         raise PydanticCustomError(
-            "invalid_value", "The parameters of a function must be a JSON schema of type object."
+            "invalid_value",
+            "The JSON schema of a function's arguments must be of type object (got {type}). Define the "
+            "arguments as properties of an object.",
+            {"type": ascii(kind)[:64]},
         )
     return schema
 
@@ -189,7 +193,10 @@ class ToolFields(BaseModel):
                     "tool_choice", f"tool_choice refers to the function {name!r}, which is not in tools."
                 )
         if self.tool_choice == "required" and not names:
-            raise invalid_value("tool_choice", "tool_choice is 'required', but the request has no tools.")
+            raise invalid_value(
+                "tool_choice",
+                "A tool call is required, but the request has no tools. Add tools or change tool_choice.",
+            )
         grammar = self.tool_grammar
         num_bytes = len(grammar.text.encode()) if grammar else 0
         if num_bytes > MAX_SCHEMA_BYTES:

@@ -46,8 +46,10 @@ async def upload_file(request: Request) -> Response:
     services = services_of(request)
     with context_of(request).body.consume() as body:
         upload = await parse_upload(request.headers, body)
-        if upload.fields.get("purpose") != "batch":
-            purpose = upload.fields.get("purpose", "none")[:60]
+        if "purpose" not in upload.fields:
+            raise ApiError("invalid_value", "purpose is required. Set it to 'batch'.", param="purpose")
+        if upload.fields["purpose"] != "batch":
+            purpose = upload.fields["purpose"][:60]
             raise ApiError("invalid_value", f"purpose must be 'batch' (got {purpose!a}).", param="purpose")
         file = StoredFile(
             file_id=f"file-{secrets.token_hex(16)}",

@@ -239,7 +239,9 @@ class ResponseRequest(RequestModel):
         for name in value or ():
             if name != _LOGPROBS:
                 raise PydanticCustomError(
-                    "unsupported_parameter", "include only supports {supported}.", {"supported": _LOGPROBS}
+                    "unsupported_parameter",
+                    "include only supports {supported}. Remove {received}.",
+                    {"supported": _LOGPROBS, "received": ascii(name[:64])},
                 )
         return value
 

@@ -60,7 +60,7 @@ class TokenizeRequest(RequestModel, ToolFields):
     @model_validator(mode="after")
     def _check_prompt_or_messages(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
-            raise invalid_value("prompt", "Set either prompt or messages, but not both.")
+            raise invalid_value("prompt", "Set exactly one of prompt and messages.")
         return self
 
 

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Annotated, TypeVar
 
 import typer
+from llava_wire.base_settings import redis_url_error
 from llava_wire.errors import QueueUnavailable
 from llava_wire.operator.inspector import Inspector
 from rich.console import Console
@@ -21,6 +22,7 @@ __all__ = ["app"]
 
 T = TypeVar("T")
 
+_EXIT_USAGE = 2
 _EXIT_NO_QUEUE = 69  # EX_UNAVAILABLE in sysexits.h
 
 app = typer.Typer(
@@ -79,7 +81,13 @@ def replay(
 
 
 def _run_with_inspector(url: str, command: Callable[[Inspector], Awaitable[T]]) -> T:
-    """Connect to Redis and run a command. Exit with an error message if Redis is unavailable."""
+    """Connect to Redis and run a command.
+
+    Exit with an error message if the URL is invalid or Redis is unavailable.
+    """
+    if message := redis_url_error(url):
+        sys.stderr.write(f"llava-serve: {message}\n")
+        raise SystemExit(_EXIT_USAGE)
 
     async def run() -> T:
         async with aclosing(Inspector(url)) as inspector:

@@ -11,6 +11,8 @@ from llava_wire.operator.inspector import Inspector, SystemStatus
 from rich.console import Console
 from rich.markup import escape
 
+from llava_server.operator.cli.plurals import counted
+
 __all__ = ["Finding", "check", "print_findings", "run_checks"]
 
 _MIN_VERSIONS = {"redis": (6, 2), "valkey": (7, 2)}
@@ -121,23 +123,20 @@ def _clock(info: dict[str, Any]) -> Finding:
 
 def _processes(status: SystemStatus) -> list[Finding]:
     findings = [
-        Finding("ok", f"{len(status.workers)} workers")
+        Finding("ok", counted(len(status.workers), "worker"))
         if status.workers
         else Finding("error", "no worker is running; start one with 'llava-serve worker'"),
-        Finding("ok", f"{len(status.controllers)} controllers")
+        Finding("ok", counted(len(status.controllers), "controller"))
         if status.controllers
         else Finding("error", "no controller is running; start one with 'llava-serve server'"),
     ]
     for worker in status.workers:
         if worker.num_tokens and worker.overdue_s:
-            name = worker.heartbeat.worker_id
-            findings.append(
-                Finding("error", f"worker {name} is making no progress on {len(worker.num_tokens)} jobs")
-            )
+            name, jobs = worker.heartbeat.worker_id, counted(len(worker.num_tokens), "job")
+            findings.append(Finding("error", f"worker {name} is making no progress on {jobs}"))
     if status.num_dead_letters:
-        findings.append(
-            Finding("warning", f"{status.num_dead_letters} dead letters; see 'llava-serve dlq show'")
-        )
+        letters = counted(status.num_dead_letters, "dead letter")
+        findings.append(Finding("warning", f"{letters}; see 'llava-serve dlq show'"))
     return findings
 
 

@@ -11,6 +11,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from llava_server.operator.cli.plurals import counted
+
 __all__ = ["TokenRates", "render", "watch"]
 
 _REFRESH_S = 1.0
@@ -56,9 +58,9 @@ def render(status: SystemStatus, rates: TokenRates) -> Group:
 
 
 def _workers(status: SystemStatus, rates: TokenRates) -> Table:
-    title = f"{len(status.workers)} workers, {len(status.controllers)} controllers"
+    title = f"{counted(len(status.workers), 'worker')}, {counted(len(status.controllers), 'controller')}"
     if status.num_dead_letters:
-        title += f", {status.num_dead_letters} dead letters"
+        title += f", {counted(status.num_dead_letters, 'dead letter')}"
     table = Table("worker", "model", "device", "streams", "tokens/s", "state", title=title, expand=True)
     for worker in status.workers:
         beat = worker.heartbeat

@@ -83,7 +83,9 @@ def test_an_exit_during_startup_is_final_and_includes_the_last_lines() -> None:
         await harness.supervisor.start([shell("worker-1", "echo no such model; exit 3")])
         await harness.supervisor.watch()
 
-    with pytest.raises(ChildFailed, match="worker-1 exited with status 3 before it was ready") as caught:
+    with pytest.raises(
+        ChildFailed, match="worker-1 exited with status 3 before it was ready[.] Correct"
+    ) as caught:
         run_scenario(scenario)
     assert caught.value.tail == ("no such model",)
 

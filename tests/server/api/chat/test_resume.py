@@ -76,6 +76,7 @@ def test_the_event_id_of_another_completion_is_rejected(stack: Stack) -> None:
     job_id = stack.chat("say one").json()["id"]
     response = read(stack, job_id, {"Last-Event-ID": "chatcmpl-other:3"}, stream="true")
     assert response.status_code == 400
+    assert "'chatcmpl-other:3'" in response.json()["error"]["message"]
 
 
 def test_an_unknown_completion_is_not_found(stack: Stack) -> None:

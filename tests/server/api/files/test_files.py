@@ -41,6 +41,14 @@ def test_another_purpose_is_rejected_with_the_field(stack: Stack, purpose: str) 
     assert (response.status_code, response.json()["error"]["param"]) == (400, "purpose")
 
 
+def test_a_missing_purpose_is_reported_as_required(stack: Stack) -> None:
+    error = stack.http.post("/v1/files", files={"file": ("a", b"{}")}).json()["error"]
+    assert (error["code"], error["message"]) == (
+        "invalid_value",
+        "purpose is required. Set it to 'batch'.",
+    )
+
+
 @pytest.mark.parametrize(
     ("headers", "body", "status"),
     [

@@ -215,7 +215,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
         "input[0].tool_call_id",
         "c",
     ),
-    ({"include": ["reasoning.encrypted_content"]}, "include", "only supports"),
+    ({"include": ["reasoning.encrypted_content"]}, "include", "Remove 'reasoning.encrypted_content'"),
     ({"top_logprobs": 2}, "top_logprobs", "include"),
     ({"stream_options": {}}, "stream_options", "stream is true"),
     ({"background": True, "store": False}, "background", "store is false"),

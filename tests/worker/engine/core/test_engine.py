@@ -261,8 +261,11 @@ def test_the_longest_prompt_that_fits_is_served(
 
 UNUSABLE: list[tuple[dict[str, Any], str]] = [
     ({"prompt_ids": []}, "empty"),
-    ({"prompt_ids": [1, 128, 127, 127, 127, 127]}, "outside the vocabulary, which has 128 tokens"),
-    ({"output_ids": [-1]}, "outside the vocabulary"),
+    (
+        {"prompt_ids": [1, 128, 127, 127, 127, 127]},
+        "Token ID 128 is outside the vocabulary; it must be between 0 and 127",
+    ),
+    ({"output_ids": [-1]}, "Token ID -1 is outside the vocabulary"),
     ({"max_new_tokens": -1}, "max_new_tokens is -1"),
     ({"pixels": []}, "The prompt contains 1 images, but pixel data was sent for 0"),
     ({"pixels": [bytes(28 * 28 * 3 - 1)]}, "2351 bytes for 4 tokens"),

@@ -104,19 +104,24 @@ class SequenceValidator:
     def _check_tokens(self, sequence: Sequence) -> None:
         num_prompt, num_images = len(sequence.prompt_ids), len(sequence.images)
         if num_prompt >= self.context_length:
+            images = "1 image" if num_images == 1 else f"{num_images} images"
             message = (
-                f"The prompt has {num_prompt} tokens, including {num_images} image(s). The model's context "
+                f"The prompt has {num_prompt} tokens, including {images}. The model's context "
                 f"length is {self.context_length} tokens for prompt and output. Shorten the text or send "
                 "fewer images."
             )
             raise SequenceRejected(JobError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message))
         if num_prompt == 0:
-            raise _invalid("The prompt is empty.")
+            raise _invalid("The prompt is empty. Send at least one token.")
         if sequence.max_new_tokens < 0:
             raise _invalid(f"max_new_tokens is {sequence.max_new_tokens}; it must be at least 0.")
         token_ids, vocab_size = sequence.prompt_ids + sequence.output_ids, self.sampling.vocab_size
-        if min(token_ids) < 0 or max(token_ids) >= vocab_size:
-            raise _invalid(f"A token ID is outside the vocabulary, which has {vocab_size} tokens.")
+        token_id = min(token_ids) if min(token_ids) < 0 else max(token_ids)
+        if not 0 <= token_id < vocab_size:
+            maximum = vocab_size - 1
+            raise _invalid(
+                f"Token ID {token_id} is outside the vocabulary; it must be between 0 and {maximum}."
+            )
 
     def _check_image(self, image: ImageSpan, pixels: Pixels) -> None:
         num_bytes, side = memoryview(pixels).nbytes, self.images.side
@@ -126,8 +131,9 @@ class SequenceValidator:
             raise _invalid(f"Image {image.digest}: {error}") from error
         if num_bytes != plan.num_tiles * side**2 * 3 or image.length != plan.num_tokens:
             raise _invalid(
-                f"Image {image.digest} has {num_bytes} bytes for {image.length} tokens; the model expects "
-                f"{plan.num_tiles} tiles of {side}x{side} RGB pixels and {plan.num_tokens} tokens."
+                f"Image {image.digest}: the pixel data is {num_bytes} bytes for {image.length} tokens; the "
+                f"model expects {plan.num_tiles} tiles of {side}x{side} RGB pixels and {plan.num_tokens} "
+                "tokens."
             )
 
 

@@ -62,7 +62,7 @@ class GrammarCache:
             )
         num_bytes = len(text.encode())
         if num_bytes > MAX_TEXT_BYTES:
-            raise UnsupportedGrammar(f"it has {num_bytes} bytes; the limit is {MAX_TEXT_BYTES} bytes")
+            raise UnsupportedGrammar(f"it is {num_bytes} bytes; the limit is {MAX_TEXT_BYTES} bytes")
         source = to_lark(kind, text, begins_with_space=self._begins_with_space)
         with self._lock:
             grammar = self._cached.get(source)
