@@ -201,7 +201,8 @@ def test_logits_do_not_depend_on_chunks_or_batches(
             done[index] = end
 
     for prompt, parts in zip(prompts, collected, strict=True):
-        torch.testing.assert_close(torch.cat(parts), reference_logits(reference, prompt), atol=1e-4, rtol=0)
+        # 1e-4 per unit of the logits' standard deviation, which is 2 in these models.
+        torch.testing.assert_close(torch.cat(parts), reference_logits(reference, prompt), atol=2e-4, rtol=0)
 
 
 def test_a_nan_in_one_sequence_does_not_affect_others(saved: tuple[Path, Reference]) -> None:
