@@ -21,6 +21,7 @@ __all__ = [
     "from_job_error",
     "from_store_error",
     "from_wire_error",
+    "queue_unavailable",
     "response_not_found",
 ]
 
@@ -154,9 +155,12 @@ def from_wire_error(error: DuplicateJob | QueueFull | TenantOverLimit | QueueUna
         return ApiError("rate_limit_exceeded", str(error), retry_after_s=error.retry_after_s)
     if isinstance(error, QueueFull):
         return ApiError("queue_full", str(error), retry_after_s=error.retry_after_s)
-    return ApiError(
-        "queue_unavailable", "The job queue is unavailable. Retry.", retry_after_s=error.retry_after_s
-    )
+    return queue_unavailable(error.retry_after_s)
+
+
+def queue_unavailable(retry_after_s: float) -> ApiError:
+    """Return the error for a request that needs the job queue while Redis is unavailable."""
+    return ApiError("queue_unavailable", "The job queue is unavailable. Retry.", retry_after_s=retry_after_s)
 
 
 def from_store_error(error: StoreFull | QueueUnavailable) -> ApiError:

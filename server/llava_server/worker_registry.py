@@ -15,7 +15,7 @@ from llava_wire.controller_side.producer import JobProducer
 from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
 
-from llava_server.errors import ApiError
+from llava_server.errors import ApiError, queue_unavailable
 from llava_server.metrics import Metrics
 
 __all__ = ["ServedModel", "WorkerRegistry"]
@@ -87,8 +87,7 @@ class WorkerRegistry:
             await self.refresh()  # a worker may have started since the last refresh
         model = self._models.get(name)
         if model is None and self._refresh_error:
-            message = "The job queue is unavailable. Retry."
-            raise ApiError("queue_unavailable", message, retry_after_s=_RETRY_AFTER_S)
+            raise queue_unavailable(_RETRY_AFTER_S)
         if model is None:
             raise self._not_found(name)
         if not self.num_workers(name):

@@ -123,34 +123,21 @@ def test_a_dead_letter_is_shown_and_can_be_replayed(cluster: Cluster) -> None:
     assert (unknown.returncode, "No dead letter has this job ID" in unknown.stderr) == (1, True)
 
 
-def test_every_command_reports_that_redis_is_unavailable() -> None:
-    for words in (["top", "--once"], ["doctor"], ["dlq", "show"]):
-        command = [
-            sys.executable,
-            "-m",
-            "llava_server.operator.cli",
-            *words,
-            "--redis-url",
-            "unix:///nowhere/s",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=scaled(60))
-        assert done.returncode == 69
-        assert "Check --redis-url." in done.stderr
-        assert "Traceback" not in done.stderr
-
-
-def test_every_command_rejects_a_redis_url_with_an_unsupported_scheme() -> None:
-    for words in (["top", "--once"], ["doctor"], ["dlq", "show"]):
-        command = [
-            sys.executable,
-            "-m",
-            "llava_server.operator.cli",
-            *words,
-            "--redis-url",
-            "http://:secret@x",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=scaled(60))
-        assert done.returncode == 2
-        assert "--redis-url: the scheme is missing or not supported" in done.stderr
-        assert "secret" not in done.stderr
-        assert "Traceback" not in done.stderr
+@pytest.mark.parametrize("words", [["top", "--once"], ["doctor"], ["dlq", "show"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("url", "status", "message"),
+    [
+        ("unix:///nowhere/s", 69, "Check --redis-url."),
+        ("http://:secret@x", 2, "--redis-url: the scheme is missing or not supported"),
+    ],
+    ids=["unavailable", "unsupported scheme"],
+)
+def test_every_command_reports_an_unusable_redis(
+    words: list[str], url: str, status: int, message: str
+) -> None:
+    command = [sys.executable, "-m", "llava_server.operator.cli", *words, "--redis-url", url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=scaled(60))
+    assert done.returncode == status
+    assert message in done.stderr
+    assert "secret" not in done.stderr
+    assert "Traceback" not in done.stderr
