@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from llava_wire.messages.event import ErrorCode, Event, FinishReason, JobError, TokenLogprob, TokenScore
 from llava_wire.messages.job import Message
@@ -159,10 +161,35 @@ def test_logprobs_are_in_the_event_of_their_tokens_even_if_the_text_is_held_back
     [event] = events(output, [StepOutput(ASSIGNMENT_ID, token_id, logprobs=logprobs) for token_id in b"aE"])
     assert event.text == "a"
     assert event.logprobs == tuple(
-        TokenLogprob(TokenScore(token_id, bytes([token_id]), -0.5), (TokenScore(257, b"", -0.1),))
+        TokenLogprob(TokenScore(token_id, bytes([token_id]), -0.5), (TokenScore(257, b"", -0.1, "</s>"),))
         for token_id in b"aE"
     )
     assert events(output, step_outputs(b"x"))[0].logprobs == ()
+
+
+def test_leading_space_of_the_tokenizer_is_not_in_the_logprobs() -> None:
+    class SpacePrefixTokenizer(ByteTokenizer):
+        strips_leading_space = True
+
+    def texts(log: bytes, **fields: Any) -> list[tuple[bytes, bytes]]:
+        job = make_job(QUESTION, sampling={"num_logprobs": 1}, **fields)
+        output = JobOutput(make_assignment(job, log=log), SpacePrefixTokenizer())
+        logprobs = TokenLogprobs(-0.5, ((ord(" "), -0.1),))
+        [event] = events(
+            output, [StepOutput(ASSIGNMENT_ID, token_id, logprobs=logprobs) for token_id in b" a"]
+        )
+        return [(token.sampled.text, token.top[0].text) for token in event.logprobs]
+
+    assert texts(b"") == [(b"", b""), (b"a", b" ")]
+    assert texts(b"x") == texts(b"", form="raw") == [(b" ", b" "), (b"a", b" ")]
+
+
+def test_sampled_stop_token_has_no_text_in_the_logprobs() -> None:
+    output = make_output(stop_token_ids=(ord("!"),), num_logprobs=1)
+    logprobs = TokenLogprobs(-0.5, ((ord("!"), -0.5),))
+    [event] = events(output, [StepOutput(ASSIGNMENT_ID, ord("!"), "stop", logprobs=logprobs)])
+    [token] = event.logprobs
+    assert (token.sampled.text, token.top[0].text) == (b"", b"!")
 
 
 def test_tokenize_job_ends_with_the_prompt_tokens() -> None:

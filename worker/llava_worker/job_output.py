@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
-import msgspec
 from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.event import (
     Event,
@@ -126,16 +125,19 @@ class JobOutput:
             return ()
         none = TokenLogprobs(0.0)
         logprobs = (none, *(self._echo_logprobs or [none] * (len(token_ids) - 1)))
-        tokens = [self._with_bytes(*pair) for pair in zip(token_ids, logprobs, strict=True)]
-        return tuple(_without_leading_space(tokens) if self._tokenizer.strips_leading_space else tokens)
+        strips_space, tokens = self._tokenizer.strips_leading_space, []
+        for token_id, scores in zip(token_ids, logprobs, strict=True):
+            tokens.append(self._with_text(token_id, scores, strips_space=strips_space))
+            strips_space = strips_space and not self._tokenizer.token_bytes(token_id)
+        return tuple(tokens)
 
     def _process_step(self, output: StepOutput) -> None:
         self._echo_logprobs = self._echo_logprobs or output.prompt_logprobs
         if output.token_id is not None:
             self._token_ids.append(output.token_id)
-            self._text += self._push(output.token_id)
             if output.logprobs is not None:
-                self._logprobs.append(self._with_bytes(output.token_id, output.logprobs))
+                self._logprobs.append(self._output_logprob(output.token_id, output.logprobs))
+            self._text += self._push(output.token_id)
         if self._detokenizer.is_stopped:
             self._finish(FinishReason.STOP, output.num_cached_tokens)
         elif output.finish is not None:
@@ -146,11 +148,23 @@ class JobOutput:
         """Return the text completed by this token. Stop tokens have no text."""
         return "" if token_id in self._stop_token_ids else self._detokenizer.push(token_id)
 
-    def _with_bytes(self, token_id: int, logprobs: TokenLogprobs) -> TokenLogprob:
-        """Combine each log-probability with the token's bytes, which are unknown to the engine."""
+    def _output_logprob(self, token_id: int, logprobs: TokenLogprobs) -> TokenLogprob:
+        """Return the log probabilities of the next output token. Stop tokens have no text."""
+        token = self._with_text(token_id, logprobs, strips_space=self._detokenizer.strips_next_space)
+        if token_id not in self._stop_token_ids:
+            return token
+        return TokenLogprob(TokenScore(token_id, b"", logprobs.logprob, token.sampled.name), token.top)
+
+    def _with_text(self, token_id: int, logprobs: TokenLogprobs, *, strips_space: bool) -> TokenLogprob:
+        """Combine the log probabilities with the tokens' texts and names, which are unknown to the engine.
+
+        ``strips_space`` applies to the alternatives too, so that all texts can be compared.
+        """
 
         def score(token_id: int, logprob: float) -> TokenScore:
-            return TokenScore(token_id, self._tokenizer.token_bytes(token_id), logprob)
+            text = self._tokenizer.token_bytes(token_id)
+            name = "" if text else self._tokenizer.special_name(token_id)
+            return TokenScore(token_id, text.removeprefix(b" ") if strips_space else text, logprob, name)
 
         return TokenLogprob(
             score(token_id, logprobs.logprob), tuple(score(*alternative) for alternative in logprobs.top)
@@ -188,13 +202,3 @@ def _create_detokenizer(assignment: Assignment, tokenizer: Tokenizer, stop: tupl
     if job.form == "raw":
         return Detokenizer(tokenizer, job.sampling.stop, is_continued=True)
     return Detokenizer(tokenizer, stop + job.sampling.stop, is_continued=job.form == "continued")
-
-
-def _without_leading_space(tokens: list[TokenLogprob]) -> list[TokenLogprob]:
-    """Remove the leading space added by the tokenizer from the first token that has text."""
-    for index, token in enumerate(tokens):
-        if token.sampled.text:
-            bare = msgspec.structs.replace(token.sampled, text=token.sampled.text.removeprefix(b" "))
-            tokens[index] = msgspec.structs.replace(token, sampled=bare)
-            break
-    return tokens

@@ -30,6 +30,13 @@ def test_an_event_without_logprobs_is_decoded() -> None:
     assert msgspec.msgpack.decode(old, type=Event) == Event(4, (1, 2), "ab")
 
 
+def test_a_token_score_without_a_name_is_decoded_and_one_with_a_newer_field_too() -> None:
+    for fields in ([2, b"a", -0.5], [2, b"a", -0.5, "", "new"]):
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=TokenScore) == TokenScore(
+            2, b"a", -0.5
+        )
+
+
 def test_sampling_params_and_logprobs_survive_encoding() -> None:
     sampling = SamplingParams(
         seed=-1,
@@ -46,7 +53,7 @@ def test_sampling_params_and_logprobs_survive_encoding() -> None:
     job = msgspec.structs.replace(make_job(), sampling=sampling)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(job), type=Job) == job
 
-    logprob = TokenLogprob(TokenScore(1, b"\xc3", -0.5), (TokenScore(2, b"", -9999.0),))
+    logprob = TokenLogprob(TokenScore(1, b"\xc3", -0.5), (TokenScore(2, b"", -9999.0, "</s>"),))
     event = Event(0, (1,), "", None, (logprob,), prompt=(logprob, logprob))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(event), type=Event) == event
 

@@ -48,6 +48,9 @@ def test_detokenizer_output_matches_the_tokenizers_library(text: str) -> None:
 def test_special_and_unknown_tokens_have_no_bytes() -> None:
     assert TINY.token_bytes(TINY.special_id("</s>")) == b""
     assert TINY.token_bytes(10_000_000) == b""
+    assert TINY.special_name(TINY.special_id("</s>")) == "</s>"
+    assert TINY.special_name(10_000_000) == "token_id:10000000"
+    assert TINY.special_name(TINY.encode("a")[0]) == ""
 
 
 def test_error_for_a_missing_special_token_names_it() -> None:

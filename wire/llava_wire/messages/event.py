@@ -84,13 +84,16 @@ class Final(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class TokenScore(msgspec.Struct, frozen=True, array_like=True):
     """A token and its log probability.
 
-    ``text`` is the text of the token as bytes, because a token may contain only part of a character. It is
-    empty for special tokens.
+    ``text`` is the text that the token adds to the output, as bytes, because a token may contain only part of
+    a character. It excludes the space that the tokenizer adds to the first token of a text, and it is empty
+    for special tokens and for a sampled stop token. ``name`` is the name of a special token, and empty for
+    other tokens and in events from older workers.
     """
 
     token_id: int
     text: bytes
     logprob: float
+    name: str = ""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -108,10 +111,11 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     end-of-sequence token is included in ``token_ids``, but adds no text.
 
     ``logprobs`` contains one entry per token ID if the job requests log probabilities; otherwise, it is
-    empty. ``num_prompt_tokens`` is set in the first event from each worker, so that it can be reported early
-    in the stream. ``prompt`` contains all prompt tokens and is set only in the first event of a job with
-    ``is_echoed``. The log probability of the first prompt token is always 0. Those of the other prompt tokens
-    are 0 unless the job requests log probabilities.
+    empty. The decoded text of its sampled tokens starts with the text of the events. The rest, if any, is a
+    stop string and the text after it. ``num_prompt_tokens`` is set in the first event from each worker, so
+    that it can be reported early in the stream. ``prompt`` contains all prompt tokens and is set only in the
+    first event of a job with ``is_echoed``. The log probability of the first prompt token is always 0. Those
+    of the other prompt tokens are 0 unless the job requests log probabilities.
     """
 
     offset: int

@@ -23,7 +23,8 @@ class Detokenizer:
         """If ``is_continued`` is true, the tokens continue existing text, so a leading space is kept."""
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._strips_next_space = tokenizer.strips_leading_space and not is_continued
+        # Whether the next token with text is the first one, whose leading space is not part of the text.
+        self.strips_next_space = tokenizer.strips_leading_space and not is_continued
         self._stop_strings = [text for text in stop if text]
         self._held_back = ""
         self.is_stopped = False
@@ -33,7 +34,11 @@ class Detokenizer:
         """Return the text completed by this token, which may be empty. It never includes a stop string."""
         if self.is_stopped:
             return ""
-        return self._release(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
+        data = self._tokenizer.token_bytes(token_id)
+        if data and self.strips_next_space:
+            self.strips_next_space = False
+            data = data.removeprefix(b" ")
+        return self._release(self._decoder.decode(data))
 
     def flush(self) -> str:
         """Return the text that was held back. Must be called at the end of the stream.
@@ -47,9 +52,6 @@ class Detokenizer:
         return text
 
     def _release(self, text: str) -> str:
-        if text and self._strips_next_space:
-            self._strips_next_space = False
-            text = text.removeprefix(" ")
         if not self._stop_strings or not text:
             return text
         text, self._held_back, self.stopped_by = _split(self._held_back + text, self._stop_strings)

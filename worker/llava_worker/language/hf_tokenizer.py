@@ -70,6 +70,11 @@ class HFTokenizer:
             self._bytes[token_id] = self._read_bytes(token_id)
         return self._bytes[token_id]
 
+    def special_name(self, token_id: int) -> str:
+        if token_id in self._special_tokens:
+            return self._special_tokens[token_id].content
+        return "" if self._tokenizer.id_to_token(token_id) is not None else f"token_id:{token_id}"
+
     def _read_bytes(self, token_id: int) -> bytes:
         piece: str | None = self._tokenizer.id_to_token(token_id)
         if piece is None or token_id in self._special_tokens:

@@ -56,6 +56,13 @@ class Tokenizer(Protocol):
         """Return the bytes of a token, or b"" for special tokens and IDs outside the vocabulary."""
         ...
 
+    def special_name(self, token_id: int) -> str:
+        """Return the name of a special token, such as ``</s>``, or "" for other tokens.
+
+        An ID outside the vocabulary has the name ``token_id:ID``, as in vLLM.
+        """
+        ...
+
 
 class ByteTokenizer:
     """A tokenizer with one token per UTF-8 byte and three special tokens, for the echo engine and tests."""
@@ -79,3 +86,8 @@ class ByteTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if 0 <= token_id < 256 else b""
+
+    def special_name(self, token_id: int) -> str:
+        if 0 <= token_id < 256:
+            return ""
+        return {256: "<s>", 257: "</s>", 258: "<image>"}.get(token_id, f"token_id:{token_id}")
