@@ -56,7 +56,11 @@ class Usage(ResponseModel):
 
 
 class TokenScore(ResponseModel):
-    """A token and its log probability. ``bytes`` is exact even if the token is only part of a character."""
+    """A token and its log probability.
+
+    ``bytes`` is exact even if the token is only part of a character. It is None for special tokens, which
+    occur only in ``top_logprobs``.
+    """
 
     token: str
     logprob: float
@@ -64,7 +68,7 @@ class TokenScore(ResponseModel):
 
 
 class TokenLogprob(TokenScore):
-    """A sampled token.
+    """A sampled token. The tokens of a choice concatenate to its text.
 
     ``top_logprobs`` contains the most likely tokens at the same position, if requested.
     """

@@ -198,7 +198,7 @@ def test_detokenize_restores_the_text_and_text_and_token_prompts_are_equivalent(
     assert answers[0].choices[0].text == answers[1].choices[0].text != ""
     logprobs = answers[0].choices[0].logprobs
     assert logprobs is not None and logprobs.tokens is not None and answers[0].usage is not None
-    assert len(logprobs.tokens) == answers[0].usage.completion_tokens
+    assert "".join(logprobs.tokens) == answers[0].choices[0].text
     assert answers[0].usage.prompt_tokens == len(tokens)
 
 
@@ -214,6 +214,29 @@ def test_echo_returns_the_prompt_followed_by_the_completion(openai_client: opena
     )
     assert echoed.choices[0].text == text + plain
     assert plain.startswith(" ")  # the leading space of the continuation is preserved
+
+
+def test_the_logprobs_of_an_answer_about_an_image_reproduce_it(
+    openai_client: openai.OpenAI, image: bytes
+) -> None:
+    def answer(stop: str | None = None) -> str:
+        choice = openai_client.chat.completions.create(
+            model=MODEL,
+            messages=messages_with(image),
+            temperature=0,
+            logprobs=True,
+            top_logprobs=5,
+            stop=stop,
+        ).choices[0]
+        assert choice.logprobs and choice.logprobs.content
+        tokens = choice.logprobs.content
+        assert "".join(token.token for token in tokens) == choice.message.content
+        assert all(token.top_logprobs[0].token == token.token for token in tokens[:-1])
+        return "".join(token.token for token in tokens)
+
+    whole = answer()
+    assert not whole.startswith(" ")  # the space that the tokenizer adds is in no token
+    assert whole.startswith(answer(stop=whole[3:5]))
 
 
 def test_a_scored_completion_has_the_logprobs_of_its_generation(

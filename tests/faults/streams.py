@@ -33,7 +33,7 @@ class Stream:
         self.max_tokens = max_tokens
         self.text = ""
         self.num_deltas = 0
-        self.num_logprobs = 0
+        self.logprobs: list[dict[str, Any]] = []
         self.num_comments = 0
         self.last_id = ""
         self.finish_reason: str | None = None
@@ -82,7 +82,7 @@ class Stream:
         self.usage = chunk.get("usage") or self.usage
         for choice in chunk.get("choices", []):
             self.finish_reason = choice["finish_reason"] or self.finish_reason
-            self.num_logprobs += len((choice["logprobs"] or {}).get("content") or ())
+            self.logprobs += (choice["logprobs"] or {}).get("content") or []
             if choice["delta"].get("content"):
                 self.text += choice["delta"]["content"]
                 self.num_deltas += 1

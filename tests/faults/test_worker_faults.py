@@ -59,10 +59,13 @@ async def test_seed_logprobs_and_stop_strings_survive_when_their_worker_is_kille
         victim.kill()
     await streams.wait_for_all()
     assert (whole.text, whole.finish_reason) == (reference.text, "length")
-    assert whole.num_logprobs == reference.num_logprobs == 300
+    assert whole.logprobs == reference.logprobs
+    assert "".join(token["token"] for token in reference.logprobs) == reference.text
     assert (stopped.text, stopped.finish_reason) == (reference.text[: reference.text.index(stop)], "stop")
+    assert "".join(token["token"] for token in stopped.logprobs) == stopped.text
+    assert stopped.logprobs == reference.logprobs[: len(stopped.logprobs)]
     assert stopped.usage
-    assert stopped.num_logprobs == stopped.usage["completion_tokens"] < 300
+    assert len(stopped.logprobs) < stopped.usage["completion_tokens"] < 300
 
 
 async def test_a_frozen_worker_loses_its_streams_and_its_late_events_are_rejected(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-__all__ = ["DONE", "KEEPALIVE", "SSE_HEADERS", "encode_event", "encode_events"]
+__all__ = ["DONE", "KEEPALIVE", "SSE_HEADERS", "encode_event", "encode_events", "last_event"]
 
 DONE = b"data: [DONE]\n\n"
 KEEPALIVE = b": keepalive\n\n"
@@ -46,3 +46,8 @@ def encode_events(chunks: Sequence[msgspec.Struct], event_id: str | None) -> byt
         encode_event(chunk, event_id=event_id if index == last else None)
         for index, chunk in enumerate(chunks)
     )
+
+
+def last_event(data: bytes) -> bytes:
+    """Return the last of the encoded events."""
+    return data.removesuffix(b"\n\n").rpartition(b"\n\n")[2] + b"\n\n"

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import anyio
-import msgspec
 from llava_wire.messages.event import Event
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -17,7 +16,7 @@ from llava_server.generation.collect import CollectedChoice
 from llava_server.generation.disconnect import ClientDisconnected, cancel_on_disconnect
 from llava_server.generation.idle_timer import IdleTimer
 from llava_server.generation.merged_outputs import MergedOutputs
-from llava_server.generation.sse import KEEPALIVE, SSE_HEADERS
+from llava_server.generation.sse import KEEPALIVE, SSE_HEADERS, last_event
 from llava_server.metrics import EventObserver
 from llava_server.request_context import context_of
 from llava_server.response_model import ResponseModel
@@ -124,13 +123,14 @@ class EventStream(Response):
             self._observers[index].observe(event)
             if event.final is not None and event.final.error is not None:
                 raise self._outputs.api_error(index, event.final.error)
-            missing = _missing_part(event, self._start)
+            is_received = _is_received(event, self._start)
             # The serializer needs the complete output, including the part that the client has already
             # received.
-            data = self._serializer.event(index, missing or event, self._event_id(event))
+            data = self._serializer.event(index, event, self._event_id(event))
             if self._outputs.is_finished:
-                return data + self._serializer.end()
-            if data and missing is not None:
+                # A client that has received all tokens may not have received the finish reason.
+                return (last_event(data) if is_received else data) + self._serializer.end()
+            if data and not is_received:
                 await self._send(send, data)
 
     async def _next_event(self, send: Send) -> tuple[int, Event]:
@@ -154,19 +154,16 @@ class EventStream(Response):
         self._send_timer.stop()
 
 
-def _missing_part(event: Event, start: int) -> Event | None:
-    """Return the part of an event after the first ``start`` tokens of the job, or None if there is none.
+def _is_received(event: Event, start: int) -> bool:
+    """Return whether an event's tokens are among the first ``start`` tokens of the job.
 
-    The final event is always returned, because a client that has received all tokens may not have received
-    the finish reason. Raises ApiError if ``start`` is in the middle of the event.
+    Raises ApiError if ``start`` is in the middle of the event.
     """
-    if event.offset >= start:
-        return event
-    if event.next_offset > start:
+    if event.offset < start < event.next_offset:
         raise ApiError(
             "invalid_value",
             f"No event ends at token {start}. Use the token count from the ID of the last event that you "
             "received in full.",
             param="starting_after",
         )
-    return msgspec.structs.replace(event, text="", logprobs=()) if event.final else None
+    return event.offset < start

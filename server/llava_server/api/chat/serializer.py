@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from llava_wire.messages.event import Event, FinishReason, TokenLogprob
 from llava_wire.messages.job import Job
@@ -31,6 +31,7 @@ from llava_server.error_response import to_error
 from llava_server.errors import ApiError
 from llava_server.generation.collect import CollectedChoice
 from llava_server.generation.sse import DONE, encode_event, encode_events
+from llava_server.generation.token_texts import TokenTexts
 
 __all__ = ["ChatSerializer"]
 
@@ -58,6 +59,8 @@ class ChatSerializer:
         self._parsers = defaultdict[int, ToolCallParser](
             lambda: ToolCallParser(may_call=self._call_mode is not None)
         )
+        self._has_logprobs = job.sampling.num_logprobs is not None
+        self._texts: defaultdict[int, TokenTexts] = defaultdict(TokenTexts)  # by choice index
 
     def begin(self, num_choices: int) -> bytes:
         """Return the first chunk of each choice, which contains the role."""
@@ -69,17 +72,13 @@ class ChatSerializer:
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:
         """Return the next chunks of a choice, or an empty byte string if none are ready."""
         self._usage.observe(index, event)
-        if self._call_mode is None and not event.logprobs and event.final is None:  # fast path
+        if self._call_mode is None and not self._has_logprobs and event.final is None:  # fast path
             if not event.text:
                 return b""
             return encode_event(
                 self._chunk(ChunkChoice(index, ChatDelta(content=event.text))), event_id=event_id
             )
-        deltas = self._deltas(index, event.text, is_last=event.final is not None)
-        choices = [ChunkChoice(index, delta) for delta in deltas]
-        if event.logprobs and (logprobs := self._logprobs(event.logprobs)):
-            choices = choices or [ChunkChoice(index, ChatDelta(content=""))]
-            choices[0].logprobs = logprobs
+        choices = self._content(index, event.text, event.logprobs, is_last=event.final is not None)
         if event.final is not None:
             reason = self._finish_reason(index, event.final.reason)
             choices.append(ChunkChoice(index, ChatDelta(), finish_reason=reason))
@@ -105,17 +104,34 @@ class ChatSerializer:
             model=self._job.model,
             system_fingerprint=self._fingerprint,
             service_tier=SERVICE_TIERS[self._job.priority],
-            choices=[
-                ChatChoice(
-                    index,
-                    _message(self._deltas(index, choice.text, is_last=True)),
-                    self._logprobs(choice.logprobs),
-                    self._finish_reason(index, choice.final.reason),
-                )
-                for index, choice in enumerate(choices)
-            ],
+            choices=[self._complete(index, choice) for index, choice in enumerate(choices)],
             usage=self._usage.total(),
         )
+
+    def _complete(self, index: int, choice: CollectedChoice) -> ChatChoice:
+        parts = self._content(index, choice.text, choice.logprobs, is_last=True)
+        logprobs = ChatLogprobs([]) if self._has_logprobs else None
+        for part in parts:
+            if logprobs is not None and part.logprobs is not None:
+                logprobs.content += part.logprobs.content
+        message = _message([part.delta for part in parts])
+        return ChatChoice(index, message, logprobs, self._finish_reason(index, choice.final.reason))
+
+    def _content(
+        self, index: int, text: str, logprobs: Sequence[TokenLogprob], *, is_last: bool
+    ) -> list[ChunkChoice]:
+        """Return the new content of a choice. The tokens of each part concatenate to its text."""
+        deltas = self._deltas(index, text, is_last=is_last)
+        if not self._has_logprobs:
+            return [ChunkChoice(index, delta) for delta in deltas]
+        # An output contains either text or tool calls, so its text is the beginning of the tokens' text.
+        content = "".join(delta.content for delta in deltas if isinstance(delta.content, str))
+        content, tokens = self._texts[index].feed(logprobs, content, is_last=is_last)
+        scored = token_logprobs(tokens)
+        choices = [ChunkChoice(index, delta) for delta in deltas if delta.content is UNSET]
+        if content or scored:
+            choices.insert(0, ChunkChoice(index, ChatDelta(content=content), ChatLogprobs(scored)))
+        return choices
 
     def _deltas(self, index: int, text: str, *, is_last: bool) -> list[ChatDelta]:
         """Return the deltas for new text in a choice."""
@@ -159,12 +175,8 @@ class ChatSerializer:
             usage=self._usage.for_chunk() if choice else usage,
         )
 
-    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> ChatLogprobs | None:
-        has_logprobs = self._job.sampling.num_logprobs is not None
-        return ChatLogprobs(token_logprobs(logprobs)) if has_logprobs else None
 
-
-def _message(deltas: Iterable[ChatDelta]) -> ChatOutputMessage:
+def _message(deltas: Sequence[ChatDelta]) -> ChatOutputMessage:
     """Return the message formed by concatenating the deltas of a choice."""
     text = ""
     calls: list[MessageToolCall] = []

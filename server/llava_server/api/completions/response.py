@@ -21,8 +21,9 @@ class TextLogprobs(ResponseModel):
     tokens: Annotated[
         list[str],
         doc(
-            "Text of each token. A token that contains only part of a character is represented by its "
-            "bytes, for example bytes:\\xf0.",
+            "Text of each token. The tokens concatenate to the text. If a character is split across multiple "
+            "tokens, the last of them contains the character and the others are empty. A special token of an "
+            "echoed prompt is empty. Output tokens without text and tokens of stop strings are omitted.",
             ["A", " red"],
         ),
     ]
@@ -36,8 +37,10 @@ class TextLogprobs(ResponseModel):
     top_logprobs: Annotated[
         list[dict[str, Logprob] | None],
         doc(
-            "Log probabilities of the sampled token and of the most likely tokens at each position. Null "
-            "for the first token of an echoed prompt.",
+            "Log probabilities of the sampled token and of the most likely tokens at each position. The "
+            "sampled token is represented as in tokens. An alternative is represented by its text, its name "
+            "if it is a special token (for example </s>), or its bytes if it contains only part of a "
+            "character (for example bytes:\\xf0). Null for the first token of an echoed prompt.",
             [{"A": -0.5}, {" red": -0.25}],
         ),
     ]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import codecs
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
-from llava_wire.messages.event import Event, Final, FinishReason, TokenLogprob, TokenScore
+from llava_wire.messages.event import Event, Final, FinishReason, TokenLogprob
 from llava_wire.messages.job import Job
 from msgspec import UNSET, UnsetType
 
-from llava_server.api.chat.logprobs import token_text
+from llava_server.api.chat.logprobs import alternative_text
 from llava_server.api.chat.usage import CompletionUsage, UsageCounter
 from llava_server.api.completions.request import CompletionRequest
 from llava_server.api.completions.response import (
@@ -26,6 +25,7 @@ from llava_server.error_response import to_error
 from llava_server.errors import ApiError
 from llava_server.generation.collect import CollectedChoice
 from llava_server.generation.sse import DONE, encode_event, encode_events
+from llava_server.generation.token_texts import TokenText, TokenTexts
 from llava_server.worker_registry import ServedModel
 
 __all__ = ["CompletionSerializer"]
@@ -44,7 +44,9 @@ class CompletionSerializer:
             in_stream=request.include_usage,
             in_chunks=request.continuous_usage,
         )
-        self._cursors: defaultdict[int, _Cursor] = defaultdict(_Cursor)  # by choice index
+        # By choice index. ``_lengths`` contains the number of characters sent so far.
+        self._texts: defaultdict[int, TokenTexts] = defaultdict(TokenTexts)
+        self._lengths: defaultdict[int, int] = defaultdict(int)
 
     def begin(self, num_choices: int) -> bytes:  # noqa: ARG002
         """Return an empty byte string. An echoed prompt is part of the choice's first event."""
@@ -55,12 +57,13 @@ class CompletionSerializer:
         self._usage.observe(index, event)
         choices = []
         if event.prompt:
-            logprobs = self._logprobs(index, event.prompt, ())
-            choices.append(TextChunkChoice(index, self._echo(index, event.prompt), logprobs))
-        if event.text or event.logprobs or event.final is not None:
-            logprobs = self._logprobs(index, (), event.logprobs) if event.logprobs else None
+            choices.append(TextChunkChoice(index, *self._echo(index, event.prompt)))
+        is_last = event.final is not None
+        text, logprobs = self._output(index, event.text, event.logprobs, is_last=is_last)
+        logprobs = logprobs if logprobs and logprobs.tokens else None
+        if text or logprobs or is_last:
             reason = _finish_reason(event.final) if event.final else None
-            choices.append(TextChunkChoice(index, event.text, logprobs, reason))
+            choices.append(TextChunkChoice(index, text, logprobs, reason))
         return encode_events([self._chunk(choice) for choice in choices], event_id)
 
     def end(self) -> bytes:
@@ -82,17 +85,16 @@ class CompletionSerializer:
             created=self._created,
             model=self._job.model,
             system_fingerprint=self._fingerprint,
-            choices=[
-                TextChoice(
-                    index,
-                    self._echo(index, choice.prompt) + choice.text,
-                    self._logprobs(index, choice.prompt, choice.logprobs),
-                    _finish_reason(choice.final),
-                )
-                for index, choice in enumerate(choices)
-            ],
+            choices=[self._complete(index, choice) for index, choice in enumerate(choices)],
             usage=self._usage.total(),
         )
+
+    def _complete(self, index: int, choice: CollectedChoice) -> TextChoice:
+        prompt, prompt_logprobs = self._echo(index, choice.prompt)
+        text, logprobs = self._output(index, choice.text, choice.logprobs, is_last=True)
+        if prompt_logprobs is not None and logprobs is not None:
+            logprobs = _concatenated(prompt_logprobs, logprobs)
+        return TextChoice(index, prompt + text, logprobs, _finish_reason(choice.final))
 
     def _chunk(
         self, choice: TextChunkChoice | None = None, usage: CompletionUsage | UnsetType | None = UNSET
@@ -107,62 +109,66 @@ class CompletionSerializer:
             usage=self._usage.for_chunk() if choice else usage,
         )
 
-    def _echo(self, index: int, prompt: Sequence[TokenLogprob]) -> str:
-        """Return the echoed prompt: the request's text or the decoded token IDs.
+    def _echo(self, index: int, prompt: Sequence[TokenLogprob]) -> tuple[str, TextLogprobs | None]:
+        """Return the echoed prompt and its log probabilities.
 
-        Empty if the prompt is not echoed.
+        The prompt is the request's text or the decoded token IDs. It is empty if the prompt is not echoed.
         """
-        if not prompt:
-            return ""
-        sent = self._request.prompts[index // self._request.num_choices]
-        tokens = b"".join(token.sampled.text for token in prompt)
-        return sent if isinstance(sent, str) else tokens.decode(errors="replace")
-
-    def _logprobs(
-        self, index: int, prompt: Sequence[TokenLogprob], output: Sequence[TokenLogprob]
-    ) -> TextLogprobs | None:
-        """Return the log probabilities of the echoed prompt and of new output tokens."""
+        sent = self._request.prompts[index // self._request.num_choices] if prompt else ""
+        if not isinstance(sent, str):
+            sent = b"".join(token.sampled.text for token in prompt).decode(errors="replace")
         if self._request.num_logprobs is None:
-            return None
-        offsets = [self._cursors[index].move(token.sampled.text) for token in prompt]
+            return sent, None
+        text, tokens = TokenTexts().feed(prompt, sent, is_last=True)
+        logprobs = self._logprobs(index, tokens)
         if prompt:
-            self._cursors[index] = _Cursor(len(self._echo(index, prompt)))
-        offsets += [self._cursors[index].move(token.sampled.text) for token in output]
-        tokens = [*prompt, *output]
-        logprobs: list[float | None] = [token.sampled.logprob for token in tokens]
-        top: list[dict[str, float] | None] = [
-            {_name(score): score.logprob for score in (token.sampled, *token.top)} for token in tokens
-        ]
-        if prompt:
-            logprobs[0] = top[0] = None  # the first token has no context
-        return TextLogprobs([_name(token.sampled) for token in tokens], logprobs, top, offsets)
+            logprobs.token_logprobs[0] = logprobs.top_logprobs[0] = None  # the first token has no context
+        return text, logprobs
+
+    def _output(
+        self, index: int, text: str, logprobs: Sequence[TokenLogprob], *, is_last: bool
+    ) -> tuple[str, TextLogprobs | None]:
+        """Return new output text and the log probabilities of its tokens, which concatenate to the text."""
+        if self._request.num_logprobs is None:
+            return text, None
+        text, tokens = self._texts[index].feed(logprobs, text, is_last=is_last)
+        return text, self._logprobs(index, [token for token in tokens if token.data])
+
+    def _logprobs(self, index: int, tokens: Sequence[TokenText]) -> TextLogprobs:
+        """Return the log probabilities of the next tokens of a choice."""
+        offsets = []
+        for token in tokens:
+            offsets.append(self._lengths[index])
+            self._lengths[index] += len(token.text)
+        return TextLogprobs(
+            [token.text for token in tokens],
+            [token.token.sampled.logprob for token in tokens],
+            [_top_logprobs(token) for token in tokens],
+            offsets,
+        )
 
 
-class _Cursor:
-    """Tracks the text offset of the next token.
+def _top_logprobs(position: TokenText) -> dict[str, float]:
+    """Return the log probabilities at a position by the text of the token.
 
-    A character that is split across tokens counts toward the last of these tokens.
+    If several tokens have the same text, the sampled one or else the most likely one is returned.
     """
+    sampled = position.token.sampled
+    found: dict[str, float] = {position.text: sampled.logprob}
+    for score in position.token.top:
+        if score.token_id != sampled.token_id:
+            found.setdefault(alternative_text(position.context, score), score.logprob)
+    return found
 
-    def __init__(self, offset: int = 0) -> None:
-        self._offset = offset
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def move(self, text: bytes) -> int:
-        """Advance past a token and return its start offset."""
-        begin = self._offset
-        self._offset += len(self._decoder.decode(text))
-        return begin
+def _concatenated(first: TextLogprobs, second: TextLogprobs) -> TextLogprobs:
+    return TextLogprobs(
+        first.tokens + second.tokens,
+        first.token_logprobs + second.token_logprobs,
+        first.top_logprobs + second.top_logprobs,
+        first.text_offset + second.text_offset,
+    )
 
 
 def _finish_reason(final: Final) -> Literal["stop", "length"]:
     return "stop" if final.reason is FinishReason.STOP else "length"
-
-
-def _name(score: TokenScore) -> str:
-    """Return a token's text. As in OpenAI's API, an incomplete character is represented by its bytes."""
-    try:
-        score.text.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in score.text)
-    return token_text(score)

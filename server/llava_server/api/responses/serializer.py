@@ -51,6 +51,7 @@ from llava_server.api.tools.parser import (
 from llava_server.errors import ApiError
 from llava_server.generation.collect import CollectedChoice
 from llava_server.generation.sse import encode_event
+from llava_server.generation.token_texts import TokenTexts
 
 __all__ = ["ResponsesSerializer", "with_note"]
 
@@ -75,6 +76,7 @@ class ResponsesSerializer:
         self._starting_after = starting_after
         self._parser = ToolCallParser(may_call=call_mode(job) is not None)
         self._usage = UsageCounter()
+        self._texts = TokenTexts() if job.sampling.num_logprobs is not None else None
         self._message: OutputMessage | None = None  # the current item, if it is a message
         self._call: OutputFunctionCall | None = None  # the current item, if it is a call
         self._num_events = 0
@@ -89,13 +91,18 @@ class ResponsesSerializer:
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:  # noqa: ARG002
         """Return the response events for one job event."""
         self._usage.observe(index, event)
-        logprobs = token_logprobs(event.logprobs)
         deltas = self._parser.feed(event.text, is_last=event.final is not None)
-        if logprobs and not deltas and self._parser.num_calls == 0:
-            deltas = [TextDelta("")]
+        logprobs: list[TokenLogprob] = []
+        if self._texts is not None:
+            # An output contains either text or tool calls, so its text is the beginning of the tokens' text.
+            text = "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
+            text, tokens = self._texts.feed(event.logprobs, text, is_last=event.final is not None)
+            logprobs = token_logprobs(tokens, is_nullable=False)
+            deltas = [delta for delta in deltas if not isinstance(delta, TextDelta)]
+            if text or logprobs:
+                deltas.insert(0, TextDelta(text))
         for delta in deltas:
-            self._grow(delta, logprobs)
-            logprobs = []
+            self._grow(delta, logprobs if isinstance(delta, TextDelta) else [])
         if event.final is not None:
             self._finish(event.final)
         return self._take()

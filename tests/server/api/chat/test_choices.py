@@ -128,8 +128,8 @@ def test_logprobs_have_openais_format(stack: Stack) -> None:
 
     logprobs = completion["choices"][0]["logprobs"]
     assert logprobs["refusal"] is None
-    assert [token["token"] for token in logprobs["content"]] == ["grün", " yes", "token_id:0"]
-    assert len(logprobs["content"]) == completion["usage"]["completion_tokens"]
+    assert [token["token"] for token in logprobs["content"]] == ["grün", " yes"]
+    assert completion["usage"]["completion_tokens"] == 3  # includes the end-of-sequence token
     first = logprobs["content"][0]
     assert (first["logprob"], first["bytes"]) == (-0.5, [103, 114, 195, 188, 110])
     assert first["top_logprobs"] == [
@@ -146,13 +146,37 @@ def test_logprobs_are_streamed_with_their_text(stack: Stack) -> None:
         (choice,) = chunk["choices"]
         if choice["logprobs"]:
             tokens = [token["token"] for token in choice["logprobs"]["content"]]
-            assert tokens == [choice["delta"]["content"] or "token_id:0"]
+            assert tokens == [choice["delta"]["content"]]
             assert all(token["top_logprobs"] == [] for token in choice["logprobs"]["content"])
             tokens_of[choice["index"]] += tokens
-    assert tokens_of == {index: ["one", " two", "token_id:0"] for index in range(2)}
+    assert tokens_of == {index: ["one", " two"] for index in range(2)}
 
 
 def test_logprobs_are_null_unless_requested(stack: Stack) -> None:
     assert stack.chat("say one").json()["choices"][0]["logprobs"] is None
     chunks = stream(stack, "say one")
     assert all(choice["logprobs"] is None for chunk in chunks for choice in chunk["choices"])
+
+
+TOOL = {"type": "function", "function": {"name": "clock"}}
+CALL = '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
+
+
+def test_text_that_resembles_a_tool_call_has_its_logprobs(stack: Stack) -> None:
+    fields = {"tools": [TOOL], "logprobs": True}
+    [choice] = stack.chat("say <tool_ call", **fields).json()["choices"]
+    content = choice["message"]["content"]
+    assert [token["token"] for token in choice["logprobs"]["content"]] == ["<tool_", " call"]
+    chunks = stream(stack, "say <tool_ call", **fields)
+    tokens = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert [token["token"] for each in tokens if each for token in each["content"]] == ["<tool_", " call"]
+    assert content == "<tool_ call"
+
+
+def test_a_tool_call_has_no_logprobs(stack: Stack) -> None:
+    fields = {"tools": [TOOL], "logprobs": True}
+    [choice] = stack.chat(f"say {CALL}", **fields).json()["choices"]
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "clock"
+    assert choice["message"]["content"] is None
+    assert choice["logprobs"]["content"] == []
+    assert all(chunk["choices"][0]["logprobs"] is None for chunk in stream(stack, f"say {CALL}", **fields))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from llava_server.api.completions.serializer import _Cursor, _name
-from llava_wire.messages.event import TokenScore
 
 from tests.server.api.completions.test_completions import complete, texts
 from tests.server.api.sse_lines import chunks_of
@@ -39,11 +37,11 @@ def test_logprobs_cover_prompt_and_output_and_are_null_for_the_first_token(stack
     choice = choice_of(complete(stack, "say a", echo=True, logprobs=1))
     logprobs = choice["logprobs"]
     assert choice["text"] == "say aa"
-    assert logprobs["tokens"] == ["token_id:0", *"say a", "a", "token_id:0"]
-    assert logprobs["token_logprobs"] == [*SAY_A_LOGPROBS, -0.5, -0.5]
-    assert logprobs["text_offset"] == [0, 0, 1, 2, 3, 4, 5, 6]
+    assert logprobs["tokens"] == ["", *"say a", "a"]  # the BOS token has no text
+    assert logprobs["token_logprobs"] == [*SAY_A_LOGPROBS, -0.5]
+    assert logprobs["text_offset"] == [0, 0, 1, 2, 3, 4, 5]
     assert logprobs["top_logprobs"][:2] == [None, {"s": -0.125}]
-    assert choice_of(complete(stack, "say a", logprobs=1))["logprobs"]["tokens"] == ["a", "token_id:0"]
+    assert choice_of(complete(stack, "say a", logprobs=1))["logprobs"]["tokens"] == ["a"]
 
 
 def test_a_prompt_can_be_scored_without_generating_output(stack: Stack) -> None:
@@ -97,10 +95,3 @@ def test_only_jobs_with_echo_require_a_newer_worker(stack: Stack) -> None:
     echoed, plain = (assignment.job for assignment in stack.worker.assignments[-2:])
     assert (echoed.is_echoed, echoed.version) == (True, 2)
     assert (plain.is_echoed, plain.version) == (False, 1)
-
-
-def test_parts_of_a_character_have_separate_names_and_count_as_one_character() -> None:
-    cursor, parts = _Cursor(), [b"a", b"\xc3", b"\xa9", b"b"]
-    assert [cursor.move(part) for part in parts] == [0, 1, 1, 2]
-    names = [_name(TokenScore(5, part, 0.0)) for part in (*parts, "é".encode(), b"")]
-    assert names == ["a", "bytes:\\xc3", "bytes:\\xa9", "b", "é", "token_id:5"]

@@ -62,9 +62,9 @@ def test_each_prompt_has_n_choices_and_counts_once(stack: Stack) -> None:
 
 def test_log_probabilities_have_the_older_format(stack: Stack) -> None:
     logprobs = complete(stack, logprobs=2).json()["choices"][0]["logprobs"]
-    assert logprobs["tokens"] == ["one", " two", "token_id:0"]
-    assert logprobs["token_logprobs"] == [-0.5] * 3
-    assert logprobs["text_offset"] == [0, 3, 7]
+    assert logprobs["tokens"] == ["one", " two"]
+    assert logprobs["token_logprobs"] == [-0.5] * 2
+    assert logprobs["text_offset"] == [0, 3]
     assert set(logprobs["top_logprobs"][0]) == {"one"}
     assert complete(stack).json()["choices"][0]["logprobs"] is None
 
