@@ -49,10 +49,6 @@ _LLAMA_2_SYSTEM = (
     "You are able to understand the visual content that the user provides, "
     "and assist the user with a variety of tasks using natural language."
 )
-_MPT_SYSTEM = (
-    "A conversation between a user and an LLM-based AI assistant. "
-    "The assistant gives helpful and honest answers."
-)
 
 _ALL = [
     ConversationTemplate(name="vicuna_v1", system=_USER_SYSTEM, separator=" ", end=_END, format="colons"),
@@ -85,9 +81,6 @@ _ALL = [
         name="llava_llama_2", system=_LLAMA_2_SYSTEM, separator=SpecialToken("<s>"), end=_END, format="inst"
     ),
     ConversationTemplate(name="mistral_instruct", system="", separator="", end=_END, format="inst"),
-    ConversationTemplate(
-        name="mpt", system=_MPT_SYSTEM, separator="", end=_IM_END, format="chatml", has_bos=False
-    ),
     ConversationTemplate(
         name="chatml_direct",
         system="Answer the questions.",
@@ -149,7 +142,7 @@ def template_for_config(config: Mapping[str, Any]) -> str:
     """
     text = config.get("text_config") or config
     model_type = str(text.get("model_type", "llama"))
-    for word, name in (("mistral", "mistral_instruct"), ("mpt", "mpt"), ("qwen", "qwen_1_5")):
+    for word, name in (("mistral", "mistral_instruct"), ("qwen", "qwen_1_5")):
         if word in model_type:
             return name
     return "chatml_direct" if text.get("eos_token_id") == _YI_EOS else "vicuna_v1"
