@@ -23,6 +23,7 @@ from llava_worker.language.prompt_formats import (
 
 if TYPE_CHECKING:
     from llava_worker.language.hf_tokenizer import HFTokenizer
+    from llava_worker.language.template_process import TemplateProcess
 
 __all__ = ["CONVERSATION_TEMPLATES", "choose_template", "template_for_config"]
 
@@ -113,14 +114,16 @@ def choose_template(
     folder: Path | None = None,
     tokenizer: HFTokenizer | None = None,
     base: Path | None = None,
+    process: TemplateProcess | None = None,
 ) -> PromptTemplate:
     """Return the template for the settings ``conversation`` and ``prompt_style``. Raises ChatTemplateError.
 
     ``folder`` and ``tokenizer`` belong to the model, or are None for the echo model. If ``folder`` contains
     an adapter, ``base`` is the folder of its base model and provides the files that ``folder`` lacks.
+    ``process`` renders the checkpoint's template. If it is None, a new process is started.
     """
     if conversation == "checkpoint":
-        return _checkpoint_template(folder, tokenizer, base)
+        return _checkpoint_template(folder, tokenizer, base, process)
     if conversation == "auto":
         conversation = template_for_config(_read_config(folder) or _read_config(base))
         logger.info("conversation template selected based on config.json: %s", conversation)
@@ -149,21 +152,26 @@ def template_for_config(config: Mapping[str, Any]) -> str:
 
 
 def _checkpoint_template(
-    folder: Path | None, tokenizer: HFTokenizer | None, base: Path | None
+    folder: Path | None, tokenizer: HFTokenizer | None, base: Path | None, process: TemplateProcess | None
 ) -> PromptTemplate:
-    from llava_worker.language.jinja_template import (
-        JinjaChatTemplate,
-        has_chat_template,
-        read_chat_template,
-    )
+    from llava_worker.language import chat_template_files as files
+    from llava_worker.language.hf_tokenizer import has_tokenizer
+    from llava_worker.language.jinja_template import JinjaChatTemplate
+    from llava_worker.language.template_process import TemplateProcess
 
     if folder is None or tokenizer is None:
         raise ChatTemplateError("The echo model has no chat template. Select a built-in template.")
+    template_folder = folder if base is None or files.has_chat_template(folder) else base
+    tokenizer_folder = folder if base is None or has_tokenizer(folder) else base
+    image_tokens = [
+        token for token in tokenizer.special_tokens if tokenizer.special_id(token) == tokenizer.image_token_id
+    ]
     return JinjaChatTemplate(
-        read_chat_template(base if base is not None and not has_chat_template(folder) else folder),
+        files.read_chat_template(template_folder),
+        process=process or TemplateProcess(),
         special_tokens=tokenizer.special_tokens,
-        bos_token=tokenizer.bos_token or "",
-        eos_token=tokenizer.eos_token or "",
+        variables=files.read_special_tokens(tokenizer_folder),
+        image_token=image_tokens[0] if image_tokens else "<image>",
     )
 
 
