@@ -36,7 +36,7 @@ def _content_names(template: nodes.Template) -> set[str]:
     return names
 
 
-def _assignments(template: nodes.Template) -> Iterator[tuple[str, nodes.Expr]]:
+def _assignments(template: nodes.Template) -> Iterator[tuple[str, nodes.Node]]:
     """Yield the name and the value of every assignment to a variable or a macro parameter."""
     for assignment in template.find_all(nodes.Assign):
         if isinstance(assignment.target, nodes.Name):

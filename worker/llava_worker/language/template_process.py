@@ -28,7 +28,7 @@ class RenderingError(Exception):
     The message is a sentence without its subject, which is the template.
     """
 
-    def __init__(self, message: str, code: ErrorCode = ErrorCode.INVALID_REQUEST) -> None:
+    def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
         self.code = code
 
@@ -83,20 +83,27 @@ class TemplateProcess:
             self._process.start()  # in the background, so that the next request waits less
             raise self._rendering_error(failure) from failure
         if "error" in reply:
-            raise RenderingError(reply["error"])
+            raise RenderingError(ErrorCode.INVALID_REQUEST, reply["error"])
         return reply["value"]
 
     def _rendering_error(self, failure: ProcessFailure) -> RenderingError:
         limits = self._process.limits
-        remedy = "Shorten the messages, or simplify the template."
         if failure.reason == "time":
-            return RenderingError(f"takes longer than {limits.cpu_s:g} seconds to render. {remedy}")
+            return RenderingError(
+                ErrorCode.INVALID_REQUEST,
+                f"takes longer than {limits.cpu_s:g} seconds to render. Shorten the messages, or simplify "
+                "the template.",
+            )
         if failure.reason == "memory":
-            limit_mb = limits.memory_bytes >> 20
-            return RenderingError(f"needs more than {limit_mb} MiB of memory to render. {remedy}")
+            memory_mb = limits.memory_bytes >> 20
+            return RenderingError(
+                ErrorCode.INVALID_REQUEST,
+                f"needs more than {memory_mb} MiB of memory to render. Shorten the messages, or simplify the "
+                "template.",
+            )
         return RenderingError(
-            "could not be rendered, because the rendering process exited unexpectedly. Retry the request.",
             ErrorCode.INTERNAL_ERROR,
+            "could not be rendered, because the rendering process exited unexpectedly. Retry the request.",
         )
 
 
@@ -104,31 +111,30 @@ def _open_renderer(_setup: Any) -> Callable[[Any], object]:
     from transformers.utils import chat_template_utils
 
     def handle(request: Any) -> dict[str, object]:
-        is_rendering = "messages" in request
         try:
-            if is_rendering:
-                return {"value": _render(chat_template_utils, request)}
-            return {"value": _expects_list(chat_template_utils, request["source"])}
-        except MemoryError:
-            raise
+            if "messages" not in request:
+                return _compile(chat_template_utils, request["source"])
+            return {"value": _render(chat_template_utils, request)}
         except RenderingError as error:
             return {"error": str(error)}
-        except Exception as error:  # untrusted code can raise any type of exception
-            reason = str(error)[:_MAX_ERROR_LENGTH]
-            return {"error": f"{'rejected the messages' if is_rendering else 'is invalid'}: {reason}"}
 
     return handle
 
 
-def _expects_list(transformers: Any, source: str) -> bool:
+def _compile(transformers: Any, source: str) -> dict[str, object]:
     from llava_worker.language.content_format import expects_list_content
 
-    template = transformers._compile_jinja_template(source)
-    return expects_list_content(template.environment.parse(source))
+    try:
+        template = transformers._compile_jinja_template(source)
+        return {"value": expects_list_content(template.environment.parse(source))}
+    except MemoryError:
+        raise
+    except Exception as error:  # untrusted code can raise any type of exception
+        return {"error": f"is invalid: {_text_of(error)}"}
 
 
 def _render(transformers: Any, request: dict[str, Any]) -> str:
-    """Render the messages. Can raise any type of exception."""
+    """Render the messages. Raises RenderingError."""
     is_continued = request["is_continued"]
     try:
         rendered, _ = transformers.render_jinja_template(
@@ -138,21 +144,31 @@ def _render(transformers: Any, request: dict[str, Any]) -> str:
             continue_final_message=is_continued,
             **request["variables"],
         )
-    except ValueError as error:
-        if not str(error).startswith("continue_final_message is set"):
-            raise
-        raise RenderingError(
-            "modifies assistant messages, so a partial response cannot be continued. End with a user message."
-        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # untrusted code can raise any type of exception
+        reason = _text_of(error)
+        if is_continued and reason.startswith("continue_final_message is set"):
+            raise RenderingError(
+                ErrorCode.INVALID_REQUEST,
+                "modifies assistant messages, so a partial response cannot be continued. End with a user "
+                "message.",
+            ) from error
+        raise RenderingError(ErrorCode.INVALID_REQUEST, f"rejected the messages: {reason}") from error
     text = str(rendered[0])
     num_characters = sum(_num_characters(message["content"]) for message in request["messages"])
     limit = _MAX_GROWTH * num_characters + _MAX_ADDED_LENGTH
-    if len(text) > limit:
+    if (length := len(text)) > limit:
         raise RenderingError(
-            f"expands messages of {num_characters} characters to {len(text)}; the limit is {limit}. Simplify "
-            "the template."
+            ErrorCode.INVALID_REQUEST,
+            f"expands messages of {num_characters} characters to {length}; the limit is {limit}. Simplify "
+            "the template.",
         )
     return text
+
+
+def _text_of(error: Exception) -> str:
+    return str(error)[:_MAX_ERROR_LENGTH]
 
 
 def _num_characters(content: Any) -> int:
