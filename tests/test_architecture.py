@@ -90,6 +90,7 @@ def test_a_package_declares_its_types_to_type_checkers(package: str) -> None:
         ("llava_wire", ["torch", "fastapi", "httpx2", "transformers", "PIL"]),
         ("llava_server.app", ["torch", "transformers", "tokenizers", "llava_worker", "llava_client"]),
         ("llava_worker.worker", ["torch", "fastapi", "uvicorn", "httpx2", "llava_server"]),
+        ("llava_worker.language.jinja_template", ["torch", "transformers", "jinja2", "redis"]),
         ("llava_client", ["torch", "fastapi", "redis", "llava_wire", "llava_server", "PIL"]),
         ("llava_cli", ["torch", "fastapi", "redis", "llava_wire", "llava_server"]),
         ("llava_worker.engine.core.scheduler", ["torch", "redis"]),

@@ -78,6 +78,7 @@ _CONSTRUCTORS = {
     "JobError": Carrier(1, 0),
     "PromptError": Carrier(1, 0),
     "PydanticCustomError": Carrier(1, 0),
+    "RenderingError": Carrier(1, 0, "The model's chat template {}"),
     "invalid_value": Carrier(1, "invalid_value"),
     "QueueFull": Carrier(0, "queue_full"),
     "TenantOverLimit": Carrier(0, "rate_limit_exceeded"),

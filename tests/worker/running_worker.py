@@ -12,6 +12,7 @@ from llava_wire.worker_side.consumer import JobConsumer
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import EngineStats, Sequence, StepOutput
 from llava_worker.engine.structured_output.grammar_cache import GrammarCache
+from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
 from llava_worker.worker import Worker
@@ -84,6 +85,7 @@ async def running_worker(
     drain_timeout_s: float = 0.0,
     hang_timeout_s: float = 30.0,
     grammars: GrammarCache | None = None,
+    prompts: PromptBuilder | None = None,
 ) -> AsyncIterator[RunningWorker]:
     """Run a worker for the duration of the block. Its engine runs freely unless ``is_stepped`` is true."""
     engine = engine or SteppedEngine()
@@ -94,7 +96,7 @@ async def running_worker(
     worker = Worker(
         consumer,
         engine,
-        prompts=model.prompts,
+        prompts=prompts or model.prompts,
         tokenizer=model.tokenizer,
         heartbeat=model.heartbeat,
         beat_s=LEASE_S / 4,

@@ -83,6 +83,36 @@ def test_incompatible_conversation_template_is_rejected() -> None:
             open_model(load_settings(["--model", "echo", *flags]))
 
 
+CHECKPOINT = ["--device", "cpu", "--kv-cache-mb", "8", "--conversation", "checkpoint"]
+
+
+def test_checkpoint_template_that_never_ends_is_rejected_at_startup(tmp_path: Path) -> None:
+    shutil.copytree(TINY, tmp_path, dirs_exist_ok=True)
+    for source, error in (
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "2 seconds to render",
+        ),
+        ("{% for %}", "chat template is invalid"),
+    ):
+        (tmp_path / "chat_template.jinja").write_text(source)
+        with pytest.raises(StartupError, match=f"cannot be used with this model: .*{error}"):
+            open_model(load_settings(["--model", str(tmp_path), *CHECKPOINT]))
+
+
+def test_worker_itself_does_not_import_transformers() -> None:
+    program = (
+        "import sys\n"
+        "from llava_wire.messages.job import Message\n"
+        "from llava_worker.settings import load_settings\n"
+        "from llava_worker.open_model import open_model\n"
+        f"model = open_model(load_settings(['--model', 'tiny', *{CHECKPOINT!r}]))\n"
+        "assert model.prompts.build_chat([Message('user', ('Hi?',))]).token_ids\n"
+        "assert not {'transformers', 'jinja2.sandbox'} & set(sys.modules), sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_folder_without_a_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="cannot be served"):
         open_model(load_settings(["--model", str(tmp_path)]))

@@ -25,7 +25,7 @@ from llava_worker.engine.core.step_timer import StepTimer
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.engine_thread import end_process
 from llava_worker.language.conversation_templates import choose_template
-from llava_worker.language.prompt_builder import PromptBuilder
+from llava_worker.language.prompt_builder import PromptBuilder, PromptError
 from llava_worker.language.prompt_formats import ChatTemplateError
 from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer, TokenizerError
 from llava_worker.load_progress import LoadProgress, ProgressCallback
@@ -35,6 +35,7 @@ from llava_worker.telemetry.traced_engine import TracedEngine, open_trace
 if TYPE_CHECKING:
     from llava_worker.engine.startup.model_info import ModelInfo
     from llava_worker.engine.structured_output.grammar_cache import GrammarCache
+    from llava_worker.language.template_process import TemplateProcess
 
 __all__ = ["LoadedModel", "StartupError", "StartupTimes", "image_spec", "open_model"]
 
@@ -114,6 +115,7 @@ def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback
     imported_at = time.monotonic()
     base = _find_folder(settings.base_model) if settings.base_model else None
     tokenizer_folder = folder if base is None or has_tokenizer(folder) else base
+    process = _start_template_process(settings)  # imports transformers while the model is loaded
     try:
         config = _engine_config(settings, folder, base)
         engine, info = build_engine(config, on_progress=on_progress, on_lost_rank=end_process)
@@ -123,7 +125,12 @@ def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback
     spec = image_spec(info)
     with _conversation_errors(settings):
         template = choose_template(
-            settings.conversation, settings.prompt_style, folder=folder, tokenizer=tokenizer, base=base
+            settings.conversation,
+            settings.prompt_style,
+            folder=folder,
+            tokenizer=tokenizer,
+            base=base,
+            process=process,
         )
         prompts = PromptBuilder(
             tokenizer,
@@ -146,6 +153,16 @@ def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback
     heartbeat = _heartbeat(engine, spec, name, device=info.device, precision=info.precision, stats=stats)
     traced = _traced(engine, settings, name, engine.timer)
     return LoadedModel(traced, tokenizer, prompts, heartbeat, times, grammars)
+
+
+def _start_template_process(settings: Settings) -> TemplateProcess | None:
+    """Start the process that renders the checkpoint's chat template, if it is needed. Raises StartupError."""
+    if settings.conversation != "checkpoint":
+        return None
+    _require("transformers", "jinja2")
+    from llava_worker.language.template_process import TemplateProcess
+
+    return TemplateProcess()
 
 
 def _engine_config(settings: Settings, folder: Path, base: Path | None) -> EngineConfig:
@@ -189,10 +206,10 @@ def _traced(
 
 @contextmanager
 def _conversation_errors(settings: Settings) -> Iterator[None]:
-    """Convert chat template and tokenizer errors to StartupError."""
+    """Convert errors of the chat template and the tokenizer to StartupError."""
     try:
         yield
-    except (ChatTemplateError, TokenizerError) as error:
+    except (ChatTemplateError, PromptError, TokenizerError) as error:
         raise StartupError(
             f"Conversation template {settings.conversation!r} cannot be used with this model: {error}"
         ) from error

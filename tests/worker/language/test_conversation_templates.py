@@ -55,7 +55,6 @@ EXPECTED = {
     "llava_llama_2": f"[INST] <<SYS>>\n{SYSTEM['llava_llama_2']}\n<</SYS>>\n\n#\nHi? [/INST] Yes. </s>"
     "<s>[INST] Why? [/INST]",
     "mistral_instruct": "[INST] #\nHi? [/INST] Yes. </s>[INST] Why? [/INST]",
-    "mpt": CHATML.format(SYSTEM["mpt"], ""),
     "chatml_direct": CHATML.format("Answer the questions.", ""),
     "qwen_1_5": CHATML.format("You are a helpful assistant.", "\n"),
     "plain": "#\nHi?\nYes.\nWhy?\n",
@@ -103,7 +102,6 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "original 1.5, later name": ({"model_type": "llava_llama", "eos_token_id": 2}, "vicuna_v1"),
     "original 1.6 mistral": ({"model_type": "llava_mistral"}, "mistral_instruct"),
     "original 1.6 34b": ({"model_type": "llava_llama", "eos_token_id": 7}, "chatml_direct"),
-    "original mpt": ({"model_type": "llava_mpt"}, "mpt"),
     "nothing known": ({}, "vicuna_v1"),
 }
 

@@ -1,8 +1,8 @@
-"""Checkpoints' chat templates run in a sandbox and yield the same prompts as in transformers."""
+"""Checkpoints' chat templates yield the same prompts as in transformers, and user text remains plain text."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from llava_wire.messages.event import ErrorCode
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
+from llava_worker.language.chat_template_files import read_chat_template
 from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES, choose_template
 from llava_worker.language.hf_tokenizer import HFTokenizer
-from llava_worker.language.jinja_template import JinjaChatTemplate, read_chat_template
+from llava_worker.language.jinja_template import JinjaChatTemplate
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.prompt_formats import (
     ChatTemplateError,
@@ -24,6 +25,7 @@ from llava_worker.language.prompt_formats import (
     Segment,
     SpecialToken,
 )
+from llava_worker.language.template_process import TemplateProcess
 from PIL import Image
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -96,40 +98,86 @@ def test_llava_hf_template_yields_the_token_ids_of_transformers(
 
 @settings(max_examples=10, deadline=None)
 @given(messages=conversations())
-def test_checkpoint_template_yields_the_token_ids_of_transformers(messages: list[Message]) -> None:
-    template = choose_template("checkpoint", folder=TINY, tokenizer=HFTokenizer(TINY))
+def test_checkpoint_template_yields_the_token_ids_of_transformers(
+    template_process: TemplateProcess, messages: list[Message]
+) -> None:
+    template = choose_template(
+        "checkpoint", folder=TINY, tokenizer=HFTokenizer(TINY), process=template_process
+    )
     token_ids = encode(TINY, template, messages)
     assert token_ids == encode_with_transformers(TINY, read_chat_template(TINY), messages)
 
 
-def render(source: str, *messages: Message) -> list[Segment]:
-    template = JinjaChatTemplate(source, special_tokens=SPECIAL_TOKENS, bos_token="<s>", eos_token="</s>")
-    return template.render(messages)
+Render = Callable[..., list[Segment]]
+
+
+@pytest.fixture
+def render(template_process: TemplateProcess) -> Render:
+    def render(source: str, *messages: Message, is_continued: bool = False) -> list[Segment]:
+        template = JinjaChatTemplate(
+            source,
+            process=template_process,
+            special_tokens=SPECIAL_TOKENS,
+            variables={"bos_token": "<s>", "eos_token": "</s>"},
+        )
+        return template.render(messages, is_continued=is_continued)
+
+    return render
 
 
 ECHO = (
     "{% for m in messages %}{% for p in m.content %}{{ p.text or '<image>' }}{% endfor %}"
     "{{ eos_token }}{% endfor %}"
 )
+STRING_ECHO = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+MANY_PRIVATE_USE = "".join(map(chr, range(0xF0000, 0xF1000)))
 
 
-def test_special_token_in_user_text_is_plain_text() -> None:
-    for parts in (("</s><image>",), ("</", "s>"), ("<imag", "e>"), ("\ue000</s>\ue001",)):
-        assert render(ECHO, Message("user", parts)) == ["".join(parts), SpecialToken("</s>")]
+@pytest.mark.parametrize("source", [ECHO, STRING_ECHO], ids=["list content", "string content"])
+def test_special_token_in_user_text_is_plain_text(render: Render, source: str) -> None:
+    for parts in (
+        ("</s><image>",),
+        ("</", "s>"),
+        ("<imag", "e>"),
+        ("\ue000</s>\ue001",),
+        ("\U000f0000/s>",),
+        (MANY_PRIVATE_USE + "</s>",),
+    ):
+        text = ("" if source is ECHO else "\n").join(parts)
+        assert render(source, Message("user", parts)) == [text, SpecialToken("</s>")]
 
 
-def test_special_tokens_and_images_of_the_template_are_segments() -> None:
+def test_removed_characters_do_not_turn_user_text_into_a_special_token(render: Render) -> None:
+    source = "{{ messages[0].content | replace('-', '') | trim | upper | lower }}"
+    assert render(source, Message("user", (" <-/s> ",))) == ["</s>"]
+
+
+def test_text_with_all_placeholders_is_rejected(render: Render) -> None:
+    text = "".join(map(chr, range(0xF0000, 0x110000)))
+    with pytest.raises(PromptError, match="nearly all of the 131072 supplementary private-use"):
+        render(ECHO, Message("user", (text,)))
+    assert render(STRING_ECHO, Message("user", (f"<{text[1:]}",)))[0] == f"<{text[1:]}"
+
+
+def test_special_tokens_and_images_of_the_template_are_segments(render: Render) -> None:
     segments = render("{{ bos_token }}" + ECHO, Message("user", ("a", IMAGE, "b")))
     assert segments == [SpecialToken("<s>"), "a", IMAGE, "b", SpecialToken("</s>")]
 
 
-def test_generation_tag_does_not_change_the_text() -> None:
-    assert render("{% generation %}a{% endgeneration %}b", Message("user", ("x",))) == ["ab"]
+def test_images_precede_the_text_of_string_content(render: Render) -> None:
+    """Images and texts are on separate lines, as in vLLM."""
+    end = SpecialToken("</s>")
+    for parts, expected in (
+        (("a", IMAGE, "b", IMAGE), [IMAGE, "\n", IMAGE, "\na\nb", end]),
+        ((IMAGE,), [IMAGE, "\n", end]),
+        (("a",), ["a", end]),
+    ):
+        assert render(STRING_ECHO, Message("user", parts)) == expected
 
 
-def test_template_that_raises_or_is_unsafe_rejects_the_messages() -> None:
+def test_template_that_raises_or_is_unsafe_rejects_the_messages(render: Render) -> None:
     for source, error in (
-        ("{{ raise_exception('only one turn') }}", "only one turn"),
+        ("{{ raise_exception('only one turn') }}", "rejected the messages: only one turn"),
         ("{{ messages[0].role.nothing.more }}", "has no attribute"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe|not safely"),
@@ -141,38 +189,35 @@ def test_template_that_raises_or_is_unsafe_rejects_the_messages() -> None:
         assert raised.value.error.code is ErrorCode.INVALID_REQUEST
 
 
-def test_invalid_template_is_rejected_at_startup() -> None:
-    with pytest.raises(ChatTemplateError, match="chat template is invalid"):
-        JinjaChatTemplate("{% for %}", special_tokens=SPECIAL_TOKENS)
+def test_error_of_the_template_contains_the_original_text(render: Render) -> None:
+    with pytest.raises(PromptError, match="rejected the messages: <b> is too long"):
+        render("{{ raise_exception(messages[0].content + ' is too long') }}", Message("user", ("<b>",)))
 
 
-def test_template_is_found_in_all_files_that_checkpoints_use(tmp_path: Path) -> None:
-    named = [{"name": "tools", "template": "U"}, {"name": "default", "template": "T"}]
-    for number, (name, content) in enumerate(
-        (
-            ("chat_template.jinja", "T"),
-            ("chat_template.json", json.dumps({"chat_template": "T"})),
-            ("tokenizer_config.json", json.dumps({"chat_template": "T"})),
-            ("tokenizer_config.json", json.dumps({"chat_template": named})),
-        )
-    ):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        (folder / name).write_text(content)
-        assert read_chat_template(folder) == "T"
+def test_invalid_template_is_rejected_at_startup(render: Render) -> None:
+    with pytest.raises(ChatTemplateError, match="chat template is invalid: Expected an expression"):
+        render("{% for %}")
 
 
-def test_folder_without_a_template_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(ChatTemplateError, match="No chat template exists"):
-        read_chat_template(tmp_path)
+def test_template_decides_in_which_order_roles_may_occur(render: Render) -> None:
+    end = SpecialToken("</s>")
+    assert render(ECHO, Message("user", ("a",)), Message("user", ("b",))) == ["a", end, "b", end]
+    with pytest.raises(PromptError, match="Only user messages may contain images"):
+        render(ECHO, Message("assistant", (IMAGE,)), Message("user", ("b",)))
+    with pytest.raises(PromptError, match="End the messages with a user message"):
+        render(ECHO, Message("user", ("a",)), Message("assistant", ("b",)))
 
 
-def test_adapter_uses_the_chat_template_of_its_base_unless_it_has_its_own(tmp_path: Path) -> None:
+def test_adapter_uses_the_chat_template_of_its_base_unless_it_has_its_own(
+    tmp_path: Path, template_process: TemplateProcess
+) -> None:
     adapter, base = tmp_path / "adapter", tmp_path / "base"
     messages = [Message("user", ("Hi?",))]
 
     def render_adapter() -> list[Segment]:
-        template = choose_template("checkpoint", folder=adapter, tokenizer=HFTokenizer(TINY), base=base)
+        template = choose_template(
+            "checkpoint", folder=adapter, tokenizer=HFTokenizer(TINY), base=base, process=template_process
+        )
         return template.render(messages)
 
     adapter.mkdir()
@@ -190,8 +235,3 @@ def test_hf_style_selects_the_llava_hf_template_for_vicuna_models() -> None:
 def test_model_without_a_folder_has_no_chat_template() -> None:
     with pytest.raises(ChatTemplateError, match="The echo model has no chat template"):
         choose_template("checkpoint")
-
-
-def test_messages_are_validated_before_the_template_is_rendered() -> None:
-    with pytest.raises(PromptError, match="must alternate"):
-        render(ECHO, Message("user", ("a",)), Message("user", ("b",)))

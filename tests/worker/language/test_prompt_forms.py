@@ -10,6 +10,7 @@ from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES
 from llava_worker.language.jinja_template import JinjaChatTemplate
 from llava_worker.language.prompt_builder import PromptBuilder, PromptError
 from llava_worker.language.prompt_formats import PromptTemplate
+from llava_worker.language.template_process import TemplateProcess
 from llava_worker.language.tokenizer import ByteTokenizer
 
 from tests.worker.assignments import make_job
@@ -39,19 +40,27 @@ def test_continued_prompt_is_a_prefix_of_the_prompt_with_the_complete_response()
         assert continued.endswith("I am"), name
 
 
-def test_continued_prompt_of_a_jinja_template_ends_with_the_partial_response() -> None:
+def checkpoint_template(source: str, process: TemplateProcess) -> JinjaChatTemplate:
+    return JinjaChatTemplate(source, process=process, special_tokens=["<s>", "</s>"], variables={})
+
+
+def test_continued_prompt_of_a_jinja_template_ends_with_the_partial_response(
+    template_process: TemplateProcess,
+) -> None:
     source = (
         "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{{ p.text }}{% endfor %}</s>"
         "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    build = builder(JinjaChatTemplate(source, special_tokens=["<s>", "</s>"])).build
+    build = builder(checkpoint_template(source, template_process)).build
     continued = build(make_job(QUESTION, PARTIAL_RESPONSE, form="continued"))
     assert text(continued.token_ids) == "[user]Hi?[assistant]I am"
     assert text(build(make_job(QUESTION)).token_ids) == "[user]Hi?[assistant]"
 
 
-def test_jinja_template_that_omits_assistant_messages_cannot_continue_them() -> None:
-    template = JinjaChatTemplate("{{ messages[0].content[0].text }}", special_tokens=["<s>"])
+def test_jinja_template_that_omits_assistant_messages_cannot_continue_them(
+    template_process: TemplateProcess,
+) -> None:
+    template = checkpoint_template("{{ messages[0].content[0].text }}", template_process)
     with pytest.raises(PromptError, match="cannot be continued"):
         builder(template).build(make_job(QUESTION, PARTIAL_RESPONSE, form="continued"))
 

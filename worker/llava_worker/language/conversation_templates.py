@@ -23,6 +23,7 @@ from llava_worker.language.prompt_formats import (
 
 if TYPE_CHECKING:
     from llava_worker.language.hf_tokenizer import HFTokenizer
+    from llava_worker.language.template_process import TemplateProcess
 
 __all__ = ["CONVERSATION_TEMPLATES", "choose_template", "template_for_config"]
 
@@ -48,10 +49,6 @@ _LLAMA_2_SYSTEM = (
     "You are a helpful language and vision assistant. "
     "You are able to understand the visual content that the user provides, "
     "and assist the user with a variety of tasks using natural language."
-)
-_MPT_SYSTEM = (
-    "A conversation between a user and an LLM-based AI assistant. "
-    "The assistant gives helpful and honest answers."
 )
 
 _ALL = [
@@ -86,9 +83,6 @@ _ALL = [
     ),
     ConversationTemplate(name="mistral_instruct", system="", separator="", end=_END, format="inst"),
     ConversationTemplate(
-        name="mpt", system=_MPT_SYSTEM, separator="", end=_IM_END, format="chatml", has_bos=False
-    ),
-    ConversationTemplate(
         name="chatml_direct",
         system="Answer the questions.",
         separator="",
@@ -120,14 +114,16 @@ def choose_template(
     folder: Path | None = None,
     tokenizer: HFTokenizer | None = None,
     base: Path | None = None,
+    process: TemplateProcess | None = None,
 ) -> PromptTemplate:
     """Return the template for the settings ``conversation`` and ``prompt_style``. Raises ChatTemplateError.
 
     ``folder`` and ``tokenizer`` belong to the model, or are None for the echo model. If ``folder`` contains
     an adapter, ``base`` is the folder of its base model and provides the files that ``folder`` lacks.
+    ``process`` renders the checkpoint's template. If it is None, a new process is started.
     """
     if conversation == "checkpoint":
-        return _checkpoint_template(folder, tokenizer, base)
+        return _checkpoint_template(folder, tokenizer, base, process)
     if conversation == "auto":
         conversation = template_for_config(_read_config(folder) or _read_config(base))
         logger.info("conversation template selected based on config.json: %s", conversation)
@@ -149,28 +145,33 @@ def template_for_config(config: Mapping[str, Any]) -> str:
     """
     text = config.get("text_config") or config
     model_type = str(text.get("model_type", "llama"))
-    for word, name in (("mistral", "mistral_instruct"), ("mpt", "mpt"), ("qwen", "qwen_1_5")):
+    for word, name in (("mistral", "mistral_instruct"), ("qwen", "qwen_1_5")):
         if word in model_type:
             return name
     return "chatml_direct" if text.get("eos_token_id") == _YI_EOS else "vicuna_v1"
 
 
 def _checkpoint_template(
-    folder: Path | None, tokenizer: HFTokenizer | None, base: Path | None
+    folder: Path | None, tokenizer: HFTokenizer | None, base: Path | None, process: TemplateProcess | None
 ) -> PromptTemplate:
-    from llava_worker.language.jinja_template import (
-        JinjaChatTemplate,
-        has_chat_template,
-        read_chat_template,
-    )
+    from llava_worker.language import chat_template_files as files
+    from llava_worker.language.hf_tokenizer import has_tokenizer
+    from llava_worker.language.jinja_template import JinjaChatTemplate
+    from llava_worker.language.template_process import TemplateProcess
 
     if folder is None or tokenizer is None:
         raise ChatTemplateError("The echo model has no chat template. Select a built-in template.")
+    template_folder = folder if base is None or files.has_chat_template(folder) else base
+    tokenizer_folder = folder if base is None or has_tokenizer(folder) else base
+    image_tokens = [
+        token for token in tokenizer.special_tokens if tokenizer.special_id(token) == tokenizer.image_token_id
+    ]
     return JinjaChatTemplate(
-        read_chat_template(base if base is not None and not has_chat_template(folder) else folder),
+        files.read_chat_template(template_folder),
+        process=process or TemplateProcess(),
         special_tokens=tokenizer.special_tokens,
-        bos_token=tokenizer.bos_token or "",
-        eos_token=tokenizer.eos_token or "",
+        variables=files.read_special_tokens(tokenizer_folder),
+        image_token=image_tokens[0] if image_tokens else "<image>",
     )
 
 

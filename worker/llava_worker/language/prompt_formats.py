@@ -194,12 +194,14 @@ _RENDERERS: dict[PromptFormat, Callable[[ConversationTemplate, str, Sequence[Mes
 }
 
 
-def validate_messages(messages: Sequence[Message], *, is_continued: bool = False) -> int:
+def validate_messages(
+    messages: Sequence[Message], *, is_continued: bool = False, must_alternate: bool = True
+) -> int:
     """Validate the messages and return the index of the first turn: 1 after a system message, otherwise 0.
 
-    User and assistant messages must alternate, starting with a user message. The last message must be a user
-    message or, if ``is_continued`` is true, an assistant message. Only user messages may contain images.
-    Raises PromptError.
+    If ``must_alternate`` is true, user and assistant messages must alternate, starting with a user message.
+    The last message must be an assistant message if ``is_continued`` is true, and must not be one otherwise.
+    Only user messages may contain images. Raises PromptError.
     """
     if not messages:
         raise PromptError(
@@ -207,7 +209,7 @@ def validate_messages(messages: Sequence[Message], *, is_continued: bool = False
         )
     first_turn = 1 if messages[0].role == "system" else 0
     for index, message in enumerate(messages):
-        if index >= first_turn:
+        if must_alternate and index >= first_turn:
             _validate_role(messages, index, first_turn)
         if message.role != "user" and any(isinstance(part, ImageRef) for part in message.parts):
             raise PromptError(
