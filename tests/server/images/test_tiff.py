@@ -62,7 +62,7 @@ def in_pool(*files: bytes) -> list[ImageTiles | ImageError]:
             for file in files:
                 try:
                     results.append(await pool.preprocess(base64.b64encode(file), SPEC))
-                except ImageError as error:
+                except ImageError as error:  # noqa: PERF203
                     results.append(error)
         finally:
             await pool.aclose()
