@@ -36,7 +36,7 @@ MEAN_COLOR = (122, 116, 104)
 GRID = ((SIDE, 2 * SIDE), (2 * SIDE, SIDE), (2 * SIDE, 2 * SIDE), (3 * SIDE, SIDE), (SIDE, 3 * SIDE))
 HD_GRID = tuple((SIDE * n, SIDE * m) for n, m in [(1, 1), (2, 1), (1, 2), (2, 2), (3, 2), (2, 3), (6, 1)])
 
-LENGTHS = st.integers(2, 120)
+LENGTHS = st.one_of(st.integers(1, 120), st.sampled_from([1, 2, 700]))
 SIZES = st.tuples(LENGTHS, LENGTHS)
 RESIZE_MODES = st.sampled_from(["pad", "crop", "squash", "anyres", "hd"])
 PIL_MODES = ["RGB", "L", "P", "PA", "RGBA", "LA", "CMYK", "1", "I;16"]
@@ -131,6 +131,11 @@ def saved(image: Image.Image, **options: Any) -> bytes:
 @example((4096, 300), "squash", "RGBA")
 @example((4096, 300), "anyres", "RGB")
 @example((300, 4096), "hd", "I;16")
+@example((700, 1), "pad", "RGB")
+@example((1, 700), "crop", "P")
+@example((5000, 3), "crop", "L")
+@example((3, 5000), "anyres", "RGBA")
+@example((5000, 1), "hd", "RGB")
 def test_pixels_of_every_mode_and_size_equal_plain_pil_code(
     size: tuple[int, int], resize_mode: str, mode: str
 ) -> None:
@@ -173,7 +178,9 @@ def test_anyres_tiles_equal_transformers_processor_bit_for_bit(size: tuple[int, 
     assert np.array_equal(np.asarray(tiles), np.concatenate(list(expected)))
 
 
-@given(st.tuples(st.integers(1, 900), st.integers(1, 900)), st.sampled_from([GRID, HD_GRID]))
+@given(SIZES, st.sampled_from([GRID, HD_GRID]))
+@example((16_384, 1), GRID)
+@example((1, 16_384), GRID)
 @settings(max_examples=20, deadline=None)
 def test_worker_expects_the_number_of_tiles_that_the_server_creates(
     size: tuple[int, int], grid: tuple[tuple[int, int], ...]
@@ -184,7 +191,7 @@ def test_worker_expects_the_number_of_tiles_that_the_server_creates(
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.tuples(st.integers(1, 900), st.integers(1, 900)))
+@given(SIZES)
 def test_server_and_worker_place_the_image_at_the_same_position(size: tuple[int, int]) -> None:
     canvas = best_resolution(size, GRID)
     inner = size_on_canvas(size, canvas)

@@ -35,7 +35,8 @@ def fill(file: Path, name: str, value: float) -> None:
 def bias_of(folder: Path, tower: Path | None = None) -> Tensor:
     """Return a weight of the vision tower after loading the checkpoint like a worker."""
     model = load_model(folder, tower=tower or find_vision_tower(folder))
-    return model.state_dict()[BIAS]
+    bias: Tensor = model.state_dict()[BIAS]
+    return bias
 
 
 @pytest.fixture
