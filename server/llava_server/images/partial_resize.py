@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from PIL import Image
+from PIL import Image, ImageMath
 
 __all__ = ["resize_rows"]
 
@@ -19,16 +19,33 @@ _RADIUS = 2.0  # of the filter, in source pixels
 
 def resize_rows(image: Image.Image, height: int, rows: range) -> Image.Image:
     """Return the ``rows`` of an RGB image that is resized to ``height`` rows. Its width does not change."""
-    source: dict[int, bytes] = {}
-    result = bytearray()
+    return Image.merge("RGB", [_resize_band(band, height, rows) for band in image.split()])
+
+
+def _resize_band(band: Image.Image, height: int, rows: range) -> Image.Image:
+    result = Image.new("L", (band.width, len(rows)))
     for row in rows:
-        first, weights = _weights(row, image.height / height, image.height)
-        for y in range(first, first + len(weights)):
-            if y not in source:
-                source[y] = image.crop((0, y, image.width, y + 1)).tobytes()
-        columns = zip(*(source[first + i] for i in range(len(weights))), strict=True)
-        result += bytes(_weighted_sum(column, weights) for column in columns)
-    return Image.frombytes("RGB", (image.width, len(rows)), bytes(result))
+        first, weights = _weights(row, band.height / height, band.height)
+        total = Image.new("I", (band.width, 1), 1 << (_FRACTION_BITS - 1))  # rounds to nearest
+        for y, weight in enumerate(weights, first):
+            total = _add(total, _row(band, y), weight)
+        result.paste(_whole_part(total), (0, row - rows.start))
+    return result
+
+
+def _row(band: Image.Image, y: int) -> Image.Image:
+    return band.crop((0, y, band.width, y + 1)).convert("I")
+
+
+def _add(total: Image.Image, row: Image.Image, weight: int) -> Image.Image:
+    added: Image.Image = ImageMath.lambda_eval(lambda args: args["a"] + args["b"] * weight, a=total, b=row)
+    return added
+
+
+def _whole_part(total: Image.Image) -> Image.Image:
+    """Drop the fraction and clip the values to 8 bits."""
+    whole: Image.Image = ImageMath.lambda_eval(lambda args: args["a"] >> _FRACTION_BITS, a=total)
+    return whole.convert("L")
 
 
 def _weights(row: int, scale: float, num_source_rows: int) -> tuple[int, list[int]]:
@@ -56,10 +73,3 @@ def _bicubic(x: float) -> float:
 
 def _to_fixed_point(weight: float) -> int:
     return int(math.copysign(0.5, weight) + weight * (1 << _FRACTION_BITS))
-
-
-def _weighted_sum(values: tuple[int, ...], weights: list[int]) -> int:
-    total = 1 << (_FRACTION_BITS - 1)  # rounds to nearest
-    for value, weight in zip(values, weights, strict=True):
-        total += value * weight
-    return min(max(total >> _FRACTION_BITS, 0), 255)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from llava_server.images.decoder_pool import DecoderPool
+from llava_server.images.decoder_pool import DecoderPool, ImageTiles
 from llava_server.images.decoder_process import preprocess
 from llava_server.images.errors import ImageLimits
 from llava_server.images.image_processing import ResizeMode, resize
@@ -201,6 +201,32 @@ def test_server_and_worker_place_the_image_at_the_same_position(size: tuple[int,
     rows, columns = np.nonzero(whole[..., 0])
     assert (columns.min(), rows.min()) == ((canvas[0] - inner[0]) // 2, (canvas[1] - inner[1]) // 2)
     assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == inner
+
+
+@pytest.mark.parametrize("size", [(700, 1), (1, 700), (16_384, 1), (1, 16_384)])
+@pytest.mark.parametrize("resize_mode", ["pad", "crop", "squash", "anyres", "hd"])
+def test_decoder_process_accepts_extreme_aspect_ratios(
+    resize_mode: ResizeMode, size: tuple[int, int]
+) -> None:
+    """The resized image in mode crop would have 1.8 billion pixels, so it must not be computed completely."""
+    grid = {"anyres": GRID, "hd": HD_GRID}.get(resize_mode, ())
+    spec = (
+        ImageSpec(side=336, fit=resize_mode) if not grid else ImageSpec(side=SIDE, fit=resize_mode, grid=grid)
+    )
+
+    async def run() -> ImageTiles:
+        pool = DecoderPool(num_processes=1, limits=ImageLimits())
+        await pool.start()
+        try:
+            return await pool.preprocess(base64.b64encode(saved(Image.new("RGB", size, "teal"))), spec)
+        finally:
+            await pool.aclose()
+
+    tiles = asyncio.run(run())
+    expected = ImageLayout(SIDE, 4, fit="anyres", grid=grid).plan(*size).num_tiles if grid else 1
+    assert (tiles.num_tiles, tiles.width, tiles.height) == (expected, *size)
+    if resize_mode in ("crop", "squash"):
+        assert tiles.pixels == bytes((0, 128, 128)) * 336 * 336
 
 
 @pytest.mark.parametrize("resize_mode", ["anyres", "hd"])
