@@ -24,7 +24,17 @@ LAST_VERSION = 12  # the last major version of Pillow that always resizes horizo
 
 MEAN_COLOR = (122, 116, 104)
 SIZES = [(1, 1), (7, 5), (336, 336), (640, 480), (480, 640), (700, 2000), (2000, 700), (61, 1300), (1300, 61)]
-EXTREME_SIZES = [(700, 1), (1, 700), (5000, 3), (3, 5000), (1, 101), (1009, 10), (10, 1009), (101, 1)]
+EXTREME_SIZES = [
+    (700, 1),
+    (1, 700),
+    (5000, 3),
+    (3, 5000),
+    (1, 101),
+    (1009, 10),
+    (10, 1009),
+    (101, 1),
+    (9, 4501),
+]
 SIDES = [28, 140, 336]
 MAX_RESIZED_PIXELS = 10**8  # PIL needs four bytes for each
 

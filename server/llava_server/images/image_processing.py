@@ -20,13 +20,14 @@ from typing import Literal
 
 from PIL import Image
 
-from llava_server.images.partial_resize import resize_rows
+from llava_server.images.partial_resize import Canvas, resize_rows
 
 __all__ = ["ResizeMode", "apply_orientation", "resize"]
 
 ResizeMode = Literal["pad", "crop", "squash", "anyres", "hd"]
 
 _STRIP_ROWS = 256
+_TALL, _TALL_RATIO = 4_096, 8  # pad taller images without resizing the background
 _MAX_RATIO = 100  # crop longer images without resizing all of their length
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -78,12 +79,32 @@ def _pad(image: Image.Image, side: int, background: tuple[int, int, int]) -> Ima
     long = max(width, height)
     left, top = (long - width) // 2, (long - height) // 2
     narrow = Image.new("RGB", (side, long), background)
+    if height >= max(_TALL, _TALL_RATIO * width):
+        narrow.paste(*_resize_tall(image, side, background))
+        return _resize(narrow, (side, side))
     for y in range(0, height, _STRIP_ROWS):
         rows = min(_STRIP_ROWS, height - y)
         strip = Image.new("RGB", (long, rows), background)
         strip.paste(image.crop((0, y, width, y + rows)), (left, 0))
         narrow.paste(_resize(strip, (side, rows)), (0, top + y))
     return _resize(narrow, (side, side))
+
+
+def _resize_tall(
+    image: Image.Image, side: int, background: tuple[int, int, int]
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Resize a tall image on a square canvas horizontally to ``side`` columns.
+
+    Return the columns that contain a part of the image, and their position. Resizing all of the background
+    would take seconds.
+    """
+    width, height = image.size
+    left, scale = (height - width) // 2, height / side
+    # The filter has a radius of two columns. One more column on each side allows for rounding.
+    columns = range(max(0, int(left / scale) - 3), min(side, math.ceil((left + width) / scale) + 3))
+    canvas = Canvas(height, left, background)
+    part = resize_rows(image.transpose(Image.Transpose.TRANSPOSE), canvas, side, columns)
+    return part.transpose(Image.Transpose.TRANSPOSE), (columns.start, 0)
 
 
 def _crop(image: Image.Image, side: int) -> Image.Image:
@@ -101,8 +122,8 @@ def _crop(image: Image.Image, side: int) -> Image.Image:
         return _resize(image, size).crop((left, top, left + side, top + side))
     center = range(first, first + side)
     if width < height:
-        return resize_rows(_resize(image, (side, height)), resized_long, center)
-    columns = resize_rows(image.transpose(Image.Transpose.TRANSPOSE), resized_long, center)
+        return resize_rows(_resize(image, (side, height)), Canvas(height), resized_long, center)
+    columns = resize_rows(image.transpose(Image.Transpose.TRANSPOSE), Canvas(width), resized_long, center)
     return _resize(columns.transpose(Image.Transpose.TRANSPOSE), (side, side))
 
 

@@ -1,4 +1,4 @@
-"""Computes some rows of a vertically resized image, bit-identical to the rows that PIL would compute.
+"""Computes some rows of a vertically resized canvas, bit-identical to the rows that PIL would compute.
 
 PIL can also resize a part of an image, but it stores the edges of the part in single precision, which changes
 some pixels. This module repeats PIL's computation: Keys' bicubic filter (a = -0.5), widened if the image is
@@ -8,27 +8,43 @@ reduced, with weights in double precision that are normalized and then rounded t
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from PIL import Image, ImageMath
 
-__all__ = ["resize_rows"]
+__all__ = ["Canvas", "resize_rows"]
 
 _FRACTION_BITS = 22
 _RADIUS = 2.0  # of the filter, in source pixels
 
 
-def resize_rows(image: Image.Image, height: int, rows: range) -> Image.Image:
-    """Return the ``rows`` of an RGB image that is resized to ``height`` rows. Its width does not change."""
-    return Image.merge("RGB", [_resize_band(band, height, rows) for band in image.split()])
+@dataclass(frozen=True)
+class Canvas:
+    """An area of ``height`` rows with one color. An image of the same width covers the rows from ``top``."""
+
+    height: int
+    top: int = 0
+    color: tuple[int, int, int] = (0, 0, 0)
 
 
-def _resize_band(band: Image.Image, height: int, rows: range) -> Image.Image:
+def resize_rows(image: Image.Image, canvas: Canvas, height: int, rows: range) -> Image.Image:
+    """Return the ``rows`` of a canvas with an RGB image that is resized vertically to ``height`` rows."""
+    bands = zip(image.split(), canvas.color, strict=True)
+    return Image.merge("RGB", [_resize_band(band, color, canvas, height, rows) for band, color in bands])
+
+
+def _resize_band(band: Image.Image, color: int, canvas: Canvas, height: int, rows: range) -> Image.Image:
     result = Image.new("L", (band.width, len(rows)))
+    source: dict[int, Image.Image] = {}
     for row in rows:
-        first, weights = _weights(row, band.height / height, band.height)
-        total = Image.new("I", (band.width, 1), 1 << (_FRACTION_BITS - 1))  # rounds to nearest
-        for y, weight in enumerate(weights, first):
-            total = _add(total, _row(band, y), weight)
+        first, weights = _weights(row, canvas.height / height, canvas.height)
+        inside = {y: weight for y, weight in enumerate(weights, first - canvas.top) if 0 <= y < band.height}
+        source = {y: source[y] if y in source else _row(band, y) for y in inside}
+        outside = sum(weights) - sum(inside.values())
+        half = 1 << (_FRACTION_BITS - 1)  # rounds to nearest
+        total = Image.new("I", (band.width, 1), color * outside + half)
+        for y, weight in inside.items():
+            total = _add(total, source[y], weight)
         result.paste(_whole_part(total), (0, row - rows.start))
     return result
 
