@@ -27,9 +27,13 @@ _SIGNATURES = (
     (b"BM", "image/bmp"),
     (b"II*\x00", "image/tiff"),
     (b"MM\x00*", "image/tiff"),
+    (b"II+\x00", "image/tiff"),  # BigTIFF
+    (b"MM\x00+", "image/tiff"),
 )
 # Modes that Pillow can write as PNG without conversion.
 _PNG_MODES = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
+# Other modes with an alpha channel, and modes that PNG can store.
+_TRANSPARENT_MODES = {"PA": "RGBA", "RGBa": "RGBA", "La": "LA"}
 
 
 @runtime_checkable
@@ -109,7 +113,8 @@ def _data_url(data: bytes, *, name: str) -> str:
     if kind is None:
         first_bytes = data[:8]
         raise ImageError(
-            f"{name} is not an image file; it begins with {first_bytes!r}. Use PNG, JPEG, WebP, GIF or BMP."
+            f"{name} is not an image file; it begins with {first_bytes!r}. "
+            "Use PNG, JPEG, WebP, GIF, BMP or TIFF."
         )
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
@@ -117,6 +122,7 @@ def _data_url(data: bytes, *, name: str) -> str:
 def _encoded(image: PillowImage) -> bytes:
     """Return the image as a PNG file. Keep its EXIF data so that the server can rotate the image."""
     buffer = io.BytesIO()
-    writable = image if image.mode in _PNG_MODES else image.convert("RGB")
+    is_writable = image.mode in _PNG_MODES
+    writable = image if is_writable else image.convert(_TRANSPARENT_MODES.get(image.mode, "RGB"))
     writable.save(buffer, format="PNG", exif=image.getexif())
     return buffer.getvalue()

@@ -176,7 +176,10 @@ async def _image_loader(settings: Settings, metrics: Metrics) -> AsyncIterator[I
         timeout_s=settings.image_fetch_timeout_s,
         max_bytes=max_bytes,
     )
-    async with aclosing(DecoderPool(num_processes=settings.image_workers, limits=limits)) as pool:
+    decoders = DecoderPool(
+        num_processes=settings.image_workers, limits=limits, transparency=settings.image_transparency
+    )
+    async with aclosing(decoders) as pool:
         await pool.start()
         loader = ImageLoader(
             pool,

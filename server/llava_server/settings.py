@@ -13,6 +13,7 @@ from llava_wire.base_settings import ServiceSettings
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from llava_server.images.color import Transparency
 from llava_server.images.host_rules import HOST_RULE
 from llava_server.log_format import LogFormat
 
@@ -76,6 +77,11 @@ class Settings(ServiceSettings):
     max_images: int = Field(8, ge=0, le=64, description="Maximum number of images per request.")
     max_image_mb: int = Field(20, ge=1, le=128, description="Maximum file size of one image, in MiB.")
     max_image_mp: int = Field(40, ge=1, le=178, description="Maximum size of one image, in megapixels.")
+    image_transparency: Transparency = Field(
+        "white",
+        description="How transparent images are converted to RGB. 'white' composites them on white; 'drop' "
+        "drops the alpha channel without blending, as the original LLaVA does.",
+    )
     image_workers: int = Field(2, ge=1, le=64, description="Number of image decoder processes.")
     image_cache_mb: int = Field(
         64, ge=0, le=65536, description="Maximum size of the cache of preprocessed images, in MiB."

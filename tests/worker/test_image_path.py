@@ -29,7 +29,7 @@ class AsciiTokenizer(ByteTokenizer):
     image_token_id = IMAGE_TOKEN
 
 
-@pytest.mark.parametrize("size", [(200, 60), (60, 200), (31, 30), (2, 2), (500, 3)])
+@pytest.mark.parametrize("size", [(200, 60), (60, 200), (31, 30), (2, 2), (500, 3), (16_384, 1), (1, 700)])
 @pytest.mark.parametrize("kind", [{}, NEXT, LLAVA_INTERLEAVE], ids=["1.5", "1.6", "interleave"])
 def test_image_preprocessed_by_the_server_is_accepted_by_the_engine(
     kind: dict[str, Any], size: tuple[int, int], tmp_path: Path

@@ -2,7 +2,8 @@
 
 If ``--loadable-models`` is not set, a worker rejects all commands. If it is set to a folder, an operator may
 load the models in that folder, the bundled model, and the model that the worker was started with. No command,
-whether it arrives through the admin port or through the queue, can make a worker read other files.
+whether it arrives through the admin port or through the queue, can make a worker read other files. The only
+exception is a vision tower whose folder is named in the config.json of one of these models.
 """
 
 from __future__ import annotations

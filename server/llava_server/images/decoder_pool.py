@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 
 from llava_wire.messages.heartbeat import ImageSpec
 
+from llava_server.images.color import Transparency
 from llava_server.images.errors import ImageLimits, image_error
 from llava_server.images.pipe_frames import BrokenFrame, read_frame, write_frame
 
@@ -55,9 +56,12 @@ class DecoderPool:
     Call ``start`` before use and ``aclose`` after use.
     """
 
-    def __init__(self, *, num_processes: int, limits: ImageLimits) -> None:
+    def __init__(
+        self, *, num_processes: int, limits: ImageLimits, transparency: Transparency = "white"
+    ) -> None:
         self._num_processes = num_processes
         self._limits = limits
+        self._transparency = transparency
         self._idle: asyncio.LifoQueue[_DecoderProcess] = asyncio.LifoQueue()  # most recently used first
         self._processes: set[_DecoderProcess] = set()
         self._replacing: set[asyncio.Task[None]] = set()
@@ -115,6 +119,7 @@ class DecoderPool:
             "fit": spec.fit,
             "background": spec.background,
             "grid": spec.grid,
+            "transparency": self._transparency,
             **self._limits.for_decoder(),
         }
         response = asyncio.get_running_loop().run_in_executor(self._threads, process.request, request, base64)

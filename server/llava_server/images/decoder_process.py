@@ -18,16 +18,19 @@ import sys
 import warnings
 from typing import Any, BinaryIO, cast
 
-from PIL import Image, MpoImagePlugin, UnidentifiedImageError, WebPImagePlugin
+from PIL import Image, ImageFile, MpoImagePlugin, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
-from llava_server.images.image_processing import ResizeMode, apply_orientation, resize, to_rgb
+from llava_server.images.color import Transparency, scale_transparent_color, to_rgb
+from llava_server.images.image_processing import ResizeMode, apply_orientation, resize
 from llava_server.images.pipe_frames import read_frame, write_frame
 from llava_server.images.sandbox import enter_sandbox
 
 __all__ = ["FORMATS", "DecodeError", "main", "preprocess"]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-_LATE_PLUGINS = (MpoImagePlugin, WebPImagePlugin)  # preinit() skips them; some phones save JPEGs as MPO
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# preinit() skips these plugins. Some phones save JPEGs as MPO.
+_LATE_PLUGINS = (MpoImagePlugin, TiffImagePlugin, WebPImagePlugin)
+_TIFF_SIGNATURES = tuple(TiffImagePlugin.PREFIXES)
 _ORIENTATION = 0x0112
 
 
@@ -50,9 +53,11 @@ def preprocess(request: dict[str, Any], text: bytes) -> tuple[Image.Image, int, 
     """
     image = _open(_from_base64(text), request)
     try:
-        image.load()  # loads only the first frame of an animation
-        orientation = _orientation(image)
-        upright = apply_orientation(to_rgb(image), orientation)
+        scale_transparent_color(image)
+        image.load()  # loads only the first frame of an animation or the first page of a TIFF
+        orientation = _orientation(image)  # 1 for a TIFF, because load() has already made it upright
+        rgb = to_rgb(image, transparency=cast(Transparency, request["transparency"]))
+        upright = apply_orientation(rgb, orientation)
     except MemoryError as error:
         raise DecodeError("out_of_memory") from error
     except Exception as error:  # Pillow's decoders can raise any type of exception
@@ -95,7 +100,7 @@ def _from_base64(text: bytes) -> bytes:
         raise DecodeError("bad_base64") from error
 
 
-def _open(file: bytes, request: dict[str, Any]) -> Image.Image:
+def _open(file: bytes, request: dict[str, Any]) -> ImageFile.ImageFile:
     """Read the image header and check the size before Pillow allocates memory for the pixels."""
     if (size := _webp_size(file)) is not None:
         _check_size(*size, request)  # Pillow's WEBP reader allocates the canvas when it opens the file
@@ -114,8 +119,6 @@ def _open(file: bytes, request: dict[str, Any]) -> Image.Image:
 def _check_size(width: int, height: int, request: dict[str, Any]) -> None:
     if width * height > request["max_pixels"] or max(width, height) > request["max_side"]:
         raise DecodeError("too_large", width=width, height=height)
-    if max(width, height) > request["max_ratio"] * min(width, height):
-        raise DecodeError("too_narrow", width=width, height=height)
 
 
 def _webp_size(file: bytes) -> tuple[int, int] | None:
@@ -134,7 +137,8 @@ def _webp_size(file: bytes) -> tuple[int, int] | None:
 
 def _has_known_signature(file: bytes) -> bool:
     """Return whether the file starts with the signature of a supported format."""
-    return file.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM")) or file[8:12] == b"WEBP"
+    signatures = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", *_TIFF_SIGNATURES)
+    return file.startswith(signatures) or file[8:12] == b"WEBP"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -168,14 +172,17 @@ def _load_plugins() -> None:
     Image.preinit()
     exif = Image.Exif()
     exif[_ORIENTATION] = 6
-    limits = {"max_pixels": 64, "max_side": 8, "max_ratio": 1}
-    request = {"side": 4, "fit": "pad", "background": (0, 0, 0), **limits}
+    limits = {"max_pixels": 64, "max_side": 8}
+    request = {"side": 4, "fit": "pad", "background": (0, 0, 0), "transparency": "white", **limits}
+    modes = {"JPEG": ("RGB",), "MPO": ("RGB",), "TIFF": ("RGB", "L", "P", "F", "LAB")}
     for name in (*FORMATS, "MPO"):
-        for mode in ("RGB",) if name in ("JPEG", "MPO") else ("RGB", "L", "P"):
+        for mode in modes.get(name, ("RGB", "L", "P")):
             for is_animated in (False, name not in ("JPEG", "BMP")):
-                file, image = io.BytesIO(), Image.new("RGB", (8, 8), "teal").convert(mode)
+                file, image = io.BytesIO(), Image.new("L", (8, 8), 99)
+                image = Image.merge("LAB", [image] * 3) if mode == "LAB" else image.convert(mode)
                 frames = {"save_all": True, "append_images": [image.rotate(90)]} if is_animated else {}
-                image.save(file, name, exif=exif.tobytes(), **frames)
+                options = {"compression": "tiff_lzw"} if name == "TIFF" and is_animated else {}
+                image.save(file, name, exif=exif.tobytes(), **frames, **options)
                 preprocess(request, base64.b64encode(file.getvalue()))
 
 

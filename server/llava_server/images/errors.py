@@ -17,7 +17,6 @@ class ImageLimits:
 
     max_pixels: int = 40_000_000
     max_side: int = 16_384  # pixels
-    max_ratio: int = 100  # longer side / shorter side
     cpu_s: float = 5.0  # CPU time in the decoder process
     timeout_s: float = (
         30.0  # wall-clock time in the decoder process; generous because workers may use all cores
@@ -29,7 +28,6 @@ class ImageLimits:
         return {
             "max_pixels": self.max_pixels,
             "max_side": self.max_side,
-            "max_ratio": self.max_ratio,
             "cpu_s": self.cpu_s,
         }
 
@@ -46,7 +44,7 @@ class ImageError(Exception):
         self.message = message
 
 
-_FORMATS = "JPEG, PNG, WEBP, GIF and BMP"
+_FORMATS = "JPEG, PNG, WEBP, GIF, BMP and TIFF"
 
 
 def image_error(reason: str, numbers: dict[str, Any], limits: ImageLimits) -> ImageError:
@@ -68,17 +66,14 @@ def image_error(reason: str, numbers: dict[str, Any], limits: ImageLimits) -> Im
         ),
         "damaged": (
             "invalid_image",
-            "the image is damaged or truncated and cannot be decoded. Save it again. "
+            "the image is damaged or truncated, or its pixel format or compression is not supported. "
+            "Save it again as PNG or JPEG. "
             f"Supported formats: {_FORMATS}.",
         ),
         "too_large": (
             "image_too_large",
             f"the image is {size}; the limits are {limits.max_pixels} pixels in total and "
             f"{limits.max_side} pixels per side. Scale the image down.",
-        ),
-        "too_narrow": (
-            "invalid_image",
-            f"the image is {size}; the maximum aspect ratio is {limits.max_ratio}:1. Crop the image.",
         ),
         "out_of_memory": (
             "image_too_large",

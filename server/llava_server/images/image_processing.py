@@ -6,7 +6,9 @@
 - "anyres": LLaVA-1.6's ``process_anyres_image``
 - "hd": the same tiling as "anyres", for LLaVA-1.5-HD (experimental)
 
-All modes resample with PIL's bicubic filter.
+All modes resample with PIL's bicubic filter, first horizontally, then vertically, with 8-bit intermediate
+values. Pillow up to version 12 always used this order, so the original LLaVA did, too. Pillow 13 resizes some
+tall images vertically first, which changes a quarter of their pixel values slightly.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ from typing import Literal
 
 from PIL import Image
 
-__all__ = ["ResizeMode", "apply_orientation", "resize", "to_rgb"]
+from llava_server.images.partial_resize import Canvas, resize_rows
+
+__all__ = ["ResizeMode", "apply_orientation", "resize"]
 
 ResizeMode = Literal["pad", "crop", "squash", "anyres", "hd"]
 
 _STRIP_ROWS = 256
-_ORIENTATION = 0x0112  # the EXIF tag
+_TALL, _TALL_RATIO = 4_096, 8  # pad taller images without resizing the background
+_MAX_RATIO = 100  # crop longer images without resizing all of their length
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,17 +38,6 @@ _TO_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to 8-bit RGB with ``Image.convert``, as the original LLaVA does.
-
-    The alpha channel is dropped, not blended. 16-bit grayscale is scaled by 1/257 (65535 becomes 255),
-    because PIL would clip most values to white.
-    """
-    if image.mode.startswith("I"):
-        image = image.point(lambda value: value * (1 / 257) + 0.5).convert("L")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def apply_orientation(image: Image.Image, orientation: int) -> Image.Image:
@@ -77,34 +71,64 @@ def resize(
 def _pad(image: Image.Image, side: int, background: tuple[int, int, int]) -> Image.Image:
     """Center the image on a square canvas and resize the canvas.
 
-    The side of the canvas equals the longer side of the image. Offsets are rounded down. PIL first resizes
-    horizontally, then vertically, with 8-bit intermediate values. Resizing strips of rows horizontally is
-    therefore bit-identical to resizing the whole canvas, which would need a gigabyte of memory for an image
-    of 16384 x 2000 pixels.
+    The side of the canvas equals the longer side of the image. Offsets are rounded down. Strips of rows are
+    resized horizontally one after another. The whole canvas would need a gigabyte of memory for an image of
+    16384 x 2000 pixels.
     """
     width, height = image.size
     long = max(width, height)
     left, top = (long - width) // 2, (long - height) // 2
     narrow = Image.new("RGB", (side, long), background)
+    if height >= max(_TALL, _TALL_RATIO * width):
+        narrow.paste(*_resize_tall(image, side, background))
+        return _resize(narrow, (side, side))
     for y in range(0, height, _STRIP_ROWS):
         rows = min(_STRIP_ROWS, height - y)
         strip = Image.new("RGB", (long, rows), background)
         strip.paste(image.crop((0, y, width, y + rows)), (left, 0))
-        narrow.paste(strip.resize((side, rows), Image.Resampling.BICUBIC), (0, top + y))
-    return narrow.resize((side, side), Image.Resampling.BICUBIC)
+        narrow.paste(_resize(strip, (side, rows)), (0, top + y))
+    return _resize(narrow, (side, side))
+
+
+def _resize_tall(
+    image: Image.Image, side: int, background: tuple[int, int, int]
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Resize a tall image on a square canvas horizontally to ``side`` columns.
+
+    Return the columns that contain a part of the image, and their position. Resizing all of the background
+    would take seconds.
+    """
+    width, height = image.size
+    left, scale = (height - width) // 2, height / side
+    # The filter has a radius of two columns. One more column on each side allows for rounding.
+    columns = range(max(0, int(left / scale) - 3), min(side, math.ceil((left + width) / scale) + 3))
+    canvas = Canvas(height, left, background)
+    part = resize_rows(image.transpose(Image.Transpose.TRANSPOSE), canvas, side, columns)
+    return part.transpose(Image.Transpose.TRANSPOSE), (columns.start, 0)
 
 
 def _crop(image: Image.Image, side: int) -> Image.Image:
+    """Resize the shorter side to ``side`` and crop the center.
+
+    The resized image of a very long one would need gigabytes of memory, so only its center is computed.
+    """
     width, height = image.size
     short, long = min(width, height), max(width, height)
-    long = int(side * long / short)  # CLIPImageProcessor truncates here
-    resized = image.resize((side, long) if width <= height else (long, side), Image.Resampling.BICUBIC)
-    left, top = (resized.width - side) // 2, (resized.height - side) // 2
-    return resized.crop((left, top, left + side, top + side))
+    resized_long = int(side * long / short)  # CLIPImageProcessor truncates here
+    first = (resized_long - side) // 2
+    if long <= _MAX_RATIO * short:
+        size = (side, resized_long) if width <= height else (resized_long, side)
+        left, top = (0, first) if width <= height else (first, 0)
+        return _resize(image, size).crop((left, top, left + side, top + side))
+    center = range(first, first + side)
+    if width < height:
+        return resize_rows(_resize(image, (side, height)), Canvas(height), resized_long, center)
+    columns = resize_rows(image.transpose(Image.Transpose.TRANSPOSE), Canvas(width), resized_long, center)
+    return _resize(columns.transpose(Image.Transpose.TRANSPOSE), (side, side))
 
 
 def _squash(image: Image.Image, side: int) -> Image.Image:
-    return image.resize((side, side), Image.Resampling.BICUBIC)
+    return _resize(image, (side, side))
 
 
 def _split_into_tiles(image: Image.Image, side: int, grid: Sequence[tuple[int, int]]) -> Image.Image:
@@ -128,7 +152,7 @@ def _fit_on_canvas(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         scaled = (min(math.ceil(image.width * y_scale), size[0]), size[1])
     canvas = Image.new("RGB", size, (0, 0, 0))
     left, top = (size[0] - scaled[0]) // 2, (size[1] - scaled[1]) // 2
-    canvas.paste(image.resize(scaled, Image.Resampling.BICUBIC), (left, top))
+    canvas.paste(_resize(image, scaled), (left, top))
     return canvas
 
 
@@ -146,3 +170,8 @@ def _best_canvas(size: tuple[int, int], grid: Sequence[tuple[int, int]]) -> tupl
         return kept, -canvas[0] * canvas[1]
 
     return max(grid, key=score)
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    narrow = image.resize((size[0], image.height), Image.Resampling.BICUBIC)
+    return narrow.resize(size, Image.Resampling.BICUBIC)

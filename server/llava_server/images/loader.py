@@ -21,7 +21,7 @@ from llava_server.metrics import Metrics
 
 __all__ = ["ImageCache", "ImageLoader", "PreprocessedImage", "image_digest"]
 
-_PREPROCESSING_VERSION = 1  # increment when a change to preprocessing affects the pixels
+_PREPROCESSING_VERSION = 2  # increment when a change to preprocessing affects the pixels
 
 
 class PreprocessedImage(NamedTuple):

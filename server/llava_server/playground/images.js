@@ -1,6 +1,6 @@
 // Reads image files for a question. Only images that the server would reject are scaled down.
 
-const SUPPORTED_TYPES = new Set(["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"]);
+const SUPPORTED_TYPES = new Set(["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff"]);
 const MAX_BYTES = 8_000_000; // base64 adds a third; the server accepts about 20 MB per image and 32 MB per request
 const MAX_SIDE = 4096; // far above the few hundred pixels that models use
 

@@ -47,6 +47,14 @@ def test_a_pil_image_of_any_mode_becomes_a_png(mode: str) -> None:
     assert decoded(url).size == (3, 2)
 
 
+@pytest.mark.parametrize(("source", "mode"), [("P", "PA"), ("LA", "La"), ("RGBA", "RGBa")])
+def test_a_pil_image_that_png_cannot_store_keeps_its_transparency(source: str, mode: str) -> None:
+    image = Image.new(source, (3, 2)).convert(mode)
+    if mode == "PA":
+        image.putalpha(Image.new("L", (3, 2), 0))
+    assert decoded(image_url(image)).getchannel("A").getextrema() == (0, 0)
+
+
 def test_a_pil_image_keeps_its_orientation() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -76,6 +84,10 @@ def test_the_media_type_is_detected_from_the_first_bytes(format: str, kind: str)
 def test_heic_is_distinguished_from_avif_and_other_data_is_rejected() -> None:
     assert media_type(b"\0\0\0\x18ftypheic") == "image/heic"
     assert media_type(b"RIFF\0\0\0\0WAVE") is None
+
+
+def test_big_tiff_files_are_recognized() -> None:
+    assert media_type(b"II+\0\x08\0\0\0") == media_type(b"MM\0+\0\x08\0\0") == "image/tiff"
 
 
 @pytest.mark.parametrize(

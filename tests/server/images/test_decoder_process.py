@@ -18,7 +18,7 @@ REQUEST: dict[str, Any] = {
     "background": [0, 0, 0],
     "max_pixels": 1_000_000,
     "max_side": 2_000,
-    "max_ratio": 100,
+    "transparency": "white",
 }
 
 
@@ -41,7 +41,6 @@ REASONS = {
     "png header": (base64.b64encode(b"\x89PNG\r\n\x1a\n"), "damaged"),
     "too many pixels": (base64.b64encode(png_claiming(1_001, 1_000)), "too_large"),
     "too long": (base64.b64encode(png_claiming(2_001, 100)), "too_large"),
-    "too narrow": (base64.b64encode(png_claiming(1_010, 10)), "too_narrow"),
     "webp, extended": (base64.b64encode(webp(b"VP8X", bytes(4) + b"\xff" * 6)), "too_large"),
     "webp, lossless": (base64.b64encode(webp(b"VP8L", b"\x2f\xff\xff\xff\x0f")), "too_large"),
     "webp, lossy": (base64.b64encode(webp(b"VP8 ", bytes(3) + b"\x9d\x01\x2a\xff\x3f\xff\x3f")), "too_large"),

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from llava_server.images.decoder_pool import DecoderPool
+from llava_server.images.decoder_pool import DecoderPool, ImageTiles
 from llava_server.images.decoder_process import preprocess
 from llava_server.images.errors import ImageLimits
 from llava_server.images.image_processing import ResizeMode, resize
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from tests.server.images.test_image_processing import noise, original_pad
+from tests.server.images.test_image_processing import noise, original_pad, pil_resize, processed
 
 Pixels = NDArray[np.uint8]
 
@@ -36,7 +36,7 @@ MEAN_COLOR = (122, 116, 104)
 GRID = ((SIDE, 2 * SIDE), (2 * SIDE, SIDE), (2 * SIDE, 2 * SIDE), (3 * SIDE, SIDE), (SIDE, 3 * SIDE))
 HD_GRID = tuple((SIDE * n, SIDE * m) for n, m in [(1, 1), (2, 1), (1, 2), (2, 2), (3, 2), (2, 3), (6, 1)])
 
-LENGTHS = st.integers(2, 120)
+LENGTHS = st.one_of(st.integers(1, 120), st.sampled_from([1, 2, 700]))
 SIZES = st.tuples(LENGTHS, LENGTHS)
 RESIZE_MODES = st.sampled_from(["pad", "crop", "squash", "anyres", "hd"])
 PIL_MODES = ["RGB", "L", "P", "PA", "RGBA", "LA", "CMYK", "1", "I;16"]
@@ -46,7 +46,7 @@ def original_crop(image: Image.Image, side: int) -> Pixels:
     """Resize the shorter edge to ``side`` and crop the center, as CLIP's processor does."""
     width, height = image.size
     scaled = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
-    resized = np.asarray(image.resize(scaled, Image.Resampling.BICUBIC))
+    resized = np.asarray(pil_resize(image, scaled))
     top, left = (resized.shape[0] - side) // 2, (resized.shape[1] - side) // 2
     return resized[top : top + side, left : left + side]
 
@@ -67,9 +67,9 @@ def original_anyres(image: Image.Image, side: int, grid: tuple[tuple[int, int], 
     inner = size_on_canvas(image.size, best)
     canvas = np.zeros((best[1], best[0], 3), np.uint8)
     top, left = (best[1] - inner[1]) // 2, (best[0] - inner[0]) // 2
-    resized = np.asarray(image.resize(inner, Image.Resampling.BICUBIC))
+    resized = np.asarray(pil_resize(image, inner))
     canvas[top : top + inner[1], left : left + inner[0]] = resized
-    tiles = [np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))]
+    tiles = [np.asarray(pil_resize(image, (side, side)))]
     for y, x in itertools.product(range(0, best[1], side), range(0, best[0], side)):
         tiles.append(canvas[y : y + side, x : x + side])
     return np.concatenate(tiles)
@@ -81,7 +81,7 @@ def reference(image: Image.Image, resize_mode: str) -> Pixels:
     if resize_mode == "crop":
         return original_crop(image, SIDE)
     if resize_mode == "squash":
-        return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+        return np.asarray(pil_resize(image, (SIDE, SIDE)))
     return original_anyres(image, SIDE, GRID if resize_mode == "anyres" else HD_GRID)
 
 
@@ -105,7 +105,7 @@ def in_mode(mode: str, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]
 
 def tiles_of(file: bytes, resize_mode: str) -> Pixels:
     """Return the tiles produced by a decoder process."""
-    limits = {"max_pixels": 10**8, "max_side": 10**5, "max_ratio": 1000}
+    limits = {"max_pixels": 10**8, "max_side": 10**5, "transparency": "drop"}
     grid = {"anyres": GRID, "hd": HD_GRID}.get(resize_mode, ())
     request: dict[str, Any] = {"side": SIDE, "fit": resize_mode, "background": MEAN_COLOR, "grid": grid}
     return np.asarray(preprocess({**request, **limits}, base64.b64encode(file))[0])
@@ -131,6 +131,11 @@ def saved(image: Image.Image, **options: Any) -> bytes:
 @example((4096, 300), "squash", "RGBA")
 @example((4096, 300), "anyres", "RGB")
 @example((300, 4096), "hd", "I;16")
+@example((700, 1), "pad", "RGB")
+@example((1, 700), "crop", "P")
+@example((5000, 3), "crop", "L")
+@example((3, 5000), "anyres", "RGBA")
+@example((5000, 1), "hd", "RGB")
 def test_pixels_of_every_mode_and_size_equal_plain_pil_code(
     size: tuple[int, int], resize_mode: str, mode: str
 ) -> None:
@@ -168,12 +173,14 @@ def test_anyres_tiles_equal_transformers_processor_bit_for_bit(size: tuple[int, 
         do_rescale=False,
         do_normalize=False,
     )
-    expected = processor(image, return_tensors="np")["pixel_values"][0].transpose(0, 2, 3, 1)
+    expected = processed(processor, image)
     tiles = resize(image, side=SIDE, mode="anyres", background=(0, 0, 0), grid=GRID)
     assert np.array_equal(np.asarray(tiles), np.concatenate(list(expected)))
 
 
-@given(st.tuples(st.integers(1, 900), st.integers(1, 900)), st.sampled_from([GRID, HD_GRID]))
+@given(SIZES, st.sampled_from([GRID, HD_GRID]))
+@example((16_384, 1), GRID)
+@example((1, 16_384), GRID)
 @settings(max_examples=20, deadline=None)
 def test_worker_expects_the_number_of_tiles_that_the_server_creates(
     size: tuple[int, int], grid: tuple[tuple[int, int], ...]
@@ -184,7 +191,7 @@ def test_worker_expects_the_number_of_tiles_that_the_server_creates(
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.tuples(st.integers(1, 900), st.integers(1, 900)))
+@given(SIZES)
 def test_server_and_worker_place_the_image_at_the_same_position(size: tuple[int, int]) -> None:
     canvas = best_resolution(size, GRID)
     inner = size_on_canvas(size, canvas)
@@ -194,6 +201,32 @@ def test_server_and_worker_place_the_image_at_the_same_position(size: tuple[int,
     rows, columns = np.nonzero(whole[..., 0])
     assert (columns.min(), rows.min()) == ((canvas[0] - inner[0]) // 2, (canvas[1] - inner[1]) // 2)
     assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == inner
+
+
+@pytest.mark.parametrize("size", [(700, 1), (1, 700), (16_384, 1), (1, 16_384)])
+@pytest.mark.parametrize("resize_mode", ["pad", "crop", "squash", "anyres", "hd"])
+def test_decoder_process_accepts_extreme_aspect_ratios(
+    resize_mode: ResizeMode, size: tuple[int, int]
+) -> None:
+    """The resized image in mode crop would have 1.8 billion pixels, so it must not be computed completely."""
+    grid = {"anyres": GRID, "hd": HD_GRID}.get(resize_mode, ())
+    spec = (
+        ImageSpec(side=336, fit=resize_mode) if not grid else ImageSpec(side=SIDE, fit=resize_mode, grid=grid)
+    )
+
+    async def run() -> ImageTiles:
+        pool = DecoderPool(num_processes=1, limits=ImageLimits())
+        await pool.start()
+        try:
+            return await pool.preprocess(base64.b64encode(saved(Image.new("RGB", size, "teal"))), spec)
+        finally:
+            await pool.aclose()
+
+    tiles = asyncio.run(run())
+    expected = ImageLayout(SIDE, 4, fit="anyres", grid=grid).plan(*size).num_tiles if grid else 1
+    assert (tiles.num_tiles, tiles.width, tiles.height) == (expected, *size)
+    if resize_mode in ("crop", "squash"):
+        assert tiles.pixels == bytes((0, 128, 128)) * 336 * 336
 
 
 @pytest.mark.parametrize("resize_mode", ["anyres", "hd"])

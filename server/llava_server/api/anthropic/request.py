@@ -45,8 +45,8 @@ class Base64Source(RequestModel):
     """A base64-encoded image."""
 
     type: Literal["base64"] = Field(description='Must be "base64".')
-    media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp", "image/bmp"] = Field(
-        description="Media type of the image."
+    media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp", "image/bmp", "image/tiff"] = (
+        Field(description="Media type of the image.")
     )
     data: str = Field(description="Base64-encoded image data.", examples=["iVBORw0KGgo..."])
 

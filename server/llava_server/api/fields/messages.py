@@ -54,7 +54,7 @@ class ImageUrl(RequestModel):
 
     url: str = Field(
         description="The image as a data URL: data:image/png;base64,... Supported formats are JPEG, PNG, "
-        "WEBP, GIF and BMP. Only the first frame of an animation is used.",
+        "WEBP, GIF, BMP and TIFF. Only the first frame of an animation or the first page is used.",
         examples=["data:image/png;base64,iVBORw0KGgo..."],
     )
     detail: Literal["auto", "low", "high"] | None = Field(

@@ -20,7 +20,8 @@ from transformers.models.llava_next.processing_llava_next import LlavaNextProces
 PINPOINTS = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]  # height, width
 ANYRES = ImageLayout(336, 576, fit="anyres", grid=tuple((width, height) for height, width in PINPOINTS))
 HD = ImageLayout(224, 256, fit="hd", grid=tuple((columns * 224, rows * 224) for columns, rows in HD_SHAPES))
-SIZES = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
+LENGTHS = st.one_of(st.integers(1, 3000), st.sampled_from([1, 2, 3, 16_384]))
+SIZES = st.tuples(LENGTHS, LENGTHS)
 
 
 def transformers_tokens(width: int, height: int) -> int:
@@ -84,7 +85,7 @@ def test_hd_drops_exactly_the_patches_that_contain_only_padding(size: tuple[int,
 
 def test_assembled_features_equal_a_simple_reference() -> None:
     for layout in (ANYRES, HD):
-        for size in ((500, 300), (300, 500), (100, 100), (1500, 120), (33, 900)):
+        for size in ((500, 300), (300, 500), (100, 100), (1500, 120), (33, 900), (16_384, 1), (1, 16_384)):
             plan = layout.plan(*size)
             features = torch.randn(plan.num_tiles, layout.tokens_per_tile, 3)
             newline = torch.randn(3)
@@ -101,6 +102,12 @@ def test_assembled_features_equal_a_simple_reference() -> None:
                 expected.append(newline)
             assert torch.equal(actual, torch.stack(expected))
             assert len(actual) == plan.num_tokens
+
+
+def test_an_image_thinner_than_a_patch_has_the_tokens_of_the_base_view_and_newlines_only() -> None:
+    """The original removes all rows or columns of the grid from such an image."""
+    assert ANYRES.num_tokens(16_384, 1) == transformers_tokens(16_384, 1) == 576
+    assert ANYRES.num_tokens(1, 16_384) == transformers_tokens(1, 16_384) == 576 + 24
 
 
 def test_without_a_grid_an_image_of_any_size_is_one_tile() -> None:

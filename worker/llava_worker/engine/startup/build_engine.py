@@ -27,6 +27,7 @@ from llava_worker.model.config.model_config import (
     CheckpointError,
     ImageConfig,
     ModelConfig,
+    find_vision_tower,
     read_config,
     read_eos_ids,
     read_image_config,
@@ -54,6 +55,7 @@ def build_engine(
 ) -> tuple[Engine, ModelInfo]:
     """Load the checkpoint and build an engine.
 
+    If ``config`` does not specify the vision tower, the local folder that the checkpoint names is used.
     If a tensor-parallel rank exits, ``on_lost_rank`` is called in another thread. Its argument is the device
     of the first rank.
 
@@ -62,6 +64,7 @@ def build_engine(
     of the model fails.
     """
     _set_threads(config)
+    config = replace(config, vision_tower=config.vision_tower or find_vision_tower(config.config_folder))
     plan = _Plan.make(config)
     stopwatch = _Stopwatch()
     ranks = SINGLE_RANK if config.tensor_parallel_size == 1 else _start_ranks(plan, on_lost_rank)

@@ -25,6 +25,7 @@ __all__ = [
     "RopeConfig",
     "TextConfig",
     "VisionConfig",
+    "find_vision_tower",
     "read_config",
     "read_eos_ids",
     "read_image_config",
@@ -221,6 +222,20 @@ class ImageConfig(ConfigPart):
         if isinstance(self.size, ImageSize) and self.size.height and self.size.width:
             return "squash"
         return "crop" if self.do_pad is False else "pad"
+
+
+def find_vision_tower(folder: Path) -> Path | None:
+    """Return the local folder that ``mm_vision_tower`` in config.json names, or None if there is none.
+
+    The name is an absolute path or a path relative to ``folder``. Usually, it is a Hub ID instead. Only
+    checkpoints in the original layout have this key. Raises CheckpointError if config.json is invalid.
+    """
+    name = _read_json(folder / "config.json").get("mm_vision_tower")
+    if not isinstance(name, str) or not name:
+        return None
+    tower = (folder / name).resolve()
+    is_tower = tower != folder.resolve() and (tower / "config.json").is_file()
+    return tower if is_tower else None
 
 
 def read_config(folder: Path, vision_tower: Path | None = None) -> ModelConfig:

@@ -29,6 +29,7 @@ Progress = Callable[[int, int, int], object]  # bytes loaded, total bytes, numbe
 
 # Bytes per read: enough to reach the full speed of a disk, but small compared with any model.
 _CHUNK_BYTES = 8 << 20
+_TOWER = "vision_tower."  # prefix of canonical names
 
 
 def load_weights(
@@ -43,9 +44,11 @@ def load_weights(
 ) -> None:
     """Load all parameters of ``model`` from the files in ``folder``.
 
-    If ``folder`` does not contain the vision tower, ``vision_tower`` is the folder that does. If ``folder``
-    contains an adapter, ``base`` is the folder that contains its base model. If ``is_whole`` is false,
-    ``model`` consists of only some modules of the checkpoint, and the tensors of other modules are ignored.
+    If ``folder`` does not contain the vision tower, ``vision_tower`` is the folder that does. Tensors of the
+    tower in ``folder`` take precedence, as in the original LLaVA, because they may have been fine-tuned. If
+    ``folder`` contains an adapter, ``base`` is the folder that contains its base model. If ``is_whole`` is
+    false, ``model`` consists of only some modules of the checkpoint, and the tensors of other modules are
+    ignored.
 
     Raises CheckpointError if tensors are missing or unexpected, if their shapes or dtypes are wrong, if a
     file is missing or corrupt, or if it is a pickle file and ``allow_pickle`` is false. The message contains
@@ -55,7 +58,7 @@ def load_weights(
     plan = _LoadPlan(dict(_targets(model)), adapter, is_whole)
     plan.add(adapter.replaced, canonical_name)
     plan.add(_read_folder(base or folder, allow_pickle), canonical_name)
-    if vision_tower is not None:
+    if vision_tower is not None and plan.lacks_tower:
         plan.add(_read_folder(vision_tower, allow_pickle), canonical_tower_name)
     plan.validate(folder, has_tower=vision_tower is not None)
     plan.run(on_progress)
@@ -131,10 +134,15 @@ class _LoadPlan:
             elif name in self.targets or (self.is_whole and not is_unused(name, self.targets)):
                 self._unexpected.append(tensor.name)
 
+    @property
+    def lacks_tower(self) -> bool:
+        """Whether a tensor of the vision tower is still missing."""
+        return any(name.startswith(_TOWER) for name in self.targets.keys() - self._sources.keys())
+
     def validate(self, folder: Path, *, has_tower: bool) -> None:
         """Raise CheckpointError if the files do not match the model."""
         missing = sorted(self.targets.keys() - self._sources.keys())
-        tower = [name for name in self.targets if name.startswith("vision_tower.")]
+        tower = [name for name in self.targets if name.startswith(_TOWER)]
         if tower and not has_tower and missing == sorted(tower):
             raise CheckpointError(
                 f"{folder} does not contain the weights of its vision tower. Set vision_tower to the folder "
