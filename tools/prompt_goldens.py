@@ -17,6 +17,7 @@ from those of ``"legacy": true``. To test another release of transformers, insta
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import random
 import re
@@ -27,9 +28,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import transformers
-from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_file
 
 Conversation: TypeAlias = dict[str, Any]
+
+# A second copy of this module, such as the one in sentencepiece, could not be imported next to it.
+sentencepiece_file: Any = importlib.import_module("transformers.utils.sentencepiece_model_pb2_new")
 
 FOLDER = Path(__file__).parents[1] / "tests" / "data" / "prompts"
 RELEASE = "4.37.2"

@@ -65,7 +65,7 @@ def output_of(model: LoadedModel, golden: Golden) -> list[int]:
 
 
 def manual_output(model: Reference, golden_ids: list[int]) -> list[int]:
-    """Return the greedy output. All tokens are computed anew in each step."""
+    """Return the greedy output. Each step computes all tokens."""
     prompt = Prompt()
     for token_id in golden_ids:
         if token_id == -200:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,8 +60,7 @@ def write_files(
         (folder / "tokenizer.json").write_text(description, "utf-8")
         return
     is_yi = vocabulary == "yi"
-    pieces = llama_pieces() + [(text, 0.0, USER_DEFINED) for text in CHATML if is_yi]
-    (folder / "tokenizer.model").write_bytes(write_model(pieces, has_prefix=not is_yi))
+    (folder / "tokenizer.model").write_bytes(llama_model(is_yi=is_yi))
     if not is_yi:
         ids = {token: NUM_PIECES + index for index, token in enumerate(ADDED_TOKENS[vocabulary])}
         (folder / "added_tokens.json").write_text(json.dumps(ids))
@@ -82,6 +82,12 @@ def tokenizer_json(file_format: FileFormat, vocabulary: str) -> dict[str, Any]:
     else:
         description["pre_tokenizer"]["prepend_scheme"] = file_format
     return description
+
+
+@cache
+def llama_model(*, is_yi: bool) -> bytes:
+    pieces = llama_pieces() + [(text, 0.0, USER_DEFINED) for text in CHATML if is_yi]
+    return write_model(pieces, has_prefix=not is_yi)
 
 
 def llama_pieces() -> list[Piece]:

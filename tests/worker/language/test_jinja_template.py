@@ -106,7 +106,8 @@ MULTI_TURN = [
 ]
 WITH_END_TOKENS = (
     "{% for m in messages %}{{ m.role }}: {% for p in m.content %}"
-    "{{ p.text if p.type == 'text' else '<image>' }}{% endfor %}{{ '</s>' if m.role == 'assistant' }}{% endfor %}ASSISTANT:"
+    "{{ p.text if p.type == 'text' else '<image>' }}{% endfor %}"
+    "{{ '</s>' if m.role == 'assistant' }}{% endfor %}ASSISTANT:"
 )
 
 
@@ -123,16 +124,19 @@ def test_prompts_equal_those_of_transformers_for_every_tokenizer_file_and_legacy
     end_tokens = JinjaChatTemplate(
         WITH_END_TOKENS, special_tokens=SPECIAL_TOKENS, bos_token="<s>", eos_token="</s>"
     )
-    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    for folder in (ours, theirs):
-        folder.mkdir()
-    write_files(ours, file_format, legacy=legacy, model_type="llava")
+    folder, reference = tmp_path / "folder", tmp_path / "reference"
+    for path in (folder, reference):
+        path.mkdir()
+    write_files(folder, file_format, legacy=legacy, model_type="llava")
     is_model = file_format == "model"
     write_files(
-        theirs, "first" if is_model else file_format, legacy=legacy, model_type=None if is_model else "llava"
+        reference,
+        "first" if is_model else file_format,
+        legacy=legacy,
+        model_type=None if is_model else "llava",
     )
     for template, source in ((CONVERSATION_TEMPLATES["llava_hf"], LLAVA_HF), (end_tokens, WITH_END_TOKENS)):
-        assert encode(ours, template, MULTI_TURN) == encode_with_transformers(theirs, source, MULTI_TURN)
+        assert encode(folder, template, MULTI_TURN) == encode_with_transformers(reference, source, MULTI_TURN)
 
 
 @settings(max_examples=10, deadline=None)

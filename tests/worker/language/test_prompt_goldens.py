@@ -73,7 +73,8 @@ def messages_of(golden: Golden, image: ImageRef) -> list[Message]:
 
 
 def expected_ids(golden: Golden, *, legacy: bool) -> list[int]:
-    ids: list[int] = golden["ids"] if legacy else golden.get("modern_ids", golden["ids"])
+    name = "ids" if legacy or "modern_ids" not in golden else "modern_ids"
+    ids: list[int] = golden[name]
     return ids
 
 
@@ -117,7 +118,8 @@ def test_file_that_transformers_5_wrote_shows_the_setting_that_its_configuration
     tmp_path: Path,
 ) -> None:
     is_yi = {index for index, golden in enumerate(GOLDENS) if golden["vocabulary"] == "yi"}
-    for file_format, legacy in (("first", False), ("always", True)):
+    formats: dict[FileFormat, bool] = {"first": False, "always": True}
+    for file_format, legacy in formats.items():
         (tmp_path / file_format).mkdir()
         differ = differing(tmp_path / file_format, file_format, legacy=None, expected_legacy=legacy)
         assert differ <= is_yi  # a vocabulary without prefixes has the same file for both settings
@@ -194,3 +196,17 @@ def test_no_space_token_follows_the_end_of_an_assistant_message() -> None:
             token_ids = expected_ids(golden, legacy=legacy)
             if golden["template"] in ("vicuna_v1", "llava_v1") and 2 in token_ids:
                 assert token_ids[token_ids.index(2) :][:3] == expected
+
+
+def test_prefix_precedes_only_tokens_that_the_configuration_does_not_name(tmp_path: Path) -> None:
+    golden: Golden = {"template": "vicuna_v1", "vocabulary": "marks", "turns": [[None, "What is this?"]]}
+
+    def after_image(**options: Any) -> list[int]:
+        token_ids = encode(golden, load(tmp_path, "model", vocabulary="marks", **options))
+        return token_ids[token_ids.index(-200) + 1 :][:3]
+
+    assert after_image(legacy=True) == [32002, 29871, 13]
+    assert after_image(legacy=False) == [29871, 32002, 13]
+    names = json.dumps({"additional_special_tokens": ["<im_start>", {"content": "<im_end>"}]})
+    (tmp_path / "special_tokens_map.json").write_text(names)
+    assert after_image(legacy=False) == [32002, 13, 5618]
