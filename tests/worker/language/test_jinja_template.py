@@ -27,8 +27,10 @@ from llava_worker.language.prompt_formats import (
 )
 from llava_worker.language.template_process import TemplateProcess
 from PIL import Image
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from tests.worker.language.llama_files import FILE_FORMATS, FileFormat, write_files
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 LLAMA = Path(__file__).parents[2] / "data" / "prompts"
@@ -61,7 +63,7 @@ def encode_with_transformers(folder: Path, template: str, messages: list[Message
         CLIPImageProcessorPil(
             size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, do_normalize=False
         ),
-        PreTrainedTokenizerFast.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -94,6 +96,49 @@ def test_llava_hf_template_yields_the_token_ids_of_transformers(
 ) -> None:
     token_ids = encode(folder, CONVERSATION_TEMPLATES["llava_hf"], messages)
     assert token_ids == encode_with_transformers(folder, LLAVA_HF, messages)
+
+
+MULTI_TURN = [
+    Message("system", (" Be brief.",)),
+    Message("user", (IMAGE, "What is this?")),
+    Message("assistant", (" A cat.",)),
+    Message("user", ("  USER:\n", IMAGE, "a")),
+    Message("assistant", ("",)),
+    Message("user", ("Hi?",)),
+]
+WITH_END_TOKENS = (
+    "{% for m in messages %}{{ m.role }}: {% for p in m.content %}"
+    "{{ p.text if p.type == 'text' else '<image>' }}{% endfor %}"
+    "{{ '</s>' if m.role == 'assistant' }}{% endfor %}ASSISTANT:"
+)
+
+
+@pytest.mark.parametrize("legacy", [True, False, None])
+@pytest.mark.parametrize("file_format", FILE_FORMATS)
+def test_prompts_equal_those_of_transformers_for_every_tokenizer_file_and_legacy_setting(
+    file_format: FileFormat, legacy: bool | None, tmp_path: Path
+) -> None:
+    """For LLaVA models, transformers 5 loads tokenizer.json and ignores the setting.
+
+    Its class LlamaTokenizer reads the setting. This class is the reference for tokenizer.model. It loads an
+    equivalent tokenizer.json, because it can load tokenizer.model only if sentencepiece is installed.
+    """
+    end_tokens = JinjaChatTemplate(
+        WITH_END_TOKENS, special_tokens=SPECIAL_TOKENS, bos_token="<s>", eos_token="</s>"
+    )
+    folder, reference = tmp_path / "folder", tmp_path / "reference"
+    for path in (folder, reference):
+        path.mkdir()
+    write_files(folder, file_format, legacy=legacy, model_type="llava")
+    is_model = file_format == "model"
+    write_files(
+        reference,
+        "first" if is_model else file_format,
+        legacy=legacy,
+        model_type=None if is_model else "llava",
+    )
+    for template, source in ((CONVERSATION_TEMPLATES["llava_hf"], LLAVA_HF), (end_tokens, WITH_END_TOKENS)):
+        assert encode(folder, template, MULTI_TURN) == encode_with_transformers(reference, source, MULTI_TURN)
 
 
 @settings(max_examples=10, deadline=None)

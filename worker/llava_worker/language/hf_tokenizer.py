@@ -1,4 +1,9 @@
-"""A model's tokenizer, read from ``tokenizer.json`` or ``tokenizer.model`` in the model's folder."""
+"""A model's tokenizer, read from ``tokenizer.json`` or ``tokenizer.model`` in the model's folder.
+
+With vocabularies like Llama's, a space is prepended to a text, the prefix ``▁``. ``encode`` adds it to the
+same texts as transformers 4.37.2, which the original LLaVA uses. ``encode_segment`` adds it to the same texts
+as transformers 5.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +11,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer
 
 from llava_worker.language.sentencepiece import read_sentencepiece
 from llava_worker.language.tokenizer import TokenizerError
 
 __all__ = ["HFTokenizer", "has_tokenizer"]
+
+_LLAMA_TOKENS = ("<unk>", "<s>", "</s>")
+_TOKEN_ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
 class HFTokenizer:
@@ -22,21 +30,23 @@ class HFTokenizer:
 
         ``image_token_id`` defaults to the ID of ``<image>``, or to 0 if the vocabulary does not contain it.
         """
-        self._tokenizer = _load(folder)
+        config = _read_config(folder / "tokenizer_config.json")
+        self._tokenizer = _load(folder, config)
         self._tokenizer.encode_special_tokens = True
         self._special_tokens = {
             token_id: token
             for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
             if token.special
         }
-        self._prefix_scheme = _prefix_scheme(self._tokenizer)
-        self._segment_tokenizer = _segment_tokenizer(self._tokenizer, self._prefix_scheme)
-        decoder = json.loads(self._tokenizer.to_str())["decoder"]
-        self._is_byte_level, self.strips_leading_space = _read_decoder(decoder)
+        description = json.loads(self._tokenizer.to_str())
+        self._prefix_scheme = _prefix_scheme(description)
+        self._bare_tokenizer = _without_prefix(self._tokenizer, description)
+        self._is_byte_level, self.strips_leading_space = _read_decoder(description["decoder"])
         self._bytes: dict[int, bytes] = {}  # keyed by token ID
-        config = _read_config(folder / "tokenizer_config.json")
-        self.bos_token, self.eos_token = _token_name(config, "bos_token"), _token_name(config, "eos_token")
+        self.bos_token, self.eos_token = (_content(config.get(name)) for name in ("bos_token", "eos_token"))
         self.bos_token_id = None if self.bos_token is None else self.special_id(self.bos_token)
+        self._is_legacy = self._is_byte_level or _is_legacy(folder, config, self._prefix_scheme)
+        self._named_tokens = _named_tokens(folder, config)
         self.adds_bos = self.bos_token_id is not None and config.get("add_bos_token") is not False
         if image_token_id is None:
             image_token_id = self._tokenizer.token_to_id("<image>") or 0
@@ -48,13 +58,28 @@ class HFTokenizer:
         """The names of all special tokens."""
         return [token.content for token in self._special_tokens.values()]
 
-    def encode(self, text: str) -> list[int]:
-        if self._prefix_scheme != "never" and text.startswith((" ", "▁")):
-            text = f" {text}"  # SentencePiece prepends a space even if the text begins with one
-        return _ids(self._tokenizer, text)
+    def encode(self, text: str, *, is_first: bool = True) -> list[int]:
+        """Implement ``Tokenizer.encode``.
+
+        If ``"legacy": true`` applies, every text has the prefix, unless the vocabulary has none. If
+        ``"legacy": false`` applies, only texts that do not follow a special token have the prefix, and they
+        have it with every vocabulary.
+        """
+        has_prefix = self._prefix_scheme != "never" if self._is_legacy else is_first
+        return _ids(self._bare_tokenizer, f"▁{text}" if has_prefix and text else text)
 
     def encode_segment(self, text: str, *, is_first: bool) -> list[int]:
-        return _ids(self._tokenizer if is_first else self._segment_tokenizer, text)
+        is_bare = self._prefix_scheme == "first" and not is_first
+        return _ids(self._bare_tokenizer if is_bare else self._tokenizer, text)
+
+    def encode_special(self, token: str, *, is_first: bool) -> list[int]:
+        """Implement ``Tokenizer.encode_special``.
+
+        If ``"legacy": false`` applies, a prefix precedes a token at the beginning of a text, unless the
+        configuration names the token, for example as the ``eos_token``.
+        """
+        has_prefix = is_first and not self._is_legacy and token not in self._named_tokens
+        return [*(_ids(self._bare_tokenizer, "▁") if has_prefix else []), self.special_id(token)]
 
     def special_id(self, token: str) -> int:
         token_id: int | None = self._tokenizer.token_to_id(token)
@@ -99,12 +124,13 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
 
 
-def _load(folder: Path) -> Tokenizer:
+def _load(folder: Path, config: dict[str, Any]) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not has_tokenizer(folder):
         raise TokenizerError(f"Neither tokenizer.json nor tokenizer.model exists in {folder}.")
     if not path.is_file():
-        return read_sentencepiece(folder / "tokenizer.model")
+        scheme = "always" if config.get("legacy") is True else "first"  # as in transformers 5
+        return read_sentencepiece(folder / "tokenizer.model", prefix_scheme=scheme)
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises a plain Exception if it cannot read a file
@@ -116,33 +142,66 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def _prefix_scheme(tokenizer: Tokenizer) -> str:
-    """Return the pre-tokenizer's scheme for prepending a space to segments: "always", "first" or "never"."""
-    pre_tokenizer = json.loads(tokenizer.to_str())["pre_tokenizer"] or {}
+def _prefix_scheme(description: dict[str, Any]) -> str:
+    """Return which texts get a prefix: "always" (all), "first" (the first in a prompt) or "never"."""
+    if any(step["type"] == "Prepend" for step in _normalizers(description)):
+        return "always"
+    pre_tokenizer = description["pre_tokenizer"] or {}
     is_metaspace = pre_tokenizer.get("type") == "Metaspace"
     return str(pre_tokenizer["prepend_scheme"]) if is_metaspace else "never"
 
 
-def _segment_tokenizer(tokenizer: Tokenizer, prefix_scheme: str) -> Tokenizer:
-    """Return the tokenizer for segments after the first, which is usually the same tokenizer."""
-    if prefix_scheme != "first":
+def _without_prefix(tokenizer: Tokenizer, description: dict[str, Any]) -> Tokenizer:
+    """Return a tokenizer that adds no prefix to any text. It is usually a copy."""
+    if _prefix_scheme(description) == "never":
         return tokenizer
-    copy: Tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    changes: dict[str, Any] = {}
+    if steps := _normalizers(description):
+        steps = [step for step in steps if step["type"] != "Prepend"]
+        changes["normalizer"] = {"type": "Sequence", "normalizers": steps}
+    if (pre_tokenizer := description["pre_tokenizer"]) and pre_tokenizer["type"] == "Metaspace":
+        changes["pre_tokenizer"] = {**pre_tokenizer, "prepend_scheme": "never"}
+    copy: Tokenizer = Tokenizer.from_str(json.dumps({**description, **changes}))
     copy.encode_special_tokens = True
-    metaspace = json.loads(tokenizer.to_str())["pre_tokenizer"]
-    copy.pre_tokenizer = pre_tokenizers.Metaspace(
-        replacement=metaspace["replacement"], prepend_scheme="never", split=metaspace["split"]
-    )
     return copy
+
+
+def _normalizers(description: dict[str, Any]) -> list[dict[str, Any]]:
+    normalizer = description["normalizer"]
+    return list(normalizer.get("normalizers", [normalizer])) if normalizer else []
+
+
+def _is_legacy(folder: Path, config: dict[str, Any], prefix_scheme: str) -> bool:
+    """Return whether the original LLaVA uses the behavior of ``"legacy": true`` for this tokenizer.
+
+    It loads Mistral models with a fast tokenizer, which ignores the setting. Files written by transformers 5
+    lack the setting, but the scheme in their tokenizer.json is "first" only if it was false.
+    """
+    model_config = _read_config(folder / "config.json")
+    model_config = model_config.get("text_config") or model_config
+    if "mistral" in str(model_config.get("model_type")):
+        return True
+    if config.get("legacy") is None and not (folder / "tokenizer.model").is_file():
+        return prefix_scheme != "first"
+    return config.get("legacy") is not False
+
+
+def _named_tokens(folder: Path, config: dict[str, Any]) -> set[str]:
+    """Return the special tokens that the configuration names, for example as the ``eos_token``."""
+    names = set(_LLAMA_TOKENS)
+    for entries in (config, _read_config(folder / "special_tokens_map.json")):
+        additional = entries.get("additional_special_tokens") or []
+        contents = [_content(token) for token in [*map(entries.get, _TOKEN_ROLES), *additional]]
+        names.update(content for content in contents if content is not None)
+    return names
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
 
 
-def _token_name(config: dict[str, Any], name: str) -> str | None:
-    """Return a special token from tokenizer_config.json (a string or an object with a ``content`` field)."""
-    token = config.get(name)
+def _content(token: object) -> str | None:
+    """Return the text of a special token, which is a string or an object with a ``content`` field."""
     content = token.get("content") if isinstance(token, dict) else token
     return None if content is None else str(content)
 

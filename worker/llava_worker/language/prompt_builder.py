@@ -1,14 +1,14 @@
 """Prompt construction: converts messages to token IDs and image positions.
 
-The rules are the same as in the original LLaVA. The prompt starts with one beginning-of-sequence token. Each
-text between images and special tokens is tokenized independently, so a newline after an image becomes ``▁``,
-``<0x0A>``. For templates in the style of transformers, the texts are tokenized as parts of a single text. An
-image is represented by one image token per feature vector.
+The rules are the same as in the original LLaVA. The prompt starts with one beginning-of-sequence token. It is
+split at the images, and each part is tokenized independently, so a newline after an image becomes ``▁``,
+``<0x0A>``. For templates in the style of transformers, the prompt is tokenized as a single text. An image is
+represented by one image token per feature vector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llava_wire.messages.event import ErrorCode
@@ -22,6 +22,7 @@ from llava_worker.model.config.image_grid import ImageLayout
 
 __all__ = ["Prompt", "PromptBuilder", "PromptError"]
 
+_IMAGE_MARKS = (SpecialToken("<im_start>"), SpecialToken("<im_end>"))
 _SAMPLE_CHAT = (Message("user", ("a",)), Message("assistant", ("b",)), Message("user", ("c",)))
 
 
@@ -56,9 +57,8 @@ class PromptBuilder:
             image_spec.side, image_spec.tokens_per_tile, fit=image_spec.fit, grid=image_spec.grid
         )
         self._context_length = context_length
-        marks = ["<im_start>", "<im_end>"] if has_image_marks else []
-        self._image_marks = [[tokenizer.special_id(mark)] for mark in marks] or [[], []]
-        for segment in template.render(_SAMPLE_CHAT):
+        self._image_marks = _IMAGE_MARKS if has_image_marks else ()
+        for segment in [*self._image_marks, *template.render(_SAMPLE_CHAT)]:
             if isinstance(segment, SpecialToken):
                 tokenizer.special_id(segment.token)
 
@@ -100,16 +100,37 @@ class PromptBuilder:
         return prompt
 
     def _encode(self, segments: Iterable[Segment]) -> Prompt:
-        segments = _join_texts(segments)
+        segments = _join_texts(self._mark_images(segments))
         prompt = Prompt(self._bos(segments))
-        for index, segment in enumerate(segments):
-            if isinstance(segment, str):
-                prompt.token_ids += self._encode_text(segment, is_first=index == 0)
-            elif isinstance(segment, SpecialToken):
-                prompt.token_ids.append(self._tokenizer.special_id(segment.token))
+        previous: Segment | None = None
+        for segment in segments:
+            is_first = previous is None or (isinstance(previous, ImageRef) and not self._template.is_hf_style)
+            if isinstance(segment, ImageRef):
+                span = self._image_span(segment, start=len(prompt.token_ids))
+                prompt.images.append(span)
+                prompt.token_ids += [self._tokenizer.image_token_id] * span.length
             else:
-                self._append_image(prompt, segment)
+                prompt.token_ids += self._encode_part(segment, is_first=is_first)
+            previous = segment
         return prompt
+
+    def _mark_images(self, segments: Iterable[Segment]) -> Iterator[Segment]:
+        """Enclose each image in the marks that the model was trained with."""
+        for segment in segments:
+            if self._image_marks and isinstance(segment, ImageRef):
+                start, end = self._image_marks
+                yield from (start, segment, end)
+            else:
+                yield segment
+
+    def _encode_part(self, segment: str | SpecialToken, *, is_first: bool) -> list[int]:
+        if isinstance(segment, SpecialToken):
+            if self._template.is_hf_style:
+                return [self._tokenizer.special_id(segment.token)]
+            return self._tokenizer.encode_special(segment.token, is_first=is_first)
+        if self._template.is_hf_style:
+            return self._tokenizer.encode_segment(segment, is_first=is_first)
+        return self._tokenizer.encode(segment, is_first=is_first)
 
     def _bos(self, segments: Sequence[Segment]) -> list[int]:
         """Return the beginning-of-sequence token to prepend, or [] if it is unused or already present."""
@@ -121,18 +142,6 @@ class PromptBuilder:
             has_bos = isinstance(first, SpecialToken) and self._tokenizer.special_id(first.token) == bos
             return [bos] if self._tokenizer.adds_bos and not has_bos else []
         return [bos]
-
-    def _encode_text(self, text: str, *, is_first: bool) -> list[int]:
-        if self._template.is_hf_style:
-            return self._tokenizer.encode_segment(text, is_first=is_first)
-        return self._tokenizer.encode(text)
-
-    def _append_image(self, prompt: Prompt, image: ImageRef) -> None:
-        before, after = self._image_marks
-        prompt.token_ids += before
-        span = self._image_span(image, start=len(prompt.token_ids))
-        prompt.images.append(span)
-        prompt.token_ids += [self._tokenizer.image_token_id] * span.length + after
 
     def _image_span(self, image: ImageRef, *, start: int) -> ImageSpan:
         """Return the image's span. Raises PromptError if the image was not preprocessed for this model."""
@@ -176,9 +185,11 @@ class PromptBuilder:
 
 
 def _join_texts(segments: Iterable[Segment]) -> list[Segment]:
-    """Join adjacent texts, because tokenization depends on where the text is split."""
+    """Join adjacent texts, because tokenization depends on where the text is split, and drop empty texts."""
     joined: list[Segment] = []
     for segment in segments:
+        if segment == "":
+            continue
         if isinstance(segment, str) and joined and isinstance(joined[-1], str):
             joined[-1] += segment
         else:

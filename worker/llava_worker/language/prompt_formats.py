@@ -54,9 +54,9 @@ Segment: TypeAlias = str | SpecialToken | ImageRef
 class PromptTemplate(Protocol):
     """The interface of templates, which render messages to segments.
 
-    If ``is_hf_style`` is true, the texts are tokenized as parts of a single text, as in transformers.
-    Otherwise, each text is tokenized independently, as in the original LLaVA. ``stop`` lists the strings that
-    end a response.
+    If ``is_hf_style`` is true, the prompt is tokenized as a single text, as in transformers. Otherwise, it is
+    split at the images, and each part is tokenized independently, as in the original LLaVA. ``stop`` lists
+    the strings that end a response.
     """
 
     @property

@@ -37,8 +37,12 @@ class _Piece:
     type: int
 
 
-def read_sentencepiece(path: Path) -> Tokenizer:
-    """Read the file and the ``added_tokens.json`` next to it. Raises TokenizerError."""
+def read_sentencepiece(path: Path, *, prefix_scheme: str = "first") -> Tokenizer:
+    """Read the file and the ``added_tokens.json`` next to it. Raises TokenizerError.
+
+    ``prefix_scheme`` applies if the model prepends a space to a text. "first" prepends it only to the
+    beginning of a prompt, "always" also after special tokens.
+    """
     try:
         message = list(_fields(path.read_bytes()))
         pieces = [_parse_piece(value) for number, value in message if number == 1]
@@ -46,7 +50,8 @@ def read_sentencepiece(path: Path) -> Tokenizer:
     except (ValueError, struct.error, TypeError) as error:
         raise TokenizerError(f"The file {path} is not a valid SentencePiece model: {error}") from error
     _check_supported(path, pieces, trainer, normalizer)
-    tokenizer = _create_tokenizer(pieces, has_prefix=normalizer.get(3, 1) == 1)
+    scheme = prefix_scheme if normalizer.get(3, 1) == 1 else "never"
+    tokenizer = _create_tokenizer(pieces, prefix_scheme=scheme)
     _add_tokens(tokenizer, path.with_name("added_tokens.json"))
     return tokenizer
 
@@ -73,17 +78,18 @@ def _check_supported(
         )
 
 
-def _create_tokenizer(pieces: list[_Piece], *, has_prefix: bool) -> Tokenizer:
+def _create_tokenizer(pieces: list[_Piece], *, prefix_scheme: str) -> Tokenizer:
     vocabulary = {piece.text: token_id for token_id, piece in enumerate(pieces)}
     unknown = next((piece.text for piece in pieces if piece.type == _UNKNOWN), None)
     model = models.BPE(
         vocabulary, _merges(pieces, vocabulary), unk_token=unknown, fuse_unk=True, byte_fallback=True
     )
     tokenizer = Tokenizer(model)
-    scheme = "first" if has_prefix else "never"
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme=scheme, split=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme=prefix_scheme, split=False)
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if has_prefix else [])])
+    if prefix_scheme != "never":
+        steps.append(decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(steps)
     special = [piece.text for piece in pieces if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED)]
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     return tokenizer

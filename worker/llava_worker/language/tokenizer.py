@@ -36,8 +36,12 @@ class Tokenizer(Protocol):
         """Whether the first token of a text includes a space that is not part of the text, as in Llama."""
         ...
 
-    def encode(self, text: str) -> list[int]:
-        """Return the token IDs of the text, without adding special tokens, as in the original LLaVA."""
+    def encode(self, text: str, *, is_first: bool = True) -> list[int]:
+        """Return the token IDs of a text, without adding special tokens, as in the original LLaVA.
+
+        If ``is_first`` is true, the text is at the beginning of the prompt or follows an image. Otherwise, it
+        follows a special token.
+        """
         ...
 
     def encode_segment(self, text: str, *, is_first: bool) -> list[int]:
@@ -45,6 +49,13 @@ class Tokenizer(Protocol):
 
         If ``is_first`` is true, the text is at the beginning of the prompt. Otherwise, it follows a special
         token.
+        """
+        ...
+
+    def encode_special(self, token: str, *, is_first: bool) -> list[int]:
+        """Return the token IDs that the original LLaVA uses for a special token. Raises TokenizerError.
+
+        ``is_first`` has the same meaning as for ``encode``.
         """
         ...
 
@@ -73,11 +84,14 @@ class ByteTokenizer:
     image_token_id: int = 258
     strips_leading_space: bool = False
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, is_first: bool = True) -> list[int]:  # noqa: ARG002
         return list(text.encode())
 
-    def encode_segment(self, text: str, *, is_first: bool) -> list[int]:  # noqa: ARG002
-        return self.encode(text)
+    def encode_segment(self, text: str, *, is_first: bool) -> list[int]:
+        return self.encode(text, is_first=is_first)
+
+    def encode_special(self, token: str, *, is_first: bool) -> list[int]:  # noqa: ARG002
+        return [self.special_id(token)]
 
     def special_id(self, token: str) -> int:
         if token == "<image>":
