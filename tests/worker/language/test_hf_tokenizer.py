@@ -27,6 +27,24 @@ def test_user_text_never_becomes_a_special_token(typed: str) -> None:
     assert b"".join(TINY.token_bytes(token_id) for token_id in ids) == f" {typed}".encode()
 
 
+@pytest.mark.parametrize("mark", ["<image>", "<im_start>"])
+def test_image_marks_are_special_even_if_the_file_declares_them_as_ordinary(
+    mark: str, tmp_path: Path
+) -> None:
+    description = json.loads((TINY_FOLDER / "tokenizer.json").read_text("utf-8"))
+    used = {token["content"]: token for token in description["added_tokens"]}
+    token = used.get(mark) or {
+        **used["<image>"],
+        "content": mark,
+        "id": 1 + max(t["id"] for t in used.values()),
+    }
+    token["special"] = False
+    description["added_tokens"] = list({**used, mark: token}.values())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description), "utf-8")
+    tokenizer = HFTokenizer(tmp_path)
+    assert tokenizer.special_id(mark) not in tokenizer.encode(f"a {mark} b")
+
+
 @given(TEXT)
 def test_token_bytes_concatenate_to_the_text(text: str) -> None:
     ids = TINY.encode(text)

@@ -116,7 +116,7 @@ WITH_END_TOKENS = (
 @pytest.mark.parametrize("legacy", [True, False, None])
 @pytest.mark.parametrize("file_format", FILE_FORMATS)
 def test_prompts_equal_those_of_transformers_for_every_tokenizer_file_and_legacy_setting(
-    file_format: FileFormat, legacy: bool | None, tmp_path: Path
+    template_process: TemplateProcess, file_format: FileFormat, legacy: bool | None, tmp_path: Path
 ) -> None:
     """For LLaVA models, transformers 5 loads tokenizer.json and ignores the setting.
 
@@ -124,7 +124,7 @@ def test_prompts_equal_those_of_transformers_for_every_tokenizer_file_and_legacy
     equivalent tokenizer.json, because it can load tokenizer.model only if sentencepiece is installed.
     """
     end_tokens = JinjaChatTemplate(
-        WITH_END_TOKENS, special_tokens=SPECIAL_TOKENS, bos_token="<s>", eos_token="</s>"
+        WITH_END_TOKENS, process=template_process, special_tokens=SPECIAL_TOKENS, variables={}
     )
     folder, reference = tmp_path / "folder", tmp_path / "reference"
     for path in (folder, reference):

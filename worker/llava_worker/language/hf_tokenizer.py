@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from llava_worker.language.sentencepiece import read_sentencepiece
 from llava_worker.language.tokenizer import TokenizerError
@@ -19,6 +19,8 @@ from llava_worker.language.tokenizer import TokenizerError
 __all__ = ["HFTokenizer", "has_tokenizer"]
 
 _LLAMA_TOKENS = ("<unk>", "<s>", "</s>")
+# Special even if tokenizer.json declares them as ordinary added tokens, which match user text.
+_IMAGE_MARKS = ("<image>", "<im_patch>", "<im_start>", "<im_end>")
 _TOKEN_ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
@@ -132,9 +134,14 @@ def _load(folder: Path, config: dict[str, Any]) -> Tokenizer:
         scheme = "always" if config.get("legacy") is True else "first"  # as in transformers 5
         return read_sentencepiece(folder / "tokenizer.model", prefix_scheme=scheme)
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises a plain Exception if it cannot read a file
         raise TokenizerError(f"The tokenizer file {path} could not be read: {error}") from error
+    marks = [token.content for token in tokenizer.get_added_tokens_decoder().values() if not token.special]
+    tokenizer.add_special_tokens(
+        [AddedToken(mark, special=True, normalized=False) for mark in marks if mark in _IMAGE_MARKS]
+    )
+    return tokenizer
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
