@@ -155,7 +155,9 @@ def write_gguf(path: Path, target: Path) -> None:
 
 def text_config(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the decoder's configuration in the format of transformers."""
-    llama = {name.removeprefix("llama."): value for name, value in fields.items() if name.startswith("llama.")}
+    llama = {
+        name.removeprefix("llama."): value for name, value in fields.items() if name.startswith("llama.")
+    }
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
