@@ -25,8 +25,8 @@ from llava_worker.engine.core.kv_cache_size import KV_CACHE_DTYPES
 from torch import Tensor
 
 from bench.quality.accuracy import Accuracy, compare
-from bench.quality.examples import TEXT, TINY, Example, question_example, text_windows
 from bench.quality.exam import evaluation_questions, num_right, responses
+from bench.quality.examples import TEXT, TINY, Example, question_example, text_windows
 from bench.quality.llama_cpp import TYPES, LlamaCpp, bits_per_weight
 from bench.quality.model import FORMATS, GPU_FORMATS, LoadedModel, Unavailable
 from bench.quality.plot import plot_quality

@@ -1,4 +1,4 @@
-"""The token sequences on which precisions are compared: windows of a text, and questions about drawn scenes."""
+"""The tokens on which formats are compared: windows of a text, and questions about drawn scenes."""
 
 from __future__ import annotations
 

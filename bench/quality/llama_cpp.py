@@ -32,7 +32,7 @@ class LlamaCpp:
         self._folder = folder
 
     def quantize(self, original: Path, kind: str) -> Path:
-        """Return the file with the rescaled weights of ``original`` in a format. Existing files are reused."""
+        """Return the rescaled weights of ``original`` in a format. Write the file if it does not exist."""
         path = self._folder / f"{kind}.gguf"
         if path.is_file():
             return path
@@ -71,8 +71,8 @@ def read_log_probs(path: Path, examples: list[Example]) -> Iterator[Tensor]:
     """Yield the contents of a file written by ``llama-perplexity --kl-divergence-base``.
 
     The file starts with a magic number, the window size, the vocabulary size, the number of windows and the
-    token IDs. Each row consists of the step and the minimum in fp32, then one multiple of the step per token of
-    the vocabulary. Raises ValueError if the tokens differ from those of ``examples``.
+    token IDs. Each row consists of the step and the minimum in fp32, then one multiple of the step per token
+    of the vocabulary. Raises ValueError if the tokens differ from those of ``examples``.
     """
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:

@@ -85,7 +85,7 @@ class LoadedModel:
         )
         cache, table = KVCache(spec, CPU), torch.arange(num_blocks)[None]
         hidden = []
-        for positions in torch.arange(len(ids)).split(chunk):
+        for positions in torch.split(torch.arange(len(ids)), chunk):
             num, end = len(positions), int(positions[-1]) + 1
             rows = AttentionMetadata((num,), (end,), int(num == 1), table, positions)
             hidden.append(self.llava(x[positions], positions, backend.plan(rows, cache)))
@@ -102,7 +102,7 @@ class LoadedModel:
 
 
 def _precision_on_gpu(name: str) -> Precision:
-    """Return a GPU's precision with the weights' and inputs' format unchanged, and everything else in fp32."""
+    """Return a GPU's precision with unchanged formats of weights and inputs, but fp32 instead of 16 bits."""
     if name == "w4a16":
         raise Unavailable("its Triton kernel requires a GPU")
     try:

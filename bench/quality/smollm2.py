@@ -115,10 +115,10 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def rescale(fields: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Multiply channels by random factors that cancel out, in place. The outputs do not change.
 
-    Dequantized weights are multiples of a step, which is the same for a block of 32 weights. A format with
-    blocks of that size can represent them almost exactly: Q4_K_M would seem better than Q5_K_M, and Q4_1
-    lossless. The factors, 1/1.2 to 1.2, differ for the weights of a block, so that they are no longer multiples
-    of a step.
+    All weights of a block of 32 are multiples of one step, because they were in 4 bits. A format with blocks
+    of that size would represent them almost exactly: Q4_1 would seem lossless, and Q4_K_M better than Q5_K_M.
+    The factors, 1/1.2 to 1.2, differ for the weights of a block, so that they are no longer multiples of one
+    step.
     """
     noise = torch.Generator().manual_seed(0)
     repeats = fields["llama.attention.head_count"] // fields["llama.attention.head_count_kv"]
