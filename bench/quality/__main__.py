@@ -102,7 +102,7 @@ def question_rows(args: argparse.Namespace) -> list[Row]:
         row["same_responses"] = sum(map(str.__eq__, found, exact)) / len(questions)
 
     examples = [question_example(question) for question in questions]
-    show = _printer(f"tiny-llava: answers to {len(questions)} questions about drawn scenes")
+    show = _printer(f"tiny-llava: responses to {len(questions)} questions about drawn scenes")
     return native_rows(TINY, examples, args, show, add_responses)[0]
 
 

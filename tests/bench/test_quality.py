@@ -93,11 +93,11 @@ def test_a_format_that_a_cpu_cannot_compute_is_reported() -> None:
         LoadedModel.load(TINY, "w4a16")
 
 
-def test_the_engine_answers_the_questions() -> None:
+def test_the_responses_of_the_engine_are_scored() -> None:
     model = LoadedModel.load(TINY, "int8")
-    answers = responses(model, QUESTIONS, kv_cache_dtype="int8")
-    assert num_right(QUESTIONS, answers) == len(QUESTIONS)
-    assert num_right(QUESTIONS, [f"not {answer}" for answer in answers]) == 0
+    outputs = responses(model, QUESTIONS, kv_cache_dtype="int8")
+    assert num_right(QUESTIONS, outputs) == len(QUESTIONS)
+    assert num_right(QUESTIONS, [f"not {output}" for output in outputs]) == 0
 
 
 def test_a_text_that_is_too_short_is_rejected() -> None:
