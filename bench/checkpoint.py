@@ -22,7 +22,14 @@ from bench.record import WORK
 from bench.shape import LLAVA_1_5_SMALL, MINI, Shape
 from bench.vocabulary import chat_template, write_tokenizer
 
-__all__ = ["DEFAULT_FOLDER", "MINI_FOLDER", "ensure_checkpoint", "write_checkpoint"]
+__all__ = [
+    "DEFAULT_FOLDER",
+    "MINI_FOLDER",
+    "draw_weight",
+    "ensure_checkpoint",
+    "processor_settings",
+    "write_checkpoint",
+]
 
 DEFAULT_FOLDER = WORK / "llava-1.5-shaped-1.3b"
 MINI_FOLDER = WORK / "llava-1.5-shaped-mini"
@@ -64,7 +71,7 @@ def write_checkpoint(folder: Path, shape: Shape, *, dtype: str = "bfloat16", see
     _write_weights(folder, shape, getattr(torch, dtype), torch.Generator().manual_seed(seed))
     write_tokenizer(folder, WORDS, size=shape.vocabulary, image_id=shape.image_token_id)
     (folder / "chat_template.jinja").write_text(chat_template(), encoding="utf-8")
-    for name, content in _settings(shape).items():
+    for name, content in processor_settings(shape).items():
         (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(shape.config(dtype), indent=2), encoding="utf-8")
 
@@ -74,7 +81,7 @@ def _write_weights(folder: Path, shape: Shape, dtype: torch.dtype, generator: to
     where: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {tensor: _draw(tensor, size, generator).to(dtype) for tensor, size in shard.items()}
+        tensors = {tensor: draw_weight(tensor, size, generator).to(dtype) for tensor, size in shard.items()}
         save_file(tensors, folder / name, metadata={"format": "pt"})
         where |= dict.fromkeys(shard, name)
     total = sum(math.prod(size) for shard in shards for size in shard.values()) * dtype.itemsize
@@ -94,7 +101,8 @@ def _shards(shape: Shape, dtype: torch.dtype) -> Iterator[dict[str, tuple[int, .
     yield shard
 
 
-def _draw(name: str, size: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:  # fp32 [size]
+def draw_weight(name: str, size: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Return random fp32 weights of this size, scaled by the role of the tensor with this name."""
     if name.endswith("norm.weight") or "layrnorm.weight" in name or "layer_norm" in name and "weight" in name:
         return torch.ones(size)
     if name.endswith("bias"):
@@ -104,7 +112,7 @@ def _draw(name: str, size: tuple[int, ...], generator: torch.Generator) -> torch
     return torch.empty(size).normal_(0.0, deviation, generator=generator)
 
 
-def _settings(shape: Shape) -> dict[str, dict[str, object]]:
+def processor_settings(shape: Shape) -> dict[str, dict[str, object]]:
     side = {"height": shape.image_side, "width": shape.image_side}
     return {
         "generation_config.json": {

@@ -54,7 +54,13 @@ def make_model(shape: Shape, precision: Precision, device: torch.device) -> Llav
 
 
 def make_engine(
-    model: Llava, precision: Precision, *, max_num_sequences: int, max_batch_tokens: int
+    model: Llava,
+    precision: Precision,
+    *,
+    max_num_sequences: int,
+    max_batch_tokens: int,
+    kv_cache_dtype: str = "auto",
+    eos_ids: frozenset[int] = frozenset(),
 ) -> Engine:
     """Return an engine configured like a worker's, but without speculative decoding.
 
@@ -66,7 +72,7 @@ def make_engine(
     shape = plan_cache(
         model.config,
         precision,
-        kv_cache_dtype="auto",
+        kv_cache_dtype=kv_cache_dtype,
         device=device,
         max_bytes=None if free is None else max(free // 4, free - _STEP_BYTES),
         free_bytes=free,
@@ -87,7 +93,7 @@ def make_engine(
         )
     return Engine(
         runner,
-        eos_ids=frozenset(),
+        eos_ids=eos_ids,
         context_length=context,
         max_num_sequences=max_num_sequences,
         max_batch_tokens=max_batch_tokens,

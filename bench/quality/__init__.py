@@ -1,0 +1,1 @@
+"""Measures how much accuracy quantization costs: ``python -m bench.quality``."""
