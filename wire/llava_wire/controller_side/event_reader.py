@@ -15,8 +15,9 @@ import re
 from collections.abc import AsyncIterator, Iterator
 
 from llava_wire.controller_side.delivery_ledger import DeliveryLedger, LiveJob
+from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.event import ErrorCode, Event
-from llava_wire.redis.connection import UNAVAILABLE, Link, backoff
+from llava_wire.redis.connection import Link, backoff
 from llava_wire.redis.keys import out_key
 
 __all__ = ["EventReader"]
@@ -53,10 +54,10 @@ class EventReader:
             try:
                 await self.poll(BLOCK_MS)
                 failures = 0
-            except UNAVAILABLE as error:
+            except QueueUnavailable as error:
                 self._known_connection = -1  # identify the server again before the next blocking read
                 if not failures:
-                    _log.warning("redis is unavailable: %s", error)
+                    _log.warning("%s", error)
                 await backoff(failures)
                 failures += 1
             self._ledger.expire()
@@ -64,7 +65,7 @@ class EventReader:
                 yield self._ledger.take_ready()
 
     async def poll(self, block_ms: int | None) -> None:
-        """Run one poll. Raise an ``UNAVAILABLE`` error on failure.
+        """Run one poll. Raises QueueUnavailable.
 
         Wait up to ``block_ms`` milliseconds for new frames, or do not wait if it is None.
         """

@@ -24,7 +24,7 @@ from llava_wire.errors import DuplicateJob, QueueUnavailable
 from llava_wire.messages.event import ErrorCode, Event, decode_log, error_event
 from llava_wire.messages.heartbeat import Heartbeat, read_heartbeats
 from llava_wire.messages.job import Job
-from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, queue_unavailable, retry_briefly
+from llava_wire.redis.connection import Arg, Link, retry_briefly
 
 __all__ = ["JobProducer"]
 
@@ -277,15 +277,12 @@ class JobProducer:
 
     async def ping(self) -> None:
         """Check the connection to Redis."""
-        try:
-            await self._link.command("PING")
-        except UNAVAILABLE as error:
-            raise queue_unavailable(error) from error
+        await self._link.command("PING")
 
     async def aclose(self) -> None:
         """Close the connections. Other controllers can then attach to any streams that are still live."""
         if not self._ledger.num_live:
-            with contextlib.suppress(*UNAVAILABLE):
+            with contextlib.suppress(QueueUnavailable):
                 await self._link.script("remove_controller", self.controller_id)
         await self._reader.aclose()
         await self._link.aclose()

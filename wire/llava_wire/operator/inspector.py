@@ -11,7 +11,7 @@ import msgspec
 
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import Job
-from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, queue_unavailable, retry_briefly
+from llava_wire.redis.connection import Arg, Link, retry_briefly
 from llava_wire.redis.keys import PREFIX, blob_key
 
 __all__ = ["DeadLetter", "Inspector", "QueueDepth", "SystemStatus", "WorkerStatus"]
@@ -133,10 +133,7 @@ class Inspector:
         return await retry_briefly(lambda: self._link.script(name, *args))
 
     async def _command(self, *args: Arg) -> Any:
-        try:
-            return await self._link.command(*args)
-        except UNAVAILABLE as error:
-            raise queue_unavailable(error) from error
+        return await self._link.command(*args)
 
 
 def _heartbeat(row: list[Any]) -> Heartbeat:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.event import ErrorCode, Event, decode_log, error_event
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import WIRE_VERSION, Job
 from llava_wire.messages.load_command import CommandStatus, IssuedCommand, ModelCommand
-from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, queue_unavailable, retry_forever
+from llava_wire.redis.connection import Arg, Link, retry_forever
 from llava_wire.redis.keys import wake_key
 
 __all__ = ["EmitResult", "JobConsumer"]
@@ -70,6 +71,7 @@ class JobConsumer:
         self._pulling: list[str] = []
         self._lost: set[str] = set()  # jobs that the worker has lost, to be reported by the next emit
         self._last_command_id = ""  # ID of the last command that send_heartbeat returned
+        self._is_unavailable = False  # whether the last call to Redis failed
 
     @classmethod
     async def connect(
@@ -79,9 +81,9 @@ class JobConsumer:
         consumer = cls(url, heartbeat, lease_s=lease_s, hang_timeout_s=hang_timeout_s)
         try:
             await consumer._renew_lease()
-        except UNAVAILABLE as error:
+        except BaseException:
             await consumer.aclose()
-            raise queue_unavailable(error) from error
+            raise
         return consumer
 
     async def pull(self, max_jobs: int) -> list[Assignment]:
@@ -145,7 +147,7 @@ class JobConsumer:
         """
         status = self._heartbeat.command
         self._heartbeat = msgspec.structs.replace(heartbeat or self._heartbeat, command=status)
-        reply = await retry_forever(self._renew_lease)
+        reply = await self._retry(self._renew_lease)
         if not reply or (self._heartbeat.command and not self._heartbeat.command.is_finished):
             return None
         command_id, packed = reply[0].decode(), reply[1]
@@ -239,7 +241,7 @@ class JobConsumer:
         """Wait up to ``WAIT_S`` for a wake-up, and return whether jobs may be waiting."""
         try:
             return bool(await self._waiter.command("BLPOP", wake_key(self._heartbeat.model), WAIT_S))
-        except UNAVAILABLE:
+        except QueueUnavailable:
             return True  # unknown, but the next pull waits for Redis anyway
 
     def _frame(self, assignment: Assignment, event: Event) -> tuple[Arg, ...]:
@@ -265,7 +267,20 @@ class JobConsumer:
                 self._pulling.remove(assignment_id)
 
     async def _call(self, name: str, *args: Arg) -> Any:
-        return await retry_forever(lambda: self._link.script(name, *args))
+        return await self._retry(lambda: self._link.script(name, *args))
+
+    async def _retry(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Repeat ``call`` until Redis is available. Log the first error and the recovery."""
+        result = await retry_forever(call, self._report_unavailable)
+        if self._is_unavailable:
+            self._is_unavailable = False
+            _log.info("Redis is available again")
+        return result
+
+    def _report_unavailable(self, error: QueueUnavailable) -> None:
+        if not self._is_unavailable:
+            self._is_unavailable = True
+            _log.warning("waiting until Redis is available, with the model loaded: %s", error)
 
 
 def _parts(events: Sequence[tuple[Assignment, Event]]) -> Iterator[Sequence[tuple[Assignment, Event]]]:
