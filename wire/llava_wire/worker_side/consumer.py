@@ -65,7 +65,9 @@ class JobConsumer:
         self._link = Link(url, timeout_s=COMMAND_TIMEOUT_S)
         self._waiter = Link(url, timeout_s=WAIT_S + 3, max_connections=1)
         self._held: dict[str, str] = {}  # job ID -> assignment ID
-        self._frame_numbers: dict[str, int] = {}  # assignment ID -> number of its last frame
+        # Assignment ID -> number of its last frame and length of the job's log in tokens.
+        self._positions: dict[str, tuple[int, int]] = {}
+        self._emitting: set[str] = set()  # jobs with an event in the emit in progress
         # Nonces of the pull in progress. After the pull, the IDs of the assignments that it returned, because
         # the worker may not have processed these assignments yet.
         self._pulling: list[str] = []
@@ -115,6 +117,7 @@ class JobConsumer:
         model = self._heartbeat.model if check_overflow else ""
         refused, self._lost = self._lost, set()
         has_overflow_waiting = False
+        self._emitting = {assignment.job.job_id for assignment, _ in events}
         for part in _parts(events):
             args = [arg for assignment, event in part for arg in self._frame(assignment, event)]
             has_overflow, refused_ids = await self._call(
@@ -122,12 +125,13 @@ class JobConsumer:
             )
             has_overflow_waiting |= bool(has_overflow)
             refused |= _job_ids(refused_ids)
+        self._emitting = set()
         ended = [
             assignment for assignment, event in events if event.final or assignment.job.job_id in refused
         ]
         self._release(refused.union(assignment.job.job_id for assignment in ended))
         for assignment in ended:
-            self._frame_numbers.pop(assignment.assignment_id, None)
+            self._positions.pop(assignment.assignment_id, None)
         return EmitResult(refused, has_overflow_waiting)
 
     async def requeue(self, assignments: Sequence[Assignment]) -> None:
@@ -166,9 +170,9 @@ class JobConsumer:
         Return the held jobs that are no longer assigned to the worker. Jobs that are assigned to the worker
         but not held by it are requeued.
         """
-        pairs = [arg for job_id in held for arg in (job_id, self._held.get(job_id, ""))]
+        places = [arg for job_id in held for arg in self._place(job_id)]
         lost = _job_ids(
-            await self._call("reconcile_worker", self._worker_id, len(self._pulling), *self._pulling, *pairs)
+            await self._call("reconcile_worker", self._worker_id, len(self._pulling), *self._pulling, *places)
         )
         self._release(lost)
         return lost
@@ -208,6 +212,7 @@ class JobConsumer:
         accepted = [each for each in assignments if each not in rejected]
         for each in accepted:
             self._held[each.job.job_id] = each.assignment_id
+            self._positions[each.assignment_id] = 0, len(each.token_ids)
         self._pulling = [each.assignment_id for each in accepted]
         return accepted
 
@@ -245,8 +250,8 @@ class JobConsumer:
             return True  # unknown, but the next pull waits for Redis anyway
 
     def _frame(self, assignment: Assignment, event: Event) -> tuple[Arg, ...]:
-        number = self._frame_numbers.get(assignment.assignment_id, 0) + 1
-        self._frame_numbers[assignment.assignment_id] = number
+        number = self._positions.get(assignment.assignment_id, (0, 0))[0] + 1
+        self._positions[assignment.assignment_id] = number, event.next_offset
         payload = msgspec.msgpack.encode(event)
         is_final = int(event.final is not None)
         return (
@@ -259,10 +264,16 @@ class JobConsumer:
             payload,
         )
 
+    def _place(self, job_id: str) -> tuple[Arg, ...]:
+        """Return the arguments of ``reconcile_worker`` for a job that the worker holds."""
+        assignment_id = self._held.get(job_id, "")
+        frame, length = self._positions.get(assignment_id, (0, 0))
+        return job_id, assignment_id, -1 if job_id in self._emitting else frame, length
+
     def _release(self, job_ids: Iterable[str]) -> None:
         for job_id in job_ids:
             assignment_id = self._held.pop(job_id, "")
-            self._frame_numbers.pop(assignment_id, None)
+            self._positions.pop(assignment_id, None)
             if assignment_id in self._pulling:
                 self._pulling.remove(assignment_id)
 

@@ -10,7 +10,7 @@
 -- Reply: {{job, assignment, length, payload, log, deadline, trace}...}, {digest, bytes...}, now
 -- Uses shared/base.lua: key, PREFIX, now, split, unpack_slot, request_resync, pack_slot, extend, wake;
 --   shared/images.lua: missing_images; shared/fair_queue.lua: subtract_backlog, QUARANTINE_CRASHES, QUARANTINE,
---   QUEUES, find_overflow, virtual_time, set_virtual_time, num_queued.
+--   QUEUES, find_overflow, virtual_time, set_virtual_time, num_queued; shared/jobs.lua: delete_if_damaged.
 local PROMOTE_MS = 30000
 local MAX_SKIPPED = 64 -- maximum number of parked or expired jobs that one call removes from the queues
 local worker, model, lease, hang = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -46,6 +46,7 @@ if #assigned > 0 then return {assigned, images, now} end
 
 local function assign(id, assignment)
   local job = key('job', id)
+  delete_if_damaged(id)
   local controller, length, digests, cost = unpack(redis.call('HMGET', job, 'controller', 'length', 'digests', 'cost'))
   subtract_backlog(model, id, cost or 0)
   if not digests then return end -- expired in the queue

@@ -24,8 +24,18 @@ end
 local function num_waiting(model) return num_queued(model) + redis.call('ZCARD', key(QUARANTINE, model)) end
 
 -- Returns the virtual time in tokens: the highest score served so far. Each arrival also advances it slightly, so that
--- otherwise equal jobs are served in order of arrival.
-local function virtual_time(model) return tonumber(redis.call('GET', key('clock', model)) or '0') end
+-- otherwise equal jobs are served in order of arrival. If the value was lost, the lowest score of the waiting jobs
+-- replaces it. Otherwise, all new jobs would precede the waiting ones.
+local function virtual_time(model)
+  local stored = redis.call('GET', key('clock', model))
+  if stored then return tonumber(stored) end
+  local lowest = nil
+  for _, queue in ipairs(QUEUES) do
+    local first = redis.call('ZRANGE', key(queue, model), 0, 0, 'WITHSCORES')[2]
+    if first and (not lowest or tonumber(first) < lowest) then lowest = tonumber(first) end
+  end
+  return lowest or 0
+end
 
 local function set_virtual_time(model, value)
   local life = FAIR_MS
@@ -72,7 +82,8 @@ end
 local function subtract_backlog(model, id, cost)
   redis.call('ZREM', key('since', model), id)
   if num_waiting(model) == 0 then return redis.call('DEL', key('backlog', model), key('since', model)) end
-  redis.call('INCRBYFLOAT', key('backlog', model), -cost)
+  local backlog = redis.call('INCRBYFLOAT', key('backlog', model), -cost)
+  if tonumber(backlog) < 0 then redis.call('SET', key('backlog', model), 0, 'KEEPTTL') end -- the counter was lost
   return 1
 end
 
