@@ -7,7 +7,7 @@
 -- ARGV: worker, lease_ms, hang_ms, model or '', (job, assignment, frame, offset, num_tokens, is_final, payload)...
 -- Reply: {1 if an overflow job is waiting, else 0; {rejected job...}}
 -- Uses shared/base.lua: key, PREFIX, now, wake, pack_slot, unpack_slot, notify; shared/fair_queue.lua:
---   QUARANTINE_CRASHES, QUARANTINE, requeue, find_overflow; shared/jobs.lua: append_frame, end_job,
+--   QUARANTINE_CRASHES, QUARANTINE, num_queued, pause_quarantine, requeue, find_overflow; shared/jobs.lua: append_frame, end_job,
 --   is_assigned, restore_slot.
 local CLEAR_FRAMES = 8 -- a quarantined job is cleared after running for this number of frames without a crash
 local MAX_CLEAR_CRASHES = 6 -- a job with at least this number of crashes is never cleared
@@ -28,12 +28,18 @@ local function release(id)
 end
 
 -- Clears a quarantined job, so that it no longer has to run alone. Returns true if the job must be requeued because
--- another job is waiting in quarantine.
+-- another job is waiting in quarantine and no other jobs are waiting.
 local function clear(id)
   local job_model, crashes, doubts = unpack(redis.call('HMGET', key('job', id), 'model', 'crashes', 'doubts'))
   if tonumber(doubts or 0) < QUARANTINE_CRASHES or tonumber(crashes) >= MAX_CLEAR_CRASHES then return false end
   redis.call('HSET', key('job', id), 'doubts', 0)
+  redis.call('HDEL', key('job', id), 'quarantined_at')
   wake(job_model)
+  if num_queued(job_model) > 0 then
+    pause_quarantine(job_model)
+    return false
+  end
+  redis.call('DEL', key('trial', job_model))
   return redis.call('EXISTS', key(QUARANTINE, job_model)) == 1
 end
 

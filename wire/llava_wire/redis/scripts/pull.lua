@@ -3,15 +3,16 @@
 -- received them. If any images of a job are missing, the job is parked and its controller receives a resync request.
 -- Queues are served in order of priority. A job that has waited for PROMOTE_MS is promoted to high priority. A
 -- quarantined job is assigned only to a worker that holds no jobs, and that worker receives no other jobs until the
--- quarantined job has been cleared. If all workers are busy, one of them is selected to finish its current jobs first
--- (key `ward`). A worker without a free slot can request an overflow job: the first job of a tenant that has no job on
+-- quarantined job has been cleared. If no worker becomes idle within DRAIN_AFTER_MS, one of them is selected to finish
+-- its current jobs first (key `ward`). Between two quarantined jobs, other waiting jobs are served. A worker without a free slot can request an overflow job: the first job of a tenant that has no job on
 -- the worker.
 -- ARGV: worker, model, lease_ms, hang_ms, 1 to pull an overflow job, nonce...
 -- Reply: {{job, assignment, length, payload, log, deadline, trace}...}, {digest, bytes...}, now
 -- Uses shared/base.lua: key, PREFIX, now, split, unpack_slot, request_resync, pack_slot, extend, wake;
 --   shared/images.lua: missing_images; shared/fair_queue.lua: subtract_backlog, QUARANTINE_CRASHES, QUARANTINE,
---   QUEUES, find_overflow, virtual_time, set_virtual_time, num_queued; shared/jobs.lua: delete_if_damaged.
+--   QUEUES, pause_quarantine, find_overflow, virtual_time, set_virtual_time, num_queued; shared/jobs.lua: delete_if_damaged.
 local PROMOTE_MS = 30000
+local DRAIN_AFTER_MS = 10000
 local MAX_SKIPPED = 64 -- maximum number of parked or expired jobs that one call removes from the queues
 local worker, model, lease, hang = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local is_overflow, num_nonces = ARGV[5] == '1', #ARGV - 5
@@ -60,22 +61,31 @@ local function assign(id, assignment)
   add_to_reply(id, assignment, tonumber(length))
 end
 
+-- Returns whether the first quarantined job has waited long enough that a busy worker must finish its jobs for it.
+local function must_drain()
+  local first = redis.call('ZRANGE', key(QUARANTINE, model), 0, 0)[1]
+  local quarantined_at = first and redis.call('HGET', key('job', first), 'quarantined_at')
+  return first and now - (quarantined_at or 0) >= DRAIN_AFTER_MS
+end
+
 -- Assigns a quarantined job if possible. Returns true if this call must not assign any other job to the worker.
 local function serve_quarantine()
   if #held == 2 and tonumber(redis.call('HGET', key('job', held[1]), 'doubts') or 0) >= QUARANTINE_CRASHES then
     return true
   end
   local draining_worker = key('ward', model)
+  if num_queued(model) > 0 and redis.call('EXISTS', key('trial', model)) == 1 then return false end
   while #held == 0 do
     local first = redis.call('ZPOPMIN', key(QUARANTINE, model))
     if #first == 0 then return false end
     assign(first[1], ARGV[6])
     if #assigned > 0 then
       redis.call('DEL', draining_worker)
+      pause_quarantine(model)
       return true
     end
   end
-  if redis.call('EXISTS', key(QUARANTINE, model)) == 0 then return false end
+  if not must_drain() then return false end
   redis.call('SET', draining_worker, worker, 'PX', lease, 'NX')
   if redis.call('GET', draining_worker) ~= worker then return false end
   redis.call('PEXPIRE', draining_worker, lease)

@@ -7,6 +7,8 @@
 local QUEUES = {'wait-high', 'wait', 'wait-low'}
 local QUARANTINE = 'suspects'
 local QUARANTINE_CRASHES = 2
+local MAX_EXCUSED = 4 -- number of crashes of a job after which crashes of several workers at the same time count as well
+local QUARANTINE_PAUSE_MS = 2000 -- after a quarantined job, other waiting jobs are served for this time
 local FAIR_MS = 3600000
 local SERVED_MS, NUM_SERVED = 10000, 6
 
@@ -59,6 +61,9 @@ local function fair_score(model, tenant, priority, cost)
   return string.format('%.17g', score)
 end
 
+-- Starts the time in which no quarantined job is assigned while other jobs wait.
+local function pause_quarantine(model) redis.call('SET', key('trial', model), '1', 'PX', QUARANTINE_PAUSE_MS) end
+
 -- Returns a job to its previous position in the queue. `length` is the length of the job's log in tokens.
 local function requeue(id, length)
   local job = key('job', id)
@@ -67,6 +72,7 @@ local function requeue(id, length)
   if not model then return end -- expired
   redis.call('HSET', job, 'state', 'queued', 'assignment', '', 'worker', '', 'length', length)
   local life, name = redis.call('PTTL', job), queue_of(tonumber(priority), doubts)
+  if name == QUARANTINE then redis.call('HSETNX', job, 'quarantined_at', now) end
   local queue, backlog, since = key(name, model), key('backlog', model), key('since', model)
   if redis.call('ZADD', queue, score, id) == 1 then redis.call('INCRBYFLOAT', backlog, cost) end
   extend(queue, life)
@@ -76,6 +82,20 @@ local function requeue(id, length)
     extend(since, life)
   end
   wake(model)
+end
+
+-- Withdraws the doubt that arose when a worker crashed, after it has become clear that the job was not the cause. A job
+-- in quarantine returns to the normal queue.
+local function withdraw_doubt(id)
+  local job = key('job', id)
+  local doubts, crashes, state, length = unpack(redis.call('HMGET', job, 'doubts', 'crashes', 'state', 'length'))
+  if not doubts or tonumber(doubts) == 0 or tonumber(crashes) > MAX_EXCUSED then return end
+  redis.call('HINCRBY', job, 'doubts', -1)
+  local model, cost = unpack(redis.call('HMGET', job, 'model', 'cost'))
+  if state == 'queued' and redis.call('ZREM', key(QUARANTINE, model), id) == 1 then
+    redis.call('INCRBYFLOAT', key('backlog', model), -cost) -- requeue adds it again
+    requeue(id, length)
+  end
 end
 
 -- Updates the backlog after a job has left its queue. When no jobs are left, the backlog is reset to exactly zero.
