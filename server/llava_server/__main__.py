@@ -49,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> int:
             if settings.otel:
                 open_tracing("llava-server").shutdown()  # reports missing packages without a traceback
             asyncio.run(_check_queue(settings))
-        except (ListenError, TracingUnavailable) as error:
+        except (ListenError, TracingUnavailable, EvictionError) as error:
             sys.stderr.write(f"llava-server: {error}\n")
             return _EXIT_USAGE
         except QueueUnavailable as error:
@@ -60,6 +60,10 @@ def main(args: Sequence[str] | None = None) -> int:
         server = DrainingServer(settings, admin)
         server.run(sockets=[listener])
     return 0 if server.has_served and not server.failure else _EXIT_FAILED
+
+
+class EvictionError(Exception):
+    """Redis may evict keys, and the settings do not accept this."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -135,9 +139,20 @@ class DrainingServer(uvicorn.Server):
 
 
 async def _check_queue(settings: Settings) -> None:
-    """Check the queue before the app starts, so that ``main`` can report QueueUnavailable on one line."""
+    """Check the queue before the app starts, so that ``main`` can report an error on one line.
+
+    Raises QueueUnavailable or EvictionError.
+    """
     producer = await JobProducer.connect(settings.redis_url.get_secret_value())
-    await producer.aclose()
+    try:
+        policy = await producer.eviction_policy()
+    finally:
+        await producer.aclose()
+    if policy and not settings.allow_eviction:
+        raise EvictionError(
+            f"Redis has maxmemory-policy {policy}, so it may evict running requests if it runs out of memory. "
+            "Set maxmemory-policy noeviction, or accept this with LLAVA_ALLOW_EVICTION / --allow-eviction."
+        )
 
 
 def _admin_listener(settings: Settings, stack: contextlib.ExitStack) -> socket.socket | None:

@@ -128,7 +128,7 @@ class Harness:
     def kill_worker(self, worker_id: str, *, lease_end_ms: float = 1) -> None:
         """Simulate a worker whose lease has expired, while controllers call ``reap`` every second.
 
-        The default end of the lease is so long ago that the crash is not compared with other crashes.
+        By default, the lease ended a very long time ago, so the crash is not compared with other crashes.
         """
         self.redis.set(PREFIX + "reaped", "1", px=60_000)
         self.redis.zadd(PREFIX + "workers", {worker_id: lease_end_ms})

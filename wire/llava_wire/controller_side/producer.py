@@ -32,6 +32,7 @@ MAX_CRASHES = 3  # two crashes on workers shared with other jobs, and one crash 
 RECENT_READ_S = 3.0  # a job that was read within this time is not cancelled as unread
 ORPHAN_GRACE_S = 30.0
 NUM_TRIES = 3
+_NO_EVICTION = "noeviction"
 CRASHED = error_event(
     ErrorCode.WORKER_CRASHED,
     "Every worker that ran this request crashed. The last worker was running only this request. Change the "
@@ -278,6 +279,12 @@ class JobProducer:
     async def ping(self) -> None:
         """Check the connection to Redis."""
         await self._link.command("PING")
+
+    async def eviction_policy(self) -> str:
+        """Return the ``maxmemory-policy`` if Redis may evict keys with it, or "" if it evicts none."""
+        info = await self._link.command("INFO", "memory")
+        policy = str(info.get("maxmemory_policy", _NO_EVICTION))
+        return "" if policy == _NO_EVICTION else policy
 
     async def aclose(self) -> None:
         """Close the connections. Other controllers can then attach to any streams that are still live."""

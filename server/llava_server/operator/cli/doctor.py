@@ -30,16 +30,17 @@ class Finding:
     text: str
 
 
-async def run_checks(inspector: Inspector) -> list[Finding]:
+async def run_checks(inspector: Inspector, *, allow_eviction: bool = False) -> list[Finding]:
     """Run all checks. Raises QueueUnavailable."""
-    return check(await inspector.server_info(), await inspector.status()) + [_gpu()]
+    info, status = await inspector.server_info(), await inspector.status()
+    return check(info, status, allow_eviction=allow_eviction) + [_gpu()]
 
 
-def check(info: dict[str, Any], status: SystemStatus) -> list[Finding]:
+def check(info: dict[str, Any], status: SystemStatus, *, allow_eviction: bool = False) -> list[Finding]:
     """Check the live processes and the output of Redis's INFO command."""
     return [
         _version(info),
-        _policy(info),
+        _policy(info, allow_eviction),
         _persistence(info),
         _memory(info),
         _ping(info),
@@ -65,13 +66,12 @@ def _version(info: dict[str, Any]) -> Finding:
     return Finding("error", f"{kind} {version}: use {minimum[0]}.{minimum[1]} or newer")
 
 
-def _policy(info: dict[str, Any]) -> Finding:
+def _policy(info: dict[str, Any], allow_eviction: bool) -> Finding:
     policy = info.get("maxmemory_policy")
     if policy == "noeviction":
         return Finding("ok", "maxmemory-policy noeviction")
-    return Finding(
-        "error", f"maxmemory-policy {policy}: jobs may be evicted; set maxmemory-policy noeviction"
-    )
+    level: Literal["warning", "error"] = "warning" if allow_eviction else "error"
+    return Finding(level, f"maxmemory-policy {policy}: jobs may be evicted; set maxmemory-policy noeviction")
 
 
 def _persistence(info: dict[str, Any]) -> Finding:
