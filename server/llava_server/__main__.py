@@ -150,7 +150,7 @@ async def _check_queue(settings: Settings) -> None:
         await producer.aclose()
     if policy and not settings.allow_eviction:
         raise EvictionError(
-            f"Redis has maxmemory-policy {policy}, so it may evict running requests if it runs out of memory. "
+            f"Redis has maxmemory-policy {policy}, so it may evict running requests if its memory is full. "
             "Set maxmemory-policy noeviction, or accept this with LLAVA_ALLOW_EVICTION / --allow-eviction."
         )
 

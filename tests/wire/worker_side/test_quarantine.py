@@ -114,7 +114,7 @@ async def test_one_busy_worker_at_a_time_drains_for_a_quarantined_job(harness: H
     assert not harness.keys("ward:")  # the job in quarantine has not waited long enough
     for _ in range(2):
         await producer.submit(make_job(), {})
-    harness.redis.hset(f"{PREFIX}job:{quarantined.job_id}", "quarantined_at", "0")
+    harness.redis.hset(f"{PREFIX}job:{quarantined.job_id}", "queued_at", "0")
     assert await busy[0]._pull(1) == []  # draining for the quarantined job
     assert len(await busy[1]._pull(1)) == 1
     await busy[0].emit([frame(running[0][1], 0, 1, final=STOP)])

@@ -68,7 +68,10 @@ class LiveJob:
         self.trace = trace
         self.is_submitted = is_submitted  # False until Redis has accepted the job
         self.frames = list(frames)
-        self.next_offset = sum(len(event.token_ids) for event in decode_log(frames))
+        events = decode_log(frames)
+        self.next_offset = sum(len(event.token_ids) for event in events)
+        # Digest of the model that generated the output, or "" if there is none or the worker is older.
+        self.model_digest = next((event.model_digest for event in reversed(events) if event.model_digest), "")
         self.deadline = time.monotonic() + ttl_s
         self.last_active = time.monotonic()
         # ID of the last stream entry at the last resync. Entries up to and including this one are obsolete.
@@ -83,6 +86,7 @@ class LiveJob:
         """Append the next frame. ``event`` is the decoded ``payload``."""
         self.frames.append(payload)
         self.next_offset = event.next_offset
+        self.model_digest = event.model_digest or self.model_digest
         self.mark_active()
 
     def mark_active(self) -> None:

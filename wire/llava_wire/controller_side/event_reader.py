@@ -124,7 +124,12 @@ class EventReader:
     async def _resync(self, live: LiveJob) -> None:
         controller_id = self._ledger.controller_id
         state, missing, tail, last_entry = await self._link.script(
-            "resync_job", *live.creation_args(controller_id), live.epoch, live.next_offset, *live.frames
+            "resync_job",
+            *live.creation_args(controller_id),
+            live.epoch,
+            live.next_offset,
+            live.model_digest,
+            *live.frames,
         )
         is_current = self._ledger.apply_resync(live, controller_id, state, tail, _entry_id(last_entry))
         if is_current and missing:

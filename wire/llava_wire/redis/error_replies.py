@@ -21,7 +21,7 @@ __all__ = ["error_kind", "is_defect", "unavailable_reason"]
 _DEFECTS = frozenset({"WRONGTYPE", "NOPROTO", "EXECABORT", "INVALIDOBJ"})
 # "ERR" is the first word of many unrelated replies. These texts identify the ones that are defects.
 _DEFECT_TEXTS = re.compile(
-    r"compiling script|user_script:\d+: |unknown (?:redis )?command|wrong number of arg|syntax error"
+    r"compiling script|user_script|unknown (?:redis )?command|wrong number of arg|syntax error"
     r"|not an integer|not a valid float|out of range|no such key|invalid expire|invalid stream id"
     r"|too many results to unpack",
     re.IGNORECASE,

@@ -20,6 +20,7 @@ tenant:{tenant}       HASH   live job -> cost                      when the last
 live:{controller}     SET    jobs that the controller streams      when the last of its jobs expires
 inflight:{worker}     HASH   job -> assignment, route, log length  when the last of its jobs expires
 heartbeat:{worker}    STRING packed Heartbeat; heartbeat           lease
+digests:{model}       ZSET   digest of a worker's model -> lease   lease
 order:{worker}        HASH   pending command; send_command         1 min after the last heartbeat
 out:{controller}      STREAM frames to deliver; emit, reap_workers 10 min after last use; ~10,000 entries
 beats:{controller}    STRING number of the last beat; reap_workers 10 min after last use

@@ -33,6 +33,13 @@ OUTDATED = msgspec.msgpack.encode(
         "The worker that received this request is older than the server. Retry once it has been updated.",
     )
 )
+MODEL_CHANGED = msgspec.msgpack.encode(
+    error_event(
+        ErrorCode.MODEL_CHANGED,
+        "The first part of this response was generated with weights or settings that no worker has any more. "
+        "Send the request again.",
+    )
+)
 # Maximum number of frames in the first script call of an emit. It is small, so that controllers can stream
 # these tokens while the remaining frames are being sent.
 FIRST_FRAMES = 32
@@ -188,7 +195,10 @@ class JobConsumer:
     async def _renew_lease(self) -> Any:
         packed, status = msgspec.msgpack.encode(self._heartbeat), self._heartbeat.command
         finished_id = status.command_id if status and status.is_finished else ""
-        return await self._link.script("heartbeat", self._worker_id, self._lease_ms, packed, finished_id)
+        model = (self._heartbeat.model, self._heartbeat.model_digest)
+        return await self._link.script(
+            "heartbeat", self._worker_id, self._lease_ms, packed, finished_id, *model
+        )
 
     async def _pull(self, max_jobs: int, *, is_overflow: bool = False) -> list[Assignment]:
         nonces = self._pulling = [uuid.uuid4().hex for _ in range(max_jobs)]
@@ -200,6 +210,8 @@ class JobConsumer:
                 self._lease_ms,
                 self._hang_ms,
                 int(is_overflow),
+                self._heartbeat.model_digest,
+                MODEL_CHANGED,
                 *nonces,
             )
         finally:

@@ -33,7 +33,6 @@ local function clear(id)
   local job_model, crashes, doubts = unpack(redis.call('HMGET', key('job', id), 'model', 'crashes', 'doubts'))
   if tonumber(doubts or 0) < QUARANTINE_CRASHES or tonumber(crashes) >= MAX_CLEAR_CRASHES then return false end
   redis.call('HSET', key('job', id), 'doubts', 0)
-  redis.call('HDEL', key('job', id), 'quarantined_at')
   wake(job_model)
   if num_queued(job_model) > 0 then
     pause_quarantine(job_model)

@@ -6,16 +6,22 @@
 -- quarantined job has been cleared. If no worker becomes idle within DRAIN_AFTER_MS, one of them is selected to finish
 -- its current jobs first (key `ward`). Between two quarantined jobs, other waiting jobs are served. A worker without a free slot can request an overflow job: the first job of a tenant that has no job on
 -- the worker.
--- ARGV: worker, model, lease_ms, hang_ms, 1 to pull an overflow job, nonce...
+-- ARGV: worker, model, lease_ms, hang_ms, 1 to pull an overflow job, digest of the model, event for a job whose model
+--   no longer exists, nonce...
 -- Reply: {{job, assignment, length, payload, log, deadline, trace}...}, {digest, bytes...}, now
--- Uses shared/base.lua: key, PREFIX, now, split, unpack_slot, request_resync, pack_slot, extend, wake;
+-- Uses shared/base.lua: key, PREFIX, now, split, unpack_slot, request_resync, notify, pack_slot, extend,
+--   wake;
 --   shared/images.lua: missing_images; shared/fair_queue.lua: subtract_backlog, QUARANTINE_CRASHES, QUARANTINE,
---   QUEUES, pause_quarantine, find_overflow, virtual_time, set_virtual_time, num_queued; shared/jobs.lua: delete_if_damaged.
+--   QUEUES, pause_quarantine, find_overflow, virtual_time, set_virtual_time, num_queued; shared/jobs.lua: delete_if_damaged, append_frame,
+--   end_job.
 local PROMOTE_MS = 30000
 local DRAIN_AFTER_MS = 10000
-local MAX_SKIPPED = 64 -- maximum number of parked or expired jobs that one call removes from the queues
+local MODEL_WAIT_MS = 30000 -- time that an output waits for a worker with its model
+local MAX_SKIPPED = 64 -- maximum number of jobs that one call passes over: parked, expired, or of another model
 local worker, model, lease, hang = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local is_overflow, num_nonces = ARGV[5] == '1', #ARGV - 5
+local is_overflow, weights, model_changed = ARGV[5] == '1', ARGV[6], ARGV[7]
+local FIRST_NONCE = 8
+local num_nonces = #ARGV - FIRST_NONCE + 1
 local slots = key('inflight', worker)
 redis.call('ZADD', PREFIX .. 'workers', now + lease, worker)
 
@@ -37,7 +43,7 @@ local function add_to_reply(id, assignment, length)
 end
 
 local nonces = {}
-for i = 6, #ARGV do nonces[ARGV[i]] = true end
+for i = FIRST_NONCE, #ARGV do nonces[ARGV[i]] = true end
 local held = redis.call('HGETALL', slots)
 for i = 1, #held, 2 do
   local assignment, _, length = unpack_slot(held[i + 1])
@@ -45,9 +51,35 @@ for i = 1, #held, 2 do
 end
 if #assigned > 0 then return {assigned, images, now} end
 
-local function assign(id, assignment)
+-- Returns whether a part of the job's output was generated with other weights or settings than this worker has.
+local function has_other_model(id)
+  local generated_with = redis.call('HGET', key('job', id), 'weights')
+  if not generated_with or generated_with == '' or generated_with == weights then return false end
+  return redis.call('EXISTS', key('log', id)) == 1
+end
+
+local passed_over = {} -- {queue, score, job}...
+
+-- Leaves a job with another model to a worker that has this model. If there has been none for MODEL_WAIT_MS, the job
+-- ends with an error.
+local function pass_over(id, queue, score)
+  local job = key('job', id)
+  local generated_with, queued_at, controller, cost =
+    unpack(redis.call('HMGET', job, 'weights', 'queued_at', 'controller', 'cost'))
+  local is_served = redis.call('ZSCORE', key('digests', model), generated_with)
+  if is_served or now - tonumber(queued_at or now) < MODEL_WAIT_MS then
+    passed_over[#passed_over + 1] = {queue, score, id}
+    return
+  end
+  subtract_backlog(model, id, cost)
+  notify(controller, {id .. ' ' .. append_frame(id, model_changed), model_changed})
+  end_job(id, 'done')
+end
+
+local function assign(id, assignment, queue, score)
   local job = key('job', id)
   delete_if_damaged(id)
+  if has_other_model(id) then return pass_over(id, queue, score) end
   local controller, length, digests, cost = unpack(redis.call('HMGET', job, 'controller', 'length', 'digests', 'cost'))
   subtract_backlog(model, id, cost or 0)
   if not digests then return end -- expired in the queue
@@ -55,7 +87,7 @@ local function assign(id, assignment)
     redis.call('HSET', job, 'state', 'parked')
     return request_resync(controller, id)
   end
-  redis.call('HSET', job, 'state', 'running', 'assignment', assignment, 'worker', worker)
+  redis.call('HSET', job, 'state', 'running', 'assignment', assignment, 'worker', worker, 'weights', weights)
   redis.call('HSET', slots, id, pack_slot(assignment, controller, length, 0))
   extend(slots, redis.call('PTTL', job))
   add_to_reply(id, assignment, tonumber(length))
@@ -64,8 +96,8 @@ end
 -- Returns whether the first quarantined job has waited long enough that a busy worker must finish its jobs for it.
 local function must_drain()
   local first = redis.call('ZRANGE', key(QUARANTINE, model), 0, 0)[1]
-  local quarantined_at = first and redis.call('HGET', key('job', first), 'quarantined_at')
-  return first and now - (quarantined_at or 0) >= DRAIN_AFTER_MS
+  if not first or has_other_model(first) then return false end
+  return now - (redis.call('HGET', key('job', first), 'queued_at') or 0) >= DRAIN_AFTER_MS
 end
 
 -- Assigns a quarantined job if possible. Returns true if this call must not assign any other job to the worker.
@@ -75,10 +107,10 @@ local function serve_quarantine()
   end
   local draining_worker = key('ward', model)
   if num_queued(model) > 0 and redis.call('EXISTS', key('trial', model)) == 1 then return false end
-  while #held == 0 do
+  while #held == 0 and #passed_over == 0 do
     local first = redis.call('ZPOPMIN', key(QUARANTINE, model))
     if #first == 0 then return false end
-    assign(first[1], ARGV[6])
+    assign(first[1], ARGV[FIRST_NONCE], key(QUARANTINE, model), first[2])
     if #assigned > 0 then
       redis.call('DEL', draining_worker)
       pause_quarantine(model)
@@ -109,7 +141,7 @@ end
 local function pop_first()
   for _, name in ipairs(QUEUES) do
     local first = redis.call('ZPOPMIN', key(name, model))
-    if #first > 0 then return first end
+    if #first > 0 then return {first[1], first[2], key(name, model)} end
   end
 end
 
@@ -117,8 +149,9 @@ end
 local function pop_overflow()
   local id, queue = find_overflow(model, held)
   if not id then return nil end
+  local score = redis.call('ZSCORE', queue, id)
   redis.call('ZREM', queue, id)
-  return {id, 0}
+  return {id, 0, queue, score}
 end
 
 local is_reserved = serve_quarantine()
@@ -129,14 +162,21 @@ for _ = 1, num_nonces + MAX_SKIPPED do
   if is_reserved or #assigned == num_nonces then break end
   local first = is_overflow and pop_overflow() or not is_overflow and pop_first()
   if not first then break end
-  last = math.max(last, tonumber(first[2]))
-  assign(first[1], ARGV[6 + #assigned])
+  local num_assigned = #assigned
+  assign(first[1], ARGV[FIRST_NONCE + #assigned], first[3], first[4] or first[2])
+  if #assigned > num_assigned then last = math.max(last, tonumber(first[2])) end
 end
 if last > virtual then
   set_virtual_time(model, last)
   redis.call('ZREMRANGEBYSCORE', key('fair', model), '-inf', last) -- these tenants restart at the current virtual time
 end
 if #assigned > 0 and #held == 0 then redis.call('ZADD', PREFIX .. 'progress', now + hang, worker) end
--- A reserved worker must not be woken for jobs that it cannot accept. An overflow pull has not consumed a wake-up.
-if not is_reserved and not is_overflow and num_queued(model) > 0 then wake(model) end
+local num_passed_over = 0
+for _, each in ipairs(passed_over) do
+  redis.call('ZADD', each[1], each[2], each[3])
+  extend(each[1], redis.call('PTTL', key('backlog', model)))
+  if each[1] ~= key(QUARANTINE, model) then num_passed_over = num_passed_over + 1 end
+end
+-- A worker must not be woken for jobs that it cannot accept. An overflow pull has not consumed a wake-up.
+if not is_reserved and not is_overflow and num_queued(model) > num_passed_over then wake(model) end
 return {assigned, images, now}

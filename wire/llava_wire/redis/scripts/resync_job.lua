@@ -4,7 +4,7 @@
 -- with the delivered frames, and the job is requeued at its previous position. A job that waits in no queue is also
 -- requeued. A job that was cancelled or taken over by another controller is not changed.
 -- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, trace, owner, length,
---   frame...
+--   digest of the model, frame...
 -- Reply: {state, {missing digest...}, {frame...}, ID of the last entry in the controller's stream}
 -- Uses shared/base.lua: key, PREFIX, unpack_slot, touch_controller; shared/images.lua: missing_images;
 --   shared/fair_queue.lua: dequeue, requeue, arrival_time; shared/jobs.lua: delete_if_damaged, queue_with,
@@ -26,11 +26,11 @@ end
 
 local function tail_of_log()
   local frames = redis.call('LRANGE', log, 0, -1)
-  for i = 15, #ARGV do
-    if frames[i - 14] ~= ARGV[i] then return nil end
+  for i = 16, #ARGV do
+    if frames[i - 15] ~= ARGV[i] then return nil end
   end
   local tail = {}
-  for i = #ARGV - 13, #frames do tail[#tail + 1] = frames[i] end
+  for i = #ARGV - 14, #frames do tail[#tail + 1] = frames[i] end
   return tail
 end
 
@@ -72,6 +72,7 @@ end
 
 redis.call('DEL', log)
 create_job(score or arrival_time(model), crashes or 0, doubts or 0, owner)
-for i = 15, #ARGV do append_frame(id, ARGV[i]) end
+redis.call('HSET', job, 'weights', ARGV[15])
+for i = 16, #ARGV do append_frame(id, ARGV[i]) end
 requeue(id, length)
 return {'queued', park_without_images(), {}, last_entry()}

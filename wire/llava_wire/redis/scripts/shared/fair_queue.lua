@@ -70,9 +70,8 @@ local function requeue(id, length)
   local model, score, cost, priority, doubts =
     unpack(redis.call('HMGET', job, 'model', 'score', 'cost', 'priority', 'doubts'))
   if not model then return end -- expired
-  redis.call('HSET', job, 'state', 'queued', 'assignment', '', 'worker', '', 'length', length)
+  redis.call('HSET', job, 'state', 'queued', 'assignment', '', 'worker', '', 'length', length, 'queued_at', now)
   local life, name = redis.call('PTTL', job), queue_of(tonumber(priority), doubts)
-  if name == QUARANTINE then redis.call('HSETNX', job, 'quarantined_at', now) end
   local queue, backlog, since = key(name, model), key('backlog', model), key('since', model)
   if redis.call('ZADD', queue, score, id) == 1 then redis.call('INCRBYFLOAT', backlog, cost) end
   extend(queue, life)
