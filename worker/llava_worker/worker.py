@@ -27,7 +27,7 @@ from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import Job
 from llava_wire.messages.load_command import IssuedCommand
 from llava_wire.messages.sampling_params import Grammar
-from llava_wire.worker_side.consumer import JobConsumer
+from llava_wire.worker_side.consumer import STEP_STAT, JobConsumer
 
 from llava_worker.engine import EngineInterface, Sequence, StepOutput
 from llava_worker.engine_thread import EXIT_BROKEN, EngineThread
@@ -300,7 +300,7 @@ class Worker:
             await _wait(self._closing, self._beat_s)
 
     async def _send_heartbeat(self) -> None:
-        stats = self._heartbeat.stats | asdict(self._engine.stats)
+        stats = self._heartbeat.stats | asdict(self._engine.stats) | {STEP_STAT: self._engine.step_s}
         command = await self._consumer.send_heartbeat(
             msgspec.structs.replace(self._heartbeat, is_draining=self._draining.is_set(), stats=stats)
         )

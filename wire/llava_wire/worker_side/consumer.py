@@ -23,9 +23,10 @@ from llava_wire.messages.load_command import CommandStatus, IssuedCommand, Model
 from llava_wire.redis.connection import Arg, Link, retry_forever
 from llava_wire.redis.keys import wake_key
 
-__all__ = ["EmitResult", "JobConsumer"]
+__all__ = ["STEP_STAT", "EmitResult", "JobConsumer"]
 
 COMMAND_TIMEOUT_S = 5.0
+STEP_STAT = "step_s"  # heartbeat statistic: typical time per engine step in seconds, 0 or absent if unknown
 WAIT_S = 1  # maximum time that a pull waits for jobs, which is also the maximum delay if a wake-up is lost
 OUTDATED = msgspec.msgpack.encode(
     error_event(
@@ -195,7 +196,8 @@ class JobConsumer:
     async def _renew_lease(self) -> Any:
         packed, status = msgspec.msgpack.encode(self._heartbeat), self._heartbeat.command
         finished_id = status.command_id if status and status.is_finished else ""
-        model = (self._heartbeat.model, self._heartbeat.model_digest)
+        beat = self._heartbeat
+        model = (beat.model, beat.model_digest, beat.stats.get(STEP_STAT, 0), beat.capacity)
         return await self._link.script(
             "heartbeat", self._worker_id, self._lease_ms, packed, finished_id, *model
         )

@@ -5,17 +5,23 @@
 -- quarantined job is assigned only to a worker that holds no jobs, and that worker receives no other jobs until the
 -- quarantined job has been cleared. If no worker becomes idle within DRAIN_AFTER_MS, one of them is selected to finish
 -- its current jobs first (key `ward`). Between two quarantined jobs, other waiting jobs are served. A worker without a free slot can request an overflow job: the first job of a tenant that has no job on
--- the worker.
+-- the worker. A slow worker leaves waiting jobs to faster workers with free slots for a moment. A worker that finds no
+-- waiting job takes over a job of a slow worker. Each job is moved at most once.
 -- ARGV: worker, model, lease_ms, hang_ms, 1 to pull an overflow job, digest of the model, event for a job whose model
 --   no longer exists, nonce...
 -- Reply: {{job, assignment, length, payload, log, deadline, trace}...}, {digest, bytes...}, now
 -- Uses shared/base.lua: key, PREFIX, now, split, unpack_slot, request_resync, notify, pack_slot, extend,
 --   wake;
---   shared/images.lua: missing_images; shared/fair_queue.lua: subtract_backlog, QUARANTINE_CRASHES, QUARANTINE,
+--   shared/images.lua: missing_images; shared/fair_queue.lua: requeue, subtract_backlog, QUARANTINE_CRASHES, QUARANTINE,
 --   QUEUES, pause_quarantine, find_overflow, virtual_time, set_virtual_time, num_queued; shared/jobs.lua: delete_if_damaged, append_frame,
---   end_job.
+--   end_job, fence, queue_with.
 local PROMOTE_MS = 30000
 local DRAIN_AFTER_MS = 10000
+-- A worker is slow compared with another one if its engine steps take SLOW_FACTOR times as long, and at least MIN_SLOWER_S
+-- longer.
+local SLOW_FACTOR, MIN_SLOWER_S = 3, 0.02
+local SLOW_WAIT_MS = 1000 -- time that a waiting job is left to faster workers
+local MOVE_INTERVAL_MS = 500
 local MODEL_WAIT_MS = 30000 -- time that an output waits for a worker with its model
 local MAX_SKIPPED = 64 -- maximum number of jobs that one call passes over: parked, expired, or of another model
 local worker, model, lease, hang = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -154,12 +160,67 @@ local function pop_overflow()
   return {id, 0, queue, score}
 end
 
+-- Returns the time per engine step of this worker, and {worker, time, free slots} of each other live worker.
+local function read_speeds()
+  local own, others = 0, {}
+  local flat = redis.call('HGETALL', key('speed', model))
+  for i = 1, #flat, 2 do
+    local step, capacity = string.match(flat[i + 1], '^(%S+) (%d+)$')
+    step = tonumber(step)
+    if flat[i] == worker then
+      own = step
+    elseif step > 0 and tonumber(redis.call('ZSCORE', PREFIX .. 'workers', flat[i]) or 0) > now then
+      others[#others + 1] = {flat[i], step, capacity - redis.call('HLEN', key('inflight', flat[i]))}
+    end
+  end
+  return own, others
+end
+
+local function is_slow(step, other_step)
+  return step > SLOW_FACTOR * other_step and step - other_step > MIN_SLOWER_S
+end
+
+-- Returns whether this worker is slow and must leave the first waiting job to a faster worker that has a free slot.
+local function leaves_jobs_to_faster_workers(own, others)
+  local has_faster = false
+  for _, other in ipairs(others) do
+    has_faster = has_faster or (is_slow(own, other[2]) and other[3] > 0)
+  end
+  if not has_faster then return false end
+  for _, name in ipairs(QUEUES) do
+    local first = redis.call('ZRANGE', key(name, model), 0, 0)[1]
+    if first then return now - (redis.call('HGET', key('job', first), 'queued_at') or 0) < SLOW_WAIT_MS end
+  end
+  return false
+end
+
+-- Moves one job from a slow worker to this worker, which has found no waiting job.
+local function take_over_from_slow_worker(own, others)
+  for _, other in ipairs(others) do
+    local has_jobs_to_move = own > 0 and is_slow(other[2], own)
+    for _, id in ipairs(has_jobs_to_move and redis.call('HKEYS', key('inflight', other[1])) or {}) do
+      local moved, doubts = unpack(redis.call('HMGET', key('job', id), 'moved', 'doubts'))
+      if not moved and tonumber(doubts or QUARANTINE_CRASHES) < QUARANTINE_CRASHES and not has_other_model(id) then
+        if not redis.call('SET', key('moved', model), '1', 'PX', MOVE_INTERVAL_MS, 'NX') then return end
+        redis.call('HSET', key('job', id), 'moved', '1')
+        requeue(id, fence(id))
+        local queue = key(queue_with(id, model), model)
+        local score = redis.call('ZSCORE', queue, id)
+        redis.call('ZREM', queue, id)
+        return assign(id, ARGV[FIRST_NONCE], queue, score)
+      end
+    end
+  end
+end
+
 local is_reserved = serve_quarantine()
 if not is_reserved then promote_aged() end
+local own_step, other_workers = read_speeds()
+local is_leaving = not is_reserved and leaves_jobs_to_faster_workers(own_step, other_workers)
 local virtual = virtual_time(model)
 local last = virtual
 for _ = 1, num_nonces + MAX_SKIPPED do
-  if is_reserved or #assigned == num_nonces then break end
+  if is_reserved or is_leaving or #assigned == num_nonces then break end
   local first = is_overflow and pop_overflow() or not is_overflow and pop_first()
   if not first then break end
   local num_assigned = #assigned
@@ -171,6 +232,8 @@ if last > virtual then
   redis.call('ZREMRANGEBYSCORE', key('fair', model), '-inf', last) -- these tenants restart at the current virtual time
 end
 if #assigned > 0 and #held == 0 then redis.call('ZADD', PREFIX .. 'progress', now + hang, worker) end
+local is_idle = #assigned == 0 and #held == 0 and not is_reserved and not is_overflow
+if is_idle and num_queued(model) == 0 then take_over_from_slow_worker(own_step, other_workers) end
 local num_passed_over = 0
 for _, each in ipairs(passed_over) do
   redis.call('ZADD', each[1], each[2], each[3])

@@ -33,7 +33,7 @@ if redis.call('EXISTS', PREFIX .. 'reaped') == 0 then
 end
 redis.call('SET', PREFIX .. 'reaped', '1', 'PX', math.max(lease, 3000))
 
--- Workers whose leases end within one lease of each other did not crash because of the same request: a worker that
+-- Workers whose leases end within half a lease of each other did not crash because of the same request: a worker that
 -- resumes the request of a lost worker renews its own lease when it pulls the request. Such crashes have another cause,
 -- for example a failed host, and are no evidence against any request. `crashed` contains the ends of the recent leases,
 -- and `crash:{worker}` the jobs that were doubted because of that worker's crash.
@@ -44,7 +44,7 @@ local function is_shared_crash(worker, lease_end)
   redis.call('ZADD', RECENT, lease_end, worker)
   redis.call('ZREMRANGEBYSCORE', RECENT, '-inf', now - 4 * lease)
   redis.call('PEXPIRE', RECENT, 4 * lease)
-  local others = redis.call('ZRANGEBYSCORE', RECENT, '(' .. lease_end - lease, '(' .. lease_end + lease)
+  local others = redis.call('ZRANGEBYSCORE', RECENT, '(' .. lease_end - lease / 2, '(' .. lease_end + lease / 2)
   for _, other in ipairs(others) do
     for _, id in ipairs(other ~= worker and redis.call('SMEMBERS', key('crash', other)) or {}) do withdraw_doubt(id) end
     if other ~= worker then redis.call('DEL', key('crash', other)) end
