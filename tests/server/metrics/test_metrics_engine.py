@@ -14,8 +14,7 @@ import httpx2
 import pytest
 from llava_server import engine_metrics
 from llava_wire.messages.heartbeat import Heartbeat
-from llava_wire.worker_side.consumer import JobConsumer
-from llava_wire.worker_side.consumer import STEP_STAT
+from llava_wire.worker_side.consumer import STEP_STAT, JobConsumer
 from llava_worker.engine import EngineStats
 from llava_worker.open_model import StartupTimes
 from prometheus_client.parser import text_string_to_metric_families
