@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
 from llava_wire.controller_side.delivery_ledger import DeliveryLedger, LiveJob
@@ -46,18 +47,28 @@ class EventReader:
         self._known_connection = -1  # number of the last connection on which the server was identified
         self._run_id: str | None = None
         self._position = ("", "0-0")  # controller ID of the stream, and ID of the last entry read
+        self.error: QueueUnavailable | None = None  # raised by the last poll of ``follow``
+
+    @property
+    def num_redis_errors(self) -> Counter[str]:
+        """The number of errors of the blocking reads, keyed by kind."""
+        return self._reader.num_errors
 
     async def follow(self) -> AsyncIterator[list[tuple[str, Event]]]:
-        """Yield batches of events forever. Deadlines are enforced even while Redis is unavailable."""
+        """Yield batches of events forever. Deadlines are enforced even while Redis is unavailable.
+
+        A poll can be interrupted anywhere by a defect. If the caller iterates again, all live jobs are first
+        compared with Redis, so no event is lost or repeated.
+        """
+        self._ledger.request_full_resync()
         failures = 0
         while True:
             try:
                 await self.poll(BLOCK_MS)
-                failures = 0
+                failures, self.error = 0, None
             except QueueUnavailable as error:
                 self._known_connection = -1  # identify the server again before the next blocking read
-                if not failures:
-                    _log.warning("%s", error)
+                self.error = error
                 await backoff(failures)
                 failures += 1
             self._ledger.expire()
