@@ -69,7 +69,10 @@ async def readyz(request: Request) -> Response:
     "Successful Response",
     "text/plain",
     statuses=(),
-    other_responses={401: (Error, "A valid API key is required.")},
+    other_responses={
+        401: (Error, "A valid API key is required."),
+        503: (Error, "The API key cannot be checked, because the job queue is unavailable."),
+    },
 )
 async def metrics(request: Request) -> Response:
     """Return all metrics in Prometheus text format 0.0.4.

@@ -1,4 +1,4 @@
-"""A defect while reading events, which a key of the wrong type causes, ends neither streams nor the process."""
+"""A defect while reading events, caused by a key of the wrong type, ends neither streams nor the process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.waiting import wait_until
 
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(2) as pool:
         yield pool
 
 
@@ -48,6 +48,25 @@ def test_streams_continue_after_a_crash_of_the_reader(
         assert text_of(waiting.result(scaled(60))) == "begun done"
     assert stack.works()
     assert httpx2.get(f"{stack.server.url}/livez", timeout=scaled(30)).status_code == 200
+
+
+def test_a_damaged_job_ends_its_own_stream_only(
+    own_stack: OwnStack, queue_url: str, pool: ThreadPoolExecutor
+) -> None:
+    stack = own_stack()
+    with redis.Redis.from_url(queue_url) as client:
+        damaged = pool.submit(stack.chat, "hold", max_tokens=7)
+        wait_until(lambda: stack.worker.assignments, "the first assignment")
+        job_id = stack.worker.assignments[0].job.job_id
+        intact = pool.submit(stack.chat, "hold")
+        wait_until(lambda: len(stack.worker.assignments) == 2, "the second assignment")
+        client.pipeline().delete(f"{PREFIX}job:{job_id}").set(f"{PREFIX}job:{job_id}", "x").execute()
+        response = damaged.result(scaled(60))
+        assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+        client.delete(f"{PREFIX}job:{job_id}")
+        stack.worker.release.set()
+        assert text_of(intact.result(scaled(60))) == "begun done"
+    assert crashes(stack) == 0
 
 
 def test_a_reader_that_cannot_be_restarted_fails_the_process(own_stack: OwnStack, queue_url: str) -> None:
