@@ -118,7 +118,7 @@ class DrainingServer(uvicorn.Server):
             "admin server",
             partial(self._admin.serve, [listener]),
             max_restarts=0,
-            on_give_up=self._drain_after_crash,
+            on_final_crash=self._drain_after_crash,
         )
 
     def _drain_after_crash(self, error: BaseException) -> None:

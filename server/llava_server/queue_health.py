@@ -1,6 +1,6 @@
 """The availability of the job queue, according to the calls that a controller makes all the time.
 
-Redis can answer reads and reject writes, for example if its disk is full or a replica is missing. A server is
+Redis can allow reads and reject writes, for example if its disk is full or a replica is missing. A server is
 therefore ready only if all kinds of calls succeed.
 """
 

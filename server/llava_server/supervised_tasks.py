@@ -4,7 +4,7 @@ An asyncio task that raises an exception ends without any effect on the rest of 
 outlive the call that starts them are therefore started here. The owner of a task decides what a crash means:
 
 - By default, the task is restarted, forever. The delay doubles with each crash.
-- With ``max_restarts``, the task is given up after more crashes in a row, and ``on_give_up`` is called. The
+- With ``max_restarts``, the task ends after more crashes in a row, and ``on_final_crash`` is called. The
   owner can then end a stream, or the process.
 """
 
@@ -42,14 +42,14 @@ class SupervisedTasks:
         run: Callable[[], Awaitable[None]],
         *,
         max_restarts: float = math.inf,
-        on_give_up: Callable[[BaseException], None] | None = None,
+        on_final_crash: Callable[[BaseException], None] | None = None,
     ) -> asyncio.Task[None]:
         """Call ``run`` in a new task until it returns, and call it again whenever it raises an exception.
 
         ``name`` identifies the task in the log and in the metrics, so it must be one of a few fixed names.
         The caller may cancel the returned task, which never raises an exception.
         """
-        task = asyncio.create_task(self._supervise(name, run, max_restarts, on_give_up), name=name)
+        task = asyncio.create_task(self._supervise(name, run, max_restarts, on_final_crash), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -66,7 +66,7 @@ class SupervisedTasks:
         name: str,
         run: Callable[[], Awaitable[None]],
         max_restarts: float,
-        on_give_up: Callable[[BaseException], None] | None,
+        on_final_crash: Callable[[BaseException], None] | None,
     ) -> None:
         num_crashes = 0  # in a row
         while True:
@@ -83,8 +83,8 @@ class SupervisedTasks:
                 self._count_crash(name)
             if num_crashes > max_restarts:
                 logger.error("the task %r crashed and is not restarted", name, exc_info=crash)
-                if on_give_up is not None:
-                    on_give_up(crash)
+                if on_final_crash is not None:
+                    on_final_crash(crash)
                 return
             delay_s = min(_FIRST_DELAY_S * 2 ** min(num_crashes - 1, _MAX_DOUBLINGS), _MAX_DELAY_S)
             logger.error("the task %r crashed, restarting it in %g s", name, delay_s, exc_info=crash)

@@ -1,4 +1,4 @@
-"""A task that crashes is logged, counted and restarted, or its owner is told."""
+"""A task that crashes is logged, counted and either restarted or ended."""
 
 from __future__ import annotations
 
@@ -58,15 +58,17 @@ async def test_a_task_that_returns_is_not_restarted() -> None:
 
 
 @pytest.mark.parametrize("max_restarts", [0, 2])
-async def test_a_task_is_given_up_after_its_restarts(max_restarts: int) -> None:
+async def test_a_task_ends_after_its_last_restart(max_restarts: int) -> None:
     crashes: list[str] = []
-    given_up: list[BaseException] = []
+    final_crashes: list[BaseException] = []
     unstable = Unstable(10, RuntimeError("a defect"))
     async with aclosing(SupervisedTasks(crashes.append)) as tasks:
-        task = tasks.start("poll", unstable.run, max_restarts=max_restarts, on_give_up=given_up.append)
+        task = tasks.start(
+            "poll", unstable.run, max_restarts=max_restarts, on_final_crash=final_crashes.append
+        )
         await asyncio.wait({task})
     assert unstable.num_runs == len(crashes) == max_restarts + 1
-    assert given_up == [unstable._error]
+    assert final_crashes == [unstable._error]
 
 
 async def test_closing_cancels_running_tasks_and_pending_restarts() -> None:

@@ -16,8 +16,8 @@ finished or closed. If it is closed first, a resumable job is detached and any o
 No task waits for a client. For a slow client, only the unread text is kept in memory, and its size is limited
 by the output length.
 
-Each background task is supervised on its own, so a defect in one does not end the streams. Only "follow" is
-given up after several crashes in a row. The process then exits, and clients resume their streams elsewhere.
+Each background task is supervised on its own, so a defect in one does not end the streams. If "follow"
+crashes several times in a row, the process exits, and clients resume their streams elsewhere.
 """
 
 from __future__ import annotations
@@ -143,7 +143,10 @@ class Controller:
         if job.job_id in self._detached:
             return await self.resume(job, timeout_s=job.ttl_s, event_arrived=event_arrived)
         self._tails[output] = self._supervised.start(
-            "tail", partial(self._tail, output), max_restarts=0, on_give_up=lambda _: output.put(_defect())
+            "tail",
+            partial(self._tail, output),
+            max_restarts=0,
+            on_final_crash=lambda _: output.put(_defect()),
         )
         return output
 
@@ -231,7 +234,7 @@ class Controller:
     def start(self) -> None:
         """Distribute events, reclaim jobs from lost workers and enforce deadlines, each in its own task."""
         self._supervised.start(
-            "follow", self._follow, max_restarts=_MAX_FOLLOW_RESTARTS, on_give_up=self._give_up
+            "follow", self._follow, max_restarts=_MAX_FOLLOW_RESTARTS, on_final_crash=self._fail_process
         )
         steps: dict[str, Callable[[], Awaitable[None]]] = {
             "reap": self._reap,
@@ -241,7 +244,7 @@ class Controller:
         for name, step in steps.items():
             self._supervised.start(name, partial(run_periodically, _INTERVAL_S, step))
 
-    def _give_up(self, error: BaseException) -> None:
+    def _fail_process(self, error: BaseException) -> None:
         self.failure = f"The controller loop failed with {type(error).__name__}. Restart the server."
         self.fail_all(_defect())
 

@@ -29,7 +29,10 @@ def replace_event_stream(client: redis.Redis) -> bytes:
     """Store a string under the key of the controller's event stream, and return the key."""
     [key] = client.scan_iter(f"{PREFIX}out:*")
     assert isinstance(key, bytes)
-    client.pipeline().delete(key).set(key, "not a stream").execute()
+    with client.pipeline() as pipeline:
+        pipeline.delete(key)
+        pipeline.set(key, "not a stream")
+        pipeline.execute()
     return key
 
 

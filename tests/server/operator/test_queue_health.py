@@ -27,7 +27,7 @@ BODY = {"model": MODEL, "messages": [{"role": "user", "content": "say yes"}]}
 
 @contextmanager
 def without_replicas(valkey: Valkey) -> Iterator[None]:
-    """Make the primary answer every write with NOREPLICAS. Reads succeed."""
+    """Make the primary reject every write with NOREPLICAS. Reads succeed."""
     with redis.Redis(unix_socket_path=str(valkey.socket)) as client:
         client.config_set("min-replicas-to-write", 1)
         try:

@@ -59,10 +59,9 @@ class EventReader:
     async def follow(self) -> AsyncIterator[list[tuple[str, Event]]]:
         """Yield batches of events forever. Deadlines are enforced even while Redis is unavailable.
 
-        A poll can be interrupted anywhere by a defect. If the caller iterates again, all live jobs are first
-        compared with Redis, so no event is lost or repeated.
+        A defect is raised. If the caller then follows again, all live jobs are first compared with Redis, so
+        no event is lost or repeated.
         """
-        self._ledger.request_full_resync()
         failures = 0
         while True:
             try:
@@ -73,6 +72,9 @@ class EventReader:
                 self.error = error
                 await backoff(failures)
                 failures += 1
+            except Exception:
+                self._ledger.request_full_resync()
+                raise
             self._ledger.expire()
             if self._ledger.has_ready:
                 yield self._ledger.take_ready()
