@@ -138,10 +138,16 @@ class BatchDriver:
         try:
             await BatchRun(self._services, self._line_runner, self._slots, batch).run()
         finally:
-            self._running.discard(batch.batch_id)
-            with anyio.move_on_after(_RELEASE_TIMEOUT_S, shield=True), contextlib.suppress(QueueUnavailable):
-                await self._services.batches.release(batch.batch_id)
+            try:
+                await self._release(batch.batch_id)
+            finally:
+                self._running.discard(batch.batch_id)  # last, so that no new claim is released
         self._changed.set()  # not after a crash: the batch is then claimed again at the next interval
+
+    async def _release(self, batch_id: str) -> None:
+        """Release the batch, even if the calling task is being cancelled."""
+        with anyio.move_on_after(_RELEASE_TIMEOUT_S, shield=True), contextlib.suppress(QueueUnavailable):
+            await self._services.batches.release(batch_id)
 
 
 class BatchRun:
