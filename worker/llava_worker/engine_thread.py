@@ -114,7 +114,7 @@ class EngineThread:
                 self.stats = self._engine.stats()
                 if outputs:
                     self._on_outputs(outputs)
-        except Exception as error:
+        except BaseException as error:  # the thread must never end without a report
             logger.critical("the engine failed", exc_info=error)
             self._on_failure()
         finally:

@@ -155,7 +155,7 @@ class DeliveryLedger:
         self._num_beats = 0
         for live in self._live.values():
             live.resynced_to = (0, 0)
-        self._to_resync.update(dict.fromkeys(self._live))
+        self.request_full_resync()
 
     @property
     def former_ids(self) -> tuple[str, ...]:
@@ -275,6 +275,10 @@ class DeliveryLedger:
     def request_resync(self, job_id: str) -> None:
         if job_id in self._live:
             self._to_resync[job_id] = None
+
+    def request_full_resync(self) -> None:
+        """Request a resync of every live job."""
+        self._to_resync.update(dict.fromkeys(self._live))
 
     @property
     def jobs_to_resync(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any, TypeAlias
@@ -146,6 +147,16 @@ class JobProducer:
             raise submit_error(job, limits, reply)
         self._ledger.confirm(live)
         return QueuePosition.from_reply(*reply[1:]) if len(reply) > 1 else None
+
+    @property
+    def follow_error(self) -> QueueUnavailable | None:
+        """The error because of which ``follow`` is waiting, or None while it receives events."""
+        return self._reader.error
+
+    @property
+    def num_redis_errors(self) -> Counter[str]:
+        """The number of errors so far, keyed by kind. See ``Link.num_errors``."""
+        return self._link.num_errors + self._reader.num_redis_errors
 
     def is_live(self, job: Job) -> bool:
         """Return whether this controller is streaming the job.
@@ -311,7 +322,8 @@ class JobProducer:
                 return reply
             digests = [digest.decode() for digest in reply[1]]
         raise QueueUnavailable(
-            "Redis dropped the images of this request before the request was queued. Increase maxmemory."
+            "Redis dropped the images of this request before the request was queued. Increase maxmemory.",
+            kind="eviction",
         )
 
     async def _call(self, name: str, *args: Arg) -> Any:

@@ -13,6 +13,7 @@ from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import Job
 from llava_wire.redis.connection import Arg, Link, retry_briefly
 from llava_wire.redis.keys import PREFIX, blob_key
+from llava_wire.redis.link_owner import LinkOwner
 
 __all__ = ["DeadLetter", "Inspector", "QueueDepth", "SystemStatus", "WorkerStatus"]
 
@@ -83,14 +84,11 @@ class DeadLetter:
         return int(self.entry_id.partition("-")[0]) / 1000
 
 
-class Inspector:
+class Inspector(LinkOwner):
     """Reads the state of the queue. All methods raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
-        self._link = Link(url, timeout_s=timeout_s, max_connections=2)
-
-    async def aclose(self) -> None:
-        await self._link.aclose()
+        super().__init__(Link(url, timeout_s=timeout_s, max_connections=2))
 
     async def status(self) -> SystemStatus:
         """Return the live workers and controllers, and the queues for the models that these workers serve."""

@@ -133,13 +133,15 @@ class Link:
 
         A new connection authenticates again and finds the current primary.
         """
-        self.num_errors[error_kind(error)] += 1
+        kind = error_kind(error)
+        self.num_errors[kind] += 1
         with contextlib.suppress(exceptions.RedisError, OSError):
             await self._redis.connection_pool.disconnect(inuse_connections=False)
         if is_defect(error):
             return
         reason, is_disconnect = unavailable_reason(error), isinstance(error, exceptions.ConnectionError)
-        raise QueueUnavailable(f"Redis is unavailable: {reason}", is_disconnect=is_disconnect) from error
+        message = f"Redis is unavailable: {reason}"
+        raise QueueUnavailable(message, is_disconnect=is_disconnect, kind=kind) from error
 
     async def _connected(self, connection: AbstractConnection) -> None:
         await connection.on_connect()
