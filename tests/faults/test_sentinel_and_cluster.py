@@ -1,4 +1,4 @@
-"""Sentinel and Redis Cluster, with their own server processes: failovers without a proxy or a fixed address."""
+"""Sentinel and Redis Cluster, each with real server processes, and failovers without a fixed address."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -29,7 +30,10 @@ class Node:
     """A server process on a TCP port."""
 
     def __init__(self, program: str, folder: Path, *options: str, sentinel: str = "") -> None:
-        self.port = free_port()
+        self.port, self.cluster_port = free_port(), free_port()
+        if "--cluster-enabled" in options:
+            files = ("--cluster-config-file", f"{self.port}.nodes")
+            options = (*options, *files, "--cluster-port", str(self.cluster_port))
         config = folder / f"{self.port}.conf"
         config.write_text(f"port {self.port}\nbind {HOST}\ndir {folder}\nlogfile ''\nsave ''\n{sentinel}")
         mode = ["--sentinel"] if sentinel else []
@@ -43,6 +47,10 @@ class Node:
         with contextlib.suppress(redis.ConnectionError):
             return bool(self.client.ping())
         return False
+
+    def num_other_sentinels(self) -> int:
+        reply: Any = self.client.sentinel_master("main")
+        return int(reply["num-other-sentinels"])
 
     def kill(self) -> None:
         self.client.close()
@@ -89,7 +97,7 @@ async def test_streams_survive_an_unplanned_failover_by_sentinel(nodes: Nodes) -
     monitor = f"sentinel monitor main {HOST} {primary.port} 2\nsentinel down-after-milliseconds main 500\n"
     sentinels = [nodes.start(sentinel=monitor + "sentinel failover-timeout main 5000\n") for _ in range(3)]
     wait_until(
-        lambda: all(node.client.sentinel_master("main")["num-other-sentinels"] == 2 for node in sentinels),
+        lambda: all(node.num_other_sentinels() == 2 for node in sentinels),
         "the sentinels to find each other",
     )
     hosts = ",".join(f"{HOST}:{node.port}" for node in sentinels)
@@ -112,8 +120,8 @@ async def test_streams_run_on_a_cluster_and_survive_the_failover_of_their_slot(n
     slot = int(members[0].client.execute_command("CLUSTER KEYSLOT", "{lv}:"))
     owner = members[slot * 3 // 16384]
     for node in members:
-        replica.client.execute_command("CLUSTER MEET", HOST, node.port)
-    owner_id = owner.client.execute_command("CLUSTER MYID").decode()
+        replica.client.execute_command("CLUSTER MEET", HOST, node.port, node.cluster_port)
+    owner_id = str(owner.client.execute_command("CLUSTER MYID"), "ascii")
     wait_until(
         lambda: owner_id in str(replica.client.execute_command("CLUSTER NODES")), "the replica to know"
     )
@@ -141,15 +149,15 @@ async def test_the_url_of_one_cluster_node_is_reported_with_a_remedy(nodes: Node
 
 
 async def create_cluster(members: list[Node]) -> None:
-    """Distribute the slots evenly over the nodes, and wait until every node considers the cluster complete."""
+    """Distribute the slots evenly over the nodes, and wait until every node reports a complete cluster."""
     for index, node in enumerate(members):
         first, last = 16384 * index // len(members), 16384 * (index + 1) // len(members) - 1
         node.client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
         node.client.execute_command("CLUSTER SET-CONFIG-EPOCH", index + 1)
     for node in members[1:]:
-        node.client.execute_command("CLUSTER MEET", HOST, members[0].port)
+        node.client.execute_command("CLUSTER MEET", HOST, members[0].port, members[0].cluster_port)
     await asyncio.to_thread(
         wait_until,
-        lambda: all(b"cluster_state:ok" in node.client.execute_command("CLUSTER INFO") for node in members),
+        lambda: all(node.client.execute_command("CLUSTER INFO")["cluster_state"] == "ok" for node in members),
         "the cluster",
     )
