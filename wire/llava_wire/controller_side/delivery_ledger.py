@@ -25,6 +25,7 @@ from llava_wire.redis.connection import Arg
 __all__ = ["DeliveryLedger", "LiveJob", "PendingCancel"]
 
 MAX_TAKEN_OVER = 1024
+MAX_DROPPED = 4096
 
 _log = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ class DeliveryLedger:
         self._pending_cancels: dict[str, PendingCancel] = {}
         self._ready: list[tuple[str, Event]] = []
         self._taken_over: deque[str] = deque(maxlen=MAX_TAKEN_OVER)
+        self._dropped: dict[str, None] = {}  # ordered set of job IDs, oldest first
 
     # Identity
 
@@ -176,8 +178,14 @@ class DeliveryLedger:
         return self._live.get(job_id)
 
     def track(self, live: LiveJob) -> None:
-        """Start delivering the events of this job."""
+        """Start delivering the events of this job.
+
+        If the job was dropped before, the stream may still contain frames from before it was cancelled. A
+        resync then supplies the frames of the new submission instead of the stream.
+        """
         self._live[live.job.job_id] = live
+        if live.job.job_id in self._dropped:
+            self.request_resync(live.job.job_id)
 
     def confirm(self, live: LiveJob) -> None:
         """Record that Redis has accepted this controller as the owner of the job."""
@@ -200,7 +208,11 @@ class DeliveryLedger:
 
     def drop(self, job_id: str) -> None:
         """Stop delivering this job and discard its undelivered events."""
-        self._stop(job_id)
+        if self._stop(job_id):
+            self._dropped.pop(job_id, None)
+            self._dropped[job_id] = None
+            while len(self._dropped) > MAX_DROPPED:
+                del self._dropped[next(iter(self._dropped))]
         self._ready = [item for item in self._ready if item[0] != job_id]
 
     def expire(self) -> None:

@@ -59,13 +59,13 @@ class Link:
         self._timeout_s = timeout_s
         self._free = asyncio.Semaphore(max_connections)
         self._num_replies = 0
-        pool = create_pool(
+        self._pool = create_pool(
             parse_redis_url(url),
             max_connections=max_connections,
             connect_timeout_s=timeout_s,
             on_connect=self._connected,
         )
-        self._redis: Redis = Redis.from_pool(pool)
+        self._redis: Redis = Redis.from_pool(self._pool)
 
     async def command(self, *args: Arg) -> Any:
         """Run one command and return its raw reply.
@@ -134,8 +134,7 @@ class Link:
         A new connection authenticates again and finds the current primary.
         """
         self.num_errors[error_kind(error)] += 1
-        with contextlib.suppress(exceptions.RedisError, OSError):
-            await self._redis.connection_pool.disconnect(inuse_connections=False)
+        await self._pool.close_idle()
         if is_defect(error):
             return
         reason, is_disconnect = unavailable_reason(error), isinstance(error, exceptions.ConnectionError)
