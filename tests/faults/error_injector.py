@@ -105,7 +105,9 @@ class ErrorInjector:
         far_reader, far_writer = await asyncio.open_unix_connection(self._target, limit=MAX_LINE_BYTES)
         requests: asyncio.Queue[bytes] = asyncio.Queue()
         tasks = [
-            asyncio.ensure_future(_read_requests(reader, requests)),  # also notices a disconnect of the client
+            asyncio.ensure_future(
+                _read_requests(reader, requests)
+            ),  # also notices a disconnect of the client
             asyncio.ensure_future(self._serve(requests, writer, far_reader, far_writer)),
         ]
         try:

@@ -40,7 +40,8 @@ class RedisServer:
         self.socket = self._socket = folder / "s"
         self._dump = folder / "dump.rdb"
         self.url = f"unix://{self._socket}"
-        self.client = redis.Redis(unix_socket_path=str(self._socket))
+        self._credentials: dict[str, str] = {}
+        self.client = self.new_client()
         self._process: subprocess.Popen[bytes] | None = None
 
     def restrict(self, acl: str) -> None:
@@ -53,8 +54,17 @@ class RedisServer:
         assert admin
         password = next(word[1:] for word in acl.split("user admin on ")[1].split() if word.startswith(">"))
         self.client.close()
-        self.client = redis.Redis(unix_socket_path=str(self._socket), username="admin", password=password)
+        self._credentials = {"username": "admin", "password": password}
+        self.client = self.new_client()
         self.client.execute_command("ACL", "SETUSER", "default", "off")
+
+    def new_client(self) -> redis.Redis:
+        return redis.Redis(unix_socket_path=str(self._socket), **self._credentials)
+
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
 
     def start(self) -> None:
         options = (

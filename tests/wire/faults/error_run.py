@@ -36,7 +36,7 @@ T = TypeVar("T")
 NUM_CONTROLLERS, NUM_WORKERS, NUM_JOBS = 2, 2, 6
 LEASE_S = 600.0  # no lease expires by itself, so that recovery cannot depend on leases
 TIMEOUT_S = 0.15
-REAP_S, RECONCILE_S, STEP_S = 0.03, 0.05, 0.002
+REAP_S, RECONCILE_S, STEP_S = 0.1, 0.05, 0.005
 LIVE_KINDS = ("wait", "live:", "tenant:", "suspects:", "since:", "backlog:", "inflight:", "users:")
 
 
@@ -55,6 +55,8 @@ def undisturbed_tokens(job_id: str, length: int) -> tuple[int, ...]:
 
 class HashClient(Client):
     """A client that compares its tokens with those of an undisturbed stream."""
+
+    is_connecting = False  # while it requests or resumes the stream, it reads from no controller
 
     def _check(self) -> None:
         final = self.events[-1].final
@@ -190,7 +192,8 @@ class ErrorRun:
         async for batch in producer.follow():
             for job_id, event in batch:
                 client = self.clients[job_id]
-                if client.producer is producer and not client.is_cancelled:  # else it has moved
+                is_reader = client.producer is producer and not client.is_connecting
+                if is_reader and not client.is_cancelled:
                     client.receive(event)
 
     async def _reap(self, producer: JobProducer) -> None:
@@ -233,7 +236,9 @@ class ErrorRun:
     async def _client(self, number: int) -> None:
         """Request a stream and read it to its end. Possibly change to the other controller, or cancel."""
         images = self.random.choice(([], [], [make_image(f"{self.random.randrange(2)} cats")]))
-        job = make_job(*(image for image, _ in images), job_id=f"job{number}", tenant=self.random.choice("ab"))
+        job = make_job(
+            *(image for image, _ in images), job_id=f"job{number}", tenant=self.random.choice("ab")
+        )
         pixels = {image.digest: tiles for image, tiles in images}
         length = self.lengths[job.job_id] = self.random.randrange(1, 12)
         client = self.clients[job.job_id] = HashClient(job, length, self.random.choice(self.producers))
@@ -256,7 +261,7 @@ class ErrorRun:
         """Send the request, and send it again after each 503, like a client with an Idempotency-Key."""
 
         async def submit() -> bool:
-            client.producer = self.random.choice(self.producers)
+            client.producer, client.is_connecting = self.random.choice(self.producers), False
             try:
                 await client.producer.submit(client.job, pixels)
             except AlreadySubmitted:
@@ -272,10 +277,12 @@ class ErrorRun:
 
     async def _try_attach(self, client: HashClient) -> bool:
         producer = self.random.choice(self.producers)
+        client.is_connecting = True
         log = await producer.attach(client.job.job_id, tenant=client.job.tenant)
         if log is None:
             assert not client.events, "a stream that had begun was cancelled"
             return False
+        client.is_connecting = False
         client.move_to(producer, log)
         return True
 
@@ -299,7 +306,10 @@ class ErrorRun:
         assert int(self.redis.get(f"{PREFIX}pixel_bytes") or 0) == stored
         for job_id, client in self.clients.items():
             state = self.redis.hget(f"{PREFIX}job:{job_id}", "state")
-            assert state == b"done" or (client.is_cancelled and state in (b"cancelled", None)), (job_id, state)
+            assert state == b"done" or (client.is_cancelled and state in (b"cancelled", None)), (
+                job_id,
+                state,
+            )
 
 
 async def _until_available(call: Callable[[], Awaitable[T]]) -> T:

@@ -45,8 +45,8 @@ async def run_seeds(
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the blocking reads, so that a run in which wake-ups are lost takes milliseconds."""
-    monkeypatch.setattr(event_reader, "BLOCK_MS", 50)
-    monkeypatch.setattr(consumer, "WAIT_S", 0.05)
+    monkeypatch.setattr(event_reader, "BLOCK_MS", 100)
+    monkeypatch.setattr(consumer, "WAIT_S", 0.1)
 
 
 @pytest.mark.timeout(3600)

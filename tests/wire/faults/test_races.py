@@ -170,3 +170,56 @@ async def test_a_busy_loop_of_commands_can_be_cancelled(harness: Harness) -> Non
         task.cancel()
         await async_wait_until(task.cancelled)
     await link.aclose()
+
+
+async def test_a_resync_that_started_before_a_takeover_does_not_end_the_stream(harness: Harness) -> None:
+    """The reply "moved" refers to a takeover by another controller, after which this one has taken over."""
+    producer, other, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
+    assert await other.attach(job.job_id, tenant=job.tenant) == []
+
+    async def attach() -> None:
+        assert await producer.attach(job.job_id, tenant=job.tenant) == []
+
+    after_script(producer, "resync_job", attach)
+    client = harness.client(producer)  # reads the notice of the takeover, and resyncs
+    await async_wait_until(lambda: harness.redis.hget(f"{PREFIX}job:{job.job_id}", "owner") != b"1")
+    await consumer.emit([frame(assignment, 0, 1, final=STOP)])
+    assert await client.receives_end(job) == STOP
+
+
+async def test_events_from_before_a_job_was_cancelled_are_not_delivered(harness: Harness) -> None:
+    """Redis accepts a job, but its reply is lost. The job starts and is cancelled before it is sent again."""
+    producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
+
+    async def lose_reply() -> None:
+        raise QueueUnavailable("the reply was lost")
+
+    after_script(producer, "submit", lose_reply)
+    with pytest.raises(QueueUnavailable):
+        await producer.submit(job, {})
+    (first,) = await consumer.pull(1)
+    await consumer.emit([frame(first, 0, 1)])
+    await producer._reader._send_pending_cancels()
+    assert (await consumer.emit([frame(first, 1, 2)])).refused == {job.job_id}
+    await producer.submit(job, {})
+    client = harness.client(producer)
+    (second,) = await consumer.pull(1)
+    assert second.token_ids == ()
+    await consumer.emit([frame(second, 0, 7), frame(second, 1, 8, final=STOP)])
+    await client.receives_end(job)
+    assert client.tokens(job) == (7, 8)
+
+
+async def test_the_error_of_a_former_reader_is_not_delivered_to_the_next_one(harness: Harness) -> None:
+    producer, other, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
+    assert await other.attach(job.job_id, tenant=job.tenant) == []
+    await async_wait_until(lambda: harness.redis.hget(f"{PREFIX}job:{job.job_id}", "owner") != b"1")
+    producer._ledger.request_resync(job.job_id)
+    await producer._reader._resync_jobs()
+    assert producer._ledger.has_ready  # the stream was taken over
+    assert await producer.attach(job.job_id, tenant=job.tenant) == []
+    client = harness.client(producer)
+    await consumer.emit([frame(assignment, 0, 1, final=STOP)])
+    assert await client.receives_end(job) == STOP

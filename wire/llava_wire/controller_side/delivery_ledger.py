@@ -181,9 +181,11 @@ class DeliveryLedger:
         """Start delivering the events of this job.
 
         If the job was dropped before, the stream may still contain frames from before it was cancelled. A
-        resync then supplies the frames of the new submission instead of the stream.
+        resync then supplies the frames of the new submission instead of the stream. Undelivered events are
+        discarded, because they are intended for a former reader.
         """
         self._live[live.job.job_id] = live
+        self._discard_ready(live.job.job_id)
         if live.job.job_id in self._dropped:
             self.request_resync(live.job.job_id)
 
@@ -213,7 +215,7 @@ class DeliveryLedger:
             self._dropped[job_id] = None
             while len(self._dropped) > MAX_DROPPED:
                 del self._dropped[next(iter(self._dropped))]
-        self._ready = [item for item in self._ready if item[0] != job_id]
+        self._discard_ready(job_id)
 
     def expire(self) -> None:
         """Fail all live jobs whose deadline has passed."""
@@ -290,11 +292,17 @@ class DeliveryLedger:
         return tuple(self._to_resync)
 
     def apply_resync(
-        self, live: LiveJob, controller_id: str, state: bytes, tail: list[bytes], last_entry: tuple[int, int]
+        self,
+        live: LiveJob,
+        controller_id: str,
+        epoch: int,
+        state: bytes,
+        tail: list[bytes],
+        last_entry: tuple[int, int],
     ) -> bool:
         """Apply a reply from the ``resync_job`` script. Return False if the reply is outdated.
 
-        ``tail`` contains the frames in the log that have not been delivered yet. ``last_entry`` is the ID of
+        ``controller_id`` and ``epoch`` are the values with which the script was called. ``tail`` contains the frames in the log that have not been delivered yet. ``last_entry`` is the ID of
         the last stream entry. The reply covers all entries up to and including this one.
         """
         job_id = live.job.job_id
@@ -303,8 +311,9 @@ class DeliveryLedger:
             if job_id not in self._live:
                 self.cancel_later(job_id, live.job.tenant, live.nonce)
             return False
-        if controller_id != self._controller_id:
-            return False  # Redis has lost data again, and another resync of the job is already pending
+        if controller_id != self._controller_id or epoch != live.epoch:
+            # Redis has lost data again, or another reader has attached. Another resync is already pending.
+            return False
         self.finish_resync(live, controller_id)
         if state == b"moved":
             self._end(job_id, ErrorCode.STREAM_TAKEN_OVER, "Another connection has taken over this stream.")
@@ -341,6 +350,9 @@ class DeliveryLedger:
         self._ready.append((job_id, event))
         if event.final:
             self._stop(job_id)
+
+    def _discard_ready(self, job_id: str) -> None:
+        self._ready = [item for item in self._ready if item[0] != job_id]
 
     def _end(self, job_id: str, code: ErrorCode, message: str) -> None:
         if live := self._stop(job_id):

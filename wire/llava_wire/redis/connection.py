@@ -96,7 +96,9 @@ class Link:
         return str(info["run_id"])
 
     async def aclose(self) -> None:
-        await self._redis.aclose()
+        """Close all connections. Does not raise, even if a server does not respond."""
+        with contextlib.suppress(exceptions.RedisError, OSError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._redis.aclose(), self._timeout_s)
 
     async def _run(self, *args: Arg) -> Any:
         has_connection = asyncio.Event()

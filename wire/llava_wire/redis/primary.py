@@ -32,6 +32,8 @@ __all__ = ["PrimaryPool", "create_pool"]
 
 # A lookup is shared by all connections that are opened within this time, for example at startup.
 _LOOKUP_AGE_S = 1.0
+# ``Link`` limits the time to connect. redis-py's own limit is higher, because it includes delays of the event loop.
+CONNECT_FACTOR = 10
 Lookup: TypeAlias = Callable[[], Awaitable[tuple[str, int]]]
 OnConnect: TypeAlias = Callable[[AbstractConnection], Awaitable[None]]
 
@@ -44,7 +46,7 @@ def create_pool(
         **address.options,
         "protocol": 2,
         "socket_timeout": None,  # else redis-py can swallow a cancellation (wait_for in Python < 3.12)
-        "socket_connect_timeout": connect_timeout_s,
+        "socket_connect_timeout": connect_timeout_s * CONNECT_FACTOR,
         "retry": _no_retry(),
         "driver_info": None,  # the default reads package metadata from disk for each connection (3.5 ms)
         "redis_connect_func": on_connect,
