@@ -135,9 +135,13 @@ class DrainingServer(uvicorn.Server):
 
 
 async def _check_queue(settings: Settings) -> None:
-    """Check the queue before the app starts, so that ``main`` can report QueueUnavailable on one line."""
+    """Check the queue before the app starts, so that ``main`` can report QueueUnavailable on one line.
+
+    A script is run, because a node of a cluster replies to a PING even if the queue is on another node.
+    """
     producer = await JobProducer.connect(settings.redis_url.get_secret_value())
-    await producer.aclose()
+    async with contextlib.aclosing(producer):
+        await producer.heartbeats()
 
 
 def _admin_listener(settings: Settings, stack: contextlib.ExitStack) -> socket.socket | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -56,6 +56,9 @@ class FaultKind(Enum):
     DROP = "no execution and no reply"
     STALL = "execution without a reply"
     DELAY = "a late execution"
+
+
+_CUTS = (FaultKind.CUT, FaultKind.LOSE, FaultKind.TEAR)
 
 
 @dataclass(frozen=True)
@@ -126,34 +129,37 @@ class ErrorInjector:
         far_writer: asyncio.StreamWriter,
     ) -> None:
         """Reply to each request. Return when a fault cuts the connection."""
+
+        async def forward() -> bytes:
+            far_writer.write(request)
+            return await read_message(far_reader)
+
         while True:
             request = await requests.get()
             fault = self.plan(request)
-            kind = fault.kind if fault else None
-            if fault:
-                self.num_faults[f"{fault.kind.name} {fault.reply.partition(' ')[0]}".strip()] += 1
-                await asyncio.sleep(fault.delay_s)
-            reply = f"-{fault.reply}\r\n".encode() if fault else b""
-            if kind is FaultKind.CUT:
-                return
-            if kind is FaultKind.DROP:
-                await asyncio.Event().wait()  # until the client disconnects
-            if kind is not FaultKind.REFUSE:
-                far_writer.write(request)
-                true_reply = await read_message(far_reader)
-                if kind in (None, FaultKind.DELAY):
-                    reply = true_reply
-                elif kind is FaultKind.GARBAGE:
-                    reply = b"HTTP/1.1 400 Bad Request\r\n"
-                elif kind is FaultKind.STALL:
-                    await asyncio.Event().wait()
-                elif kind is FaultKind.TEAR:
-                    writer.write(true_reply[:-1])
-                    await writer.drain()
-            if kind in (FaultKind.LOSE, FaultKind.TEAR):
-                return
-            writer.write(reply)
+            writer.write(await (self._disturb(fault, forward) if fault else forward()))
             await writer.drain()
+            if fault and fault.kind in _CUTS:
+                return
+
+    async def _disturb(self, fault: Fault, forward: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Inject a fault. Return the bytes to send to the client, if any."""
+        kind, error = fault.kind, f"-{fault.reply}\r\n".encode()
+        self.num_faults[f"{kind.name} {fault.reply.partition(' ')[0]}".strip()] += 1
+        await asyncio.sleep(fault.delay_s)
+        if kind in (FaultKind.REFUSE, FaultKind.CUT):
+            return error if kind is FaultKind.REFUSE else b""
+        reply = await forward() if kind is not FaultKind.DROP else b""
+        if kind in (FaultKind.DROP, FaultKind.STALL):
+            await asyncio.Event().wait()  # until the client disconnects
+        replies = {
+            FaultKind.REPLACE: error,
+            FaultKind.GARBAGE: b"HTTP/1.1 400 Bad Request\r\n",
+            FaultKind.LOSE: b"",
+            FaultKind.TEAR: reply[:-1],
+            FaultKind.DELAY: reply,
+        }
+        return replies[kind]
 
 
 async def _read_requests(reader: asyncio.StreamReader, requests: asyncio.Queue[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""States of a Redis server in which it answers commands with error replies. Each state lasts until its end."""
+"""States in which a Redis server answers commands with error replies."""
 
 from __future__ import annotations
 

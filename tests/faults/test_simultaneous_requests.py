@@ -1,4 +1,4 @@
-"""Hundreds of simultaneous requests: they share the connections to the queue, and none of them is rejected."""
+"""Hundreds of simultaneous requests share the connections to the queue, and none of them is rejected."""
 
 from __future__ import annotations
 

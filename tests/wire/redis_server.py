@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import redis
 from llava_cli.up.redis_process import find_redis_binary
@@ -29,18 +30,21 @@ class RedisServer:
     """A server process with a Unix socket in ``folder``, which must have a short path.
 
     A durable server logs every command to disk and keeps its data when it is killed. Other servers lose their
-    data.
+    data. ``options`` are further options of the program, such as ``--cluster-enabled yes``.
     """
 
-    def __init__(self, program: str, folder: Path, *, is_durable: bool = False, port: int = 0) -> None:
+    def __init__(
+        self, program: str, folder: Path, *, is_durable: bool = False, port: int = 0, options: str = ""
+    ) -> None:
         self._program = program
+        self._options = options
         self._is_durable = is_durable
         self.port = port  # in addition to the socket, for replicas
         self._folder = folder
         self.socket = self._socket = folder / "s"
         self._dump = folder / "dump.rdb"
         self.url = f"unix://{self._socket}"
-        self._credentials: dict[str, str] = {}
+        self._credentials: dict[str, Any] = {}
         self.client = self.new_client()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -70,7 +74,8 @@ class RedisServer:
         options = (
             f"--port {self.port} --bind 127.0.0.1 --unixsocket {self._socket} --dir {self._folder} "
             f"--loglevel warning "
-            f"--appendonly {'yes' if self._is_durable else 'no'} --maxmemory-policy noeviction"
+            f"--appendonly {'yes' if self._is_durable else 'no'} --maxmemory-policy noeviction "
+            f"{self._options}"
         )
         self._process = subprocess.Popen(
             [self._program, *options.split(), "--save", ""],

@@ -7,12 +7,12 @@ wrong tokens ends with a wrong text. Runs share a server, and each run has its o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import anyio
@@ -21,7 +21,6 @@ from llava_wire.controller_side.producer import JobProducer
 from llava_wire.errors import AlreadySubmitted, QueueUnavailable
 from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.event import Event
-from llava_wire.messages.job import Job
 from llava_wire.redis.keys import PERMANENT, PREFIX
 from llava_wire.worker_side.consumer import JobConsumer
 
@@ -148,7 +147,7 @@ class ErrorRun:
             self.injector.plan = lambda _: None
         self._check_nothing_leaks()
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _participants(self) -> AsyncIterator[list[asyncio.Task[None]]]:
         """Start controllers and workers. Yield their tasks, none of which may end."""
         tasks: list[asyncio.Task[None]] = []
@@ -158,7 +157,7 @@ class ErrorRun:
                 self.producers.append(producer)
                 tasks += map(asyncio.create_task, (self._follow(producer), self._reap(producer)))
             for number in range(NUM_WORKERS):
-                consumer = await _until_available(lambda number=number: self._connect_consumer(number))
+                consumer = await _until_available(partial(self._connect_consumer, number))
                 worker = HashWorker(consumer, self.random, self.lengths)
                 self.workers.append(worker)
                 tasks += map(asyncio.create_task, (worker.pull(), worker.emit(), worker.beat()))
@@ -199,10 +198,8 @@ class ErrorRun:
     async def _reap(self, producer: JobProducer) -> None:
         while True:
             for call in (producer.reap, producer.stats):
-                try:
+                with contextlib.suppress(QueueUnavailable):
                     await call()
-                except QueueUnavailable:
-                    pass
             await asyncio.sleep(REAP_S)
 
     async def _until_done(
@@ -251,10 +248,8 @@ class ErrorRun:
             await self._attach(client, pixels)
         if action == "cancel" and not client.is_finished:
             client.is_cancelled = True
-            try:
+            with contextlib.suppress(QueueUnavailable):  # the controller then cancels the job later
                 await client.producer.cancel(job.job_id, tenant=job.tenant)
-            except QueueUnavailable:
-                pass  # the controller cancels the job later
         await async_wait_until(lambda: client.is_finished)
 
     async def _submit(self, client: HashClient, pixels: dict[str, bytes]) -> None:
@@ -315,7 +310,6 @@ class ErrorRun:
 async def _until_available(call: Callable[[], Awaitable[T]]) -> T:
     """Repeat ``call`` while it raises QueueUnavailable, like a client that receives 503."""
     while True:
-        try:
+        with contextlib.suppress(QueueUnavailable):
             return await call()
-        except QueueUnavailable:
-            await asyncio.sleep(0.005)
+        await asyncio.sleep(STEP_S)

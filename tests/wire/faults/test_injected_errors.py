@@ -63,7 +63,7 @@ async def test_every_stream_survives_random_error_replies(
         for slot in range(NUM_PARALLEL):
             socket = server.socket.with_name(f"i{slot}")
             group.start_soon(run_seeds, server, socket, slot + 1, seeds, num_faults)
-    print(f"{sum(num_faults.values())} faults in {time.monotonic() - begin:.0f} s")
+    print(f"{sum(num_faults.values())} faults in {time.monotonic() - begin:.0f} s")  # noqa: T201
     if not only:
         injected = {name.partition(" ")[2] for name in num_faults if name.startswith("REFUSE")}
         assert injected == {reply.partition(" ")[0] for reply in ERROR_REPLIES}

@@ -302,8 +302,9 @@ class DeliveryLedger:
     ) -> bool:
         """Apply a reply from the ``resync_job`` script. Return False if the reply is outdated.
 
-        ``controller_id`` and ``epoch`` are the values with which the script was called. ``tail`` contains the frames in the log that have not been delivered yet. ``last_entry`` is the ID of
-        the last stream entry. The reply covers all entries up to and including this one.
+        ``controller_id`` and ``epoch`` are the values with which the script was called. ``tail`` contains the
+        frames in the log that have not been delivered yet. ``last_entry`` is the ID of the last stream entry.
+        The reply covers all entries up to and including this one.
         """
         job_id = live.job.job_id
         if self._live.get(job_id) is not live:  # the job was dropped here, but the script may recreate it

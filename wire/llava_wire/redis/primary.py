@@ -32,7 +32,8 @@ __all__ = ["PrimaryPool", "create_pool"]
 
 # A lookup is shared by all connections that are opened within this time, for example at startup.
 _LOOKUP_AGE_S = 1.0
-# ``Link`` limits the time to connect. redis-py's own limit is higher, because it includes delays of the event loop.
+# ``Link`` limits the time to connect. redis-py's own limit must be higher, because it counts delays of the
+# event loop.
 CONNECT_FACTOR = 10
 Lookup: TypeAlias = Callable[[], Awaitable[tuple[str, int]]]
 OnConnect: TypeAlias = Callable[[AbstractConnection], Awaitable[None]]
