@@ -55,7 +55,12 @@ def undisturbed_tokens(job_id: str, length: int) -> tuple[int, ...]:
 class HashClient(Client):
     """A client that compares its tokens with those of an undisturbed stream."""
 
-    is_connecting = False  # while it requests or resumes the stream, it reads from no controller
+    is_connecting = False  # while it resumes the stream, it reads from no controller
+
+    def begin(self, producer: JobProducer) -> None:
+        """Send the request. The events of a former request that received 503 are discarded."""
+        self.producer, self.is_connecting, self.num_received = producer, False, 0
+        self.events.clear()
 
     def _check(self) -> None:
         final = self.events[-1].final
@@ -256,10 +261,11 @@ class ErrorRun:
         """Send the request, and send it again after each 503, like a client with an Idempotency-Key."""
 
         async def submit() -> bool:
-            client.producer, client.is_connecting = self.random.choice(self.producers), False
+            client.begin(self.random.choice(self.producers))
             try:
                 await client.producer.submit(client.job, pixels)
             except AlreadySubmitted:
+                client.events.clear()
                 return await self._try_attach(client)
             return True
 

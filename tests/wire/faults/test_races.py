@@ -223,3 +223,18 @@ async def test_the_error_of_a_former_reader_is_not_delivered_to_the_next_one(har
     client = harness.client(producer)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     assert await client.receives_end(job) == STOP
+
+
+async def test_a_job_pulled_again_during_an_emit_keeps_its_new_assignment(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, former = await harness.running(producer, consumer)
+    await consumer.emit([])
+    await consumer.requeue([former])
+
+    async def pull_again() -> None:
+        (current,) = await consumer._pull(1)
+        assert current.assignment_id != former.assignment_id
+
+    after_script(consumer, "emit", pull_again)
+    assert (await consumer.emit([frame(former, 0, 1)])).refused == {job.job_id}
+    assert await consumer.reconcile([job.job_id]) == set()  # the job is still assigned to the worker
