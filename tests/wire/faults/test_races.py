@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from llava_wire.controller_side.sent_images import MAX_SENT_IMAGES
-from llava_wire.errors import QueueFull, QueueUnavailable
+from llava_wire.errors import AlreadySubmitted, QueueFull, QueueUnavailable
 from llava_wire.redis.connection import Arg, Link
 from llava_wire.redis.keys import PREFIX
 
@@ -238,3 +238,28 @@ async def test_a_job_pulled_again_during_an_emit_keeps_its_new_assignment(harnes
     after_script(consumer, "emit", pull_again)
     assert (await consumer.emit([frame(former, 0, 1)])).refused == {job.job_id}
     assert await consumer.reconcile([job.job_id]) == set()  # the job is still assigned to the worker
+
+
+async def test_a_takeover_with_a_lost_reply_delivers_nothing_to_a_rejected_submission(
+    harness: Harness,
+) -> None:
+    """Redis routes the events to this controller, which submits the job again instead of attaching again."""
+    other, producer, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(other, consumer)
+
+    async def lose_reply() -> None:
+        raise QueueUnavailable("the reply was lost")
+
+    after_script(producer, "take_over_job", lose_reply)
+    with pytest.raises(QueueUnavailable):
+        await producer.attach(job.job_id, tenant=job.tenant)
+    client = harness.client(producer)
+
+    async def emit() -> None:
+        await consumer.emit([frame(assignment, 0, 1)])
+        await async_wait_until(lambda: producer._reader._position[1] != "0-0")
+
+    before_script(producer, "submit", emit)
+    with pytest.raises(AlreadySubmitted):
+        await producer.submit(job, {})
+    assert client.tokens(job) == ()

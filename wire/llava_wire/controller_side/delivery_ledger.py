@@ -25,7 +25,7 @@ from llava_wire.redis.connection import Arg
 __all__ = ["DeliveryLedger", "LiveJob", "PendingCancel"]
 
 MAX_TAKEN_OVER = 1024
-MAX_DROPPED = 4096
+MAX_DISTRUSTED = 4096
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class DeliveryLedger:
         self._pending_cancels: dict[str, PendingCancel] = {}
         self._ready: list[tuple[str, Event]] = []
         self._taken_over: deque[str] = deque(maxlen=MAX_TAKEN_OVER)
-        self._dropped: dict[str, None] = {}  # ordered set of job IDs, oldest first
+        self._distrusted: dict[str, None] = {}  # ordered set of job IDs, oldest first
 
     # Identity
 
@@ -180,13 +180,13 @@ class DeliveryLedger:
     def track(self, live: LiveJob) -> None:
         """Start delivering the events of this job.
 
-        If the job was dropped before, the stream may still contain frames from before it was cancelled. A
-        resync then supplies the frames of the new submission instead of the stream. Undelivered events are
-        discarded, because they are intended for a former reader.
+        If this controller dropped the job before, or if the reply to a takeover was lost, the stream may
+        contain frames that are not part of this submission. The first frames are then supplied by a resync.
+        Undelivered events are discarded, because they are intended for a former reader.
         """
         self._live[live.job.job_id] = live
         self._discard_ready(live.job.job_id)
-        if live.job.job_id in self._dropped:
+        if live.job.job_id in self._distrusted:
             self.request_resync(live.job.job_id)
 
     def confirm(self, live: LiveJob) -> None:
@@ -211,11 +211,15 @@ class DeliveryLedger:
     def drop(self, job_id: str) -> None:
         """Stop delivering this job and discard its undelivered events."""
         if self._stop(job_id):
-            self._dropped.pop(job_id, None)
-            self._dropped[job_id] = None
-            while len(self._dropped) > MAX_DROPPED:
-                del self._dropped[next(iter(self._dropped))]
+            self.distrust_stream(job_id)
         self._discard_ready(job_id)
+
+    def distrust_stream(self, job_id: str) -> None:
+        """Record that the stream may contain frames of this job that must not be delivered."""
+        self._distrusted.pop(job_id, None)
+        self._distrusted[job_id] = None
+        while len(self._distrusted) > MAX_DISTRUSTED:
+            del self._distrusted[next(iter(self._distrusted))]
 
     def expire(self) -> None:
         """Fail all live jobs whose deadline has passed."""
