@@ -1,4 +1,4 @@
-"""States in which a Redis server answers commands with error replies."""
+"""States in which a Redis server replies to commands with errors."""
 
 from __future__ import annotations
 
