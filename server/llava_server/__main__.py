@@ -158,13 +158,13 @@ class DrainingServer(uvicorn.Server):
 async def _check_queue(settings: Settings) -> None:
     """Check the queue before the app starts, so that ``main`` can report an error on one line.
 
+    A script is run, because a node of a cluster replies to a PING even if the queue is on another node.
     Raises QueueUnavailable or EvictionError.
     """
     producer = await JobProducer.connect(settings.redis_url.get_secret_value())
-    try:
+    async with contextlib.aclosing(producer):
+        await producer.heartbeats()
         policy = await producer.eviction_policy()
-    finally:
-        await producer.aclose()
     if policy and not settings.allow_eviction:
         raise EvictionError(
             f"Redis has maxmemory-policy {policy}, so it may evict running requests if its memory is full. "

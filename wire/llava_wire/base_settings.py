@@ -110,8 +110,8 @@ class ServiceSettings(BaseSettings):
             return f"{message}."
         field = cls.model_fields.get(name)
         got = f" (got {detail.get('input')!r})" if field is None or not _is_secret(field) else ""
-        description = f". {field.description}" if field else ""
-        return f"{_setting(name)}: {message}{got}{description}"
+        description = f" {field.description}" if field and name != "redis_url" else ""  # has its own remedy
+        return f"{_setting(name)}: {message}{got}.{description}"
 
 
 def redis_url_error(url: str) -> str | None:
@@ -119,7 +119,7 @@ def redis_url_error(url: str) -> str | None:
     try:
         parse_redis_url(url)
     except RedisURLError as error:
-        return f"{_setting('redis_url')}: {error}. {_REDIS_URL}"
+        return f"{_setting('redis_url')}: {error}."
     return None
 
 

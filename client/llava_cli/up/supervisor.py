@@ -23,12 +23,13 @@ __all__ = ["ChildFailed", "RestartBudget", "Supervisor"]
 
 
 class ChildFailed(Exception):
-    """A child exited and will not be restarted. ``tail`` holds its last output lines."""
+    """A child exited with ``status`` and will not be restarted. ``tail`` holds its last output lines."""
 
     def __init__(self, name: str, status: int, tail: Sequence[str], when: str) -> None:
         super().__init__(
             f"{name} {describe_exit(status)} {when}. Correct the cause given in its output above, and retry."
         )
+        self.status = status
         self.tail = tuple(tail)
 
 

@@ -160,16 +160,17 @@ class EventReader:
             self._ledger.fail(live, ErrorCode.INTERNAL_ERROR, message)
 
     async def _resync(self, live: LiveJob) -> None:
-        controller_id = self._ledger.controller_id
+        controller_id, epoch = self._ledger.controller_id, live.epoch
         state, missing, tail, last_entry = await self._link.script(
             "resync_job",
             *live.creation_args(controller_id),
-            live.epoch,
+            epoch,
             live.next_offset,
             live.model_digest,
             *live.frames,
         )
-        is_current = self._ledger.apply_resync(live, controller_id, state, tail, _entry_id(last_entry))
+        entry_id = _entry_id(last_entry)
+        is_current = self._ledger.apply_resync(live, controller_id, epoch, state, tail, entry_id)
         if is_current and missing:
             await self._supply_images(live, controller_id, [digest.decode() for digest in missing])
 

@@ -236,7 +236,11 @@ class JobProducer:
         another controller is still streaming the job, that controller ends its stream with an error event.
         """
         nonce = uuid.uuid4().hex
-        reply = await self._call("take_over_job", job_id, tenant, self.controller_id, nonce)
+        try:
+            reply = await self._call("take_over_job", job_id, tenant, self.controller_id, nonce)
+        except BaseException:
+            self._ledger.distrust_stream(job_id)  # Redis may route the events to this controller from now on
+            raise
         live = self._ledger.find(job_id)
         if reply == [b"cancelled"]:
             self._ledger.request_resync(job_id)  # ends the stream if it is on this controller

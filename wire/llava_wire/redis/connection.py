@@ -59,13 +59,13 @@ class Link:
         self._timeout_s = timeout_s
         self._free = asyncio.Semaphore(max_connections)
         self._num_replies = 0
-        pool = create_pool(
+        self._pool = create_pool(
             parse_redis_url(url),
             max_connections=max_connections,
             connect_timeout_s=timeout_s,
             on_connect=self._connected,
         )
-        self._redis: Redis = Redis.from_pool(pool)
+        self._redis: Redis = Redis.from_pool(self._pool)
 
     async def command(self, *args: Arg) -> Any:
         """Run one command and return its raw reply.
@@ -96,7 +96,9 @@ class Link:
         return str(info["run_id"])
 
     async def aclose(self) -> None:
-        await self._redis.aclose()
+        """Close all connections. Does not raise, even if a server does not respond."""
+        with contextlib.suppress(exceptions.RedisError, OSError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._redis.aclose(), self._timeout_s)
 
     async def _run(self, *args: Arg) -> Any:
         has_connection = asyncio.Event()
@@ -135,8 +137,7 @@ class Link:
         """
         kind = error_kind(error)
         self.num_errors[kind] += 1
-        with contextlib.suppress(exceptions.RedisError, OSError):
-            await self._redis.connection_pool.disconnect(inuse_connections=False)
+        await self._pool.close_idle()
         if is_defect(error):
             return
         reason, is_disconnect = unavailable_reason(error), isinstance(error, exceptions.ConnectionError)

@@ -8,6 +8,7 @@ primary.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
@@ -27,23 +28,26 @@ from redis.backoff import NoBackoff
 from llava_wire.redis.address import RedisAddress
 from llava_wire.redis.keys import PREFIX
 
-__all__ = ["create_pool"]
+__all__ = ["PrimaryPool", "create_pool"]
 
 # A lookup is shared by all connections that are opened within this time, for example at startup.
 _LOOKUP_AGE_S = 1.0
+# ``Link`` limits the time to connect. redis-py's own limit must be higher, because it counts delays of the
+# event loop.
+CONNECT_FACTOR = 10
 Lookup: TypeAlias = Callable[[], Awaitable[tuple[str, int]]]
 OnConnect: TypeAlias = Callable[[AbstractConnection], Awaitable[None]]
 
 
 def create_pool(
     address: RedisAddress, *, max_connections: int, connect_timeout_s: float, on_connect: OnConnect
-) -> ConnectionPool:
+) -> PrimaryPool:
     """Create a pool of connections to the primary, without implicit retries."""
     options: dict[str, Any] = {
         **address.options,
         "protocol": 2,
         "socket_timeout": None,  # else redis-py can swallow a cancellation (wait_for in Python < 3.12)
-        "socket_connect_timeout": connect_timeout_s,
+        "socket_connect_timeout": connect_timeout_s * CONNECT_FACTOR,
         "retry": _no_retry(),
         "driver_info": None,  # the default reads package metadata from disk for each connection (3.5 ms)
         "redis_connect_func": on_connect,
@@ -58,7 +62,21 @@ def create_pool(
         primary = Primary(address, connect_timeout_s)
         looking_up = PrimarySSLConnection if address.has_tls else PrimaryConnection
         options |= {"connection_class": looking_up, "find_primary": primary.find}
-    return ConnectionPool(max_connections=max_connections, **options)
+    return PrimaryPool(max_connections=max_connections, **options)
+
+
+class PrimaryPool(ConnectionPool):
+    """A connection pool that can close its idle connections while other commands are in progress."""
+
+    async def close_idle(self) -> None:
+        """Close all idle connections. Does not raise.
+
+        ``ConnectionPool.disconnect`` leaves the connections in the pool while they are being closed, so that
+        a command can receive one of them and fail with an AttributeError.
+        """
+        idle, self._available_connections = self._available_connections, []
+        closing = [connection.disconnect(nowait=True) for connection in idle]
+        await asyncio.gather(*closing, return_exceptions=True)
 
 
 class Primary:

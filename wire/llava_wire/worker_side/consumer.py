@@ -79,7 +79,8 @@ class JobConsumer:
         # Nonces of the pull in progress. After the pull, the IDs of the assignments that it returned, because
         # the worker may not have processed these assignments yet.
         self._pulling: list[str] = []
-        self._lost: set[str] = set()  # jobs that the worker has lost, to be reported by the next emit
+        # Job ID -> assignment ID of the jobs that the worker has lost, to be reported by the next emit.
+        self._lost: dict[str, str] = {}
         self._last_command_id = ""  # ID of the last command that send_heartbeat returned
         self._is_unavailable = False  # whether the last call to Redis failed
 
@@ -123,7 +124,8 @@ class JobConsumer:
         ``EmitResult.has_overflow_waiting`` is set only if ``check_overflow`` is True.
         """
         model = self._heartbeat.model if check_overflow else ""
-        refused, self._lost = self._lost, set()
+        lost, self._lost = self._lost, {}
+        refused = set(lost)
         has_overflow_waiting = False
         self._emitting = {assignment.job.job_id for assignment, _ in events}
         for part in _parts(events):
@@ -137,18 +139,14 @@ class JobConsumer:
         ended = [
             assignment for assignment, event in events if event.final or assignment.job.job_id in refused
         ]
-        self._release(refused.union(assignment.job.job_id for assignment in ended))
-        for assignment in ended:
-            self._positions.pop(assignment.assignment_id, None)
+        self._release([*lost.items(), *_ids(ended)])
         return EmitResult(refused, has_overflow_waiting)
 
     async def requeue(self, assignments: Sequence[Assignment]) -> None:
         """Return jobs to their previous positions in the queue. This does not count as a crash."""
         pairs = [arg for each in assignments for arg in (each.job.job_id, each.assignment_id)]
         await self._call("release_jobs", self._worker_id, *pairs)
-        for each in assignments:
-            if self._held.get(each.job.job_id) == each.assignment_id:
-                self._release([each.job.job_id])
+        self._release(_ids(assignments))
 
     async def send_heartbeat(self, heartbeat: Heartbeat | None = None) -> IssuedCommand | None:
         """Renew the worker's lease and send its heartbeat. Return a new operator command, if there is one.
@@ -178,11 +176,12 @@ class JobConsumer:
         Return the held jobs that are no longer assigned to the worker. Jobs that are assigned to the worker
         but not held by it are requeued.
         """
-        places = [arg for job_id in held for arg in self._place(job_id)]
+        assignments = {job_id: self._held.get(job_id, "") for job_id in held}
+        places = [arg for job_id in assignments for arg in self._place(job_id)]
         lost = _job_ids(
             await self._call("reconcile_worker", self._worker_id, len(self._pulling), *self._pulling, *places)
         )
-        self._release(lost)
+        self._release([(job_id, assignments[job_id]) for job_id in lost])
         return lost
 
     async def deregister(self) -> None:
@@ -252,7 +251,7 @@ class JobConsumer:
         """
         job = assignment.job
         if job.job_id in self._held:
-            self._lost.add(job.job_id)
+            self._lost[job.job_id] = self._held[job.job_id]
             return False
         return all(image.digest in assignment.pixels for image in job.images)
 
@@ -284,9 +283,15 @@ class JobConsumer:
         frame, length = self._positions.get(assignment_id, (0, 0))
         return job_id, assignment_id, -1 if job_id in self._emitting else frame, length
 
-    def _release(self, job_ids: Iterable[str]) -> None:
-        for job_id in job_ids:
-            assignment_id = self._held.pop(job_id, "")
+    def _release(self, assignments: Iterable[tuple[str, str]]) -> None:
+        """Remove assignments, given as (job ID, assignment ID).
+
+        A job that has been pulled again while the reply was in transit keeps its new assignment.
+        """
+        for job_id, assignment_id in assignments:
+            for jobs in (self._held, self._lost):
+                if jobs.get(job_id) == assignment_id:
+                    del jobs[job_id]
             self._positions.pop(assignment_id, None)
             if assignment_id in self._pulling:
                 self._pulling.remove(assignment_id)
@@ -313,6 +318,10 @@ def _parts(events: Sequence[tuple[Assignment, Event]]) -> Iterator[Sequence[tupl
     yield events[:FIRST_FRAMES]
     for start in range(FIRST_FRAMES, len(events), MAX_FRAMES):
         yield events[start : start + MAX_FRAMES]
+
+
+def _ids(assignments: Iterable[Assignment]) -> list[tuple[str, str]]:
+    return [(each.job.job_id, each.assignment_id) for each in assignments]
 
 
 def _job_ids(reply: list[bytes]) -> set[str]:
