@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _MIN_REFRESH_S = 0.25  # minimum interval between refreshes triggered by requests for models without workers
 _RETRY_AFTER_S = 5.0
+_FINGERPRINT_DIGITS = 10
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,20 @@ class ServedModel:
     image_spec: ImageSpec
     context_length: int
     precision: str
+    digest: str  # digest of the weights and of everything else that shapes the output; empty if unknown
     first_seen: int  # Unix seconds
 
-    @property
-    def fingerprint(self) -> str:
-        """The ``system_fingerprint`` in responses.
+    def fingerprint(self, model_digest: str = "") -> str:
+        """Return the ``system_fingerprint`` of a response.
 
-        It changes whenever the same seed might no longer produce the same output.
+        It changes whenever the same seed might no longer produce the same output. ``model_digest`` is the
+        digest in the events of the response. It differs from ``digest`` while a model is being replaced. It
+        is empty if the worker did not send a digest.
         """
+        if digest := model_digest or self.digest:
+            return f"fp_{digest[:_FINGERPRINT_DIGITS]}"
         text = f"{self.name}/{self.precision}/{self.context_length}/{self.image_spec}"
-        return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+        return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:_FINGERPRINT_DIGITS]}"
 
 
 class WorkerRegistry:
@@ -98,9 +103,9 @@ class WorkerRegistry:
             raise self._not_found(name) if self._health.is_settled else queue_unavailable(_RETRY_AFTER_S)
         return self._models[name]
 
-    def fingerprint(self, name: str) -> str | None:
-        """Return the fingerprint of a model, or None if the model is unknown."""
-        return self._models[name].fingerprint if name in self._models else None
+    def fingerprint(self, name: str, model_digest: str = "") -> str | None:
+        """Return the fingerprint of a response, or None if the model is unknown."""
+        return self._models[name].fingerprint(model_digest) if name in self._models else None
 
     async def refresh(self) -> None:
         """Read the heartbeats. If the queue is unavailable, report this to ``QueueHealth``."""
@@ -129,7 +134,12 @@ class WorkerRegistry:
         known = self._models.get(heartbeat.model)
         first_seen = known.first_seen if known else int(heartbeat.started_at or time.time())
         model = ServedModel(
-            heartbeat.model, heartbeat.image_spec, heartbeat.context_length, heartbeat.precision, first_seen
+            heartbeat.model,
+            heartbeat.image_spec,
+            heartbeat.context_length,
+            heartbeat.precision,
+            heartbeat.model_digest,
+            first_seen,
         )
         if known is None:
             logger.info(

@@ -206,7 +206,12 @@ class Worker:
         """Build the job's prompt and add its sequence to the engine, or finish the job with an error."""
         job = assignment.job
         self._drop(job.job_id)  # if the job was pulled again, its previous assignment is no longer valid
-        output = self._create_output(assignment, self._tokenizer, stop=self._prompts.stop)
+        output = self._create_output(
+            assignment,
+            self._tokenizer,
+            stop=self._prompts.stop,
+            model_digest=self._heartbeat.model_digest,
+        )
         try:
             # Use a thread, because tokenizing a long text must not delay running streams.
             prompt = await asyncio.to_thread(self._prompts.build, job)

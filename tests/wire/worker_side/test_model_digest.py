@@ -74,6 +74,9 @@ async def test_an_output_ends_with_an_error_if_its_model_does_not_return(harness
     assert final.error.code is ErrorCode.MODEL_CHANGED
     assert client.tokens(job) == (1,)
     assert not harness.keys("wait")
+    await producer.submit(job, {})  # can be repeated, unlike other jobs that have ended
+    [assignment] = await other._pull(4)
+    assert (assignment.job, assignment.token_ids) == (job, ())
 
 
 async def test_the_digest_of_an_output_survives_data_loss(harness: Harness) -> None:

@@ -215,10 +215,14 @@ class JobProducer:
         """
         if not (reply := await self._call("read_job", job_id, tenant, num_events)):
             return None
-        state, packed, frames, ends_ms = reply
+        state, packed, frames, ends_ms, digest = reply
         outline = _job_decoder.decode(packed)
         return JobSnapshot(
-            state.decode(), outline, decode_log(frames, offset), ends_ms / 1000 - outline.ttl_s
+            state.decode(),
+            outline,
+            decode_log(frames, offset),
+            ends_ms / 1000 - outline.ttl_s,
+            model_digest=digest.decode(),
         )
 
     def follow(self) -> AsyncIterator[list[tuple[str, Event]]]:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from llava_worker.language.sentencepiece import read_sentencepiece
 from llava_worker.language.tokenizer import TokenizerError
 
-__all__ = ["HFTokenizer", "has_tokenizer"]
+__all__ = ["HFTokenizer", "has_tokenizer", "tokenizer_files"]
 
 
 class HFTokenizer:
@@ -92,6 +92,14 @@ class HFTokenizer:
 
 def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files in the folder that the tokenizer depends on."""
+    vocabulary = folder / "tokenizer.json"
+    if not vocabulary.is_file():
+        vocabulary = folder / "tokenizer.model"
+    return [path for path in (vocabulary, folder / "tokenizer_config.json") if path.is_file()]
 
 
 def _load(folder: Path) -> Tokenizer:

@@ -58,6 +58,7 @@ class JinjaChatTemplate:
             "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
         )
         self._variables = {"bos_token": bos_token, "eos_token": eos_token}
+        self.definition = repr((source, sorted(tokens), self._variables))
         self._image_token = image_token
         nonce = secrets.token_hex(8)
         self._placeholders = {token[0]: f"\ue000{nonce}{ord(token[0]):x}\ue001" for token in tokens}

@@ -82,7 +82,8 @@ class LineRunner:
             await outputs.aclose()
             if should_cancel():
                 await self._cancel(jobs)
-        return ChatSerializer(jobs[0], job_set.model.fingerprint).to_response(choices)
+        fingerprint = job_set.model.fingerprint(choices[0].model_digest)
+        return ChatSerializer(jobs[0], fingerprint).to_response(choices)
 
     async def _cancel(self, jobs: Sequence[Job]) -> None:
         """Cancel the jobs, even if the calling task is being cancelled."""

@@ -46,5 +46,6 @@ def _to_response(model: ServedModel, registry: WorkerRegistry) -> Model:
         created=model.first_seen,
         max_model_len=model.context_length,
         num_workers=registry.num_workers(model.name),
+        digest=model.digest or None,
         capabilities=Capabilities(),
     )

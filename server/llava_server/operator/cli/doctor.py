@@ -134,10 +134,32 @@ def _processes(status: SystemStatus) -> list[Finding]:
         if worker.num_tokens and worker.overdue_s:
             name, jobs = worker.heartbeat.worker_id, counted(len(worker.num_tokens), "job")
             findings.append(Finding("error", f"worker {name} is making no progress on {jobs}"))
+    findings += _models(status)
     if status.num_dead_letters:
         letters = counted(status.num_dead_letters, "dead letter")
         findings.append(Finding("warning", f"{letters}; see 'llava-serve dlq show'"))
     return findings
+
+
+def _models(status: SystemStatus) -> list[Finding]:
+    """Return a warning for each model whose workers have different weights or settings."""
+    digests: dict[str, set[str]] = {}
+    for worker in status.workers:
+        if worker.heartbeat.model_digest:  # empty without a model and in older releases
+            digests.setdefault(worker.heartbeat.model, set()).add(worker.heartbeat.model_digest)
+    return [
+        Finding(
+            "warning",
+            f"the workers of model {model} have different weights or settings (digests {_shortened(found)}): "
+            "responses depend on the worker; complete the replacement of the model, or use different names",
+        )
+        for model, found in sorted(digests.items())
+        if len(found) > 1
+    ]
+
+
+def _shortened(digests: set[str]) -> str:
+    return ", ".join(sorted(digest[:10] for digest in digests))
 
 
 def _gpu() -> Finding:

@@ -67,7 +67,7 @@ end
 local passed_over = {} -- {queue, score, job}...
 
 -- Leaves a job with another model to a worker that has this model. If there has been none for MODEL_WAIT_MS, the job
--- ends with an error.
+-- ends with an error and can be submitted again.
 local function pass_over(id, queue, score)
   local job = key('job', id)
   local generated_with, queued_at, controller, cost =
@@ -80,6 +80,7 @@ local function pass_over(id, queue, score)
   subtract_backlog(model, id, cost)
   notify(controller, {id .. ' ' .. append_frame(id, model_changed), model_changed})
   end_job(id, 'done')
+  redis.call('HSET', job, 'repeatable', 1)
 end
 
 local function assign(id, assignment, queue, score)
