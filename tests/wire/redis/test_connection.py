@@ -13,12 +13,13 @@ from llava_wire.errors import QueueUnavailable
 from llava_wire.redis.connection import Link
 
 from tests.faults.error_injector import ErrorInjector, Fault, FaultKind, running_injector
+from tests.machine_speed import scaled
 from tests.wire.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 
 TIMEOUT_S = 0.3
-DELAY = Fault(FaultKind.DELAY, delay_s=0.01)
+DELAY_S = 0.01
 NO_REPLY = Fault(FaultKind.DROP)
 READ_ONLY = Fault(FaultKind.REFUSE, "READONLY You can't write against a read only replica.")
 
@@ -35,11 +36,11 @@ def url(server: RedisServer, injector: ErrorInjector) -> str:
 
 
 async def test_waiting_for_a_free_connection_is_not_a_timeout(injector: ErrorInjector, url: str) -> None:
-    injector.plan = lambda _: DELAY
-    async with aclosing(Link(url, timeout_s=TIMEOUT_S, max_connections=4)) as link:
-        begin = time.monotonic()
+    injector.plan = lambda _: Fault(FaultKind.DELAY, delay_s=scaled(DELAY_S))
+    timeout_s, begin = scaled(TIMEOUT_S), time.monotonic()
+    async with aclosing(Link(url, timeout_s=timeout_s, max_connections=4)) as link:
         await asyncio.gather(*(link.command("PING") for _ in range(500)))
-        assert time.monotonic() - begin > 2 * TIMEOUT_S
+        assert time.monotonic() - begin > 2 * timeout_s
 
 
 async def test_commands_that_wait_for_a_connection_fail_if_redis_does_not_reply(
@@ -51,15 +52,15 @@ async def test_commands_that_wait_for_a_connection_fail_if_redis_does_not_reply(
         assert {type(result) for result in results} == {QueueUnavailable}
 
 
-@pytest.mark.parametrize("num_steps", range(12))
+@pytest.mark.parametrize("num_steps", range(8))
 async def test_a_blocked_event_loop_is_not_a_timeout(server: RedisServer, num_steps: int) -> None:
     """Block the event loop while the connection is being opened, or while the command is in progress."""
     url = f"{server.url}?client_name=blocked&db=1"
-    async with aclosing(Link(url, timeout_s=TIMEOUT_S / 3)) as link:
+    async with aclosing(Link(url, timeout_s=scaled(TIMEOUT_S))) as link:
         command = asyncio.create_task(link.command("PING"))
         for _ in range(num_steps):
             await asyncio.sleep(0)
-        time.sleep(TIMEOUT_S)
+        time.sleep(1.2 * scaled(TIMEOUT_S))
         assert await command
 
 
