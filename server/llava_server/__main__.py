@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -24,6 +25,7 @@ from llava_server.operator.server import AdminServer
 from llava_server.settings import Settings, load_settings
 from llava_server.shutdown import GracefulShutdown
 from llava_server.sockets import ListenError, listen, url_of
+from llava_server.supervised_tasks import SupervisedTasks
 
 __all__ = ["main"]
 
@@ -49,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> int:
             if settings.otel:
                 open_tracing("llava-server").shutdown()  # reports missing packages without a traceback
             asyncio.run(_check_queue(settings))
-        except (ListenError, TracingUnavailable) as error:
+        except (ListenError, TracingUnavailable, EvictionError) as error:
             sys.stderr.write(f"llava-server: {error}\n")
             return _EXIT_USAGE
         except QueueUnavailable as error:
@@ -60,6 +62,10 @@ def main(args: Sequence[str] | None = None) -> int:
         server = DrainingServer(settings, admin)
         server.run(sockets=[listener])
     return 0 if server.has_served and not server.failure else _EXIT_FAILED
+
+
+class EvictionError(Exception):
+    """Redis may evict keys, and the settings do not accept this."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -89,6 +95,7 @@ class DrainingServer(uvicorn.Server):
         self._admin_listener = admin
         self._admin: AdminServer | None = None
         self._admin_task: asyncio.Task[None] | None = None
+        self._admin_failure: str | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -96,8 +103,7 @@ class DrainingServer(uvicorn.Server):
             self.has_served = True
             sys.stdout.write(f"llava-server is listening on {url_of(self._settings.host, sockets[0])}\n")
             if self._admin_listener is not None:
-                self._admin = AdminServer(self._services)
-                self._admin_task = asyncio.create_task(self._admin.serve([self._admin_listener]))
+                self._start_admin_server(self._admin_listener)
                 admin_url = url_of(self._settings.admin_host, self._admin_listener)
                 sys.stdout.write(f"llava-server admin is listening on {admin_url}\n")
             sys.stdout.flush()
@@ -105,8 +111,23 @@ class DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._admin is not None and self._admin_task is not None:
             self._admin.should_exit = True
-            await self._admin_task
+            await asyncio.wait({self._admin_task})
         await super().shutdown(sockets)
+
+    def _start_admin_server(self, listener: socket.socket) -> None:
+        """Start the admin server. If it crashes, drain and exit, because its socket cannot be reused."""
+        self._admin = AdminServer(self._services)
+        tasks = SupervisedTasks(self._services.metrics.task_crashed)
+        self._admin_task = tasks.start(
+            "admin server",
+            partial(self._admin.serve, [listener]),
+            max_restarts=0,
+            on_final_crash=self._drain_after_crash,
+        )
+
+    def _drain_after_crash(self, error: BaseException) -> None:
+        self._admin_failure = f"The admin server failed with {type(error).__name__}."
+        self._shutdown.begin()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's signature)
         """Start draining. A second Ctrl-C exits immediately."""
@@ -118,8 +139,8 @@ class DrainingServer(uvicorn.Server):
         if await super().on_tick(counter):
             return True
         controller = self._services.controller
-        self.failure = controller.failure
-        if self.failure:
+        self.failure = controller.failure or self._admin_failure
+        if controller.failure:
             return True
         if self._shutdown.is_timed_out:
             logger.warning("drain timeout reached, aborting %d in-flight responses", controller.num_open)
@@ -135,9 +156,20 @@ class DrainingServer(uvicorn.Server):
 
 
 async def _check_queue(settings: Settings) -> None:
-    """Check the queue before the app starts, so that ``main`` can report QueueUnavailable on one line."""
+    """Check the queue before the app starts, so that ``main`` can report an error on one line.
+
+    A script is run, because a node of a cluster replies to a PING even if the queue is on another node.
+    Raises QueueUnavailable or EvictionError.
+    """
     producer = await JobProducer.connect(settings.redis_url.get_secret_value())
-    await producer.aclose()
+    async with contextlib.aclosing(producer):
+        await producer.heartbeats()
+        policy = await producer.eviction_policy()
+    if policy and not settings.allow_eviction:
+        raise EvictionError(
+            f"Redis has maxmemory-policy {policy}, so it may evict running requests if its memory is full. "
+            "Set maxmemory-policy noeviction, or accept this with LLAVA_ALLOW_EVICTION / --allow-eviction."
+        )
 
 
 def _admin_listener(settings: Settings, stack: contextlib.ExitStack) -> socket.socket | None:

@@ -31,6 +31,7 @@ GAUGES = {
         "kv_blocks_free",
         "Number of KV cache blocks that can be allocated, including blocks that hold cached prefixes.",
     ),
+    "step_s": ("step_seconds", "Typical time of an engine step, in seconds (median of the last 15 steps)."),
     "image_cache_bytes": ("image_cache_bytes", "Size of the image feature cache, in bytes."),
 }
 COUNTERS = {

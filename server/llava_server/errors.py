@@ -85,6 +85,7 @@ ERRORS: dict[str, ErrorKind] = {
     "queue_unavailable": ErrorKind(503, _SERVER),
     "shutting_down": ErrorKind(503, _SERVER),
     "worker_outdated": ErrorKind(503, _SERVER, should_retry=True),
+    "model_changed": ErrorKind(503, _SERVER, should_retry=True),
     "queue_timeout": ErrorKind(408, _SERVER, should_retry=True),
     # system failures, most of which would recur on a retry
     "deadline_exceeded": ErrorKind(504, _SERVER, should_retry=False),

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -30,14 +31,16 @@ from llava_server.metrics import Metrics
 from llava_server.middleware.auth import ApiKeys
 from llava_server.middleware.rate_limit import RateLimiter
 from llava_server.periodic import run_periodically
+from llava_server.queue_health import QueueHealth
 from llava_server.settings import Settings
 from llava_server.shutdown import GracefulShutdown
+from llava_server.supervised_tasks import SupervisedTasks
 from llava_server.worker_registry import WorkerRegistry
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
-__all__ = ["Services", "attach_services", "open_services", "services_of", "services_of_app"]
+__all__ = ["Services", "attach_services", "is_admin", "open_services", "services_of", "services_of_app"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,7 @@ class Services:
     api_keys: ApiKeys
     rate_limiter: RateLimiter
     tracer: Tracer | None
+    health: QueueHealth
     registry: WorkerRegistry
     controller: Controller
     image_loader: ImageLoader
@@ -69,9 +73,15 @@ class Services:
     commands: CommandSender
 
 
-def attach_services(app: FastAPI, services: Services) -> None:
+def attach_services(app: FastAPI, services: Services, *, is_admin: bool = False) -> None:
     """Store the services in the app's state, so that its routes can access them."""
     app.state.services = services
+    app.state.is_admin = is_admin
+
+
+def is_admin(app: FastAPI) -> bool:
+    """Return whether this app serves operators on the admin port, and not clients."""
+    return bool(app.state.is_admin)
 
 
 def services_of(request: Request) -> Services:
@@ -110,18 +120,25 @@ async def open_services(
         parser_threads = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="parse"))
         api_keys.attach(key_store)
         rate_limiter.attach(rate_limit_store)
-        registry = WorkerRegistry(producer, metrics)
+        metrics.set_redis_errors((producer, key_store, rate_limit_store, files, batches, inspector, commands))
+        tasks = await stack.enter_async_context(aclosing(SupervisedTasks(metrics.task_crashed)))
+        health = QueueHealth(metrics)
+        registry = WorkerRegistry(producer, metrics, health)
         controller = Controller(
             producer,
             metrics,
             rate_limiter,
+            health,
+            tasks,
             queue_timeout_s=settings.queue_timeout_s,
             orphan_grace_s=settings.orphan_grace_s,
         )
         await asyncio.gather(registry.refresh(), api_keys.refresh())
         _warn_about_access(api_keys)
         stack.enter_context(_engine_metrics(metrics, registry))
-        await stack.enter_async_context(_background_tasks(controller, registry, api_keys))
+        controller.start()
+        tasks.start("registry", partial(run_periodically, _REGISTRY_REFRESH_S, registry.refresh))
+        tasks.start("keys", partial(run_periodically, _KEYS_REFRESH_S, api_keys.refresh))
         yield Services(
             settings=settings,
             metrics=metrics,
@@ -129,6 +146,7 @@ async def open_services(
             api_keys=api_keys,
             rate_limiter=rate_limiter,
             tracer=tracer,
+            health=health,
             registry=registry,
             controller=controller,
             image_loader=image_loader,
@@ -177,7 +195,10 @@ async def _image_loader(settings: Settings, metrics: Metrics) -> AsyncIterator[I
         max_bytes=max_bytes,
     )
     decoders = DecoderPool(
-        num_processes=settings.image_workers, limits=limits, transparency=settings.image_transparency
+        num_processes=settings.image_workers,
+        limits=limits,
+        transparency=settings.image_transparency,
+        count_crash=metrics.task_crashed,
     )
     async with aclosing(decoders) as pool:
         await pool.start()
@@ -200,23 +221,6 @@ def _engine_metrics(metrics: Metrics, registry: WorkerRegistry) -> Iterator[None
         yield
     finally:
         metrics.registry.unregister(collector)
-
-
-@asynccontextmanager
-async def _background_tasks(
-    controller: Controller, registry: WorkerRegistry, api_keys: ApiKeys
-) -> AsyncIterator[None]:
-    tasks = [
-        asyncio.create_task(controller.run(), name="controller"),
-        asyncio.create_task(run_periodically(_REGISTRY_REFRESH_S, registry.refresh), name="registry"),
-        asyncio.create_task(run_periodically(_KEYS_REFRESH_S, api_keys.refresh), name="keys"),
-    ]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _warn_about_access(api_keys: ApiKeys) -> None:

@@ -7,14 +7,18 @@ clients cannot increase the number of series.
 
 from __future__ import annotations
 
+import collections
 import time
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from llava_wire.messages.event import Event
 from llava_wire.stores.batches import BatchStats
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
-__all__ = ["ChoiceMetrics", "EventObserver", "Metrics", "NoMetrics"]
+__all__ = ["ChoiceMetrics", "EventObserver", "Metrics", "NoMetrics", "RedisErrorSource"]
 
 _TTFT_S = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
@@ -45,11 +49,40 @@ class _Registry(CollectorRegistry):
         return Gauge(f"llava_{name}", text, labels, registry=self)
 
 
+class RedisErrorSource(Protocol):
+    """An object that counts the errors of its connections to Redis."""
+
+    @property
+    def num_redis_errors(self) -> collections.Counter[str]: ...
+
+
+class _RedisErrors(Collector):
+    """Sums the errors of all connections to Redis, by kind."""
+
+    def __init__(self) -> None:
+        self.sources: Sequence[RedisErrorSource] = ()
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "llava_redis_errors",
+            "Number of failed Redis commands, by the first word of the error reply.",
+            labels=("kind",),
+        )
+        total: collections.Counter[str] = collections.Counter()
+        for source in self.sources:
+            total.update(source.num_redis_errors)
+        for kind, number in sorted(total.items()):
+            family.add_metric((kind,), number)
+        yield family
+
+
 class Metrics:
     """All metrics of this process. Each is updated through one method or attribute."""
 
     def __init__(self) -> None:
         self.registry = registry = _Registry()
+        self._redis_errors = _RedisErrors()
+        registry.register(self._redis_errors)
         self._add_request_metrics(registry)
         self._add_queue_metrics(registry)
 
@@ -123,7 +156,10 @@ class Metrics:
         self.open_requests = gauge(
             "num_open_requests", "Number of POST requests that this controller is processing."
         )
-        self.queue_up = gauge("queue_up", "1 if the job queue is reachable, otherwise 0.")
+        self.queue_up = gauge("queue_up", "1 if the job queue is available, otherwise 0.")
+        self._task_crashes = counter(
+            "task_crashes", "Number of crashes of background tasks in this controller.", ("task",)
+        )
         self.jobs_reaped = counter(
             "jobs_reaped", "Number of jobs reclaimed by this controller from lost or hung workers."
         )
@@ -168,11 +204,18 @@ class Metrics:
         if is_hit:
             self._image_cache_hits.inc()
 
+    def task_crashed(self, task: str) -> None:
+        """Count a crash of a background task. ``task`` must be one of a few fixed names."""
+        self._task_crashes.labels(task).inc()
+
+    def set_redis_errors(self, sources: Sequence[RedisErrorSource]) -> None:
+        """Export the sums of the errors that these objects count."""
+        self._redis_errors.sources = sources
+
     def set_queue(
         self, *, num_running: int, num_waiting: dict[str, int], num_workers: dict[str, int]
     ) -> None:
         """Set the gauges for the queue and the workers. The dictionaries are keyed by model name."""
-        self.queue_up.set(1)
         self._running.set(num_running)
         for gauge, values in ((self._waiting, num_waiting), (self._workers, num_workers)):
             for model, value in values.items():

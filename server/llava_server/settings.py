@@ -205,6 +205,10 @@ class Settings(ServiceSettings):
         le=600,
         description="Time after SIGTERM during which new requests are still accepted, in seconds.",
     )
+    allow_eviction: bool = Field(
+        False,
+        description="Start even if Redis may evict keys of running requests (maxmemory-policy).",
+    )
     log_format: LogFormat = Field(
         "text", description="Log format: text, or json for one JSON object per line."
     )

@@ -17,14 +17,15 @@ from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
 
 from llava_server.errors import ApiError, queue_unavailable
 from llava_server.metrics import Metrics
+from llava_server.queue_health import QueueHealth
 
 __all__ = ["ServedModel", "WorkerRegistry"]
 
 logger = logging.getLogger(__name__)
 
-_STALE_S = 5.0  # the queue is considered unavailable if the last refresh is older than this
 _MIN_REFRESH_S = 0.25  # minimum interval between refreshes triggered by requests for models without workers
 _RETRY_AFTER_S = 5.0
+_FINGERPRINT_DIGITS = 10
 
 
 @dataclass(frozen=True)
@@ -35,29 +36,33 @@ class ServedModel:
     image_spec: ImageSpec
     context_length: int
     precision: str
+    digest: str  # digest of the weights and of everything else that shapes the output; empty if unknown
     first_seen: int  # Unix seconds
 
-    @property
-    def fingerprint(self) -> str:
-        """The ``system_fingerprint`` in responses.
+    def fingerprint(self, model_digest: str = "") -> str:
+        """Return the ``system_fingerprint`` of a response.
 
-        It changes whenever the same seed might no longer produce the same output.
+        It changes whenever the same seed might no longer produce the same output. ``model_digest`` is the
+        digest in the events of the response. It differs from ``digest`` while a model is being replaced. It
+        is empty if the worker did not send a digest.
         """
+        if digest := model_digest or self.digest:
+            return f"fp_{digest[:_FINGERPRINT_DIGITS]}"
         text = f"{self.name}/{self.precision}/{self.context_length}/{self.image_spec}"
-        return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+        return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:_FINGERPRINT_DIGITS]}"
 
 
 class WorkerRegistry:
     """The live workers and served models. Only ``refresh`` changes them; every request reads them."""
 
-    def __init__(self, producer: JobProducer, metrics: Metrics) -> None:
+    def __init__(self, producer: JobProducer, metrics: Metrics, health: QueueHealth) -> None:
         self._producer = producer
         self._metrics = metrics
+        self._health = health
         self._models: dict[str, ServedModel] = {}  # keyed by name
         self._num_workers: dict[str, int] = {}  # keyed by model name
         self._heartbeats: list[Heartbeat] = []
         self._refreshed_at: float | None = None  # time.monotonic()
-        self._refresh_error: str | None = "The connection to the job queue has not been checked yet."
 
     @property
     def models(self) -> list[ServedModel]:
@@ -66,30 +71,22 @@ class WorkerRegistry:
 
     @property
     def heartbeats(self) -> list[Heartbeat]:
-        """The latest heartbeats of live workers with a model. Empty while the queue is unavailable."""
-        return [] if self.queue_error else self._heartbeats
-
-    @property
-    def queue_error(self) -> str | None:
-        """The reason why the queue is unavailable, or None if it is available."""
-        if self._refresh_error is None and self._refreshed_at is not None:
-            age_s = time.monotonic() - self._refreshed_at
-            return f"The job queue has not responded for {age_s:.0f} seconds." if age_s > _STALE_S else None
-        return self._refresh_error
+        """The latest heartbeats of live workers with a model. Empty while they cannot be read."""
+        return self._heartbeats if self._health.is_available("read") else []
 
     def num_workers(self, model: str) -> int:
         """Return the number of live workers of the model that accept jobs."""
         return self._num_workers.get(model, 0)
 
     async def find(self, name: str) -> ServedModel:
-        """Return a model. Raises ApiError: 404 if the model is unknown, 503 if no live worker serves it."""
+        """Return a model.
+
+        Raises ApiError: 404 if the model is unknown, 503 if no live worker serves it. While the queue is
+        unavailable and shortly afterwards, unknown models are a 503 too, as workers could not announce them.
+        """
         if not self.num_workers(name) and self._age_s() > _MIN_REFRESH_S:
             await self.refresh()  # a worker may have started since the last refresh
-        model = self._models.get(name)
-        if model is None and self._refresh_error:
-            raise queue_unavailable(_RETRY_AFTER_S)
-        if model is None:
-            raise self._not_found(name)
+        model = self.get(name)
         if not self.num_workers(name):
             raise ApiError(
                 "no_worker",
@@ -101,24 +98,24 @@ class WorkerRegistry:
         return model
 
     def get(self, name: str) -> ServedModel:
-        """Return a model, even if it has no live worker. Raises ApiError (404)."""
+        """Return a model, even if it has no live worker. Raises ApiError (404, 503)."""
         if name not in self._models:
-            raise self._not_found(name)
+            raise self._not_found(name) if self._health.is_settled else queue_unavailable(_RETRY_AFTER_S)
         return self._models[name]
 
-    def fingerprint(self, name: str) -> str | None:
-        """Return the fingerprint of a model, or None if the model is unknown."""
-        return self._models[name].fingerprint if name in self._models else None
+    def fingerprint(self, name: str, model_digest: str = "") -> str | None:
+        """Return the fingerprint of a response, or None if the model is unknown."""
+        return self._models[name].fingerprint(model_digest) if name in self._models else None
 
     async def refresh(self) -> None:
-        """Read the heartbeats. If the queue is unavailable, set ``queue_error`` instead of raising."""
+        """Read the heartbeats. If the queue is unavailable, report this to ``QueueHealth``."""
         try:
             heartbeats = await self._producer.heartbeats()
             stats = await self._producer.stats(heartbeats)
         except QueueUnavailable as error:
-            self._set_refresh_error(str(error))
+            self._health.report("read", error)
             return
-        self._set_refresh_error(None)
+        self._health.report("read", None)
         self._refreshed_at = time.monotonic()
         heartbeats = [heartbeat for heartbeat in heartbeats if heartbeat.model]
         for heartbeat in sorted(heartbeats, key=lambda heartbeat: heartbeat.started_at):
@@ -137,22 +134,18 @@ class WorkerRegistry:
         known = self._models.get(heartbeat.model)
         first_seen = known.first_seen if known else int(heartbeat.started_at or time.time())
         model = ServedModel(
-            heartbeat.model, heartbeat.image_spec, heartbeat.context_length, heartbeat.precision, first_seen
+            heartbeat.model,
+            heartbeat.image_spec,
+            heartbeat.context_length,
+            heartbeat.precision,
+            heartbeat.model_digest,
+            first_seen,
         )
         if known is None:
             logger.info(
                 "model %s is served on %s with precision %s", model.name, heartbeat.device, model.precision
             )
         self._models[model.name] = model
-
-    def _set_refresh_error(self, error: str | None) -> None:
-        if error and self._refresh_error is None:
-            logger.warning("%s", error)
-        if error is None and self._refresh_error and self._refreshed_at is not None:
-            logger.info("the job queue is available again")
-        if error:
-            self._metrics.queue_up.set(0)
-        self._refresh_error = error
 
     def _age_s(self) -> float:
         return float("inf") if self._refreshed_at is None else time.monotonic() - self._refreshed_at

@@ -11,7 +11,7 @@ import pytest
 from llava_server.operator.cli.doctor import check
 from llava_wire.messages.job import Job, Message
 from llava_wire.messages.sampling_params import SamplingParams
-from llava_wire.operator.inspector import SystemStatus
+from llava_wire.operator.inspector import SystemStatus, WorkerStatus
 from llava_wire.redis.keys import PREFIX
 
 from tests.echo import echo_text
@@ -19,6 +19,7 @@ from tests.faults.cluster import Cluster
 from tests.faults.streams import Streams, story
 from tests.machine_speed import scaled
 from tests.waiting import async_wait_until
+from tests.wire.harness import heartbeat
 
 pytestmark = pytest.mark.e2e
 
@@ -100,6 +101,19 @@ def test_doctor_reports_each_problem(info: dict[str, Any], level: str, text: str
     (found,) = [finding for finding in check(GOOD | info, NO_WORKERS) if finding.text not in usual]
     assert found.level == level
     assert text in found.text
+
+
+def test_doctor_reports_workers_of_one_model_with_different_digests() -> None:
+    def texts(*models: tuple[str, str]) -> list[str]:
+        workers = tuple(WorkerStatus(heartbeat(f"w{n}", *model), {}, 0.0) for n, model in enumerate(models))
+        findings = check(GOOD, SystemStatus(workers, {"c": 0.1}, {}, 0))
+        return [finding.text for finding in findings if finding.level == "warning"]
+
+    assert texts(("m", "a"), ("m", "a"), ("n", "b"), ("m", ""), ("", "")) == []
+    (text,) = texts(("m", "a" * 32), ("m", "b" * 32), ("n", "c" * 32))
+    assert (
+        "the workers of model m have different weights or settings (digests aaaaaaaaaa, bbbbbbbbbb)" in text
+    )
 
 
 def test_a_dead_letter_is_shown_and_can_be_replayed(cluster: Cluster) -> None:

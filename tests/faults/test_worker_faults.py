@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -169,3 +170,26 @@ async def test_a_request_that_crashes_workers_fails_and_others_complete(
     assert bad.error["code"] == "worker_crashed"
     assert num_crashes <= 3
     assert cluster.dead_letters() == [bad.job_id]
+
+
+def have_all(started: list[Stream], num_deltas: int) -> bool:
+    return all(stream.num_deltas >= num_deltas for stream in started)
+
+
+async def test_workers_killed_together_twice_delay_no_new_request(cluster: Cluster, streams: Streams) -> None:
+    """Crashes at the same time are no evidence against a request, so no request runs alone afterwards."""
+    started = streams.start_many(cluster.urls, 12, max_tokens=300)
+    for num_deltas in (10, 40):
+        await async_wait_until(partial(have_all, started, num_deltas), "the streams")
+        for worker in cluster.workers:
+            worker.kill()
+        for worker in cluster.workers:
+            worker.start()
+    await async_wait_until(partial(have_all, started, 60), "the streams to continue")
+    assert not cluster.key_names("suspects:")
+    late = streams.start(cluster.controllers[0].url, story("late"), max_tokens=5)
+    await async_wait_until(lambda: late.is_finished, "the new request")
+    assert not all(stream.is_finished for stream in started)
+    await streams.wait_for_all()
+    for stream in started:
+        stream.assert_complete()

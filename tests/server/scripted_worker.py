@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import threading
+import time
 from collections.abc import Sequence
 
 from llava_wire.messages.assignment import Assignment
@@ -64,7 +65,9 @@ class ScriptedWorker:
         spec: ImageSpec = SPEC,
         context_length: int = 4096,
         capacity: int = 64,
+        model_digest: str = "",
     ) -> None:
+        self.model_digest = model_digest
         self.assignments: list[Assignment] = []
         self.refused: set[str] = set()
         self.release = threading.Event()
@@ -72,11 +75,13 @@ class ScriptedWorker:
         self._heartbeat = Heartbeat(
             worker_id=f"scripted-{id(self)}",
             model=model,
+            model_digest=model_digest,
             image_spec=spec,
             context_length=context_length,
             capacity=capacity,
             device="none",
             precision="fp32",
+            started_at=time.time(),
         )
         self._is_stopping = threading.Event()
         self._is_up = threading.Event()
@@ -223,6 +228,7 @@ class _Writer:
             logprobs,
             num_prompt_tokens=0 if self._offset else _PROMPT_TOKENS,
             prompt=() if self._is_begun else _echo(self._assignment),
+            model_digest="" if self._offset else self._worker.model_digest,
         )
         self._is_begun = True
         async with self._worker._emitting:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
+import redis
 
 from tests.machine_speed import scaled
 from tests.server.scripted_worker import MODEL, ScriptedWorker
@@ -124,6 +125,24 @@ def test_an_unavailable_queue_at_startup_is_a_clear_error() -> None:
     assert done.returncode == 1
     assert "redis" in done.stderr.lower()
     assert "Traceback" not in done.stderr
+
+
+def test_a_queue_that_may_evict_requests_is_rejected_unless_this_is_accepted(
+    launch: Launch, queue_url: str
+) -> None:
+    client = redis.Redis.from_url(queue_url)
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        command = [sys.executable, "-m", "llava_server", "--port", "0", "--redis-url", queue_url]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "maxmemory-policy allkeys-lru" in done.stderr
+        assert "--allow-eviction" in done.stderr
+        accepted = launch("--allow-eviction")
+        assert httpx2.get(f"{accepted.url}/livez").status_code == 200
+    finally:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.close()
 
 
 def test_server_imports_neither_torch_nor_the_worker() -> None:

@@ -47,8 +47,9 @@ def frame(
     return assignment, Event(offset, tokens, "".join(f"<{token}>" for token in tokens), final)
 
 
-def heartbeat(worker_id: str, model: str = "m") -> Heartbeat:
+def heartbeat(worker_id: str, model: str = "m", model_digest: str = "") -> Heartbeat:
     return Heartbeat(
+        model_digest=model_digest,
         worker_id=worker_id,
         model=model,
         image_spec=ImageSpec(side=2),
@@ -105,8 +106,12 @@ class Harness:
         self._parts.append(producer)
         return producer
 
-    async def consumer(self, worker_id: str = "w1", *, model: str = "m", **options: Any) -> JobConsumer:
-        consumer = await JobConsumer.connect(self.server.url, heartbeat(worker_id, model), **options)
+    async def consumer(
+        self, worker_id: str = "w1", *, model: str = "m", model_digest: str = "", **options: Any
+    ) -> JobConsumer:
+        consumer = await JobConsumer.connect(
+            self.server.url, heartbeat(worker_id, model, model_digest), **options
+        )
         self._parts.append(consumer)
         return consumer
 
@@ -125,10 +130,13 @@ class Harness:
         assert assignment.job == job
         return job, assignment
 
-    def kill_worker(self, worker_id: str) -> None:
-        """Simulate a worker whose lease has expired, while controllers call ``reap`` every second."""
+    def kill_worker(self, worker_id: str, *, lease_end_ms: float = 1) -> None:
+        """Simulate a worker whose lease has expired, while controllers call ``reap`` every second.
+
+        By default, the lease ended a very long time ago, so the crash is not compared with other crashes.
+        """
         self.redis.set(PREFIX + "reaped", "1", px=60_000)
-        self.redis.zadd(PREFIX + "workers", {worker_id: 1})
+        self.redis.zadd(PREFIX + "workers", {worker_id: lease_end_ms})
 
     def hang_worker(self, worker_id: str) -> None:
         """Simulate a worker that sends heartbeats but makes no progress."""

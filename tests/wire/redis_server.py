@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import redis
 from llava_cli.up.redis_process import find_redis_binary
@@ -29,18 +30,22 @@ class RedisServer:
     """A server process with a Unix socket in ``folder``, which must have a short path.
 
     A durable server logs every command to disk and keeps its data when it is killed. Other servers lose their
-    data.
+    data. ``options`` are further options of the program, such as ``--cluster-enabled yes``.
     """
 
-    def __init__(self, program: str, folder: Path, *, is_durable: bool = False, port: int = 0) -> None:
+    def __init__(
+        self, program: str, folder: Path, *, is_durable: bool = False, port: int = 0, options: str = ""
+    ) -> None:
         self._program = program
+        self._options = options
         self._is_durable = is_durable
         self.port = port  # in addition to the socket, for replicas
         self._folder = folder
         self.socket = self._socket = folder / "s"
         self._dump = folder / "dump.rdb"
         self.url = f"unix://{self._socket}"
-        self.client = redis.Redis(unix_socket_path=str(self._socket))
+        self._credentials: dict[str, Any] = {}
+        self.client = self.new_client()
         self._process: subprocess.Popen[bytes] | None = None
 
     def restrict(self, acl: str) -> None:
@@ -53,14 +58,24 @@ class RedisServer:
         assert admin
         password = next(word[1:] for word in acl.split("user admin on ")[1].split() if word.startswith(">"))
         self.client.close()
-        self.client = redis.Redis(unix_socket_path=str(self._socket), username="admin", password=password)
+        self._credentials = {"username": "admin", "password": password}
+        self.client = self.new_client()
         self.client.execute_command("ACL", "SETUSER", "default", "off")
+
+    def new_client(self) -> redis.Redis:
+        return redis.Redis(unix_socket_path=str(self._socket), **self._credentials)
+
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
 
     def start(self) -> None:
         options = (
             f"--port {self.port} --bind 127.0.0.1 --unixsocket {self._socket} --dir {self._folder} "
             f"--loglevel warning "
-            f"--appendonly {'yes' if self._is_durable else 'no'} --maxmemory-policy noeviction"
+            f"--appendonly {'yes' if self._is_durable else 'no'} --maxmemory-policy noeviction "
+            f"{self._options}"
         )
         self._process = subprocess.Popen(
             [self._program, *options.split(), "--save", ""],

@@ -60,6 +60,14 @@ def test_tokens_since_the_last_event_are_sent_in_one_event() -> None:
     assert finish_reason(second) is FinishReason.STOP
 
 
+def test_only_the_first_event_of_a_worker_contains_the_digest_of_its_model() -> None:
+    for log in (b"", b"ab"):  # a new output and one that was started by another worker
+        assignment = make_assignment(make_job(QUESTION), log=log)
+        output = JobOutput(assignment, TOKENIZER, model_digest="d")
+        sent = events(output, step_outputs(b"a"), step_outputs(b"b"), step_outputs(b"c", "stop"))
+        assert [event.model_digest for event in sent] == ["d", "", ""]
+
+
 def test_finish_reason_is_length_at_the_limit() -> None:
     [event] = events(make_output(), step_outputs(b"ab", "length"))
     assert finish_reason(event) is FinishReason.LENGTH

@@ -100,7 +100,7 @@ async def test_unload_frees_the_engine_and_its_threads_but_keeps_the_worker_runn
         # At least the engine's thread and one of its OpenMP threads have exited.
         await async_wait_until(lambda: psutil.Process().num_threads() <= num_threads - 2)
         heartbeat = await running.heartbeat()
-        assert (heartbeat.model, heartbeat.capacity) == ("", 0)
+        assert (heartbeat.model, heartbeat.model_digest, heartbeat.capacity) == ("", "", 0)
         assert heartbeat.worker_id == running.host.heartbeat.worker_id
         assert not running.task.done()
 
@@ -128,6 +128,9 @@ async def test_another_model_is_served_under_the_same_worker_id(queue_url: str) 
         assert await client.complete("What can you do?", max_tokens=8)
         heartbeat = await running.heartbeat()
         assert (heartbeat.model, heartbeat.precision) == ("tiny-llava", "int8")
+        assert heartbeat.model_digest not in ("", running.host.heartbeat.model_digest)
+        [events] = client.events.values()
+        assert events[0].model_digest == heartbeat.model_digest
         assert heartbeat.worker_id == running.host.heartbeat.worker_id
         assert running.first_engine() is None
         assert not [thread for thread in threading.enumerate() if thread.name.startswith(LOADER)]

@@ -18,11 +18,13 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 from typing_extensions import Self
 
+from llava_wire.redis.address import RedisURLError, parse_redis_url
+
 __all__ = ["ServiceSettings", "redis_url_error"]
 
-_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
-_REDIS_URL = "URL of Redis or Valkey: redis://, rediss:// or unix://."
-_UNSUPPORTED_SCHEME = "the scheme is missing or not supported"
+_REDIS_URL = (
+    "URL of Redis or Valkey: redis://, redis+sentinel://, redis+cluster:// or unix://; rediss for TLS."
+)
 
 
 class ServiceSettings(BaseSettings):
@@ -96,8 +98,7 @@ class ServiceSettings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: SecretStr) -> SecretStr:
-        if not value.get_secret_value().startswith(_REDIS_SCHEMES):
-            raise ValueError(_UNSUPPORTED_SCHEME)
+        parse_redis_url(value.get_secret_value())
         return value
 
     @classmethod
@@ -109,15 +110,17 @@ class ServiceSettings(BaseSettings):
             return f"{message}."
         field = cls.model_fields.get(name)
         got = f" (got {detail.get('input')!r})" if field is None or not _is_secret(field) else ""
-        description = f". {field.description}" if field else ""
-        return f"{_setting(name)}: {message}{got}{description}"
+        description = f" {field.description}" if field and name != "redis_url" else ""  # has its own remedy
+        return f"{_setting(name)}: {message}{got}.{description}"
 
 
 def redis_url_error(url: str) -> str | None:
-    """Return the error message for a Redis URL with an unsupported scheme, or None if it is supported."""
-    if url.startswith(_REDIS_SCHEMES):
-        return None
-    return f"{_setting('redis_url')}: {_UNSUPPORTED_SCHEME}. {_REDIS_URL}"
+    """Return the error message for an invalid Redis URL, or None if the URL is valid."""
+    try:
+        parse_redis_url(url)
+    except RedisURLError as error:
+        return f"{_setting('redis_url')}: {error}."
+    return None
 
 
 def _setting(name: str) -> str:

@@ -38,11 +38,25 @@ class AlreadySubmitted(WireError):
 
 
 class QueueUnavailable(WireError):
-    """Redis is unavailable. Retry after ``retry_after_s`` seconds."""
+    """Redis is temporarily unavailable. Retry after ``retry_after_s`` seconds.
 
-    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+    ``is_disconnect`` is true if the connection failed or was closed, so that an immediate retry may succeed.
+    ``kind`` is the first word of an error reply, such as "NOREPLICAS", or "timeout" or "connection". Unlike
+    the message, it never contains an address or a user name.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float = 1.0,
+        is_disconnect: bool = False,
+        kind: str = "unknown",
+    ) -> None:
         super().__init__(message)
+        self.kind = kind
         self.retry_after_s = retry_after_s
+        self.is_disconnect = is_disconnect
 
 
 class QueueFull(WireError):

@@ -85,8 +85,9 @@ def _job_outputs(provider: TracerProvider | None, worker_id: str) -> JobOutputFa
 async def _serve(settings: Settings, host: ModelHost, create_output: JobOutputFactory) -> int:
     heartbeat = host.heartbeat
     logger.info(
-        "model=%s device=%s precision=%s context_length=%d max_num_sequences=%d conversation=%s",
+        "model=%s digest=%s device=%s precision=%s context_length=%d max_num_sequences=%d conversation=%s",
         heartbeat.model,
+        heartbeat.model_digest,
         heartbeat.device,
         heartbeat.precision,
         heartbeat.context_length,

@@ -14,9 +14,11 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 
 from llava_worker.engine import EngineInterface, Sequence, SequenceRejected, StepOutput
 from llava_worker.gpu_health import log_gpu_health
@@ -24,6 +26,9 @@ from llava_worker.gpu_health import log_gpu_health
 __all__ = ["EXIT_BROKEN", "EngineThread", "end_process"]
 
 EXIT_BROKEN = 70  # EX_SOFTWARE in sysexits.h: the engine failed or hung and the worker should be restarted
+
+_NUM_STEP_TIMES = 15
+_STEP_AGE_S = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +57,8 @@ class EngineThread:
         on_hang: Callable[[], None] | None = None,
     ) -> None:
         self.num_steps = 0  # number of completed steps, as a measure of progress
+        self._step_times: deque[float] = deque(maxlen=_NUM_STEP_TIMES)  # in seconds
+        self._last_step_at = 0.0
         self.stats = engine.stats()  # after the last step; other threads must not access the engine
         self._engine = engine
         self._on_outputs = on_outputs
@@ -63,6 +70,16 @@ class EngineThread:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._watchdog = threading.Thread(target=self._watch, name="engine-watchdog", daemon=True)
+
+    @property
+    def step_s(self) -> float:
+        """The typical time of an engine step in seconds: the median of the last steps, or 0 if unknown.
+
+        It is unknown after a pause, so that a worker that was slow for a while is measured again.
+        """
+        times = list(self._step_times)
+        is_recent = time.monotonic() - self._last_step_at < _STEP_AGE_S
+        return median(times) if is_recent and len(times) == _NUM_STEP_TIMES else 0.0
 
     def start(self) -> None:
         self._thread.start()
@@ -97,7 +114,7 @@ class EngineThread:
                 self.stats = self._engine.stats()
                 if outputs:
                     self._on_outputs(outputs)
-        except Exception as error:
+        except BaseException as error:  # the thread must never end without a report
             logger.critical("the engine failed", exc_info=error)
             self._on_failure()
         finally:
@@ -128,9 +145,11 @@ class EngineThread:
         return []
 
     def _step(self) -> list[StepOutput]:
-        self._step_began = time.monotonic()
+        began = self._step_began = time.monotonic()
         outputs = self._engine.step()
         self._step_began = None
+        self._last_step_at = time.monotonic()
+        self._step_times.append(self._last_step_at - began)
         self.num_steps += 1
         return outputs
 

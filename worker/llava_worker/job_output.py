@@ -32,7 +32,7 @@ class JobOutputFactory(Protocol):
     """A function that creates the output state of a job: JobOutput, or a wrapper that adds tracing."""
 
     def __call__(
-        self, assignment: Assignment, tokenizer: Tokenizer, *, stop: tuple[str, ...]
+        self, assignment: Assignment, tokenizer: Tokenizer, *, stop: tuple[str, ...], model_digest: str
     ) -> JobOutput: ...
 
 
@@ -40,11 +40,19 @@ class JobOutput:
     """The output state of one job, which continues where the assignment's event log ends.
 
     Once ``is_finished`` is True, engine outputs are ignored. ``stop`` contains the template's stop strings,
-    which apply in addition to the job's.
+    which apply in addition to the job's. ``model_digest`` is the digest in the worker's heartbeat.
     """
 
-    def __init__(self, assignment: Assignment, tokenizer: Tokenizer, *, stop: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        assignment: Assignment,
+        tokenizer: Tokenizer,
+        *,
+        stop: tuple[str, ...] = (),
+        model_digest: str = "",
+    ) -> None:
         self.assignment = assignment
+        self._model_digest = model_digest
         self.num_prompt_tokens = 0
         self._tokenizer = tokenizer
         self._detokenizer = _create_detokenizer(assignment, tokenizer, stop)
@@ -111,6 +119,7 @@ class JobOutput:
             logprobs=tuple(self._logprobs),
             num_prompt_tokens=0 if self._has_event else self.num_prompt_tokens,
             prompt=self._take_echo(),
+            model_digest="" if self._has_event else self._model_digest,
         )
         self._has_event = True
         self._has_final_event = self._final is not None

@@ -150,7 +150,13 @@ class ModelHost:
     async def _send_heartbeat(self, consumer: JobConsumer) -> None:
         """Send the heartbeat of a worker without a model."""
         heartbeat = msgspec.structs.replace(
-            self.heartbeat, model="", precision="none", capacity=0, context_length=0, stats={}
+            self.heartbeat,
+            model="",
+            model_digest="",
+            precision="none",
+            capacity=0,
+            context_length=0,
+            stats={},
         )
         command = await consumer.send_heartbeat(heartbeat)
         if command is not None:

@@ -29,6 +29,7 @@ from llava_worker.language.prompt_builder import PromptBuilder, PromptError
 from llava_worker.language.prompt_formats import ChatTemplateError
 from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer, TokenizerError
 from llava_worker.load_progress import LoadProgress, ProgressCallback
+from llava_worker.model_digest import digest_checkpoint, digest_echo
 from llava_worker.settings import Settings
 from llava_worker.telemetry.traced_engine import TracedEngine, open_trace
 
@@ -96,13 +97,12 @@ def _open_echo(settings: Settings) -> LoadedModel:
     name = settings.served_model_name or "echo"
     tokenizer = ByteTokenizer()
     with _conversation_errors(settings):
+        template = choose_template(settings.conversation, settings.prompt_style)
         prompts = PromptBuilder(
-            tokenizer,
-            choose_template(settings.conversation, settings.prompt_style),
-            image_spec=_ECHO_SPEC,
-            context_length=engine.context_length,
+            tokenizer, template, image_spec=_ECHO_SPEC, context_length=engine.context_length
         )
-    heartbeat = _heartbeat(engine, _ECHO_SPEC, name, device="none", precision="none")
+    digest = digest_echo(template)
+    heartbeat = _heartbeat(engine, _ECHO_SPEC, name, digest, device="none", precision="none")
     return LoadedModel(_traced(engine, settings, name), tokenizer, prompts, heartbeat)
 
 
@@ -149,8 +149,11 @@ def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback
         info.eos_ids,
         begins_with_space=tokenizer.strips_leading_space,
     )
+    digest = digest_checkpoint(config, info, template, tokenizer_folder=tokenizer_folder)
     stats = {f"start_{part}": seconds for part, seconds in asdict(times).items()}
-    heartbeat = _heartbeat(engine, spec, name, device=info.device, precision=info.precision, stats=stats)
+    heartbeat = _heartbeat(
+        engine, spec, name, digest, device=info.device, precision=info.precision, stats=stats
+    )
     traced = _traced(engine, settings, name, engine.timer)
     return LoadedModel(traced, tokenizer, prompts, heartbeat, times, grammars)
 
@@ -230,6 +233,7 @@ def _heartbeat(
     engine: EngineInterface,
     spec: ImageSpec,
     name: str,
+    model_digest: str,
     *,
     device: str,
     precision: str,
@@ -238,6 +242,7 @@ def _heartbeat(
     return Heartbeat(
         worker_id=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
         model=name,
+        model_digest=model_digest,
         image_spec=spec,
         context_length=engine.context_length,
         capacity=engine.max_sequences,

@@ -27,7 +27,7 @@ from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import Job
 from llava_wire.messages.load_command import IssuedCommand
 from llava_wire.messages.sampling_params import Grammar
-from llava_wire.worker_side.consumer import JobConsumer
+from llava_wire.worker_side.consumer import STEP_STAT, JobConsumer
 
 from llava_worker.engine import EngineInterface, Sequence, StepOutput
 from llava_worker.engine_thread import EXIT_BROKEN, EngineThread
@@ -206,7 +206,12 @@ class Worker:
         """Build the job's prompt and add its sequence to the engine, or finish the job with an error."""
         job = assignment.job
         self._drop(job.job_id)  # if the job was pulled again, its previous assignment is no longer valid
-        output = self._create_output(assignment, self._tokenizer, stop=self._prompts.stop)
+        output = self._create_output(
+            assignment,
+            self._tokenizer,
+            stop=self._prompts.stop,
+            model_digest=self._heartbeat.model_digest,
+        )
         try:
             # Use a thread, because tokenizing a long text must not delay running streams.
             prompt = await asyncio.to_thread(self._prompts.build, job)
@@ -300,7 +305,7 @@ class Worker:
             await _wait(self._closing, self._beat_s)
 
     async def _send_heartbeat(self) -> None:
-        stats = self._heartbeat.stats | asdict(self._engine.stats)
+        stats = self._heartbeat.stats | asdict(self._engine.stats) | {STEP_STAT: self._engine.step_s}
         command = await self._consumer.send_heartbeat(
             msgspec.structs.replace(self._heartbeat, is_draining=self._draining.is_set(), stats=stats)
         )

@@ -56,6 +56,12 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
 
+    @property
+    def reader_error(self) -> BaseException | None:
+        """The error because of which the output is no longer read. The program then fails when it writes."""
+        reader = self._reader
+        return reader.exception() if reader and reader.done() and not reader.cancelled() else None
+
     async def start(self) -> None:
         """Start or restart the program.
 

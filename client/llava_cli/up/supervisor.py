@@ -23,12 +23,13 @@ __all__ = ["ChildFailed", "RestartBudget", "Supervisor"]
 
 
 class ChildFailed(Exception):
-    """A child exited and will not be restarted. ``tail`` holds its last output lines."""
+    """A child exited with ``status`` and will not be restarted. ``tail`` holds its last output lines."""
 
     def __init__(self, name: str, status: int, tail: Sequence[str], when: str) -> None:
         super().__init__(
             f"{name} {describe_exit(status)} {when}. Correct the cause given in its output above, and retry."
         )
+        self.status = status
         self.tail = tuple(tail)
 
 
@@ -73,7 +74,7 @@ class Supervisor:
         self._process_layers: list[list[Child]] = []
         self._monitors: list[asyncio.Task[None]] = []
         self._is_restarting = False
-        self._failure: asyncio.Future[ChildFailed] = asyncio.get_running_loop().create_future()
+        self._failure: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,7 +96,9 @@ class Supervisor:
         self._process_layers.append(children)
         for child in children:
             await child.start()
-            self._monitors.append(asyncio.create_task(self._monitor(child)))
+            monitor = asyncio.create_task(self._monitor(child))
+            monitor.add_done_callback(self._report_crash)
+            self._monitors.append(monitor)
 
     def enable_restarts(self) -> None:
         """From now on, restart children that exit."""
@@ -104,7 +107,8 @@ class Supervisor:
     async def watch(self) -> None:
         """Wait until a child exits and cannot be restarted, then raise ChildFailed.
 
-        Never returns normally.
+        Never returns normally. If a child can no longer be monitored, for example because the system refuses
+        to start another process, the error is raised.
         """
         raise await asyncio.shield(self._failure)
 
@@ -113,6 +117,8 @@ class Supervisor:
         restarts: deque[float] = deque()
         while True:
             status = await child.wait()
+            if (error := child.reader_error) is not None:
+                raise error
             while restarts and restarts[0] < loop.time() - self._budget.window_s:
                 restarts.popleft()
             delay_s = self._budget.delay_s(len(restarts)) if self._is_restarting else None
@@ -124,6 +130,12 @@ class Supervisor:
             await asyncio.sleep(delay_s)
             restarts.append(loop.time())
             await child.start()
+
+    def _report_crash(self, monitor: asyncio.Task[None]) -> None:
+        """End ``watch`` if a monitor crashed, because its child would not be restarted anymore."""
+        error = None if monitor.cancelled() else monitor.exception()
+        if isinstance(error, Exception) and not self._failure.done():
+            self._failure.set_result(error)
 
     def _fail(self, child: Child, status: int, *, num_restarts: int) -> None:
         restarts = "1 restart" if num_restarts == 1 else f"{num_restarts} restarts"

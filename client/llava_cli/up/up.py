@@ -21,7 +21,7 @@ import typer
 from llava_client.async_client import AsyncClient
 from llava_client.errors import LlavaError
 
-from llava_cli.exit_codes import EXIT_USAGE, fail, handle_errors
+from llava_cli.exit_codes import EXIT_FAILED, EXIT_USAGE, fail, handle_errors
 from llava_cli.extras import install_line, missing_modules
 from llava_cli.up.child_process import Program
 from llava_cli.up.display import Display
@@ -84,7 +84,7 @@ def up(
             fail(str(exc), EXIT_USAGE)
         except ChildFailed as exc:
             display.tail(exc.tail)
-            fail(str(exc))
+            fail(str(exc), EXIT_USAGE if exc.status == EXIT_USAGE else EXIT_FAILED)
 
 
 async def run(plan: LaunchPlan, layers: list[list[Program]], display: Display) -> None:

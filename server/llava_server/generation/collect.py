@@ -21,6 +21,7 @@ class CollectedChoice:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     last: Event = Event(0, (), "")
     prompt: tuple[TokenLogprob, ...] = ()
+    model_digest: str = ""  # see `Event`
 
     def add(self, event: Event) -> None:
         """Add the next event."""
@@ -28,6 +29,7 @@ class CollectedChoice:
         self.logprobs += event.logprobs
         self.last = event
         self.prompt = self.prompt or event.prompt
+        self.model_digest = self.model_digest or event.model_digest
 
     @property
     def text(self) -> str:

@@ -1,11 +1,11 @@
 """The controller, which manages all jobs whose output is read by clients of this process.
 
     handler  --submit-->  Controller      --submit-->  JobProducer (Redis)
-    handler  <---get----  OutputQueue <--put-- Controller.run  <--follow--  JobProducer
+    handler  <---get----  OutputQueue <--put-- Controller      <--follow--  JobProducer
 
 Each job is in one of three collections:
 
-- ``_open``: this process streams the job. ``run`` puts its events into its OutputQueue.
+- ``_open``: this process streams the job. The task "follow" puts its events into its OutputQueue.
 - ``_detached``: the job is resumable and its client has disconnected. The job is cancelled unless a client
   reconnects within the grace period.
 - ``_tails``: another connection, to this or another server, is streaming the job. A task copies the events
@@ -13,8 +13,11 @@ Each job is in one of three collections:
 
 Invariant: an OutputQueue is added to ``_open`` before its job is submitted and stays there until it is
 finished or closed. If it is closed first, a resumable job is detached and any other job is cancelled.
-``run`` never waits for a client. For a slow client, only the unread text is kept in memory, and its size is
-limited by the output length.
+No task waits for a client. For a slow client, only the unread text is kept in memory, and its size is limited
+by the output length.
+
+Each background task is supervised on its own, so a defect in one does not end the streams. If "follow"
+crashes several times in a row, the process exits, and clients resume their streams elsewhere.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -41,6 +45,8 @@ from llava_server.generation.job_log_reader import tail_log
 from llava_server.generation.output_queue import OutputQueue
 from llava_server.metrics import Metrics
 from llava_server.periodic import run_periodically
+from llava_server.queue_health import QueueHealth
+from llava_server.supervised_tasks import SupervisedTasks
 from llava_server.tracing import traceparent
 
 __all__ = ["LOWEST_PRIORITY", "Controller", "TokenLimiter"]
@@ -50,6 +56,7 @@ logger = logging.getLogger(__name__)
 LOWEST_PRIORITY, _HIGHEST_PRIORITY = -1, 1
 _INTERVAL_S = 1.0  # interval between checks for lost workers and expired deadlines
 _CANCEL_TIMEOUT_S = 5.0
+_MAX_FOLLOW_RESTARTS = 4
 _ALL_EVENTS = 2**31  # more than any job has, so a snapshot that skips this many events contains no events
 
 
@@ -69,13 +76,18 @@ class TokenLimiter(Protocol):
 
 
 class Controller:
-    """A controller that submits jobs and, while ``run`` is running, distributes their events."""
+    """A controller that submits jobs and, once ``start`` has been called, distributes their events.
+
+    Its tasks run until ``tasks`` is closed.
+    """
 
     def __init__(
         self,
         producer: JobProducer,
         metrics: Metrics,
         limiter: TokenLimiter,
+        health: QueueHealth,
+        tasks: SupervisedTasks,
         *,
         queue_timeout_s: float,
         orphan_grace_s: float = 30.0,
@@ -83,6 +95,8 @@ class Controller:
         self._producer = producer
         self._metrics = metrics
         self._limiter = limiter
+        self._health = health
+        self._supervised = tasks
         self._queue_timeout_s = queue_timeout_s
         self._open: dict[str, OutputQueue] = {}  # keyed by job ID
         self._detached = DetachedJobs(producer, metrics, grace_s=orphan_grace_s)
@@ -128,7 +142,12 @@ class Controller:
             raise from_wire_error(error) from error
         if job.job_id in self._detached:
             return await self.resume(job, timeout_s=job.ttl_s, event_arrived=event_arrived)
-        self._tails[output] = asyncio.create_task(self._tail(output))
+        self._tails[output] = self._supervised.start(
+            "tail",
+            partial(self._tail, output),
+            max_restarts=0,
+            on_final_crash=lambda _: output.put(_defect()),
+        )
         return output
 
     async def resume(
@@ -212,21 +231,26 @@ class Controller:
             if not output.is_finished:
                 output.put(error)
 
-    async def run(self) -> None:
-        """Until cancelled, distribute events, reclaim jobs from lost workers and enforce deadlines."""
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._follow)
-                tasks.start_soon(run_periodically, _INTERVAL_S, self._reap)
-                tasks.start_soon(run_periodically, _INTERVAL_S, self._enforce_deadlines)
-                tasks.start_soon(run_periodically, _INTERVAL_S, self._detached.cancel_expired)
-        except Exception as error:
-            logger.exception("the controller loop failed")
-            self.failure = f"The controller loop failed with {type(error).__name__}. Restart the server."
-            self.fail_all(ApiError("internal_error", "The server encountered an internal error. Retry."))
+    def start(self) -> None:
+        """Distribute events, reclaim jobs from lost workers and enforce deadlines, each in its own task."""
+        self._supervised.start(
+            "follow", self._follow, max_restarts=_MAX_FOLLOW_RESTARTS, on_final_crash=self._fail_process
+        )
+        steps: dict[str, Callable[[], Awaitable[None]]] = {
+            "reap": self._reap,
+            "deadlines": self._enforce_deadlines,
+            "detached jobs": self._detached.cancel_expired,
+        }
+        for name, step in steps.items():
+            self._supervised.start(name, partial(run_periodically, _INTERVAL_S, step))
+
+    def _fail_process(self, error: BaseException) -> None:
+        self.failure = f"The controller loop failed with {type(error).__name__}. Restart the server."
+        self.fail_all(_defect())
 
     async def _follow(self) -> None:
         async for batch in self._producer.follow():
+            # Do not await or raise anything below: a restart would not receive the rest of the batch again.
             for job_id, event in batch:
                 if (output := self._open.get(job_id)) is not None:
                     output.put(event)
@@ -234,10 +258,13 @@ class Controller:
                     self._detached.discard(job_id)
 
     async def _reap(self) -> None:
+        self._health.report("follow", self._producer.follow_error)
         try:
             num_jobs = await self._producer.reap()
-        except QueueUnavailable:
-            return  # WorkerRegistry logs the error
+        except QueueUnavailable as error:
+            self._health.report("write", error)
+            return
+        self._health.report("write", None)
         if num_jobs:
             logger.warning("%d jobs reclaimed from lost or hung workers", num_jobs)
             self._metrics.jobs_reaped.inc(num_jobs)
@@ -316,6 +343,10 @@ class Controller:
                 await self._producer.cancel(output.job_id, tenant=output.tenant)
             except QueueUnavailable:
                 logger.warning("job %s could not be cancelled: the job queue is unavailable", output.job_id)
+
+
+def _defect() -> ApiError:
+    return ApiError("internal_error", "The server encountered an internal error. Retry.")
 
 
 @contextmanager

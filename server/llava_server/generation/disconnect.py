@@ -27,6 +27,7 @@ async def cancel_on_disconnect(receive: Receive, work: Awaitable[T]) -> T:
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
+            watching.result()  # raises the error of the server, if it was not a disconnect
             raise ClientDisconnected
         return working.result()
     finally:

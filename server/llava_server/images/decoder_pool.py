@@ -13,6 +13,7 @@ import contextlib
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -22,6 +23,7 @@ from llava_wire.messages.heartbeat import ImageSpec
 from llava_server.images.color import Transparency
 from llava_server.images.errors import ImageLimits, image_error
 from llava_server.images.pipe_frames import BrokenFrame, read_frame, write_frame
+from llava_server.supervised_tasks import SupervisedTasks
 
 __all__ = ["DecoderPool", "ImageTiles"]
 
@@ -53,18 +55,24 @@ class ImageTiles:
 class DecoderPool:
     """A pool of ``num_processes`` processes that convert base64-encoded images to tiles.
 
-    Call ``start`` before use and ``aclose`` after use.
+    Call ``start`` before use and ``aclose`` after use. If a process fails to start, ``count_crash`` is called
+    and the start is retried.
     """
 
     def __init__(
-        self, *, num_processes: int, limits: ImageLimits, transparency: Transparency = "white"
+        self,
+        *,
+        num_processes: int,
+        limits: ImageLimits,
+        transparency: Transparency = "white",
+        count_crash: Callable[[str], None] | None = None,
     ) -> None:
         self._num_processes = num_processes
         self._limits = limits
         self._transparency = transparency
         self._idle: asyncio.LifoQueue[_DecoderProcess] = asyncio.LifoQueue()  # most recently used first
         self._processes: set[_DecoderProcess] = set()
-        self._replacing: set[asyncio.Task[None]] = set()
+        self._replacing = SupervisedTasks(count_crash)
         # Two threads per process, because the thread reading from a replaced process may still be blocked.
         self._threads = ThreadPoolExecutor(2 * num_processes, thread_name_prefix="image")
         self._is_closed = False
@@ -104,9 +112,7 @@ class DecoderPool:
     async def aclose(self) -> None:
         """Kill all processes, including busy ones."""
         self._is_closed = True
-        for task in self._replacing:
-            task.cancel()
-        await asyncio.gather(*self._replacing, return_exceptions=True)
+        await self._replacing.aclose()
         for process in tuple(self._processes):
             self._kill(process)
         self._threads.shutdown(wait=True)
@@ -155,17 +161,7 @@ class DecoderPool:
     def _replace(self, process: _DecoderProcess) -> None:
         self._kill(process)
         if not self._is_closed:
-            task = asyncio.get_running_loop().create_task(self._retry_add_process())
-            self._replacing.add(task)
-            task.add_done_callback(self._replacing.discard)
-
-    async def _retry_add_process(self) -> None:
-        while True:
-            try:
-                return await self._add_process()
-            except (RuntimeError, OSError):  # noqa: PERF203
-                logger.exception("an image decoder failed to start, retrying in 1 s")
-                await asyncio.sleep(1.0)
+            self._replacing.start("image decoder", self._add_process)
 
     def _kill(self, process: _DecoderProcess) -> None:
         self._processes.discard(process)

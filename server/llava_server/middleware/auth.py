@@ -18,7 +18,7 @@ from llava_wire.stores.api_keys import ApiKeyStore, KeyLimits
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llava_server.errors import ApiError
+from llava_server.errors import ApiError, queue_unavailable
 from llava_server.middleware.server_error import send_error
 from llava_server.request_context import context_of
 
@@ -31,6 +31,7 @@ _PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json"})
 _PUBLIC_FOLDER = "/playground/"  # static files; the page prompts the user for the key
 _TENANT_HEX_DIGITS = 16
 _MIN_REFRESH_S = 0.25  # minimum interval between refreshes triggered by unknown keys
+_RETRY_AFTER_S = 5.0
 _NO_LIMITS = KeyLimits()
 
 
@@ -82,13 +83,20 @@ class ApiKeys:
         return not self.is_required or any(tenant_of(digest) == tenant for digest in digests)
 
     async def find_tenant(self, key: str) -> str | None:
-        """Return the tenant of the key, or None if the key is unknown."""
+        """Return the tenant of the key, or None if the key is unknown.
+
+        Raises ApiError (503) if the key is not cached and the store is unavailable.
+        """
         digest = key_digest(key)
         if not self._is_known(digest):
             async with self._refreshing:  # concurrent requests share one refresh
                 if not self._is_known(digest) and time.monotonic() - self._refreshed_at > _MIN_REFRESH_S:
                     await self.refresh()
-        return tenant_of(digest) if self._is_known(digest) else None
+        if self._is_known(digest):
+            return tenant_of(digest)
+        if self._is_store_unavailable:  # the key may be valid, and a client does not retry after a 401
+            raise queue_unavailable(_RETRY_AFTER_S)
+        return None
 
     async def refresh(self) -> None:
         """Read the store. If Redis is unavailable, keep the cached keys and log one warning."""
@@ -133,7 +141,7 @@ class AuthMiddleware:
         return await self._app(scope, receive, send)
 
     async def _authenticate(self, headers: Headers) -> str:
-        """Return the tenant. Raises ApiError (401)."""
+        """Return the tenant. Raises ApiError (401, 503)."""
         keys = _keys_in(headers)
         if len(keys) > 1:
             raise ApiError(

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from llava_server.api.openapi.document import Operation
 from llava_server.error_response import Error
-from llava_server.lifespan import Services, services_of
+from llava_server.lifespan import Services, is_admin, services_of
 from llava_server.operator.health_response import Failed, Live, NotReady, Ready
 from llava_server.response_model import JSONResponse
 
@@ -54,10 +54,11 @@ async def readyz(request: Request) -> Response:
 
     Possible reasons are that the server is draining, that the job queue is unavailable, or that no worker has
     registered yet. If all workers later exit, the server remains ready, so that clients receive its 503
-    responses, which have a Retry-After header.
+    responses, which have a Retry-After header. The admin port adds the error text from Redis, which can
+    contain addresses and user names.
     """
     services = services_of(request)
-    reasons = _reasons(services)
+    reasons = _reasons(services, has_details=is_admin(request.app))
     if reasons:
         return JSONResponse(NotReady(reasons=reasons), 503)
     return JSONResponse(Ready(models=[model.name for model in services.registry.models]))
@@ -68,7 +69,10 @@ async def readyz(request: Request) -> Response:
     "Successful Response",
     "text/plain",
     statuses=(),
-    other_responses={401: (Error, "A valid API key is required.")},
+    other_responses={
+        401: (Error, "A valid API key is required."),
+        503: (Error, "The API key cannot be checked, because the job queue is unavailable."),
+    },
 )
 async def metrics(request: Request) -> Response:
     """Return all metrics in Prometheus text format 0.0.4.
@@ -78,9 +82,9 @@ async def metrics(request: Request) -> Response:
     return Response(services_of(request).metrics.exposition(), media_type="text/plain; version=0.0.4")
 
 
-def _reasons(services: Services) -> list[str]:
+def _reasons(services: Services, *, has_details: bool) -> list[str]:
     reasons = ["The server is shutting down."] if services.shutdown.is_draining else []
-    reasons += [error] if (error := services.registry.queue_error) else []
+    reasons += [problem] if (problem := services.health.problem(has_details=has_details)) else []
     reasons += [failure] if (failure := services.controller.failure) else []
     if not services.registry.models:
         reasons.append("No worker has registered yet.")

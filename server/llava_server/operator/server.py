@@ -34,7 +34,7 @@ def create_admin_app(services: Services) -> FastAPI:
         openapi_url=None,
         redirect_slashes=False,
     )
-    attach_services(admin, services)
+    attach_services(admin, services, is_admin=True)
     for router in (health.router, health.metrics_router, workers.router):
         admin.include_router(router)
     return admin

@@ -62,6 +62,7 @@ class Worker(ResponseModel):
     state: Literal["serving", "draining", "loading", "empty"]
     device: str
     precision: str | None
+    model_digest: str | None
     context_length: int
     capacity: int
     num_running: int
@@ -191,6 +192,7 @@ def _to_response(worker: WorkerStatus, command_id: str = "") -> Worker:
         state=_state_of(worker),
         device=beat.device,
         precision=beat.precision if beat.model else None,
+        model_digest=beat.model_digest or None,
         context_length=beat.context_length,
         capacity=beat.capacity,
         num_running=len(worker.num_tokens),

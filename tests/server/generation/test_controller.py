@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import cast
 
 import pytest
@@ -12,6 +13,8 @@ from llava_server.generation.controller import Controller
 from llava_server.metrics import Metrics
 from llava_server.middleware.auth import ApiKeys
 from llava_server.middleware.rate_limit import RateLimiter
+from llava_server.queue_health import QueueHealth
+from llava_server.supervised_tasks import SupervisedTasks
 from llava_wire.controller_side.limits import TenantLimits
 from llava_wire.controller_side.producer import JobProducer
 from llava_wire.errors import QueueUnavailable
@@ -20,7 +23,7 @@ from llava_wire.messages.job import Job
 from llava_wire.messages.sampling_params import SamplingParams
 
 from tests.server.conftest import Stack, Valkey, running_stack, text_of
-from tests.waiting import wait_until
+from tests.waiting import async_wait_until, wait_until
 
 JOB = Job(
     job_id="job-1",
@@ -41,6 +44,12 @@ class ScriptedProducer:
         self.batches: asyncio.Queue[list[tuple[str, Event]] | Exception] = asyncio.Queue()
         self.cancelled: list[str] = []
         self.is_down = False
+        self.defect: Exception | None = None  # raised by ``reap``
+        self.num_reaps = 0
+        self.follow_error = None
+
+    def is_live(self, job: Job) -> bool:
+        return False
 
     async def submit(self, job: Job, pixels: Mapping[str, bytes], terms: TenantLimits, trace: str) -> None:
         if self.is_down:
@@ -53,6 +62,9 @@ class ScriptedProducer:
         return True
 
     async def reap(self) -> int:
+        self.num_reaps += 1
+        if self.defect is not None:
+            raise self.defect
         if self.is_down:
             raise QueueUnavailable("down")
         return 1
@@ -65,26 +77,40 @@ class ScriptedProducer:
             yield batch
 
 
-def make(producer: ScriptedProducer, *, queue_timeout_s: float = 60.0) -> Controller:
-    limiter = RateLimiter(ApiKeys((), is_required=False))
-    return Controller(cast(JobProducer, producer), Metrics(), limiter, queue_timeout_s=queue_timeout_s)
+def make(
+    producer: ScriptedProducer, tasks: SupervisedTasks | None = None, *, queue_timeout_s: float = 60.0
+) -> Controller:
+    metrics, limiter = Metrics(), RateLimiter(ApiKeys((), is_required=False))
+    return Controller(
+        cast(JobProducer, producer),
+        metrics,
+        limiter,
+        QueueHealth(metrics),
+        tasks or SupervisedTasks(),
+        queue_timeout_s=queue_timeout_s,
+    )
+
+
+@asynccontextmanager
+async def running(producer: ScriptedProducer, *, queue_timeout_s: float = 60.0) -> AsyncIterator[Controller]:
+    async with aclosing(SupervisedTasks()) as tasks:
+        controller = make(producer, tasks, queue_timeout_s=queue_timeout_s)
+        controller.start()
+        yield controller
 
 
 async def test_a_finished_job_is_not_cancelled_and_an_unfinished_one_is() -> None:
     producer = ScriptedProducer()
-    controller = make(producer)
-    running = asyncio.create_task(controller.run())
-    output = await controller.submit(JOB, {})
-    producer.batches.put_nowait([("unknown-job", LAST), (JOB.job_id, LAST)])
-    assert await output.get() == LAST
-    await output.aclose()
-    assert producer.cancelled == []
-    left = await controller.submit(JOB, {})
-    await left.aclose()
-    await left.aclose()
-    assert producer.cancelled == [JOB.job_id]
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    async with running(producer) as controller:
+        output = await controller.submit(JOB, {})
+        producer.batches.put_nowait([("unknown-job", LAST), (JOB.job_id, LAST)])
+        assert await output.get() == LAST
+        await output.aclose()
+        assert producer.cancelled == []
+        left = await controller.submit(JOB, {})
+        await left.aclose()
+        await left.aclose()
+        assert producer.cancelled == [JOB.job_id]
     assert controller.num_open == 0
 
 
@@ -106,30 +132,65 @@ async def test_cancelling_without_the_queue_does_not_raise() -> None:
     assert controller.num_open == 0
 
 
-async def test_an_exception_while_following_fails_every_stream_and_the_controller() -> None:
+async def test_streams_survive_a_crash_while_following() -> None:
     producer = ScriptedProducer()
-    controller = make(producer)
-    output = await controller.submit(JOB, {})
-    producer.batches.put_nowait(RuntimeError("a defect"))
-    await controller.run()
-    with pytest.raises(ApiError) as caught:
-        await output.get()
-    assert caught.value.code == "internal_error"
-    assert controller.failure is not None
+    async with running(producer) as controller:
+        output = await controller.submit(JOB, {})
+        producer.batches.put_nowait(RuntimeError("a defect"))
+        producer.batches.put_nowait([(JOB.job_id, LAST)])
+        assert await output.get() == LAST
+        assert controller.failure is None
+
+
+async def test_repeated_crashes_while_following_fail_every_stream_and_the_controller() -> None:
+    producer = ScriptedProducer()
+    async with running(producer) as controller:
+        output = await controller.submit(JOB, {})
+        for _ in range(5):
+            producer.batches.put_nowait(RuntimeError("a defect"))
+        with pytest.raises(ApiError) as caught:
+            await output.get()
+        assert caught.value.code == "internal_error"
+        assert controller.failure is not None
+
+
+async def test_a_defect_in_one_periodic_step_does_not_end_the_streams() -> None:
+    producer = ScriptedProducer()
+    producer.defect = RuntimeError("a defect")
+    async with running(producer) as controller:
+        output = await controller.submit(JOB, {})
+        await async_wait_until(lambda: producer.num_reaps > 2, "two restarts")
+        producer.batches.put_nowait([(JOB.job_id, LAST)])
+        assert await output.get() == LAST
+
+
+async def test_a_crash_of_a_copied_stream_ends_this_stream_only() -> None:
+    class Producer(ScriptedProducer):
+        def is_live(self, job: Job) -> bool:
+            return True  # another connection streams the job
+
+        async def snapshot(self, job_id: str, **_: object) -> None:
+            raise RuntimeError("a defect")
+
+    async with running(Producer()) as controller:
+        output = await controller.submit(JOB, {}, is_resumable=True)
+        with pytest.raises(ApiError) as caught:
+            await output.get()
+        assert caught.value.code == "internal_error"
+        assert controller.failure is None
+        await output.aclose()
+        assert controller.num_open == 0
 
 
 async def test_deadlines_end_a_stream_without_events() -> None:
     producer = ScriptedProducer()
     producer.is_down = False
-    controller = make(producer, queue_timeout_s=0.0)
-    output = await controller.submit(JOB, {})
-    output.last_event_deadline = 0.0
-    running = asyncio.create_task(controller.run())
-    with pytest.raises(ApiError) as caught:
-        await output.get()
+    async with running(producer, queue_timeout_s=0.0) as controller:
+        output = await controller.submit(JOB, {})
+        output.last_event_deadline = 0.0
+        with pytest.raises(ApiError) as caught:
+            await output.get()
     assert caught.value.code == "deadline_exceeded"
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
 
 
 @pytest.fixture
@@ -148,7 +209,7 @@ def test_an_unavailable_queue_returns_503_until_it_is_available_again(valkey: Va
         assert (response.status_code, response.json()["error"]["code"]) == (503, "queue_unavailable")
         assert response.headers["retry-after"]
         wait_until(lambda: stack.http.get("/readyz").status_code == 503)
-        assert "Redis is unavailable" in stack.http.get("/readyz").json()["reasons"][0]
+        assert stack.http.get("/readyz").json()["reasons"] == ["The job queue is unavailable (connection)."]
         assert stack.http.get("/livez").status_code == 200
         assert stack.http.get("/v1/models").json()["data"]
         valkey.start()

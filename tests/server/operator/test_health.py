@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import httpx2
+from llava_wire.errors import QueueUnavailable
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.machine_speed import scaled
@@ -99,8 +100,7 @@ def test_requests_cannot_create_new_series(stack: Stack) -> None:
 
 
 def test_a_refresh_clears_the_queue_error(own_stack: OwnStack) -> None:
-    stack = own_stack()
-    registry = stack.server.services.registry
-    assert registry.queue_error is None
-    registry._set_refresh_error("The job queue is unavailable: test")
-    assert wait_until(lambda: registry.queue_error is None)
+    health = own_stack().server.services.health
+    assert health.problem() is None
+    health.report("read", QueueUnavailable("test", kind="TEST"))
+    assert wait_until(lambda: health.problem() is None)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.event import ErrorCode
 from llava_wire.redis.keys import PREFIX
-from redis import exceptions
 
 from tests.wire.harness import STOP, Harness, after_script, check_starts_over, frame, make_job
 
@@ -89,7 +89,7 @@ async def test_a_delete_sent_twice_returns_the_same_result(harness: Harness) -> 
     await producer.submit(job, {})
 
     async def lose_reply() -> None:
-        raise exceptions.ConnectionError("the reply was lost")
+        raise QueueUnavailable("the reply was lost", is_disconnect=True)
 
     after_script(producer, "delete", lose_reply)
     assert await producer.delete(job.job_id, tenant=job.tenant) is True

@@ -61,7 +61,7 @@ def test_an_unexpected_frame_is_not_delivered_and_requests_a_resync(
 
 
 def test_entries_older_than_a_resync_are_ignored(ledger: DeliveryLedger, live: LiveJob) -> None:
-    assert ledger.apply_resync(live, ledger.controller_id, b"running", [], (5, 1))
+    assert ledger.apply_resync(live, ledger.controller_id, live.epoch, b"running", [], (5, 1))
     ledger.receive("j", 0, packed(0, 9), (5, 1))
     assert not ledger.has_ready
     ledger.receive("j", 0, packed(0, 1), (5, 2))
@@ -70,7 +70,9 @@ def test_entries_older_than_a_resync_are_ignored(ledger: DeliveryLedger, live: L
 
 def test_a_resync_delivers_the_tail_of_the_log(ledger: DeliveryLedger, live: LiveJob) -> None:
     ledger.receive("j", 3, packed(3, 9), (1, 0))
-    assert ledger.apply_resync(live, ledger.controller_id, b"running", [packed(0, 1), packed(1, 2)], (2, 0))
+    assert ledger.apply_resync(
+        live, ledger.controller_id, live.epoch, b"running", [packed(0, 1), packed(1, 2)], (2, 0)
+    )
     assert delivered(ledger) == [(1,), (2,)]
     assert not ledger.jobs_to_resync
 
@@ -86,7 +88,7 @@ def test_nothing_is_delivered_after_the_end(ledger: DeliveryLedger, live: LiveJo
 
 def test_frames_after_the_end_in_a_log_tail_are_not_delivered(ledger: DeliveryLedger, live: LiveJob) -> None:
     tail = [packed(0, 1, is_end=True), packed(1, 2)]
-    ledger.apply_resync(live, ledger.controller_id, b"done", tail, (1, 0))
+    ledger.apply_resync(live, ledger.controller_id, live.epoch, b"done", tail, (1, 0))
     assert delivered(ledger) == [(1,)]
     assert not ledger.jobs_to_resync
 
@@ -108,7 +110,7 @@ def test_a_new_reader_gets_only_delivered_events(ledger: DeliveryLedger, live: L
 def test_a_resync_under_an_old_controller_id_changes_nothing(ledger: DeliveryLedger, live: LiveJob) -> None:
     former_id = ledger.controller_id
     ledger.change_identity()
-    assert not ledger.apply_resync(live, former_id, b"running", [packed(0, 1)], (1, 0))
+    assert not ledger.apply_resync(live, former_id, live.epoch, b"running", [packed(0, 1)], (1, 0))
     ledger.finish_resync(live, former_id)
     assert not ledger.has_ready
     assert ledger.jobs_to_resync == ("j",)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from llava_wire.controller_side.sent_images import MAX_SENT_IMAGES
-from llava_wire.errors import QueueFull, QueueUnavailable
+from llava_wire.errors import AlreadySubmitted, QueueFull, QueueUnavailable
 from llava_wire.redis.connection import Arg, Link
 from llava_wire.redis.keys import PREFIX
 
@@ -170,3 +170,96 @@ async def test_a_busy_loop_of_commands_can_be_cancelled(harness: Harness) -> Non
         task.cancel()
         await async_wait_until(task.cancelled)
     await link.aclose()
+
+
+async def test_a_resync_that_started_before_a_takeover_does_not_end_the_stream(harness: Harness) -> None:
+    """The reply "moved" refers to a takeover by another controller, after which this one has taken over."""
+    producer, other, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
+    assert await other.attach(job.job_id, tenant=job.tenant) == []
+
+    async def attach() -> None:
+        assert await producer.attach(job.job_id, tenant=job.tenant) == []
+
+    after_script(producer, "resync_job", attach)
+    client = harness.client(producer)  # reads the notice of the takeover, and resyncs
+    await async_wait_until(lambda: harness.redis.hget(f"{PREFIX}job:{job.job_id}", "owner") != b"1")
+    await consumer.emit([frame(assignment, 0, 1, final=STOP)])
+    assert await client.receives_end(job) == STOP
+
+
+async def test_events_from_before_a_job_was_cancelled_are_not_delivered(harness: Harness) -> None:
+    """Redis accepts a job, but its reply is lost. The job starts and is cancelled before it is sent again."""
+    producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
+
+    async def lose_reply() -> None:
+        raise QueueUnavailable("the reply was lost")
+
+    after_script(producer, "submit", lose_reply)
+    with pytest.raises(QueueUnavailable):
+        await producer.submit(job, {})
+    (first,) = await consumer.pull(1)
+    await consumer.emit([frame(first, 0, 1)])
+    await producer._reader._send_pending_cancels()
+    assert (await consumer.emit([frame(first, 1, 2)])).refused == {job.job_id}
+    await producer.submit(job, {})
+    client = harness.client(producer)
+    (second,) = await consumer.pull(1)
+    assert second.token_ids == ()
+    await consumer.emit([frame(second, 0, 7), frame(second, 1, 8, final=STOP)])
+    await client.receives_end(job)
+    assert client.tokens(job) == (7, 8)
+
+
+async def test_the_error_of_a_former_reader_is_not_delivered_to_the_next_one(harness: Harness) -> None:
+    producer, other, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
+    assert await other.attach(job.job_id, tenant=job.tenant) == []
+    await async_wait_until(lambda: harness.redis.hget(f"{PREFIX}job:{job.job_id}", "owner") != b"1")
+    producer._ledger.request_resync(job.job_id)
+    await producer._reader._resync_jobs()
+    assert producer._ledger.has_ready  # the stream was taken over
+    assert await producer.attach(job.job_id, tenant=job.tenant) == []
+    client = harness.client(producer)
+    await consumer.emit([frame(assignment, 0, 1, final=STOP)])
+    assert await client.receives_end(job) == STOP
+
+
+async def test_a_job_pulled_again_during_an_emit_keeps_its_new_assignment(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, former = await harness.running(producer, consumer)
+    await consumer.emit([])
+    await consumer.requeue([former])
+
+    async def pull_again() -> None:
+        (current,) = await consumer._pull(1)
+        assert current.assignment_id != former.assignment_id
+
+    after_script(consumer, "emit", pull_again)
+    assert (await consumer.emit([frame(former, 0, 1)])).refused == {job.job_id}
+    assert await consumer.reconcile([job.job_id]) == set()  # the job is still assigned to the worker
+
+
+async def test_a_takeover_with_a_lost_reply_delivers_nothing_to_a_rejected_submission(
+    harness: Harness,
+) -> None:
+    """Redis routes the events to this controller, which submits the job again instead of attaching again."""
+    other, producer, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(other, consumer)
+
+    async def lose_reply() -> None:
+        raise QueueUnavailable("the reply was lost")
+
+    after_script(producer, "take_over_job", lose_reply)
+    with pytest.raises(QueueUnavailable):
+        await producer.attach(job.job_id, tenant=job.tenant)
+    client = harness.client(producer)
+
+    async def emit() -> None:
+        await consumer.emit([frame(assignment, 0, 1)])
+        await async_wait_until(lambda: producer._reader._position[1] != "0-0")
+
+    before_script(producer, "submit", emit)
+    with pytest.raises(AlreadySubmitted):
+        await producer.submit(job, {})
+    assert client.tokens(job) == ()

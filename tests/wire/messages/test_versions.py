@@ -70,8 +70,10 @@ def test_an_unknown_error_code_is_decoded_as_an_internal_error() -> None:
 
 
 def test_unknown_fields_in_an_event_are_ignored() -> None:
-    newer = msgspec.msgpack.encode([4, [1, 2], "ab", None, [], 7, [], "more", 0.5])
-    assert msgspec.msgpack.decode(newer, type=Event) == Event(4, (1, 2), "ab", num_prompt_tokens=7)
+    newer = msgspec.msgpack.encode([4, [1, 2], "ab", None, [], 7, [], "digest", "more", 0.5])
+    assert msgspec.msgpack.decode(newer, type=Event) == Event(
+        4, (1, 2), "ab", num_prompt_tokens=7, model_digest="digest"
+    )
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x81\xa6job_id\xa2\xff\xfe"])

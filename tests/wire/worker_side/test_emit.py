@@ -50,7 +50,7 @@ async def test_an_emit_sent_twice_is_applied_once(harness: Harness) -> None:
     producer, link = await harness.producer(), Link(harness.server.url, timeout_s=5)
     client, job = harness.client(producer), make_job()
     await producer.submit(job, {})
-    await link.script("pull", "w1", "m", 5000, 30_000, 0, "a" * 32)
+    await link.script("pull", "w1", "m", 5000, 30_000, 0, "", b"", "a" * 32)
     events = [Event(0, (5,), ""), Event(1, (), "<5>"), Event(1, (), "", STOP)]
     for number, event in enumerate(events, 1):
         packed = msgspec.msgpack.encode(event)

@@ -92,7 +92,7 @@ async def test_a_pull_sent_twice_returns_the_same_jobs(harness: Harness) -> None
     producer, link = await harness.producer(), Link(harness.server.url, timeout_s=5)
     for _ in range(3):
         await producer.submit(make_job(), {})
-    call = ("pull", "w1", "m", 5000, 30_000, 0, "a" * 32, "b" * 32)
+    call = ("pull", "w1", "m", 5000, 30_000, 0, "", b"", "a" * 32, "b" * 32)
     first, again = await link.script(*call), await link.script(*call)
     assert sorted(first[0]) == sorted(again[0])
     assert (await producer.stats()).num_waiting == {"m": 1}
@@ -192,7 +192,7 @@ async def test_reconcile_requeues_assigned_jobs_that_the_worker_does_not_hold(ha
     producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     await producer.submit(job, {})
     link = Link(harness.server.url, timeout_s=5)
-    await link.script("pull", "w1", "m", 5000, 30_000, 0, "a" * 32)  # the reply is lost
+    await link.script("pull", "w1", "m", 5000, 30_000, 0, "", b"", "a" * 32)  # the reply is lost
     assert await consumer.reconcile([]) == set()
     assert await served(consumer, 4) == [job]
     await link.aclose()

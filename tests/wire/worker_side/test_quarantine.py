@@ -110,8 +110,11 @@ async def test_one_busy_worker_at_a_time_drains_for_a_quarantined_job(harness: H
     for name in ("first", "second"):
         await (await harness.consumer(name)).pull(1)
         await crash(harness, producer, name)
+    assert await busy[0]._pull(1) == []
+    assert not harness.keys("ward:")  # the job in quarantine has not waited long enough
     for _ in range(2):
         await producer.submit(make_job(), {})
+    harness.redis.hset(f"{PREFIX}job:{quarantined.job_id}", "queued_at", "0")
     assert await busy[0]._pull(1) == []  # draining for the quarantined job
     assert len(await busy[1]._pull(1)) == 1
     await busy[0].emit([frame(running[0][1], 0, 1, final=STOP)])
@@ -126,3 +129,76 @@ async def test_a_worker_with_a_quarantined_job_is_not_woken(harness: Harness) ->
     harness.redis.delete(PREFIX + "wake:m")
     assert await consumer._pull(1) == []
     assert not harness.keys("wake:")
+
+
+def redis_now_ms(harness: Harness) -> int:
+    seconds, microseconds = harness.redis.time()
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+async def crash_together(harness: Harness, producer: JobProducer, names: list[str], *, apart_ms: int) -> None:
+    """Let the leases of these workers end ``apart_ms`` apart, and detect the crashes one after another."""
+    last_end_ms = redis_now_ms(harness) - 1
+    for index, name in enumerate(names):
+        harness.kill_worker(name, lease_end_ms=last_end_ms - (len(names) - 1 - index) * apart_ms)
+        await producer.reap()
+
+
+async def run_on_two_workers(harness: Harness, producer: JobProducer, round_number: int) -> list[str]:
+    """Let two workers pull one waiting job each. Return the names of the workers."""
+    names = [f"w{round_number}-{index}" for index in range(2)]
+    for name in names:
+        assert len(await (await harness.consumer(name)).pull(1)) == 1
+    return names
+
+
+async def test_workers_that_crash_at_the_same_time_are_no_evidence_against_their_jobs(
+    harness: Harness,
+) -> None:
+    producer = await harness.producer()
+    for _ in range(2):
+        await producer.submit(make_job(), {})
+    for round_number in range(2):
+        names = await run_on_two_workers(harness, producer, round_number)
+        await crash_together(harness, producer, names, apart_ms=1000)
+        harness.redis.delete(f"{PREFIX}crashed")  # the next round is later than four leases
+    assert not harness.redis.exists(f"{PREFIX}suspects:m")
+    assert len(await (await harness.consumer("last")).pull(4)) == 2
+
+
+async def test_crashes_that_are_a_lease_apart_are_evidence(harness: Harness) -> None:
+    """A job that crashes one worker after another also causes crashes with this distance."""
+    producer = await harness.producer(lease_s=5.0)
+    for _ in range(2):
+        await producer.submit(make_job(), {})
+    for round_number in range(2):
+        names = await run_on_two_workers(harness, producer, round_number)
+        await crash_together(harness, producer, names, apart_ms=5000)
+        harness.redis.delete(f"{PREFIX}crashed")  # the next round is later than four leases
+    assert harness.redis.zcard(f"{PREFIX}suspects:m") == 2
+
+
+async def test_simultaneous_crashes_count_after_the_fourth(harness: Harness) -> None:
+    """Two copies of a request that crashes its worker would otherwise excuse each other without end."""
+    producer = await harness.producer()
+    for _ in range(2):
+        await producer.submit(make_job(), {})
+    for round_number in range(6):
+        assert not harness.redis.exists(f"{PREFIX}suspects:m")
+        names = await run_on_two_workers(harness, producer, round_number)
+        await crash_together(harness, producer, names, apart_ms=1000)
+        harness.redis.delete(f"{PREFIX}crashed")  # the next round is later than four leases
+    assert harness.redis.zcard(f"{PREFIX}suspects:m") == 2
+
+
+async def test_other_jobs_are_served_between_two_quarantined_jobs(harness: Harness) -> None:
+    producer = await harness.producer()
+    first, _ = await two_quarantined_jobs(harness, producer)
+    worker = await harness.consumer("third")
+    (assignment,) = await worker.pull(1)
+    assert assignment.job == first
+    other = make_job()
+    await producer.submit(other, {})
+    await worker.emit([frame(assignment, 0, 1, final=STOP)])
+    (assignment,) = await worker.pull(1)
+    assert assignment.job == other

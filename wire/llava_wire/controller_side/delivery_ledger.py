@@ -25,6 +25,7 @@ from llava_wire.redis.connection import Arg
 __all__ = ["DeliveryLedger", "LiveJob", "PendingCancel"]
 
 MAX_TAKEN_OVER = 1024
+MAX_DISTRUSTED = 4096
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +69,10 @@ class LiveJob:
         self.trace = trace
         self.is_submitted = is_submitted  # False until Redis has accepted the job
         self.frames = list(frames)
-        self.next_offset = sum(len(event.token_ids) for event in decode_log(frames))
+        events = decode_log(frames)
+        self.next_offset = sum(len(event.token_ids) for event in events)
+        # Digest of the model that generated the output, or "" if there is none or the worker is older.
+        self.model_digest = next((event.model_digest for event in reversed(events) if event.model_digest), "")
         self.deadline = time.monotonic() + ttl_s
         self.last_active = time.monotonic()
         # ID of the last stream entry at the last resync. Entries up to and including this one are obsolete.
@@ -83,6 +87,7 @@ class LiveJob:
         """Append the next frame. ``event`` is the decoded ``payload``."""
         self.frames.append(payload)
         self.next_offset = event.next_offset
+        self.model_digest = event.model_digest or self.model_digest
         self.mark_active()
 
     def mark_active(self) -> None:
@@ -120,6 +125,7 @@ class DeliveryLedger:
         self._pending_cancels: dict[str, PendingCancel] = {}
         self._ready: list[tuple[str, Event]] = []
         self._taken_over: deque[str] = deque(maxlen=MAX_TAKEN_OVER)
+        self._distrusted: dict[str, None] = {}  # ordered set of job IDs, oldest first
 
     # Identity
 
@@ -151,7 +157,7 @@ class DeliveryLedger:
         self._num_beats = 0
         for live in self._live.values():
             live.resynced_to = (0, 0)
-        self._to_resync.update(dict.fromkeys(self._live))
+        self.request_full_resync()
 
     @property
     def former_ids(self) -> tuple[str, ...]:
@@ -176,8 +182,16 @@ class DeliveryLedger:
         return self._live.get(job_id)
 
     def track(self, live: LiveJob) -> None:
-        """Start delivering the events of this job."""
+        """Start delivering the events of this job.
+
+        If this controller dropped the job before, or if the reply to a takeover was lost, the stream may
+        contain frames that are not part of this submission. The first frames are then supplied by a resync.
+        Undelivered events are discarded, because they are intended for a former reader.
+        """
         self._live[live.job.job_id] = live
+        self._discard_ready(live.job.job_id)
+        if live.job.job_id in self._distrusted:
+            self.request_resync(live.job.job_id)
 
     def confirm(self, live: LiveJob) -> None:
         """Record that Redis has accepted this controller as the owner of the job."""
@@ -200,8 +214,16 @@ class DeliveryLedger:
 
     def drop(self, job_id: str) -> None:
         """Stop delivering this job and discard its undelivered events."""
-        self._stop(job_id)
-        self._ready = [item for item in self._ready if item[0] != job_id]
+        if self._stop(job_id):
+            self.distrust_stream(job_id)
+        self._discard_ready(job_id)
+
+    def distrust_stream(self, job_id: str) -> None:
+        """Record that the stream may contain frames of this job that must not be delivered."""
+        self._distrusted.pop(job_id, None)
+        self._distrusted[job_id] = None
+        while len(self._distrusted) > MAX_DISTRUSTED:
+            del self._distrusted[next(iter(self._distrusted))]
 
     def expire(self) -> None:
         """Fail all live jobs whose deadline has passed."""
@@ -272,18 +294,29 @@ class DeliveryLedger:
         if job_id in self._live:
             self._to_resync[job_id] = None
 
+    def request_full_resync(self) -> None:
+        """Request a resync of every live job."""
+        self._to_resync.update(dict.fromkeys(self._live))
+
     @property
     def jobs_to_resync(self) -> tuple[str, ...]:
         """Return the IDs of the live jobs that must be resynchronized with Redis."""
         return tuple(self._to_resync)
 
     def apply_resync(
-        self, live: LiveJob, controller_id: str, state: bytes, tail: list[bytes], last_entry: tuple[int, int]
+        self,
+        live: LiveJob,
+        controller_id: str,
+        epoch: int,
+        state: bytes,
+        tail: list[bytes],
+        last_entry: tuple[int, int],
     ) -> bool:
         """Apply a reply from the ``resync_job`` script. Return False if the reply is outdated.
 
-        ``tail`` contains the frames in the log that have not been delivered yet. ``last_entry`` is the ID of
-        the last stream entry. The reply covers all entries up to and including this one.
+        ``controller_id`` and ``epoch`` are the values with which the script was called. ``tail`` contains the
+        frames in the log that have not been delivered yet. ``last_entry`` is the ID of the last stream entry.
+        The reply covers all entries up to and including this one.
         """
         job_id = live.job.job_id
         if self._live.get(job_id) is not live:  # the job was dropped here, but the script may recreate it
@@ -291,8 +324,9 @@ class DeliveryLedger:
             if job_id not in self._live:
                 self.cancel_later(job_id, live.job.tenant, live.nonce)
             return False
-        if controller_id != self._controller_id:
-            return False  # Redis has lost data again, and another resync of the job is already pending
+        if controller_id != self._controller_id or epoch != live.epoch:
+            # Redis has lost data again, or another reader has attached. Another resync is already pending.
+            return False
         self.finish_resync(live, controller_id)
         if state == b"moved":
             self._end(job_id, ErrorCode.STREAM_TAKEN_OVER, "Another connection has taken over this stream.")
@@ -329,6 +363,9 @@ class DeliveryLedger:
         self._ready.append((job_id, event))
         if event.final:
             self._stop(job_id)
+
+    def _discard_ready(self, job_id: str) -> None:
+        self._ready = [item for item in self._ready if item[0] != job_id]
 
     def _end(self, job_id: str, code: ErrorCode, message: str) -> None:
         if live := self._stop(job_id):

@@ -6,17 +6,21 @@ Each poll does the following:
 2. Send pending cancel requests.
 3. Check idle jobs against Redis, and resync the jobs that differ.
 4. Add new frames from the stream to the ledger.
+
+A defect that concerns one job, such as a key of the wrong type, ends only the stream of this job.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
 from llava_wire.controller_side.delivery_ledger import DeliveryLedger, LiveJob
+from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.event import ErrorCode, Event
-from llava_wire.redis.connection import UNAVAILABLE, Link, backoff
+from llava_wire.redis.connection import Link, backoff
 from llava_wire.redis.keys import out_key
 
 __all__ = ["EventReader"]
@@ -45,26 +49,38 @@ class EventReader:
         self._known_connection = -1  # number of the last connection on which the server was identified
         self._run_id: str | None = None
         self._position = ("", "0-0")  # controller ID of the stream, and ID of the last entry read
+        self.error: QueueUnavailable | None = None  # raised by the last poll of ``follow``
+
+    @property
+    def num_redis_errors(self) -> Counter[str]:
+        """The number of errors of the blocking reads, keyed by kind."""
+        return self._reader.num_errors
 
     async def follow(self) -> AsyncIterator[list[tuple[str, Event]]]:
-        """Yield batches of events forever. Deadlines are enforced even while Redis is unavailable."""
+        """Yield batches of events forever. Deadlines are enforced even while Redis is unavailable.
+
+        A defect is raised. If the caller then follows again, all live jobs are first compared with Redis, so
+        no event is lost or repeated.
+        """
         failures = 0
         while True:
             try:
                 await self.poll(BLOCK_MS)
-                failures = 0
-            except UNAVAILABLE as error:
+                failures, self.error = 0, None
+            except QueueUnavailable as error:
                 self._known_connection = -1  # identify the server again before the next blocking read
-                if not failures:
-                    _log.warning("redis is unavailable: %s", error)
+                self.error = error
                 await backoff(failures)
                 failures += 1
+            except Exception:
+                self._ledger.request_full_resync()
+                raise
             self._ledger.expire()
             if self._ledger.has_ready:
                 yield self._ledger.take_ready()
 
     async def poll(self, block_ms: int | None) -> None:
-        """Run one poll. Raise an ``UNAVAILABLE`` error on failure.
+        """Run one poll. Raises QueueUnavailable.
 
         Wait up to ``block_ms`` milliseconds for new frames, or do not wait if it is None.
         """
@@ -97,8 +113,13 @@ class EventReader:
 
     async def _send_pending_cancels(self) -> None:
         for cancel in self._ledger.pending_cancels:
-            controller_id = self._ledger.controller_id
-            await self._link.script("cancel", cancel.job_id, cancel.tenant, controller_id, 1, 0, cancel.nonce)
+            args = (cancel.job_id, cancel.tenant, self._ledger.controller_id, 1, 0, cancel.nonce)
+            try:
+                await self._link.script("cancel", *args)
+            except QueueUnavailable:
+                raise
+            except Exception:  # a defect; the job ends at its deadline
+                _log.exception("job %s could not be cancelled", cancel.job_id)
             self._ledger.cancel_sent(cancel)
 
     async def _check_idle_jobs(self) -> None:
@@ -106,8 +127,16 @@ class EventReader:
         if not idle:
             return
         pairs = [arg for live in idle for arg in (live.job.job_id, len(live.frames))]
-        for job_id in await self._link.script("find_changed_jobs", self._ledger.controller_id, *pairs):
-            self._ledger.request_resync(job_id.decode())
+        try:
+            changed = await self._link.script("find_changed_jobs", self._ledger.controller_id, *pairs)
+            job_ids = [job_id.decode() for job_id in changed]
+        except QueueUnavailable:
+            raise
+        except Exception:  # a defect of at least one job, which its resync finds
+            _log.exception("idle jobs could not be compared with Redis")
+            job_ids = [live.job.job_id for live in idle]
+        for job_id in job_ids:
+            self._ledger.request_resync(job_id)
         for live in idle:
             live.mark_active()
 
@@ -115,17 +144,33 @@ class EventReader:
         for job_id in self._ledger.jobs_to_resync:
             live = self._ledger.find(job_id)
             if live and live.is_submitted:
-                await self._resync(live)
+                await self._resync_or_fail(live)
         for controller_id in self._ledger.former_ids:
             await self._link.script("remove_controller", controller_id)
             self._ledger.remove_former_id(controller_id)
 
+    async def _resync_or_fail(self, live: LiveJob) -> None:
+        try:
+            await self._resync(live)
+        except QueueUnavailable:
+            raise
+        except Exception:  # a defect
+            _log.exception("job %s failed because it could not be compared with Redis", live.job.job_id)
+            message = "The state of this request in Redis is damaged. Send the request again."
+            self._ledger.fail(live, ErrorCode.INTERNAL_ERROR, message)
+
     async def _resync(self, live: LiveJob) -> None:
-        controller_id = self._ledger.controller_id
+        controller_id, epoch = self._ledger.controller_id, live.epoch
         state, missing, tail, last_entry = await self._link.script(
-            "resync_job", *live.creation_args(controller_id), live.epoch, live.next_offset, *live.frames
+            "resync_job",
+            *live.creation_args(controller_id),
+            epoch,
+            live.next_offset,
+            live.model_digest,
+            *live.frames,
         )
-        is_current = self._ledger.apply_resync(live, controller_id, state, tail, _entry_id(last_entry))
+        entry_id = _entry_id(last_entry)
+        is_current = self._ledger.apply_resync(live, controller_id, epoch, state, tail, entry_id)
         if is_current and missing:
             await self._supply_images(live, controller_id, [digest.decode() for digest in missing])
 

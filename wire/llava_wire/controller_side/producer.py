@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any, TypeAlias
@@ -24,7 +25,7 @@ from llava_wire.errors import DuplicateJob, QueueUnavailable
 from llava_wire.messages.event import ErrorCode, Event, decode_log, error_event
 from llava_wire.messages.heartbeat import Heartbeat, read_heartbeats
 from llava_wire.messages.job import Job
-from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, queue_unavailable, retry_briefly
+from llava_wire.redis.connection import Arg, Link, retry_briefly
 
 __all__ = ["JobProducer"]
 
@@ -32,6 +33,7 @@ MAX_CRASHES = 3  # two crashes on workers shared with other jobs, and one crash 
 RECENT_READ_S = 3.0  # a job that was read within this time is not cancelled as unread
 ORPHAN_GRACE_S = 30.0
 NUM_TRIES = 3
+_NO_EVICTION = "noeviction"
 CRASHED = error_event(
     ErrorCode.WORKER_CRASHED,
     "Every worker that ran this request crashed. The last worker was running only this request. Change the "
@@ -146,6 +148,16 @@ class JobProducer:
         self._ledger.confirm(live)
         return QueuePosition.from_reply(*reply[1:]) if len(reply) > 1 else None
 
+    @property
+    def follow_error(self) -> QueueUnavailable | None:
+        """The error because of which ``follow`` is waiting, or None while it receives events."""
+        return self._reader.error
+
+    @property
+    def num_redis_errors(self) -> Counter[str]:
+        """The number of errors so far, keyed by kind. See ``Link.num_errors``."""
+        return self._link.num_errors + self._reader.num_redis_errors
+
     def is_live(self, job: Job) -> bool:
         """Return whether this controller is streaming the job.
 
@@ -203,10 +215,14 @@ class JobProducer:
         """
         if not (reply := await self._call("read_job", job_id, tenant, num_events)):
             return None
-        state, packed, frames, ends_ms = reply
+        state, packed, frames, ends_ms, digest = reply
         outline = _job_decoder.decode(packed)
         return JobSnapshot(
-            state.decode(), outline, decode_log(frames, offset), ends_ms / 1000 - outline.ttl_s
+            state.decode(),
+            outline,
+            decode_log(frames, offset),
+            ends_ms / 1000 - outline.ttl_s,
+            model_digest=digest.decode(),
         )
 
     def follow(self) -> AsyncIterator[list[tuple[str, Event]]]:
@@ -224,7 +240,11 @@ class JobProducer:
         another controller is still streaming the job, that controller ends its stream with an error event.
         """
         nonce = uuid.uuid4().hex
-        reply = await self._call("take_over_job", job_id, tenant, self.controller_id, nonce)
+        try:
+            reply = await self._call("take_over_job", job_id, tenant, self.controller_id, nonce)
+        except BaseException:
+            self._ledger.distrust_stream(job_id)  # Redis may route the events to this controller from now on
+            raise
         live = self._ledger.find(job_id)
         if reply == [b"cancelled"]:
             self._ledger.request_resync(job_id)  # ends the stream if it is on this controller
@@ -277,15 +297,18 @@ class JobProducer:
 
     async def ping(self) -> None:
         """Check the connection to Redis."""
-        try:
-            await self._link.command("PING")
-        except UNAVAILABLE as error:
-            raise queue_unavailable(error) from error
+        await self._link.command("PING")
+
+    async def eviction_policy(self) -> str:
+        """Return the ``maxmemory-policy`` if Redis may evict keys with it, or "" if it evicts none."""
+        info = await self._link.command("INFO", "memory")
+        policy = str(info.get("maxmemory_policy", _NO_EVICTION))
+        return "" if policy == _NO_EVICTION else policy
 
     async def aclose(self) -> None:
         """Close the connections. Other controllers can then attach to any streams that are still live."""
         if not self._ledger.num_live:
-            with contextlib.suppress(*UNAVAILABLE):
+            with contextlib.suppress(QueueUnavailable):
                 await self._link.script("remove_controller", self.controller_id)
         await self._reader.aclose()
         await self._link.aclose()
@@ -307,7 +330,8 @@ class JobProducer:
                 return reply
             digests = [digest.decode() for digest in reply[1]]
         raise QueueUnavailable(
-            "Redis dropped the images of this request before the request was queued. Increase maxmemory."
+            "Redis dropped the images of this request before the request was queued. Increase maxmemory.",
+            kind="eviction",
         )
 
     async def _call(self, name: str, *args: Arg) -> Any:

@@ -56,3 +56,4 @@ class JobSnapshot:
     outline: Job
     events: list[Event]
     created_at: float
+    model_digest: str  # digest of the model that generates the output; empty if unknown

@@ -42,6 +42,7 @@ class ErrorCode(str, Enum):
     WORKER_CRASHED = "worker_crashed"
     INTERNAL_ERROR = "internal_error"
     WORKER_OUTDATED = "worker_outdated"  # the job requires a newer worker version
+    MODEL_CHANGED = "model_changed"  # no worker has the model that generated the first part of the output
     # The following codes are set by a controller when it ends a stream. Workers never emit them.
     ANSWER_CANCELLED = "answer_cancelled"
     STREAM_TAKEN_OVER = "stream_taken_over"
@@ -115,7 +116,8 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     stop string and the text after it. ``num_prompt_tokens`` is set in the first event from each worker, so
     that it can be reported early in the stream. ``prompt`` contains all prompt tokens and is set only in the
     first event of a job with ``is_echoed``. The log probability of the first prompt token is always 0. Those
-    of the other prompt tokens are 0 unless the job requests log probabilities.
+    of the other prompt tokens are 0 unless the job requests log probabilities. ``model_digest`` is the digest
+    in the worker's heartbeat. It is set in the first event from each worker.
     """
 
     offset: int
@@ -125,6 +127,7 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     logprobs: tuple[TokenLogprob, ...] = ()
     num_prompt_tokens: int = 0
     prompt: tuple[TokenLogprob, ...] = ()
+    model_digest: str = ""
 
     @property
     def next_offset(self) -> int:

@@ -49,6 +49,9 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     capacity: int  # maximum number of concurrent sequences
     device: str
     precision: str
+    # Digest of everything that shapes the output: weights, precision, KV cache dtype, template. An output is
+    # continued only by workers with the same digest. Empty if unknown.
+    model_digest: str = ""
     is_draining: bool = False
     started_at: float = 0.0  # Unix seconds, for display only
     command: CommandStatus | None = msgspec.field(name="order", default=None)  # status of the last command

@@ -11,8 +11,9 @@ import msgspec
 
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import Job
-from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, queue_unavailable, retry_briefly
+from llava_wire.redis.connection import Arg, Link, retry_briefly
 from llava_wire.redis.keys import PREFIX, blob_key
+from llava_wire.redis.link_owner import LinkOwner
 
 __all__ = ["DeadLetter", "Inspector", "QueueDepth", "SystemStatus", "WorkerStatus"]
 
@@ -83,14 +84,11 @@ class DeadLetter:
         return int(self.entry_id.partition("-")[0]) / 1000
 
 
-class Inspector:
+class Inspector(LinkOwner):
     """Reads the state of the queue. All methods raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
-        self._link = Link(url, timeout_s=timeout_s, max_connections=2)
-
-    async def aclose(self) -> None:
-        await self._link.aclose()
+        super().__init__(Link(url, timeout_s=timeout_s, max_connections=2))
 
     async def status(self) -> SystemStatus:
         """Return the live workers and controllers, and the queues for the models that these workers serve."""
@@ -133,10 +131,7 @@ class Inspector:
         return await retry_briefly(lambda: self._link.script(name, *args))
 
     async def _command(self, *args: Arg) -> Any:
-        try:
-            return await self._link.command(*args)
-        except UNAVAILABLE as error:
-            raise queue_unavailable(error) from error
+        return await self._link.command(*args)
 
 
 def _heartbeat(row: list[Any]) -> Heartbeat:

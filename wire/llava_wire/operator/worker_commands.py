@@ -12,15 +12,16 @@ import msgspec
 
 from llava_wire.messages.load_command import ModelCommand
 from llava_wire.redis.connection import Link, retry_briefly
+from llava_wire.redis.link_owner import LinkOwner
 
 __all__ = ["CommandSender"]
 
 
-class CommandSender:
+class CommandSender(LinkOwner):
     """Sends commands to workers. All methods raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
-        self._link = Link(url, timeout_s=timeout_s, max_connections=2)
+        super().__init__(Link(url, timeout_s=timeout_s, max_connections=2))
 
     async def send(self, worker_id: str, command: ModelCommand) -> tuple[str, bool] | None:
         """Send a command. Return the ID of the worker's pending command, and whether it equals ``command``.
@@ -32,6 +33,3 @@ class CommandSender:
         command_id = f"order-{uuid.uuid4().hex}"
         reply = await retry_briefly(lambda: self._link.script("send_command", worker_id, command_id, packed))
         return (reply[1].decode(), reply[0] == b"ok") if reply else None
-
-    async def aclose(self) -> None:
-        await self._link.aclose()

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import cache
 from importlib.resources import files
@@ -17,36 +18,31 @@ from typing import Any, TypeAlias
 
 from redis import exceptions
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection, BlockingConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio.connection import AbstractConnection
 
 from llava_wire.errors import QueueUnavailable
+from llava_wire.redis.address import parse_redis_url
+from llava_wire.redis.error_replies import error_kind, is_defect, unavailable_reason
+from llava_wire.redis.primary import create_pool
 
-__all__ = ["UNAVAILABLE", "Arg", "Link", "backoff", "queue_unavailable", "retry_briefly", "retry_forever"]
+__all__ = ["Arg", "Link", "backoff", "retry_briefly", "retry_forever"]
 
 Arg: TypeAlias = str | bytes | int | float
 
 NUM_BRIEF_TRIES = 3
+NUM_SLICES = 10  # parts into which a timeout is divided, so that delays of the event loop can be discounted
 SHARED_PARTS = ("base", "images", "fair_queue", "jobs")  # each part uses only earlier ones
-# Errors that mean that Redis is temporarily unavailable. Any other error indicates a bug and is propagated.
-UNAVAILABLE = (
-    exceptions.ConnectionError,  # includes loading, failed authentication and an exhausted pool
-    exceptions.TimeoutError,
-    exceptions.ReadOnlyError,  # a primary that has become a replica
-    exceptions.MasterDownError,
-    exceptions.ClusterDownError,
-    exceptions.TryAgainError,
-    exceptions.OutOfMemoryError,
-    OSError,
-)
 
 
 class Link:
-    """A pool of connections to a Redis server. Each command returns or fails within ``timeout_s``.
+    """A pool of connections to the primary Redis server.
 
-    ``on_connect`` is called for each new connection, because the connection may be to a different server or
-    to a server that was restarted with older data.
+    Each command fails if Redis does not reply within ``timeout_s``. Two delays that Redis does not cause are
+    not counted: those of a blocked event loop, and the time in which a command waits for a connection while
+    other commands receive replies. ``on_connect`` is called for each new connection, because the connection
+    may be to a different server or to a server that was restarted with older data.
+
+    ``num_errors`` counts the errors by kind: the first word of an error reply, "timeout" or "connection".
     """
 
     def __init__(
@@ -57,31 +53,59 @@ class Link:
         max_connections: int = 64,
         on_connect: Callable[[], None] | None = None,
     ) -> None:
+        """Create the pool without connecting. Raises RedisURLError."""
+        self.num_errors: Counter[str] = Counter()
         self._on_connect = on_connect
         self._timeout_s = timeout_s
-        pool = BlockingConnectionPool.from_url(
-            url,
+        self._free = asyncio.Semaphore(max_connections)
+        self._num_replies = 0
+        self._pool = create_pool(
+            parse_redis_url(url),
             max_connections=max_connections,
-            protocol=2,
-            socket_timeout=None,  # else redis-py can swallow a cancellation (wait_for in Python < 3.12)
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            driver_info=None,  # the default reads package metadata from disk for each connection (3.5 ms)
-            redis_connect_func=self._connected,
+            connect_timeout_s=timeout_s,
+            on_connect=self._connected,
         )
-        self._redis: Redis = Redis.from_pool(pool)
-
-    async def _connected(self, connection: AbstractConnection) -> None:
-        await connection.on_connect()
-        if self._on_connect:
-            self._on_connect()
+        self._redis: Redis = Redis.from_pool(self._pool)
 
     async def command(self, *args: Arg) -> Any:
-        """Run one command and return its raw reply. Raise an ``UNAVAILABLE`` error on failure."""
-        task = asyncio.ensure_future(self._redis.execute_command(*args))
+        """Run one command and return its raw reply.
+
+        Raises QueueUnavailable if Redis is temporarily unavailable, which includes almost all error replies.
+        An error reply that indicates a defect of this program is raised unchanged.
+        """
+        try:
+            return await self._run(*args)
+        except (exceptions.RedisError, OSError) as error:
+            await self._raise_if_unavailable(error)
+            raise
+
+    async def script(self, name: str, *args: Arg) -> Any:
+        """Run ``scripts/{name}.lua`` once. Raises the same errors as ``command``."""
+        text, sha = _script(name)
+        try:
+            with contextlib.suppress(exceptions.NoScriptError):  # new server, or SCRIPT FLUSH
+                return await self._run("EVALSHA", sha, 0, *args)
+            return await self._run("EVAL", text, 0, *args)
+        except (exceptions.RedisError, OSError) as error:
+            await self._raise_if_unavailable(error)
+            raise
+
+    async def run_id(self) -> str:
+        """Return the run ID of the server. The run ID changes each time the server restarts."""
+        info = await self.command("INFO", "server")
+        return str(info["run_id"])
+
+    async def aclose(self) -> None:
+        """Close all connections. Does not raise, even if a server does not respond."""
+        with contextlib.suppress(exceptions.RedisError, OSError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._redis.aclose(), self._timeout_s)
+
+    async def _run(self, *args: Arg) -> Any:
+        has_connection = asyncio.Event()
+        task = asyncio.ensure_future(self._execute(has_connection, *args))
         task.add_done_callback(_retrieve_exception)
         try:
-            await asyncio.wait({task}, timeout=self._timeout_s)
+            await self._wait(task, has_connection)
         except asyncio.CancelledError:
             await _abandon(task)
             raise
@@ -90,21 +114,40 @@ class Link:
         await _abandon(task)
         raise exceptions.TimeoutError(f"no reply within {self._timeout_s:g} s")
 
-    async def script(self, name: str, *args: Arg) -> Any:
-        """Run ``scripts/{name}.lua`` once. Raise an ``UNAVAILABLE`` error on failure."""
-        text, sha = _script(name)
-        try:
-            return await self.command("EVALSHA", sha, 0, *args)
-        except exceptions.NoScriptError:  # new server, or SCRIPT FLUSH
-            return await self.command("EVAL", text, 0, *args)
+    async def _execute(self, has_connection: asyncio.Event, *args: Arg) -> Any:
+        async with self._free:
+            has_connection.set()
+            reply = await self._redis.execute_command(*args)
+            self._num_replies += 1
+            return reply
 
-    async def run_id(self) -> str:
-        """Return the run ID of the server. The run ID changes each time the server restarts."""
-        info = await self.command("INFO", "server")
-        return str(info["run_id"])
+    async def _wait(self, task: asyncio.Task[Any], has_connection: asyncio.Event) -> None:
+        """Wait until the task is done or has timed out."""
+        slices = NUM_SLICES
+        while slices and not task.done():
+            num_replies = self._num_replies
+            await asyncio.wait({task}, timeout=self._timeout_s / NUM_SLICES)
+            if has_connection.is_set() or num_replies == self._num_replies:
+                slices -= 1  # one slice, even if the event loop was blocked for longer
 
-    async def aclose(self) -> None:
-        await self._redis.aclose()
+    async def _raise_if_unavailable(self, error: Exception) -> None:
+        """Raise QueueUnavailable unless the error indicates a defect. Close all idle connections.
+
+        A new connection authenticates again and finds the current primary.
+        """
+        kind = error_kind(error)
+        self.num_errors[kind] += 1
+        await self._pool.close_idle()
+        if is_defect(error):
+            return
+        reason, is_disconnect = unavailable_reason(error), isinstance(error, exceptions.ConnectionError)
+        message = f"Redis is unavailable: {reason}"
+        raise QueueUnavailable(message, is_disconnect=is_disconnect, kind=kind) from error
+
+    async def _connected(self, connection: AbstractConnection) -> None:
+        await connection.on_connect()
+        if self._on_connect:
+            self._on_connect()
 
 
 async def backoff(attempt: int, *, first_s: float = 0.02, max_s: float = 1.0) -> None:
@@ -112,12 +155,20 @@ async def backoff(attempt: int, *, first_s: float = 0.02, max_s: float = 1.0) ->
     await asyncio.sleep(random.uniform(0.5, 1.0) * min(max_s, first_s * 2 ** min(attempt, 16)))
 
 
-async def retry_forever(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Repeat ``call`` until Redis replies, and return its result. ``call`` must be idempotent."""
+async def retry_forever(
+    call: Callable[[], Awaitable[Any]], on_error: Callable[[QueueUnavailable], None] | None = None
+) -> Any:
+    """Repeat ``call`` until Redis is available, and return its result. ``call`` must be idempotent.
+
+    ``on_error`` is called after each failed attempt.
+    """
     attempt = 0
     while True:
-        with contextlib.suppress(*UNAVAILABLE):
+        try:
             return await call()
+        except QueueUnavailable as error:
+            if on_error is not None:
+                on_error(error)
         await backoff(attempt)
         attempt += 1
 
@@ -125,23 +176,17 @@ async def retry_forever(call: Callable[[], Awaitable[Any]]) -> Any:
 async def retry_briefly(call: Callable[[], Awaitable[Any]]) -> Any:
     """Return the result of ``call``, retrying for a fraction of a second. ``call`` must be idempotent.
 
-    Raise QueueUnavailable if all attempts fail. A timeout is not retried, because the caller has already
-    waited.
+    Raises QueueUnavailable if all attempts fail. Only closed connections are retried. After a timeout, the
+    caller has already waited, and the state behind an error reply rarely passes in a fraction of a second.
     """
-    try:
-        for attempt in range(NUM_BRIEF_TRIES - 1):
-            with contextlib.suppress(exceptions.ConnectionError):
-                return await call()
-            await backoff(attempt)
-        return await call()
-    except UNAVAILABLE as error:
-        raise queue_unavailable(error) from error
-
-
-def queue_unavailable(error: Exception) -> QueueUnavailable:
-    """Convert an ``UNAVAILABLE`` error to a QueueUnavailable exception."""
-    reason = str(error).rstrip(".")
-    return QueueUnavailable(f"Redis is unavailable: {reason}.")
+    for attempt in range(NUM_BRIEF_TRIES - 1):
+        try:
+            return await call()
+        except QueueUnavailable as error:
+            if not error.is_disconnect:
+                raise
+        await backoff(attempt)
+    return await call()
 
 
 async def _abandon(task: asyncio.Task[Any]) -> None:

@@ -9,6 +9,7 @@ suspects:{model}      ZSET   same as wait, for quarantined jobs    same as wait
 since:{model}         ZSET   job -> arrival time                   same as wait
 backlog:{model}       STRING total cost of all waiting jobs        same as wait
 ward:{model}          STRING worker draining for a quarantined job lease
+trial:{model}         STRING set after a quarantined job; pull, emit 2 s
 served:{model}:{n}    STRING cost served in 10-second bucket n     70 s
 fair:{model}          ZSET   queue, tenant -> next start; submit   1 h after last use
 clock:{model}         STRING virtual time of the fair queue; pull  1 h after last use
@@ -19,6 +20,9 @@ tenant:{tenant}       HASH   live job -> cost                      when the last
 live:{controller}     SET    jobs that the controller streams      when the last of its jobs expires
 inflight:{worker}     HASH   job -> assignment, route, log length  when the last of its jobs expires
 heartbeat:{worker}    STRING packed Heartbeat; heartbeat           lease
+digests:{model}       ZSET   digest of a worker's model -> lease   lease
+speed:{model}         HASH   worker -> time per step, capacity     lease
+moved:{model}         STRING set after a job left a slow worker    0.5 s
 order:{worker}        HASH   pending command; send_command         1 min after the last heartbeat
 out:{controller}      STREAM frames to deliver; emit, reap_workers 10 min after last use; ~10,000 entries
 beats:{controller}    STRING number of the last beat; reap_workers 10 min after last use
@@ -33,6 +37,8 @@ results:{batch}       HASH   line -> result                        when its batc
 batches:{tenant}      ZSET   batch -> arrival time                 when the last of its batches expires
 batching:{tenant}     SET    unfinished batches                    when the last of its batches expires
 reaped                STRING set by each reap_workers call         lease
+crashed               ZSET   crashed worker -> end of its lease    4 leases
+crash:{worker}        SET    jobs doubted because of this crash    4 leases
 workers               ZSET   worker -> end of lease                permanent; dead workers are removed
 progress              ZSET   worker -> deadline for progress       permanent; dead workers are removed
 controllers           ZSET   controller -> time of last beat       permanent; dead controllers are removed

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from llava_wire.redis.connection import Arg, Link, retry_briefly
+from llava_wire.redis.link_owner import LinkOwner
 
 __all__ = ["ApiKey", "ApiKeyStore", "KeyLimits"]
 
@@ -41,11 +42,11 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     limits: KeyLimits = KeyLimits()
 
 
-class ApiKeyStore:
+class ApiKeyStore(LinkOwner):
     """The API keys in Redis. All methods raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
-        self._link = Link(url, timeout_s=timeout_s, max_connections=2)
+        super().__init__(Link(url, timeout_s=timeout_s, max_connections=2))
 
     async def add(self, key: ApiKey) -> None:
         """Add the key, or replace the name and limits of an existing key."""
@@ -62,9 +63,6 @@ class ApiKeyStore:
             return None
         keys = [msgspec.msgpack.decode(key, type=ApiKey) for key in reply[1:]]
         return reply[0].decode(), sorted(keys, key=lambda key: key.created_at)
-
-    async def aclose(self) -> None:
-        await self._link.aclose()
 
     async def _call(self, script: str, *args: Arg) -> Any:
         return await retry_briefly(lambda: self._link.script(script, *args))

@@ -16,6 +16,7 @@ import msgspec
 
 from llava_wire.errors import StoreFull
 from llava_wire.redis.connection import Arg, Link, retry_briefly
+from llava_wire.redis.link_owner import LinkOwner
 
 __all__ = ["Batch", "BatchIssue", "BatchSpec", "BatchStore", "BatchStats", "ClaimedBatch", "RecordOutcome"]
 
@@ -89,7 +90,7 @@ class BatchStats:
     num_failed: int
 
 
-class BatchStore:
+class BatchStore(LinkOwner):
     """The batches in Redis. All methods raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(
@@ -99,10 +100,7 @@ class BatchStore:
         self._lease_ms = int(lease_s * 1000)
         self._max_unfinished = max_unfinished
         self._driver = secrets.token_hex(16)
-        self._link = Link(url, timeout_s=timeout_s, max_connections=16)
-
-    async def aclose(self) -> None:
-        await self._link.aclose()
+        super().__init__(Link(url, timeout_s=timeout_s, max_connections=16))
 
     async def create(self, spec: BatchSpec, *, num_lines: int, window_s: float) -> None:
         """Store a batch. If ``spec`` contains issues, the state of the batch is "failed".

@@ -13,6 +13,7 @@ import msgspec
 
 from llava_wire.errors import StoreFull
 from llava_wire.redis.connection import Arg, Link, retry_briefly
+from llava_wire.redis.link_owner import LinkOwner
 
 __all__ = ["FileLimits", "FileStore", "StoredFile"]
 
@@ -39,16 +40,13 @@ class FileLimits:
     bytes: int
 
 
-class FileStore:
+class FileStore(LinkOwner):
     """The files in Redis. All methods raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(self, url: str, *, ttl_s: float, limits: FileLimits, timeout_s: float = 5.0) -> None:
         self._ttl_ms = int(ttl_s * 1000)
         self._limits = limits
-        self._link = Link(url, timeout_s=timeout_s, max_connections=8)
-
-    async def aclose(self) -> None:
-        await self._link.aclose()
+        super().__init__(Link(url, timeout_s=timeout_s, max_connections=8))
 
     async def add(self, file: StoredFile, data: bytes, *, tenant: str, is_limited: bool = True) -> None:
         """Store a file and make it visible to all controllers. The call can be repeated with the same file.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llava_wire.redis.connection import Link, retry_briefly
+from llava_wire.redis.link_owner import LinkOwner
 from llava_wire.stores.api_keys import KeyLimits
 
 __all__ = ["RateLimitStatus", "RateLimitStore"]
@@ -23,7 +24,7 @@ class RateLimitStatus:
         return self.wait_s == 0
 
 
-class RateLimitStore:
+class RateLimitStore(LinkOwner):
     """The token buckets of all tenants. All methods raise QueueUnavailable if Redis is unavailable.
 
     If the reply to a charge is lost, the charge is repeated and may count twice. A bucket recovers from such
@@ -31,7 +32,7 @@ class RateLimitStore:
     """
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
-        self._link = Link(url, timeout_s=timeout_s, max_connections=16)
+        super().__init__(Link(url, timeout_s=timeout_s, max_connections=16))
 
     async def charge(
         self, tenant: str, limits: KeyLimits, *, requests: int = 0, tokens: int = 0
@@ -42,9 +43,6 @@ class RateLimitStore:
     async def adjust(self, tenant: str, limits: KeyLimits, *, tokens: int) -> RateLimitStatus:
         """Adjust an earlier, estimated charge by ``tokens``. A negative number is a refund."""
         return await self._call(tenant, limits, 0, tokens, is_adjustment=True)
-
-    async def aclose(self) -> None:
-        await self._link.aclose()
 
     async def _call(
         self, tenant: str, limits: KeyLimits, requests: int, tokens: int, *, is_adjustment: bool

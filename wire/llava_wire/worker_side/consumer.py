@@ -8,28 +8,37 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.event import ErrorCode, Event, decode_log, error_event
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import WIRE_VERSION, Job
 from llava_wire.messages.load_command import CommandStatus, IssuedCommand, ModelCommand
-from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, queue_unavailable, retry_forever
+from llava_wire.redis.connection import Arg, Link, retry_forever
 from llava_wire.redis.keys import wake_key
 
-__all__ = ["EmitResult", "JobConsumer"]
+__all__ = ["STEP_STAT", "EmitResult", "JobConsumer"]
 
 COMMAND_TIMEOUT_S = 5.0
+STEP_STAT = "step_s"  # heartbeat statistic: typical time per engine step in seconds, 0 or absent if unknown
 WAIT_S = 1  # maximum time that a pull waits for jobs, which is also the maximum delay if a wake-up is lost
 OUTDATED = msgspec.msgpack.encode(
     error_event(
         ErrorCode.WORKER_OUTDATED,
         "The worker that received this request is older than the server. Retry once it has been updated.",
+    )
+)
+MODEL_CHANGED = msgspec.msgpack.encode(
+    error_event(
+        ErrorCode.MODEL_CHANGED,
+        "The first part of this response was generated with weights or settings that no worker has any more. "
+        "Send the request again.",
     )
 )
 # Maximum number of frames in the first script call of an emit. It is small, so that controllers can stream
@@ -64,12 +73,16 @@ class JobConsumer:
         self._link = Link(url, timeout_s=COMMAND_TIMEOUT_S)
         self._waiter = Link(url, timeout_s=WAIT_S + 3, max_connections=1)
         self._held: dict[str, str] = {}  # job ID -> assignment ID
-        self._frame_numbers: dict[str, int] = {}  # assignment ID -> number of its last frame
+        # Assignment ID -> number of its last frame and length of the job's log in tokens.
+        self._positions: dict[str, tuple[int, int]] = {}
+        self._emitting: set[str] = set()  # jobs with an event in the emit in progress
         # Nonces of the pull in progress. After the pull, the IDs of the assignments that it returned, because
         # the worker may not have processed these assignments yet.
         self._pulling: list[str] = []
-        self._lost: set[str] = set()  # jobs that the worker has lost, to be reported by the next emit
+        # Job ID -> assignment ID of the jobs that the worker has lost, to be reported by the next emit.
+        self._lost: dict[str, str] = {}
         self._last_command_id = ""  # ID of the last command that send_heartbeat returned
+        self._is_unavailable = False  # whether the last call to Redis failed
 
     @classmethod
     async def connect(
@@ -79,9 +92,9 @@ class JobConsumer:
         consumer = cls(url, heartbeat, lease_s=lease_s, hang_timeout_s=hang_timeout_s)
         try:
             await consumer._renew_lease()
-        except UNAVAILABLE as error:
+        except BaseException:
             await consumer.aclose()
-            raise queue_unavailable(error) from error
+            raise
         return consumer
 
     async def pull(self, max_jobs: int) -> list[Assignment]:
@@ -111,8 +124,10 @@ class JobConsumer:
         ``EmitResult.has_overflow_waiting`` is set only if ``check_overflow`` is True.
         """
         model = self._heartbeat.model if check_overflow else ""
-        refused, self._lost = self._lost, set()
+        lost, self._lost = self._lost, {}
+        refused = set(lost)
         has_overflow_waiting = False
+        self._emitting = {assignment.job.job_id for assignment, _ in events}
         for part in _parts(events):
             args = [arg for assignment, event in part for arg in self._frame(assignment, event)]
             has_overflow, refused_ids = await self._call(
@@ -120,21 +135,18 @@ class JobConsumer:
             )
             has_overflow_waiting |= bool(has_overflow)
             refused |= _job_ids(refused_ids)
+        self._emitting = set()
         ended = [
             assignment for assignment, event in events if event.final or assignment.job.job_id in refused
         ]
-        self._release(refused.union(assignment.job.job_id for assignment in ended))
-        for assignment in ended:
-            self._frame_numbers.pop(assignment.assignment_id, None)
+        self._release([*lost.items(), *_ids(ended)])
         return EmitResult(refused, has_overflow_waiting)
 
     async def requeue(self, assignments: Sequence[Assignment]) -> None:
         """Return jobs to their previous positions in the queue. This does not count as a crash."""
         pairs = [arg for each in assignments for arg in (each.job.job_id, each.assignment_id)]
         await self._call("release_jobs", self._worker_id, *pairs)
-        for each in assignments:
-            if self._held.get(each.job.job_id) == each.assignment_id:
-                self._release([each.job.job_id])
+        self._release(_ids(assignments))
 
     async def send_heartbeat(self, heartbeat: Heartbeat | None = None) -> IssuedCommand | None:
         """Renew the worker's lease and send its heartbeat. Return a new operator command, if there is one.
@@ -145,7 +157,7 @@ class JobConsumer:
         """
         status = self._heartbeat.command
         self._heartbeat = msgspec.structs.replace(heartbeat or self._heartbeat, command=status)
-        reply = await retry_forever(self._renew_lease)
+        reply = await self._retry(self._renew_lease)
         if not reply or (self._heartbeat.command and not self._heartbeat.command.is_finished):
             return None
         command_id, packed = reply[0].decode(), reply[1]
@@ -164,11 +176,12 @@ class JobConsumer:
         Return the held jobs that are no longer assigned to the worker. Jobs that are assigned to the worker
         but not held by it are requeued.
         """
-        pairs = [arg for job_id in held for arg in (job_id, self._held.get(job_id, ""))]
+        assignments = {job_id: self._held.get(job_id, "") for job_id in held}
+        places = [arg for job_id in assignments for arg in self._place(job_id)]
         lost = _job_ids(
-            await self._call("reconcile_worker", self._worker_id, len(self._pulling), *self._pulling, *pairs)
+            await self._call("reconcile_worker", self._worker_id, len(self._pulling), *self._pulling, *places)
         )
-        self._release(lost)
+        self._release([(job_id, assignments[job_id]) for job_id in lost])
         return lost
 
     async def deregister(self) -> None:
@@ -182,7 +195,11 @@ class JobConsumer:
     async def _renew_lease(self) -> Any:
         packed, status = msgspec.msgpack.encode(self._heartbeat), self._heartbeat.command
         finished_id = status.command_id if status and status.is_finished else ""
-        return await self._link.script("heartbeat", self._worker_id, self._lease_ms, packed, finished_id)
+        beat = self._heartbeat
+        model = (beat.model, beat.model_digest, beat.stats.get(STEP_STAT, 0), beat.capacity)
+        return await self._link.script(
+            "heartbeat", self._worker_id, self._lease_ms, packed, finished_id, *model
+        )
 
     async def _pull(self, max_jobs: int, *, is_overflow: bool = False) -> list[Assignment]:
         nonces = self._pulling = [uuid.uuid4().hex for _ in range(max_jobs)]
@@ -194,6 +211,8 @@ class JobConsumer:
                 self._lease_ms,
                 self._hang_ms,
                 int(is_overflow),
+                self._heartbeat.model_digest,
+                MODEL_CHANGED,
                 *nonces,
             )
         finally:
@@ -206,6 +225,7 @@ class JobConsumer:
         accepted = [each for each in assignments if each not in rejected]
         for each in accepted:
             self._held[each.job.job_id] = each.assignment_id
+            self._positions[each.assignment_id] = 0, len(each.token_ids)
         self._pulling = [each.assignment_id for each in accepted]
         return accepted
 
@@ -231,7 +251,7 @@ class JobConsumer:
         """
         job = assignment.job
         if job.job_id in self._held:
-            self._lost.add(job.job_id)
+            self._lost[job.job_id] = self._held[job.job_id]
             return False
         return all(image.digest in assignment.pixels for image in job.images)
 
@@ -239,12 +259,12 @@ class JobConsumer:
         """Wait up to ``WAIT_S`` for a wake-up, and return whether jobs may be waiting."""
         try:
             return bool(await self._waiter.command("BLPOP", wake_key(self._heartbeat.model), WAIT_S))
-        except UNAVAILABLE:
+        except QueueUnavailable:
             return True  # unknown, but the next pull waits for Redis anyway
 
     def _frame(self, assignment: Assignment, event: Event) -> tuple[Arg, ...]:
-        number = self._frame_numbers.get(assignment.assignment_id, 0) + 1
-        self._frame_numbers[assignment.assignment_id] = number
+        number = self._positions.get(assignment.assignment_id, (0, 0))[0] + 1
+        self._positions[assignment.assignment_id] = number, event.next_offset
         payload = msgspec.msgpack.encode(event)
         is_final = int(event.final is not None)
         return (
@@ -257,15 +277,40 @@ class JobConsumer:
             payload,
         )
 
-    def _release(self, job_ids: Iterable[str]) -> None:
-        for job_id in job_ids:
-            assignment_id = self._held.pop(job_id, "")
-            self._frame_numbers.pop(assignment_id, None)
+    def _place(self, job_id: str) -> tuple[Arg, ...]:
+        """Return the arguments of ``reconcile_worker`` for a job that the worker holds."""
+        assignment_id = self._held.get(job_id, "")
+        frame, length = self._positions.get(assignment_id, (0, 0))
+        return job_id, assignment_id, -1 if job_id in self._emitting else frame, length
+
+    def _release(self, assignments: Iterable[tuple[str, str]]) -> None:
+        """Remove assignments, given as (job ID, assignment ID).
+
+        A job that has been pulled again while the reply was in transit keeps its new assignment.
+        """
+        for job_id, assignment_id in assignments:
+            for jobs in (self._held, self._lost):
+                if jobs.get(job_id) == assignment_id:
+                    del jobs[job_id]
+            self._positions.pop(assignment_id, None)
             if assignment_id in self._pulling:
                 self._pulling.remove(assignment_id)
 
     async def _call(self, name: str, *args: Arg) -> Any:
-        return await retry_forever(lambda: self._link.script(name, *args))
+        return await self._retry(lambda: self._link.script(name, *args))
+
+    async def _retry(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Repeat ``call`` until Redis is available. Log the first error and the recovery."""
+        result = await retry_forever(call, self._report_unavailable)
+        if self._is_unavailable:
+            self._is_unavailable = False
+            _log.info("Redis is available again")
+        return result
+
+    def _report_unavailable(self, error: QueueUnavailable) -> None:
+        if not self._is_unavailable:
+            self._is_unavailable = True
+            _log.warning("waiting until Redis is available, with the model loaded: %s", error)
 
 
 def _parts(events: Sequence[tuple[Assignment, Event]]) -> Iterator[Sequence[tuple[Assignment, Event]]]:
@@ -273,6 +318,10 @@ def _parts(events: Sequence[tuple[Assignment, Event]]) -> Iterator[Sequence[tupl
     yield events[:FIRST_FRAMES]
     for start in range(FIRST_FRAMES, len(events), MAX_FRAMES):
         yield events[start : start + MAX_FRAMES]
+
+
+def _ids(assignments: Iterable[Assignment]) -> list[tuple[str, str]]:
+    return [(each.job.job_id, each.assignment_id) for each in assignments]
 
 
 def _job_ids(reply: list[bytes]) -> set[str]:

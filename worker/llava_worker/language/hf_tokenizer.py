@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from llava_worker.language.sentencepiece import read_sentencepiece
 from llava_worker.language.tokenizer import TokenizerError
 
-__all__ = ["HFTokenizer", "has_tokenizer"]
+__all__ = ["HFTokenizer", "has_tokenizer", "tokenizer_files"]
 
 _LLAMA_TOKENS = ("<unk>", "<s>", "</s>")
 # Special even if tokenizer.json declares them as ordinary added tokens, which match user text.
@@ -124,6 +124,15 @@ class HFTokenizer:
 
 def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files in the folder that the tokenizer depends on."""
+    vocabulary = folder / "tokenizer.json"
+    if not vocabulary.is_file():
+        vocabulary = folder / "tokenizer.model"
+    paths = (vocabulary, folder / "added_tokens.json", folder / "tokenizer_config.json")
+    return [path for path in paths if path.is_file()]
 
 
 def _load(folder: Path, config: dict[str, Any]) -> Tokenizer:

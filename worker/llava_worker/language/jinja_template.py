@@ -61,6 +61,7 @@ class JinjaChatTemplate:
         self._source = source
         self._process = process
         self._variables = dict(variables)
+        self.definition = repr((source, sorted(tokens), sorted(self._variables.items())))
         self._image_token = image_token
         try:
             self._has_list_content = process.compile(source)

@@ -9,7 +9,7 @@ not handle token IDs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, Protocol, TypeAlias
 
 from llava_wire.messages.event import ErrorCode, JobError
@@ -56,11 +56,14 @@ class PromptTemplate(Protocol):
 
     If ``is_hf_style`` is true, the prompt is tokenized as a single text, as in transformers. Otherwise, it is
     split at the images, and each part is tokenized independently, as in the original LLaVA. ``stop`` lists
-    the strings that end a response.
+    the strings that end a response. ``definition`` contains everything that distinguishes the template from
+    others, as text.
     """
 
     @property
     def name(self) -> str: ...
+    @property
+    def definition(self) -> str: ...
     @property
     def is_hf_style(self) -> bool: ...
     @property
@@ -101,6 +104,13 @@ class ConversationTemplate:
     has_bos: bool = True
     has_image_tags: bool = False
     stop: tuple[str, ...] = ()
+
+    @property
+    def definition(self) -> str:
+        # Default values are omitted, so that fields added by a later release do not change the definition.
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        defaults = {field.name: field.default for field in fields(self)}
+        return repr({name: value for name, value in values.items() if value != defaults[name]})
 
     @property
     def is_hf_style(self) -> bool:

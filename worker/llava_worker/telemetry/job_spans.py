@@ -32,10 +32,19 @@ __all__ = ["TracedJobOutput", "traced_job_outputs"]
 def traced_job_outputs(tracer: Tracer, *, worker_id: str) -> JobOutputFactory:
     """Return a factory that traces all jobs submitted with a trace context."""
 
-    def create(assignment: Assignment, tokenizer: Tokenizer, *, stop: tuple[str, ...]) -> JobOutput:
+    def create(
+        assignment: Assignment, tokenizer: Tokenizer, *, stop: tuple[str, ...], model_digest: str
+    ) -> JobOutput:
         if not assignment.trace:
-            return JobOutput(assignment, tokenizer, stop=stop)
-        return TracedJobOutput(assignment, tokenizer, stop=stop, tracer=tracer, worker_id=worker_id)
+            return JobOutput(assignment, tokenizer, stop=stop, model_digest=model_digest)
+        return TracedJobOutput(
+            assignment,
+            tokenizer,
+            stop=stop,
+            model_digest=model_digest,
+            tracer=tracer,
+            worker_id=worker_id,
+        )
 
     return create
 
@@ -58,10 +67,11 @@ class TracedJobOutput(JobOutput):
         tokenizer: Tokenizer,
         *,
         stop: tuple[str, ...],
+        model_digest: str,
         tracer: Tracer,
         worker_id: str,
     ) -> None:
-        super().__init__(assignment, tokenizer, stop=stop)
+        super().__init__(assignment, tokenizer, stop=stop, model_digest=model_digest)
         job, pulled_at = assignment.job, time.time_ns()
         self._tracer = tracer
         self._phase_span: Span | None = None

@@ -4,7 +4,10 @@
 
 Only one server runs a batch at a time: the one that holds its lease. Job IDs are derived from the batch ID
 and the line number. A server that takes over a batch therefore reads existing outputs instead of generating
-them again. Temporary failures are retried until the batch expires.
+them again. Temporary failures are retried until the batch expires, which includes failures of the store.
+
+Each batch is a supervised task. A defect in a request ends this request with an error. Any other defect
+releases the batch, which is then claimed again, here or by another server.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
-from typing import Literal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
+from typing import Literal, TypeVar
 
 import anyio
 from llava_wire.errors import QueueUnavailable
@@ -29,6 +33,7 @@ from llava_server.api.batches.request import BatchLine
 from llava_server.api.parse import parse_request
 from llava_server.lifespan import Services
 from llava_server.periodic import run_periodically
+from llava_server.supervised_tasks import SupervisedTasks
 from llava_server.tracing import linked_span, use_tracer
 
 __all__ = ["run_batches"]
@@ -42,6 +47,9 @@ _RENEW_INTERVAL_S = 1.0
 _RELEASE_TIMEOUT_S = 3.0
 _MAX_BATCHES = 4  # maximum number of batches that this server runs concurrently
 _NUM_RESULTS_READ = 256  # number of results to read from the store at a time
+_STORE_RETRY_S = 0.5
+
+T = TypeVar("T")
 
 EndReason = Literal["cancelled", "expired", "output_full"]
 _SKIPPED: dict[EndReason, tuple[str, str]] = {  # error code and message for unfinished requests
@@ -58,83 +66,88 @@ _SKIPPED: dict[EndReason, tuple[str, str]] = {  # error code and message for unf
 @asynccontextmanager
 async def run_batches(services: Services) -> AsyncIterator[None]:
     """Run batches in the background until the ``with`` block exits or the server begins to shut down."""
-    driver = BatchDriver(services)
-    with use_tracer(services.tracer):
-        tasks = [asyncio.create_task(driver.run(), name="batches")]
-    tasks += [
-        asyncio.create_task(_stop_on_shutdown(driver, services), name="batch shutdown"),
-        asyncio.create_task(
-            run_periodically(_METRICS_INTERVAL_S, lambda: _update_metrics(services)), name="batch metrics"
-        ),
-    ]
-    try:
+    async with (
+        aclosing(SupervisedTasks(services.metrics.task_crashed)) as tasks,
+        aclosing(BatchDriver(services)) as driver,
+    ):
+        with use_tracer(services.tracer):
+            driver.start()
+        tasks.start("batch shutdown", partial(_stop_on_shutdown, driver, services))
+        tasks.start(
+            "batch metrics",
+            partial(run_periodically, _METRICS_INTERVAL_S, partial(_update_metrics, services)),
+        )
         yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _stop_on_shutdown(driver: BatchDriver, services: Services) -> None:
     await services.shutdown.wait_begun()
-    driver.stop()
+    await driver.aclose()
 
 
 async def _update_metrics(services: Services) -> None:
-    with contextlib.suppress(QueueUnavailable):  # already logged by the worker registry
+    with contextlib.suppress(QueueUnavailable):  # logged by QueueHealth
         services.metrics.set_batches(await services.batches.stats())
 
 
 class BatchDriver:
-    """A driver that claims batches and runs each one in its own task."""
+    """A driver that claims batches and runs each one in its own task.
+
+    ``aclose`` releases all batches, so that another server can resume them immediately.
+    """
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._line_runner = LineRunner(services)
         # Shared by the requests of all batches.
         self._slots = asyncio.Semaphore(services.settings.batch_parallel)
-        self._num_batches = 0
+        self._running: set[str] = set()  # batch IDs
         self._changed = services.batches_changed
-        self._scope = anyio.CancelScope()
+        self._tasks = SupervisedTasks(services.metrics.task_crashed)
 
-    async def run(self) -> None:
-        """Claim and run batches until cancelled or stopped."""
-        with self._scope:
-            async with anyio.create_task_group() as tasks:
-                while True:
-                    self._changed.clear()
-                    claimed = await self._claim()
-                    if claimed is not None:
-                        self._num_batches += 1
-                        tasks.start_soon(self._drive, claimed)
-                        continue
-                    with anyio.move_on_after(_CLAIM_INTERVAL_S):
-                        await self._changed.wait()
+    def start(self) -> None:
+        """Claim and run batches until ``aclose`` is called."""
+        self._tasks.start("batch driver", self._run)
 
-    def stop(self) -> None:
-        """Release all batches run by this server so that another server can resume them immediately."""
-        self._scope.cancel()
+    async def aclose(self) -> None:
+        await self._tasks.aclose()
+
+    async def _run(self) -> None:
+        while True:
+            self._changed.clear()
+            claimed = await self._claim()
+            if claimed is None:
+                with anyio.move_on_after(_CLAIM_INTERVAL_S):
+                    await self._changed.wait()
+                continue
+            batch = claimed.batch.spec
+            if batch.batch_id not in self._running:  # else its lease had expired while Redis was unavailable
+                self._running.add(batch.batch_id)
+                self._tasks.start("batch", partial(self._drive, batch), max_restarts=0)
 
     async def _claim(self) -> ClaimedBatch | None:
-        if self._num_batches >= _MAX_BATCHES:
+        if len(self._running) >= _MAX_BATCHES:
             return None
         try:
             return await self._services.batches.claim()
         except QueueUnavailable:
-            return None  # already logged by the worker registry
+            return None  # logged by QueueHealth
 
-    async def _drive(self, claimed: ClaimedBatch) -> None:
-        batch_id = claimed.batch.spec.batch_id
-        logger.info("processing batch %s", batch_id)
+    async def _drive(self, batch: BatchSpec) -> None:
+        logger.info("processing batch %s", batch.batch_id)
         try:
-            await BatchRun(self._services, self._line_runner, self._slots, claimed.batch.spec).run()
-        except QueueUnavailable as error:
-            logger.warning("released batch %s: %s", batch_id, error)
+            await BatchRun(self._services, self._line_runner, self._slots, batch).run()
         finally:
-            self._num_batches -= 1
-            with anyio.move_on_after(_RELEASE_TIMEOUT_S, shield=True), contextlib.suppress(QueueUnavailable):
-                await self._services.batches.release(batch_id)
-            self._changed.set()
+            try:
+                await self._release(batch.batch_id)
+            finally:
+                self._running.discard(batch.batch_id)  # last, so that no new claim is released
+        self._changed.set()  # not after a crash: the batch is then claimed again at the next interval
+
+    async def _release(self, batch_id: str) -> None:
+        """Release the batch, even if the calling task is being cancelled."""
+        with anyio.move_on_after(_RELEASE_TIMEOUT_S, shield=True), contextlib.suppress(QueueUnavailable):
+            await self._services.batches.release(batch_id)
 
 
 class BatchRun:
@@ -150,21 +163,16 @@ class BatchRun:
         self._slots = slots
         self._batch = batch
         self._end_reason: EndReason | None = None  # set if the batch ends before all requests have run
-        self._has_lost_lease = False
-        self._queue_error: QueueUnavailable | None = None
         self._running_lines = anyio.CancelScope()
+        self._driving = anyio.CancelScope()  # cancelled if another server takes over the batch
 
     async def run(self) -> None:
-        """Run the batch until it ends or another server takes it over. Raises QueueUnavailable."""
+        """Run the batch until it ends or another server takes it over. Wait while Redis is unavailable."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._renew_lease)
-            try:
+            with self._driving:
                 await self._run()
-            except QueueUnavailable as error:
-                self._queue_error = error
             tasks.cancel_scope.cancel()
-        if self._queue_error is not None:  # raised here because a task group would wrap it
-            raise self._queue_error
 
     async def _run(self) -> None:
         lines = await self._read_lines()
@@ -173,8 +181,7 @@ class BatchRun:
             await self._finish("failed")
             return
         await self._run_lines(lines)
-        if not self._has_lost_lease:
-            await self._write_files(lines)
+        await self._write_files(lines)
 
     async def _renew_lease(self) -> None:
         """Renew the lease periodically.
@@ -182,13 +189,9 @@ class BatchRun:
         If the batch is cancelled or expires, or another server takes it over, stop all requests.
         """
         while True:
-            try:
-                renewed = await self._store.renew(self._batch.batch_id)
-            except QueueUnavailable:
-                await asyncio.sleep(_RENEW_INTERVAL_S)
-                continue
+            renewed = await _until_available(partial(self._store.renew, self._batch.batch_id))
             if renewed is None:
-                self._lose_lease()
+                self._driving.cancel()
                 return
             state, remaining_s = renewed
             if state == "cancelling":
@@ -201,15 +204,9 @@ class BatchRun:
         self._end_reason = self._end_reason or reason
         self._running_lines.cancel()
 
-    def _lose_lease(self) -> None:
-        self._has_lost_lease = True
-        self._running_lines.cancel()
-
     async def _read_lines(self) -> list[InputLine] | None:
         """Return the lines of the input file, or None if the file no longer exists."""
-        tenant = self._batch.tenant
-        file = await self._files.find(self._batch.input_file_id, tenant=tenant)
-        data = await self._files.read(file, tenant=tenant) if file is not None else None
+        data = await _until_available(self._read_input)
         if data is None:
             return None
         return [
@@ -217,34 +214,36 @@ class BatchRun:
             for number, text in read_lines(data)
         ]
 
+    async def _read_input(self) -> bytes | None:
+        tenant = self._batch.tenant
+        file = await self._files.find(self._batch.input_file_id, tenant=tenant)
+        return await self._files.read(file, tenant=tenant) if file is not None else None
+
+    async def _finished_lines(self) -> set[int]:
+        return await _until_available(partial(self._store.finished_lines, self._batch.batch_id))
+
     async def _run_lines(self, lines: list[InputLine]) -> None:
-        finished = await self._store.finished_lines(self._batch.batch_id)
+        finished = await self._finished_lines()
         remaining = iter([line for line in lines if line.number not in finished])
         with self._running_lines:
             async with anyio.create_task_group() as tasks:
                 for _ in range(self._services.settings.batch_parallel):
                     tasks.start_soon(self._run_each, remaining)
-        if self._queue_error is not None:
-            raise self._queue_error
 
     async def _run_each(self, remaining: Iterator[InputLine]) -> None:
         """Run the remaining requests one after another. Multiple tasks share the iterator."""
-        try:
-            for line in remaining:
-                async with self._slots:
-                    with linked_span(
-                        "batch line", self._batch.trace, batch_id=self._batch.batch_id, line=line.number
-                    ):
-                        await self._run_line(line)
-        except QueueUnavailable as error:
-            self._queue_error = error
-            self._running_lines.cancel()
+        for line in remaining:
+            async with self._slots:
+                with linked_span(
+                    "batch line", self._batch.trace, batch_id=self._batch.batch_id, line=line.number
+                ):
+                    await self._run_line(line)
 
     async def _run_line(self, line: InputLine) -> None:
         result = await self._line_runner.run(line, should_cancel=lambda: self._end_reason is not None)
         outcome = await self._record(line, result)
         if outcome == "not_driver":
-            self._lose_lease()
+            self._driving.cancel()
         elif outcome == "too_large":
             custom_id = line.request.custom_id[:60]
             logger.warning(
@@ -253,12 +252,15 @@ class BatchRun:
             self._end_early("output_full")
 
     async def _record(self, line: InputLine, result: LineResult) -> RecordOutcome:
-        outcome = await self._store.record(
-            self._batch.batch_id,
-            line.number,
-            result.pack(),
-            is_completed=result.is_completed,
-            max_bytes=self._services.settings.max_batch_output_mb * _MIB,
+        outcome = await _until_available(
+            partial(
+                self._store.record,
+                self._batch.batch_id,
+                line.number,
+                result.pack(),
+                is_completed=result.is_completed,
+                max_bytes=self._services.settings.max_batch_output_mb * _MIB,
+            )
         )
         if outcome == "recorded":
             self._services.metrics.batch_line_ended(is_completed=result.is_completed)
@@ -280,7 +282,7 @@ class BatchRun:
         logger.info("batch %s ended: %s", self._batch.batch_id, state)
 
     async def _skip_unfinished(self, lines: list[InputLine], reason: EndReason) -> None:
-        finished = await self._store.finished_lines(self._batch.batch_id)
+        finished = await self._finished_lines()
         for line in lines:
             if line.number not in finished:
                 await self._record(line, skipped_result(line, *_SKIPPED[reason]))
@@ -289,7 +291,7 @@ class BatchRun:
         numbers = list(numbers)
         for first in range(0, len(numbers), _NUM_RESULTS_READ):
             part = numbers[first : first + _NUM_RESULTS_READ]
-            for stored in await self._store.results(self._batch.batch_id, part):
+            for stored in await _until_available(partial(self._store.results, self._batch.batch_id, part)):
                 if stored is not None:
                     yield LineResult.unpack(stored)
 
@@ -307,11 +309,24 @@ class BatchRun:
             purpose="batch_output",
             created_at=int(time.time()),
         )
-        await self._files.add(file, data, tenant=self._batch.tenant, is_limited=False)
+        await _until_available(
+            partial(self._files.add, file, data, tenant=self._batch.tenant, is_limited=False)
+        )
         return file.file_id
 
     async def _finish(self, state: str, *, output_file_id: str = "", error_file_id: str = "") -> None:
-        if await self._store.finish(
-            self._batch.batch_id, state, output_file_id=output_file_id, error_file_id=error_file_id
-        ):
+        finish = partial(self._store.finish, output_file_id=output_file_id, error_file_id=error_file_id)
+        if await _until_available(partial(finish, self._batch.batch_id, state)):
             self._services.metrics.batch_ended(state)
+
+
+async def _until_available(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call to a store until Redis is available, and return its result.
+
+    All calls of a driver are idempotent. ``QueueHealth`` logs the outage.
+    """
+    while True:
+        try:
+            return await call()
+        except QueueUnavailable:  # noqa: PERF203
+            await asyncio.sleep(_STORE_RETRY_S)

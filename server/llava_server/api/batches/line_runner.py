@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 
 import anyio
@@ -27,8 +28,11 @@ from llava_server.tracing import set_error_type
 
 __all__ = ["LineRunner"]
 
+logger = logging.getLogger(__name__)
+
 _RETRY_S = 5.0
 _CANCEL_TIMEOUT_S = 5.0
+_DEFECT = "The server encountered an internal error while processing this request."
 
 
 class LineRunner:
@@ -38,7 +42,7 @@ class LineRunner:
         self._services = services
 
     async def run(self, line: InputLine, *, should_cancel: Callable[[], bool]) -> LineResult:
-        """Run a request and return its result. Temporary failures are retried.
+        """Run a request and return its result. Temporary failures are retried. A defect ends the request.
 
         If this call is interrupted and ``should_cancel`` returns true, the jobs are cancelled. Otherwise the
         jobs keep running, and the next attempt to run the line (on any server) reads their output.
@@ -51,6 +55,11 @@ class LineRunner:
                     set_error_type(error.code)
                     return failed_result(line, error)
                 await asyncio.sleep(error.retry_after_s or _RETRY_S)
+            except Exception:
+                logger.exception("batch %s: request %d crashed", line.batch.batch_id, line.number)
+                self._services.metrics.task_crashed("batch line")
+                set_error_type("internal_error")
+                return failed_result(line, ApiError("internal_error", _DEFECT))
             else:
                 return completed_result(line, completion)
 
@@ -73,7 +82,8 @@ class LineRunner:
             await outputs.aclose()
             if should_cancel():
                 await self._cancel(jobs)
-        return ChatSerializer(jobs[0], job_set.model.fingerprint).to_response(choices)
+        fingerprint = job_set.model.fingerprint(choices[0].model_digest)
+        return ChatSerializer(jobs[0], fingerprint).to_response(choices)
 
     async def _cancel(self, jobs: Sequence[Job]) -> None:
         """Cancel the jobs, even if the calling task is being cancelled."""

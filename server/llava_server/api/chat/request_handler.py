@@ -62,6 +62,11 @@ class Generation:
     first: tuple[int, Event]
 
     @property
+    def fingerprint(self) -> str:
+        """The ``system_fingerprint`` of the response."""
+        return self.model.fingerprint(self.first[1].model_digest)
+
+    @property
     def queue_headers(self) -> dict[str, str]:
         return queue_headers(self.outputs.queue_position)
 

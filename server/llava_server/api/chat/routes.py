@@ -52,7 +52,7 @@ async def create_chat_completion(request: Request) -> Response:
     chat, generation = await handler.start(_parse)
     serializer = ChatSerializer(
         generation.job,
-        generation.model.fingerprint,
+        generation.fingerprint,
         include_usage=chat.include_usage,
         continuous_usage=chat.continuous_usage,
     )
@@ -95,9 +95,12 @@ async def read_answer(
     """Returns only the first choice. Streams with ``n`` greater than 1 cannot be resumed."""
     handler = RequestHandler(request)
     start = _num_received(job_id, starting_after, request.headers.get("last-event-id"))
-    job = (await handler.snapshot(job_id, has_events=False)).outline
+    snapshot = await handler.snapshot(job_id, has_events=False)
+    job = snapshot.outline
     serializer = ChatSerializer(
-        job, handler.services.registry.fingerprint(job.model), include_usage=include_usage == "true"
+        job,
+        handler.services.registry.fingerprint(job.model, snapshot.model_digest),
+        include_usage=include_usage == "true",
     )
     return await handler.resume(job, serializer, is_stream=stream == "true", start=start)
 

@@ -34,7 +34,7 @@ async def create_completion(request: Request) -> Response:
     """The chat template is not applied. Chat models give better results with /v1/chat/completions."""
     handler = RequestHandler(request)
     completion, generation = await cancel_on_disconnect(request.receive, _start(handler))
-    serializer = CompletionSerializer(completion, generation.job, generation.model)
+    serializer = CompletionSerializer(completion, generation.job, generation.fingerprint)
     return await handler.respond(generation, serializer, is_stream=bool(completion.stream))
 
 

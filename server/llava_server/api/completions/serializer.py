@@ -26,7 +26,6 @@ from llava_server.errors import ApiError
 from llava_server.generation.collect import CollectedChoice
 from llava_server.generation.sse import DONE, encode_event, encode_events
 from llava_server.generation.token_texts import TokenText, TokenTexts
-from llava_server.worker_registry import ServedModel
 
 __all__ = ["CompletionSerializer"]
 
@@ -34,10 +33,10 @@ __all__ = ["CompletionSerializer"]
 class CompletionSerializer:
     """Serializer for one request. ``job`` is the job of the first choice."""
 
-    def __init__(self, request: CompletionRequest, job: Job, model: ServedModel) -> None:
+    def __init__(self, request: CompletionRequest, job: Job, fingerprint: str) -> None:
         self._request = request
         self._job = job
-        self._fingerprint = model.fingerprint
+        self._fingerprint = fingerprint
         self._created = int(time.time())
         self._usage = UsageCounter(
             choices_per_prompt=request.num_choices,

@@ -29,6 +29,14 @@ class Model(ResponseModel, kw_only=True):
     owned_by: Literal["llava-serve"] = "llava-serve"
     max_model_len: Annotated[Count, doc("Maximum total number of prompt and output tokens.", 4096)]
     num_workers: Annotated[Count, doc("Number of workers that currently serve the model.", 1)]
+    digest: Annotated[
+        str | None,
+        doc(
+            "Digest of the weights, precision and conversation template of the most recently started worker. "
+            "Null if the worker does not report it.",
+            "69c28378c6f13b7796fbddd57302c769",
+        ),
+    ]
     capabilities: Annotated[Capabilities, doc("Capabilities of the model.")]
 
 
@@ -39,6 +47,7 @@ _MODEL = {
     "owned_by": "llava-serve",
     "max_model_len": 4096,
     "num_workers": 1,
+    "digest": "69c28378c6f13b7796fbddd57302c769",
     "capabilities": {"vision": True},
 }
 

@@ -22,7 +22,7 @@ ModelId = Annotated[str, Path(description="Name of the model.", examples=["tiny-
 
 
 @router.get("", summary="List models")
-@Operation("The models", ModelList, statuses=(401, 500))
+@Operation("The models", ModelList, statuses=(401, 500, 503))
 async def list_models(request: Request) -> Response:
     """Returns all models that any worker has served since this server started.
 
@@ -33,7 +33,7 @@ async def list_models(request: Request) -> Response:
 
 
 @router.get("/{model_id:path}", summary="Retrieve a model")
-@Operation("The model", Model, statuses=(401, 404, 500))
+@Operation("The model", Model, statuses=(401, 404, 500, 503))
 async def get_model(model_id: ModelId, request: Request) -> Response:
     """The model name may contain slashes."""
     registry = services_of(request).registry
@@ -46,5 +46,6 @@ def _to_response(model: ServedModel, registry: WorkerRegistry) -> Model:
         created=model.first_seen,
         max_model_len=model.context_length,
         num_workers=registry.num_workers(model.name),
+        digest=model.digest or None,
         capabilities=Capabilities(),
     )

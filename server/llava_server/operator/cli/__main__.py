@@ -37,9 +37,7 @@ app.add_typer(dead_letter_commands)
 
 RedisUrl = Annotated[
     str,
-    typer.Option(
-        "--redis-url", envvar="LLAVA_REDIS_URL", help="URL of the job queue (redis://, rediss:// or unix://)."
-    ),
+    typer.Option("--redis-url", envvar="LLAVA_REDIS_URL", help="URL of the job queue (see docs/deploy.md)."),
 ]
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 
@@ -54,11 +52,21 @@ def top(
 
 
 @app.command("doctor")
-def doctor(redis_url: RedisUrl = DEFAULT_URL) -> None:
+def doctor(
+    redis_url: RedisUrl = DEFAULT_URL,
+    allow_eviction: Annotated[
+        bool,
+        typer.Option(
+            "--allow-eviction",
+            envvar="LLAVA_ALLOW_EVICTION",
+            help="Report an evicting maxmemory-policy as a warning.",
+        ),
+    ] = False,
+) -> None:
     """Check the Redis server, clocks, workers and controllers. Exit with status 1 if a check fails."""
 
     async def check(inspector: Inspector) -> bool:
-        return print_findings(await run_checks(inspector), Console())
+        return print_findings(await run_checks(inspector, allow_eviction=allow_eviction), Console())
 
     raise SystemExit(0 if _run_with_inspector(redis_url, check) else 1)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import secrets
 import sys
 import time
+from contextlib import aclosing
+from functools import partial
 
 import msgspec
 from llava_wire.controller_side.producer import JobProducer
@@ -15,6 +15,7 @@ from llava_wire.operator.inspector import DeadLetter, Inspector
 from rich.console import Console
 
 from llava_server.periodic import run_periodically
+from llava_server.supervised_tasks import SupervisedTasks
 
 __all__ = ["replay", "show"]
 
@@ -70,17 +71,17 @@ async def _reason_against_replay(inspector: Inspector, letters: list[DeadLetter]
 
 
 async def _print_output(producer: JobProducer, job_id: str) -> int:
-    reaping = asyncio.create_task(run_periodically(1.0, lambda: _reap(producer)))
-    try:
+    async with aclosing(SupervisedTasks()) as tasks:
+        tasks.start("reap", partial(run_periodically, 1.0, partial(_reap, producer)))
         return await _follow(producer, job_id)
-    finally:
-        reaping.cancel()
 
 
 async def _reap(producer: JobProducer) -> None:
     """Renew the lease of this process, which acts as the controller of the replayed job."""
-    with contextlib.suppress(QueueUnavailable):
+    try:
         await producer.reap()
+    except QueueUnavailable as error:
+        sys.stderr.write(f"llava-serve: waiting: {error}\n")
 
 
 async def _follow(producer: JobProducer, job_id: str) -> int:

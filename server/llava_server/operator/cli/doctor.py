@@ -30,16 +30,17 @@ class Finding:
     text: str
 
 
-async def run_checks(inspector: Inspector) -> list[Finding]:
+async def run_checks(inspector: Inspector, *, allow_eviction: bool = False) -> list[Finding]:
     """Run all checks. Raises QueueUnavailable."""
-    return check(await inspector.server_info(), await inspector.status()) + [_gpu()]
+    info, status = await inspector.server_info(), await inspector.status()
+    return check(info, status, allow_eviction=allow_eviction) + [_gpu()]
 
 
-def check(info: dict[str, Any], status: SystemStatus) -> list[Finding]:
+def check(info: dict[str, Any], status: SystemStatus, *, allow_eviction: bool = False) -> list[Finding]:
     """Check the live processes and the output of Redis's INFO command."""
     return [
         _version(info),
-        _policy(info),
+        _policy(info, allow_eviction),
         _persistence(info),
         _memory(info),
         _ping(info),
@@ -65,13 +66,12 @@ def _version(info: dict[str, Any]) -> Finding:
     return Finding("error", f"{kind} {version}: use {minimum[0]}.{minimum[1]} or newer")
 
 
-def _policy(info: dict[str, Any]) -> Finding:
+def _policy(info: dict[str, Any], allow_eviction: bool) -> Finding:
     policy = info.get("maxmemory_policy")
     if policy == "noeviction":
         return Finding("ok", "maxmemory-policy noeviction")
-    return Finding(
-        "error", f"maxmemory-policy {policy}: jobs may be evicted; set maxmemory-policy noeviction"
-    )
+    level: Literal["warning", "error"] = "warning" if allow_eviction else "error"
+    return Finding(level, f"maxmemory-policy {policy}: jobs may be evicted; set maxmemory-policy noeviction")
 
 
 def _persistence(info: dict[str, Any]) -> Finding:
@@ -134,10 +134,32 @@ def _processes(status: SystemStatus) -> list[Finding]:
         if worker.num_tokens and worker.overdue_s:
             name, jobs = worker.heartbeat.worker_id, counted(len(worker.num_tokens), "job")
             findings.append(Finding("error", f"worker {name} is making no progress on {jobs}"))
+    findings += _models(status)
     if status.num_dead_letters:
         letters = counted(status.num_dead_letters, "dead letter")
         findings.append(Finding("warning", f"{letters}; see 'llava-serve dlq show'"))
     return findings
+
+
+def _models(status: SystemStatus) -> list[Finding]:
+    """Return a warning for each model whose workers have different weights or settings."""
+    digests: dict[str, set[str]] = {}
+    for worker in status.workers:
+        if worker.heartbeat.model_digest:  # empty without a model and in older releases
+            digests.setdefault(worker.heartbeat.model, set()).add(worker.heartbeat.model_digest)
+    return [
+        Finding(
+            "warning",
+            f"the workers of model {model} have different weights or settings (digests {_shortened(found)}): "
+            "responses depend on the worker; complete the replacement of the model, or use different names",
+        )
+        for model, found in sorted(digests.items())
+        if len(found) > 1
+    ]
+
+
+def _shortened(digests: set[str]) -> str:
+    return ", ".join(sorted(digest[:10] for digest in digests))
 
 
 def _gpu() -> Finding:

@@ -100,6 +100,25 @@ def test_a_missing_program_is_reported() -> None:
     assert caught.value.tail == ("Cannot start /no/such/program: No such file or directory.",)
 
 
+def test_output_that_can_no_longer_be_read_is_reported() -> None:
+    class Broken(SupervisorHarness):
+        def show(self, name: str, line: str) -> None:
+            raise ValueError("the display is broken")
+
+    async def run() -> None:
+        harness = Broken(FAST)
+        supervisor = Supervisor(
+            on_line=harness.show, on_event=harness.events.append, kill_now=harness.kill_now, budget=FAST
+        )
+        async with supervisor:
+            supervisor.enable_restarts()
+            await supervisor.start([shell("worker-1", "while echo line; do sleep 0.01; done")])
+            await supervisor.watch()
+
+    with pytest.raises(ValueError, match="the display is broken"):
+        asyncio.run(run())
+
+
 def test_a_child_that_exits_after_startup_is_restarted() -> None:
     async def scenario(harness: SupervisorHarness) -> None:
         await harness.supervisor.start([shell("worker-1", "echo $$; sleep 100")])

@@ -26,8 +26,18 @@ local function is_driver() return redis.call('HGET', batch, 'driver') == ARGV[3]
 
 local function ms_left() return math.max(tonumber(redis.call('HGET', batch, 'ends')) - now, 0) end
 
+-- Adds the batch to the unfinished batches again if their key was lost.
+local function repair_unfinished()
+  local state = redis.call('HGET', batch, 'state')
+  if state == 'validating' or state == 'in_progress' or state == 'cancelling' then
+    redis.call('ZADD', UNFINISHED, 'NX', now, id)
+  end
+end
+
 local function read_own()
-  return redis.call('HGET', batch, 'tenant') == ARGV[3] and redis.call('HGETALL', batch) or {}
+  if redis.call('HGET', batch, 'tenant') ~= ARGV[3] then return {} end
+  repair_unfinished()
+  return redis.call('HGETALL', batch)
 end
 
 local function set_state(state) redis.call('HSET', batch, 'state', state, state .. '_at', math.floor(now / 1000)) end
@@ -98,6 +108,7 @@ end
 
 function steps.renew()
   if not is_driver() then return {} end
+  repair_unfinished()
   redis.call('ZADD', UNFINISHED, 'XX', now + tonumber(ARGV[4]), id)
   return {redis.call('HGET', batch, 'state'), ms_left()}
 end

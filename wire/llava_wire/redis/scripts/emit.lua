@@ -2,12 +2,13 @@
 -- appended atomically. A frame is accepted only if the writer holds the job (fencing), the frame number is the next
 -- one, and the offset equals the length of the log. A frame with a lower number is from a repeated call and is skipped.
 -- A gap means that the log has lost writes; the job is then requeued and resumed from the log. Each controller is
--- notified with a single XADD. If the worker passes its model, the reply indicates whether `pull` would return an
--- overflow job.
+-- notified with a single XADD. If the worker's slot for a job was lost, it is restored. If the worker passes its model,
+-- the reply indicates whether `pull` would return an overflow job.
 -- ARGV: worker, lease_ms, hang_ms, model or '', (job, assignment, frame, offset, num_tokens, is_final, payload)...
 -- Reply: {1 if an overflow job is waiting, else 0; {rejected job...}}
 -- Uses shared/base.lua: key, PREFIX, now, wake, pack_slot, unpack_slot, notify; shared/fair_queue.lua:
---   QUARANTINE_CRASHES, QUARANTINE, requeue, find_overflow; shared/jobs.lua: append_frame, end_job.
+--   QUARANTINE_CRASHES, QUARANTINE, num_queued, pause_quarantine, requeue, find_overflow; shared/jobs.lua: append_frame, end_job,
+--   is_assigned, restore_slot.
 local CLEAR_FRAMES = 8 -- a quarantined job is cleared after running for this number of frames without a crash
 local MAX_CLEAR_CRASHES = 6 -- a job with at least this number of crashes is never cleared
 local worker, model = ARGV[1], ARGV[4]
@@ -27,12 +28,17 @@ local function release(id)
 end
 
 -- Clears a quarantined job, so that it no longer has to run alone. Returns true if the job must be requeued because
--- another job is waiting in quarantine.
+-- another job is waiting in quarantine and no other jobs are waiting.
 local function clear(id)
   local job_model, crashes, doubts = unpack(redis.call('HMGET', key('job', id), 'model', 'crashes', 'doubts'))
   if tonumber(doubts or 0) < QUARANTINE_CRASHES or tonumber(crashes) >= MAX_CLEAR_CRASHES then return false end
   redis.call('HSET', key('job', id), 'doubts', 0)
   wake(job_model)
+  if num_queued(job_model) > 0 then
+    pause_quarantine(job_model)
+    return false
+  end
+  redis.call('DEL', key('trial', job_model))
   return redis.call('EXISTS', key(QUARANTINE, job_model)) == 1
 end
 
@@ -58,6 +64,11 @@ end
 for i = 5, #ARGV, 7 do
   local id, assignment, frame = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
   local offset, count = tonumber(ARGV[i + 3]), tonumber(ARGV[i + 4])
+  if not held[id] and is_assigned(id, worker, assignment) then
+    local is_repeated = redis.call('LINDEX', key('log', id), -1) == ARGV[i + 6]
+    held[id] = is_repeated and restore_slot(worker, id, assignment, offset + count, frame)
+      or restore_slot(worker, id, assignment, offset, frame - 1)
+  end
   local holder, controller, length, last = unpack_slot(held[id])
   if holder ~= assignment then
     local state, writer = unpack(redis.call('HMGET', key('job', id), 'state', 'assignment'))

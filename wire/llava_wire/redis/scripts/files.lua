@@ -11,7 +11,7 @@
 --   part: first, last      Reply: the bytes in this range, or nil if the file does not exist
 --   list                   Reply: {{payload, size, expiry time}...}   (the file argument is unused)
 --   remove                 Reply: 1 if the file existed, else 0
--- Uses shared/base.lua: PREFIX, key, now, extend.
+-- Uses shared/base.lua: PREFIX, key, now, extend, repair_sum.
 local step, id, tenant = ARGV[1], ARGV[2], ARGV[3]
 local UPLOAD_MS = 600000
 local ALL, ALL_BYTES, OWN = PREFIX .. 'files', PREFIX .. 'file_bytes', key('files', tenant)
@@ -22,6 +22,7 @@ local function discount(entry)
 end
 
 local function discount_expired()
+  repair_sum(ALL, ALL_BYTES)
   for _, entry in ipairs(redis.call('ZRANGEBYSCORE', ALL, '-inf', now, 'LIMIT', 0, 256)) do discount(entry) end
   redis.call('ZREMRANGEBYSCORE', OWN, '-inf', now)
 end

@@ -3,18 +3,31 @@
 -- received them. If any images of a job are missing, the job is parked and its controller receives a resync request.
 -- Queues are served in order of priority. A job that has waited for PROMOTE_MS is promoted to high priority. A
 -- quarantined job is assigned only to a worker that holds no jobs, and that worker receives no other jobs until the
--- quarantined job has been cleared. If all workers are busy, one of them is selected to finish its current jobs first
--- (key `ward`). A worker without a free slot can request an overflow job: the first job of a tenant that has no job on
--- the worker.
--- ARGV: worker, model, lease_ms, hang_ms, 1 to pull an overflow job, nonce...
+-- quarantined job has been cleared. If no worker becomes idle within DRAIN_AFTER_MS, one of them is selected to finish
+-- its current jobs first (key `ward`). Between two quarantined jobs, other waiting jobs are served. A worker without a free slot can request an overflow job: the first job of a tenant that has no job on
+-- the worker. A slow worker leaves waiting jobs to faster workers with free slots for a moment. A worker that finds no
+-- waiting job takes over a job of a slow worker. Each job is moved at most once.
+-- ARGV: worker, model, lease_ms, hang_ms, 1 to pull an overflow job, digest of the model, event for a job whose model
+--   no longer exists, nonce...
 -- Reply: {{job, assignment, length, payload, log, deadline, trace}...}, {digest, bytes...}, now
--- Uses shared/base.lua: key, PREFIX, now, split, unpack_slot, request_resync, pack_slot, extend, wake;
---   shared/images.lua: missing_images; shared/fair_queue.lua: subtract_backlog, QUARANTINE_CRASHES, QUARANTINE,
---   QUEUES, find_overflow, virtual_time, set_virtual_time, num_queued.
+-- Uses shared/base.lua: key, PREFIX, now, split, unpack_slot, request_resync, notify, pack_slot, extend,
+--   wake;
+--   shared/images.lua: missing_images; shared/fair_queue.lua: requeue, subtract_backlog, QUARANTINE_CRASHES, QUARANTINE,
+--   QUEUES, pause_quarantine, find_overflow, virtual_time, set_virtual_time, num_queued; shared/jobs.lua: delete_if_damaged, append_frame,
+--   end_job, fence, queue_with.
 local PROMOTE_MS = 30000
-local MAX_SKIPPED = 64 -- maximum number of parked or expired jobs that one call removes from the queues
+local DRAIN_AFTER_MS = 10000
+-- A worker is slow compared with another one if its engine steps take SLOW_FACTOR times as long, and at least MIN_SLOWER_S
+-- longer.
+local SLOW_FACTOR, MIN_SLOWER_S = 3, 0.02
+local SLOW_WAIT_MS = 1000 -- time that a waiting job is left to faster workers
+local MOVE_INTERVAL_MS = 500
+local MODEL_WAIT_MS = 30000 -- time that an output waits for a worker with its model
+local MAX_SKIPPED = 64 -- maximum number of jobs that one call passes over: parked, expired, or of another model
 local worker, model, lease, hang = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local is_overflow, num_nonces = ARGV[5] == '1', #ARGV - 5
+local is_overflow, weights, model_changed = ARGV[5] == '1', ARGV[6], ARGV[7]
+local FIRST_NONCE = 8
+local num_nonces = #ARGV - FIRST_NONCE + 1
 local slots = key('inflight', worker)
 redis.call('ZADD', PREFIX .. 'workers', now + lease, worker)
 
@@ -36,7 +49,7 @@ local function add_to_reply(id, assignment, length)
 end
 
 local nonces = {}
-for i = 6, #ARGV do nonces[ARGV[i]] = true end
+for i = FIRST_NONCE, #ARGV do nonces[ARGV[i]] = true end
 local held = redis.call('HGETALL', slots)
 for i = 1, #held, 2 do
   local assignment, _, length = unpack_slot(held[i + 1])
@@ -44,8 +57,36 @@ for i = 1, #held, 2 do
 end
 if #assigned > 0 then return {assigned, images, now} end
 
-local function assign(id, assignment)
+-- Returns whether a part of the job's output was generated with other weights or settings than this worker has.
+local function has_other_model(id)
+  local generated_with = redis.call('HGET', key('job', id), 'weights')
+  if not generated_with or generated_with == '' or generated_with == weights then return false end
+  return redis.call('EXISTS', key('log', id)) == 1
+end
+
+local passed_over = {} -- {queue, score, job}...
+
+-- Leaves a job with another model to a worker that has this model. If there has been none for MODEL_WAIT_MS, the job
+-- ends with an error and can be submitted again.
+local function pass_over(id, queue, score)
   local job = key('job', id)
+  local generated_with, queued_at, controller, cost =
+    unpack(redis.call('HMGET', job, 'weights', 'queued_at', 'controller', 'cost'))
+  local is_served = redis.call('ZSCORE', key('digests', model), generated_with)
+  if is_served or now - tonumber(queued_at or now) < MODEL_WAIT_MS then
+    passed_over[#passed_over + 1] = {queue, score, id}
+    return
+  end
+  subtract_backlog(model, id, cost)
+  notify(controller, {id .. ' ' .. append_frame(id, model_changed), model_changed})
+  end_job(id, 'done')
+  redis.call('HSET', job, 'repeatable', 1)
+end
+
+local function assign(id, assignment, queue, score)
+  local job = key('job', id)
+  delete_if_damaged(id)
+  if has_other_model(id) then return pass_over(id, queue, score) end
   local controller, length, digests, cost = unpack(redis.call('HMGET', job, 'controller', 'length', 'digests', 'cost'))
   subtract_backlog(model, id, cost or 0)
   if not digests then return end -- expired in the queue
@@ -53,10 +94,17 @@ local function assign(id, assignment)
     redis.call('HSET', job, 'state', 'parked')
     return request_resync(controller, id)
   end
-  redis.call('HSET', job, 'state', 'running', 'assignment', assignment, 'worker', worker)
+  redis.call('HSET', job, 'state', 'running', 'assignment', assignment, 'worker', worker, 'weights', weights)
   redis.call('HSET', slots, id, pack_slot(assignment, controller, length, 0))
   extend(slots, redis.call('PTTL', job))
   add_to_reply(id, assignment, tonumber(length))
+end
+
+-- Returns whether the first quarantined job has waited long enough that a busy worker must finish its jobs for it.
+local function must_drain()
+  local first = redis.call('ZRANGE', key(QUARANTINE, model), 0, 0)[1]
+  if not first or has_other_model(first) then return false end
+  return now - (redis.call('HGET', key('job', first), 'queued_at') or 0) >= DRAIN_AFTER_MS
 end
 
 -- Assigns a quarantined job if possible. Returns true if this call must not assign any other job to the worker.
@@ -65,16 +113,18 @@ local function serve_quarantine()
     return true
   end
   local draining_worker = key('ward', model)
-  while #held == 0 do
+  if num_queued(model) > 0 and redis.call('EXISTS', key('trial', model)) == 1 then return false end
+  while #held == 0 and #passed_over == 0 do
     local first = redis.call('ZPOPMIN', key(QUARANTINE, model))
     if #first == 0 then return false end
-    assign(first[1], ARGV[6])
+    assign(first[1], ARGV[FIRST_NONCE], key(QUARANTINE, model), first[2])
     if #assigned > 0 then
       redis.call('DEL', draining_worker)
+      pause_quarantine(model)
       return true
     end
   end
-  if redis.call('EXISTS', key(QUARANTINE, model)) == 0 then return false end
+  if not must_drain() then return false end
   redis.call('SET', draining_worker, worker, 'PX', lease, 'NX')
   if redis.call('GET', draining_worker) ~= worker then return false end
   redis.call('PEXPIRE', draining_worker, lease)
@@ -98,7 +148,7 @@ end
 local function pop_first()
   for _, name in ipairs(QUEUES) do
     local first = redis.call('ZPOPMIN', key(name, model))
-    if #first > 0 then return first end
+    if #first > 0 then return {first[1], first[2], key(name, model)} end
   end
 end
 
@@ -106,26 +156,91 @@ end
 local function pop_overflow()
   local id, queue = find_overflow(model, held)
   if not id then return nil end
+  local score = redis.call('ZSCORE', queue, id)
   redis.call('ZREM', queue, id)
-  return {id, 0}
+  return {id, 0, queue, score}
+end
+
+-- Returns the time per engine step of this worker, and {worker, time, free slots} of each other live worker.
+local function read_speeds()
+  local own, others = 0, {}
+  local flat = redis.call('HGETALL', key('speed', model))
+  for i = 1, #flat, 2 do
+    local step, capacity = string.match(flat[i + 1], '^(%S+) (%d+)$')
+    step = tonumber(step)
+    if flat[i] == worker then
+      own = step
+    elseif step > 0 and tonumber(redis.call('ZSCORE', PREFIX .. 'workers', flat[i]) or 0) > now then
+      others[#others + 1] = {flat[i], step, capacity - redis.call('HLEN', key('inflight', flat[i]))}
+    end
+  end
+  return own, others
+end
+
+local function is_slow(step, other_step)
+  return step > SLOW_FACTOR * other_step and step - other_step > MIN_SLOWER_S
+end
+
+-- Returns whether this worker is slow and must leave the first waiting job to a faster worker that has a free slot.
+local function leaves_jobs_to_faster_workers(own, others)
+  local has_faster = false
+  for _, other in ipairs(others) do
+    has_faster = has_faster or (is_slow(own, other[2]) and other[3] > 0)
+  end
+  if not has_faster then return false end
+  for _, name in ipairs(QUEUES) do
+    local first = redis.call('ZRANGE', key(name, model), 0, 0)[1]
+    if first then return now - (redis.call('HGET', key('job', first), 'queued_at') or 0) < SLOW_WAIT_MS end
+  end
+  return false
+end
+
+-- Moves one job from a slow worker to this worker, which has found no waiting job.
+local function take_over_from_slow_worker(own, others)
+  for _, other in ipairs(others) do
+    local has_jobs_to_move = own > 0 and is_slow(other[2], own)
+    for _, id in ipairs(has_jobs_to_move and redis.call('HKEYS', key('inflight', other[1])) or {}) do
+      local moved, doubts = unpack(redis.call('HMGET', key('job', id), 'moved', 'doubts'))
+      if not moved and tonumber(doubts or QUARANTINE_CRASHES) < QUARANTINE_CRASHES and not has_other_model(id) then
+        if not redis.call('SET', key('moved', model), '1', 'PX', MOVE_INTERVAL_MS, 'NX') then return end
+        redis.call('HSET', key('job', id), 'moved', '1')
+        requeue(id, fence(id))
+        local queue = key(queue_with(id, model), model)
+        local score = redis.call('ZSCORE', queue, id)
+        redis.call('ZREM', queue, id)
+        return assign(id, ARGV[FIRST_NONCE], queue, score)
+      end
+    end
+  end
 end
 
 local is_reserved = serve_quarantine()
 if not is_reserved then promote_aged() end
+local own_step, other_workers = read_speeds()
+local is_leaving = not is_reserved and leaves_jobs_to_faster_workers(own_step, other_workers)
 local virtual = virtual_time(model)
 local last = virtual
 for _ = 1, num_nonces + MAX_SKIPPED do
-  if is_reserved or #assigned == num_nonces then break end
+  if is_reserved or is_leaving or #assigned == num_nonces then break end
   local first = is_overflow and pop_overflow() or not is_overflow and pop_first()
   if not first then break end
-  last = math.max(last, tonumber(first[2]))
-  assign(first[1], ARGV[6 + #assigned])
+  local num_assigned = #assigned
+  assign(first[1], ARGV[FIRST_NONCE + #assigned], first[3], first[4] or first[2])
+  if #assigned > num_assigned then last = math.max(last, tonumber(first[2])) end
 end
 if last > virtual then
   set_virtual_time(model, last)
   redis.call('ZREMRANGEBYSCORE', key('fair', model), '-inf', last) -- these tenants restart at the current virtual time
 end
 if #assigned > 0 and #held == 0 then redis.call('ZADD', PREFIX .. 'progress', now + hang, worker) end
--- A reserved worker must not be woken for jobs that it cannot accept. An overflow pull has not consumed a wake-up.
-if not is_reserved and not is_overflow and num_queued(model) > 0 then wake(model) end
+local is_idle = #assigned == 0 and #held == 0 and not is_reserved and not is_overflow
+if is_idle and num_queued(model) == 0 then take_over_from_slow_worker(own_step, other_workers) end
+local num_passed_over = 0
+for _, each in ipairs(passed_over) do
+  redis.call('ZADD', each[1], each[2], each[3])
+  extend(each[1], redis.call('PTTL', key('backlog', model)))
+  if each[1] ~= key(QUARANTINE, model) then num_passed_over = num_passed_over + 1 end
+end
+-- A worker must not be woken for jobs that it cannot accept. An overflow pull has not consumed a wake-up.
+if not is_reserved and not is_overflow and num_queued(model) > num_passed_over then wake(model) end
 return {assigned, images, now}

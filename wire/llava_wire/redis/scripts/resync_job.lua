@@ -1,26 +1,36 @@
 -- resync_job: make Redis consistent with the frames that a job's controller has delivered. A job that Redis has lost
 -- is recreated as a new arrival. If the log starts with the delivered frames, it is retained, and the reply contains
--- the additional frames. Otherwise, the writer is fenced, the log is replaced with the delivered frames, and the job
--- is requeued at its previous position. A job that was cancelled or taken over by another controller is not changed.
+-- the additional frames. If it does not, or if the job runs on no worker, the writer is fenced, the log is replaced
+-- with the delivered frames, and the job is requeued at its previous position. A job that waits in no queue is also
+-- requeued. A job that was cancelled or taken over by another controller is not changed.
 -- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, trace, owner, length,
---   frame...
+--   digest of the model, frame...
 -- Reply: {state, {missing digest...}, {frame...}, ID of the last entry in the controller's stream}
--- Uses shared/base.lua: key, touch_controller; shared/images.lua: missing_images; shared/fair_queue.lua: dequeue,
---   requeue, arrival_time; shared/jobs.lua: change_owner, fence, create_job, append_frame.
+-- Uses shared/base.lua: key, PREFIX, unpack_slot, touch_controller; shared/images.lua: missing_images;
+--   shared/fair_queue.lua: dequeue, requeue, arrival_time; shared/jobs.lua: delete_if_damaged, queue_with,
+--   remove_from_slots, change_owner, fence, create_job, append_frame.
 local id, controller, model, cost = ARGV[1], ARGV[2], ARGV[4], ARGV[5]
 local digests, owner, length = ARGV[8], tonumber(ARGV[13]), ARGV[14]
 local job, log = key('job', id), key('log', id)
+delete_if_damaged(id)
 local state, old_owner, score, crashes, doubts =
   unpack(redis.call('HMGET', job, 'state', 'owner', 'score', 'crashes', 'doubts'))
 touch_controller(controller)
 
+-- Returns whether the job runs on no worker although its state is 'running', because the worker's slot was lost.
+local function is_stranded()
+  local worker, assignment = unpack(redis.call('HMGET', job, 'worker', 'assignment'))
+  local is_worker_known = worker and redis.call('ZSCORE', PREFIX .. 'workers', worker)
+  return not is_worker_known or unpack_slot(redis.call('HGET', key('inflight', worker), id)) ~= assignment
+end
+
 local function tail_of_log()
   local frames = redis.call('LRANGE', log, 0, -1)
-  for i = 15, #ARGV do
-    if frames[i - 14] ~= ARGV[i] then return nil end
+  for i = 16, #ARGV do
+    if frames[i - 15] ~= ARGV[i] then return nil end
   end
   local tail = {}
-  for i = #ARGV - 13, #frames do tail[#tail + 1] = frames[i] end
+  for i = #ARGV - 14, #frames do tail[#tail + 1] = frames[i] end
   return tail
 end
 
@@ -45,19 +55,24 @@ if state then
   if tonumber(old_owner) > owner then return {'moved', {}, {}, '0-0'} end
   if state == 'cancelled' then return {'cancelled', {}, {}, '0-0'} end
   local tail = tail_of_log()
+  if state == 'running' and is_stranded() then tail = nil end
   if tail and (state ~= 'done' or #tail > 0) and state ~= 'orphaned' then
     redis.call('HSET', job, 'owner', owner, 'nonce', ARGV[10])
     if state ~= 'done' then change_owner(id, controller) end
     local missing = state == 'parked' and park_without_images() or {}
-    if state == 'parked' and #missing == 0 then requeue(id, redis.call('HGET', job, 'length')) end
+    local has_lost_place = state == 'queued' and not queue_with(id, model)
+    if has_lost_place or (state == 'parked' and #missing == 0) then requeue(id, redis.call('HGET', job, 'length')) end
     return {state, missing, tail, last_entry()}
   end
   fence(id)
   redis.call('SREM', key('live', redis.call('HGET', job, 'controller')), id)
+else
+  remove_from_slots(id)
 end
 
 redis.call('DEL', log)
 create_job(score or arrival_time(model), crashes or 0, doubts or 0, owner)
-for i = 15, #ARGV do append_frame(id, ARGV[i]) end
+redis.call('HSET', job, 'weights', ARGV[15])
+for i = 16, #ARGV do append_frame(id, ARGV[i]) end
 requeue(id, length)
 return {'queued', park_without_images(), {}, last_entry()}

@@ -2,8 +2,8 @@
 -- is not enough space for the images, or images are missing, nothing is written. If a limit is exceeded, the reply
 -- includes the estimated time in milliseconds until a retry can succeed (0: unknown). A repeated call finds its nonce
 -- and returns 'ok' without a position. If the job exists with another nonce, the reply is 'known', or 'duplicate' if
--- its contents differ. A cancelled job can be submitted again. `weight` is the tenant's share relative to other
--- tenants.
+-- its contents differ. A job that was cancelled, or that ended because its model changed, can be submitted again.
+-- `weight` is the tenant's share relative to other tenants.
 -- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, trace, weight,
 --   max_queued, max_queued_cost, max_tenant_jobs, max_tenant_cost, max_pixel_bytes, (digest, bytes)...
 -- Reply: {'ok', number of waiting jobs, milliseconds until they are served (0: unknown)} or {reason, ...}
@@ -63,9 +63,12 @@ local function exceeded_limit()
   return used and {'bytes', used, time_to_serve(cost)}
 end
 
-local known, state, former_nonce = unpack(redis.call('HMGET', key('job', id), 'print', 'state', 'nonce'))
+local known, state, former_nonce, is_repeatable =
+  unpack(redis.call('HMGET', key('job', id), 'print', 'state', 'nonce', 'repeatable'))
 if known and former_nonce == nonce then return {'ok'} end
-if known and state ~= 'cancelled' then return {known == redis.sha1hex(payload) and 'known' or 'duplicate'} end
+if known and state ~= 'cancelled' and not is_repeatable then
+  return {known == redis.sha1hex(payload) and 'known' or 'duplicate'}
+end
 local exceeded = exceeded_limit()
 if exceeded then return exceeded end
 local num_ahead, backlog = num_waiting(model), tonumber(redis.call('GET', key('backlog', model)) or '0')

@@ -135,9 +135,15 @@ class _Commands:
         return msgspec.msgpack.decode(self._frames.get(), type=kind)
 
     def _read(self) -> None:
-        while (frame := read_frame(sys.stdin.buffer)) is not None:
-            self._frames.put(frame)
-        os._exit(0)  # the main thread may be blocked in native code, waiting for the first rank
+        status = 1
+        try:
+            while (frame := read_frame(sys.stdin.buffer)) is not None:
+                self._frames.put(frame)
+            status = 0
+        except Exception:
+            logger.critical("the commands of the first rank cannot be read", exc_info=True)
+        finally:
+            os._exit(status)  # the main thread may be blocked in native code, waiting for the first rank
 
 
 def _end_with_parent() -> None:

@@ -71,7 +71,7 @@ def build_engine(
     model = Llava(
         plan.model_config, plan.image_config, precision=plan.precision, device=plan.device, ranks=ranks
     )
-    load_weights(
+    weights_digest = load_weights(
         model,
         config.checkpoint,
         vision_tower=config.vision_tower,
@@ -91,7 +91,8 @@ def build_engine(
         drafter=PromptLookupDrafter() if config.use_speculation else None,
         is_async=config.use_async_scheduling and plan.device.type == "cuda",
     )
-    return engine, replace(info, weights_s=weights_s, warmup_s=stopwatch.lap())
+    info = replace(info, weights_digest=weights_digest, weights_s=weights_s, warmup_s=stopwatch.lap())
+    return engine, info
 
 
 def choose_device(name: str, num_ranks: int = 1) -> torch.device:

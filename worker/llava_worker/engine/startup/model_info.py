@@ -29,5 +29,6 @@ class ModelInfo:
     device: str
     grid: tuple[Resolution, ...] = ()  # (width, height) in pixels; set only if fit is "anyres" or "hd"
     has_image_marks: bool = False  # images in the prompt are enclosed in <im_start> and <im_end>
+    weights_digest: str = ""  # see `digest_weights`
     weights_s: float = 0.0  # time taken to load the weights, in seconds
     warmup_s: float = 0.0  # time taken by the warm-up, in seconds

@@ -20,6 +20,7 @@ from llava_worker.model.layers.linear import Linear
 from llava_worker.model.loading.checkpoint_files import StoredTensor, find_weights, read_file
 from llava_worker.model.loading.lora import Adapter, is_adapter, read_adapter
 from llava_worker.model.loading.weight_names import canonical_name, canonical_tower_name, is_unused
+from llava_worker.model.loading.weights_digest import digest_weights
 
 __all__ = ["Progress", "load_weights"]
 
@@ -41,8 +42,8 @@ def load_weights(
     allow_pickle: bool = False,
     on_progress: Progress | None = None,
     is_whole: bool = True,
-) -> None:
-    """Load all parameters of ``model`` from the files in ``folder``.
+) -> str:
+    """Load all parameters of ``model`` from the files in ``folder``, and return a digest of them.
 
     If ``folder`` does not contain the vision tower, ``vision_tower`` is the folder that does. Tensors of the
     tower in ``folder`` take precedence, as in the original LLaVA, because they may have been fine-tuned. If
@@ -63,6 +64,7 @@ def load_weights(
     plan.validate(folder, has_tower=vision_tower is not None)
     plan.run(on_progress)
     logger.info("loaded %d tensors from %s", len(plan.targets), folder)
+    return plan.digest()
 
 
 def _read_folder(folder: Path, allow_pickle: bool) -> list[StoredTensor]:
@@ -172,6 +174,11 @@ class _LoadPlan:
                 done += num_bytes
                 if on_progress is not None:
                     on_progress(done, total, count)
+
+    def digest(self) -> str:
+        """Return a digest of the tensors. Call it after ``run``, when the files are in the page cache."""
+        lora = {name: weight for name, weight in self.adapter.lora.items() if name in self._sources}
+        return digest_weights(self._sources, lora)
 
     def _load_tensor(self, name: str, tensor: StoredTensor) -> Iterator[int]:
         """Load a tensor in chunks. After each chunk, yield its size in bytes."""

@@ -20,6 +20,17 @@ local function split(text)
   return words
 end
 
+-- Makes `total` the sum of the sizes in `entries`, a ZSET of 'name size', if either of the two keys was lost. Otherwise,
+-- the limit on this sum would be wrong from then on.
+local function repair_sum(entries, total)
+  local has_total, num_entries = redis.call('EXISTS', total) == 1, redis.call('ZCARD', entries)
+  if num_entries == 0 and has_total then redis.call('DEL', total) end
+  if num_entries == 0 or has_total then return end
+  local sum = 0
+  for _, entry in ipairs(redis.call('ZRANGE', entries, 0, -1)) do sum = sum + string.match(entry, ' (%d+)$') end
+  redis.call('SET', total, string.format('%.0f', sum))
+end
+
 -- Wakes one waiting worker. One list element is enough, because each pull that leaves jobs in the queue pushes a new
 -- one.
 local function wake(model)

@@ -7,6 +7,8 @@
 local QUEUES = {'wait-high', 'wait', 'wait-low'}
 local QUARANTINE = 'suspects'
 local QUARANTINE_CRASHES = 2
+local MAX_EXCUSED = 4 -- number of crashes of a job after which crashes of several workers at the same time count as well
+local QUARANTINE_PAUSE_MS = 2000 -- after a quarantined job, other waiting jobs are served for this time
 local FAIR_MS = 3600000
 local SERVED_MS, NUM_SERVED = 10000, 6
 
@@ -24,8 +26,18 @@ end
 local function num_waiting(model) return num_queued(model) + redis.call('ZCARD', key(QUARANTINE, model)) end
 
 -- Returns the virtual time in tokens: the highest score served so far. Each arrival also advances it slightly, so that
--- otherwise equal jobs are served in order of arrival.
-local function virtual_time(model) return tonumber(redis.call('GET', key('clock', model)) or '0') end
+-- otherwise equal jobs are served in order of arrival. If the value was lost, the lowest score of the waiting jobs
+-- replaces it. Otherwise, all new jobs would precede the waiting ones.
+local function virtual_time(model)
+  local stored = redis.call('GET', key('clock', model))
+  if stored then return tonumber(stored) end
+  local lowest = nil
+  for _, queue in ipairs(QUEUES) do
+    local first = redis.call('ZRANGE', key(queue, model), 0, 0, 'WITHSCORES')[2]
+    if first and (not lowest or tonumber(first) < lowest) then lowest = tonumber(first) end
+  end
+  return lowest or 0
+end
 
 local function set_virtual_time(model, value)
   local life = FAIR_MS
@@ -49,13 +61,16 @@ local function fair_score(model, tenant, priority, cost)
   return string.format('%.17g', score)
 end
 
+-- Starts the time in which no quarantined job is assigned while other jobs wait.
+local function pause_quarantine(model) redis.call('SET', key('trial', model), '1', 'PX', QUARANTINE_PAUSE_MS) end
+
 -- Returns a job to its previous position in the queue. `length` is the length of the job's log in tokens.
 local function requeue(id, length)
   local job = key('job', id)
   local model, score, cost, priority, doubts =
     unpack(redis.call('HMGET', job, 'model', 'score', 'cost', 'priority', 'doubts'))
   if not model then return end -- expired
-  redis.call('HSET', job, 'state', 'queued', 'assignment', '', 'worker', '', 'length', length)
+  redis.call('HSET', job, 'state', 'queued', 'assignment', '', 'worker', '', 'length', length, 'queued_at', now)
   local life, name = redis.call('PTTL', job), queue_of(tonumber(priority), doubts)
   local queue, backlog, since = key(name, model), key('backlog', model), key('since', model)
   if redis.call('ZADD', queue, score, id) == 1 then redis.call('INCRBYFLOAT', backlog, cost) end
@@ -68,11 +83,26 @@ local function requeue(id, length)
   wake(model)
 end
 
+-- Withdraws the doubt that arose when a worker crashed, after it has become clear that the job was not the cause. A job
+-- in quarantine returns to the normal queue.
+local function withdraw_doubt(id)
+  local job = key('job', id)
+  local doubts, crashes, state, length = unpack(redis.call('HMGET', job, 'doubts', 'crashes', 'state', 'length'))
+  if not doubts or tonumber(doubts) == 0 or tonumber(crashes) > MAX_EXCUSED then return end
+  redis.call('HINCRBY', job, 'doubts', -1)
+  local model, cost = unpack(redis.call('HMGET', job, 'model', 'cost'))
+  if state == 'queued' and redis.call('ZREM', key(QUARANTINE, model), id) == 1 then
+    redis.call('INCRBYFLOAT', key('backlog', model), -cost) -- requeue adds it again
+    requeue(id, length)
+  end
+end
+
 -- Updates the backlog after a job has left its queue. When no jobs are left, the backlog is reset to exactly zero.
 local function subtract_backlog(model, id, cost)
   redis.call('ZREM', key('since', model), id)
   if num_waiting(model) == 0 then return redis.call('DEL', key('backlog', model), key('since', model)) end
-  redis.call('INCRBYFLOAT', key('backlog', model), -cost)
+  local backlog = redis.call('INCRBYFLOAT', key('backlog', model), -cost)
+  if tonumber(backlog) < 0 then redis.call('SET', key('backlog', model), 0, 'KEEPTTL') end -- the counter was lost
   return 1
 end
 

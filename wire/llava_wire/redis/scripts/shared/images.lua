@@ -1,7 +1,7 @@
 -- Preprocessed images, stored once per digest. `pixels` contains one entry 'digest size' per image, ordered by expiry
 -- time. `pixel_bytes` is the sum of the sizes, and `users:{digest}` contains the live jobs that need the image. An
 -- image that no live job needs may be dropped before it expires.
--- Uses shared/base.lua: PREFIX, split, key, now, extend.
+-- Uses shared/base.lua: PREFIX, split, key, now, extend, repair_sum.
 local PIXELS, PIXEL_BYTES = PREFIX .. 'pixels', PREFIX .. 'pixel_bytes'
 
 local function missing_images(digests)
@@ -19,6 +19,7 @@ local function discount_image(entry)
 end
 
 local function discount_expired_images()
+  repair_sum(PIXELS, PIXEL_BYTES)
   for _, entry in ipairs(redis.call('ZRANGEBYSCORE', PIXELS, '-inf', now, 'LIMIT', 0, 256)) do discount_image(entry) end
 end
 

@@ -1,6 +1,52 @@
 -- Operations on jobs other than queueing: creation, ownership, logging, fencing and completion.
--- Uses shared/base.lua: key, unpack_slot, split, KEEP_MS, extend, now, pack_slot; shared/images.lua: use_images;
---   shared/fair_queue.lua: count_served, dequeue.
+-- Uses shared/base.lua: PREFIX, key, unpack_slot, split, KEEP_MS, extend, now, pack_slot; shared/images.lua:
+--   use_images; shared/fair_queue.lua: QUARANTINE, QUEUES, count_served, dequeue.
+
+-- Returns the queue in which the job waits, or nil if it waits in none.
+local function queue_with(id, model)
+  for _, name in ipairs({QUARANTINE, unpack(QUEUES)}) do
+    if redis.call('ZSCORE', key(name, model), id) then return name end
+  end
+end
+
+-- Fields without which a job cannot continue. A job that has lost one of them is treated like a job that was lost.
+local FIELDS = {'controller', 'tenant', 'model', 'score', 'crashes', 'doubts', 'owner', 'cost', 'priority', 'ends',
+  'nonce', 'print', 'outline'}
+
+-- Deletes the hash of an unfinished job that has lost a field, so that its controller creates the job again.
+local function delete_if_damaged(id)
+  local job = key('job', id)
+  local state = redis.call('HGET', job, 'state')
+  if state == 'done' or state == 'cancelled' or redis.call('EXISTS', job) == 0 then return end
+  if not state then return redis.call('DEL', job) end
+  for _, value in ipairs(redis.call('HMGET', job, unpack(FIELDS))) do
+    if not value then return redis.call('DEL', job) end
+  end
+end
+
+-- Removes a job from the slots of all workers. Needed only if the job's hash, which names the worker, was lost.
+local function remove_from_slots(id)
+  for _, worker in ipairs(redis.call('ZRANGE', PREFIX .. 'workers', 0, -1)) do
+    redis.call('HDEL', key('inflight', worker), id)
+  end
+end
+
+-- Returns whether the job's current assignment is the given one. Every script that revokes an assignment also changes
+-- the job's state or its `assignment` field. If this function returns true but the worker has no slot for the job,
+-- the slot was therefore lost.
+local function is_assigned(id, worker, assignment)
+  local state, holder, current = unpack(redis.call('HMGET', key('job', id), 'state', 'worker', 'assignment'))
+  return state == 'running' and holder == worker and current == assignment
+end
+
+-- Restores a slot that was lost, and returns it. `length` and `frame` are those that the worker has reached.
+local function restore_slot(worker, id, assignment, length, frame)
+  local job, slots = key('job', id), key('inflight', worker)
+  local slot = pack_slot(assignment, redis.call('HGET', job, 'controller'), length, frame)
+  redis.call('HSET', slots, id, slot)
+  extend(slots, redis.call('PTTL', job))
+  return slot
+end
 
 -- Appends a frame to the job's log and returns its index. Frames are written atomically and never change.
 local function append_frame(id, payload)

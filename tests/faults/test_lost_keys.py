@@ -1,0 +1,62 @@
+"""The loss of any single key in Redis, for example by eviction, leaves no job behind.
+
+Three workers and two controllers run in this process. While they stream, one key is deleted. All texts must
+be the same as without the loss. ``--exhaustive`` deletes a key of each kind 30 times instead of once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from llava_wire.redis.keys import PREFIX
+
+from tests.faults.local_streams import NUM_STREAMS, NUM_TOKENS, running_streams
+from tests.wire.conftest import running
+from tests.wire.redis_server import KINDS as KINDS_OF_SERVER
+from tests.wire.redis_server import RedisServer
+
+pytestmark = pytest.mark.anyio
+
+KINDS = (
+    "wait", "wait-high", "wait-low", "since", "backlog", "clock", "fair", "served", "wake", "job", "log",
+    "tenant", "live", "inflight", "heartbeat", "out", "beats", "blob", "users", "reaped", "workers",
+    "progress", "controllers", "pixels", "pixel_bytes",
+)  # fmt: skip
+
+
+@pytest.fixture(params=KINDS_OF_SERVER)
+def private_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    with running(request.param) as server:
+        yield server
+
+
+def delete_one_key(server: RedisServer, kind: str, rng: random.Random) -> bool:
+    """Delete a random key of this kind. Return False if there is none at the moment."""
+    name = f"{PREFIX}{kind}"
+    keys = sorted(
+        key
+        for key in server.client.scan_iter(f"{name}*")
+        if key.decode().partition(":")[2].split(":")[0] == kind
+    )
+    return bool(keys) and bool(server.client.delete(rng.choice(keys)))
+
+
+@pytest.mark.timeout(2400)
+async def test_streams_survive_the_loss_of_any_key(
+    private_server: RedisServer, pytestconfig: pytest.Config
+) -> None:
+    num_repeats = 30 if pytestconfig.getoption("exhaustive") else 1
+    server = private_server
+    async with running_streams(server.url) as streams:
+        await streams.submit(-1)
+        expected = await streams.texts()
+        assert len(set(expected)) == NUM_STREAMS
+        for kind in KINDS:
+            for repeat in range(num_repeats):
+                rng = random.Random(f"{kind} {repeat}")
+                await streams.submit(hash((kind, repeat)))
+                await streams.has_begun(rng.randrange(NUM_STREAMS * NUM_TOKENS // 2))
+                delete_one_key(server, kind, rng)
+                assert await streams.texts() == expected, (kind, repeat)
