@@ -20,8 +20,8 @@ def normal_groups() -> Tensor:
 def best_codebook(weights: Tensor, num: int) -> Tensor:
     """Return the values, in units of 1/127, that minimize the mean absolute error. The first value is -127.
 
-    This is Lloyd's algorithm with medians: it assigns each weight to the nearest value, and then replaces each
-    value with the median of its weights.
+    This is Lloyd's algorithm with medians: it assigns each weight to the nearest value, and then replaces
+    each value with the median of its weights.
     """
     weights = weights[weights > -1].sort().values
     values = torch.quantile(weights[::64], (torch.arange(num) + 0.5) / num)

@@ -1,11 +1,12 @@
 """Codebooks: the values of 4-bit and 5-bit codes of weights.
 
-The weights of a layer are approximately normally distributed, so most are small. Values are therefore closer to
-each other near 0. Values are 8-bit integers, so that products can be computed with 8-bit instructions.
+The weights of a layer are approximately normally distributed, so most are small. Values are therefore closer
+to each other near 0. They are 8-bit integers, so that products can be computed with 8-bit instructions.
 
 Each codebook minimizes the mean absolute error of groups of WEIGHT_GROUP normally distributed weights, scaled
-so that the weight with the largest magnitude becomes the first value. For language models, minimizing the
-absolute error is better than minimizing the squared error (arXiv 2306.06965). A test recomputes the codebooks.
+so that the weight with the largest magnitude becomes the first value. A codebook for the absolute error
+resolves small weights better than one for the squared error (arXiv 2306.06965). A test recomputes the
+codebooks.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from llava_worker.model.kernels.interface import PANEL_OUTPUTS, WEIGHT_GROUP, Ke
 
 __all__ = ["TorchKernels", "quantize_rows"]
 
-# Outputs per product of 4-bit or 5-bit weights: enough to be efficient, but few enough that unpacked weights take little memory.
+# Outputs per product of 4-bit or 5-bit weights: enough to be efficient, but few enough that unpacked weights
+# take little memory.
 _UNPACKED_OUTPUTS = 1024
 
 

@@ -35,12 +35,13 @@ __all__ = ["PRECISIONS", "Precision", "Role", "choose_precision", "precisions_on
 
 logger = logging.getLogger(__name__)
 
-# A decoder's down projections are separate from its other layers, because they are more sensitive.
+# The down projections of a decoder are more sensitive than its other layers, so they have their own role.
 Role = Literal["vision_tower", "projector", "decoder", "down_proj", "lm_head"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Bits per weight on a CPU, keyed by the role of the layer. Only decoder layers, which are read for every
-# token, use 4 or 5 bits. In other layers, the loss of accuracy would outweigh the savings (docs/precision.md).
+# token, use 4 or 5 bits. In other layers, the loss of accuracy would outweigh the savings
+# (docs/precision.md).
 _CPU_BITS: dict[str, dict[Role, int]] = {
     "int8": {"vision_tower": 8, "projector": 8, "decoder": 8, "down_proj": 8, "lm_head": 8},
     "int4": {"vision_tower": 8, "projector": 8, "decoder": 4, "down_proj": 5, "lm_head": 8},
