@@ -1,4 +1,4 @@
-"""The codebooks minimize the error of normally distributed weights."""
+"""The codebooks minimize the error of weights that follow Student's t-distribution."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from llava_worker.model.kernels.codebook import CODEBOOKS
 from llava_worker.model.kernels.interface import WEIGHT_GROUP
 from torch import Tensor
 
-NUM_GROUPS, NUM_ITERATIONS = 20_000, 3000
+DEGREES_OF_FREEDOM, NUM_GROUPS, NUM_ITERATIONS = 5, 20_000, 3000
 
 
-def normal_groups() -> Tensor:
-    """Return normally distributed weights, scaled so that the largest magnitude in each group becomes -1."""
-    x = torch.randn(NUM_GROUPS, WEIGHT_GROUP, generator=torch.Generator().manual_seed(0))
+def random_groups() -> Tensor:
+    """Return random weights, scaled so that the largest magnitude in each group becomes -1."""
+    noise = torch.Generator().manual_seed(0)
+    shape = (NUM_GROUPS, WEIGHT_GROUP)
+    chi_squared = torch.randn(DEGREES_OF_FREEDOM, *shape, generator=noise).square().sum(0)
+    x = torch.randn(shape, generator=noise) / (chi_squared / DEGREES_OF_FREEDOM).sqrt()
     return (x / -x.gather(1, x.abs().argmax(1, keepdim=True))).flatten()
 
 
@@ -40,8 +43,8 @@ def mean_error(weights: Tensor, values: Tensor) -> float:
 
 
 @pytest.mark.parametrize("bits", CODEBOOKS)
-def test_a_codebook_minimizes_the_mean_absolute_error_of_normal_weights(bits: int) -> None:
-    weights, codebook = normal_groups(), torch.tensor(CODEBOOKS[bits]).float()
+def test_a_codebook_minimizes_the_mean_absolute_error(bits: int) -> None:
+    weights, codebook = random_groups(), torch.tensor(CODEBOOKS[bits]).float()
 
     assert (best_codebook(weights, 1 << bits) - codebook).abs().max() < 2
 
