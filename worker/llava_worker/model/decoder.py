@@ -135,7 +135,7 @@ class _Mlp(nn.Module):
         gate_up = LinearShape(size, {"gate_proj": inner, "up_proj": inner}, has_bias, rows=ranks.shard)
         down = LinearShape.plain(inner, size, has_bias=has_bias and ranks.is_first, columns=ranks.shard)
         self.gate_up_proj = precision.linear(gate_up, device, "decoder")
-        self.down_proj = precision.linear(down, device, "decoder")
+        self.down_proj = precision.linear(down, device, "down_proj")
         self._act = gated_activation(config.hidden_act, precision.kernels)
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden] -> [tokens, hidden]

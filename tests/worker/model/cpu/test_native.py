@@ -69,7 +69,7 @@ def make_layer(kernels: Kernels, bits: int, weight: Tensor, bias: Tensor | None 
     return layer
 
 
-BITS = pytest.mark.parametrize("bits", [8, 4])
+BITS = pytest.mark.parametrize("bits", [8, 5, 4])
 
 
 @BITS
@@ -79,6 +79,7 @@ def test_quantized_layers_agree_with_torch(native: NativeKernels, bits: int) -> 
         for bias in (None, random(outputs, seed=3)):
             actual, expected = (make_layer(kernels, bits, weight, bias) for kernels in (native, TORCH))
             assert torch.equal(actual.scales, expected.scales)
+            assert_close(actual(torch.eye(inputs)), expected(torch.eye(inputs)))  # compares all codes
             for dtype in DTYPES:
                 x = random(rows, inputs, dtype=dtype, seed=1)
                 assert_close(actual(x), expected(x))

@@ -7,10 +7,11 @@ import logging
 
 import pytest
 import torch
-from llava_worker.model.quantization.precision import choose_precision, precisions_on
+from llava_worker.model.layers.linear import Linear, LinearShape
+from llava_worker.model.quantization.precision import Role, choose_precision, precisions_on
 from llava_worker.model.quantization.w8a8 import W8A8_FORMATS
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+CPU, CUDA, META = torch.device("cpu"), torch.device("cuda:0"), torch.device("meta")
 
 
 def test_auto_logs_the_selected_precision_and_the_reason(caplog: pytest.LogCaptureFixture) -> None:
@@ -64,3 +65,27 @@ def test_only_llm_int8_does_not_support_cuda_graphs() -> None:
     names = ("fp16", "bf16", "int4", "w4a16", "w8a8", "fp8", "int8")
     assert [choose_precision(name, CUDA).is_capturable for name in names] == [True] * 6 + [False]
     assert choose_precision("int8", CPU).is_capturable
+
+
+def test_int4_on_a_cpu_has_5_bits_in_small_layers_and_down_projections() -> None:
+    precision = choose_precision("int4", CPU)
+    hidden, inner = 4096, 11008  # sizes of LLaVA-1.5-7B
+    decoder: list[tuple[LinearShape, Role]] = [
+        (LinearShape.plain(hidden, 3 * hidden), "decoder"),
+        (LinearShape.plain(hidden, hidden), "decoder"),
+        (LinearShape.plain(hidden, 2 * inner), "decoder"),
+        (LinearShape.plain(inner, hidden), "down_proj"),
+    ]
+
+    bits = [precision.weight_bits(shape, role) for shape, role in decoder]
+    num_bytes = sum(bytes_of(precision.linear(shape, META, role)) for shape, role in decoder)
+
+    assert bits == [4, 4, 4, 5]
+    assert 4.4 < 8 * num_bytes / sum(shape.in_features * shape.out_features for shape, _ in decoder) < 4.5
+    assert precision.weight_bits(LinearShape.plain(2047, 64), "decoder") == 5
+    assert precision.weight_bits(LinearShape.plain(64, 64), "lm_head") == 8
+    assert choose_precision("bf16", CPU).weight_bits(LinearShape.plain(64, 64), "decoder") is None
+
+
+def bytes_of(layer: Linear) -> int:
+    return sum(parameter.nbytes for parameter in layer.parameters())

@@ -1,4 +1,4 @@
-"""On a CPU, the results of layers with 8-bit and 4-bit weights are close to those of exact layers."""
+"""On a CPU, the results of layers with 8, 5 and 4-bit weights are close to those of exact layers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from llava_worker.model.kernels.codebook import CODEBOOKS
 from llava_worker.model.kernels.interface import Kernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.layers.linear import DenseLinear, Linear, LinearShape
@@ -32,7 +33,7 @@ def quantize(weight: Tensor, bits: int, kernels: Kernels) -> QuantizedLinear:
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize(("bits", "max_error"), [(8, 0.02), (4, 0.13)])
+@pytest.mark.parametrize(("bits", "max_error"), [(8, 0.02), (5, 0.06), (4, 0.12)])
 def test_a_layer_is_close_to_the_exact_layer_for_large_rows(
     bits: int, max_error: float, kernels: str
 ) -> None:
@@ -68,18 +69,41 @@ def test_an_outlier_affects_only_its_row() -> None:
     assert not torch.equal(layer(x)[2], expected[2])
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
-def test_values_that_8_and_4_bits_can_represent_are_exact(kernels: str) -> None:
-    def dequantized(weight: Tensor, bits: int) -> Tensor:
-        return quantize(weight, bits, KERNELS[kernels])(torch.eye(128)).t()
+def dequantized(weight: Tensor, bits: int, kernels: Kernels) -> Tensor:
+    """Quantize a weight and return its product with the identity, which can be quantized exactly."""
+    return quantize(weight, bits, kernels)(torch.eye(weight.shape[1])).t()
 
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_values_that_8_bits_can_represent_are_exact(kernels: str) -> None:
     codes = torch.randint(-127, 128, (40, 128)).float()
     codes[:, 0] = 127
-    assert torch.allclose(dequantized(codes / 8, 8), codes / 8, rtol=1e-6)
-    codes = torch.randint(-7, 8, (40, 128)).float()
-    codes[:, ::64] = -8
-    assert torch.allclose(dequantized(codes / 4, 4), codes / 4, rtol=1e-6)
-    assert not torch.allclose(dequantized(codes + 0.3, 4), codes + 0.3, rtol=1e-2)
+
+    assert torch.allclose(dequantized(codes / 8, 8, KERNELS[kernels]), codes / 8, rtol=1e-6)
+    assert not torch.allclose(dequantized(codes + 0.3, 8, KERNELS[kernels]), codes + 0.3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("bits", [5, 4])
+def test_values_in_the_codebook_are_exact(bits: int, kernels: str) -> None:
+    """The scale of a group can have either sign."""
+    values = torch.tensor(CODEBOOKS[bits]).float()
+    weight = values[torch.randint(len(values), (40, 128))]
+    weight[:, ::64] = values[0]
+    weight[20:] *= -1
+
+    assert torch.allclose(dequantized(weight / 4, bits, KERNELS[kernels]), weight / 4, rtol=1e-6)
+    assert not torch.allclose(dequantized(weight + 2, bits, KERNELS[kernels]), weight + 2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_each_additional_bit_halves_the_error(kernels: str) -> None:
+    weight = torch.randn(200, 512)
+
+    error = {bits: (dequantized(weight, bits, KERNELS[kernels]) - weight).abs().mean() for bits in (4, 5, 8)}
+
+    assert 0.4 < error[5] / error[4] < 0.6
+    assert error[8] / error[5] < 0.25  # less than three bits, because there is only one scale per output
 
 
 @PRECISIONS
@@ -93,7 +117,10 @@ def test_loading_into_quantized_layers_equals_quantizing_after_loading(tmp_path:
     for path, layer in layers.items():
         original = exact.get_submodule(path)
         assert isinstance(original, DenseLinear)
-        bits = precision.bits["decoder" if path.startswith("language_model.") else "lm_head"]
+        bits = precision.weight_bits(
+            layer.shape, "decoder" if path.startswith("language_model.") else "lm_head"
+        )
+        assert bits is not None
         expected = quantize(original.weight, bits, precision.kernels)
         assert torch.equal(layer.packed, expected.packed) and torch.equal(layer.scales, expected.scales)
         if original.bias is None:

@@ -30,10 +30,14 @@ _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, c
 _SIGNATURES: dict[str, list[Any]] = {
     "quantized_linear": [
         *(_INT, _INT, _POINTER, _LONG, _LONG),  # bits, is_bf16, x, rows, inputs
-        *(_POINTER, _POINTER, _LONG, _LONG, _INT),  # packed, scales, outputs, padded, group
+        *(_POINTER, _POINTER, _POINTER),  # packed, scales, codebook
+        *(_LONG, _LONG, _INT),  # outputs, padded, group
         *(_POINTER, _POINTER, _INT),
     ],
-    "pack_weight": [_INT, _INT, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _LONG, _INT],
+    "pack_weight": [
+        *(_INT, _INT, _POINTER, _LONG, _LONG, _LONG),  # bits, is_bf16, rows, their number, inputs, first
+        *(_POINTER, _POINTER, _POINTER, _LONG, _INT),  # packed, scales, codebook, padded
+    ],
     "bf16_linear": [_POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT],
     "rms_norm": [_INT, _POINTER, _POINTER, _FLOAT, _LONG, _LONG, _POINTER, _INT],
     "rope": [_INT, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _INT],
@@ -105,13 +109,13 @@ class NativeKernels(Kernels):
         num_rows = x.numel() // weight.in_features
         sizes = (weight.out_features, weight.padded_in_features, weight.group_size)
         head = (weight.bits, _is_bf16(x), x, num_rows, weight.in_features)
-        self._call("quantized_linear", *head, weight.packed, weight.scales, *sizes, bias, y)
+        self._call("quantized_linear", *head, *_stored(weight), *sizes, bias, y)
         return y
 
     def pack_weight(self, rows: Tensor, first: int, weight: QuantizedWeight) -> None:
         rows = rows.contiguous() if rows.dtype == torch.bfloat16 else rows.float().contiguous()
         head = (weight.bits, _is_bf16(rows), rows, len(rows), weight.in_features, first)
-        self._call("pack_weight", *head, weight.packed, weight.scales, weight.padded_in_features)
+        self._call("pack_weight", *head, *_stored(weight), weight.padded_in_features)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
@@ -213,6 +217,10 @@ def _function(library: ctypes.CDLL, name: str, signature: list[Any]) -> Callable
     function = getattr(library, name)
     function.argtypes, function.restype = signature, None
     return function  # type: ignore[no-any-return]
+
+
+def _stored(weight: QuantizedWeight) -> tuple[Tensor, Tensor, Tensor | None]:
+    return weight.packed, weight.scales, weight.codebook
 
 
 def _is_bf16(x: Tensor) -> int:

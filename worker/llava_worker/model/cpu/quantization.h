@@ -1,4 +1,4 @@
-// The format of 8-bit and 4-bit weights, and functions that quantize x to 8 bits and scale the outputs.
+// The format of quantized weights, and functions that quantize x to 8 bits and scale the outputs.
 #pragma once
 
 #include <algorithm>
@@ -6,18 +6,57 @@
 #include "simd.h"
 
 constexpr int PANEL_OUTPUTS = 32;
-constexpr int INT4_GROUP = 64;  // inputs per scale of 4-bit weights
+constexpr int WEIGHT_GROUP = 64;     // inputs per scale of 4-bit and 5-bit weights
+constexpr int WEIGHT_OFFSET = 128;   // added to the values of weights, which makes them unsigned
+constexpr int NIBBLE_BYTES = WEIGHT_GROUP * PANEL_OUTPUTS / 2;  // low four bits of the codes of a group in a panel
 
 struct QuantizedWeight {
   const uint8_t* packed;
-  const void* scales;  // 8 bits: fp32 [outputs]; 4 bits: bf16 [panels][groups][32]
-  int64_t outputs, padded;  // padded: number of inputs including padding, a multiple of 4
+  const void* scales;  // 8 bits: fp32 [outputs]; 4 and 5 bits: bf16 [panels][groups][32]
+  const int8_t* codebook;  // 8 bits: null; 4 and 5 bits: the values of the codes
+  int64_t outputs, padded;  // padded: number of inputs including padding, a multiple of 64
   int group_size;           // inputs per scale of x; the last group may be smaller
   int groups() const { return int((padded + group_size - 1) / group_size); }
 };
 
-inline f32x16 group_scale(const QuantizedWeight& w, int64_t panel, int g, int half) {  // for 4-bit weights
+inline f32x16 group_scale(const QuantizedWeight& w, int64_t panel, int g, int half) {  // for 4-bit and 5-bit weights
   return load((const bf16*)w.scales + (panel * w.groups() + g) * PANEL_OUTPUTS + half * 16);
+}
+
+// The codebook plus WEIGHT_OFFSET, as tables for `look_up`: values 0 to 15, and 16 to 31.
+struct ValueTables {
+  u8x64 low{}, high{};
+};
+
+template <int BITS>
+INLINE ValueTables value_tables(const QuantizedWeight& w) {
+  ValueTables tables;
+  if constexpr (BITS != 8)
+    for (int i = 0; i < 64; i++) {
+      tables.low[i] = uint8_t(w.codebook[i % 16] + WEIGHT_OFFSET);
+      if constexpr (BITS == 5) tables.high[i] = uint8_t(w.codebook[16 + i % 16] + WEIGHT_OFFSET);
+    }
+  return tables;
+}
+
+// Loads the weights of a panel for four consecutive inputs, plus WEIGHT_OFFSET: outputs 0 to 15, and 16 to 31.
+// ``group`` contains the weights of a group of inputs, and ``step`` selects four inputs of the group.
+template <int BITS>
+INLINE void load_weights(const uint8_t* group, int64_t step, const ValueTables& tables, u8x64& first, u8x64& second) {
+  if constexpr (BITS == 8) {
+    first = read<u8x64>(group + step * 128);
+    second = read<u8x64>(group + step * 128 + 64);
+    return;
+  }
+  u8x64 both = read<u8x64>(group + step * 64), low = both & 15, high = both >> 4;
+  if constexpr (BITS == 4) {
+    first = look_up(tables.low, low);
+    second = look_up(tables.low, high);
+  } else {
+    const uint8_t* fifth_bits = group + NIBBLE_BYTES + step * 16;
+    first = look_up(tables.low, tables.high, low, read<uint64_t>(fifth_bits));
+    second = look_up(tables.low, tables.high, high, read<uint64_t>(fifth_bits + 8));
+  }
 }
 
 // Quantizes the inputs x [size] of a group, and pads the codes with zeros to ``padded``. Returns the scale.

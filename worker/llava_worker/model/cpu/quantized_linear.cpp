@@ -1,13 +1,15 @@
-// Computes y = x W^T + b, with W quantized to 8 or 4 bits and x quantized to 8 bits. Sums within a group are exact
+// Computes y = x W^T + b, with W quantized to 8, 5 or 4 bits and x quantized to 8 bits. Sums within a group are exact
 // 32-bit integers.
 //
 // A group is a range of inputs in one row that share a scale, so an outlier reduces precision only within its group.
 //
 // Weights are packed in panels of 32 outputs. Within a panel, four inputs of one output are adjacent, as the
-// dot-product instruction requires: [outputs / 32][inputs / 4][32][4] bytes. Weights are stored as unsigned bytes with
-// a zero point, because one operand of the instruction must be unsigned. To compensate, accumulators are initialized to
-// the negated product of the zero point and the sum of the group's inputs. With 4-bit weights, outputs i (low half)
-// and 16 + i (high half) of a panel share a byte.
+// dot-product instruction requires: [outputs / 32][inputs / 4][32][4] codes. An 8-bit code is a weight plus 128, because
+// one operand of the instruction must be unsigned. To compensate, accumulators are initialized to -128 times the sum of
+// the group's inputs. A 4-bit or 5-bit code is an index into a codebook of 8-bit values, to which 128 is also added.
+//
+// The low four bits of codes i (low half) and 16 + i (high half) of a panel share a byte. With 5 bits, the low four bits
+// of a group, 1,024 bytes per panel, are followed by the fifth bits, 256 bytes: [inputs / 4][32][4] bits.
 //
 // x is quantized into tiles of at most MAX_TILE_ROWS rows, [inputs / 4][rows][4] bytes. A panel stays in the L2 cache
 // while it is multiplied by all tiles, so weights are read from memory only once, no matter how many rows x has.
@@ -50,49 +52,42 @@ void quantize(const T* x, int64_t size, const QuantizedWeight& w, const RowTile&
 INLINE void prefetch(const uint8_t* from) { __builtin_prefetch(from + PREFETCH_BYTES, 0, 2); }
 
 template <int BITS>
-INLINE void load_weights(const uint8_t* panel, int64_t step, u8x64& low, u8x64& high) {
-  if constexpr (BITS == 8) {
-    low = read<u8x64>(panel + step * 128);
-    high = read<u8x64>(panel + step * 128 + 64);
-    prefetch(panel + step * 128);
-    prefetch(panel + step * 128 + 64);
-  } else {
-    u8x64 both = read<u8x64>(panel + step * 64);
-    low = both & 15;
-    high = both >> 4;
-    prefetch(panel + step * 64);
-  }
+INLINE void prefetch_weights(const uint8_t* group, int64_t step) {
+  constexpr int BYTES = BITS == 8 ? 128 : 64;
+  for (int i = 0; i < BYTES; i += 64) prefetch(group + step * BYTES + i);
+  if (BITS == 5 && step % 4 == 0) prefetch(group + NIBBLE_BYTES + step * 16);
 }
 
 template <int BITS, int ROWS, int PANELS, class T>
 void multiply(const QuantizedWeight& w, const RowTile& tile, int64_t panel, const float* bias, T* y) {
-  constexpr int ZERO_POINT = BITS == 8 ? 128 : 8;
-  const int64_t bytes = w.padded * PANEL_OUTPUTS * BITS / 8;
-  const uint8_t* packed = w.packed + panel * bytes;
+  const int64_t bytes = w.padded * PANEL_OUTPUTS * BITS / 8, group_bytes = w.group_size * PANEL_OUTPUTS * BITS / 8;
+  const ValueTables tables = value_tables<BITS>(w);
+  const uint8_t* group = w.packed + panel * bytes;
   const int8_t* inputs = tile.inputs;
   f32x16 out[PANELS][ROWS][2] = {};
-  int64_t step = 0;
-  for (int g = 0; g < w.groups(); g++) {
+  for (int g = 0; g < w.groups(); g++, group += group_bytes) {
     i32x16 acc[PANELS][ROWS][2];
     for (int p = 0; p < PANELS; p++)
-      for (int r = 0; r < ROWS; r++) acc[p][r][0] = acc[p][r][1] = i32x16{} - ZERO_POINT * tile.sums[g * ROWS + r];
-    for (int64_t end = std::min(step + w.group_size / 4, w.padded / 4); step < end; step++)
+      for (int r = 0; r < ROWS; r++) acc[p][r][0] = acc[p][r][1] = i32x16{} - WEIGHT_OFFSET * tile.sums[g * ROWS + r];
+    int64_t steps = BITS == 8 ? std::min<int64_t>(w.group_size, w.padded - g * w.group_size) / 4 : WEIGHT_GROUP / 4;
+    for (int64_t step = 0; step < steps; step++, inputs += ROWS * 4)
       for (int p = 0; p < PANELS; p++) {
-        u8x64 low, high;
-        load_weights<BITS>(packed + p * bytes, step, low, high);
+        u8x64 first, second;
+        load_weights<BITS>(group + p * bytes, step, tables, first, second);
+        prefetch_weights<BITS>(group + p * bytes, step);
         for (int r = 0; r < ROWS; r++) {
-          int32_t codes = read<int32_t>(inputs + (step * ROWS + r) * 4);
-          acc[p][r][0] = dot4_u8_s8(acc[p][r][0], low, codes);
-          acc[p][r][1] = dot4_u8_s8(acc[p][r][1], high, codes);
+          int32_t codes = read<int32_t>(inputs + r * 4);
+          acc[p][r][0] = dot4_u8_s8(acc[p][r][0], first, codes);
+          acc[p][r][1] = dot4_u8_s8(acc[p][r][1], second, codes);
         }
       }
     for (int p = 0; p < PANELS; p++)
       for (int half = 0; half < 2; half++) {
-        f32x16 scale = BITS == 4 ? group_scale(w, panel + p, g, half) : f32x16{};
+        f32x16 scale = BITS == 8 ? f32x16{} : group_scale(w, panel + p, g, half);
         for (int r = 0; r < ROWS; r++) {
           f32x16 sums = __builtin_convertvector(acc[p][r][half], f32x16);
           float input_scale = tile.scales[g * ROWS + r];
-          out[p][r][half] += BITS == 4 ? sums * (scale * input_scale) : sums * input_scale;
+          out[p][r][half] += BITS == 8 ? sums * input_scale : sums * (scale * input_scale);
         }
       }
   }
@@ -160,11 +155,14 @@ void run(const T* x, int64_t rows, int64_t inputs, const QuantizedWeight& w, con
 
 // x [rows][inputs] and y [rows][outputs] must both be bf16 or both be fp32. bias must be fp32 [outputs] or null.
 extern "C" void quantized_linear(int bits, int is_bf16, const void* x, int64_t rows, int64_t inputs,
-                                 const uint8_t* packed, const void* scales, int64_t outputs, int64_t padded,
-                                 int group_size, const float* bias, void* y, int threads) {
-  QuantizedWeight w{packed, scales, outputs, padded, group_size};
-  if (bits == 8 && is_bf16) run<8>((const bf16*)x, rows, inputs, w, bias, (bf16*)y, threads);
-  else if (bits == 8) run<8>((const float*)x, rows, inputs, w, bias, (float*)y, threads);
-  else if (is_bf16) run<4>((const bf16*)x, rows, inputs, w, bias, (bf16*)y, threads);
-  else run<4>((const float*)x, rows, inputs, w, bias, (float*)y, threads);
+                                 const uint8_t* packed, const void* scales, const int8_t* codebook, int64_t outputs,
+                                 int64_t padded, int group_size, const float* bias, void* y, int threads) {
+  QuantizedWeight w{packed, scales, codebook, outputs, padded, group_size};
+  auto run_for = [&](auto* typed_x, auto* typed_y) {
+    if (bits == 8) run<8>(typed_x, rows, inputs, w, bias, typed_y, threads);
+    else if (bits == 5) run<5>(typed_x, rows, inputs, w, bias, typed_y, threads);
+    else run<4>(typed_x, rows, inputs, w, bias, typed_y, threads);
+  };
+  if (is_bf16) run_for((const bf16*)x, (bf16*)y);
+  else run_for((const float*)x, (float*)y);
 }

@@ -69,31 +69,35 @@ INLINE void multiply_square(const int8_t* x, int64_t next, const uint8_t* weight
 template <int BITS>
 INLINE void add_group(const QuantizedWeight& w, int64_t panel, int g, const Inputs& x, int64_t row,
                       const int32_t* products, float* out) {
-  constexpr int ZERO_POINT = BITS == 8 ? 128 : 8;
   f32x16 scale[2] = {};
-  if (BITS == 4) scale[0] = group_scale(w, panel, g, 0), scale[1] = group_scale(w, panel, g, 1);
+  if (BITS != 8) scale[0] = group_scale(w, panel, g, 0), scale[1] = group_scale(w, panel, g, 1);
   for (int r = 0; r < SIDE; r++) {
     int64_t group = (row + r) * x.groups + g;
     float input_scale = x.scales[group];
-    int32_t offset = ZERO_POINT * x.sums[group];
+    int32_t offset = WEIGHT_OFFSET * x.sums[group];
     for (int half = 0; half < 2; half++) {
       int index = r * SIDE + half * 16;
       f32x16 sum = __builtin_convertvector(read<i32x16>(products + index) - offset, f32x16);
       f32x16 updated = load(out + index);
-      updated += BITS == 4 ? sum * (scale[half] * input_scale) : sum * input_scale;
+      updated += BITS == 8 ? sum * input_scale : sum * (scale[half] * input_scale);
       store(out + index, updated);
     }
   }
 }
 
-// Unpacks the 4-bit weights of a panel to the layout of 8-bit weights.
-INLINE const uint8_t* unpack_int4(const QuantizedWeight& w, int64_t panel, uint8_t* buffer) {
-  const uint8_t* from = w.packed + panel * w.padded * PANEL_OUTPUTS / 2;
-  for (int64_t i = 0; i < w.padded * PANEL_OUTPUTS / 2; i += 64) {
-    u8x64 both = read<u8x64>(from + i);
-    write(buffer + 2 * i, both & 15);
-    write(buffer + 2 * i + 64, both >> 4);
-  }
+// Unpacks the 4-bit or 5-bit weights of a panel to the layout of 8-bit weights.
+template <int BITS>
+INLINE const uint8_t* unpack(const QuantizedWeight& w, int64_t panel, uint8_t* buffer) {
+  const ValueTables tables = value_tables<BITS>(w);
+  const uint8_t* group = w.packed + panel * w.padded * PANEL_OUTPUTS * BITS / 8;
+  uint8_t* to = buffer;
+  for (int g = 0; g < w.groups(); g++, group += WEIGHT_GROUP * PANEL_OUTPUTS * BITS / 8)
+    for (int step = 0; step < WEIGHT_GROUP / 4; step++, to += 128) {
+      u8x64 first, second;
+      load_weights<BITS>(group, step, tables, first, second);
+      write(to, first);
+      write(to + 64, second);
+    }
   return buffer;
 }
 
@@ -105,7 +109,7 @@ void multiply_panels(const QuantizedWeight& w, const Inputs& x, int64_t first, i
   const uint8_t* weights[PANELS];
   for (int64_t p = 0; p < count; p++)
     weights[p] = BITS == 8 ? w.packed + (first + p) * w.padded * PANEL_OUTPUTS
-                           : unpack_int4(w, first + p, buffer + p * w.padded * PANEL_OUTPUTS);
+                           : unpack<BITS>(w, first + p, buffer + p * w.padded * PANEL_OUTPUTS);
   for (int64_t row = 0; row < x.rows; row += SQUARES * SIDE) {
     int64_t squares = std::min<int64_t>(SQUARES, (x.rows - row) / SIDE);
     std::memset(out, 0, sizeof out);
@@ -157,7 +161,7 @@ void quantized_linear_amx(const T* x, int64_t rows, int64_t inputs, const Quanti
     static thread_local std::vector<uint8_t> buffer;
     static thread_local std::vector<int8_t> row;
     row.resize(w.padded);
-    if (BITS == 4) buffer.resize(PANELS * w.padded * PANEL_OUTPUTS);
+    if (BITS != 8) buffer.resize(PANELS * w.padded * PANEL_OUTPUTS);
     static const Config config;
     _tile_loadconfig(&config);
 #pragma omp for schedule(static)

@@ -125,6 +125,41 @@ INLINE i8x16 to_int8(i32x16 v) {
 #endif
 }
 
+// Replaces each index, from 0 to 15, with table[index]. A table is four copies of 16 bytes.
+INLINE u8x64 look_up(u8x64 table, u8x64 indices) {
+#ifdef __AVX512BW__
+  return (u8x64)_mm512_shuffle_epi8((__m512i)table, (__m512i)indices);
+#else
+  __m256i tables[2], halves[2];
+  std::memcpy(tables, &table, sizeof tables);
+  std::memcpy(halves, &indices, sizeof halves);
+  for (int i = 0; i < 2; i++) halves[i] = _mm256_shuffle_epi8(tables[i], halves[i]);
+  return read<u8x64>(halves);
+#endif
+}
+
+// Replaces each index with low[index], or with high[index] if the bit of ``is_high`` for this index is set.
+INLINE u8x64 look_up(u8x64 low, u8x64 high, u8x64 indices, uint64_t is_high) {
+#ifdef __AVX512BW__
+  __m512i from_low = _mm512_shuffle_epi8((__m512i)low, (__m512i)indices);
+  return (u8x64)_mm512_mask_shuffle_epi8(from_low, is_high, (__m512i)high, (__m512i)indices);
+#else
+  __m256i from_low[2], from_high[2];
+  u8x64 all_low = look_up(low, indices), all_high = look_up(high, indices);
+  std::memcpy(from_low, &all_low, sizeof from_low);
+  std::memcpy(from_high, &all_high, sizeof from_high);
+  // Copies the byte that contains the bit of each index, and then tests the bit.
+  const __m256i byte = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
+  const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201u));
+  for (int i = 0; i < 2; i++) {
+    __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(int32_t(is_high >> 32 * i)), byte);
+    __m256i mask = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+    from_low[i] = _mm256_blendv_epi8(from_low[i], from_high[i], mask);
+  }
+  return read<u8x64>(from_low);
+#endif
+}
+
 INLINE float horizontal_sum(f32x16 v) {
   __m256 halves[2];
 #ifdef __AVX512F__

@@ -9,14 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["INT4_GROUP", "INT8_GROUP", "PANEL_OUTPUTS", "Kernels", "LayerCache", "QuantizedWeight"]
+from llava_worker.model.kernels.codebook import CODEBOOKS
+
+__all__ = ["INT8_GROUP", "PANEL_OUTPUTS", "WEIGHT_GROUP", "Kernels", "LayerCache", "QuantizedWeight"]
 
 PANEL_OUTPUTS = 32  # outputs per panel of a packed weight
-# Inputs per scale of an int4 weight, and of the x that is multiplied by it. Inputs of int8 weights are
-# also padded to a multiple of this number.
-INT4_GROUP = 64
+# Inputs per scale of a 4-bit or 5-bit weight, and of the x that is multiplied by it. Inputs of 8-bit weights
+# are also padded to a multiple of this number.
+WEIGHT_GROUP = 64
 INT8_GROUP = (
-    256  # inputs in x that share one scale if the weight is int8; the weight has one scale per output
+    256  # inputs in x that share one scale if the weight has 8 bits; the weight has one scale per output
 )
 
 
@@ -32,11 +34,15 @@ class LayerCache(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """A weight W [out_features, in_features] quantized to 8 or 4 bits: W = scale * code.
+    """A weight W [out_features, in_features] quantized to 8, 5 or 4 bits: W = scale * value of the code.
 
-    Codes are integers from -127 to 127 (8 bits) or from -8 to 7 (4 bits). They are stored in ``packed``,
-    uint8 [panels, PANEL_OUTPUTS * padded_in_features * bits / 8], in a layout that depends on the kernel.
-    ``scales`` is fp32 [out_features] for 8 bits and bf16 [panels, groups, PANEL_OUTPUTS] for 4 bits.
+    An 8-bit code is its own value, an integer from -127 to 127. A 4-bit or 5-bit code is an index into
+    ``codebook``, int8 [2^bits], whose values are in ascending order. The first value has the largest
+    magnitude, and none is 0.
+
+    Codes are stored in ``packed``, uint8 [panels, PANEL_OUTPUTS * padded_in_features * bits / 8], in a layout
+    that depends on the kernel. ``scales`` is fp32 [out_features] for 8 bits and bf16 [panels, groups,
+    PANEL_OUTPUTS] otherwise.
     """
 
     bits: int
@@ -44,15 +50,16 @@ class QuantizedWeight:
     out_features: int
     packed: Tensor
     scales: Tensor
+    codebook: Tensor | None = None
 
     @property
     def padded_in_features(self) -> int:
-        return -(-self.in_features // INT4_GROUP) * INT4_GROUP
+        return -(-self.in_features // WEIGHT_GROUP) * WEIGHT_GROUP
 
     @property
     def group_size(self) -> int:
         """The number of inputs per scale of x. The last group may be smaller."""
-        return INT4_GROUP if self.bits == 4 else INT8_GROUP
+        return INT8_GROUP if self.bits == 8 else WEIGHT_GROUP
 
     @property
     def num_panels(self) -> int:
@@ -66,6 +73,10 @@ class Kernels(ABC):
     @abstractmethod
     def name(self) -> str:
         """The name of the kernels in logs."""
+
+    def codebook(self, bits: int) -> tuple[int, ...]:
+        """Return the values of the codes of a weight with 4 or 5 bits."""
+        return CODEBOOKS[bits]
 
     @abstractmethod
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

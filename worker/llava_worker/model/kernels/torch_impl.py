@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llava_worker.model.kernels.interface import INT4_GROUP, PANEL_OUTPUTS, Kernels, QuantizedWeight
+from llava_worker.model.kernels.interface import PANEL_OUTPUTS, WEIGHT_GROUP, Kernels, QuantizedWeight
 
 __all__ = ["TorchKernels", "quantize_rows"]
 
-# Outputs per int4 product: enough to be efficient, but few enough that unpacked weights take little memory.
+# Outputs per product of 4-bit or 5-bit weights: enough to be efficient, but few enough that unpacked weights
+# take little memory.
 _UNPACKED_OUTPUTS = 1024
 
 
@@ -18,8 +19,9 @@ class TorchKernels(Kernels):
     """Torch kernels. They use weights that are packed row by row.
 
     The shape of a packed weight is [panels * PANEL_OUTPUTS, padded_in_features * bits / 8]. 8-bit codes are
-    stored as signed bytes. 4-bit codes are stored with an offset of 8: the code of input i is in the low half
-    of byte i, and the code of input padded_in_features / 2 + i is in its high half.
+    stored as signed bytes. A 4-bit code of input i is in the low half of byte i, and that of input
+    padded_in_features / 2 + i is in its high half. These bytes contain the low four bits of 5-bit codes, too.
+    They are followed by the fifth bits: that of input j * padded_in_features / 8 + i is bit j of byte i.
     """
 
     @property
@@ -33,7 +35,7 @@ class TorchKernels(Kernels):
         padding = weight.padded_in_features - weight.in_features
         rows = F.pad(x.reshape(-1, x.shape[-1]).float(), (0, padding))
         groups = [quantize_rows(group) for group in torch.split(rows, weight.group_size, dim=1)]
-        y = (_int8_matmul if weight.bits == 8 else _int4_matmul)(groups, weight)
+        y = (_int8_matmul if weight.bits == 8 else _codebook_matmul)(groups, weight)
         y = y if bias is None else y + bias
         return y.to(x.dtype).view(*x.shape[:-1], weight.out_features)
 
@@ -46,10 +48,9 @@ class TorchKernels(Kernels):
             weight.scales[outputs] = scale[:, 0]
             packed[outputs] = codes.to(torch.int8).view(torch.uint8)
             return
-        codes, scales = _quantize_int4(rows.view(len(rows), -1, INT4_GROUP))
+        codes, scales = _quantize_groups(rows.view(len(rows), -1, WEIGHT_GROUP), _values(weight))
         weight.scales[outputs // PANEL_OUTPUTS, :, outputs % PANEL_OUTPUTS] = scales
-        low, high = (codes.view(len(rows), -1) + 8).to(torch.uint8).chunk(2, dim=1)
-        packed[outputs] = low | (high << 4)
+        packed[outputs] = _pack_codes(codes.view(len(rows), -1), weight.bits)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
@@ -84,22 +85,48 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x * factor).nan_to_num().round(), top / 127.0
 
 
-def _quantize_int4(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize x, fp32 [rows, groups, INT4_GROUP]. Return codes from -8 to 7, and bf16 scales [rows, groups].
+def _values(weight: QuantizedWeight) -> Tensor:
+    """Return the values of the codes, fp32 [2^bits]. Raises ValueError if the weight has no codebook."""
+    if weight.codebook is None:
+        raise ValueError(f"a weight with {weight.bits} bits has no codebook")
+    return weight.codebook.float()
 
-    The initial scale maps the value with the largest magnitude to -8, the end of the range that is farther
-    from zero. The final scale is the least-squares optimum for the codes that result from the initial scale.
+
+def _quantize_groups(x: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize x, fp32 [rows, groups, WEIGHT_GROUP]. Return codes, and bf16 scales [rows, groups].
+
+    The initial scale maps the weight with the largest magnitude to the first value, which has the largest
+    magnitude. The final scale is the least-squares optimum for the codes that result from the initial scale.
     """
     end = x.gather(2, x.abs().argmax(2, keepdim=True))
-    codes = _int4_codes(x, (end / -8.0).bfloat16()).double()
-    product, square = (x * codes).sum(2, keepdim=True), (codes * codes).sum(2, keepdim=True)
-    scale = torch.where(square > 0, product / square, 0.0).float().bfloat16()
-    return _int4_codes(x, scale), scale[..., 0]
+    nearest = values[_nearest_codes(x, (end / values[0]).bfloat16(), values)].double()
+    product, square = (x * nearest).sum(2, keepdim=True), (nearest * nearest).sum(2, keepdim=True)
+    scale = (product / square).float().bfloat16()  # no value is 0
+    return _nearest_codes(x, scale, values), scale[..., 0]
 
 
-def _int4_codes(x: Tensor, scale: Tensor) -> Tensor:
+def _nearest_codes(x: Tensor, scale: Tensor, values: Tensor) -> Tensor:
     wide = scale.float()
-    return (x * torch.where(wide != 0, 1.0 / wide, 0.0)).round().clamp(-8, 7)
+    scaled = x * torch.where(wide != 0, 1.0 / wide, 0.0)
+    return torch.bucketize(scaled, (values[:-1] + values[1:]) / 2)
+
+
+def _pack_codes(codes: Tensor, bits: int) -> Tensor:  # [rows, inputs] -> uint8 [rows, inputs * bits / 8]
+    low, high = (codes & 15).chunk(2, dim=1)
+    parts = [low | (high << 4)]
+    if bits == 5:
+        parts.append(torch.stack([bit << j for j, bit in enumerate((codes >> 4).chunk(8, dim=1))]).sum(0))
+    return torch.cat(parts, dim=1).to(torch.uint8)
+
+
+def _unpack_codes(packed: Tensor, bits: int) -> Tensor:  # the inverse of _pack_codes
+    packed = packed.int()
+    nibbles = packed[:, : packed.shape[1] * 4 // bits]
+    codes = torch.cat([nibbles & 15, nibbles >> 4], dim=1)
+    if bits == 5:
+        fifth_bits = packed[:, nibbles.shape[1] :]
+        codes |= torch.cat([(fifth_bits >> j & 1) << 4 for j in range(8)], dim=1)
+    return codes
 
 
 # For each group of inputs, the codes [rows, group_size] and scales [rows, 1].
@@ -116,15 +143,14 @@ def _int8_matmul(groups: _Groups, weight: QuantizedWeight) -> Tensor:  # [rows, 
     return torch.stack(products).sum(0) * weight.scales
 
 
-def _int4_matmul(groups: _Groups, weight: QuantizedWeight) -> Tensor:  # [rows, out_features]
+def _codebook_matmul(groups: _Groups, weight: QuantizedWeight) -> Tensor:  # [rows, out_features]
     x = torch.cat([codes * scale for codes, scale in groups], dim=1)
     y = x.new_empty(len(x), weight.out_features)
     num_padded = weight.num_panels * PANEL_OUTPUTS
-    packed = weight.packed.view(num_padded, -1)
+    packed, values = weight.packed.view(num_padded, -1), _values(weight)
     scales = weight.scales.transpose(1, 2).reshape(num_padded, -1, 1)
     for start in range(0, weight.out_features, _UNPACKED_OUTPUTS):
         end = min(start + _UNPACKED_OUTPUTS, weight.out_features)
-        both = packed[start:end]
-        codes = torch.cat([both & 15, both >> 4], dim=1).view(end - start, -1, INT4_GROUP).float() - 8
-        y[:, start:end] = x @ (codes * scales[start:end]).flatten(1).t()
+        w = values[_unpack_codes(packed[start:end], weight.bits)].view(end - start, -1, WEIGHT_GROUP)
+        y[:, start:end] = x @ (w * scales[start:end]).flatten(1).t()
     return y

@@ -7,7 +7,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from llava_worker.model.kernels.interface import INT4_GROUP, PANEL_OUTPUTS, QuantizedWeight
+from llava_worker.model.kernels.interface import PANEL_OUTPUTS, WEIGHT_GROUP, QuantizedWeight
 from llava_worker.model.kernels.torch_impl import TorchKernels
 
 __all__ = ["W4A16Kernels"]
@@ -17,7 +17,10 @@ _WIDE = 128  # outputs per program if there are many rows; otherwise one panel, 
 
 
 class W4A16Kernels(TorchKernels):
-    """Kernels that pack weights like `TorchKernels` but do not quantize activations."""
+    """Kernels that pack weights like `TorchKernels` but do not quantize activations.
+
+    The values of codes are evenly spaced. The kernel computes them, which is faster than a lookup.
+    """
 
     def __init__(self) -> None:
         """Check that Triton is installed. Raises ValueError if it is not."""
@@ -27,6 +30,12 @@ class W4A16Kernels(TorchKernels):
     @property
     def name(self) -> str:
         return "Triton"
+
+    def codebook(self, bits: int) -> tuple[int, ...]:
+        """Return the integers from -8 to 7. Raises ValueError unless ``bits`` is 4."""
+        if bits != 4:
+            raise ValueError(f"Triton kernels support 4-bit weights, not {bits}-bit weights.")
+        return tuple(range(-8, 8))
 
     def quantized_linear(self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
         """Return x W^T + b for an int4 W and an fp32 b."""
@@ -42,11 +51,11 @@ class W4A16Kernels(TorchKernels):
             *(y, rows, weight.packed, weight.scales, y if bias is None else bias),
             *(len(rows), weight.in_features, weight.out_features, half),
             HAS_BIAS=bias is not None,
-            GROUP=INT4_GROUP,
+            GROUP=WEIGHT_GROUP,
             PANEL=PANEL_OUTPUTS,
             M=num_rows,
             N=width,
-            K=INT4_GROUP if half % INT4_GROUP == 0 else INT4_GROUP // 2,
+            K=WEIGHT_GROUP if half % WEIGHT_GROUP == 0 else WEIGHT_GROUP // 2,
         )
         return y.view(*x.shape[:-1], weight.out_features)
 

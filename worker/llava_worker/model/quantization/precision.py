@@ -35,22 +35,27 @@ __all__ = ["PRECISIONS", "Precision", "Role", "choose_precision", "precisions_on
 
 logger = logging.getLogger(__name__)
 
-Role = Literal["vision_tower", "projector", "decoder", "lm_head"]
+# The down projections of a decoder are more sensitive than its other layers, so they have their own role.
+Role = Literal["vision_tower", "projector", "decoder", "down_proj", "lm_head"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Bits per weight on a CPU, keyed by the role of the layer. Only decoder layers, which are read for every
-# token, use 4 bits. In other layers, the loss of accuracy would outweigh the savings (docs/precision.md).
+# token, use 4 or 5 bits. In other layers, the loss of accuracy would outweigh the savings
+# (docs/precision.md).
 _CPU_BITS: dict[str, dict[Role, int]] = {
-    "int8": {"vision_tower": 8, "projector": 8, "decoder": 8, "lm_head": 8},
-    "int4": {"vision_tower": 8, "projector": 8, "decoder": 4, "lm_head": 8},
+    "int8": {"vision_tower": 8, "projector": 8, "decoder": 8, "down_proj": 8, "lm_head": 8},
+    "int4": {"vision_tower": 8, "projector": 8, "decoder": 4, "down_proj": 5, "lm_head": 8},
 }
+# On a CPU, layers with fewer inputs have 5 bits instead of 4. Small models lose more accuracy when they are
+# quantized, and are fast anyway.
+_MIN_4_BIT_INPUTS = 2048
 # On a GPU, only decoder layers are quantized, because 16-bit products are fast.
 _GPU_BITS: dict[str, dict[Role, int]] = {
-    "int8": {"decoder": 8},
-    "int4": {"decoder": 4},
-    "w4a16": {"decoder": 4},
-    "w8a8": {"decoder": 8},
-    "fp8": {"decoder": 8},
+    "int8": {"decoder": 8, "down_proj": 8},
+    "int4": {"decoder": 4, "down_proj": 4},
+    "w4a16": {"decoder": 4, "down_proj": 4},
+    "w8a8": {"decoder": 8, "down_proj": 8},
+    "fp8": {"decoder": 8, "down_proj": 8},
 }
 _CPU_PRECISIONS = (*_DTYPES, *_CPU_BITS)
 PRECISIONS = (*_DTYPES, *_GPU_BITS)
@@ -63,7 +68,8 @@ class Precision:
 
     Layers whose role is in ``bits`` have quantized weights. Their format is a bitsandbytes format if
     ``is_bitsandbytes`` is true. Otherwise it is ``w8a8`` if that is set, or else the packed format of
-    ``weight_kernels``, which default to ``kernels``.
+    ``weight_kernels``, which default to ``kernels``. Layers with fewer than ``min_4_bit_inputs`` inputs have
+    5 bits instead of 4.
     """
 
     name: str
@@ -73,6 +79,7 @@ class Precision:
     is_bitsandbytes: bool = False
     weight_kernels: Kernels | None = None
     w8a8: W8A8Format | None = None
+    min_4_bit_inputs: int = 0
 
     @property
     def is_capturable(self) -> bool:
@@ -91,9 +98,14 @@ class Precision:
                 "tensor_parallel to 1."
             )
 
+    def weight_bits(self, shape: LinearShape, role: Role) -> int | None:
+        """Return the bits per weight of a layer, or None if it is not quantized."""
+        bits = self.bits.get(role)
+        return 5 if bits == 4 and shape.in_features < self.min_4_bit_inputs else bits
+
     def linear(self, shape: LinearShape, device: torch.device, role: Role) -> Linear:
         """Create an uninitialized linear layer in this precision's weight format for ``role``."""
-        bits = self.bits.get(role)
+        bits = self.weight_bits(shape, role)
         if bits is None:
             return self.dense_linear(shape, device)
         if self.is_bitsandbytes and bits == 8:
@@ -132,7 +144,8 @@ def choose_precision(name: str, device: torch.device, *, is_small: bool = False)
         raise ValueError(f"Precision {name} is not available on {device}. Use one of auto, {available}.")
     if name in _CPU_BITS:
         dtype = torch.float32 if is_small or not _has_bf16() else torch.bfloat16
-        return Precision(name, dtype, _native_or_fused(device), _CPU_BITS[name])
+        kernels = _native_or_fused(device)
+        return Precision(name, dtype, kernels, _CPU_BITS[name], min_4_bit_inputs=_MIN_4_BIT_INPUTS)
     if name == "bf16":
         return Precision(name, torch.bfloat16, _native_or_fused(device))
     return Precision(name, _DTYPES[name], choose_kernels(_DTYPES[name], device))

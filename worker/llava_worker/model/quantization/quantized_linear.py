@@ -1,11 +1,11 @@
-"""The linear layer for int8 and int4 weights on a CPU, and for int4 weights (W4A16) on a GPU."""
+"""The linear layer for 8, 5 and 4-bit weights on a CPU, and for 4-bit weights (W4A16) on a GPU."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from llava_worker.model.kernels.interface import INT4_GROUP, PANEL_OUTPUTS, Kernels, QuantizedWeight
+from llava_worker.model.kernels.interface import PANEL_OUTPUTS, WEIGHT_GROUP, Kernels, QuantizedWeight
 from llava_worker.model.layers.linear import Linear, LinearShape, empty_bias
 
 __all__ = ["QuantizedLinear"]
@@ -17,22 +17,25 @@ class QuantizedLinear(Linear):
     def __init__(self, shape: LinearShape, *, bits: int, kernels: Kernels, device: torch.device) -> None:
         super().__init__(shape)
         panels = -(-shape.out_features // PANEL_OUTPUTS)
-        groups = -(-shape.in_features // INT4_GROUP)
-        panel_bytes = PANEL_OUTPUTS * groups * INT4_GROUP * bits // 8
+        groups = -(-shape.in_features // WEIGHT_GROUP)
+        panel_bytes = PANEL_OUTPUTS * groups * WEIGHT_GROUP * bits // 8
         packed = torch.zeros(panels, panel_bytes, dtype=torch.uint8, device=device)
         scales = (
             torch.zeros(shape.out_features, device=device)
             if bits == 8
             else torch.zeros(panels, groups, PANEL_OUTPUTS, dtype=torch.bfloat16, device=device)
         )
+        codebook = (
+            None if bits == 8 else torch.tensor(kernels.codebook(bits), dtype=torch.int8, device=device)
+        )
         self.packed = nn.Parameter(packed, requires_grad=False)
         self.scales = nn.Parameter(scales, requires_grad=False)
         self.bias = empty_bias(shape, torch.float32, device)
-        self._weight = QuantizedWeight(bits, shape.in_features, shape.out_features, packed, scales)
+        self.weight = QuantizedWeight(bits, shape.in_features, shape.out_features, packed, scales, codebook)
         self._kernels = kernels
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._kernels.quantized_linear(x, self._weight, self.bias)
+        return self._kernels.quantized_linear(x, self.weight, self.bias)
 
     def load_rows(self, start: int, rows: Tensor) -> None:
-        self._kernels.pack_weight(rows, start, self._weight)
+        self._kernels.pack_weight(rows, start, self.weight)
