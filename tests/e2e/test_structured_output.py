@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,4 +118,68 @@ def test_json_is_resumed_in_mid_object_when_its_worker_is_killed(server: Server,
                 killed.send(signal.SIGKILL)
                 server.start_worker()
     assert (stream.text, stream.finish_reason) == (uninterrupted, "stop")
+    assert re.search(r"starting at token [1-9]", server.workers[-1].log)
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "record_counts",
+        "parameters": {
+            "type": "object",
+            "properties": {"counts": {**LIST, "maxItems": 6, "minItems": 6}},
+            "required": ["counts"],
+            "additionalProperties": False,
+        },
+    },
+}
+INTERRUPTED: dict[str, dict[str, Any]] = {
+    "four choices": {"n": 4, "max_tokens": 200, "ignore_eos": True},
+    "a tool call": {
+        "tools": [TOOL],
+        "tool_choice": {"type": "function", "function": {"name": "record_counts"}},
+        "max_tokens": 900,
+    },
+}
+
+
+def stream_choices(url: str, fields: dict[str, Any], *, after: Callable[[int], None]) -> list[str]:
+    """Return the text or the tool arguments of each choice. ``after`` is called after each chunk."""
+    body = {
+        "model": "tiny-llava",
+        "messages": [{"role": "user", "content": "Describe it."}],
+        "temperature": 1.0,
+        "seed": 5,
+        "stream": True,
+        **fields,
+    }
+    texts: dict[int, str] = {}
+    with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=scaled(60)) as response:
+        assert response.status_code == 200
+        for number, line in enumerate(line for line in response.iter_lines() if line.startswith("data: {")):
+            chunk = json.loads(line.removeprefix("data: "))
+            assert "error" not in chunk, chunk
+            for choice in chunk["choices"]:
+                calls = choice["delta"].get("tool_calls") or []
+                added = (choice["delta"].get("content") or "") + "".join(
+                    call["function"].get("arguments") or "" for call in calls
+                )
+                texts[choice["index"]] = texts.get(choice["index"], "") + added
+            after(number)
+    return [text for _, text in sorted(texts.items())]
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_choices_and_tool_calls_are_exact_when_their_worker_is_killed(server: Server, name: str) -> None:
+    fields = INTERRUPTED[name]
+    uninterrupted = stream_choices(server.url, fields, after=lambda _: None)
+    assert len(uninterrupted) == fields.get("n", 1)
+    assert len(set(uninterrupted)) == len(uninterrupted)
+
+    def kill_worker(number: int) -> None:
+        if number == 12:
+            server.workers[-1].send(signal.SIGKILL)
+            server.start_worker()
+
+    assert stream_choices(server.url, fields, after=kill_worker) == uninterrupted
     assert re.search(r"starting at token [1-9]", server.workers[-1].log)
