@@ -23,13 +23,14 @@ Transparency = Literal["white", "drop"]
 
 _WHITE = (255, 255, 255)
 _STRAIGHT_MODES = {"La": "LA", "RGBa": "RGBA"}  # modes with premultiplied alpha, and the same without
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags and a value
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+_WHITE_IS_ZERO = 0  # a value of _PHOTOMETRIC
 
 
 def to_rgb(image: Image.Image, *, transparency: Transparency) -> Image.Image:
     """Convert a loaded image of any mode to RGB. Removes the transparent color from ``image.info``.
 
-    Raises ValueError if a pixel is not a finite number.
+    Raises ValueError if a pixel is not a finite number or exceeds the range of Pillow.
     """
     if image.mode in _STRAIGHT_MODES:
         image = image.convert(_STRAIGHT_MODES[image.mode])
@@ -106,6 +107,9 @@ def _stretch(image: Image.Image) -> tuple[float, float]:
     """Return the scale and offset that map the lowest value to 0 and the highest to 255."""
     mean = image.convert("F").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
     lowest, highest = cast(tuple[float, float], image.getextrema())
+    is_unsigned = image.mode == "I" and getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, (1,)) == (1,)
+    if is_unsigned and lowest < 0:
+        raise ValueError("The image contains a value above 2147483647, which Pillow cannot represent.")
     if not all(math.isfinite(value) for value in (cast(float, mean), lowest, highest)):
         raise ValueError("The image contains a pixel that is not a finite number.")
     scale = 255 / ((highest - lowest) or 1)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import random
+import struct
 from collections import Counter
 from typing import Any
 
@@ -123,6 +124,16 @@ def test_values_that_are_not_finite_are_rejected(value: float) -> None:
     pixels[5, 5] = value
     with pytest.raises(DecodeError, match="damaged"):
         gray(pixels)
+
+
+def test_unsigned_values_that_pillow_cannot_represent_are_rejected() -> None:
+    pixels = (RAMP * 2e9).astype("<i4")
+    file = tiff(Image.fromarray(pixels)).replace(pixels[0, -1].tobytes(), b"\xff\xff\xff\xff")
+    sample_format = struct.pack("<HHIHH", 339, 3, 1, 2, 0)
+    assert decoded(file) is not None
+    assert sample_format in file
+    with pytest.raises(DecodeError, match="damaged"):
+        decoded(file.replace(sample_format, struct.pack("<HHIHH", 339, 3, 1, 1, 0)))
 
 
 def patched(file: bytes, tag: int, value: int) -> bytes:

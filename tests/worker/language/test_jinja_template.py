@@ -175,7 +175,7 @@ ECHO = (
     "{{ eos_token }}{% endfor %}"
 )
 STRING_ECHO = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
-MANY_PRIVATE_USE = "".join(map(chr, range(0xF0000, 0xF1000)))
+MANY_RARE_CHARACTERS = "".join(map(chr, range(0x20000, 0x21000)))
 
 
 @pytest.mark.parametrize("source", [ECHO, STRING_ECHO], ids=["list content", "string content"])
@@ -185,8 +185,8 @@ def test_special_token_in_user_text_is_plain_text(render: Render, source: str) -
         ("</", "s>"),
         ("<imag", "e>"),
         ("\ue000</s>\ue001",),
-        ("\U000f0000/s>",),
-        (MANY_PRIVATE_USE + "</s>",),
+        ("\U00020000/s>",),
+        (MANY_RARE_CHARACTERS + "</s>",),
     ):
         text = ("" if source is ECHO else "\n").join(parts)
         assert render(source, Message("user", parts)) == [text, SpecialToken("</s>")]
@@ -197,9 +197,13 @@ def test_removed_characters_do_not_turn_user_text_into_a_special_token(render: R
     assert render(source, Message("user", (" <-/s> ",))) == ["</s>"]
 
 
+def test_user_text_is_restored_if_the_template_prints_a_list_of_messages(render: Render) -> None:
+    assert render("{{ messages }}", Message("user", ("1 < 2",))) == ["[{'role': 'user', 'content': '1 < 2'}]"]
+
+
 def test_text_with_all_placeholders_is_rejected(render: Render) -> None:
-    text = "".join(map(chr, range(0xF0000, 0x110000)))
-    with pytest.raises(PromptError, match="nearly all of the 131072 supplementary private-use"):
+    text = "".join(map(chr, range(0x20000, 0x2A6D7)))
+    with pytest.raises(PromptError, match="nearly all of the 42711 CJK ideographs"):
         render(ECHO, Message("user", (text,)))
     assert render(STRING_ECHO, Message("user", (f"<{text[1:]}",)))[0] == f"<{text[1:]}"
 

@@ -113,3 +113,26 @@ def test_unsupported_and_corrupt_files_are_rejected(
 def test_folder_with_neither_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"Neither tokenizer\.json nor tokenizer\.model exists"):
         HFTokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "bos_token"),
+    [
+        ({}, "<s>"),
+        ({"tokenizer_config.json": {"legacy": False}}, "<s>"),
+        (
+            {"tokenizer_config.json": {}, "special_tokens_map.json": {"bos_token": {"content": "</s>"}}},
+            "</s>",
+        ),
+        ({"tokenizer_config.json": {"bos_token": None}}, None),
+    ],
+)
+def test_the_first_token_has_the_default_of_llama_unless_a_file_names_another(
+    files: dict[str, object], bos_token: str | None, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copy(folder / "tokenizer.model", tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content), "utf-8")
+    tokenizer = HFTokenizer(tmp_path)
+    assert tokenizer.bos_token == bos_token
+    assert tokenizer.adds_bos is (bos_token is not None)

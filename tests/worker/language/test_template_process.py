@@ -70,3 +70,16 @@ def test_long_error_message_is_shortened(template_process: TemplateProcess) -> N
 def test_variables_that_are_not_set_are_undefined(template_process: TemplateProcess) -> None:
     source = "{{ bos_token is defined }} {{ eos_token is defined }}{{ eos_token }}"
     assert render(template_process, source, bos_token="<s>") == "True False"
+
+
+@pytest.mark.parametrize("source", [r"{{ '\ud800' }}", r"{{ '\ud83d\ude00' }}"])
+def test_half_characters_in_the_rendered_text_are_an_error(
+    template_process: TemplateProcess, source: str
+) -> None:
+    with pytest.raises(RenderingError, match="inserts a surrogate"):
+        render(template_process, source)
+
+
+def test_half_characters_in_an_error_message_are_replaced(template_process: TemplateProcess) -> None:
+    with pytest.raises(RenderingError, match="rejected the messages: a\N{REPLACEMENT CHARACTER}b"):
+        render(template_process, r"{{ raise_exception('a\ud800b') }}")

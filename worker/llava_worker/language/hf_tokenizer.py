@@ -19,6 +19,7 @@ from llava_worker.language.tokenizer import TokenizerError
 __all__ = ["HFTokenizer", "has_tokenizer", "tokenizer_files"]
 
 _LLAMA_TOKENS = ("<unk>", "<s>", "</s>")
+_LLAMA_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>"}  # of transformers' classes for Llama's tokenizer
 # Special even if tokenizer.json declares them as ordinary added tokens, which match user text.
 _IMAGE_MARKS = ("<image>", "<im_patch>", "<im_start>", "<im_end>")
 _TOKEN_ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
@@ -45,7 +46,10 @@ class HFTokenizer:
         self._bare_tokenizer = _without_prefix(self._tokenizer, description)
         self._is_byte_level, self.strips_leading_space = _read_decoder(description["decoder"])
         self._bytes: dict[int, bytes] = {}  # keyed by token ID
-        self.bos_token, self.eos_token = (_content(config.get(name)) for name in ("bos_token", "eos_token"))
+        named = {**_read_config(folder / "special_tokens_map.json"), **config}
+        self.bos_token, self.eos_token = (
+            _content(named.get(name, self._default(name))) for name in ("bos_token", "eos_token")
+        )
         self.bos_token_id = None if self.bos_token is None else self.special_id(self.bos_token)
         self._is_legacy = self._is_byte_level or _is_legacy(folder, config, self._prefix_scheme)
         self._named_tokens = _named_tokens(folder, config)
@@ -111,6 +115,12 @@ class HFTokenizer:
         if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
             return bytes([int(piece[3:5], 16)])
         return piece.replace("▁", " ").encode()
+
+    def _default(self, name: str) -> str | None:
+        """Return the token that has this role in Llama's tokenizer, if this is such a tokenizer."""
+        token = _LLAMA_DEFAULTS[name]
+        is_llama = not self._is_byte_level and self._tokenizer.token_to_id(token) is not None
+        return token if is_llama else None
 
     def _check_typed_special_tokens(self) -> None:
         for token_id, token in self._special_tokens.items():

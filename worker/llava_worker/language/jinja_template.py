@@ -25,7 +25,9 @@ from llava_worker.language.template_process import RenderingError, TemplateProce
 
 __all__ = ["JinjaChatTemplate"]
 
-_PRIVATE_USE = range(0xF0000, 0x110000)
+# CJK ideographs of extension B, which are rare. They are letters without case, so Python and Jinja print
+# them unchanged, for example as part of a list.
+_RARE_CHARACTERS = range(0x20000, 0x2A6D7)
 
 
 class JinjaChatTemplate:
@@ -94,14 +96,14 @@ class JinjaChatTemplate:
         """Return the placeholder of each character that can begin a special token."""
         texts = [part for message in messages for part in message.parts if isinstance(part, str)]
         used = set(self._source).union(*texts)
-        unused = (character for character in map(chr, _PRIVATE_USE) if character not in used)
+        unused = (character for character in map(chr, _RARE_CHARACTERS) if character not in used)
         placeholders = dict(zip(self._first_characters, unused, strict=False))
         if len(placeholders) < len(self._first_characters):
-            num_characters = len(_PRIVATE_USE)
+            num_characters = len(_RARE_CHARACTERS)
             raise PromptError(
                 ErrorCode.INVALID_REQUEST,
-                f"The messages contain nearly all of the {num_characters} supplementary private-use "
-                "characters (U+F0000 and above), of which the chat template needs a few. Remove some.",
+                f"The messages contain nearly all of the {num_characters} CJK ideographs of extension B "
+                "(U+20000 and above), of which the chat template needs a few. Remove some.",
             )
         return placeholders
 

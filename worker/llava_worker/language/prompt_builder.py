@@ -135,13 +135,11 @@ class PromptBuilder:
     def _bos(self, segments: Sequence[Segment]) -> list[int]:
         """Return the beginning-of-sequence token to prepend, or [] if it is unused or already present."""
         bos = self._tokenizer.bos_token_id
-        if bos is None or not self._template.has_bos:
+        if bos is None or not self._tokenizer.adds_bos or not self._template.has_bos:
             return []
-        if self._template.is_hf_style:
-            first = segments[0] if segments else ""
-            has_bos = isinstance(first, SpecialToken) and self._tokenizer.special_id(first.token) == bos
-            return [bos] if self._tokenizer.adds_bos and not has_bos else []
-        return [bos]
+        first = segments[0] if segments and self._template.is_hf_style else ""
+        has_bos = isinstance(first, SpecialToken) and self._tokenizer.special_id(first.token) == bos
+        return [] if has_bos else [bos]
 
     def _image_span(self, image: ImageRef, *, start: int) -> ImageSpan:
         """Return the image's span. Raises PromptError if the image was not preprocessed for this model."""

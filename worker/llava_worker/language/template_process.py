@@ -7,6 +7,7 @@ all requests. It caches compiled templates.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from llava_worker.sandboxed_process import ProcessFailure, ProcessLimits, Sandbo
 __all__ = ["RenderingError", "TemplateProcess"]
 
 _LIMITS = ProcessLimits(cpu_s=2.0, timeout_s=30.0, memory_bytes=512 << 20)
+_SURROGATE = re.compile("[\ud800-\udfff]")  # cannot be encoded in UTF-8, and tokenizers reject them
 _MAX_ERROR_LENGTH = 500  # an error message can contain the whole text
 # The rendered text can be longer than the messages by this factor plus a constant.
 _MAX_GROWTH, _MAX_ADDED_LENGTH = 4, 1 << 20
@@ -156,6 +158,11 @@ def _render(transformers: Any, request: dict[str, Any]) -> str:
             ) from error
         raise RenderingError(ErrorCode.INVALID_REQUEST, f"rejected the messages: {reason}") from error
     text = str(rendered[0])
+    if _SURROGATE.search(text):
+        raise RenderingError(
+            ErrorCode.INVALID_REQUEST,
+            "inserts a surrogate, which is half of a character (U+D800 to U+DFFF). Correct the template.",
+        )
     num_characters = sum(_num_characters(message["content"]) for message in request["messages"])
     limit = _MAX_GROWTH * num_characters + _MAX_ADDED_LENGTH
     if (length := len(text)) > limit:
@@ -168,7 +175,7 @@ def _render(transformers: Any, request: dict[str, Any]) -> str:
 
 
 def _text_of(error: Exception) -> str:
-    return str(error)[:_MAX_ERROR_LENGTH]
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", str(error)[:_MAX_ERROR_LENGTH])
 
 
 def _num_characters(content: Any) -> int:

@@ -81,6 +81,9 @@ class UnsupportedFields(BaseModel):
     moderation: Annotated[Any, Unsupported("Moderate content in your client.")] = None
     prompt_cache_options: Annotated[Any, Unsupported("Omit it. Prompt caching is automatic.", ({},))] = None
     echo: Annotated[Any, Unsupported("Omit it.", (False,))] = None
+    include_stop_str_in_output: Annotated[
+        Any, Unsupported("Append the stop string in your client.", (False,))
+    ] = None
     image_embeds: Annotated[Any, Unsupported("Send images as image_url parts.")] = None
 
 
