@@ -12,7 +12,7 @@ from llava_wire.redis.keys import PREFIX
 from llava_wire.worker_side.consumer import JobConsumer
 
 from tests.waiting import async_wait_until
-from tests.wire.harness import STOP, Harness, frame, heartbeat, make_image, make_job
+from tests.wire.harness import STOP, Harness, after_script, frame, heartbeat, make_image, make_job
 from tests.wire.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -130,6 +130,23 @@ async def test_data_loss_is_detected_without_a_broken_connection(harness: Harnes
     await consumer.emit([frame(again, 1, 2, final=STOP)])
     await client.receives_end(job)
     assert client.tokens(job) == (1, 2)
+
+
+async def test_a_submission_in_progress_survives_a_new_controller_id(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+
+    async def change_identity() -> None:
+        producer._ledger.change_identity()
+        await producer._reader.poll(None)  # must not cancel the job, which Redis knows under the former ID
+
+    after_script(producer, "submit", change_identity)
+    job = make_job()
+    await producer.submit(job, {})
+    client = harness.client(producer)
+    await async_wait_until(lambda: not producer._ledger.former_ids, "the removal of the former ID")
+    (assignment,) = await consumer.pull(1)
+    await consumer.emit([frame(assignment, 0, 1, final=STOP)])
+    assert await client.receives_end(job) == STOP
 
 
 async def test_a_job_cancelled_before_redis_lost_data_does_not_run(harness: Harness) -> None:

@@ -145,6 +145,8 @@ class EventReader:
             live = self._ledger.find(job_id)
             if live and live.is_submitted:
                 await self._resync_or_fail(live)
+        if self._ledger.jobs_to_resync:
+            return  # a submission under a former ID may be in progress, and remove_controller would cancel it
         for controller_id in self._ledger.former_ids:
             await self._link.script("remove_controller", controller_id)
             self._ledger.remove_former_id(controller_id)
