@@ -53,7 +53,6 @@ def test_fewer_bits_cost_more_accuracy(exact: list[Tensor]) -> None:
     results = [accuracy(exact, log_probs(name)) for name in ("bf16", "int8", "int4")]
     divergences = [result.kl for result in results]
     assert 0 < divergences[0] < divergences[1] < divergences[2]
-    assert results[2].same_top < 1
     assert all(math.isfinite(value) for result in results for value in vars(result).values())
 
 

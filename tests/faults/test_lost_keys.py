@@ -60,3 +60,21 @@ async def test_streams_survive_the_loss_of_any_key(
                 await streams.has_begun(rng.randrange(NUM_STREAMS * NUM_TOKENS // 2))
                 delete_one_key(server, kind, rng)
                 assert await streams.texts() == expected, (kind, repeat)
+
+
+FIELDS = ("state", "controller", "tenant", "model", "payload", "digests", "print", "ends", "score", "crashes",
+    "doubts", "owner", "cost", "priority", "nonce", "outline", "assignment", "worker", "length", "queued_at",
+)  # fmt: skip
+
+
+async def test_streams_survive_the_loss_of_any_field_of_a_job(private_server: RedisServer) -> None:
+    redis = private_server.client
+    async with running_streams(private_server.url) as streams:
+        await streams.submit(-1)
+        expected = await streams.texts()
+        for number, field in enumerate(FIELDS):
+            await streams.submit(number)
+            await streams.has_begun(4 * NUM_STREAMS)
+            for key in sorted(redis.scan_iter(f"{PREFIX}job:job-{number}-*"))[:3]:
+                redis.hdel(key, field)
+            assert await streams.texts() == expected, field

@@ -95,3 +95,33 @@ def test_a_url_of_one_cluster_node_is_reported_with_the_remedy(
     assert found == status, output
     assert "The Redis URL names one node of a cluster. Use redis+cluster://." in output
     check_output(output)
+
+
+@pytest.fixture(scope="module")
+def plain_server() -> Iterator[RedisServer]:
+    program = binary("valkey")
+    assert program
+    folder = Path(tempfile.mkdtemp(prefix="lv"))
+    server = RedisServer(program, folder, port=free_port())
+    server.start()
+    yield server
+    server.kill()
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        ("redis+sentinel://:sec#ret@127.0.0.1:{port}/main", "Sentinel did not return the address"),
+        ("redis+sentinel://:sec#ret@127.0.0.1:1/main", "no Sentinel process knows a reachable primary"),
+        ("redis+cluster://127.0.0.1:{port}", "the cluster did not return the address"),
+        ("redis://127.0.0.1:{port}/99", "DB index is out of range"),
+    ],
+)
+def test_a_url_for_another_kind_of_server_is_reported_in_one_sentence(
+    plain_server: RedisServer, form: str, reason: str
+) -> None:
+    status, output = run("doctor", form.format(port=plain_server.port))
+    assert (status, output.count("\n")) == (69, 1), output
+    assert reason in output
+    check_output(output)

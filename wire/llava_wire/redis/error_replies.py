@@ -28,7 +28,7 @@ _DEFECT_TEXTS = re.compile(
 )
 # Texts that match the list above, although the reason is outside of this program.
 _TRANSIENT_TEXTS = re.compile(
-    r"SCRIPT KILL|non local key|Script killed|scripts? attempted to access", re.IGNORECASE
+    r"DB index|SCRIPT KILL|non local key|Script killed|scripts? attempted to access", re.IGNORECASE
 )
 # Redis 6.2 wraps the errors of commands that a script calls: "ERR Error running script (call to f_...):
 # @user_script:12: @user_script: 12: -READONLY You can't write ...".

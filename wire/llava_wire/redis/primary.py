@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
+from redis import exceptions
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import (
     AbstractConnection,
@@ -22,7 +23,7 @@ from redis.asyncio.connection import (
     UnixDomainSocketConnection,
 )
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 
 from llava_wire.redis.address import RedisAddress
@@ -89,12 +90,23 @@ class Primary:
         self._found_at = 0.0
 
     async def find(self) -> tuple[str, int]:
-        """Return host and port. Raises redis-py's ConnectionError or TimeoutError."""
+        """Return host and port. Raises redis-py's ConnectionError."""
         if self._found is None or time.monotonic() - self._found_at > _LOOKUP_AGE_S:
             is_sentinel = self._address.kind == "sentinel"
-            self._found = await (self._ask_sentinel() if is_sentinel else self._ask_cluster())
+            try:
+                self._found = await (self._ask_sentinel() if is_sentinel else self._ask_cluster())
+            except (exceptions.RedisError, exceptions.RedisClusterException, OSError, LookupError) as error:
+                raise exceptions.ConnectionError(self._failure(error)) from error
             self._found_at = time.monotonic()
         return self._found
+
+    def _failure(self, error: Exception) -> str:
+        """Describe why the lookup failed, without redis-py's descriptions of its connections."""
+        if isinstance(error, MasterNotFoundError):
+            return f"no Sentinel process knows a reachable primary of the service {self._address.service!r}"
+        kind = "Sentinel" if self._address.kind == "sentinel" else "the cluster"
+        reason = str(error).rstrip(".") or type(error).__name__
+        return f"{kind} did not return the address of the primary: {reason}"
 
     async def _ask_sentinel(self) -> tuple[str, int]:
         options = dict(self._address.sentinel_options)

@@ -15,5 +15,5 @@ if nonce ~= '' and current_nonce ~= nonce then return 2 end
 if peeked and now - peeked < tonumber(recent) then return 2 end
 fence(id)
 end_job(id, 'cancelled')
-if owner ~= controller then request_resync(owner, id) end
+if owner and owner ~= controller then request_resync(owner, id) end
 return 1

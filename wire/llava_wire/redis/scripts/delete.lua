@@ -13,7 +13,7 @@ if former then return former == nonce and 1 or 0 end
 if state ~= 'done' and state ~= 'cancelled' then
   fence(id)
   end_job(id, 'cancelled')
-  request_resync(owner, id)
+  if owner then request_resync(owner, id) end
 end
 redis.call('HDEL', job, 'payload', 'digests', 'outline')
 redis.call('HSET', job, 'state', 'cancelled', 'forgotten', nonce)

@@ -31,7 +31,7 @@ end
 -- another job is waiting in quarantine and no other jobs are waiting.
 local function clear(id)
   local job_model, crashes, doubts = unpack(redis.call('HMGET', key('job', id), 'model', 'crashes', 'doubts'))
-  if tonumber(doubts or 0) < QUARANTINE_CRASHES or tonumber(crashes) >= MAX_CLEAR_CRASHES then return false end
+  if tonumber(doubts or 0) < QUARANTINE_CRASHES or tonumber(crashes or 0) >= MAX_CLEAR_CRASHES then return false end
   redis.call('HSET', key('job', id), 'doubts', 0)
   wake(job_model)
   if num_queued(job_model) > 0 then

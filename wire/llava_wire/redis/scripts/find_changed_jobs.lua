@@ -2,7 +2,7 @@
 -- that are missing, damaged or parked, have ended, have been taken over, wait in no queue, run on no worker, or have
 -- more or fewer frames in their logs than the controller has delivered. This detects lost keys and stream entries.
 -- ARGV: controller, (job, number of frames)...   Reply: {job...}
--- Uses shared/base.lua: key, PREFIX, unpack_slot; shared/jobs.lua: delete_if_damaged, queue_with.
+-- Uses shared/base.lua: key, PREFIX, unpack_slot; shared/jobs.lua: queue_with.
 local function has_place(id, state, model, worker, assignment)
   if state == 'queued' then return queue_with(id, model) ~= nil end
   if state ~= 'running' or not redis.call('ZSCORE', PREFIX .. 'workers', worker) then return false end

@@ -13,7 +13,7 @@
 -- Uses shared/base.lua: key, PREFIX, now, split, unpack_slot, request_resync, notify, pack_slot, extend,
 --   wake;
 --   shared/images.lua: missing_images; shared/fair_queue.lua: requeue, subtract_backlog, QUARANTINE_CRASHES, QUARANTINE,
---   QUEUES, pause_quarantine, find_overflow, virtual_time, set_virtual_time, num_queued; shared/jobs.lua: delete_if_damaged, append_frame,
+--   QUEUES, pause_quarantine, find_overflow, virtual_time, set_virtual_time, num_queued; shared/jobs.lua: append_frame,
 --   end_job, fence, queue_with.
 local PROMOTE_MS = 30000
 local DRAIN_AFTER_MS = 10000

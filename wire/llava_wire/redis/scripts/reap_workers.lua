@@ -77,6 +77,7 @@ local function release_jobs(worker, lease_end, reason)
   local is_shared = #flat > 0 and is_shared_crash(worker, lease_end)
   for i = 1, #flat, 2 do
     local _, _, length = unpack_slot(flat[i + 1])
+    delete_if_damaged(flat[i])
     if redis.call('EXISTS', key('job', flat[i])) == 1 then
       crash(flat[i], worker, length, reason, #flat == 2, is_shared)
       count = count + 1

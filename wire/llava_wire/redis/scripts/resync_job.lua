@@ -7,7 +7,7 @@
 --   digest of the model, frame...
 -- Reply: {state, {missing digest...}, {frame...}, ID of the last entry in the controller's stream}
 -- Uses shared/base.lua: key, PREFIX, unpack_slot, touch_controller; shared/images.lua: missing_images;
---   shared/fair_queue.lua: dequeue, requeue, arrival_time; shared/jobs.lua: delete_if_damaged, queue_with,
+--   shared/fair_queue.lua: dequeue, requeue, arrival_time; shared/jobs.lua: queue_with,
 --   remove_from_slots, change_owner, fence, create_job, append_frame.
 local id, controller, model, cost = ARGV[1], ARGV[2], ARGV[4], ARGV[5]
 local digests, owner, length = ARGV[8], tonumber(ARGV[13]), ARGV[14]

@@ -4,7 +4,7 @@
 -- ARGV: job, tenant, controller, nonce
 -- Reply: {}, {'cancelled'} or {state, owner, payload, ttl_ms, log, {digest, bytes...}}
 -- Uses shared/base.lua: key, split, now, request_resync, extend, KEEP_MS, touch_controller; shared/images.lua:
---   use_images; shared/fair_queue.lua: requeue; shared/jobs.lua: delete_if_damaged, change_owner.
+--   use_images; shared/fair_queue.lua: requeue; shared/jobs.lua: change_owner.
 local id, tenant, controller, nonce = unpack(ARGV)
 local job = key('job', id)
 delete_if_damaged(id)

@@ -51,6 +51,22 @@ local function request_resync(controller, id) notify(controller, {id .. ' ?', ''
 
 local function touch_controller(controller) redis.call('ZADD', PREFIX .. 'controllers', now, controller) end
 
+-- Fields without which a job cannot continue. A job that has lost one of them is treated like a job that was lost.
+local FIELDS = {'controller', 'tenant', 'model', 'score', 'crashes', 'doubts', 'owner', 'cost', 'priority', 'ends',
+  'nonce', 'print', 'outline', 'payload', 'digests'}
+
+-- Deletes the hash of an unfinished job that has lost a field, so that its controller creates the job again. Scripts call
+-- this function before they use the fields, because a script that fails halfway leaves its first writes behind.
+local function delete_if_damaged(id)
+  local job = key('job', id)
+  local state = redis.call('HGET', job, 'state')
+  if state == 'done' or state == 'cancelled' or redis.call('EXISTS', job) == 0 then return end
+  if not state then return redis.call('DEL', job) end
+  for _, value in ipairs(redis.call('HMGET', job, unpack(FIELDS))) do
+    if not value then return redis.call('DEL', job) end
+  end
+end
+
 -- `inflight:{worker}` maps each job to a string: assignment ID (32 characters) .. controller ID (32 characters) .. log
 -- length in tokens .. ':' .. number of the last frame. A single HGETALL returns everything that `emit` needs for
 -- fencing, routing and gap detection.

@@ -3,7 +3,7 @@
 -- `doubts` is the number of worker crashes that occurred while the job was running, counted since the job was last
 -- cleared. Once `doubts` reaches QUARANTINE_CRASHES, the job waits in quarantine and runs alone. For aging, `since`
 -- contains the arrival times of jobs with normal or low priority. `backlog` is the total cost of all waiting jobs.
--- Uses shared/base.lua: key, extend, now, wake.
+-- Uses shared/base.lua: key, extend, now, delete_if_damaged, wake.
 local QUEUES = {'wait-high', 'wait', 'wait-low'}
 local QUARANTINE = 'suspects'
 local QUARANTINE_CRASHES = 2
@@ -67,6 +67,7 @@ local function pause_quarantine(model) redis.call('SET', key('trial', model), '1
 -- Returns a job to its previous position in the queue. `length` is the length of the job's log in tokens.
 local function requeue(id, length)
   local job = key('job', id)
+  delete_if_damaged(id)
   local model, score, cost, priority, doubts =
     unpack(redis.call('HMGET', job, 'model', 'score', 'cost', 'priority', 'doubts'))
   if not model then return end -- expired
@@ -88,7 +89,7 @@ end
 local function withdraw_doubt(id)
   local job = key('job', id)
   local doubts, crashes, state, length = unpack(redis.call('HMGET', job, 'doubts', 'crashes', 'state', 'length'))
-  if not doubts or tonumber(doubts) == 0 or tonumber(crashes) > MAX_EXCUSED then return end
+  if not doubts or not crashes or tonumber(doubts) == 0 or tonumber(crashes) > MAX_EXCUSED then return end
   redis.call('HINCRBY', job, 'doubts', -1)
   local model, cost = unpack(redis.call('HMGET', job, 'model', 'cost'))
   if state == 'queued' and redis.call('ZREM', key(QUARANTINE, model), id) == 1 then

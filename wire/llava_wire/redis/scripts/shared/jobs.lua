@@ -9,21 +9,6 @@ local function queue_with(id, model)
   end
 end
 
--- Fields without which a job cannot continue. A job that has lost one of them is treated like a job that was lost.
-local FIELDS = {'controller', 'tenant', 'model', 'score', 'crashes', 'doubts', 'owner', 'cost', 'priority', 'ends',
-  'nonce', 'print', 'outline'}
-
--- Deletes the hash of an unfinished job that has lost a field, so that its controller creates the job again.
-local function delete_if_damaged(id)
-  local job = key('job', id)
-  local state = redis.call('HGET', job, 'state')
-  if state == 'done' or state == 'cancelled' or redis.call('EXISTS', job) == 0 then return end
-  if not state then return redis.call('DEL', job) end
-  for _, value in ipairs(redis.call('HMGET', job, unpack(FIELDS))) do
-    if not value then return redis.call('DEL', job) end
-  end
-end
-
 -- Removes a job from the slots of all workers. Needed only if the job's hash, which names the worker, was lost.
 local function remove_from_slots(id)
   for _, worker in ipairs(redis.call('ZRANGE', PREFIX .. 'workers', 0, -1)) do
@@ -72,12 +57,12 @@ local function end_job(id, state)
     unpack(redis.call('HMGET', job, 'model', 'tenant', 'controller', 'digests', 'cost'))
   if not model then return end -- expired
   redis.call('HSET', job, 'state', state)
-  if state == 'done' then count_served(model, cost) end
+  if state == 'done' then count_served(model, cost or 0) end
   for _, digest in ipairs(split(digests or '')) do redis.call('SREM', key('users', digest), id) end
   if state ~= 'orphaned' then redis.call('HDEL', job, 'payload', 'digests') end -- an orphan can be taken over
-  dequeue(id, model, cost)
-  redis.call('HDEL', key('tenant', tenant), id)
-  redis.call('SREM', key('live', controller), id)
+  dequeue(id, model, cost or 0)
+  if tenant then redis.call('HDEL', key('tenant', tenant), id) end
+  if controller then redis.call('SREM', key('live', controller), id) end
   redis.call('PEXPIRE', job, KEEP_MS)
   redis.call('PEXPIRE', key('log', id), KEEP_MS)
 end
@@ -97,7 +82,7 @@ end
 local function create_job(score, crashes, doubts, owner)
   local id, controller, tenant, model, cost, payload, ttl, digests, priority, nonce, outline = unpack(ARGV, 1, 11)
   local job, life = key('job', id), tonumber(ttl) + KEEP_MS
-  redis.call('HSET', job, 'controller', controller, 'tenant', tenant, 'model', model, 'payload', payload,
+  redis.call('HSET', job, 'state', 'queued', 'controller', controller, 'tenant', tenant, 'model', model, 'payload', payload,
     'digests', digests, 'print', redis.sha1hex(payload), 'ends', now + tonumber(ttl), 'score', score,
     'crashes', crashes, 'doubts', doubts, 'owner', owner, 'cost', cost, 'priority', priority, 'nonce', nonce,
     'outline', outline)
