@@ -82,11 +82,14 @@ class WorkerRegistry:
         """Return a model.
 
         Raises ApiError: 404 if the model is unknown, 503 if no live worker serves it. While the queue is
-        unavailable and shortly afterwards, unknown models are a 503 too, as workers could not announce them.
+        unavailable and shortly afterwards, and until this server has found its first worker, unknown models
+        are a 503 too, because workers could not announce them.
         """
         if not self.num_workers(name) and self._age_s() > _MIN_REFRESH_S:
             await self.refresh()  # a worker may have started since the last refresh
-        model = self.get(name)
+        if self._models or not self._health.is_settled:
+            self.get(name)
+        # Otherwise, this server has not found any worker yet, so it cannot know which models exist.
         if not self.num_workers(name):
             raise ApiError(
                 "no_worker",
@@ -95,7 +98,7 @@ class WorkerRegistry:
                 param="model",
                 retry_after_s=_RETRY_AFTER_S,
             )
-        return model
+        return self._models[name]
 
     def get(self, name: str) -> ServedModel:
         """Return a model, even if it has no live worker. Raises ApiError (404, 503)."""

@@ -145,6 +145,12 @@ def test_a_queue_that_may_evict_requests_is_rejected_unless_this_is_accepted(
         client.close()
 
 
+def test_a_server_that_has_found_no_worker_yet_rejects_every_model_with_503(launch: Launch) -> None:
+    response = ask(launch(), "Hi?")
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "no_worker")
+    assert response.headers["retry-after"]
+
+
 def test_server_imports_neither_torch_nor_the_worker() -> None:
     program = (
         "import sys, llava_server.__main__\n"
