@@ -63,6 +63,9 @@ async def check_recovery(cluster: Cluster, streams: Streams, started: list[Strea
     assert [process.status for process in processes] == [None] * len(processes)
     assert [process.pid for process in processes] == pids
     assert all(worker.log.count("worker ready") == 1 for worker in cluster.workers)  # the model stayed loaded
+    await async_wait_until(
+        lambda: all(each.is_ready for each in cluster.controllers), "the workers' heartbeats"
+    )
     late = streams.start_many(cluster.urls, len(cluster.urls), max_tokens=5)
     await streams.wait_for_all()
     for stream in late:
