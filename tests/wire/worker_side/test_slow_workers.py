@@ -70,6 +70,7 @@ async def test_an_idle_worker_takes_over_a_stream_of_a_slow_one_once(harness: Ha
     fast = await worker_with_speed(harness, "fast", 0.1)
     (assignment,) = await fast._pull(4)
     assert (assignment.job, assignment.token_ids) == (job, (1,))
+    assert "fast" in harness.members("progress")  # else a hang before the first event would not be detected
     assert (await slow.emit([frame(stale, 1, 99)])).refused == {job.job_id}
     harness.redis.delete(f"{PREFIX}moved:m")
     faster = await worker_with_speed(harness, "faster", 0.01)

@@ -156,17 +156,8 @@ class PrimaryConnection(Connection):
         await super().connect()  # type: ignore[no-untyped-call]
 
 
-class PrimarySSLConnection(SSLConnection):
+class PrimarySSLConnection(PrimaryConnection, SSLConnection):
     """The same as `PrimaryConnection`, with TLS."""
-
-    def __init__(self, *, find_primary: Lookup, **options: Any) -> None:
-        super().__init__(**options)
-        self._find_primary = find_primary
-
-    async def connect(self) -> None:
-        if not self.is_connected:
-            self.host, self.port = await self._find_primary()
-        await super().connect()  # type: ignore[no-untyped-call]
 
 
 def _no_retry() -> Retry:

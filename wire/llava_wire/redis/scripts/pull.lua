@@ -204,8 +204,10 @@ local function take_over_from_slow_worker(own, others)
       if not moved and tonumber(doubts or QUARANTINE_CRASHES) < QUARANTINE_CRASHES and not has_other_model(id) then
         if not redis.call('SET', key('moved', model), '1', 'PX', MOVE_INTERVAL_MS, 'NX') then return end
         redis.call('HSET', key('job', id), 'moved', '1')
-        requeue(id, fence(id))
-        local queue = key(queue_with(id, model), model)
+        requeue(id, fence(id) or redis.call('HGET', key('job', id), 'length'))
+        local name = queue_with(id, model)
+        if not name then return end -- the job was damaged
+        local queue = key(name, model)
         local score = redis.call('ZSCORE', queue, id)
         redis.call('ZREM', queue, id)
         return assign(id, ARGV[FIRST_NONCE], queue, score)
@@ -232,9 +234,9 @@ if last > virtual then
   set_virtual_time(model, last)
   redis.call('ZREMRANGEBYSCORE', key('fair', model), '-inf', last) -- these tenants restart at the current virtual time
 end
-if #assigned > 0 and #held == 0 then redis.call('ZADD', PREFIX .. 'progress', now + hang, worker) end
 local is_idle = #assigned == 0 and #held == 0 and not is_reserved and not is_overflow
 if is_idle and num_queued(model) == 0 then take_over_from_slow_worker(own_step, other_workers) end
+if #assigned > 0 and #held == 0 then redis.call('ZADD', PREFIX .. 'progress', now + hang, worker) end
 local num_passed_over = 0
 for _, each in ipairs(passed_over) do
   redis.call('ZADD', each[1], each[2], each[3])
