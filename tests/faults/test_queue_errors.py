@@ -21,6 +21,7 @@ ACL = (Path(__file__).parents[2] / "deploy" / "users.acl").read_text("utf-8")
 NUM_STREAMS = 12
 FAULT_S = 3.0
 INJECTED = {
+    "NOAUTH": Fault(FaultKind.REFUSE, "NOAUTH Authentication required."),
     "an unknown word": Fault(FaultKind.REFUSE, "NEWWORD of a later release"),
     "a full disk": Fault(FaultKind.REFUSE, "MISCONF Errors writing to the AOF file: No space left on device"),
     "another protocol": Fault(FaultKind.GARBAGE),

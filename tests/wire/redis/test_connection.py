@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -79,3 +80,23 @@ async def test_connections_that_are_closed_after_an_error_disturb_no_other_comma
         injector.plan = lambda _: READ_ONLY if next(requests) % 2 else None
         await asyncio.gather(*(ping() for _ in range(16)))
         assert set(link.num_errors) == {"READONLY"}
+
+
+async def test_a_caller_that_is_cancelled_after_an_error_leaves_no_connection_open(
+    server: RedisServer, injector: ErrorInjector, url: str
+) -> None:
+    """Cancel a failed command at each of its steps while the pool has idle connections."""
+    num_idle = 8
+    for num_steps in range(30):
+        async with aclosing(Link(url, timeout_s=scaled(TIMEOUT_S))) as link:
+            await asyncio.gather(*(link.command("PING") for _ in range(num_idle)))
+            injector.plan = lambda _: READ_ONLY
+            command = asyncio.create_task(link.command("SET", "k", "v"))
+            for _ in range(num_steps):
+                await asyncio.sleep(0)
+            command.cancel()
+            with contextlib.suppress(asyncio.CancelledError, QueueUnavailable):
+                await command
+            injector.plan = lambda _: None
+        del link
+        gc.collect()  # an unclosed connection emits a ResourceWarning, which is an error

@@ -8,7 +8,7 @@ primary.
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
@@ -73,11 +73,13 @@ class PrimaryPool(ConnectionPool):
         """Close all idle connections. Does not raise.
 
         ``ConnectionPool.disconnect`` leaves the connections in the pool while they are being closed, so that
-        a command can receive one of them and fail with an AttributeError.
+        a command can receive one of them and fail with an AttributeError. The connections are closed without
+        suspending, because a caller that is cancelled here would otherwise leave some of them open.
         """
         idle, self._available_connections = self._available_connections, []
-        closing = [connection.disconnect(nowait=True) for connection in idle]
-        await asyncio.gather(*closing, return_exceptions=True)
+        for connection in idle:
+            with contextlib.suppress(exceptions.RedisError, OSError):
+                await connection.disconnect(nowait=True)
 
 
 class Primary:
