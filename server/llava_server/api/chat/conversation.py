@@ -13,8 +13,8 @@ invalidate the cached prompt from its first token.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from llava_wire.messages.job import ImageRef, Message, Role
 
@@ -29,8 +29,6 @@ from llava_server.api.fields.messages import (
 from llava_server.api.tools.prompt import calls_text, result_text
 
 __all__ = ["ImageSource", "image_sources", "to_conversation"]
-
-_Kind: TypeAlias = Literal["text", "calls"]
 
 
 class ImageSource(NamedTuple):
@@ -71,22 +69,22 @@ def to_conversation(
     turns: list[_Turn] = []
     for message in messages:
         parts = [next(remaining) if isinstance(part, ImagePart) else part for part in message.parts]
+        is_leading = not turns or turns[-1].role == "system"
         if isinstance(message, ToolMessage | FunctionMessage):
-            texts = [part for part in parts if isinstance(part, str)]
-            result = result_text("\n".join(texts))
-            _turn(turns, "user").add([result, *(part for part in parts if isinstance(part, ImageRef))])
+            result = result_text("\n".join(part for part in parts if isinstance(part, str)))
+            result_images = [part for part in parts if isinstance(part, ImageRef)]
+            _turn(turns, "user").add([result, *result_images], is_plain=False)
         elif isinstance(message, AssistantMessage):
-            turn = _turn(turns, "assistant")
-            turn.add(parts, "text")
-            turn.add([calls_text(message.calls)] if message.calls else [], "calls")
+            calls = [calls_text(message.calls)] if message.calls else []
+            _turn(turns, "assistant").add(_single_text([*parts, *calls]))
+        elif isinstance(message, SystemMessage) and is_leading:
+            _turn(turns, "system").add(_single_text(parts))
         else:
-            is_leading = not turns or turns[-1].role == "system"
-            is_system = isinstance(message, SystemMessage) and is_leading
-            _turn(turns, "system" if is_system else "user").add(parts, "text")
-    if tools and turns[0].role == "system":
+            _turn(turns, "user").add(parts)
+    if tools:
+        if turns[0].role != "system":
+            turns.insert(0, _Turn("system"))
         turns[0].add([tools])
-    elif tools:
-        turns.insert(0, _Turn("system", [tools]))
     _complete(turns, is_continued=is_continued)
     return tuple(Message(turn.role, tuple(turn.parts) or ("",)) for turn in turns)
 
@@ -95,32 +93,40 @@ def to_conversation(
 class _Turn:
     """The merged messages of one role.
 
-    ``last_kind`` is the kind of the last part if the next part of the same kind is joined to it.
+    If ``is_open`` is true, the last part is plain text, to which the text of the next message is joined.
     """
 
     role: Role
-    parts: list[str | ImageRef]
-    last_kind: _Kind | None = None
+    parts: list[str | ImageRef] = field(default_factory=list)
+    is_open: bool = False
 
-    def add(self, parts: Sequence[str | ImageRef], kind: _Kind | None = None) -> None:
-        """Add the content of a message.
+    def add(self, parts: Sequence[str | ImageRef], *, is_plain: bool = True) -> None:
+        """Add the parts of a message.
 
-        Text is joined to preceding text of the same kind by a line break, because some templates insert
-        nothing between parts. Images, and text without a kind, are separate parts.
+        If ``is_plain`` is true, text that follows plain text is joined to it by a line break, because some
+        templates insert nothing between parts. Otherwise, the first part is text in tags.
         """
         if not parts:
             return
-        if kind is not None and kind == self.last_kind and isinstance(parts[0], str):
+        if is_plain and self.is_open and isinstance(parts[0], str):
             before = str(self.parts.pop())
             parts = ["\n".join(filter(None, (before, parts[0]))), *parts[1:]]
         self.parts += parts
-        self.last_kind = kind if isinstance(parts[-1], str) else None
+        self.is_open = is_plain and isinstance(parts[-1], str)
+
+
+def _single_text(parts: Sequence[str | ImageRef]) -> list[str]:
+    """Return texts as a single part, because some templates read only the first part of a message.
+
+    Only user messages can contain images.
+    """
+    return ["\n".join(part for part in parts if isinstance(part, str))] if parts else []
 
 
 def _turn(turns: list[_Turn], role: Role) -> _Turn:
     """Return the last turn if it has this role, otherwise a new turn."""
     if not turns or turns[-1].role != role:
-        turns.append(_Turn(role, []))
+        turns.append(_Turn(role))
     return turns[-1]
 
 
@@ -128,6 +134,6 @@ def _complete(turns: list[_Turn], *, is_continued: bool) -> None:
     """Insert an empty user turn before a leading assistant turn and after a trailing one."""
     first = 1 if turns[0].role == "system" else 0
     if len(turns) == first or turns[first].role == "assistant":
-        turns.insert(first, _Turn("user", []))
+        turns.insert(first, _Turn("user"))
     if turns[-1].role == "assistant" and not is_continued:
-        turns.append(_Turn("user", []))
+        turns.append(_Turn("user"))

@@ -129,7 +129,8 @@ def test_earlier_calls_and_results_reach_the_worker_as_messages(stack: Stack) ->
     ]
     assert stack.chat(messages=messages, tools=[WEATHER]).status_code == 200
     system, question, call, results = stack.worker.assignments[-1].job.messages
-    assert system.parts[0] == "Be brief." and "weather" in str(system.parts[1])
+    [instructions] = system.parts  # some chat templates read only the first part
+    assert str(instructions).startswith("Be brief.\n") and "weather" in str(instructions)
     assert question == Message("user", ("Weather?",))
     assert call == Message("assistant", (f"{PARIS}\n{PARIS}",))
     parts = ("<tool_response>18 degrees</tool_response>", "<tool_response>rain</tool_response>", "say so")
