@@ -17,7 +17,7 @@ __all__ = ["MESSAGES", "RandomMessages", "image", "parsed", "random_messages"]
 MESSAGES: TypeAdapter[list[ChatMessage]] = TypeAdapter(list[ChatMessage])
 _ROLES = ["system", "developer", "user", "assistant", "tool", "function"]
 # One letter per part: text, empty text, image, refusal, reasoning.
-_CONTENTS = {role: "te" for role in _ROLES} | {"user": "tei", "tool": "tei", "assistant": "tern"}
+_CONTENTS = {role: "xe" for role in _ROLES} | {"user": "xei", "tool": "xei", "assistant": "xern"}
 
 
 def parsed(*messages: Any) -> list[ChatMessage]:

@@ -209,7 +209,7 @@ def test_histories_of_reasoning_models_are_accepted_without_their_reasoning(stac
     assert messages(stack, *turns).status_code == 200
     assert received(stack) == expected
 
-    answer = {
+    earlier = {
         "type": "message",
         "id": "msg_1",
         "role": "assistant",
@@ -217,13 +217,19 @@ def test_histories_of_reasoning_models_are_accepted_without_their_reasoning(stac
         "phase": "commentary",
         "content": [{"type": "output_text", "text": "a", "annotations": [], "logprobs": []}],
     }
-    reasoning = {"type": "reasoning", "id": "rs_1", "summary": [], "content": None, "encrypted_content": "x"}
+    reasoning: dict[str, Any] = {
+        "type": "reasoning",
+        "id": "rs_1",
+        "summary": [],
+        "content": None,
+        "encrypted_content": "x",
+    }
     items = [
         user("q"),
         reasoning,
         {"type": "item_reference", "id": "rs_0"},
         {"id": "rs_2"},
-        answer,
+        earlier,
         reasoning,
     ]
     response = responses(
