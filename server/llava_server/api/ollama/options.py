@@ -25,7 +25,10 @@ def _as_integer(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Integer = Annotated[int, BeforeValidator(_as_integer)]  # Ollama also accepts 40.0
+_INTEGER = BeforeValidator(_as_integer)  # Ollama also accepts 40.0
+Limit = Annotated[int, Field(ge=-2, le=MAX_TOKENS), _INTEGER]
+TokenCount = Annotated[int, Field(ge=-1, le=MAX_TOKENS), _INTEGER]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), _INTEGER]
 
 _NO_EFFECT: Any = Field(
     None,
@@ -39,10 +42,8 @@ _MIROSTAT = "Use temperature, top_k, top_p and min_p."
 class OllamaOptions(RequestModel):
     """Sampling parameters. Defaults are the same as in Ollama."""
 
-    num_predict: Integer | None = Field(
+    num_predict: Limit | None = Field(
         None,
-        ge=-2,
-        le=MAX_TOKENS,
         description="Maximum number of output tokens. -1 (default) and -2 limit the output only by the "
         "context length.",
         examples=[128],
@@ -54,10 +55,8 @@ class OllamaOptions(RequestModel):
         description="Sampling temperature. 0 selects the most likely token. Defaults to 0.8.",
         examples=[0],
     )
-    top_k: Integer | None = Field(
+    top_k: TokenCount | None = Field(
         None,
-        ge=-1,
-        le=MAX_TOKENS,
         description="Sample only from the top_k most likely tokens. 0 or -1 disables the limit. Defaults to "
         "40.",
         examples=[40],
@@ -78,10 +77,8 @@ class OllamaOptions(RequestModel):
         "most likely token. Defaults to 0.",
         examples=[0.05],
     )
-    seed: Integer | None = Field(
+    seed: Seed | None = Field(
         None,
-        ge=-(2**63),
-        lt=2**63,
         description="Seed for sampling. The same request with the same seed produces the same output. -1 "
         "(default) selects a random seed.",
         examples=[7],
@@ -100,10 +97,8 @@ class OllamaOptions(RequestModel):
         "and negative logits are multiplied by it. Defaults to 1 (disabled).",
         examples=[1.1],
     )
-    repeat_last_n: Integer | None = Field(
+    repeat_last_n: TokenCount | None = Field(
         None,
-        ge=-1,
-        le=MAX_TOKENS,
         description="Number of tokens that the penalties consider. 0 disables the penalties. The penalties "
         "always consider the whole context, so if a penalty is set, the only other accepted values are -1 "
         "and 64 (Ollama's default).",

@@ -60,11 +60,7 @@ def ignored_options() -> dict[str, Row]:
     names = {
         name for name, field in OllamaOptions.model_fields.items() if "ignored" in str(field.description)
     }
-    return {
-        f"OllamaOptions.{name}": Ignored("/api/chat", SAMPLED, f"options.{name}", value)
-        for name in names
-        for value in (1,)
-    }
+    return {f"OllamaOptions.{name}": Ignored("/api/chat", SAMPLED, f"options.{name}", 1) for name in names}
 
 
 def rejected_options() -> dict[str, Row]:
