@@ -26,7 +26,7 @@ def _as_integer(value: Any) -> Any:
 
 
 _INTEGER = BeforeValidator(_as_integer)  # Ollama also accepts 40.0
-Limit = Annotated[int, Field(ge=-2, le=MAX_TOKENS), _INTEGER]
+Limit = Annotated[int, Field(ge=-2, le=MAX_TOKENS, json_schema_extra={"not": {"const": 0}}), _INTEGER]
 TokenCount = Annotated[int, Field(ge=-1, le=MAX_TOKENS), _INTEGER]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), _INTEGER]
 

@@ -43,9 +43,8 @@ CLOCK: Any = {"type": "function", "function": {"name": "clock", "parameters": {"
 
 @pytest.fixture
 def client(stack: Stack) -> Iterator[ollama.Client]:
-    client = ollama.Client(stack.server.url)
-    yield client
-    client.close()
+    with ollama.Client(stack.server.url) as client:
+        yield client
 
 
 def user_message(text: str = "say one two") -> list[Any]:
@@ -324,7 +323,9 @@ def test_a_probe_with_head_succeeds_without_a_body(stack: Stack, path: str) -> N
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_an_early_failure_has_a_status(client: ollama.Client, is_stream: bool) -> None:
     with pytest.raises(ollama.ResponseError, match="scripted failure") as caught:
-        list(client.generate(MODEL, "refuse context_length_exceeded", stream=is_stream))
+        if is_stream:
+            list(client.generate(MODEL, "refuse context_length_exceeded", stream=True))
+        client.generate(MODEL, "refuse context_length_exceeded")
     assert caught.value.status_code == 400
 
 
@@ -372,7 +373,7 @@ INVALID: list[tuple[str, dict[str, Any], str, str]] = [
 
 
 def test_an_error_has_ollamas_shape_and_names_the_field(stack: Stack) -> None:
-    bodies = {"chat": {"messages": user_message()}, "generate": {"prompt": "say x"}}
+    bodies: dict[str, Any] = {"chat": {"messages": user_message()}, "generate": {"prompt": "say x"}}
     for route, fields, param, words in INVALID:
         body = {"model": MODEL, **bodies.get(route, {}), **fields}
         response = stack.http.post(f"/api/{route}", json=body)
