@@ -158,6 +158,15 @@ def test_tool_calls_are_objects_and_their_results_reach_the_worker(
     )
 
 
+def test_a_result_belongs_to_the_call_of_its_tool_or_with_its_id(stack: Stack) -> None:
+    calls = [{"id": name[0], "function": {"name": name, "arguments": {}}} for name in ("weather", "clock")]
+    history = [*user_message(), {"role": "assistant", "tool_calls": calls}]
+    by_name = {"role": "tool", "tool_name": "clock", "content": "noon"}
+    for call_id, status in (("w", 200), ("c", 400)):
+        by_id = {"role": "tool", "tool_call_id": call_id, "content": "18 degrees"}
+        assert chat(stack, messages=[*history, by_name, by_id]).status_code == status, call_id
+
+
 def test_a_python_function_is_a_tool(client: ollama.Client, stack: Stack) -> None:
     def weather(city: str) -> str:
         """Return the weather.
