@@ -17,6 +17,8 @@ from llava_server.api.completions import routes as completions
 from llava_server.api.embeddings import routes as embeddings
 from llava_server.api.files import routes as files
 from llava_server.api.models import routes as models
+from llava_server.api.ollama import model_routes as ollama_models
+from llava_server.api.ollama import routes as ollama
 from llava_server.api.openapi.document import build_document
 from llava_server.api.responses import routes as responses
 from llava_server.api.tokenize import routes as tokenize
@@ -40,7 +42,7 @@ __all__ = ["create_app"]
 _MIB = 2**20
 _ROUTES = (
     *(chat, responses, anthropic, completions, embeddings, tokenize, files, batches, models),
-    *(health, playground),
+    *(ollama, ollama_models, health, playground),
 )
 
 

@@ -52,6 +52,7 @@ ERRORS: dict[str, ErrorKind] = {
     "missing_required_parameter": ErrorKind(400, _INVALID),
     "unsupported_parameter": ErrorKind(400, _INVALID),
     "unsupported_content": ErrorKind(400, _INVALID),
+    "unsupported_operation": ErrorKind(400, _INVALID),
     "invalid_image_url": ErrorKind(400, _INVALID),
     "invalid_image": ErrorKind(400, _INVALID),
     "image_too_large": ErrorKind(400, _INVALID),

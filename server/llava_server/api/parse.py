@@ -68,7 +68,10 @@ def convert_request(model: type[Model], fields: Mapping[str, Any], names: Mappin
         api_error = _as_api_error(error.errors(include_url=False)[0], model)
         field, rest = _split_path(api_error.param or "")
         param = f"{names.get(field, field)}{rest}" or None
-        raise ApiError(api_error.code, api_error.message, param=param) from error
+        message = api_error.message
+        if param and api_error.param and message.startswith(api_error.param):
+            message = param + message[len(api_error.param) :]
+        raise ApiError(api_error.code, message, param=param) from error
 
 
 def check_num_images(num_images: int, max_images: int, *, param: str) -> None:

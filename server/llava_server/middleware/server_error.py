@@ -7,7 +7,7 @@ import logging
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llava_server.error_response import to_error, to_message_error
+from llava_server.error_response import to_error, to_message_error, to_ollama_error
 from llava_server.errors import ApiError, error_headers
 from llava_server.request_context import context_of
 from llava_server.response_model import JSONResponse
@@ -16,14 +16,16 @@ __all__ = ["ServerErrorMiddleware", "error_response", "send_error"]
 
 logger = logging.getLogger(__name__)
 
-_ANTHROPIC_PATHS = "/v1/messages"  # prefix of paths whose errors use Anthropic's format
+# Prefixes of paths whose errors do not use OpenAI's format.
+_FORMATS = {"/v1/messages": to_message_error, "/api/": to_ollama_error}
 
 
 def error_response(scope: Scope, error: ApiError) -> Response:
     """Record the error in the request context and return its response."""
     context = context_of(scope)
     context.record_error(error)
-    to_body = to_message_error if scope["path"].startswith(_ANTHROPIC_PATHS) else to_error
+    path = scope["path"]
+    to_body = next((format for prefix, format in _FORMATS.items() if path.startswith(prefix)), to_error)
     return JSONResponse(to_body(error, context.request_id), error.kind.status, error_headers(error))
 
 

@@ -26,6 +26,7 @@ from llava_server.generation.collect import CollectedChoice, collect
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.generation.sse_response import EventStream, Serializer
+from llava_server.generation.stream_format import SSE, StreamFormat
 from llava_server.images.errors import ImageError
 from llava_server.images.loader import PreprocessedImage
 from llava_server.lifespan import Services, services_of
@@ -163,14 +164,25 @@ class RequestHandler:
         await outputs.submit(job_set.jobs, job_set.pixels)
         await outputs.aclose()
 
-    async def respond(self, generation: Generation, serializer: Serializer, *, is_stream: bool) -> Response:
+    async def respond(
+        self,
+        generation: Generation,
+        serializer: Serializer,
+        *,
+        is_stream: bool,
+        stream_format: StreamFormat = SSE,
+    ) -> Response:
         """Return the response, which closes the outputs when it ends.
 
         Raises ApiError or ClientDisconnected.
         """
         if is_stream:
             stream = self._stream(
-                generation.outputs, generation.first, serializer, self._choice_metrics(generation)
+                generation.outputs,
+                generation.first,
+                serializer,
+                self._choice_metrics(generation),
+                stream_format=stream_format,
             )
             stream.headers.update(generation.queue_headers)
             return stream
@@ -232,6 +244,7 @@ class RequestHandler:
         observers: Sequence[EventObserver],
         *,
         start: int = 0,
+        stream_format: StreamFormat = SSE,
     ) -> EventStream:
         settings = self.services.settings
         return EventStream(
@@ -242,6 +255,7 @@ class RequestHandler:
             keepalive_s=settings.keepalive_s,
             send_timeout_s=settings.send_timeout_s,
             start=start,
+            stream_format=stream_format,
         )
 
 

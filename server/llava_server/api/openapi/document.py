@@ -19,6 +19,7 @@ from llava_server.api.openapi.headers import HEADERS, STREAM, header_parameter, 
 from llava_server.api.openapi.schema import Model, Schema, component_schemas, ref
 from llava_server.error_response import Error
 from llava_server.response_model import ResponseModel
+from llava_server.tracing import TRACED_PATHS
 
 __all__ = ["Operation", "build_document"]
 
@@ -61,15 +62,16 @@ class Operation:
 
     ``response`` is the model of a successful response or, for raw bytes, the media type. ``stream`` is the
     model of a stream's events, or a union of models. If ``stream_name`` is set, the union becomes a named
-    component. ``headers`` are sent in addition to the headers of every response. ``statuses`` are the error
-    statuses whose body is an ``error`` object. ``other_responses`` maps other statuses to the model and
-    description of their body.
+    component. ``stream_type`` is the media type of the stream. ``headers`` are sent in addition to the
+    headers of every response. ``statuses`` are the error statuses whose body is ``error``.
+    ``other_responses`` maps other statuses to the model and description of their body.
     """
 
     description: str
     response: type[ResponseModel] | str
     stream: Any = None
     stream_name: str = ""
+    stream_type: str = _EVENTS
     headers: Sequence[str] = ()
     request: type[BaseModel] | None = None
     request_type: str = _JSON
@@ -98,7 +100,7 @@ class Operation:
         """Return the operation's ``responses``."""
         found = {200: (self.description, self._content())}
         for status in self.statuses:
-            found[status] = (f"{_MEANINGS[status]} See error.code for the reason.", _json(self.error))
+            found[status] = (f"{_MEANINGS[status]} See the error code for the reason.", _json(self.error))
         for status, (model, description) in self.other_responses.items():
             found[status] = (description, _json(model))
         stream_headers = STREAM if self.stream is not None else ()
@@ -138,7 +140,7 @@ class Operation:
         content = _json(self.response)
         if self.stream is not None:
             union = {"anyOf": [ref(model.__name__) for model in self._events()]}
-            content[_EVENTS] = {"schema": ref(self.stream_name) if self.stream_name else union}
+            content[self.stream_type] = {"schema": ref(self.stream_name) if self.stream_name else union}
         return content
 
 
@@ -167,7 +169,9 @@ def build_document(app: FastAPI, routers: Iterable[APIRouter], *, needs_key: Cal
             described["responses"] = operation.responses(method)
             if (body := operation.request_body()) is not None:
                 described["requestBody"] = body
-            everywhere = ("X-Request-Id", "traceparent") if path.startswith("/v1/") else ("X-Request-Id",)
+            everywhere = (
+                ("X-Request-Id", "traceparent") if path.startswith(TRACED_PATHS) else ("X-Request-Id",)
+            )
             described.setdefault("parameters", []).extend(
                 header_parameter(name) for name in (*operation.request_headers, *everywhere)
             )

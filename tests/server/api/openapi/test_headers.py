@@ -66,7 +66,7 @@ def test_request_headers_are_documented_only_where_they_apply() -> None:
     assert documented_for["last-event-id"] == {("get", CHAT_ID)}
     assert documented_for["x-request-id"] == set(OPERATIONS)
     assert documented_for["traceparent"] == {
-        operation for operation in OPERATIONS if operation[1].startswith("/v1/")
+        operation for operation in OPERATIONS if operation[1].startswith(("/v1/", "/api/"))
     }
 
 
