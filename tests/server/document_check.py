@@ -15,8 +15,9 @@ from tests.server.openapi_document import DOCUMENT
 
 __all__ = ["error_of", "violations", "violations_of", "operation_of"]
 
-# Headers of every HTTP response, which the document omits.
-PLAIN = {"content-type", "content-length", "date", "server", "connection", "transfer-encoding"}
+# Headers of every HTTP response or of every response to a web page, which the document omits.
+PLAIN = {"content-type", "content-length", "date", "server", "connection", "transfer-encoding", "allow"}
+PLAIN |= {"vary", "access-control-allow-origin", "access-control-expose-headers"}
 
 
 def violations(response: httpx2.Response) -> list[str]:

@@ -60,7 +60,8 @@ _SECURITY = {
 class Operation:
     """Decorator for route functions that describes the bodies and headers of requests and responses.
 
-    ``response`` is the model of a successful response or, for raw bytes, the media type. ``stream`` is the
+    ``response`` is the model of a successful response or, for raw bytes, the media type. It can be a union of
+    models, as can ``error``, if the format depends on the client. ``stream`` is the
     model of a stream's events, or a union of models. If ``stream_name`` is set, the union becomes a named
     component. ``stream_type`` is the media type of the stream. ``headers`` are sent in addition to the
     headers of every response. ``statuses`` are the error statuses whose body is ``error``.
@@ -68,7 +69,7 @@ class Operation:
     """
 
     description: str
-    response: type[ResponseModel] | str
+    response: Any
     stream: Any = None
     stream_name: str = ""
     stream_type: str = _EVENTS
@@ -77,7 +78,7 @@ class Operation:
     request_type: str = _JSON
     request_headers: Sequence[str] = ()
     statuses: Sequence[int] = ERROR_STATUSES
-    error: type[ResponseModel] = Error
+    error: Any = Error
     other_responses: Mapping[int, tuple[type[ResponseModel], str]] = field(default_factory=dict)
 
     def __call__(self, endpoint: Endpoint) -> Endpoint:
@@ -87,7 +88,10 @@ class Operation:
     def models(self) -> list[Model]:
         """Return the models of all bodies."""
         others = [model for model, _ in self.other_responses.values()]
-        models = [self.request, self.response, *self._events(), self.error, *others]
+        models = [
+            *(self.request, *_members(self.response), *self._events(), *_members(self.error)),
+            *others,
+        ]
         return [model for model in models if isinstance(model, type)]
 
     def request_body(self) -> Schema | None:
@@ -129,7 +133,7 @@ class Operation:
         }
 
     def _events(self) -> tuple[type[ResponseModel], ...]:
-        return () if self.stream is None else get_args(self.stream) or (self.stream,)
+        return () if self.stream is None else _members(self.stream)
 
     def _content(self) -> dict[str, Schema]:
         """Return the content of a successful response, keyed by media type."""
@@ -181,5 +185,11 @@ def build_document(app: FastAPI, routers: Iterable[APIRouter], *, needs_key: Cal
     return document
 
 
-def _json(model: type[ResponseModel]) -> dict[str, Schema]:
-    return {_JSON: {"schema": ref(model.__name__)}}
+def _members(model: Any) -> tuple[Any, ...]:
+    """Return the members of a union of models, or a tuple with the model itself."""
+    return get_args(model) or (model,)
+
+
+def _json(model: Any) -> dict[str, Schema]:
+    schemas = [ref(member.__name__) for member in _members(model)]
+    return {_JSON: {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}}

@@ -160,6 +160,12 @@ QUERIES: dict[str, CoveredElsewhere] = {
     "GET /v1/responses/{response_id} starting_after": CoveredElsewhere(
         "test_responses_later.py::test_events_are_resumed_after_a_sequence_number"
     ),
+    **{
+        f"GET /v1/models {name}": CoveredElsewhere(
+            "test_anthropic_models.py::test_the_anthropic_list_is_paged_in_both_directions"
+        )
+        for name in ("after_id", "before_id", "limit")
+    },
     "GET /v1/files purpose": CoveredElsewhere("test_files.py::test_a_file_is_stored_listed_read_and_deleted"),
     "GET /v1/batches after": CoveredElsewhere("test_batches.py::test_the_list_is_paged_without_gaps"),
     "GET /v1/batches limit": CoveredElsewhere("test_batches.py::test_the_list_is_paged_without_gaps"),
