@@ -27,7 +27,7 @@ def scored(make_sequence: MakeSequence) -> Scored:
 
     def make(token_ids: list[int], name: str = "one", *, num_logprobs: int = 1, **options: Any) -> Sequence:
         sequence = make_sequence(Prompt(token_ids), seq_id=name, num_logprobs=num_logprobs, **options)
-        sequence.has_prompt_logprobs = True
+        sequence.num_prompt_logprobs = num_logprobs
         return sequence
 
     return make
