@@ -152,6 +152,7 @@ def _is_complete(data: bytes) -> bool:
 def _top_logprob(
     position: TokenText, score: TokenScore, special_bytes: list[int] | None, *, has_ids: bool
 ) -> TopLogprob:
+    data: list[int] | None
     if score.token_id == position.token.sampled.token_id:
         text, data = position.text, list(position.data)
     else:

@@ -68,7 +68,7 @@ def prompt_logprobs(
 
 
 def _position(token: TokenLogprob, num_top: int) -> dict[str, PromptTokenLogprob]:
-    found = {}
+    found: dict[str, PromptTokenLogprob] = {}
     for rank, score in [(token.rank, token.sampled), *enumerate(token.top[:num_top], start=1)]:
         entry = PromptTokenLogprob(score.logprob, rank, alternative_text(b"", score))
         found.setdefault(str(score.token_id), entry)

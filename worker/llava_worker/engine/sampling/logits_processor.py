@@ -2,9 +2,9 @@
 
 The order is the same as in vLLM: add ``logit_bias``, mask end tokens until ``min_tokens`` is reached, apply
 the repetition penalty (prompt and output, as in transformers), then the frequency and presence penalties
-(output only, as in OpenAI's API). Then all tokens except ``allowed_token_ids`` are masked, and all tokens that
-would complete one of the ``bad_words``. For a sequence that uses none of these, no state is stored and nothing
-is computed.
+(output only, as in OpenAI's API). Then all tokens except ``allowed_token_ids`` are masked, and all tokens
+that would complete one of the ``bad_words``. For a sequence that uses none of these, no state is stored and
+nothing is computed.
 """
 
 from __future__ import annotations
