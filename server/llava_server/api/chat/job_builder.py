@@ -112,7 +112,14 @@ def to_jobs(
         ttl_s=ttl_s,
         form="continued" if request.continue_final_message else "chat",
     )
-    return with_choices(with_options(first, request), request.num_choices)
+    first, *others = with_choices(with_options(first, request), request.num_choices)
+    return [first, *map(_without_prompt_tokens, others)]
+
+
+def _without_prompt_tokens(job: Job) -> Job:
+    """Return a job that does not return its prompt, which the response of the first choice contains."""
+    sampling = msgspec.structs.replace(job.sampling, num_prompt_logprobs=None)
+    return msgspec.structs.replace(job, sampling=sampling, returns_token_ids=False)
 
 
 def raw_job(

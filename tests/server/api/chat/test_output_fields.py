@@ -120,6 +120,14 @@ def test_prompt_log_probabilities_have_vllms_format(client: openai.OpenAI) -> No
     assert "prompt_logprobs" not in extra(chat(client))
 
 
+def test_only_the_first_choice_of_a_chat_computes_prompt_log_probabilities(stack: Stack) -> None:
+    body = stack.chat("say a", n=3, prompt_logprobs=1, return_token_ids=True).json()
+    assert len(body["prompt_logprobs"]) == len(body["prompt_token_ids"]) == len("^say a")
+    assert [choice["token_ids"] for choice in body["choices"]] == [[0, 0]] * 3
+    jobs = [assignment.job for assignment in stack.worker.assignments]
+    assert sorted(job.has_prompt_event for job in jobs) == [False, False, True]
+
+
 def test_a_text_completion_has_token_ids_and_prompt_log_probabilities(client: openai.OpenAI) -> None:
     fields = {"return_token_ids": True, "prompt_logprobs": 1}
     completion = client.completions.create(model=MODEL, prompt=[[7], [72, 73]], extra_body=fields)
@@ -174,7 +182,13 @@ def test_only_jobs_that_older_workers_would_run_incorrectly_require_a_newer_work
         assert stack.chat("say a", **fields).is_success
         return stack.worker.assignments[-1].job.version
 
-    plain = ({}, {"logprobs": True}, {"repeat_penalty": 1.1}, {"n_predict": 5}, {"skip_special_tokens": True})
+    plain: tuple[dict[str, Any], ...] = (
+        {},
+        {"logprobs": True},
+        {"repeat_penalty": 1.1},
+        {"n_predict": 5},
+        {"skip_special_tokens": True},
+    )
     assert {version(**fields) for fields in plain} == {1}
     new: list[dict[str, Any]] = [
         {"allowed_token_ids": [5]},

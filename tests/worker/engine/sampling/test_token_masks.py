@@ -151,13 +151,13 @@ def test_output_does_not_depend_on_batches_drafts_or_async_scheduling(
         sequence.seq_id: run(make_engine(eos_ids=frozenset()), [sequence])[sequence.seq_id]
         for sequence in sequences()
     }
-    options: dict[str, Any] = {
+    by_name: dict[str, dict[str, Any]] = {
         "perfect drafts": {"drafter": ScriptedDrafter(alone)},
         "wrong drafts": {"drafter": ScriptedDrafter(alone, wrong_every=2)},
         "eager drafts": {"drafter": EagerDrafter()},
         "async": {"is_async": True},
-    }[name]
-    engine = make_engine(eos_ids=frozenset(), num_blocks=128, max_batch_tokens=64, **options)
+    }
+    engine = make_engine(eos_ids=frozenset(), num_blocks=128, max_batch_tokens=64, **by_name[name])
     assert run(engine, sequences()) == alone
     if name == "perfect drafts":
         assert engine.stats().num_accepted_tokens_total > 0
