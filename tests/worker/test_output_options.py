@@ -196,6 +196,7 @@ def test_cached_data_is_shared_only_with_the_same_salt_and_scope() -> None:
     scopes = [
         scope(),
         scope("u"),
+        scope("t a"),
         scope(cache_salt="a"),
         scope("u", cache_salt="a"),
         scope(cache_salt="b"),

@@ -142,7 +142,8 @@ def test_a_text_completion_has_token_ids_and_prompt_log_probabilities(client: op
 
 
 def test_echo_and_prompt_logprobs_have_their_own_numbers_of_alternatives(stack: Stack) -> None:
-    response = complete(stack, "say a", echo=True, logprobs=1, prompt_logprobs=3).json()["choices"][0]
+    fields = {"echo": True, "logprobs": 1, "prompt_logprobs": 3, "return_tokens_as_token_ids": True}
+    response = complete(stack, "say a", **fields).json()["choices"][0]
     assert response["text"] == "say aa"
     assert [len(each or {}) for each in response["prompt_logprobs"]] == [0, 3, 3, 3, 3, 3]
     assert {len(each or {}) for each in response["logprobs"]["top_logprobs"]} == {0, 1}
