@@ -81,6 +81,8 @@ def is_allowed(text: str, schema: dict[str, Any]) -> bool:
     value = json.loads(text)
     if type(value) is not int and not (type(value) is float and schema["type"] == "number"):
         return False
+    if "not" in schema and value == schema["not"]["const"]:
+        return False
     minimum, maximum = bounds(schema)
     is_above = value > minimum or (value == minimum and "minimum" in schema)
     is_below = value < maximum or (value == maximum and "maximum" in schema)

@@ -18,7 +18,11 @@ class PromptTokenLogprob(ResponseModel):
     """The log probability of a token at a position of the prompt."""
 
     logprob: LogprobField
-    rank: Annotated[int, Meta(ge=1), doc("Number of tokens that are at least as likely at this position.", 1)]
+    rank: Annotated[
+        int,
+        Meta(ge=1, le=2**31 - 1),
+        doc("Number of tokens that are at least as likely at this position.", 1),
+    ]
     decoded_token: Annotated[
         str,
         doc(

@@ -281,8 +281,6 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
     def _check_fields(self) -> ChatRequest:
         self.check_aliases("max_tokens", "max_completion_tokens", "n_predict")
         self.check_aliases("repetition_penalty", "repeat_penalty")
-        if self.n_predict == 0:
-            raise invalid_value("n_predict", "n_predict is 0. Set it to 1 or more, or to -1 for no limit.")
         if self.top_logprobs and not self.logprobs:
             raise invalid_value(
                 "top_logprobs",

@@ -124,9 +124,8 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
         self.check_aliases("max_tokens", "n_predict")
         self.check_aliases("repetition_penalty", "repeat_penalty")
         if self.max_output_tokens == 0 and not self.echo:
-            name = "n_predict" if self.max_tokens is None else "max_tokens"
             raise invalid_value(
-                name, f"{name} is 0, which is only allowed if echo is true. Set it to 1 or more."
+                "max_tokens", "max_tokens is 0, which is only allowed if echo is true. Set it to 1 or more."
             )
         self.check_min_tokens(self.max_output_tokens)
         return self

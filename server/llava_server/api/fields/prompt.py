@@ -27,7 +27,12 @@ class PromptFields(BaseModel):
     """Fields of chat, text completion and embedding requests."""
 
     truncate_prompt_tokens: (
-        Annotated[int, Field(ge=-1, le=_MAX_TOKENS), AfterValidator(_check_limit)] | None
+        Annotated[
+            int,
+            Field(ge=-1, le=_MAX_TOKENS, json_schema_extra={"not": {"const": 0}}),
+            AfterValidator(_check_limit),
+        ]
+        | None
     ) = Field(
         None,
         description="vLLM extension. Maximum number of prompt tokens. Tokens at the start of a longer "

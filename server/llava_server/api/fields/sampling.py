@@ -40,6 +40,13 @@ def _check_word(word: str) -> str:
     return word
 
 
+def _check_prediction(limit: int) -> int:
+    if limit == 0:
+        raise invalid_value("n_predict", "n_predict is 0. Set it to 1 or more, or to -1 for no limit.")
+    return limit
+
+
+Prediction = Annotated[int, Field(ge=-1, le=_MAX_TOKENS, json_schema_extra={"not": {"const": 0}})]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0, le=_MAX_TOKEN_ID)]
 BadWord = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_check_word)]
@@ -156,10 +163,8 @@ class SamplingFields(BaseModel):
         description="Extension. IDs of tokens that end the output. Their text is not included in the output.",
         examples=[[2]],
     )
-    n_predict: int | None = Field(
+    n_predict: Annotated[Prediction, AfterValidator(_check_prediction)] | None = Field(
         None,
-        ge=-1,
-        le=_MAX_TOKENS,
         description="llama.cpp's name for max_tokens. -1 means that only the context length limits the "
         "output.",
         examples=[128],
