@@ -140,11 +140,22 @@ INTERRUPTED: dict[str, dict[str, Any]] = {
         "tool_choice": {"type": "function", "function": {"name": "record_counts"}},
         "max_tokens": 900,
     },
+    "masks and special tokens": {
+        "bad_words": ["circle", "a red"],
+        "typical_p": 0.9,
+        "ignore_eos": True,
+        "skip_special_tokens": False,
+        "return_token_ids": True,
+        "max_tokens": 200,
+    },
 }
 
 
 def stream_choices(url: str, fields: dict[str, Any], *, after: Callable[[int], None]) -> list[str]:
-    """Return the text or the tool arguments of each choice. ``after`` is called after each chunk."""
+    """Return the text or the tool arguments of each choice, and its token IDs if they are requested.
+
+    ``after`` is called after each chunk.
+    """
     body = {
         "model": "tiny-llava",
         "messages": [{"role": "user", "content": "Describe it."}],
@@ -154,6 +165,7 @@ def stream_choices(url: str, fields: dict[str, Any], *, after: Callable[[int], N
         **fields,
     }
     texts: dict[int, str] = {}
+    token_ids: list[int] = []
     with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=scaled(60)) as response:
         assert response.status_code == 200
         for number, line in enumerate(line for line in response.iter_lines() if line.startswith("data: {")):
@@ -165,8 +177,10 @@ def stream_choices(url: str, fields: dict[str, Any], *, after: Callable[[int], N
                     call["function"].get("arguments") or "" for call in calls
                 )
                 texts[choice["index"]] = texts.get(choice["index"], "") + added
+                token_ids += choice.get("token_ids", [])
             after(number)
-    return [text for _, text in sorted(texts.items())]
+    assert len(token_ids) == (fields["max_tokens"] if "return_token_ids" in fields else 0)
+    return [text + str(token_ids or "") for _, text in sorted(texts.items())]
 
 
 @pytest.mark.parametrize("name", INTERRUPTED)

@@ -47,11 +47,19 @@ def make_sequence(assignment: Assignment, prompt: Prompt, *, context_length: int
         sampling=job.sampling,
         max_new_tokens=room if max_tokens is None else min(max_tokens, room),
         output_ids=list(assignment.token_ids),
-        cache_scope="public" if job.cache_scope == "public" else f"tenant {job.tenant}",
+        cache_scope=_cache_scope(job),
         is_embedding=job.task == "embed",
-        has_prompt_logprobs=job.is_echoed and job.sampling.num_logprobs is not None,
+        is_normalized=job.is_normalized,
+        num_prompt_logprobs=job.num_prompt_logprobs,
+        bad_words=prompt.bad_words,
         deadline_s=None if assignment.remaining_s is None else time.monotonic() + assignment.remaining_s,
     )
+
+
+def _cache_scope(job: Job) -> str:
+    scope = "public" if job.cache_scope == "public" else f"tenant {job.tenant}"
+    # The length makes the scope unambiguous, whatever characters the salt contains.
+    return f"salt {len(job.cache_salt)} {job.cache_salt} {scope}" if job.cache_salt else scope
 
 
 def _pixels(assignment: Assignment, prompt: Prompt) -> list[Pixels]:

@@ -33,8 +33,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Sampling parameters of one job, with the names and semantics of the OpenAI API and vLLM.
 
     All default values are neutral, that is, they have no effect. They are not sent, so that older workers can
-    decode the job. The server validates the ranges, and the worker validates token IDs against the
-    vocabulary.
+    decode the job. Parameters that older workers must not ignore are listed in ``needs_version_3``. The
+    server validates the ranges, and the worker validates token IDs against the vocabulary.
 
     - ``seed``: any 64-bit integer, used modulo 2**64. It is always set, so that another worker can continue
       the same random sequence.
@@ -61,6 +61,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     - ``num_logprobs``: number of most likely tokens per position whose log probabilities are returned, in
       addition to that of the sampled token. If it is None, no log probabilities are returned.
     - ``grammar``: the structured output format, if any.
+    - ``allowed_token_ids``: the only tokens that can be sampled. Neutral: empty (all tokens).
+    - ``bad_words``: texts that the output must not contain. The worker tokenizes each of them with and
+      without a leading space. A token that would complete one of these token sequences cannot be sampled.
+    - ``typical_p``: greater than 0, at most 1; sample from the smallest set of the most typical tokens
+      (Meister et al., 2023) whose total probability is at least this value. Neutral: 1.
+    - ``include_stop_str_in_output``: whether the text includes the stop string or stop token that ended it.
+    - ``skip_special_tokens``: whether special tokens are omitted from the text.
+    - ``num_prompt_logprobs``: number of most likely tokens per prompt position whose log probabilities are
+      returned, in addition to that of the prompt token. If it is None, none are returned.
     """
 
     seed: int
@@ -79,3 +88,21 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop_token_ids: tuple[int, ...] = ()
     num_logprobs: int | None = None
     grammar: Grammar | None = None
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
+    typical_p: float = 1.0
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    num_prompt_logprobs: int | None = None
+
+    @property
+    def needs_version_3(self) -> bool:
+        """Whether a worker that supports only version 2 of the protocol would ignore a parameter."""
+        return bool(
+            self.allowed_token_ids
+            or self.bad_words
+            or self.typical_p != 1
+            or self.include_stop_str_in_output
+            or not self.skip_special_tokens
+            or self.num_prompt_logprobs is not None
+        )

@@ -42,6 +42,9 @@ JOB_NAMES = {
     "max_completion_tokens": "max_tokens",
     "logprobs": "num_logprobs",
     "top_logprobs": "num_logprobs",
+    "repeat_penalty": "repetition_penalty",
+    "n_predict": "max_tokens",
+    "prompt_logprobs": "num_prompt_logprobs",
 }
 JSON_OBJECT = Grammar("json_object")
 
@@ -71,6 +74,22 @@ ON_THE_JOB: dict[str, Effect] = {
     "presence_penalty": sampled("presence_penalty", 1.5, 1.5),
     "frequency_penalty": sampled("frequency_penalty", 1.5, 1.5),
     "repetition_penalty": sampled("repetition_penalty", 1.5, 1.5),
+    "repeat_penalty": sampled("repeat_penalty", 1.5, 1.5),
+    "typical_p": sampled("typical_p", 0.5, 0.5),
+    "allowed_token_ids": sampled("allowed_token_ids", [5, 6], (5, 6)),
+    "bad_words": sampled("bad_words", ["a b"], ("a b",)),
+    "n_predict": sampled("n_predict", 7, 7),
+    "include_stop_str_in_output": sampled("include_stop_str_in_output", True, True),
+    "skip_special_tokens": sampled("skip_special_tokens", False, False),
+    "prompt_logprobs": sampled("prompt_logprobs", 2, 2),
+    "return_token_ids": Effect({"return_token_ids": True}, lambda job: job.returns_token_ids, True),
+    "return_tokens_as_token_ids": Effect(
+        {"return_tokens_as_token_ids": True}, lambda job: job.names_tokens_by_id, True
+    ),
+    "truncate_prompt_tokens": Effect(
+        {"truncate_prompt_tokens": -1}, lambda job: job.truncate_prompt_tokens, -1
+    ),
+    "cache_salt": Effect({"cache_salt": "s"}, lambda job: job.cache_salt, "s"),
     "logit_bias": sampled("logit_bias", {"5": -1}, ((5, -1.0),)),
     "min_tokens": sampled("min_tokens", 3, 3),
     "stop_token_ids": sampled("stop_token_ids", [3], (3,)),
@@ -114,6 +133,7 @@ IN_THE_RESPONSE = {"n", "stream", "stream_options"}
 # Fields that are validated but have no effect: {field: (accepted value, rejected value)}.
 HINTS: dict[str, tuple[Any, Any]] = {
     "user": ("u" * 1024, "u" * 1025),
+    "spaces_between_special_tokens": (False, "no"),
     "safety_identifier": ("u" * 1024, "u" * 1025),
     "prompt_cache_key": ("u" * 1024, "u" * 1025),
     "prompt_cache_retention": ("24h", "1h"),
