@@ -23,7 +23,8 @@ __all__ = [
     "Task",
 ]
 
-WIRE_VERSION = 2  # version 2 added `Job.is_echoed`
+# Version 2 added `Job.is_echoed`. Version 3 added the grammar kind "gbnf" and the response format in "tools".
+WIRE_VERSION = 3
 
 Role = Literal["system", "user", "assistant"]
 CacheScope = Literal["tenant", "public"]

@@ -8,25 +8,34 @@ import msgspec
 
 __all__ = ["Grammar", "GrammarKind", "SamplingParams"]
 
-GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "tools"]
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "gbnf", "tools"]
 
 
-class Grammar(msgspec.Struct, frozen=True):
+class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
     """A structured output format that the generated text must match.
 
-    Depending on ``kind``, ``text`` is a JSON schema, a regular expression, or a JSON list of strings. For
-    ``json_object``, it is empty. For ``tools``, it is a JSON object with the following members:
+    Depending on ``kind``, ``text`` is a JSON schema, a regular expression, a JSON list of strings, or a
+    grammar in llama.cpp's GBNF. For ``json_object``, it is empty. For ``tools``, it is a JSON object with the
+    following members:
 
-    - ``choice``: "auto" allows text or calls; "required" and "named" allow only calls.
+    - ``choice``: "auto" allows a response or calls; "required" and "named" allow only calls.
     - ``is_parallel``: whether multiple calls are allowed.
-    - ``functions``: a list of functions, each with a ``name`` and a JSON schema, ``parameters``.
+    - ``functions``: a list of functions, each with a ``name``, a JSON schema, ``parameters``, and
+      ``is_strict`` and ``param``, which have the same meaning as the fields of this class.
+    - ``response``: the format of a response, as an object with this class's fields. If it is missing, a
+      response is any text.
 
     The format of a call is ``<tool_call>{"name": "...", "arguments": {...}}</tool_call>``. Calls are
     separated by a line break.
+
+    If ``is_strict`` is false, the worker removes what it cannot enforce from a JSON schema instead of
+    rejecting it. ``param`` is the name of the request field that contains the grammar, for error messages.
     """
 
     kind: GrammarKind
     text: str = ""
+    is_strict: bool = True
+    param: str = ""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

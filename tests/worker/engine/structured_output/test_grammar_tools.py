@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from llava_wire.messages.sampling_params import Grammar
 from llava_worker.engine.structured_output.grammar_cache import GrammarCache
-from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar
+from llava_worker.engine.structured_output.unsupported_grammar import UnsupportedGrammar
 
 from tests.worker.engine.structured_output.grammar_kit import Vocabulary, accepts
 
@@ -73,4 +74,4 @@ def test_at_most_sixteen_calls_are_allowed(grammars: GrammarCache, vocabulary: V
 def test_a_tool_schema_that_cannot_be_enforced_is_rejected(grammars: GrammarCache) -> None:
     odd = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"uniqueItems": True}}}}
     with pytest.raises(UnsupportedGrammar, match="uniqueItems"):
-        grammars.compile("tools", tools("auto", functions=[odd]))
+        grammars.compile(Grammar("tools", tools("auto", functions=[odd])))
