@@ -37,6 +37,15 @@ class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
     is_strict: bool = True
     param: str = ""
 
+    @property
+    def min_version(self) -> int:
+        """Return the minimum WIRE_VERSION that a worker needs to enforce the grammar.
+
+        Older workers do not know GBNF, and ignore the response format in a grammar for tools.
+        """
+        has_response = self.kind == "tools" and "response" in msgspec.json.decode(self.text)
+        return 3 if self.kind == "gbnf" or has_response else 1
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Sampling parameters of one job, with the names and semantics of the OpenAI API and vLLM.
@@ -88,3 +97,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop_token_ids: tuple[int, ...] = ()
     num_logprobs: int | None = None
     grammar: Grammar | None = None
+
+    @property
+    def min_version(self) -> int:
+        """Return the minimum WIRE_VERSION that a worker needs to apply these parameters."""
+        return 1 if self.grammar is None else self.grammar.min_version

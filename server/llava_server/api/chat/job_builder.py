@@ -112,6 +112,7 @@ def to_jobs(
         priority=request.job_priority,
         cache_scope=request.cache_scope or "tenant",
         form="continued" if request.continue_final_message else "chat",
+        version=sampling.min_version,
     )
     return with_choices(first, request.num_choices)
 
@@ -144,6 +145,7 @@ def raw_job(
         form="raw",
         prompt_ids=prompt_ids,
         task=task,
+        version=sampling.min_version,
     )
 
 

@@ -26,6 +26,6 @@ def to_completion_jobs(
             job, priority=request.job_priority, cache_scope=request.cache_scope or "tenant"
         )
         if request.echo:
-            job = msgspec.structs.replace(job, is_echoed=True, version=_ECHO_VERSION)
+            job = msgspec.structs.replace(job, is_echoed=True, version=max(job.version, _ECHO_VERSION))
         jobs += with_choices(job, request.num_choices)
     return jobs

@@ -159,5 +159,7 @@ def _probe(matcher: llguidance.LLMatcher) -> None:
 
 def _readable(message: str) -> str:
     """Return the library's message, omitting positions in the Lark source and quotations from it."""
-    words = _POSITION.sub("", message.split("\n   1 |")[0].split("<")[0])
+    text = message.split("\n   1 |")[0]
+    before, _, error = text.rpartition("\nerror: ")  # follows a quotation of a regular expression
+    words = _POSITION.sub("", error if before else text.split("<")[0])
     return " ".join(words.split())[:_MAX_ERROR_CHARS]

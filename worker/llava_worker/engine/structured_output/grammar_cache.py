@@ -15,7 +15,7 @@ from llava_worker.engine.structured_output.unsupported_grammar import Unsupporte
 
 __all__ = ["GrammarCache"]
 
-MAX_TEXT_BYTES = 256 << 10
+MAX_TEXT_BYTES = 512 << 10
 _MAX_CACHED = 64
 # Maximum total size of the texts. The size of a compiled grammar is proportional to the size of its text.
 _MAX_CACHED_BYTES = 1 << 20

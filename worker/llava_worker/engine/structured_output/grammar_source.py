@@ -112,7 +112,8 @@ def _parts(content: Any, grammar: Grammar) -> Iterator[_Part]:
             yield _Part(function, "parameters", is_strict, param, function["name"])
         response = content.get("response")
         if response and "schema" in response:
-            yield _Part(response, "schema", response["is_strict"], response["param"], None)
+            is_strict, param = response.get("is_strict", True), response.get("param", "")
+            yield _Part(response, "schema", is_strict, param, None)
 
 
 def _enforceable(part: _Part, find_error: Callable[[dict[str, Any]], str]) -> dict[str, Any]:

@@ -343,4 +343,4 @@ def _reason(keyword: str, part: dict[str, Any], message: str) -> str:
         if phrase in message:
             got = ascii(part["$ref"]).replace(_ROOT, "#")[:100] if keyword == "$ref" else ""
             return f"{reason} (got {got})" if got else reason
-    return message.rpartition(" error: ")[2].removeprefix(f"{UNSATISFIABLE}: ")
+    return message.removeprefix(f"{UNSATISFIABLE}: ")

@@ -82,7 +82,7 @@ def _tool_rules(wanted: dict[str, Any]) -> list[str]:
     rules = [f"output: {calls}"]
     if wanted["choice"] == "auto":
         response = wanted.get("response")
-        format_ = _format(response["kind"], response["text"]) if response else _Format(regex=_TEXT)
+        format_ = _format(response["kind"], response.get("text", "")) if response else _Format(regex=_TEXT)
         rules = [f"output: {'response' if response else 'response?'} | {calls}"]
         if format_.regex:
             rules += ["response: RESPONSE", f"RESPONSE: /{format_.regex}/ & ~/(?s:{_CALL_BEGIN}.*)/"]
