@@ -77,7 +77,7 @@ _REASONS = {
     "lookarounds": "look-ahead and look-behind are not supported",
     "oneOf constraints": "its schemas overlap, or it cannot be determined that they do not. Use anyOf",
     "min/maxProperties only": "the number of properties can be limited only if all of them are required",
-    "circular references": "the reference is circular and has other keywords beside it",
+    "circular references": "the reference is circular and is combined with other keywords",
     "does not exist": "the reference refers to a schema that does not exist",
     "not present in a registry": "references to other documents are not supported",
     "are not disjoint": "two of the patterns match the same name",
