@@ -14,11 +14,11 @@ from llava_wire.messages.sampling_params import Grammar
 
 from llava_worker.engine import Sequence
 from llava_worker.engine.core.sequence import Pixels
-from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar
+from llava_worker.engine.structured_output.unsupported_grammar import UnsupportedGrammar
 from llava_worker.language.prompt_builder import Prompt, PromptError
 
 if TYPE_CHECKING:
-    from llava_worker.engine.structured_output.grammar import Grammar as CompiledGrammar
+    from llava_worker.engine.structured_output.grammar import CompiledGrammar
     from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 
 __all__ = ["GrammarError", "compile_grammar", "make_sequence"]
@@ -88,9 +88,9 @@ async def compile_grammar(grammars: GrammarCache | None, grammar: Grammar, job: 
     try:
         if grammars is None:
             raise UnsupportedGrammar(f"model {job.model!r} does not support structured output")
-        return await asyncio.to_thread(grammars.compile, grammar.kind, grammar.text)
+        return await asyncio.to_thread(grammars.compile, grammar)
     except UnsupportedGrammar as error:
-        param = "tools" if grammar.kind == "tools" else "response_format"
+        param = error.param or grammar.param or "response_format"
         message = error.client_message(grammar.kind)
         raise GrammarError(JobError(code=ErrorCode.INVALID_REQUEST, message=message, param=param)) from error
     except Exception as error:  # end the job, whatever the error is

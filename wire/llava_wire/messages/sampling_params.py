@@ -8,25 +8,42 @@ import msgspec
 
 __all__ = ["Grammar", "GrammarKind", "SamplingParams"]
 
-GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "tools"]
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "gbnf", "tools"]
 
 
-class Grammar(msgspec.Struct, frozen=True):
+class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
     """A structured output format that the generated text must match.
 
-    Depending on ``kind``, ``text`` is a JSON schema, a regular expression, or a JSON list of strings. For
-    ``json_object``, it is empty. For ``tools``, it is a JSON object with the following members:
+    Depending on ``kind``, ``text`` is a JSON schema, a regular expression, a JSON list of strings, or a
+    grammar in llama.cpp's GBNF. For ``json_object``, it is empty. For ``tools``, it is a JSON object with the
+    following members:
 
-    - ``choice``: "auto" allows text or calls; "required" and "named" allow only calls.
+    - ``choice``: "auto" allows a response or calls; "required" and "named" allow only calls.
     - ``is_parallel``: whether multiple calls are allowed.
-    - ``functions``: a list of functions, each with a ``name`` and a JSON schema, ``parameters``.
+    - ``functions``: a list of functions, each with a ``name``, a JSON schema, ``parameters``, and
+      ``is_strict`` and ``param``, which have the same meaning as the fields of this class.
+    - ``response``: the format of a response, as an object with this class's fields. If it is missing, a
+      response is any text.
 
     The format of a call is ``<tool_call>{"name": "...", "arguments": {...}}</tool_call>``. Calls are
     separated by a line break.
+
+    If ``is_strict`` is false, the worker removes what it cannot enforce from a JSON schema instead of
+    rejecting it. ``param`` is the name of the request field that contains the grammar, for error messages.
     """
 
     kind: GrammarKind
     text: str = ""
+    is_strict: bool = True
+    param: str = ""
+
+    @property
+    def needs_version_3(self) -> bool:
+        """Whether a worker that supports only version 2 of the protocol would not enforce the grammar.
+
+        Such workers do not know GBNF, and ignore the response format in a grammar for tools.
+        """
+        return self.kind == "gbnf" or (self.kind == "tools" and "response" in msgspec.json.decode(self.text))
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -105,4 +122,5 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             or self.include_stop_str_in_output
             or not self.skip_special_tokens
             or self.num_prompt_logprobs is not None
+            or (self.grammar is not None and self.grammar.needs_version_3)
         )

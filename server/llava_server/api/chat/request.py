@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from llava_wire.messages.sampling_params import Grammar
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
 from llava_server.api.fields.base import RequestModel, invalid_value, text_or_list
@@ -195,7 +196,7 @@ class GenerationRequest(SharedFields, SamplingFields):
         raise NotImplementedError
 
 
-class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputFields, UnsupportedFields):
+class ChatRequest(RequestModel, GenerationRequest, StructuredOutputFields, ToolFields, UnsupportedFields):
     """A request to generate the next message of a conversation."""
 
     messages: list[ChatMessage] = Field(
@@ -260,6 +261,11 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
         "to 64 characters long, and values up to 512 characters.",
         examples=[{"run": "7"}],
     )
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """Grammar of the output: tool calls, or a response in the requested format."""
+        return self.tool_grammar(self.output_format) or self.output_format
 
     @property
     def num_logprobs(self) -> int | None:

@@ -82,9 +82,6 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
     add_special_tokens: Annotated[
         Any, Unsupported("Send the prompt as token IDs, including special tokens.", (True,))
     ] = None
-    guided_grammar: Annotated[
-        Any, Unsupported("Use response_format with a JSON schema, guided_regex or guided_choice.")
-    ] = None
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -18,7 +18,6 @@ __all__ = ["Unsupported", "UnsupportedFields"]
 
 _ALL_CHOICES = "Use n and select a choice in your client."
 _NO_FUNCTIONS = "Use tools and tool_choice."
-_NO_GRAMMAR = "Use response_format with a JSON schema, guided_regex or guided_choice."
 _TEXT_ONLY = "The model accepts text and images, but generates only text."
 
 
@@ -58,7 +57,6 @@ class UnsupportedFields(BaseModel):
     best_of: Annotated[Any, Unsupported(_ALL_CHOICES, (1,))] = None
     functions: Annotated[Any, Unsupported(_NO_FUNCTIONS, ([],))] = None
     function_call: Annotated[Any, Unsupported(_NO_FUNCTIONS, ("none", "auto"))] = None
-    guided_grammar: Annotated[Any, Unsupported(_NO_GRAMMAR)] = None
     modalities: Annotated[Any, Unsupported(_TEXT_ONLY, (["text"],))] = None
     audio: Annotated[Any, Unsupported(_TEXT_ONLY)] = None
     prediction: Annotated[Any, Unsupported("Omit it.")] = None

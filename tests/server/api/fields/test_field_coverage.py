@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from llava_server.api.chat.request import ChatRequest
 from llava_wire.messages.job import Job
-from llava_wire.messages.sampling_params import Grammar
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
 from tests.server.api.fields.rows import unsupported_fields
@@ -46,7 +45,13 @@ JOB_NAMES = {
     "n_predict": "max_tokens",
     "prompt_logprobs": "num_prompt_logprobs",
 }
-JSON_OBJECT = Grammar("json_object")
+
+
+def constrained(name: str, value: Any, kind: str) -> Effect:
+    def seen(job: Job) -> Any:
+        return job.sampling.grammar and job.sampling.grammar.kind
+
+    return Effect({name: value}, seen, kind)
 
 
 def calls(name: str) -> Callable[[Job], Any]:
@@ -98,19 +103,16 @@ ON_THE_JOB: dict[str, Effect] = {
     "logprobs": sampled("logprobs", True, 0),
     "top_logprobs": sampled("top_logprobs", 2, 2, logprobs=True),
     "ignore_eos": sampled("ignore_eos", True, True),
-    "response_format": Effect(
-        {"response_format": {"type": "json_object"}}, lambda job: job.sampling.grammar, JSON_OBJECT
-    ),
-    "guided_json": Effect(
-        {"guided_json": {}}, lambda job: job.sampling.grammar, Grammar("json_schema", "{}")
-    ),
-    "guided_regex": Effect({"guided_regex": "a"}, lambda job: job.sampling.grammar, Grammar("regex", "a")),
-    "guided_choice": Effect(
-        {"guided_choice": ["a"]}, lambda job: job.sampling.grammar, Grammar("choice", '["a"]')
-    ),
-    "structured_outputs": Effect(
-        {"structured_outputs": {"json_object": True}}, lambda job: job.sampling.grammar, JSON_OBJECT
-    ),
+    "response_format": constrained("response_format", {"type": "json_object"}, "json_object"),
+    "guided_json": constrained("guided_json", {}, "json_schema"),
+    "guided_regex": constrained("guided_regex", "a", "regex"),
+    "guided_choice": constrained("guided_choice", ["a"], "choice"),
+    "guided_grammar": constrained("guided_grammar", "root ::=", "gbnf"),
+    "structured_outputs": constrained("structured_outputs", {"json_object": True}, "json_object"),
+    "json_schema": constrained("json_schema", {}, "json_schema"),
+    "grammar": constrained("grammar", "root ::=", "gbnf"),
+    "regex": constrained("regex", "a", "regex"),
+    "ebnf": constrained("ebnf", "root ::=", "gbnf"),
     "tools": Effect({"tools": [TOOL]}, calls("choice"), "auto"),
     "tool_choice": Effect({"tools": [TOOL], "tool_choice": "required"}, calls("choice"), "required"),
     "parallel_tool_calls": Effect(
@@ -143,7 +145,7 @@ HINTS: dict[str, tuple[Any, Any]] = {
 
 def test_every_field_has_a_row() -> None:
     covered = [*ON_THE_JOB, *IN_THE_RESPONSE, *HINTS, *unsupported_fields(ChatRequest)]
-    assert sorted(covered) == sorted(ChatRequest.model_fields)
+    assert sorted(covered) == sorted(field.alias or name for name, field in ChatRequest.model_fields.items())
 
 
 def test_every_field_of_openais_api_is_known() -> None:

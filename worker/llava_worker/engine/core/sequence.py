@@ -13,7 +13,7 @@ from llava_wire.messages.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from llava_worker.engine.core.outputs import TokenLogprobs
-    from llava_worker.engine.structured_output.grammar import Grammar
+    from llava_worker.engine.structured_output.grammar import CompiledGrammar
 
 __all__ = ["GREEDY", "ImageSpan", "Pixels", "Sequence", "SequenceRejected", "has_penalties"]
 
@@ -89,7 +89,7 @@ class Sequence:
     sampling: SamplingParams = GREEDY
     output_ids: list[int] = field(default_factory=list)
     cache_scope: str = ""
-    grammar: Grammar | None = None
+    grammar: CompiledGrammar | None = None
     priority: int = 0
     deadline_s: float | None = None
     is_embedding: bool = False
