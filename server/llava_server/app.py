@@ -18,7 +18,9 @@ from llava_server.api.embeddings import routes as embeddings
 from llava_server.api.files import routes as files
 from llava_server.api.models import routes as models
 from llava_server.api.openapi.document import build_document
+from llava_server.api.responses import item_routes as response_items
 from llava_server.api.responses import routes as responses
+from llava_server.api.storage.saver import run_saver
 from llava_server.api.tokenize import routes as tokenize
 from llava_server.exception_handlers import EXCEPTION_HANDLERS
 from llava_server.lifespan import attach_services, open_services
@@ -39,7 +41,7 @@ __all__ = ["create_app"]
 
 _MIB = 2**20
 _ROUTES = (
-    *(chat, responses, anthropic, completions, embeddings, tokenize, files, batches, models),
+    *(chat, responses, response_items, anthropic, completions, embeddings, tokenize, files, batches, models),
     *(health, playground),
 )
 
@@ -69,6 +71,7 @@ def create_app(settings: Settings, shutdown: GracefulShutdown | None = None) -> 
                 open_services(settings, metrics, shutdown, api_keys, rate_limiter, tracing.tracer)
             )
             attach_services(app, services)
+            await stack.enter_async_context(run_saver(services))
             await stack.enter_async_context(run_batches(services))
             yield
 

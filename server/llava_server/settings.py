@@ -158,8 +158,8 @@ class Settings(ServiceSettings):
         64,
         ge=1,
         le=65536,
-        description="Maximum total size of stored responses and chat completions per API key, in MiB of Redis "
-        "memory. Above the limit, the oldest ones are removed.",
+        description="Maximum total size of stored responses and chat completions per API key, in MiB of "
+        "Redis memory. Above the limit, the oldest ones are removed.",
     )
     max_all_stored_mb: int = Field(
         256,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from llava_wire.errors import StoreFull
+from llava_wire.errors import ResponseTooLarge
 from llava_wire.redis.keys import PREFIX
 from llava_wire.stores.responses import (
     BrokenChain,
@@ -107,6 +107,20 @@ async def test_a_response_that_lost_its_data_does_not_exist(harness: Harness, st
     assert await store.find("r0", tenant="alice") is None
 
 
+async def test_a_response_added_again_is_not_new_and_its_input_does_not_change(store: ResponseStore) -> None:
+    assert await store.add(response("r0"), tenant="alice")
+    assert not await store.add(response("r0"), tenant="alice")
+    assert not await store.add(response("r0", data=b"other"), tenant="alice")
+    assert await store.find("r0", tenant="alice") == response("r0")
+
+
+async def test_an_interrupted_write_can_be_repeated(harness: Harness, store: ResponseStore) -> None:
+    await store.add(response("r0"), tenant="alice")
+    harness.redis.set(f"{PREFIX}input:r0", b"i", keepttl=True)
+    assert await store.add(response("r0"), tenant="alice")
+    assert await store.find("r0", tenant="alice") == response("r0")
+
+
 async def test_a_partly_written_input_does_not_exist(harness: Harness, store: ResponseStore) -> None:
     await store.add(response("r0", data=b"x" * 100), tenant="alice")
     harness.redis.set(f"{PREFIX}input:r0", b"x" * 99, keepttl=True)
@@ -140,7 +154,7 @@ async def test_the_oldest_responses_of_all_tenants_are_removed_at_the_total_limi
 
 async def test_a_response_above_the_limit_is_rejected_and_removes_nothing(store: ResponseStore) -> None:
     await add_chain(store, 1)
-    with pytest.raises(StoreFull, match=r"needs 20481 bytes; the limit is 20480 bytes\. Set store to false"):
+    with pytest.raises(ResponseTooLarge, match=r"20481 bytes are needed; the limit is 20480 bytes"):
         await store.add(response("big", data=b"x" * (19 * KIB + 1)), tenant="alice")
     await store.add(response("fits", data=b"x" * (16 * KIB)), tenant="alice")
     assert await store.find("r0", tenant="alice") is not None

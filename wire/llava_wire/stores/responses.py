@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from llava_wire.errors import StoreFull
+from llava_wire.errors import ResponseTooLarge
 from llava_wire.redis.connection import Arg, Link, retry_briefly
 from llava_wire.redis.link_owner import LinkOwner
 
@@ -74,28 +74,20 @@ class ResponseStore(LinkOwner):
         self._limits = (limits.tenant_bytes, limits.bytes)
         super().__init__(Link(url, timeout_s=timeout_s, max_connections=8))
 
-    @property
-    def max_bytes(self) -> int:
-        """Maximum size of one response."""
-        return min(self._limits)
+    async def add(self, response: StoredResponse, *, tenant: str, is_listed: bool = False) -> bool:
+        """Store a response without its output, and return whether it is new.
 
-    async def add(self, response: StoredResponse, *, tenant: str, is_listed: bool = False) -> None:
-        """Store a response without its output. The call can be repeated with the same response.
-
-        If ``is_listed`` is true, ``list_responses`` returns the response. Raise StoreFull if the response
-        alone exceeds a limit.
+        The call can be repeated with the same response. If ``is_listed`` is true, ``list_responses`` returns
+        the response. Raise ResponseTooLarge if the response alone exceeds a limit.
         """
         payload, size = msgspec.msgpack.encode(response.head), len(response.input)
         args = (payload, response.previous_id, size, self._ttl_ms, *self._limits, int(is_listed))
         reply = await self._call("add", response.response_id, tenant, *args)
-        if reply[0] != b"ok":
-            num_bytes, limit = int(reply[1]), self.max_bytes
-            raise StoreFull(
-                f"Storing this request and its output needs {num_bytes} bytes; the limit is {limit} bytes. "
-                "Set store to false, or send images as files and refer to them with file_id.",
-                is_own=True,
-            )
-        await self._write(response.response_id, "input", response.input, tenant=tenant)
+        if reply[0] == b"too_large":
+            raise ResponseTooLarge(int(reply[1]), min(self._limits))
+        if reply[0] == b"added":
+            await self._write(response.response_id, "input", response.input, tenant=tenant)
+        return bool(reply[0] == b"added")
 
     async def finish(self, response_id: str, head: ResponseHead, output: bytes, *, tenant: str) -> bool:
         """Store the output of a response. Return whether the response still exists."""

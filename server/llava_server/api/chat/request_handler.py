@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -34,7 +35,15 @@ from llava_server.response_model import JSONResponse
 from llava_server.tracing import span
 from llava_server.worker_registry import ServedModel
 
-__all__ = ["Generation", "JobSet", "RequestHandler", "build_chat_jobs", "load_image", "queue_headers"]
+__all__ = [
+    "Generation",
+    "JobSet",
+    "RequestHandler",
+    "build_chat_jobs",
+    "load_image",
+    "queue_headers",
+    "run_parser",
+]
 
 _PUBLIC_SCOPE = "*"  # owner of images whose cache_scope is "public"; never a tenant name
 _LARGE_BODY_BYTES = 64 * 1024  # larger bodies are parsed in a thread to avoid delaying other streams
@@ -119,10 +128,7 @@ class RequestHandler:
                 "unsupported_media_type",
                 "The request body must be JSON. Set the header Content-Type: application/json.",
             )
-        if len(raw) <= _LARGE_BODY_BYTES:
-            return parse(raw)
-        run = asyncio.get_running_loop().run_in_executor
-        return await run(self.services.parser_threads, parse, raw)
+        return await run_parser(self.services, len(raw), partial(parse, raw))
 
     async def build_jobs(self, chat: ChatRequest) -> JobSet:
         """Return the jobs of a chat request."""
@@ -242,6 +248,13 @@ class RequestHandler:
             send_timeout_s=settings.send_timeout_s,
             start=start,
         )
+
+
+async def run_parser(services: Services, num_bytes: int, call: Callable[[], T]) -> T:
+    """Call a function that parses or encodes this many bytes. If they are many, it runs in a thread."""
+    if num_bytes <= _LARGE_BODY_BYTES:
+        return call()
+    return await asyncio.get_running_loop().run_in_executor(services.parser_threads, call)
 
 
 async def build_chat_jobs(

@@ -9,9 +9,19 @@ from pydantic import Discriminator, Field, Tag
 from llava_server.api.fields.base import RequestModel, text_or_list
 from llava_server.api.fields.messages import CallId, FunctionName
 
-__all__ = ["CallItem", "Input", "InputImage", "MessageItem", "ResultItem"]
+__all__ = [
+    "MAX_ITEMS",
+    "CallItem",
+    "Input",
+    "InputImage",
+    "InputText",
+    "Item",
+    "ItemReference",
+    "MessageItem",
+    "ResultItem",
+]
 
-_MAX_ITEMS = 1024
+MAX_ITEMS = 1024
 _MAX_PARTS = 256
 _STATUS: Any = Field(None, description="Accepted, but ignored.", examples=["completed"])
 
@@ -83,18 +93,37 @@ class ResultItem(RequestModel):
     status: str | None = _STATUS
 
 
+class ItemReference(RequestModel):
+    """A reference to an input or output item of a stored response."""
+
+    type: Literal["item_reference"] | None = Field(
+        None, description='Must be "item_reference". Can be omitted if the item has no role.'
+    )
+    id: str = Field(
+        max_length=128,
+        description="ID of the item, from the output of a response or from GET "
+        "/v1/responses/{id}/input_items.",
+        examples=["msg_3f1c09a2b44de8715a7c61f02b9d10ee_0"],
+    )
+
+
 def _item_kind(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return kind if isinstance(kind, str) else "message"
+    is_dict = isinstance(value, dict)
+    kind = value.get("type") if is_dict else getattr(value, "type", None)
+    if isinstance(kind, str):
+        return kind
+    is_reference = is_dict and "id" in value and "role" not in value or isinstance(value, ItemReference)
+    return "item_reference" if is_reference else "message"
 
 
 Item = Annotated[
     Annotated[MessageItem, Tag("message")]
     | Annotated[CallItem, Tag("function_call")]
-    | Annotated[ResultItem, Tag("function_call_output")],
+    | Annotated[ResultItem, Tag("function_call_output")]
+    | Annotated[ItemReference, Tag("item_reference")],
     Discriminator(_item_kind),
 ]
-Items = Annotated[list[Item], Field(min_length=1, max_length=_MAX_ITEMS)]
+Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
 Input = Annotated[
     Annotated[str, Tag("<plain>")] | Annotated[Items, Tag("<list>")], Discriminator(text_or_list)
 ]

@@ -9,15 +9,23 @@ from llava_server.api.parse import convert_request, parse_request
 from llava_server.api.responses.input_items import CallItem, InputImage, MessageItem, ResultItem
 from llava_server.api.responses.request import ResponseRequest
 
-__all__ = ["parse_response_request"]
+__all__ = ["parse_response_request", "to_chat"]
 
 # Maps ChatRequest fields to their names in this API, for error messages.
 _NAMES = {"messages": "input", "max_completion_tokens": "max_output_tokens", "response_format": "text.format"}
 
 
-def parse_response_request(raw: bytes) -> tuple[ResponseRequest, ChatRequest]:
-    """Parse a request. Raises ApiError, which names the field and its allowed values."""
+def parse_response_request(raw: bytes) -> tuple[ResponseRequest, ChatRequest | None]:
+    """Parse a request. Raises ApiError, which names the field and its allowed values.
+
+    The chat request is None if the request refers to stored items, which must be loaded first.
+    """
     request = parse_request(ResponseRequest, raw)
+    return request, None if request.has_references else to_chat(request)
+
+
+def to_chat(request: ResponseRequest) -> ChatRequest:
+    """Convert a request whose input contains the whole conversation. Raises ApiError."""
     fields = {
         "model": request.model,
         "messages": _messages(request),
@@ -32,7 +40,7 @@ def parse_response_request(raw: bytes) -> tuple[ResponseRequest, ChatRequest]:
         "parallel_tool_calls": request.parallel_tool_calls,
         "service_tier": request.service_tier,
     }
-    return request, convert_request(ChatRequest, fields, _NAMES)
+    return convert_request(ChatRequest, fields, _NAMES)
 
 
 def _messages(request: ResponseRequest) -> list[dict[str, Any]]:
@@ -46,7 +54,7 @@ def _messages(request: ResponseRequest) -> list[dict[str, Any]]:
             _add_call(messages, item)
         elif isinstance(item, ResultItem):
             messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)})
-        else:
+        elif isinstance(item, MessageItem):
             _add_message(messages, item)
     return messages
 

@@ -6,7 +6,7 @@
 -- `chats:{tenant}` contains the listed responses of a tenant, ordered by expiry time.
 -- ARGV: step, response, tenant, then the arguments of the step:
 --   add: payload, previous response or '', size of the input, ttl_ms, max_tenant_bytes, max_bytes, is_listed (0 or 1)
---                          Reply: {'ok'} or {'too_large', size}
+--                          Reply: {'added'}, {'exists'} or {'too_large', size}
 --   write: 'input' or 'output', offset, bytes   Reply: 1 if the response still exists, else 0
 --   finish: payload, size of the output, max_tenant_bytes, max_bytes   Reply: 1 if the response still exists, else 0.
 --                          A response that exceeds a limit on its own is removed.
@@ -81,7 +81,11 @@ function steps.add()
   local payload, previous, size, ttl, max_tenant, max_all, is_listed = unpack(ARGV, 4)
   local needed = OVERHEAD + size
   if needed > tonumber(max_tenant) or needed > tonumber(max_all) then return {'too_large', needed} end
-  if is_own(id) then return {'ok'} end
+  local stored_size = is_own(id) and redis.call('HGET', key('response', id), 'input_size')
+  if stored_size then -- a repeated call continues only an interrupted one with the same input
+    local is_complete = redis.call('STRLEN', key('input', id)) == tonumber(stored_size)
+    return {(is_complete or stored_size ~= size) and 'exists' or 'added'}
+  end
   local space, name = budget('response', tenant), names(id)
   make_room(space, needed, tonumber(max_tenant), tonumber(max_all))
   redis.call('HSET', name, 'tenant', tenant, 'payload', payload, 'previous', previous, 'input_size', size,
@@ -94,7 +98,7 @@ function steps.add()
     redis.call('ZADD', chats, now + ttl, id)
     extend(chats, tonumber(ttl))
   end
-  return {'ok'}
+  return {'added'}
 end
 
 function steps.write()
