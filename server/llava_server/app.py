@@ -13,6 +13,7 @@ from llava_server.api.anthropic import routes as anthropic
 from llava_server.api.batches import routes as batches
 from llava_server.api.batches.driver import run_batches
 from llava_server.api.chat import routes as chat
+from llava_server.api.chat import stored_routes as stored_chats
 from llava_server.api.completions import routes as completions
 from llava_server.api.embeddings import routes as embeddings
 from llava_server.api.files import routes as files
@@ -41,7 +42,19 @@ __all__ = ["create_app"]
 
 _MIB = 2**20
 _ROUTES = (
-    *(chat, responses, response_items, anthropic, completions, embeddings, tokenize, files, batches, models),
+    *(
+        chat,
+        stored_chats,
+        responses,
+        response_items,
+        anthropic,
+        completions,
+        embeddings,
+        tokenize,
+        files,
+        batches,
+        models,
+    ),
     *(health, playground),
 )
 

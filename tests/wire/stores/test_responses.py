@@ -169,6 +169,21 @@ async def test_a_response_whose_output_exceeds_the_limit_is_removed(
     assert harness.redis.get(f"{PREFIX}response_bytes") in (None, b"0")
 
 
+async def test_an_output_does_not_remove_newer_responses(store: ResponseStore) -> None:
+    for name in ("old", "new"):
+        await store.add(response(name, data=b"x" * 8 * KIB), tenant="alice")
+    assert not await store.finish("old", ENDED, b"x" * 8 * KIB, tenant="alice")
+    assert await store.find("old", tenant="alice") is None
+    assert await store.find("new", tenant="alice") is not None
+
+
+async def test_an_output_is_stored_only_once(store: ResponseStore) -> None:
+    await store.add(response("r0"), tenant="alice")
+    assert await store.finish("r0", ENDED, b"first", tenant="alice")
+    assert await store.finish("r0", HEAD, b"other output", tenant="alice")
+    assert await store.find("r0", tenant="alice") == StoredResponse("r0", ENDED, "", b"in", b"first")
+
+
 async def test_removed_and_expired_responses_do_not_count(harness: Harness, store: ResponseStore) -> None:
     await add_chain(store, 2)
     await store.remove("r0", tenant="alice")

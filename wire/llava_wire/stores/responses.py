@@ -35,8 +35,7 @@ class ResponseHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     metadata: dict[str, str] = {}
 
 
-@dataclass(frozen=True)
-class StoredResponse:
+class StoredResponse(msgspec.Struct, frozen=True):
     """A stored response.
 
     ``input`` and ``output`` are opaque to this package. ``output`` is None until the response has ended, and

@@ -251,9 +251,15 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
     )
     metadata: Metadata | None = Field(
         None,
-        description="Accepted for compatibility, but not stored. Up to 16 key-value pairs. Keys can be up "
-        "to 64 characters long, and values up to 512 characters.",
+        description="Up to 16 key-value pairs, which are stored with the completion if store is true. Keys "
+        "can be up to 64 characters long, and values up to 512 characters.",
         examples=[{"run": "7"}],
+    )
+    store: bool | None = Field(
+        None,
+        description="Whether to store the completion and its messages, so that they can be listed and "
+        "retrieved later. Defaults to false.",
+        examples=[True],
     )
 
     @property

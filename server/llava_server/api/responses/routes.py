@@ -30,7 +30,7 @@ from llava_server.api.responses.response import DeletedResponse
 from llava_server.api.responses.serializer import ResponsesSerializer, with_note
 from llava_server.api.responses.stored_output import find_response, job_id_of
 from llava_server.api.responses.to_chat import parse_response_request, to_chat
-from llava_server.api.storage.stored import store_errors, store_too_large, stored
+from llava_server.api.storage.stored import store_errors, store_too_large, stored, suppress_not_found
 from llava_server.errors import ApiError, response_not_found
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.response_model import JSONResponse
@@ -210,13 +210,12 @@ async def _snapshot(
     """Return the job of a response, or None if it has expired or the response does not exist."""
     if not (job_id := job_id_of(response_id)):
         raise response_not_found()
-    try:
+    job = None
+    with suppress_not_found():
         job = await handler.snapshot(job_id, has_events=has_events)
-    except ApiError as error:
-        if error.code != "answer_not_found":
-            raise
-        return None
-    if not job.outline.note:  # a chat completion, or a response with ``store`` set to false
+    if (
+        job is not None and not job.outline.note
+    ):  # a chat completion, or a response with ``store`` set to false
         raise response_not_found()
     return job
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import time
-
 import msgspec
 from llava_wire.stores.responses import StoredResponse
 
 from llava_server.api.responses.serializer import ResponsesSerializer
+from llava_server.api.storage.outputs import EndedOutput, save_output
 from llava_server.api.storage.stored import store_errors
-from llava_server.errors import ApiError
 from llava_server.lifespan import Services
 
 __all__ = ["find_response", "job_id_of", "save_response"]
-
-_SUBMIT_S = 60.0  # maximum time between adding a response and submitting its job
 
 
 def job_id_of(response_id: str) -> str:
@@ -31,30 +27,14 @@ async def find_response(services: Services, response_id: str, *, tenant: str) ->
 
 
 async def save_response(services: Services, stored: StoredResponse, *, tenant: str) -> StoredResponse | None:
-    """Store the output of a response that has ended, unless it is already stored.
+    """Store the output of a response that has ended. See ``save_output``."""
 
-    Return None if the output is lost, because the job has been deleted or has expired. Raises ApiError (503).
-    """
-    if stored.output is not None:
-        return stored
-    try:
+    async def read_output() -> EndedOutput | None:
         job = await services.controller.snapshot(job_id_of(stored.response_id), tenant, is_read=False)
-    except ApiError as error:
-        if error.code != "answer_not_found":
-            raise
-        if time.time() - stored.head.created_at < _SUBMIT_S:
-            return stored
-        with store_errors():
-            await services.responses.remove(stored.response_id, tenant=tenant)
-        return None
-    serializer = ResponsesSerializer(job.outline, created_at=job.created_at)
-    response = serializer.snapshot(job.state, job.events)
-    if response.status in ("queued", "in_progress"):
-        return stored
-    head = msgspec.structs.replace(stored.head, status=response.status)
-    output = msgspec.json.encode(response)
-    with store_errors():
-        is_stored = await services.responses.finish(stored.response_id, head, output, tenant=tenant)
-    if not is_stored:
-        return None
-    return StoredResponse(stored.response_id, head, stored.previous_id, stored.input, output)
+        serializer = ResponsesSerializer(job.outline, created_at=job.created_at)
+        response = serializer.snapshot(job.state, job.events)
+        if response.status in ("queued", "in_progress"):
+            return None
+        return EndedOutput(response.status, msgspec.json.encode(response))
+
+    return await save_output(services, stored, read_output, tenant=tenant)

@@ -14,7 +14,8 @@ from functools import partial
 
 from llava_wire.errors import QueueUnavailable
 
-from llava_server.api.responses.stored_output import find_response
+from llava_server.api.chat.stored_chat import save_chat
+from llava_server.api.responses.stored_output import save_response
 from llava_server.errors import ApiError
 from llava_server.lifespan import Services
 from llava_server.periodic import run_periodically
@@ -38,4 +39,7 @@ async def run_saver(services: Services) -> AsyncIterator[None]:
 async def _save_due(services: Services) -> None:
     with contextlib.suppress(QueueUnavailable, ApiError):  # logged by QueueHealth; repeated after the pause
         for response_id, tenant in await services.responses.due(_NUM_PER_STEP, pause_s=_PAUSE_S):
-            await find_response(services, response_id, tenant=tenant)
+            stored = await services.responses.find(response_id, tenant=tenant)
+            if stored is not None:
+                save = save_chat if response_id.startswith("chatcmpl-") else save_response
+                await save(services, stored, tenant=tenant)

@@ -12,7 +12,7 @@ from llava_wire.stores.responses import ResponseStore, StoredResponse
 
 from llava_server.errors import ApiError, from_store_error
 
-__all__ = ["store_errors", "store_too_large", "stored"]
+__all__ = ["store_errors", "store_too_large", "stored", "suppress_not_found"]
 
 _REMOVE_TIMEOUT_S = 5.0
 
@@ -24,6 +24,16 @@ def store_errors() -> Iterator[None]:
         yield
     except QueueUnavailable as error:
         raise from_store_error(error) from error
+
+
+@contextmanager
+def suppress_not_found() -> Iterator[None]:
+    """End the ``with`` block if a response or its job does not exist."""
+    try:
+        yield
+    except ApiError as error:
+        if error.code != "answer_not_found":
+            raise
 
 
 def store_too_large(error: ResponseTooLarge) -> ApiError:

@@ -9,7 +9,7 @@
 --                          Reply: {'added'}, {'exists'} or {'too_large', size}
 --   write: 'input' or 'output', offset, bytes   Reply: 1 if the response still exists, else 0
 --   finish: payload, size of the output, max_tenant_bytes, max_bytes   Reply: 1 if the response still exists, else 0.
---                          A response that exceeds a limit on its own is removed.
+--                          If only newer responses could make room for the output, the response is removed.
 --   read: number of responses, ttl_ms           Reply: {response...}, following `previous` from the given response.
 --                          Stops early after READ_BYTES. If ttl_ms is not 0, restarts the TTL of these responses.
 --   part: 'input' or 'output', first, last      Reply: the bytes in this range
@@ -35,6 +35,8 @@ end
 
 local function is_own(each) return redis.call('HGET', key('response', each), 'tenant') == tenant end
 
+local function has_output(each) return tonumber(redis.call('HGET', key('response', each), 'output_size')) >= 0 end
+
 local function remove(each, size)
   local owner = redis.call('HGET', key('response', each), 'tenant')
   budget('response', owner or tenant).remove(each, size)
@@ -43,14 +45,14 @@ local function remove(each, size)
   return redis.call('DEL', names(each))
 end
 
--- Removes responses until `size` bytes are available.
-local function make_room(space, size, max_tenant, max_all)
+-- Removes responses that expire before `expiry` until `size` bytes are available. Returns whether they are.
+local function make_room(space, size, expiry, max_tenant, max_all)
   while true do
     local _, own, all = space.usage()
     local is_over_own, is_over_all = own + size > max_tenant, all + size > max_all
-    if not is_over_own and not is_over_all then return end
-    local oldest, oldest_size = space.oldest(not is_over_own)
-    if not oldest then return end
+    if not is_over_own and not is_over_all then return true end
+    local oldest, oldest_size, oldest_expiry = space.oldest(not is_over_own)
+    if not oldest or oldest_expiry > expiry then return false end
     remove(oldest, oldest_size)
   end
 end
@@ -87,7 +89,7 @@ function steps.add()
     return {(is_complete or stored_size ~= size) and 'exists' or 'added'}
   end
   local space, name = budget('response', tenant), names(id)
-  make_room(space, needed, tonumber(max_tenant), tonumber(max_all))
+  make_room(space, needed, now + ttl, tonumber(max_tenant), tonumber(max_all))
   redis.call('HSET', name, 'tenant', tenant, 'payload', payload, 'previous', previous, 'input_size', size,
     'output_size', -1)
   set_ttl(space, id, tonumber(ttl))
@@ -103,6 +105,7 @@ end
 
 function steps.write()
   if not is_own(id) then return 0 end
+  if ARGV[4] == 'output' and has_output(id) then return 1 end
   local life = redis.call('PTTL', key('response', id))
   redis.call('SETRANGE', key(ARGV[4], id), ARGV[5], ARGV[6])
   redis.call('PEXPIRE', key(ARGV[4], id), life)
@@ -112,15 +115,15 @@ end
 function steps.finish()
   local payload, size, max_tenant, max_all = unpack(ARGV, 4)
   if not is_own(id) then return 0 end
+  if has_output(id) then return 1 end -- another controller was faster
   local space, name = budget('response', tenant), names(id)
   local life = redis.call('PTTL', name)
   space.remove(id, size_of(id))
   redis.call('HSET', name, 'payload', payload, 'output_size', size)
-  if size_of(id) > math.min(tonumber(max_tenant), tonumber(max_all)) then
+  if not make_room(space, size_of(id), now + life, tonumber(max_tenant), tonumber(max_all)) then
     remove(id, size_of(id))
     return 0
   end
-  make_room(space, size_of(id), tonumber(max_tenant), tonumber(max_all))
   set_ttl(space, id, life)
   redis.call('ZREM', UNSAVED, id)
   return 1

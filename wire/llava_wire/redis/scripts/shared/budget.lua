@@ -43,10 +43,13 @@ local function budget(kind, tenant)
       tonumber(redis.call('GET', all_bytes) or '0')
   end
 
-  -- Returns the ID of the object that expires first, of the tenant or (if `is_any`) of any tenant.
+  -- Returns the ID, size and expiry time of the object that expires first, of the tenant or (if `is_any`) of any
+  -- tenant.
   function self.oldest(is_any)
-    local entry = redis.call('ZRANGE', is_any and all or own, 0, 0)[1]
-    if entry then return string.match(entry, '^(%S+) (%d+)$') end
+    local entry, expiry = unpack(redis.call('ZRANGE', is_any and all or own, 0, 0, 'WITHSCORES'))
+    if not entry then return end
+    local id, size = string.match(entry, '^(%S+) (%d+)$')
+    return id, size, tonumber(expiry)
   end
 
   return self
