@@ -27,7 +27,7 @@ Model = TypeVar("Model", bound=BaseModel)
 _GOOD_KEY = re.compile(r"[!-~]{1,255}")
 MAX_START = 999_999_999  # maximum number of tokens or events that a client can skip
 _SHOWN = 60  # maximum number of characters of an invalid value shown in an error message
-_UNSUPPORTED_PARTS = {"input_audio", "audio_url", "file", "video_url", "image_embeds"}
+_UNSUPPORTED_PARTS = {"input_audio", "audio_url", "video_url", "image_embeds"}
 
 
 def parse_request(model: type[Model], body: bytes) -> Model:

@@ -14,6 +14,7 @@ from llava_wire.messages.sampling_params import Grammar, SamplingParams
 from llava_server.api.chat.request import (
     AssistantMessage,
     ChatRequest,
+    FilePart,
     GenerationRequest,
     ImagePart,
     TextPart,
@@ -63,24 +64,35 @@ def job_id_for_key(tenant: str, idempotency_key: str) -> str:
 
 
 class ImageSource(NamedTuple):
-    """An image in a request: the field that contains it, its URL, and whether to encode it in low detail."""
+    """An image in a request: the field that contains it, its URL, and whether to encode it in low detail.
+
+    The image is read from a stored file if ``file_id`` is not empty.
+    """
 
     param: str
     url: str
     is_low_detail: bool
+    file_id: str = ""
 
 
 def image_sources(request: ChatRequest) -> list[ImageSource]:
     """Return the images of a chat request in reading order."""
     return [
-        ImageSource(
-            f"messages[{m}].content[{p}].image_url.url", part.image_url.url, part.image_url.detail == "low"
-        )
+        _image_source(part, f"messages[{m}].content[{p}]")
         for m, message in enumerate(request.messages)
         if message.content is not None and not isinstance(message.content, str)
         for p, part in enumerate(message.content)
-        if isinstance(part, ImagePart)
+        if isinstance(part, ImagePart | FilePart)
     ]
+
+
+def _image_source(part: ImagePart | FilePart, param: str) -> ImageSource:
+    if isinstance(part, ImagePart):
+        return ImageSource(f"{param}.image_url.url", part.image_url.url, part.image_url.detail == "low")
+    file, is_low_detail = part.file, part.file.detail == "low"
+    if file.file_id is not None:
+        return ImageSource(f"{param}.file.file_id", "", is_low_detail, file.file_id)
+    return ImageSource(f"{param}.file.file_data", file.file_data or "", is_low_detail)
 
 
 def to_jobs(
@@ -213,7 +225,7 @@ def _parts(message: ChatMessage, remaining: Iterator[ImageRef]) -> Iterator[str 
         yield message.content
     else:
         for part in message.content or ():
-            yield next(remaining) if isinstance(part, ImagePart) else part.text
+            yield next(remaining) if isinstance(part, ImagePart | FilePart) else part.text
     if isinstance(message, AssistantMessage) and message.tool_calls:
         yield calls_text(message.tool_calls)
 

@@ -14,6 +14,7 @@ from llava_server.api.fields.base import RequestModel, invalid_value, text_or_li
 from llava_server.api.fields.messages import (
     AssistantMessage,
     ChatMessage,
+    FilePart,
     ImagePart,
     ImageUrl,
     SystemMessage,
@@ -30,6 +31,7 @@ from llava_server.api.fields.unsupported import UnsupportedFields
 __all__ = [
     "AssistantMessage",
     "ChatRequest",
+    "FilePart",
     "GenerationRequest",
     "Hint",
     "ImagePart",

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import msgspec
 from llava_wire.controller_side.query_results import JobSnapshot, QueuePosition
+from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.event import Event
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import Job
@@ -18,10 +19,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llava_server.api.chat.job_builder import ImageSource, image_sources, to_jobs
-from llava_server.api.chat.request import AssistantMessage, ChatRequest, ImagePart, TextPart
+from llava_server.api.chat.request import AssistantMessage, ChatRequest, FilePart, ImagePart, TextPart
 from llava_server.api.parse import check_num_images, check_text, idempotency_key
 from llava_server.api.tools.prompt import tools_text
-from llava_server.errors import ApiError, response_not_found
+from llava_server.errors import ApiError, from_store_error, response_not_found
 from llava_server.generation.collect import CollectedChoice, collect
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.merged_outputs import MergedOutputs
@@ -272,7 +273,7 @@ async def build_chat_jobs(
     owner = _PUBLIC_SCOPE if chat.cache_scope == "public" else tenant
     sources = image_sources(chat)
     with span("pictures", num_pictures=len(sources)) if sources else nullcontext():
-        images = [await load_image(services, source, model, owner) for source in sources]
+        images = [await load_image(services, source, model, tenant, owner=owner) for source in sources]
     ttl_s = services.settings.request_timeout_s
     jobs = to_jobs(chat, images, model, tenant=tenant, ttl_s=ttl_s, idempotency_key=idempotency_key)
     return JobSet(model, jobs, {image.ref.digest: image.pixels for image in images})
@@ -286,7 +287,7 @@ def _check_size(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> N
         for part in parts:
             text = part if isinstance(part, str) else part.text if isinstance(part, TextPart) else ""
             num_bytes += len(text.encode())
-            num_images += isinstance(part, ImagePart)
+            num_images += isinstance(part, ImagePart | FilePart)
         if isinstance(message, AssistantMessage):
             num_bytes += sum(len(call.function.arguments.encode()) for call in message.tool_calls or ())
     check_num_images(num_images, max_images, param="messages")
@@ -294,14 +295,39 @@ def _check_size(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> N
 
 
 async def load_image(
-    services: Services, source: ImageSource, model: ServedModel, owner: str
+    services: Services, source: ImageSource, model: ServedModel, tenant: str, *, owner: str = ""
 ) -> PreprocessedImage:
-    """Load, decode and preprocess an image for the model. Raises an ApiError that names the image's field."""
+    """Load, decode and preprocess an image for the model. Raises an ApiError that names the image's field.
+
+    ``owner`` is the scope in which the decoded image is cached, by default the tenant.
+    """
     spec = _base_view(model.image_spec) if source.is_low_detail else model.image_spec
+    loader, owner = services.image_loader, owner or tenant
     try:
-        return await services.image_loader.load(source.url, spec, tenant=owner)
+        if not source.file_id:
+            return await loader.load(source.url, spec, tenant=owner)
+        return await loader.load_file(await _read_file(services, source, tenant), spec, tenant=owner)
     except ImageError as error:
         raise ApiError(error.code, f"{source.param}: {error.message}", param=source.param) from error
+
+
+async def _read_file(services: Services, source: ImageSource, tenant: str) -> bytes:
+    """Return the contents of a stored image file. Raises ApiError (404, 503) and ImageError."""
+    try:
+        file = await services.files.find(source.file_id, tenant=tenant)
+        if file is not None:
+            services.image_loader.check_size(file.size)
+            if (data := await services.files.read(file, tenant=tenant)) is not None:
+                return data
+    except QueueUnavailable as error:
+        raise from_store_error(error) from error
+    param, file_id = source.param, source.file_id[:64]
+    raise ApiError(
+        "file_not_found",
+        f"{param}: the file {file_id!a} does not exist, belongs to a different API key, or has expired. "
+        "Upload it again.",
+        param=param,
+    )
 
 
 def _base_view(spec: ImageSpec) -> ImageSpec:

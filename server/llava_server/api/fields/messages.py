@@ -21,6 +21,7 @@ __all__ = [
     "AssistantMessage",
     "CallId",
     "ChatMessage",
+    "FilePart",
     "FunctionName",
     "ImagePart",
     "ImageUrl",
@@ -73,15 +74,59 @@ class ImagePart(RequestModel):
     image_url: ImageUrl = Field(description="URL of the image and its level of detail.")
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class FileReference(RequestModel):
+    """An image in a file: either a stored file or the file itself."""
+
+    file_id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="ID of a file that contains an image, from POST /v1/files.",
+        examples=["file-3f1c09a2b44de8715a7c61f02b9d10ee"],
+    )
+    file_data: str | None = Field(
+        None,
+        description="The image as a data URL, as an alternative to file_id. Other types of files are not "
+        "supported.",
+        examples=["data:image/png;base64,iVBORw0KGgo..."],
+    )
+    filename: str | None = Field(
+        None, description="Accepted for compatibility, but ignored.", examples=["circle.png"]
+    )
+    detail: Literal["auto", "low", "high"] | None = Field(
+        None, description="Extension. Level of detail, as in image_url.detail.", examples=["low"]
+    )
+
+    @model_validator(mode="after")
+    def _check_source(self) -> FileReference:
+        if (self.file_id is None) == (self.file_data is None):
+            raise PydanticCustomError(
+                "invalid_value", "Set either file_id or file_data.", {"fields": ("file_id",)}
+            )
+        return self
+
+
+class FilePart(RequestModel):
+    """An image in a file."""
+
+    type: Literal["file"] = Field(description="file")
+    file: FileReference = Field(
+        description="The file that contains the image.",
+        examples=[{"file_id": "file-3f1c09a2b44de8715a7c61f02b9d10ee"}],
+    )
+
+
+Part = Annotated[TextPart | ImagePart | FilePart, Field(discriminator="type")]
 PartList = Annotated[list[Part], Field(min_length=1, max_length=_MAX_PARTS)]
 Content = Annotated[
     Annotated[str, Tag("<plain>")] | Annotated[PartList, Tag("<list>")], Discriminator(text_or_list)
 ]
 
 
-def _only_text(content: str | list[TextPart | ImagePart]) -> str | list[TextPart | ImagePart]:
-    if not isinstance(content, str) and any(isinstance(part, ImagePart) for part in content):
+def _only_text(
+    content: str | list[TextPart | ImagePart | FilePart],
+) -> str | list[TextPart | ImagePart | FilePart]:
+    if not isinstance(content, str) and any(isinstance(part, ImagePart | FilePart) for part in content):
         raise PydanticCustomError("unsupported_content", "Images are only allowed in user messages.")
     return content
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from llava_server.api.fields.base import RequestModel, text_or_list
 from llava_server.api.fields.messages import CallId, FunctionName
@@ -39,13 +40,29 @@ class InputImage(RequestModel):
     """An image part."""
 
     type: Literal["input_image"] = Field(description="input_image")
-    image_url: str = Field(
+    image_url: str | None = Field(
+        None,
         description="The image as a data URL: data:image/png;base64,...",
         examples=["data:image/png;base64,iVBO..."],
+    )
+    file_id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="ID of a file that contains the image, as an alternative to image_url.",
+        examples=[None],
     )
     detail: Literal["auto", "low", "high"] | None = Field(
         None, description="Level of detail. See image_url.detail in the Chat Completions API."
     )
+
+    @model_validator(mode="after")
+    def _check_source(self) -> InputImage:
+        if (self.image_url is None) == (self.file_id is None):
+            raise PydanticCustomError(
+                "invalid_value", "Set either image_url or file_id.", {"fields": ("image_url",)}
+            )
+        return self
 
 
 InputPart = Annotated[InputText | InputImage, Field(discriminator="type")]

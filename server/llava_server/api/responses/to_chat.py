@@ -82,11 +82,15 @@ def _content(content: Any) -> Any:
     if isinstance(content, str):
         return content
     return [
-        {"type": "image_url", "image_url": {"url": part.image_url, "detail": part.detail}}
-        if isinstance(part, InputImage)
-        else {"type": "text", "text": part.text}
+        _image(part) if isinstance(part, InputImage) else {"type": "text", "text": part.text}
         for part in content
     ]
+
+
+def _image(part: InputImage) -> dict[str, Any]:
+    if part.file_id is not None:
+        return {"type": "file", "file": {"file_id": part.file_id, "detail": part.detail}}
+    return {"type": "image_url", "image_url": {"url": part.image_url, "detail": part.detail}}
 
 
 def _format(request: ResponseRequest) -> dict[str, Any] | None:
