@@ -19,9 +19,9 @@ from llava_server.api.embeddings import routes as embeddings
 from llava_server.api.files import routes as files
 from llava_server.api.models import routes as models
 from llava_server.api.openapi.document import build_document
+from llava_server.api.output_saver import run_saver
 from llava_server.api.responses import item_routes as response_items
 from llava_server.api.responses import routes as responses
-from llava_server.api.storage.saver import run_saver
 from llava_server.api.tokenize import routes as tokenize
 from llava_server.exception_handlers import EXCEPTION_HANDLERS
 from llava_server.lifespan import attach_services, open_services

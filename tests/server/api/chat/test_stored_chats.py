@@ -71,7 +71,7 @@ def test_a_streamed_completion_is_stored(client: openai.OpenAI) -> None:
     chunks = list(create(client, f"say {PARIS}", tools=TOOLS, stream=True))
     [listed] = client.chat.completions.list()
     assert listed.id == chunks[0].id
-    [call] = listed.choices[0].message.tool_calls or ()
+    [call] = listed.choices[0].message.tool_calls or []
     assert call.type == "function" and call.function.name == "weather"
 
 
@@ -133,6 +133,8 @@ def test_the_messages_are_listed_as_they_were_sent(client: openai.OpenAI) -> Non
     assert calls[0].function.name == "weather"
     last = client.chat.completions.messages.list(stored.id, order="desc", limit=1)
     assert (last.data[0].content, last.has_more) == ("say yes", True)
+    end = client.chat.completions.messages.list(stored.id, after=f"{stored.id}-4")
+    assert (end.data, end.has_more) == ([], False)
 
 
 def test_a_deleted_completion_is_not_found(client: openai.OpenAI, stack: Stack) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
@@ -23,6 +23,11 @@ INPUT: list[Any] = [
     {"type": "function_call_output", "call_id": "c", "output": "18 degrees"},
     {"role": "user", "content": "say yes"},
 ]
+
+
+def text_of(item: Any) -> Any:
+    """Return the text of the first content part."""
+    return item.content[0].text
 
 
 @pytest.fixture
@@ -55,14 +60,15 @@ def test_all_kinds_of_items_are_listed_and_match_the_vendors_types(
 def test_the_items_are_paged_in_both_orders(client: openai.OpenAI) -> None:
     items: list[Any] = [{"role": "user", "content": f"say {number}"} for number in range(7)]
     response_id = client.responses.create(model=MODEL, input=items).id
-    for order in ("asc", "desc"):
-        page = client.responses.input_items.list(response_id, limit=3, order=order)  # type: ignore[arg-type]
-        texts = [item.content[0].text for item in page]  # type: ignore[union-attr]
+    orders: tuple[Literal["asc", "desc"], ...] = ("asc", "desc")
+    for order in orders:
+        page = client.responses.input_items.list(response_id, limit=3, order=order)
+        texts = [text_of(item) for item in page]
         expected = [f"say {number}" for number in range(7)]
         assert texts == (expected if order == "asc" else expected[::-1])
         assert len(page.data) == 3 and page.has_more
     first = client.responses.input_items.list(response_id, limit=7)
-    assert first.has_more is False and first.data[0].content[0].text == "say 6"  # type: ignore[union-attr]
+    assert first.has_more is False and text_of(first.data[0]) == "say 6"
     last = client.responses.input_items.list(response_id, after=first.data[-1].id or "")
     assert (last.data, last.has_more) == ([], False)
 
@@ -88,26 +94,28 @@ def test_the_items_of_earlier_responses_are_listed_too(client: openai.OpenAI) ->
     first = client.responses.create(model=MODEL, input="say one")
     second = client.responses.create(model=MODEL, input="say two", previous_response_id=first.id)
     page = client.responses.input_items.list(second.id, order="asc")
-    texts = [item.content[0].text for item in page]  # type: ignore[union-attr]
+    texts = [text_of(item) for item in page]
     assert texts == ["say one", "one", "say two"]
     assert page.data[1].id == first.output[0].id
 
 
 def test_image_urls_are_listed_only_if_included(client: openai.OpenAI, stack: Stack) -> None:
     response_id = client.responses.create(model=MODEL, input=INPUT[1:2]).id
+    item: Any
     [item] = client.responses.input_items.list(response_id).data
-    assert item.content[0].image_url is None  # type: ignore[union-attr]
+    assert item.content[0].image_url is None
     include: list[Any] = ["message.input_image.image_url"]
     [item] = client.responses.input_items.list(response_id, include=include).data
-    assert item.content[0].image_url == IMAGE["image_url"]  # type: ignore[union-attr]
-    plain = stack.http.get(f"/v1/responses/{response_id}/input_items", params={"include": include}).json()
-    assert plain["data"][0]["content"][0]["image_url"] == IMAGE["image_url"]
+    assert item.content[0].image_url == IMAGE["image_url"]
+    for name in ("include", "include[]"):
+        plain = stack.http.get(f"/v1/responses/{response_id}/input_items", params={name: include}).json()
+        assert plain["data"][0]["content"][0]["image_url"] == IMAGE["image_url"]
 
 
 def test_the_items_of_a_response_in_progress_are_listed(client: openai.OpenAI, stack: Stack) -> None:
     created = client.responses.create(model=MODEL, input="hold", background=True)
     [item] = client.responses.input_items.list(created.id).data
-    assert item.content[0].text == "hold"  # type: ignore[union-attr]
+    assert text_of(item) == "hold"
     stack.worker.release.set()
 
 
@@ -129,6 +137,7 @@ def test_the_input_tokens_are_counted(client: openai.OpenAI, stack: Stack) -> No
 
 
 def test_counting_an_invalid_input_is_an_error_that_names_the_field(client: openai.OpenAI) -> None:
+    items: list[Any] = [{"role": "nobody", "content": "a"}]
     with pytest.raises(openai.BadRequestError) as error:
-        client.responses.input_tokens.count(model=MODEL, input=[{"role": "nobody", "content": "a"}])  # type: ignore[typeddict-item]
+        client.responses.input_tokens.count(model=MODEL, input=items)
     assert error.value.param == "input[0].role"
