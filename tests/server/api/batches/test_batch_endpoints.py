@@ -77,12 +77,12 @@ def test_the_openai_client_creates_a_batch_of_responses(stack: Stack) -> None:
 def test_a_line_continues_a_stored_response_and_a_chat_is_stored(own_stack: OwnStack) -> None:
     stack = own_stack()
     first = stack.http.post(RESPONSES, json={"model": MODEL, "input": "say one"}).json()["id"]
-    data = input_file(line("a", RESPONSES, input="tell", previous_response_id=first))
+    data = input_file(line("a", RESPONSES, input="explain", previous_response_id=first))
     batch = wait_for_end(stack.http, create_batch(stack.http, data, RESPONSES))
     [result] = read_results(stack.http, batch["output_file_id"])
     assert (
         result["response"]["body"]["output"][0]["content"][0]["text"]
-        == "user:say one|assistant:one|user:tell"
+        == "user:say one|assistant:one|user:explain"
     )
     chat = {"messages": [{"role": "user", "content": "say yes"}], "store": True, "metadata": {"run": "7"}}
     data = input_file(line("a", "/v1/chat/completions", **chat))

@@ -73,10 +73,10 @@ ROWS: dict[str, Row] = {
         "test_conversations.py::test_the_input_and_output_of_all_previous_responses_precede_the_input"
     ),
     "ItemReference.type": CoveredElsewhere(
-        "test_conversations.py::test_an_item_reference_stands_for_a_stored_item"
+        "test_conversations.py::test_an_item_reference_is_replaced_by_the_stored_item"
     ),
     "ItemReference.id": CoveredElsewhere(
-        "test_conversations.py::test_an_item_reference_stands_for_a_stored_item"
+        "test_conversations.py::test_an_item_reference_is_replaced_by_the_stored_item"
     ),
     "InputImage.file_id": CoveredElsewhere(
         "test_image_files.py::test_an_image_file_equals_the_same_image_as_a_url"

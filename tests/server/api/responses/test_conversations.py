@@ -285,7 +285,7 @@ def test_a_repeated_request_with_an_idempotency_key_is_stored_once(stack: Stack)
     assert roles_and_texts(stack) == [("user", "say one"), ("assistant", "one"), ("user", "say one")]
 
 
-def test_an_item_reference_stands_for_a_stored_item(client: openai.OpenAI, stack: Stack) -> None:
+def test_an_item_reference_is_replaced_by_the_stored_item(client: openai.OpenAI, stack: Stack) -> None:
     first = client.responses.create(model=MODEL, input=[{"role": "user", "content": [IMAGE]}])
     [question] = client.responses.input_items.list(first.id).data
     references: list[Any] = [
