@@ -34,7 +34,7 @@ __all__ = ["router"]
 router = APIRouter(tags=["chat"])
 
 _METADATA = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
-Ascending = Annotated[Order, Query(description='"asc" lists the oldest item first.')]
+Ascending = Annotated[Order, Query(description='"asc" lists the oldest item first.', examples=["asc"])]
 
 
 @router.get("/v1/chat/completions", summary="List stored chat completions")

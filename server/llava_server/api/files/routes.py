@@ -79,7 +79,9 @@ async def list_files(
     limit: Annotated[
         int, Query(ge=1, le=10_000, description="Maximum number of files per page.", examples=[20])
     ] = 10_000,
-    order: Annotated[Order, Query(description='"desc" lists the newest file first.')] = "desc",
+    order: Annotated[
+        Order, Query(description='"desc" lists the newest file first.', examples=["desc"])
+    ] = "desc",
 ) -> Response:
     """Returns the files that belong to this API key."""
     try:

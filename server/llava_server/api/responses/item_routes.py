@@ -38,11 +38,20 @@ async def list_input_items(
     response_id: ResponseId,
     after: After = "",
     limit: Limit = 20,
-    order: Annotated[Order, Query(description='"asc" lists the oldest item first.')] = "desc",
-    include: Annotated[list[str] | None, Query(description=_INCLUDE, max_length=16)] = None,
+    order: Annotated[
+        Order, Query(description='"asc" lists the oldest item first.', examples=["desc"])
+    ] = "desc",
+    include: Annotated[
+        list[str] | None, Query(description=_INCLUDE, max_length=16, examples=[[_IMAGE_URL]])
+    ] = None,
     include_brackets: Annotated[
         list[str] | None,
-        Query(alias="include[]", description="Other name for include.", max_length=16),
+        Query(
+            alias="include[]",
+            description="Other name for include.",
+            max_length=16,
+            examples=[[_IMAGE_URL]],
+        ),
     ] = None,
 ) -> Response:
     """Returns all items from which the response was generated, including those of earlier responses that it

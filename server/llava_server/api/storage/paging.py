@@ -14,8 +14,12 @@ __all__ = ["After", "Limit", "Order", "page_of"]
 _MAX_PAGE = 100
 T = TypeVar("T")
 
-After = Annotated[str, Query(description="ID of the last item on the previous page.", max_length=128)]
-Limit = Annotated[int, Query(ge=1, le=_MAX_PAGE, description="Maximum number of items per page.")]
+After = Annotated[
+    str, Query(description="ID of the last item on the previous page.", max_length=128, examples=[""])
+]
+Limit = Annotated[
+    int, Query(ge=1, le=_MAX_PAGE, description="Maximum number of items per page.", examples=[20])
+]
 Order = Literal["asc", "desc"]
 
 

@@ -82,9 +82,7 @@ def test_instructions_are_not_carried_over(client: openai.OpenAI, stack: Stack) 
     assert "Be brief." not in str(stack.worker.assignments[-1].job.messages)
 
 
-def test_a_function_call_of_the_previous_response_can_be_answered(
-    client: openai.OpenAI, stack: Stack
-) -> None:
+def test_the_result_of_a_previous_function_call_can_be_sent(client: openai.OpenAI, stack: Stack) -> None:
     first = client.responses.create(model=MODEL, input=f"say {PARIS}", tools=[WEATHER])
     [call] = first.output
     assert call.type == "function_call"
