@@ -114,9 +114,7 @@ async def open_services(
         producer = await stack.enter_async_context(aclosing(await _connect(url, settings)))
         key_store = await stack.enter_async_context(aclosing(ApiKeyStore(url)))
         rate_limit_store = await stack.enter_async_context(aclosing(RateLimitStore(url)))
-        files = await stack.enter_async_context(aclosing(_file_store(url, settings)))
-        responses = await stack.enter_async_context(aclosing(_response_store(url, settings)))
-        batches = await stack.enter_async_context(aclosing(_batch_store(url, settings)))
+        files, responses, batches = await _open_stores(stack, url, settings)
         inspector = await stack.enter_async_context(aclosing(Inspector(url)))
         commands = await stack.enter_async_context(aclosing(CommandSender(url)))
         image_loader = await stack.enter_async_context(_image_loader(settings, metrics))
@@ -173,6 +171,16 @@ async def _connect(url: str, settings: Settings) -> JobProducer:
         lease_s=settings.lease_s,
         orphan_grace_s=settings.orphan_grace_s,
     )
+
+
+async def _open_stores(
+    stack: AsyncExitStack, url: str, settings: Settings
+) -> tuple[FileStore, ResponseStore, BatchStore]:
+    """Open the stores of the data that clients store on the server. The stack closes them."""
+    files = await stack.enter_async_context(aclosing(_file_store(url, settings)))
+    responses = await stack.enter_async_context(aclosing(_response_store(url, settings)))
+    batches = await stack.enter_async_context(aclosing(_batch_store(url, settings)))
+    return files, responses, batches
 
 
 def _file_store(url: str, settings: Settings) -> FileStore:
