@@ -12,6 +12,7 @@ from llava_server.api.anthropic import routes as anthropic
 from llava_server.api.batches import routes as batches
 from llava_server.api.batches.driver import run_batches
 from llava_server.api.chat import routes as chat
+from llava_server.api.chat import stored_routes as stored_chats
 from llava_server.api.completions import routes as completions
 from llava_server.api.embeddings import routes as embeddings
 from llava_server.api.files import routes as files
@@ -20,6 +21,8 @@ from llava_server.api.ollama import model_routes as ollama_models
 from llava_server.api.ollama import routes as ollama
 from llava_server.api.openapi.document import build_document
 from llava_server.api.openapi.headers import HEADERS
+from llava_server.api.output_saver import run_saver
+from llava_server.api.responses import item_routes as response_items
 from llava_server.api.responses import routes as responses
 from llava_server.api.tokenize import routes as tokenize
 from llava_server.exception_handlers import EXCEPTION_HANDLERS
@@ -45,7 +48,19 @@ __all__ = ["create_app"]
 
 _MIB = 2**20
 _ROUTES = (
-    *(chat, responses, anthropic, completions, embeddings, tokenize, files, batches, models),
+    *(
+        chat,
+        stored_chats,
+        responses,
+        response_items,
+        anthropic,
+        completions,
+        embeddings,
+        tokenize,
+        files,
+        batches,
+        models,
+    ),
     *(ollama, ollama_models, health, playground),
 )
 
@@ -75,6 +90,7 @@ def create_app(settings: Settings, shutdown: GracefulShutdown | None = None) -> 
                 open_services(settings, metrics, shutdown, api_keys, rate_limiter, tracing.tracer)
             )
             attach_services(app, services)
+            await stack.enter_async_context(run_saver(services))
             await stack.enter_async_context(run_batches(services))
             yield
 

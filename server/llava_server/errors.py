@@ -63,6 +63,8 @@ ERRORS: dict[str, ErrorKind] = {
     "invalid_api_key": ErrorKind(401, "authentication_error"),
     "model_not_found": ErrorKind(404, _INVALID),
     "answer_not_found": ErrorKind(404, _INVALID),
+    "previous_response_not_found": ErrorKind(404, _INVALID),
+    "item_not_found": ErrorKind(404, _INVALID),
     "file_not_found": ErrorKind(404, _INVALID),
     "batch_not_found": ErrorKind(404, _INVALID),
     "worker_not_found": ErrorKind(404, _INVALID),

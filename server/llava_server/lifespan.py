@@ -19,6 +19,7 @@ from llava_wire.stores.api_keys import ApiKeyStore
 from llava_wire.stores.batches import BatchStore
 from llava_wire.stores.files import FileLimits, FileStore
 from llava_wire.stores.rate_limits import RateLimitStore
+from llava_wire.stores.responses import ResponseLimits, ResponseStore
 from starlette.requests import Request
 
 from llava_server.engine_metrics import EngineCollector
@@ -67,6 +68,7 @@ class Services:
     image_loader: ImageLoader
     parser_threads: ThreadPoolExecutor  # for bodies too large to parse in the event loop
     files: FileStore
+    responses: ResponseStore
     batches: BatchStore
     batches_changed: asyncio.Event = field(default_factory=asyncio.Event)  # wakes the batch driver
     inspector: Inspector
@@ -112,15 +114,15 @@ async def open_services(
         producer = await stack.enter_async_context(aclosing(await _connect(url, settings)))
         key_store = await stack.enter_async_context(aclosing(ApiKeyStore(url)))
         rate_limit_store = await stack.enter_async_context(aclosing(RateLimitStore(url)))
-        files = await stack.enter_async_context(aclosing(_file_store(url, settings)))
-        batches = await stack.enter_async_context(aclosing(_batch_store(url, settings)))
+        files, responses, batches = await _open_stores(stack, url, settings)
         inspector = await stack.enter_async_context(aclosing(Inspector(url)))
         commands = await stack.enter_async_context(aclosing(CommandSender(url)))
         image_loader = await stack.enter_async_context(_image_loader(settings, metrics))
         parser_threads = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="parse"))
         api_keys.attach(key_store)
         rate_limiter.attach(rate_limit_store)
-        metrics.set_redis_errors((producer, key_store, rate_limit_store, files, batches, inspector, commands))
+        stores = (key_store, rate_limit_store, files, responses, batches)
+        metrics.set_redis_errors((producer, *stores, inspector, commands))
         tasks = await stack.enter_async_context(aclosing(SupervisedTasks(metrics.task_crashed)))
         health = QueueHealth(metrics)
         registry = WorkerRegistry(producer, metrics, health)
@@ -152,6 +154,7 @@ async def open_services(
             image_loader=image_loader,
             parser_threads=parser_threads,
             files=files,
+            responses=responses,
             batches=batches,
             inspector=inspector,
             commands=commands,
@@ -170,9 +173,24 @@ async def _connect(url: str, settings: Settings) -> JobProducer:
     )
 
 
+async def _open_stores(
+    stack: AsyncExitStack, url: str, settings: Settings
+) -> tuple[FileStore, ResponseStore, BatchStore]:
+    """Open the stores of the data that clients store on the server. The stack closes them."""
+    files = await stack.enter_async_context(aclosing(_file_store(url, settings)))
+    responses = await stack.enter_async_context(aclosing(_response_store(url, settings)))
+    batches = await stack.enter_async_context(aclosing(_batch_store(url, settings)))
+    return files, responses, batches
+
+
 def _file_store(url: str, settings: Settings) -> FileStore:
     limits = FileLimits(settings.max_files, settings.max_files_mb * _MIB, settings.max_all_files_mb * _MIB)
     return FileStore(url, ttl_s=settings.file_days * _DAY_S, limits=limits)
+
+
+def _response_store(url: str, settings: Settings) -> ResponseStore:
+    limits = ResponseLimits(settings.max_stored_mb * _MIB, settings.max_all_stored_mb * _MIB)
+    return ResponseStore(url, ttl_s=settings.stored_days * _DAY_S, limits=limits)
 
 
 def _batch_store(url: str, settings: Settings) -> BatchStore:

@@ -133,6 +133,7 @@ class Settings(ServiceSettings):
         description="Maximum estimated number of tokens in waiting and running jobs, per API key. "
         "Requests above the limit fail with 429.",
     )
+    # The budgets of the data that clients store in Redis.
     file_days: float = Field(7.0, gt=0, le=365, description="Retention time for files and batches, in days.")
     max_files: int = Field(
         100,
@@ -153,6 +154,27 @@ class Settings(ServiceSettings):
         le=1 << 20,
         description="Maximum total size of files across all API keys, in MiB of Redis memory. "
         "Uploads above the limit fail with 503.",
+    )
+    stored_days: float = Field(
+        7.0,
+        gt=0,
+        le=365,
+        description="Retention time for stored responses and chat completions, in days. Continuing a "
+        "conversation restarts it.",
+    )
+    max_stored_mb: int = Field(
+        64,
+        ge=1,
+        le=65536,
+        description="Maximum total size of stored responses and chat completions per API key, in MiB of "
+        "Redis memory. Above the limit, the oldest ones are removed.",
+    )
+    max_all_stored_mb: int = Field(
+        256,
+        ge=1,
+        le=1 << 20,
+        description="Maximum total size of stored responses and chat completions across all API keys, in MiB "
+        "of Redis memory. Above the limit, the oldest ones are removed.",
     )
     max_batches: int = Field(
         16,

@@ -57,10 +57,10 @@ def upload(http: httpx2.Client, data: bytes, **fields: str) -> httpx2.Response:
     return http.post("/v1/files", data=form, files={"file": ("requests.jsonl", data)})
 
 
-def create_batch(http: httpx2.Client, data: bytes) -> dict[str, Any]:
+def create_batch(http: httpx2.Client, data: bytes, endpoint: str = "/v1/chat/completions") -> dict[str, Any]:
     """Upload an input file and return the created batch."""
     file_id = upload(http, data).json()["id"]
-    body = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    body = {"input_file_id": file_id, "endpoint": endpoint, "completion_window": "24h"}
     response = http.post("/v1/batches", json=body)
     assert response.status_code == 200, response.text
     batch: dict[str, Any] = response.json()

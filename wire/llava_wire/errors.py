@@ -5,6 +5,7 @@ WireError
 ├── DuplicateJob           a job with the same ID but different contents exists
 ├── AlreadySubmitted       the job was submitted through another controller, or has ended
 ├── QueueFull              the model's queue is full (HTTP 503)
+├── ResponseTooLarge       a response is too large to be stored (HTTP 400)
 ├── StoreFull              no room for a file or a batch (HTTP 429, or 503 if other tenants use the space)
 └── TenantOverLimit        the tenant has reached a limit on live jobs (HTTP 429)
 """
@@ -16,6 +17,7 @@ __all__ = [
     "DuplicateJob",
     "QueueFull",
     "QueueUnavailable",
+    "ResponseTooLarge",
     "StoreFull",
     "TenantOverLimit",
     "WireError",
@@ -84,3 +86,12 @@ class StoreFull(WireError):
     def __init__(self, message: str, *, is_own: bool) -> None:
         super().__init__(message)
         self.is_own = is_own
+
+
+class ResponseTooLarge(WireError):
+    """A response cannot be stored, because it needs ``num_bytes`` bytes and the limit is ``max_bytes``."""
+
+    def __init__(self, num_bytes: int, max_bytes: int) -> None:
+        super().__init__(f"{num_bytes} bytes are needed; the limit is {max_bytes} bytes")
+        self.num_bytes = num_bytes
+        self.max_bytes = max_bytes

@@ -36,7 +36,7 @@ _ESCAPE = re.compile(
     re.DOTALL,
 )
 _SHOWN = 60  # maximum number of characters of an invalid value shown in an error message
-_UNSUPPORTED_PARTS = {"input_audio", "audio_url", "file", "video_url", "image_embeds"}
+_UNSUPPORTED_PARTS = {"input_audio", "audio_url", "video_url", "image_embeds"}
 
 
 def parse_request(model: type[Model], body: bytes) -> Model:

@@ -178,14 +178,19 @@ class Controller:
             self._open[job_id] = output
         return output
 
-    async def snapshot(self, job_id: str, tenant: str, *, has_events: bool = True) -> JobSnapshot:
+    async def snapshot(
+        self, job_id: str, tenant: str, *, has_events: bool = True, is_read: bool = True
+    ) -> JobSnapshot:
         """Return the output that a job has generated so far, without taking over its stream.
 
-        Raises the same errors as ``resume``.
+        ``is_read`` is false if no client is interested in the output at the moment, which does not keep a
+        detached job alive. Raises the same errors as ``resume``.
         """
         num_events = 0 if has_events else _ALL_EVENTS
         with _queue_errors():
-            snapshot = await self._producer.snapshot(job_id, tenant=tenant, num_events=num_events)
+            snapshot = await self._producer.snapshot(
+                job_id, tenant=tenant, num_events=num_events, is_read=is_read
+            )
         if snapshot is None:
             raise response_not_found()
         return snapshot

@@ -16,6 +16,7 @@ from llava_wire.messages.job import ImageRef
 
 from llava_server.images.data_url import EncodedImage, parse_data_url
 from llava_server.images.decoder_pool import DecoderPool, ImageTiles
+from llava_server.images.errors import ImageError
 from llava_server.images.fetch import ImageFetcher, is_remote
 from llava_server.metrics import Metrics
 
@@ -81,12 +82,29 @@ class ImageLoader:
 
     async def load(self, url: str, spec: ImageSpec, *, tenant: str) -> PreprocessedImage:
         """Fetch or parse one image, then decode and preprocess it. Raises ImageError."""
-        run = asyncio.get_running_loop().run_in_executor
         if is_remote(url):
-            file = await self._fetcher.fetch(url)
-            encoded = EncodedImage("", await run(self._hash_thread, base64.b64encode, file))
-        else:
-            encoded = parse_data_url(url, max_bytes=self._max_bytes)
+            return await self.load_file(await self._fetcher.fetch(url), spec, tenant=tenant)
+        return await self._load(parse_data_url(url, max_bytes=self._max_bytes), spec, tenant)
+
+    async def load_file(self, file: bytes, spec: ImageSpec, *, tenant: str) -> PreprocessedImage:
+        """Decode and preprocess an image file. Raises ImageError."""
+        self.check_size(len(file))
+        run = asyncio.get_running_loop().run_in_executor
+        encoded = EncodedImage("", await run(self._hash_thread, base64.b64encode, file))
+        return await self._load(encoded, spec, tenant)
+
+    def check_size(self, num_bytes: int) -> None:
+        """Raise ImageError if a file of this size is too large, or empty."""
+        if not num_bytes:
+            raise ImageError("invalid_image", "the file is empty.")
+        if num_bytes > self._max_bytes:
+            raise ImageError(
+                "image_too_large",
+                f"the image is {num_bytes} bytes; the limit is {self._max_bytes} bytes. Send a smaller file.",
+            )
+
+    async def _load(self, encoded: EncodedImage, spec: ImageSpec, tenant: str) -> PreprocessedImage:
+        run = asyncio.get_running_loop().run_in_executor
         key = await run(self._hash_thread, _cache_key, encoded, spec, tenant)
         cached = self._cache.get(key)
         self._metrics.image_cache_lookup(is_hit=cached is not None)

@@ -206,14 +206,15 @@ class JobProducer:
         return bool(await self._call("delete", job_id, tenant, uuid.uuid4().hex))
 
     async def snapshot(
-        self, job_id: str, *, tenant: str, num_events: int = 0, offset: int = 0
+        self, job_id: str, *, tenant: str, num_events: int = 0, offset: int = 0, is_read: bool = True
     ) -> JobSnapshot | None:
         """Return the state of a job, and all its events except for the first ``num_events``.
 
         ``offset`` must be the number of tokens in the skipped events. The call does not take over the stream.
+        If ``is_read`` is true, the call counts as a client that reads the job (see ``cancel_unread``).
         Return None if the job does not exist or belongs to another tenant.
         """
-        if not (reply := await self._call("read_job", job_id, tenant, num_events)):
+        if not (reply := await self._call("read_job", job_id, tenant, num_events, int(is_read))):
             return None
         state, packed, frames, ends_ms, digest = reply
         outline = _job_decoder.decode(packed)

@@ -48,11 +48,20 @@ class FileStore(LinkOwner):
         self._limits = limits
         super().__init__(Link(url, timeout_s=timeout_s, max_connections=8))
 
-    async def add(self, file: StoredFile, data: bytes, *, tenant: str, is_limited: bool = True) -> None:
+    async def add(
+        self,
+        file: StoredFile,
+        data: bytes,
+        *,
+        tenant: str,
+        is_limited: bool = True,
+        ttl_s: float | None = None,
+    ) -> None:
         """Store a file and make it visible to all controllers. The call can be repeated with the same file.
 
-        Raise StoreFull if a limit would be exceeded. Set ``is_limited`` to False for batch output, which is
-        exempt from the limits.
+        The file expires after ``ttl_s`` or the TTL of the store, whichever is shorter. Raise StoreFull if a
+        limit would be exceeded. Set ``is_limited`` to False for batch output, which is exempt from the
+        limits.
         """
         limits = self._limits
         bounds = (limits.tenant_files, limits.tenant_bytes, limits.bytes) if is_limited else (0, 0, 0)
@@ -63,7 +72,8 @@ class FileStore(LinkOwner):
         for offset in range(0, len(data), _PART_BYTES):
             part = data[offset : offset + _PART_BYTES]
             await self._call("write", file.file_id, tenant, offset, part)
-        await self._call("seal", file.file_id, tenant, self._ttl_ms)
+        ttl_ms = self._ttl_ms if ttl_s is None else min(self._ttl_ms, int(ttl_s * 1000))
+        await self._call("seal", file.file_id, tenant, ttl_ms)
 
     async def find(self, file_id: str, *, tenant: str) -> StoredFile | None:
         """Return a file's metadata.

@@ -67,7 +67,9 @@ def read_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
             yield number, text
 
 
-def check_input(data: bytes, *, max_lines: int, max_line_bytes: int) -> tuple[int, tuple[BatchIssue, ...]]:
+def check_input(
+    data: bytes, *, endpoint: str, max_lines: int, max_line_bytes: int
+) -> tuple[int, tuple[BatchIssue, ...]]:
     """Return the number of requests in the file and the errors found. Request bodies are validated later."""
     issues: list[BatchIssue] = []
     first_lines: dict[str, int] = {}  # custom_id -> line number
@@ -75,7 +77,7 @@ def check_input(data: bytes, *, max_lines: int, max_line_bytes: int) -> tuple[in
     for number, text in read_lines(data):
         num_lines += 1
         if len(issues) < _MAX_ISSUES:
-            issues += _check_line(number, text, first_lines, max_line_bytes)
+            issues += _check_line(number, text, first_lines, endpoint, max_line_bytes)
     if not num_lines:
         issues.append(BatchIssue("empty_file", "The file contains no requests. Write one request per line."))
     if num_lines > max_lines:
@@ -117,7 +119,7 @@ def _result_line(
 
 
 def _check_line(
-    number: int, text: bytes, first_lines: dict[str, int], max_line_bytes: int
+    number: int, text: bytes, first_lines: dict[str, int], endpoint: str, max_line_bytes: int
 ) -> list[BatchIssue]:
     num_bytes = len(text)
     if num_bytes > max_line_bytes:
@@ -131,6 +133,9 @@ def _check_line(
         code = _ISSUE_CODES.get(error.code, error.code)
         message = error.message.replace("The request body", "The line")
         return [BatchIssue(code, message, number, error.param)]
+    if request.url != endpoint:
+        wrong_url = f"url must be {endpoint!a}, the endpoint of the batch (got {request.url!a})."
+        return [BatchIssue("invalid_value", wrong_url, number, "url")]
     first_line = first_lines.setdefault(request.custom_id, number)
     if first_line != number:
         custom_id = request.custom_id[:60]

@@ -1,4 +1,4 @@
-"""Runs batch requests as chat requests on behalf of their tenants, at the lowest priority."""
+"""Runs batch requests on behalf of their tenants, at the lowest priority."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import anyio
-import msgspec
 from llava_wire.messages.job import Job
 
+from llava_server.api.batches.endpoints import ENDPOINTS, LineContext
 from llava_server.api.batches.jsonl import InputLine, LineResult, completed_result, failed_result
-from llava_server.api.chat.request import ChatRequest
-from llava_server.api.chat.request_handler import build_chat_jobs
-from llava_server.api.chat.response import ChatCompletion
-from llava_server.api.chat.serializer import ChatSerializer
-from llava_server.api.parse import parse_request
 from llava_server.errors import ApiError
-from llava_server.generation.collect import collect
-from llava_server.generation.controller import LOWEST_PRIORITY
+from llava_server.generation.collect import CollectedChoice, collect
 from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.lifespan import Services
 from llava_server.metrics import NoMetrics
+from llava_server.response_model import ResponseModel
 from llava_server.tracing import set_error_type
 
 __all__ = ["LineRunner"]
@@ -63,27 +59,32 @@ class LineRunner:
             else:
                 return completed_result(line, completion)
 
-    async def _complete(self, line: InputLine, should_cancel: Callable[[], bool]) -> ChatCompletion:
-        """Generate the chat completion. Raises ApiError."""
+    async def _complete(self, line: InputLine, should_cancel: Callable[[], bool]) -> ResponseModel:
+        """Return the response to a request. Raises ApiError."""
         services, tenant = self._services, line.batch.tenant
         if not services.api_keys.is_active(tenant):
             raise ApiError("invalid_api_key", "The API key that created this batch has been revoked.")
-        chat = parse_request(ChatRequest, json.dumps(line.request.body).encode())
-        if chat.stream:
-            raise ApiError("invalid_value", "stream must not be true in a batch. Remove it.", param="stream")
+        body = json.dumps(line.request.body).encode()
         await services.rate_limiter.charge_request(tenant)
-        job_set = await build_chat_jobs(services, chat, tenant=tenant, idempotency_key=line.request_id)
-        jobs = [msgspec.structs.replace(job, priority=LOWEST_PRIORITY) for job in job_set.jobs]
-        outputs = MergedOutputs(services.controller, is_resumable=True)
+        run_jobs = partial(self._run_jobs, should_cancel)
+        context = LineContext(services, tenant, line.request_id, run_jobs)
+        return await ENDPOINTS[line.request.url](context, body)
+
+    async def _run_jobs(
+        self,
+        should_cancel: Callable[[], bool],
+        jobs: Sequence[Job],
+        pixels: Mapping[str, bytes],
+        field: str | Sequence[str],
+    ) -> list[CollectedChoice]:
+        outputs = MergedOutputs(self._services.controller, is_resumable=True, field=field)
         try:
-            await outputs.submit(jobs, job_set.pixels, add_key_priority=False)
-            choices = await collect(outputs, None, [NoMetrics() for _ in jobs])
+            await outputs.submit(jobs, pixels, add_key_priority=False)
+            return await collect(outputs, None, [NoMetrics() for _ in jobs])
         finally:
             await outputs.aclose()
             if should_cancel():
                 await self._cancel(jobs)
-        fingerprint = job_set.model.fingerprint(choices[0].model_digest)
-        return ChatSerializer(jobs[0], fingerprint).to_response(choices)
 
     async def _cancel(self, jobs: Sequence[Job]) -> None:
         """Cancel the jobs, even if the calling task is being cancelled."""

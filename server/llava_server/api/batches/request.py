@@ -9,11 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from llava_server.api.chat.request import Metadata
 from llava_server.api.fields.base import RequestModel
 
-__all__ = ["BatchLine", "BatchRequest"]
+__all__ = ["BatchEndpoint", "BatchLine", "BatchRequest"]
+
+BatchEndpoint = Literal["/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/embeddings"]
 
 
 class BatchRequest(RequestModel):
-    """A request to create a batch of chat completions."""
+    """A request to create a batch."""
 
     input_file_id: str = Field(
         min_length=1,
@@ -22,9 +24,7 @@ class BatchRequest(RequestModel):
         "line.",
         examples=["file-3f1c09a2b44de8715a7c61f02b9d10ee"],
     )
-    endpoint: Literal["/v1/chat/completions"] = Field(
-        description="Endpoint used for all requests in the batch. Only chat completions are supported."
-    )
+    endpoint: BatchEndpoint = Field(description="Endpoint used for all requests in the batch.")
     completion_window: Literal["24h"] = Field(
         description="Time limit for the batch. When it elapses, the batch expires and unfinished requests "
         "are skipped."
@@ -44,5 +44,5 @@ class BatchLine(BaseModel):
 
     custom_id: str = Field(min_length=1, max_length=512)
     method: Literal["POST"]
-    url: Literal["/v1/chat/completions"]
+    url: BatchEndpoint
     body: dict[str, Any]

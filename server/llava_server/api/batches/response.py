@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from msgspec import UNSET, Meta, UnsetType
 
+from llava_server.api.batches.request import BatchEndpoint
 from llava_server.api.files.response import FILE_ID
 from llava_server.response_model import Count, ResponseModel, Timestamp, doc
 
@@ -15,8 +16,8 @@ BATCH_ID = "batch_3f1c09a2b44de8715a7c61f02b9d10ee"
 _ERROR_LINE = {
     "code": "invalid_value",
     "line": 3,
-    "message": "url: input should be '/v1/chat/completions' (got '/v1/embeddings').",
-    "param": None,
+    "message": "url must be '/v1/responses', the endpoint of the batch (got '/v1/embeddings').",
+    "param": "url",
 }
 
 
@@ -71,8 +72,13 @@ class Batch(ResponseModel, kw_only=True):
     id: Annotated[str, doc("ID of the batch.", BATCH_ID)]
     object: Literal["batch"] = "batch"
     endpoint: Annotated[
-        Literal["/v1/chat/completions"], doc("Endpoint used for all requests in the batch.")
-    ] = "/v1/chat/completions"
+        str,
+        doc(
+            "Endpoint used for all requests in the batch.",
+            "/v1/chat/completions",
+            extra_json_schema={"enum": list(get_args(BatchEndpoint))},
+        ),
+    ]
     errors: Annotated[
         BatchErrors | None, doc("Errors found in the input file. Null if the file is valid.", None)
     ]

@@ -1,4 +1,4 @@
-"""/v1/batches: chat requests that are uploaded in a file and run at the lowest priority."""
+"""/v1/batches: requests that are uploaded in a file and run at the lowest priority."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ async def create_batch(request: Request) -> Response:
         check = partial(
             check_input,
             data,
+            endpoint=batch_request.endpoint,
             max_lines=services.settings.max_batch_lines,
             max_line_bytes=services.settings.max_body_mb * _MIB,
         )
@@ -155,6 +156,7 @@ def _to_response(batch: Batch) -> response.Batch:
     issues = [BatchErrorLine(issue.code, issue.line, issue.message, issue.param) for issue in spec.issues]
     return response.Batch(
         id=spec.batch_id,
+        endpoint=spec.endpoint,
         errors=BatchErrors(data=issues) if issues else None,
         input_file_id=spec.input_file_id,
         status=batch.state,

@@ -21,6 +21,7 @@ from llava_wire.messages.job import ImageRef, Message, Role
 from llava_server.api.fields.messages import (
     AssistantMessage,
     ChatMessage,
+    FilePart,
     FunctionMessage,
     ImagePart,
     SystemMessage,
@@ -32,25 +33,35 @@ __all__ = ["ImageSource", "image_sources", "to_conversation"]
 
 
 class ImageSource(NamedTuple):
-    """An image in a request: the field that contains it, its URL, and whether to encode it in low detail."""
+    """An image in a request: the field that contains it, its URL, and whether to encode it in low detail.
+
+    The image is read from a stored file if ``file_id`` is not empty.
+    """
 
     param: str
     url: str
     is_low_detail: bool
+    file_id: str = ""
 
 
 def image_sources(messages: Sequence[ChatMessage]) -> list[ImageSource]:
     """Return the images in the messages in reading order."""
     return [
-        ImageSource(
-            part.param or f"messages[{m}].content[{p}].image_url.url",
-            part.image_url.url,
-            part.image_url.detail == "low",
-        )
+        _image_source(part, f"messages[{m}].content[{p}]")
         for m, message in enumerate(messages)
         for p, part in enumerate(message.parts)
-        if isinstance(part, ImagePart)
+        if isinstance(part, ImagePart | FilePart)
     ]
+
+
+def _image_source(part: ImagePart | FilePart, path: str) -> ImageSource:
+    if isinstance(part, ImagePart):
+        url = part.image_url
+        return ImageSource(part.param or f"{path}.image_url.url", url.url, url.detail == "low")
+    file, is_low_detail = part.file, part.file.detail == "low"
+    if file.file_id is not None:
+        return ImageSource(part.param or f"{path}.file.file_id", "", is_low_detail, file.file_id)
+    return ImageSource(part.param or f"{path}.file.file_data", file.file_data or "", is_low_detail)
 
 
 def to_conversation(
@@ -68,7 +79,9 @@ def to_conversation(
     remaining = iter(images)
     turns: list[_Turn] = []
     for message in messages:
-        parts = [next(remaining) if isinstance(part, ImagePart) else part for part in message.parts]
+        parts = [
+            next(remaining) if isinstance(part, ImagePart | FilePart) else part for part in message.parts
+        ]
         is_leading = not turns or turns[-1].role == "system"
         if isinstance(message, ToolMessage | FunctionMessage):
             result = result_text("\n".join(part for part in parts if isinstance(part, str)))

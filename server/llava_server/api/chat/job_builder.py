@@ -23,10 +23,12 @@ __all__ = [
     "job_id_for_key",
     "new_job_id",
     "raw_job",
+    "seed_for_key",
     "to_jobs",
     "to_sampling_params",
     "with_choices",
     "with_options",
+    "with_keyed_ids",
 ]
 
 # Estimates used for fair queueing, not limits.
@@ -39,6 +41,23 @@ _JOB_ID_PREFIXES: dict[Task, str] = {"answer": "cmpl", "embed": "embd"}
 def new_job_id(prefix: str = "chatcmpl") -> str:
     """Return an unpredictable 128-bit ID."""
     return f"{prefix}-{secrets.token_hex(16)}"
+
+
+def with_keyed_ids(jobs: Sequence[Job], idempotency_key: str) -> list[Job]:
+    """Return the jobs with IDs derived from an idempotency key. Every controller returns the same IDs."""
+    return [
+        msgspec.structs.replace(
+            job,
+            job_id=f"{job.job_id.partition('-')[0]}-"
+            f"{_digest(job.tenant, idempotency_key, str(index)).hex()[:32]}",
+        )
+        for index, job in enumerate(jobs)
+    ]
+
+
+def seed_for_key(tenant: str, idempotency_key: str) -> int:
+    """Return the seed of a request that does not set one. Every controller returns the same seed."""
+    return int.from_bytes(_digest(tenant, idempotency_key, "seed")[:8], "big") >> (64 - _SEED_BITS)
 
 
 def job_id_for_key(tenant: str, idempotency_key: str) -> str:
@@ -67,8 +86,7 @@ def to_jobs(
     )
     sampling = to_sampling_params(request, model, request.grammar)
     if idempotency_key is not None and request.seed is None:
-        seed = int.from_bytes(_digest(tenant, idempotency_key, "seed")[:8], "big") >> (64 - _SEED_BITS)
-        sampling = msgspec.structs.replace(sampling, seed=seed)
+        sampling = msgspec.structs.replace(sampling, seed=seed_for_key(tenant, idempotency_key))
     first = Job(
         job_id=new_job_id() if idempotency_key is None else job_id_for_key(tenant, idempotency_key),
         model=model.name,

@@ -15,6 +15,7 @@ from llava_server.api.fields.base import RequestModel, invalid_value, text_or_li
 from llava_server.api.fields.messages import (
     AssistantMessage,
     ChatMessage,
+    FilePart,
     ImagePart,
     ImageUrl,
     SystemMessage,
@@ -32,6 +33,7 @@ from llava_server.api.fields.unsupported import UnsupportedFields
 __all__ = [
     "AssistantMessage",
     "ChatRequest",
+    "FilePart",
     "GenerationRequest",
     "Hint",
     "ImagePart",
@@ -257,9 +259,15 @@ class ChatRequest(RequestModel, GenerationRequest, StructuredOutputFields, ToolF
     )
     metadata: Metadata | None = Field(
         None,
-        description="Accepted for compatibility, but not stored. Up to 16 key-value pairs. Keys can be up "
-        "to 64 characters long, and values up to 512 characters.",
+        description="Up to 16 key-value pairs, which are stored with the completion if store is true. Keys "
+        "can be up to 64 characters long, and values up to 512 characters.",
         examples=[{"run": "7"}],
+    )
+    store: bool | None = Field(
+        None,
+        description="Whether to store the completion and its messages, so that they can be listed and "
+        "retrieved later. Defaults to false.",
+        examples=[True],
     )
 
     @property

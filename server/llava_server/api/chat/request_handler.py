@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import msgspec
 from llava_wire.controller_side.query_results import JobSnapshot, QueuePosition
+from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.event import Event
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import Job
@@ -19,10 +21,10 @@ from starlette.responses import Response
 
 from llava_server.api.chat.conversation import ImageSource, image_sources
 from llava_server.api.chat.job_builder import to_jobs
-from llava_server.api.chat.request import AssistantMessage, ChatRequest, ImagePart
+from llava_server.api.chat.request import AssistantMessage, ChatRequest, FilePart, ImagePart
 from llava_server.api.parse import check_num_images, check_text, idempotency_key
 from llava_server.api.tools.prompt import tools_text
-from llava_server.errors import ApiError, response_not_found
+from llava_server.errors import ApiError, from_store_error, response_not_found
 from llava_server.generation.collect import CollectedChoice, collect
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.merged_outputs import MergedOutputs
@@ -46,6 +48,7 @@ __all__ = [
     "image_owner",
     "load_image",
     "queue_headers",
+    "run_parser",
 ]
 
 _PUBLIC_SCOPE = "*"  # owner of images whose cache_scope is "public"; never a tenant name
@@ -133,10 +136,7 @@ class RequestHandler:
                 "unsupported_media_type",
                 "The request body must be JSON. Set the header Content-Type: application/json.",
             )
-        if len(raw) <= _LARGE_BODY_BYTES:
-            return parse(raw)
-        run = asyncio.get_running_loop().run_in_executor
-        return await run(self.services.parser_threads, parse, raw)
+        return await run_parser(self.services, len(raw), partial(parse, raw))
 
     async def build_jobs(self, chat: ChatRequest, *, field: str = "messages") -> JobSet:
         """Return the jobs of a chat request. ``field`` is the request field that contains the messages."""
@@ -276,6 +276,13 @@ class RequestHandler:
         )
 
 
+async def run_parser(services: Services, num_bytes: int, call: Callable[[], T]) -> T:
+    """Call a function that parses or encodes this many bytes. If they are many, it runs in a thread."""
+    if num_bytes <= _LARGE_BODY_BYTES:
+        return call()
+    return await asyncio.get_running_loop().run_in_executor(services.parser_threads, call)
+
+
 async def build_chat_jobs(
     services: Services,
     chat: ChatRequest,
@@ -296,7 +303,7 @@ async def build_chat_jobs(
     owner = image_owner(_PUBLIC_SCOPE if chat.cache_scope == "public" else tenant, chat.cache_salt)
     sources = image_sources(chat.messages)
     with span("pictures", num_pictures=len(sources)) if sources else nullcontext():
-        images = [await load_image(services, source, model, owner) for source in sources]
+        images = [await load_image(services, source, model, tenant, owner=owner) for source in sources]
     ttl_s = settings.request_timeout_s
     jobs = to_jobs(chat, images, model, tenant=tenant, ttl_s=ttl_s, idempotency_key=idempotency_key)
     return JobSet(model, jobs, {image.ref.digest: image.pixels for image in images})
@@ -315,7 +322,7 @@ def _check_size(chat: ChatRequest, *, max_text_bytes: int, max_images: int, fiel
     num_bytes, num_images = len(tools_text(chat).encode()), 0
     for message in chat.messages:
         for part in message.parts:
-            num_images += isinstance(part, ImagePart)
+            num_images += isinstance(part, ImagePart | FilePart)
             num_bytes += len(part.encode()) if isinstance(part, str) else 0
         if isinstance(message, AssistantMessage):
             num_bytes += sum(len(call.function.arguments.encode()) for call in message.calls)
@@ -324,14 +331,39 @@ def _check_size(chat: ChatRequest, *, max_text_bytes: int, max_images: int, fiel
 
 
 async def load_image(
-    services: Services, source: ImageSource, model: ServedModel, owner: str
+    services: Services, source: ImageSource, model: ServedModel, tenant: str, *, owner: str = ""
 ) -> PreprocessedImage:
-    """Load, decode and preprocess an image for the model. Raises an ApiError that names the image's field."""
+    """Load, decode and preprocess an image for the model. Raises an ApiError that names the image's field.
+
+    ``owner`` is the scope in which the decoded image is cached, by default the tenant.
+    """
     spec = _base_view(model.image_spec) if source.is_low_detail else model.image_spec
+    loader, owner = services.image_loader, owner or tenant
     try:
-        return await services.image_loader.load(source.url, spec, tenant=owner)
+        if not source.file_id:
+            return await loader.load(source.url, spec, tenant=owner)
+        return await loader.load_file(await _read_file(services, source, tenant), spec, tenant=owner)
     except ImageError as error:
         raise ApiError(error.code, f"{source.param}: {error.message}", param=source.param) from error
+
+
+async def _read_file(services: Services, source: ImageSource, tenant: str) -> bytes:
+    """Return the contents of a stored image file. Raises ApiError (404, 503) and ImageError."""
+    try:
+        file = await services.files.find(source.file_id, tenant=tenant)
+        if file is not None:
+            services.image_loader.check_size(file.size)
+            if (data := await services.files.read(file, tenant=tenant)) is not None:
+                return data
+    except QueueUnavailable as error:
+        raise from_store_error(error) from error
+    param, file_id = source.param, source.file_id[:64]
+    raise ApiError(
+        "file_not_found",
+        f"{param}: the file {file_id!a} does not exist, belongs to a different API key, or has expired. "
+        "Upload it again.",
+        param=param,
+    )
 
 
 def _base_view(spec: ImageSpec) -> ImageSpec:

@@ -134,6 +134,10 @@ class ChatCompletion(ChatHead, kw_only=True):
     usage: Annotated[CompletionUsage, doc("Token usage of the request.")]
     prompt_logprobs: PromptLogprobs = UNSET
     prompt_token_ids: PromptTokenIds = UNSET
+    metadata: Annotated[
+        dict[str, str] | UnsetType,
+        doc("Metadata of a stored completion. Omitted unless the completion is read later.", {"run": "7"}),
+    ] = UNSET
 
 
 class ChoiceDeltaFunction(ResponseModel, kw_only=True):

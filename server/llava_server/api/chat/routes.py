@@ -1,33 +1,44 @@
 """/v1/chat/completions: OpenAI's chat API. Requests to most other routes are converted to chat requests.
 
 A completion can be retrieved with the API key that requested it, both while it is being generated and for
-five minutes afterwards. If the request had an ``Idempotency-Key``, generation continues after the client
-disconnects.
+five minutes afterwards, or for days if it is stored (see ``stored_routes``).
+If the request had an ``Idempotency-Key``, generation continues after the client disconnects.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
+from llava_wire.errors import ResponseTooLarge
 from starlette.requests import Request
 from starlette.responses import Response
 
 from llava_server.api.chat.job_builder import choice_id
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.chat.request_handler import RequestHandler
+from llava_server.api.chat.request_handler import Generation, RequestHandler, run_parser
 from llava_server.api.chat.response import CHAT_ID, ChatCompletion, ChatCompletionChunk, DeletedChat
 from llava_server.api.chat.serializer import ChatSerializer
+from llava_server.api.chat.stored_chat import find_chat, new_chat_record, to_completion
 from llava_server.api.fields.sampling import MAX_CHOICES
 from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.parse import MAX_START, parse_request
+from llava_server.api.storage.stored import (
+    store_errors,
+    store_too_large,
+    stored,
+    suppress_not_found,
+)
 from llava_server.error_response import Error
 from llava_server.errors import ApiError
+from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.response_model import JSONResponse
 
-__all__ = ["router"]
+__all__ = ["JobId", "router"]
 
 router = APIRouter(tags=["chat"])
 
@@ -49,7 +60,7 @@ async def create_chat_completion(request: Request) -> Response:
     status.
     """
     handler = RequestHandler(request)
-    chat, generation = await handler.start(_parse)
+    chat, generation = await cancel_on_disconnect(request.receive, _start(handler))
     serializer = ChatSerializer(
         generation.job,
         generation.fingerprint,
@@ -92,8 +103,15 @@ async def read_answer(
         Query(description='If "true", the last chunk contains the token usage.', examples=["true"]),
     ] = "false",
 ) -> Response:
-    """Returns only the first choice. Streams with ``n`` greater than 1 cannot be resumed."""
+    """Returns only the first choice unless the completion is stored. Streams with ``n`` greater than 1 cannot
+    be resumed.
+    """
     handler = RequestHandler(request)
+    if stream != "true":
+        with suppress_not_found():
+            return JSONResponse(
+                to_completion(await find_chat(handler.services, job_id, tenant=handler.tenant))
+            )
     start = _num_received(job_id, starting_after, request.headers.get("last-event-id"))
     snapshot = await handler.snapshot(job_id, has_events=False)
     job = snapshot.outline
@@ -110,17 +128,32 @@ async def read_answer(
 async def delete_answer(request: Request, job_id: JobId) -> Response:
     """Deletes the completion and all of its choices. A completion in progress is cancelled first."""
     handler = RequestHandler(request)
-    await handler.delete(job_id)
-    controller = handler.services.controller
-    for index in range(1, MAX_CHOICES):
-        if not await controller.delete(choice_id(job_id, index), handler.tenant):
-            break
+    with store_errors():
+        is_deleted = await handler.services.responses.remove(job_id, tenant=handler.tenant)
+    with suppress_not_found() if is_deleted else nullcontext():
+        await handler.delete(job_id)
+        controller = handler.services.controller
+        for index in range(1, MAX_CHOICES):
+            if not await controller.delete(choice_id(job_id, index), handler.tenant):
+                break
     return JSONResponse(DeletedChat(job_id))
 
 
-def _parse(raw: bytes) -> tuple[ChatRequest, ChatRequest]:
-    chat = parse_request(ChatRequest, raw)
-    return chat, chat
+async def _start(handler: RequestHandler) -> tuple[ChatRequest, Generation]:
+    with handler.body() as raw:
+        chat = await handler.parse(raw, partial(parse_request, ChatRequest))
+        job_set = await handler.build_jobs(chat)
+        num_bytes = len(raw)
+    is_resumable = handler.idempotency_key is not None
+    if not chat.store:
+        return chat, await handler.submit(job_set, is_resumable=is_resumable)
+    encode = partial(new_chat_record, chat, job_set.jobs[0].job_id)
+    record = await run_parser(handler.services, num_bytes, encode)
+    try:
+        async with stored(handler.services.responses, record, tenant=handler.tenant, is_listed=True):
+            return chat, await handler.submit(job_set, is_resumable=is_resumable)
+    except ResponseTooLarge as error:
+        raise store_too_large(error) from error
 
 
 def _num_received(job_id: str, starting_after: int | None, last_event_id: str | None) -> int:

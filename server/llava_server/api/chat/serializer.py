@@ -51,10 +51,11 @@ class ChatSerializer:
         *,
         include_usage: bool = False,
         continuous_usage: bool = False,
+        created_at: float | None = None,
     ) -> None:
         self._job = job
         self._fingerprint = fingerprint
-        self._created = int(time.time())
+        self._created = int(time.time() if created_at is None else created_at)
         self._usage = UsageCounter(in_stream=include_usage, in_chunks=continuous_usage)
         self._call_mode = call_mode(job)
         self._parsers = defaultdict[int, ToolCallParser](

@@ -6,10 +6,23 @@ import msgspec
 from llava_wire.messages.job import Job
 
 from llava_server.api.chat.job_builder import raw_job, to_sampling_params, with_choices, with_options
+from llava_server.api.chat.request_handler import JobSet
 from llava_server.api.completions.request import CompletionRequest
+from llava_server.api.parse import check_text
+from llava_server.lifespan import Services
 from llava_server.worker_registry import ServedModel
 
-__all__ = ["to_completion_jobs"]
+__all__ = ["build_completion_jobs", "to_completion_jobs"]
+
+
+async def build_completion_jobs(services: Services, request: CompletionRequest, *, tenant: str) -> JobSet:
+    """Check the size of a request, look up its model and return its jobs. Raises ApiError."""
+    settings = services.settings
+    num_bytes = sum(len(prompt.encode()) for prompt in request.prompts if isinstance(prompt, str))
+    check_text(num_bytes, settings.max_text_kb * 1024, param="prompt")
+    model = await services.registry.find(request.model)
+    jobs = to_completion_jobs(request, model, tenant=tenant, ttl_s=settings.request_timeout_s)
+    return JobSet(model, jobs, {})
 
 
 def to_completion_jobs(

@@ -6,14 +6,14 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_server.api.chat.request_handler import Generation, JobSet, RequestHandler
-from llava_server.api.completions.job_builder import to_completion_jobs
+from llava_server.api.chat.request_handler import Generation, RequestHandler
+from llava_server.api.completions.job_builder import build_completion_jobs
 from llava_server.api.completions.request import CompletionRequest
 from llava_server.api.completions.response import TextCompletion, TextCompletionChunk
 from llava_server.api.completions.serializer import CompletionSerializer
 from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
-from llava_server.api.parse import check_text, parse_request
+from llava_server.api.parse import parse_request
 from llava_server.error_response import Error
 from llava_server.generation.disconnect import cancel_on_disconnect
 
@@ -39,11 +39,7 @@ async def create_completion(request: Request) -> Response:
 
 
 async def _start(handler: RequestHandler) -> tuple[CompletionRequest, Generation]:
-    settings = handler.services.settings
     with handler.body() as raw:
         request = await handler.parse(raw, lambda body: parse_request(CompletionRequest, body))
-    num_bytes = sum(len(prompt.encode()) for prompt in request.prompts if isinstance(prompt, str))
-    check_text(num_bytes, settings.max_text_kb * 1024, param="prompt")
-    model = await handler.services.registry.find(request.model)
-    jobs = to_completion_jobs(request, model, tenant=handler.tenant, ttl_s=settings.request_timeout_s)
-    return request, await handler.submit(JobSet(model, jobs, {}), field="prompt")
+    job_set = await build_completion_jobs(handler.services, request, tenant=handler.tenant)
+    return request, await handler.submit(job_set, field="prompt")

@@ -13,8 +13,10 @@ from pydantic import (
     StringConstraints,
     Tag,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
+from typing_extensions import Self
 
 from llava_server.api.fields.base import RequestModel, text_or_list
 
@@ -22,6 +24,7 @@ __all__ = [
     "AssistantMessage",
     "CallId",
     "ChatMessage",
+    "FilePart",
     "FunctionMessage",
     "FunctionName",
     "ImagePart",
@@ -72,26 +75,33 @@ def _from_plain_url(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
-class ImagePart(RequestModel):
+class _ImageSource(RequestModel):
+    """A part with an image. ``param`` is the name of its field in another API's request, else None."""
+
+    _param: str | None = PrivateAttr(None)
+
+    @property
+    def param(self) -> str | None:
+        return self._param
+
+    def named(self, param: str) -> Self:
+        """Return the part with the name of its field in another API's request."""
+        self._param = param
+        return self
+
+
+class ImagePart(_ImageSource):
     """An image part."""
 
     type: Literal["image_url"] = Field(description="image_url")
     image_url: Annotated[
         ImageUrl, BeforeValidator(_from_plain_url, json_schema_input_type=ImageUrl | str)
     ] = Field(description="URL of the image and its level of detail, or only the URL.")
-    _param: str | None = PrivateAttr(None)
 
     @classmethod
     def converted(cls, url: str, detail: Any = None, *, param: str) -> ImagePart:
         """Return the part for an image in another API's request, where its field is named ``param``."""
-        part = cls(type="image_url", image_url=ImageUrl(url=url, detail=detail))
-        part._param = param
-        return part
-
-    @property
-    def param(self) -> str | None:
-        """Name of the image's field in another API's request. None in a chat request."""
-        return self._param
+        return cls(type="image_url", image_url=ImageUrl(url=url, detail=detail)).named(param)
 
 
 class RefusalPart(RequestModel):
@@ -113,8 +123,52 @@ class ReasoningPart(RequestModel):
     )
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-AssistantPart = Annotated[TextPart | ImagePart | RefusalPart | ReasoningPart, Field(discriminator="type")]
+class FileReference(RequestModel):
+    """An image in a file: either a stored file or the file itself."""
+
+    file_id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="ID of a file that contains an image, from POST /v1/files.",
+        examples=["file-3f1c09a2b44de8715a7c61f02b9d10ee"],
+    )
+    file_data: str | None = Field(
+        None,
+        description="The image as a data URL, as an alternative to file_id. Other types of files are not "
+        "supported.",
+        examples=["data:image/png;base64,iVBORw0KGgo..."],
+    )
+    filename: str | None = Field(
+        None, description="Accepted for compatibility, but ignored.", examples=["circle.png"]
+    )
+    detail: Literal["auto", "low", "high", "original"] | None = Field(
+        None, description="Extension. Level of detail, as in image_url.detail.", examples=["low"]
+    )
+
+    @model_validator(mode="after")
+    def _check_source(self) -> FileReference:
+        if (self.file_id is None) == (self.file_data is None):
+            raise PydanticCustomError(
+                "invalid_value", "Set either file_id or file_data.", {"fields": ("file_id",)}
+            )
+        return self
+
+
+class FilePart(_ImageSource):
+    """An image in a file."""
+
+    type: Literal["file"] = Field(description="file")
+    file: FileReference = Field(
+        description="The file that contains the image.",
+        examples=[{"file_id": "file-3f1c09a2b44de8715a7c61f02b9d10ee"}],
+    )
+
+
+Part = Annotated[TextPart | ImagePart | FilePart, Field(discriminator="type")]
+AssistantPart = Annotated[
+    TextPart | ImagePart | FilePart | RefusalPart | ReasoningPart, Field(discriminator="type")
+]
 _Parts = Annotated[list[Part], Field(max_length=_MAX_PARTS)]
 _AssistantParts = Annotated[list[AssistantPart], Field(max_length=_MAX_PARTS)]
 Content = Annotated[
@@ -123,7 +177,7 @@ Content = Annotated[
 
 
 def _only_text(content: Any) -> Any:
-    if not isinstance(content, str) and any(isinstance(part, ImagePart) for part in content):
+    if not isinstance(content, str) and any(isinstance(part, ImagePart | FilePart) for part in content):
         raise PydanticCustomError(
             "unsupported_content", "Images are only allowed in user messages and tool results."
         )
@@ -150,12 +204,12 @@ class _Message(RequestModel):
     content: Any
 
     @property
-    def parts(self) -> list[str | ImagePart]:
+    def parts(self) -> list[str | ImagePart | FilePart]:
         """Texts and images of the message in reading order, without reasoning."""
         if isinstance(self.content, str):
             return [self.content]
         return [
-            part if isinstance(part, ImagePart) else part.text
+            part if isinstance(part, ImagePart | FilePart) else part.text
             for part in self.content or ()
             if not isinstance(part, ReasoningPart)
         ]
@@ -239,7 +293,7 @@ class AssistantMessage(_Message):
         )
 
     @property
-    def parts(self) -> list[str | ImagePart]:
+    def parts(self) -> list[str | ImagePart | FilePart]:
         """Texts of the message in reading order, without reasoning and tool calls."""
         return [self.refusal] if self.content is None and self.refusal else super().parts
 

@@ -65,9 +65,6 @@ class UnsupportedFields(BaseModel):
     verbosity: Annotated[
         Any, Unsupported("To get a shorter or longer response, ask for it in the prompt.", ("medium",))
     ] = None
-    store: Annotated[
-        Any, Unsupported("Chat completions are not stored permanently. Store them in your client.", (False,))
-    ] = None
     chat_template: Annotated[Any, Unsupported("The server always uses the model's own chat template.")] = None
     chat_template_kwargs: Annotated[
         Any, Unsupported("The server always uses the model's own chat template.", ({},))

@@ -20,12 +20,28 @@ _MAX_NAME = 255
 
 
 class FileUpload(BaseModel):
-    """A file upload for a batch."""
+    """A file for a batch, or an image."""
 
     file: bytes = Field(
-        description="JSONL file with one request per line. See docs/batches.md.", examples=["requests.jsonl"]
+        description="An image, or a JSONL file with one request per line. See docs/batches.md.",
+        examples=["requests.jsonl"],
     )
-    purpose: Literal["batch"] = Field(description='Purpose of the file. Must be "batch".')
+    purpose: Literal["batch", "vision", "user_data", "assistants"] = Field(
+        description='Purpose of the file: "batch" for the input of a batch. "vision", "user_data" and '
+        '"assistants" are equivalent and intended for images.'
+    )
+    expires_after_anchor: Literal["created_at"] | None = Field(
+        None, alias="expires_after[anchor]", description="Start of the time given by expires_after[seconds]."
+    )
+    expires_after_seconds: int | None = Field(
+        None,
+        alias="expires_after[seconds]",
+        ge=3600,
+        le=2_592_000,
+        description="Time until the file expires, in seconds. The file expires earlier if the server's limit "
+        "(LLAVA_FILE_DAYS) is shorter.",
+        examples=[3600],
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, UnsetType
 
-from llava_server.response_model import AlwaysFalse, AlwaysTrue, ResponseModel, Timestamp, doc
+from llava_server.response_model import AlwaysTrue, ResponseModel, Timestamp, doc
 
 __all__ = ["FILE_ID", "DeletedFile", "FileList", "StoredFile"]
 
@@ -39,9 +39,9 @@ class StoredFile(ResponseModel, kw_only=True):
     purpose: Annotated[
         str,
         doc(
-            'Purpose of the file: "batch" for input files, "batch_output" for result files.',
+            'Purpose from the request, or "batch_output" for the result files of a batch.',
             "batch",
-            extra_json_schema={"enum": ["batch", "batch_output"]},
+            extra_json_schema={"enum": ["batch", "batch_output", "vision", "user_data", "assistants"]},
         ),
     ]
     status: Annotated[Literal["processed"], doc('Always "processed". The file can be used immediately.')] = (
@@ -50,11 +50,13 @@ class StoredFile(ResponseModel, kw_only=True):
 
 
 class FileList(ResponseModel, kw_only=True):
-    """The files that belong to this API key, newest first."""
+    """A page of the files that belong to this API key."""
 
     object: Literal["list"] = "list"
-    data: Annotated[list[StoredFile], doc("All files with the requested purpose.", [_FILE])]
-    has_more: Annotated[AlwaysFalse, doc("Always false. The list is not paginated.")] = False
+    data: Annotated[list[StoredFile], doc("The files on this page.", [_FILE])]
+    has_more: Annotated[
+        bool, doc("Whether there are more files. To get the next page, set after to last_id.")
+    ] = False
     first_id: Annotated[
         str | UnsetType, doc("ID of the first file. Omitted if the list is empty.", FILE_ID)
     ] = UNSET

@@ -1,12 +1,14 @@
-"""/v1/files: input and output files of batches.
+"""/v1/files: images, and the input and output files of batches.
 
 A file can be accessed only with the API key that created it. Files expire after a week.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
@@ -20,6 +22,7 @@ from llava_server.api.files.multipart import FileUpload, parse_upload
 from llava_server.api.files.response import DeletedFile, FileList
 from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import DOWNLOAD
+from llava_server.api.storage.paging import After, Order, page_of
 from llava_server.errors import ApiError, from_store_error
 from llava_server.lifespan import services_of
 from llava_server.request_context import context_of
@@ -27,7 +30,12 @@ from llava_server.response_model import JSONResponse
 
 __all__ = ["router", "stored_file"]
 
-router = APIRouter(prefix="/v1/files", tags=["batches"])
+router = APIRouter(prefix="/v1/files", tags=["files"])
+
+_PURPOSES = ("batch", "vision", "user_data", "assistants")
+_ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+_MIN_TTL_S, _MAX_TTL_S = 3600, 2_592_000
+_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 FileId = Annotated[
     str,
@@ -39,26 +47,22 @@ FileId = Annotated[
 ]
 
 
-@router.post("", summary="Upload a file for a batch")
+@router.post("", summary="Upload a file")
 @Operation("The file", response.StoredFile, request=FileUpload, request_type="multipart/form-data")
 async def upload_file(request: Request) -> Response:
-    """The file must be JSONL with one request per line. The size limit for request bodies applies."""
+    """Images can be used in requests with the file's ID. The size limit for request bodies applies."""
     services = services_of(request)
     with context_of(request).body.consume() as body:
         upload = await parse_upload(request.headers, body)
-        if "purpose" not in upload.fields:
-            raise ApiError("invalid_value", "purpose is required. Set it to 'batch'.", param="purpose")
-        if upload.fields["purpose"] != "batch":
-            purpose = upload.fields["purpose"][:60]
-            raise ApiError("invalid_value", f"purpose must be 'batch' (got {purpose!a}).", param="purpose")
+        purpose, ttl_s = _purpose(upload.fields), _ttl_s(upload.fields)
         file = StoredFile(
             file_id=f"file-{secrets.token_hex(16)}",
             name=upload.name,
-            purpose="batch",
+            purpose=purpose,
             created_at=int(time.time()),
         )
         try:
-            await services.files.add(file, upload.data, tenant=context_of(request).tenant)
+            await services.files.add(file, upload.data, tenant=context_of(request).tenant, ttl_s=ttl_s)
         except (StoreFull, QueueUnavailable) as error:
             raise from_store_error(error) from error
     return JSONResponse(_to_response(await stored_file(request, file.file_id)))
@@ -71,13 +75,22 @@ async def list_files(
     purpose: Annotated[
         str | None, Query(description="List only files with this purpose.", max_length=64, examples=["batch"])
     ] = None,
+    after: After = "",
+    limit: Annotated[
+        int, Query(ge=1, le=10_000, description="Maximum number of files per page.", examples=[20])
+    ] = 10_000,
+    order: Annotated[
+        Order, Query(description='"desc" lists the newest file first.', examples=["desc"])
+    ] = "desc",
 ) -> Response:
-    """Returns all files that belong to this API key, newest first."""
+    """Returns the files that belong to this API key."""
     try:
         files = await services_of(request).files.list_files(tenant=context_of(request).tenant)
     except QueueUnavailable as error:
         raise from_store_error(error) from error
-    body = FileList(data=[_to_response(file) for file in files if purpose in (None, file.purpose)])
+    found = [_to_response(file) for file in reversed(files) if purpose in (None, file.purpose)]
+    data, has_more = page_of(found, lambda file: file.id, after=after, limit=limit, order=order)
+    body = FileList(data=data, has_more=has_more)
     if body.data:
         body.first_id, body.last_id = body.data[0].id, body.data[-1].id
     return JSONResponse(body)
@@ -132,6 +145,47 @@ async def stored_file(request: Request, file_id: str) -> StoredFile:
     if file is None:
         raise _not_found()
     return file
+
+
+def _purpose(fields: Mapping[str, str]) -> str:
+    """Return the purpose of an upload. Raises ApiError (400)."""
+    purposes = ", ".join(_PURPOSES)
+    if "purpose" not in fields:
+        raise ApiError("invalid_value", f"purpose is required. Set it to one of {purposes}.", param="purpose")
+    purpose = fields["purpose"]
+    if purpose in ("fine-tune", "evals"):
+        raise ApiError(
+            "invalid_value",
+            f"The purpose {purpose!a} is not supported, because this server only runs models. Use one of "
+            f"{purposes}.",
+            param="purpose",
+        )
+    if purpose not in _PURPOSES:
+        purpose = purpose[:60]
+        raise ApiError(
+            "invalid_value", f"purpose must be one of {purposes} (got {purpose!a}).", param="purpose"
+        )
+    return purpose
+
+
+def _ttl_s(fields: Mapping[str, str]) -> float | None:
+    """Return the time until the file expires, or None if the upload does not specify it.
+
+    Raises ApiError (400).
+    """
+    anchor, seconds = fields.get(_ANCHOR), fields.get(_SECONDS)
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise ApiError("invalid_value", f"{_ANCHOR} must be 'created_at'.", param=_ANCHOR)
+    if seconds is None or not _NUMBER.fullmatch(seconds) or not _MIN_TTL_S <= int(seconds) <= _MAX_TTL_S:
+        short = (seconds or "")[:20]
+        raise ApiError(
+            "invalid_value",
+            f"{_SECONDS} must be a number from {_MIN_TTL_S} to {_MAX_TTL_S} (got {short!a}).",
+            param=_SECONDS,
+        )
+    return float(seconds)
 
 
 def _to_response(file: StoredFile) -> response.StoredFile:

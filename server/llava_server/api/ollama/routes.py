@@ -14,13 +14,9 @@ from starlette.responses import Response
 from llava_server.api.chat.job_builder import raw_job, to_sampling_params
 from llava_server.api.chat.request import ChatRequest
 from llava_server.api.chat.request_handler import Generation, JobSet, RequestHandler, build_chat_jobs
+from llava_server.api.embeddings.job_builder import as_numbers, build_embedding_jobs
 from llava_server.api.embeddings.request import EmbeddingRequest
-from llava_server.api.embeddings.routes import (
-    Embeddings,
-    as_numbers,
-    build_embedding_jobs,
-    compute_embeddings,
-)
+from llava_server.api.embeddings.routes import Embeddings, compute_embeddings
 from llava_server.api.ollama.request import (
     EmbedRequest,
     GenerateRequest,
@@ -200,7 +196,7 @@ async def _embed(request: Request) -> Response:
         body = await handler.parse(raw, lambda raw_body: parse_request(EmbedRequest, raw_body))
     fields = ["input"] if isinstance(body.input, str) else [f"input[{n}]" for n in range(len(body.inputs))]
     embeddings = await _embed_texts(handler, body.model, body.inputs, fields)
-    vectors = map(as_numbers, embeddings.vectors)
+    vectors = [as_numbers(output.final.vector) for output in embeddings.outputs]
     response = EmbedResponse(
         model=body.model,
         embeddings=[_shortened(vector, body.dimensions or len(vector)) for vector in vectors],
@@ -216,7 +212,7 @@ async def _embed_one(request: Request) -> Response:
     with handler.body() as raw:
         body = await handler.parse(raw, lambda raw_body: parse_request(LegacyEmbedRequest, raw_body))
     embeddings = await _embed_texts(handler, body.model, [body.prompt] if body.prompt else [], ["prompt"])
-    [vector] = map(as_numbers, embeddings.vectors or [b""])
+    vector = as_numbers(embeddings.outputs[0].final.vector) if embeddings.outputs else []
     return JSONResponse(LegacyEmbedResponse(vector), headers=embeddings.headers)
 
 
@@ -226,10 +222,11 @@ async def _embed_texts(
     """Return the embeddings of the texts. ``fields`` are their fields in the request. Raises ApiError."""
     model = await find_model(handler.services.registry, name)
     if not texts:
-        return Embeddings([], 0, {})
+        return Embeddings([], {})
     field = fields[0].partition("[")[0]
     request = convert_request(EmbeddingRequest, {"model": model.name, "input": texts}, {"input": field})
-    return await compute_embeddings(handler, await build_embedding_jobs(handler, request), fields)
+    job_set = await build_embedding_jobs(handler.services, request, tenant=handler.tenant)
+    return await compute_embeddings(handler, job_set, fields)
 
 
 def _shortened(vector: list[float], num_dimensions: int) -> list[float]:

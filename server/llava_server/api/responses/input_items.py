@@ -10,9 +10,20 @@ from pydantic_core import PydanticCustomError
 from llava_server.api.fields.base import RequestModel, text_or_list
 from llava_server.api.fields.messages import CallId, FunctionName
 
-__all__ = ["CallItem", "Input", "InputImage", "MessageItem", "ReasoningItem", "ReferenceItem", "ResultItem"]
+__all__ = [
+    "MAX_ITEMS",
+    "CallItem",
+    "Input",
+    "InputImage",
+    "InputText",
+    "Item",
+    "ItemReference",
+    "MessageItem",
+    "ReasoningItem",
+    "ResultItem",
+]
 
-_MAX_ITEMS = 1024
+MAX_ITEMS = 1024
 _MAX_PARTS = 256
 _STATUS: Any = Field(None, description="Accepted, but ignored.", examples=["completed"])
 
@@ -41,13 +52,29 @@ class InputImage(RequestModel):
     """An image part."""
 
     type: Literal["input_image"] = Field(description="input_image")
-    image_url: str = Field(
+    image_url: str | None = Field(
+        None,
         description="The image as a data URL: data:image/png;base64,...",
         examples=["data:image/png;base64,iVBO..."],
+    )
+    file_id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="ID of a file that contains the image, as an alternative to image_url.",
+        examples=[None],
     )
     detail: Literal["auto", "low", "high", "original"] | None = Field(
         None, description="Level of detail. See image_url.detail in the Chat Completions API."
     )
+
+    @model_validator(mode="after")
+    def _check_source(self) -> InputImage:
+        if (self.image_url is None) == (self.file_id is None):
+            raise PydanticCustomError(
+                "invalid_value", "Set either image_url or file_id.", {"fields": ("image_url",)}
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -135,26 +162,21 @@ class ReasoningItem(RequestModel):
     type: Literal["reasoning"] = Field(description="The item is not included in the prompt.")
 
 
-class ReferenceItem(RequestModel):
-    """A reference to a reasoning item from an earlier output."""
+class ItemReference(RequestModel):
+    """A reference to an input or output item of a stored response.
+
+    References to reasoning items (``rs_...``) are dropped.
+    """
 
     type: Literal["item_reference"] | None = Field(
-        None, description='Must be "item_reference". Can be omitted.'
+        None, description='Must be "item_reference". Can be omitted if the item has no role.'
     )
     id: str = Field(
-        description='ID of a reasoning item, which begins with "rs_". Not included in the prompt.',
-        examples=["rs_1"],
+        max_length=128,
+        description="ID of the item, from the output of a response or from GET "
+        "/v1/responses/{id}/input_items.",
+        examples=["msg_3f1c09a2b44de8715a7c61f02b9d10ee_0"],
     )
-
-    @model_validator(mode="after")
-    def _check_id(self) -> ReferenceItem:
-        if not self.id.startswith("rs_"):
-            raise PydanticCustomError(
-                "invalid_value",
-                "The referenced item {item_id} is not stored. Send the item itself.",
-                {"item_id": ascii(self.id[:60]), "fields": ("id",)},
-            )
-        return self
 
 
 def _item_kind(value: Any) -> str:
@@ -169,10 +191,10 @@ Item = Annotated[
     | Annotated[CallItem, Tag("function_call")]
     | Annotated[ResultItem, Tag("function_call_output")]
     | Annotated[ReasoningItem, Tag("reasoning")]
-    | Annotated[ReferenceItem, Tag("item_reference")],
+    | Annotated[ItemReference, Tag("item_reference")],
     Discriminator(_item_kind),
 ]
-Items = Annotated[list[Item], Field(min_length=1, max_length=_MAX_ITEMS)]
+Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
 Input = Annotated[
     Annotated[str, Tag("<plain>")] | Annotated[Items, Tag("<list>")], Discriminator(text_or_list)
 ]

@@ -13,12 +13,12 @@ from llava_server.api.fields.json_schema import Schema
 from llava_server.api.fields.messages import FunctionName
 from llava_server.api.fields.tools import MAX_TOOLS, FunctionType
 from llava_server.api.fields.unsupported import Unsupported
-from llava_server.api.responses.input_items import Input
+from llava_server.api.responses.input_items import Input, ItemReference
 
 __all__ = ["ResponseRequest", "ResponseTool"]
 
 _LOGPROBS = "message.output_text.logprobs"
-_NOT_STORED = "Conversations are not stored. Send the whole conversation as input."
+_NO_CONVERSATIONS = "Use previous_response_id, or send the whole conversation as input."
 _TEXT_ONLY = "The model accepts text and images, but generates only text."
 
 
@@ -204,8 +204,9 @@ class ResponseRequest(RequestModel):
     )
     store: bool | None = Field(
         None,
-        description="Whether the response can be retrieved with GET /v1/responses/{id} while it is being "
-        "generated and for five minutes afterwards. Defaults to true.",
+        description="Whether the response can be retrieved with GET /v1/responses/{id} and continued with "
+        "previous_response_id. Defaults to true. If it is not set and the input is too large to be stored, "
+        "the response is not stored.",
         examples=[True],
     )
     background: bool | None = Field(
@@ -214,8 +215,15 @@ class ResponseRequest(RequestModel):
         "output in the background, even if no client reads it. Not allowed if store is false.",
         examples=[True],
     )
-    previous_response_id: Annotated[Any, Unsupported(_NOT_STORED)] = None
-    conversation: Annotated[Any, Unsupported(_NOT_STORED)] = None
+    previous_response_id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="ID of a stored response to continue. Its input and output, and those of all responses "
+        "that it continues, precede the input. Its instructions are not used.",
+        examples=[None],
+    )
+    conversation: Annotated[Any, Unsupported(_NO_CONVERSATIONS)] = None
     background_options: Annotated[Any, Unsupported("Omit it.", ({},))] = None
     max_tool_calls: Annotated[
         Any, Unsupported("It limits calls to server tools, which this server does not provide.")
@@ -248,6 +256,13 @@ class ResponseRequest(RequestModel):
                     {"supported": _LOGPROBS, "received": ascii(name[:64])},
                 )
         return value
+
+    @property
+    def has_references(self) -> bool:
+        """Whether the request refers to stored items."""
+        is_list = not isinstance(self.input, str)
+        has_items = is_list and any(isinstance(item, ItemReference) for item in self.input)
+        return self.previous_response_id is not None or has_items
 
     @property
     def num_logprobs(self) -> int | None:

@@ -208,7 +208,9 @@ class ResponseEcho(ResponseModel, kw_only=True):
         dict[str, str], doc("Metadata from the request. Empty if the request contained none.", {"run": "7"})
     ]
     parallel_tool_calls: Annotated[bool, doc("Whether the output may contain multiple calls.")]
-    previous_response_id: Annotated[None, doc("Always null. Conversations are not stored.")] = None
+    previous_response_id: Annotated[
+        str | None, doc("ID of the response that this one continues.", f"resp_{_NUMBER}")
+    ] = None
     reasoning: Annotated[EchoedReasoning, doc("Reasoning options. Reasoning is not supported.")]
     service_tier: Annotated[ServiceTier, doc("Scheduling tier of the request.", "default")]
     store: Annotated[bool, doc("Whether the response is stored and can be retrieved later.")]

@@ -1,35 +1,41 @@
 """/v1/responses: OpenAI's Responses API. Requests are converted to chat requests.
 
-A stored response can be retrieved from any controller with the API key that requested it, both while it is
-being generated and for five minutes afterwards. A background response is generated even if no client reads
-it.
+A stored response can be retrieved and continued on any controller with the API key that requested it. Its
+events can be streamed while it is being generated and for five minutes afterwards. A background response is
+generated even if no client reads it.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Path, Query
 from llava_wire.controller_side.query_results import JobSnapshot
+from llava_wire.errors import ResponseTooLarge
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_server.api.chat.request_handler import Generation, JobSet, RequestHandler
+from llava_server.api.chat.request import ChatRequest
+from llava_server.api.chat.request_handler import Generation, JobSet, RequestHandler, run_parser
 from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.parse import MAX_START
 from llava_server.api.responses import response
+from llava_server.api.responses.conversation import new_record, with_stored_items
 from llava_server.api.responses.events import ResponseEvent
 from llava_server.api.responses.request import ResponseRequest
 from llava_server.api.responses.response import DeletedResponse
 from llava_server.api.responses.serializer import ResponsesSerializer, with_note
-from llava_server.api.responses.to_chat import parse_response_request
-from llava_server.errors import response_not_found
+from llava_server.api.responses.stored_output import find_response, job_id_of
+from llava_server.api.responses.to_chat import parse_response_request, to_chat
+from llava_server.api.storage.stored import store_errors, store_too_large, stored, suppress_not_found
+from llava_server.errors import ApiError, response_not_found
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.response_model import JSONResponse
 
-__all__ = ["router"]
+__all__ = ["ResponseId", "read_request", "router"]
 
 router = APIRouter(tags=["responses"])
 
@@ -57,7 +63,7 @@ ResponseId = Annotated[
     request_headers=("Idempotency-Key",),
 )
 async def create_response(request: Request) -> Response:
-    """Conversations are not stored. Send the whole conversation as input, including earlier output items."""
+    """To continue a conversation, set ``previous_response_id`` or send the whole conversation as input."""
     handler = RequestHandler(request)
     is_stream, serializer, generation = await cancel_on_disconnect(request.receive, _start(handler))
     if generation is None:
@@ -65,11 +71,41 @@ async def create_response(request: Request) -> Response:
     return await handler.respond(generation, serializer, is_stream=is_stream)
 
 
+async def read_request(handler: RequestHandler, raw: bytes) -> tuple[ResponseRequest, ChatRequest]:
+    """Parse a request and load the items that it refers to. The returned requests contain no references.
+
+    The chat request contains the whole conversation. Raises ApiError.
+    """
+    request, chat = await handler.parse(raw, parse_response_request)
+    if chat is not None:
+        return request, chat
+    request, whole = await with_stored_items(handler.services, request, tenant=handler.tenant)
+    num_earlier = len(whole.input) - (1 if isinstance(request.input, str) else len(request.input))
+    return request, to_chat(whole, num_earlier=num_earlier if whole is not request else 0)
+
+
 async def _start(handler: RequestHandler) -> tuple[bool, ResponsesSerializer, Generation | None]:
     """Return whether to stream, the serializer, and the generation (None if queued in the background)."""
     with handler.body() as raw:
-        request, chat = await handler.parse(raw, parse_response_request)
+        request, chat = await read_request(handler, raw)
         job_set = await handler.build_jobs(chat, field="input")
+        num_bytes = len(raw)
+    if request.store is not False:
+        encode = partial(new_record, request, job_set.jobs[0].job_id)
+        record = await run_parser(handler.services, num_bytes, encode)
+        try:
+            async with stored(handler.services.responses, record, tenant=handler.tenant):
+                return await _submit(handler, request, job_set)
+        except ResponseTooLarge as error:
+            if request.store or request.background:
+                raise store_too_large(error) from error
+    request = request.model_copy(update={"store": False})
+    return await _submit(handler, request, job_set)
+
+
+async def _submit(
+    handler: RequestHandler, request: ResponseRequest, job_set: JobSet
+) -> tuple[bool, ResponsesSerializer, Generation | None]:
     [job] = job_set.jobs
     job = with_note(job, request)
     serializer = ResponsesSerializer(job)
@@ -115,11 +151,18 @@ async def read_response(
     ] = None,
 ) -> Response:
     """Returns the response generated so far. Only one client can stream it at a time: a new stream
-    ends the previous one.
+    ends the previous one. Events are stored for five minutes after generation ends.
     """
     handler = RequestHandler(request)
     is_stream = stream == "true"
     job = await _snapshot(handler, response_id, has_events=not is_stream)
+    if job is None:
+        body = await _saved(handler, response_id)
+        if is_stream:
+            raise ApiError(
+                "answer_not_found", "The events of this response have expired. Retrieve it without stream."
+            )
+        return JSONResponse(body)
     if not is_stream:
         return _partial(job)
     serializer = ResponsesSerializer(
@@ -135,29 +178,55 @@ async def read_response(
 async def cancel_response(request: Request, response_id: ResponseId) -> Response:
     """Returns the cancelled response. A response that has already ended remains unchanged."""
     handler = RequestHandler(request)
-    job_id = (await _snapshot(handler, response_id, has_events=False)).outline.job_id
-    await handler.services.controller.cancel(job_id, handler.tenant)
-    return _partial(await _snapshot(handler, response_id))
+    job = await _snapshot(handler, response_id, has_events=False)
+    if job is None:
+        return JSONResponse(await _saved(handler, response_id))
+    await handler.services.controller.cancel(job.outline.job_id, handler.tenant)
+    job = await _snapshot(handler, response_id)
+    if job is None:
+        raise response_not_found()
+    return _partial(job)
 
 
 @router.delete("/v1/responses/{response_id}", summary="Delete a response")
 @Operation("The deleted response", DeletedResponse, statuses=(400, 401, 404, 503))
 async def delete_response(request: Request, response_id: ResponseId) -> Response:
-    """Deletes the response permanently. A response in progress is cancelled first."""
+    """Deletes the response permanently. A response in progress is cancelled first. Responses that continue it
+    can no longer be continued.
+    """
     handler = RequestHandler(request)
-    await handler.delete((await _snapshot(handler, response_id, has_events=False)).outline.job_id)
+    job = await _snapshot(handler, response_id, has_events=False)
+    with store_errors():
+        is_deleted = await handler.services.responses.remove(response_id, tenant=handler.tenant)
+    if job is not None:
+        await handler.delete(job.outline.job_id)
+    elif not is_deleted:
+        raise response_not_found()
     return JSONResponse(DeletedResponse(response_id))
 
 
-async def _snapshot(handler: RequestHandler, response_id: str, *, has_events: bool = True) -> JobSnapshot:
-    """Return the job of a stored response. Raises ApiError (404)."""
-    number = response_id.removeprefix("resp_")
-    if number == response_id:
+async def _snapshot(
+    handler: RequestHandler, response_id: str, *, has_events: bool = True
+) -> JobSnapshot | None:
+    """Return the job of a response, or None if it has expired or the response does not exist."""
+    if not (job_id := job_id_of(response_id)):
         raise response_not_found()
-    job = await handler.snapshot(f"chatcmpl-{number}", has_events=has_events)
-    if not job.outline.note:  # a chat completion, or a response with ``store`` set to false
+    job = None
+    with suppress_not_found():
+        job = await handler.snapshot(job_id, has_events=has_events)
+    if (
+        job is not None and not job.outline.note
+    ):  # a chat completion, or a response with ``store`` set to false
         raise response_not_found()
     return job
+
+
+async def _saved(handler: RequestHandler, response_id: str) -> response.Response:
+    """Return a response whose job has expired. Raises ApiError (404, 503)."""
+    found = await find_response(handler.services, response_id, tenant=handler.tenant)
+    if found is None or found.output is None:
+        raise response_not_found()
+    return msgspec.json.decode(found.output, type=response.Response)
 
 
 def _partial(job: JobSnapshot) -> Response:

@@ -288,6 +288,7 @@ def _echo(request: ResponseRequest, job: Job) -> ResponseEcho:
         max_output_tokens=request.max_output_tokens,
         metadata=request.metadata or {},
         parallel_tool_calls=request.parallel_tool_calls is not False,
+        previous_response_id=request.previous_response_id,
         reasoning=EchoedReasoning(),
         service_tier=SERVICE_TIERS[job.priority],
         store=request.store is not False,

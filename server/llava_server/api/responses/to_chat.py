@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from llava_server.api.chat.request import ChatRequest, ImagePart
+from llava_server.api.chat.request import ChatRequest, FilePart, ImagePart
+from llava_server.api.fields.messages import FileReference
 from llava_server.api.parse import convert_request, parse_request
 from llava_server.api.responses.input_items import CallItem, InputImage, MessageItem, ResultItem
 from llava_server.api.responses.request import ResponseRequest
 
-__all__ = ["parse_response_request"]
+__all__ = ["parse_response_request", "to_chat"]
 
 # Maps ChatRequest fields to their names in this API, for error messages.
 _NAMES = {
@@ -21,12 +22,23 @@ _NAMES = {
 }
 
 
-def parse_response_request(raw: bytes) -> tuple[ResponseRequest, ChatRequest]:
-    """Parse a request. Raises ApiError, which names the field and its allowed values."""
+def parse_response_request(raw: bytes) -> tuple[ResponseRequest, ChatRequest | None]:
+    """Parse a request. Raises ApiError, which names the field and its allowed values.
+
+    The chat request is None if the request refers to stored items, which must be loaded first.
+    """
     request = parse_request(ResponseRequest, raw)
+    return request, None if request.has_references else to_chat(request)
+
+
+def to_chat(request: ResponseRequest, *, num_earlier: int = 0) -> ChatRequest:
+    """Convert a request whose input contains the whole conversation. Raises ApiError.
+
+    The first ``num_earlier`` items are those of earlier responses.
+    """
     fields = {
         "model": request.model,
-        "messages": _messages(request),
+        "messages": _messages(request, num_earlier),
         "max_completion_tokens": request.max_output_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
@@ -40,17 +52,17 @@ def parse_response_request(raw: bytes) -> tuple[ResponseRequest, ChatRequest]:
     }
     chat = convert_request(ChatRequest, fields, _NAMES)
     chat.rename_fields(_NAMES)
-    return request, chat
+    return chat
 
 
-def _messages(request: ResponseRequest) -> list[dict[str, Any]]:
+def _messages(request: ResponseRequest, num_earlier: int) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if request.instructions:
         messages.append({"role": "system", "content": request.instructions})
     if isinstance(request.input, str):
         return [*messages, {"role": "user", "content": request.input}]
     for index, item in enumerate(request.input):
-        path = f"input[{index}]"
+        path = "previous_response_id" if index < num_earlier else f"input[{index - num_earlier}]"
         if isinstance(item, CallItem):
             _add_call(messages, item)
         elif isinstance(item, ResultItem):
@@ -74,11 +86,18 @@ def _content(content: Any, path: str) -> Any:
     if isinstance(content, str):
         return content
     return [
-        ImagePart.converted(part.image_url, part.detail, param=f"{path}[{index}].image_url")
+        _image(part, f"{path}[{index}]")
         if isinstance(part, InputImage)
         else {"type": "text", "text": part.text}
         for index, part in enumerate(content)
     ]
+
+
+def _image(part: InputImage, path: str) -> ImagePart | FilePart:
+    if part.file_id is not None:
+        file = FileReference(file_id=part.file_id, detail=part.detail)
+        return FilePart(type="file", file=file).named(f"{path}.file_id")
+    return ImagePart.converted(part.image_url or "", part.detail, param=f"{path}.image_url")
 
 
 def _format(request: ResponseRequest) -> dict[str, Any] | None:

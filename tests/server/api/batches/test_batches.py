@@ -115,7 +115,7 @@ def test_too_many_lines_fail_the_batch(own_stack: OwnStack) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("endpoint", "/v1/embeddings"), ("completion_window", "1h"), ("input_file_id", "")]
+    ("field", "value"), [("endpoint", "/v1/moderations"), ("completion_window", "1h"), ("input_file_id", "")]
 )
 def test_unsupported_values_are_rejected_with_the_field(stack: Stack, field: str, value: str) -> None:
     response = stack.http.post("/v1/batches", json={**REQUEST, field: value})

@@ -120,6 +120,30 @@ ROWS: dict[str, Row] = {
     "DetokenizeRequest.tokens": Differs("/detokenize", {"model": MODEL}, "tokens", ([65], [66], [65, 66])),
     "FileUpload.file": CoveredElsewhere("test_files.py::test_a_file_is_stored_listed_read_and_deleted"),
     "FileUpload.purpose": CoveredElsewhere("test_files.py::test_another_purpose_is_rejected_with_the_field"),
+    "FileUpload.expires_after[anchor]": CoveredElsewhere(
+        "test_image_files.py::test_an_invalid_expiry_is_an_error_that_names_the_field"
+    ),
+    "FileUpload.expires_after[seconds]": CoveredElsewhere(
+        "test_image_files.py::test_an_invalid_expiry_is_an_error_that_names_the_field"
+    ),
+    "ChatUpdate.metadata": CoveredElsewhere("test_stored_chats.py::test_the_metadata_is_replaced"),
+    "ChatRequest.store": CoveredElsewhere(
+        "test_stored_chats.py::test_only_completions_with_store_are_listed"
+    ),
+    "FilePart.type": CoveredElsewhere("test_image_files.py::test_files_count_toward_the_number_of_images"),
+    "FilePart.file": CoveredElsewhere("test_image_files.py::test_files_count_toward_the_number_of_images"),
+    "FileReference.file_id": CoveredElsewhere(
+        "test_image_files.py::test_an_image_file_equals_the_same_image_as_a_url"
+    ),
+    "FileReference.file_data": CoveredElsewhere(
+        "test_image_files.py::test_an_image_file_equals_the_same_image_as_a_url"
+    ),
+    "FileReference.filename": CoveredElsewhere(
+        "test_image_files.py::test_an_image_file_equals_the_same_image_as_a_url"
+    ),
+    "FileReference.detail": CoveredElsewhere(
+        "test_image_files.py::test_a_low_detail_file_is_encoded_as_one_tile"
+    ),
     "BatchRequest.input_file_id": CoveredElsewhere(
         "test_batches.py::test_unsupported_values_are_rejected_with_the_field"
     ),
@@ -151,6 +175,34 @@ ROWS: dict[str, Row] = {
 
 # Query parameters, keyed by "METHOD path name". A separate test covers path parameters.
 QUERIES: dict[str, CoveredElsewhere] = {
+    **{
+        f"GET /v1/chat/completions {name}": CoveredElsewhere(
+            "test_stored_chats.py::test_completions_are_paged_and_filtered"
+        )
+        for name in ("after", "limit", "order", "model")
+    },
+    **{
+        f"GET /v1/chat/completions/{{job_id}}/messages {name}": CoveredElsewhere(
+            "test_stored_chats.py::test_the_messages_are_listed_as_they_were_sent"
+        )
+        for name in ("after", "limit", "order")
+    },
+    **{
+        f"GET /v1/responses/{{response_id}}/input_items {name}": CoveredElsewhere(
+            "test_input_items.py::test_the_items_are_paged_in_both_orders"
+        )
+        for name in ("after", "limit", "order")
+    },
+    **{
+        f"GET /v1/responses/{{response_id}}/input_items {name}": CoveredElsewhere(
+            "test_input_items.py::test_image_urls_are_listed_only_if_included"
+        )
+        for name in ("include", "include[]")
+    },
+    **{
+        f"GET /v1/files {name}": CoveredElsewhere("test_image_files.py::test_files_are_paged_in_both_orders")
+        for name in ("after", "limit", "order")
+    },
     "GET /v1/chat/completions/{job_id} stream": CoveredElsewhere(
         "test_resume.py::test_a_stream_resumes_after_the_tokens_that_the_client_has"
     ),

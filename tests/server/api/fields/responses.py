@@ -78,6 +78,18 @@ ROWS: dict[str, Row] = {
     "ResponseRequest.background": CoveredElsewhere(
         "test_responses_later.py::test_a_background_response_is_queued_generated_and_read"
     ),
+    "ResponseRequest.previous_response_id": CoveredElsewhere(
+        "test_conversations.py::test_the_input_and_output_of_all_previous_responses_precede_the_input"
+    ),
+    "ItemReference.type": CoveredElsewhere(
+        "test_conversations.py::test_an_item_reference_is_replaced_by_the_stored_item"
+    ),
+    "ItemReference.id": CoveredElsewhere(
+        "test_conversations.py::test_an_item_reference_is_replaced_by_the_stored_item"
+    ),
+    "InputImage.file_id": CoveredElsewhere(
+        "test_image_files.py::test_an_image_file_equals_the_same_image_as_a_url"
+    ),
     "InputText.type": hint("input[0].content[1].type", "output_text", "nonsense"),
     "InputText.text": differs("input[0].content[1].text", "What is it?", "Who is it?"),
     "InputImage.type": only("input[0].content[0].type"),

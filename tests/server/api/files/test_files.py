@@ -35,7 +35,7 @@ def test_a_file_of_several_chunks_is_read_back_byte_for_byte(stack: Stack) -> No
     assert stack.http.get(f"/v1/files/{stored['id']}/content").content == data
 
 
-@pytest.mark.parametrize("purpose", ["fine-tune", "", "batch_output"])
+@pytest.mark.parametrize("purpose", ["fine-tune", "evals", "", "batch_output"])
 def test_another_purpose_is_rejected_with_the_field(stack: Stack, purpose: str) -> None:
     response = upload(stack.http, b"{}", purpose=purpose)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "purpose")
@@ -45,7 +45,7 @@ def test_a_missing_purpose_is_reported_as_required(stack: Stack) -> None:
     error = stack.http.post("/v1/files", files={"file": ("a", b"{}")}).json()["error"]
     assert (error["code"], error["message"]) == (
         "invalid_value",
-        "purpose is required. Set it to 'batch'.",
+        "purpose is required. Set it to one of batch, vision, user_data, assistants.",
     )
 
 

@@ -33,7 +33,7 @@ UNEXPECTED = {500, 503}  # documented, but not expected in these tests
 def stored_chat(stack: Stack) -> str:
     """Return the ID of a stored completion."""
     headers = {"idempotency-key": "api-case"}
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "say yes"}]}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "say yes"}], "store": True}
     job_id: str = stack.http.post("/v1/chat/completions", json=body, headers=headers).json()["id"]
     return job_id
 

@@ -206,6 +206,17 @@ def test_stored_responses_match_the_document(stack: Stack) -> None:
     own_id = http.post("/v1/responses", json=response(CALL, tools=ITEMS)).json()["id"]
     conflict = http.post("/v1/chat/completions", json=chat("say other"), headers=key)
     received = [conflict]
+    first_id = http.post("/v1/responses", json=response()).json()["id"]
+    chat_id = http.post("/v1/chat/completions", json=chat(CALL, tools=TOOLS, store=True)).json()["id"]
+    stored = [
+        http.get("/v1/chat/completions"),
+        http.get(f"/v1/chat/completions/{chat_id}"),
+        http.get(f"/v1/chat/completions/{chat_id}/messages"),
+        http.post(f"/v1/chat/completions/{chat_id}", json={"metadata": {"run": "7"}}),
+        http.get(f"/v1/responses/{own_id}/input_items"),
+        http.post("/v1/responses/input_tokens", json=response(previous_response_id=first_id)),
+    ]
+    assert [(each.status_code, violations(each)) for each in stored] == [(200, [])] * len(stored)
     for path in (f"/v1/chat/completions/{job_id}", f"/v1/responses/{own_id}"):
         received += [http.get(path), http.get(path, params={"stream": "true", "starting_after": 1})]
         received += [http.post(f"{path}/cancel")] if "responses" in path else []

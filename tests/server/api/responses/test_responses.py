@@ -218,18 +218,18 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"input": 5}, "input", "array"),
     ({"input": []}, "input", "at least 1"),
     ({"input": [{"role": "user"}]}, "input[0].content", "required"),
-    ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].id", "'x' is not stored"),
     ({"input": [{"type": "web_search_call", "id": "x"}]}, "input[0].type", "web_search_call"),
     ({"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}, "input", "at least 1"),
+    ({"input": [{"type": "item_reference"}]}, "input[0].id", "required"),
     (
         {"input": [{"role": "user", "content": [{"type": "input_file"}]}]},
         "input[0].content[0].type",
         "input_file",
     ),
     (
-        {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
+        {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
         "input[0].content[0].image_url",
-        "required",
+        "either image_url or file_id",
     ),
     (
         {"input": [{"role": "assistant", "content": [{"type": "input_image", "image_url": "data:"}]}]},

@@ -1,7 +1,6 @@
--- files: store the input and output files of batches. A file is first reserved, then written in parts, and finally
+-- files: store uploaded files and the output files of batches. A file is first reserved, then written in parts, and finally
 -- sealed, which makes it visible. An upload that is not sealed expires after UPLOAD_MS. Every step can be repeated. A
--- file counts toward the limits as soon as it is reserved. `files` contains one entry 'file size' per file, ordered by
--- expiry time, and `file_bytes` is the sum of the sizes.
+-- file counts toward the limits as soon as it is reserved.
 -- ARGV: step, file, tenant, then the arguments of the step:
 --   reserve: size, payload, max_files, max_tenant_bytes, max_bytes (all 0: unlimited)
 --                          Reply: {'ok'} or {exceeded limit, current usage}
@@ -11,29 +10,16 @@
 --   part: first, last      Reply: the bytes in this range, or nil if the file does not exist
 --   list                   Reply: {{payload, size, expiry time}...}   (the file argument is unused)
 --   remove                 Reply: 1 if the file existed, else 0
--- Uses shared/base.lua: PREFIX, key, now, extend, repair_sum.
+-- Uses shared/base.lua: key, now; shared/budget.lua: budget.
 local step, id, tenant = ARGV[1], ARGV[2], ARGV[3]
 local UPLOAD_MS = 600000
-local ALL, ALL_BYTES, OWN = PREFIX .. 'files', PREFIX .. 'file_bytes', key('files', tenant)
 local file, bytes = key('file', id), key('bytes', id)
-
-local function discount(entry)
-  if redis.call('ZREM', ALL, entry) == 1 then redis.call('DECRBY', ALL_BYTES, string.match(entry, ' (%d+)$')) end
-end
-
-local function discount_expired()
-  repair_sum(ALL, ALL_BYTES)
-  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', ALL, '-inf', now, 'LIMIT', 0, 256)) do discount(entry) end
-  redis.call('ZREMRANGEBYSCORE', OWN, '-inf', now)
-end
+local space = budget('file', tenant)
 
 local function set_ttl(ttl, size)
-  local entry = id .. ' ' .. size
   redis.call('PEXPIRE', file, ttl)
   redis.call('PEXPIRE', bytes, ttl)
-  if redis.call('ZADD', ALL, now + ttl, entry) == 1 then redis.call('INCRBY', ALL_BYTES, size) end
-  redis.call('ZADD', OWN, now + ttl, entry)
-  extend(OWN, ttl)
+  space.add(id, size, ttl)
 end
 
 local function is_own() return redis.call('HGET', file, 'tenant') == tenant end
@@ -48,13 +34,10 @@ local steps = {}
 function steps.reserve()
   local size, max_files = tonumber(ARGV[4]), tonumber(ARGV[6])
   local max_tenant_bytes, max_bytes = tonumber(ARGV[7]), tonumber(ARGV[8])
-  discount_expired()
   if redis.call('EXISTS', file) == 1 then return {'ok'} end
+  local num_files, held, all = space.usage()
   if max_files > 0 then
-    local own, held = redis.call('ZRANGE', OWN, 0, -1), 0
-    for _, entry in ipairs(own) do held = held + tonumber(string.match(entry, ' (%d+)$')) end
-    local all = tonumber(redis.call('GET', ALL_BYTES) or '0')
-    if #own >= max_files then return {'files', #own} end
+    if num_files >= max_files then return {'files', num_files} end
     if held + size > max_tenant_bytes then return {'tenant_bytes', held} end
     if all + size > max_bytes then return {'bytes', all} end
   end
@@ -85,7 +68,7 @@ end
 
 function steps.list()
   local reply = {}
-  for _, entry in ipairs(redis.call('ZRANGE', OWN, 0, -1)) do
+  for _, entry in ipairs(redis.call('ZRANGE', space.entries, 0, -1)) do
     reply[#reply + 1] = describe(key('file', string.match(entry, '^%S+')))
   end
   return reply
@@ -93,9 +76,7 @@ end
 
 function steps.remove()
   if not is_own() then return 0 end
-  local entry = id .. ' ' .. redis.call('HGET', file, 'size')
-  discount(entry)
-  redis.call('ZREM', OWN, entry)
+  space.remove(id, redis.call('HGET', file, 'size'))
   return redis.call('DEL', file, bytes) > 0 and 1 or 0
 end
 

@@ -1,0 +1,158 @@
+"""The endpoints of batches: run the body of a request and return the same response as the endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import msgspec
+from llava_wire.errors import ResponseTooLarge
+from llava_wire.messages.job import Job
+
+from llava_server.api.batches.request import BatchEndpoint
+from llava_server.api.chat.job_builder import seed_for_key, with_keyed_ids
+from llava_server.api.chat.request import ChatRequest
+from llava_server.api.chat.request_handler import JobSet, build_chat_jobs
+from llava_server.api.chat.serializer import ChatSerializer
+from llava_server.api.chat.stored_chat import new_chat_record
+from llava_server.api.completions.job_builder import build_completion_jobs
+from llava_server.api.completions.request import CompletionRequest
+from llava_server.api.completions.serializer import CompletionSerializer
+from llava_server.api.embeddings.job_builder import (
+    MAX_PARALLEL_JOBS,
+    build_embedding_jobs,
+    to_embedding_list,
+)
+from llava_server.api.embeddings.request import EmbeddingRequest
+from llava_server.api.parse import parse_request
+from llava_server.api.responses.conversation import new_record, with_stored_items
+from llava_server.api.responses.request import ResponseRequest
+from llava_server.api.responses.serializer import ResponsesSerializer, with_note
+from llava_server.api.responses.to_chat import parse_response_request, to_chat
+from llava_server.api.storage.stored import store_too_large, stored
+from llava_server.errors import ApiError
+from llava_server.generation.collect import CollectedChoice
+from llava_server.generation.controller import LOWEST_PRIORITY
+from llava_server.lifespan import Services
+from llava_server.response_model import ResponseModel
+
+__all__ = ["ENDPOINTS", "LineContext", "RunJobs"]
+
+T = TypeVar("T")
+
+
+class RunJobs(Protocol):
+    """Runs jobs and returns their outputs. Raises ApiError."""
+
+    async def __call__(
+        self, jobs: Sequence[Job], pixels: Mapping[str, bytes], field: str | Sequence[str]
+    ) -> list[CollectedChoice]: ...
+
+
+@dataclass(frozen=True)
+class LineContext:
+    """What is needed to run one request of a batch.
+
+    ``key`` identifies the request. Every server derives the same job IDs and seeds from it.
+    """
+
+    services: Services
+    tenant: str
+    key: str
+    run_jobs: RunJobs
+
+
+async def _chat(context: LineContext, body: bytes) -> ResponseModel:
+    services, tenant = context.services, context.tenant
+    chat = parse_request(ChatRequest, body)
+    _reject_stream(chat.stream)
+    job_set = await build_chat_jobs(services, chat, tenant=tenant, idempotency_key=context.key)
+    job_set = _at_lowest_priority(job_set)
+    first = job_set.jobs[0]
+    storing: AbstractAsyncContextManager[None] = nullcontext()
+    if chat.store:
+        record = new_chat_record(chat, first.job_id)
+        storing = stored(services.responses, record, tenant=tenant, is_listed=True)
+    try:
+        async with storing:
+            choices = await context.run_jobs(job_set.jobs, job_set.pixels, "messages")
+    except ResponseTooLarge as error:
+        raise store_too_large(error) from error
+    fingerprint = job_set.model.fingerprint(choices[0].model_digest)
+    return ChatSerializer(first, fingerprint).to_response(choices)
+
+
+async def _response(context: LineContext, body: bytes) -> ResponseModel:
+    services, tenant = context.services, context.tenant
+    request, chat = parse_response_request(body)
+    _reject_stream(request.stream)
+    if request.background:
+        raise ApiError(
+            "invalid_value", "background must not be true in a batch. Remove it.", param="background"
+        )
+    if chat is None:
+        request, whole = await with_stored_items(services, request, tenant=tenant)
+        chat = to_chat(whole)
+    job_set = await build_chat_jobs(services, chat, tenant=tenant, idempotency_key=context.key)
+    job_set = _at_lowest_priority(job_set)
+    if request.store is not False:
+        record = new_record(request, job_set.jobs[0].job_id)
+        try:
+            async with stored(services.responses, record, tenant=tenant):
+                return await _generated(context, request, job_set)
+        except ResponseTooLarge as error:
+            if request.store:
+                raise store_too_large(error) from error
+    return await _generated(context, request.model_copy(update={"store": False}), job_set)
+
+
+async def _generated(context: LineContext, request: ResponseRequest, job_set: JobSet) -> ResponseModel:
+    job = with_note(job_set.jobs[0], request)
+    serializer = ResponsesSerializer(job)
+    if request.store is False:
+        job = msgspec.structs.replace(job, note="")
+    return serializer.to_response(await context.run_jobs([job], job_set.pixels, "input"))
+
+
+async def _completion(context: LineContext, body: bytes) -> ResponseModel:
+    request = parse_request(CompletionRequest, body)
+    _reject_stream(request.stream)
+    if request.seed is None:
+        request = request.model_copy(update={"seed": seed_for_key(context.tenant, context.key)})
+    job_set = await build_completion_jobs(context.services, request, tenant=context.tenant)
+    jobs = with_keyed_ids(_at_lowest_priority(job_set).jobs, context.key)
+    choices = await context.run_jobs(jobs, job_set.pixels, "prompt")
+    fingerprint = job_set.model.fingerprint(choices[0].model_digest)
+    return CompletionSerializer(request, jobs[0], fingerprint).to_response(choices)
+
+
+async def _embeddings(context: LineContext, body: bytes) -> ResponseModel:
+    request = parse_request(EmbeddingRequest, body)
+    job_set = await build_embedding_jobs(context.services, request, tenant=context.tenant)
+    jobs = with_keyed_ids(_at_lowest_priority(job_set).jobs, context.key)
+    outputs: list[CollectedChoice] = []
+    for begin in range(0, len(jobs), MAX_PARALLEL_JOBS):
+        part = slice(begin, begin + MAX_PARALLEL_JOBS)
+        outputs += await context.run_jobs(jobs[part], job_set.pixels, request.fields[part])
+    return to_embedding_list(request, outputs, job_set.model.name)
+
+
+def _at_lowest_priority(job_set: JobSet) -> JobSet:
+    jobs = [msgspec.structs.replace(job, priority=LOWEST_PRIORITY) for job in job_set.jobs]
+    return JobSet(job_set.model, jobs, job_set.pixels)
+
+
+def _reject_stream(stream: bool | None) -> None:
+    if stream:
+        raise ApiError("invalid_value", "stream must not be true in a batch. Remove it.", param="stream")
+
+
+# Runs the body of a request. Raises ApiError.
+ENDPOINTS: Mapping[BatchEndpoint, Callable[[LineContext, bytes], Awaitable[ResponseModel]]] = {
+    "/v1/chat/completions": _chat,
+    "/v1/responses": _response,
+    "/v1/completions": _completion,
+    "/v1/embeddings": _embeddings,
+}

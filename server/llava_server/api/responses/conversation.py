@@ -1,0 +1,180 @@
+"""Conversations of stored responses: load the items that a request refers to, and store its own items.
+
+The ID of each item contains the number of its response. Items can therefore be found without an index:
+
+    resp_{number}   msg_{number}_i0, fco_{number}_i1 ... (input)   msg_{number}_0, fc_{number}_1 ... (output)
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+from llava_wire.stores.responses import BrokenChain, ResponseHead, StoredResponse
+from pydantic import TypeAdapter
+
+from llava_server.api.chat.request_handler import run_parser
+from llava_server.api.responses.input_items import (
+    MAX_ITEMS,
+    CallItem,
+    Item,
+    ItemReference,
+    ReasoningItem,
+    ResultItem,
+)
+from llava_server.api.responses.request import ResponseRequest
+from llava_server.api.responses.stored_output import find_response, save_response
+from llava_server.api.storage.stored import store_errors
+from llava_server.errors import ApiError
+from llava_server.lifespan import Services
+
+__all__ = ["StoredItem", "conversation_items", "new_record", "with_stored_items"]
+
+StoredItem = dict[str, Any]
+_ITEM_ID = re.compile(r"(?:msg|fc|fco)_([0-9a-f]{32})_i?[0-9]{1,6}", re.ASCII)
+_REASONING_PREFIX = "rs_"
+_items = TypeAdapter(list[Item])
+
+
+async def with_stored_items(
+    services: Services, request: ResponseRequest, *, tenant: str
+) -> tuple[ResponseRequest, ResponseRequest]:
+    """Replace the references in a request by the items that they refer to.
+
+    Return the request without references, and the same request with the conversation before its input.
+    Raises ApiError (400, 404, 503), which names the field.
+    """
+    own = request.input
+    if not isinstance(own, str):
+        own = [
+            await _referenced(services, item.id, f"input[{index}].id", tenant=tenant)
+            if isinstance(item, ItemReference) and not item.id.startswith(_REASONING_PREFIX)
+            else item
+            for index, item in enumerate(own)
+        ]
+    request = request.model_copy(update={"input": own})
+    if request.previous_response_id is None:
+        return request, request
+    earlier = await _previous_items(services, request.previous_response_id, tenant=tenant)
+    new: list[Any] = (
+        _items.validate_python([{"role": "user", "content": own}]) if isinstance(own, str) else own
+    )
+    items = [*_items.validate_python(earlier), *new]
+    if len(items) > MAX_ITEMS:
+        raise _too_long(len(items))
+    return request, request.model_copy(update={"input": items})
+
+
+def new_record(request: ResponseRequest, job_id: str) -> StoredResponse:
+    """Return the record of a new response. ``request`` must not contain references."""
+    number = job_id.removeprefix("chatcmpl-")
+    items = _own_items(request.input, number)
+    data = msgspec.json.encode(items)
+    head = ResponseHead(model=request.model, created_at=int(time.time()))
+    return StoredResponse(f"resp_{number}", head, request.previous_response_id or "", data, None)
+
+
+async def conversation_items(
+    services: Services, response_id: str, *, tenant: str, has_output: bool
+) -> list[StoredItem]:
+    """Return the items of a stored conversation, oldest first, with or without the last response's output.
+
+    Raises BrokenChain, and ApiError (400, 503).
+    """
+    with store_errors():
+        chain = await services.responses.conversation(response_id, tenant=tenant, max_responses=MAX_ITEMS)
+    if chain[0].previous_id:
+        raise _too_long(MAX_ITEMS + 1)
+    parts: list[bytes] = []
+    for number, stored in enumerate(chain, 1):
+        parts.append(stored.input)
+        if has_output or number < len(chain):
+            parts.append(await _output(services, stored, tenant=tenant))
+    return await run_parser(services, sum(map(len, parts)), partial(_decode, parts))
+
+
+async def _previous_items(services: Services, response_id: str, *, tenant: str) -> list[StoredItem]:
+    try:
+        return await conversation_items(services, response_id, tenant=tenant, has_output=True)
+    except BrokenChain as broken:
+        missing = broken.response_id[:64]
+        if missing == response_id[:64]:
+            message = (
+                f"The previous response {missing!a} does not exist, belongs to a different API key, was not "
+                "stored, or has expired. Send the whole conversation as input."
+            )
+        else:
+            message = (
+                f"The conversation of the previous response contains the response {missing!a}, which has "
+                "been deleted or has expired. Send the whole conversation as input."
+            )
+        raise ApiError("previous_response_not_found", message, param="previous_response_id") from broken
+
+
+def _decode(parts: Sequence[bytes]) -> list[StoredItem]:
+    """Return the items of inputs (lists of items) and outputs (whole responses)."""
+    items: list[StoredItem] = []
+    for part in parts:
+        decoded = msgspec.json.decode(part)
+        items += decoded["output"] if isinstance(decoded, dict) else decoded
+    return items
+
+
+async def _output(services: Services, stored: StoredResponse, *, tenant: str) -> bytes:
+    """Return the response. Raises BrokenChain, and ApiError (400) if it has not completed."""
+    saved = await save_response(services, stored, tenant=tenant)
+    if saved is None:
+        raise BrokenChain(stored.response_id)
+    if saved.output is None or saved.head.status not in ("completed", "incomplete"):
+        raise ApiError(
+            "invalid_value",
+            f"The previous response {saved.response_id} has the status {saved.head.status}. Only completed "
+            "and incomplete responses can be continued.",
+            param="previous_response_id",
+        )
+    return saved.output
+
+
+async def _referenced(services: Services, item_id: str, param: str, *, tenant: str) -> Item:
+    """Return the item with this ID. Raises ApiError (404, 503)."""
+    if match := _ITEM_ID.fullmatch(item_id):
+        stored = await find_response(services, f"resp_{match[1]}", tenant=tenant)
+        if stored is not None:
+            parts = [stored.input, *([] if stored.output is None else [stored.output])]
+            items = await run_parser(services, sum(map(len, parts)), partial(_decode, parts))
+            if found := [item for item in items if item["id"] == item_id]:
+                return _items.validate_python(found)[0]
+    short_id = item_id[:64]
+    raise ApiError(
+        "item_not_found",
+        f"{param}: the item {short_id!a} does not exist, belongs to a different API key, was not stored, "
+        "or has expired. Send the item itself.",
+        param=param,
+    )
+
+
+def _own_items(own: str | Sequence[Item], number: str) -> list[StoredItem]:
+    """Return the items of an input with their IDs, in the format of input items."""
+    if isinstance(own, str):
+        own = _items.validate_python([{"role": "user", "content": own}])
+    items = []
+    for index, item in enumerate(own):
+        if isinstance(item, ReasoningItem | ItemReference):  # reasoning is not part of the prompt
+            continue
+        prefix = "fc" if isinstance(item, CallItem) else "fco" if isinstance(item, ResultItem) else "msg"
+        fields = item.model_dump(mode="python", exclude_none=True)
+        items.append({**fields, "id": f"{prefix}_{number}_i{index}"})
+    return items
+
+
+def _too_long(num_items: int) -> ApiError:
+    return ApiError(
+        "invalid_value",
+        f"The conversation has {num_items} items or more; the limit is {MAX_ITEMS}. Start a new "
+        "conversation.",
+        param="previous_response_id",
+    )
