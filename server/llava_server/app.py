@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
 
 from llava_server.api.anthropic import routes as anthropic
 from llava_server.api.batches import routes as batches
 from llava_server.api.batches.driver import run_batches
 from llava_server.api.chat import routes as chat
+from llava_server.api.compatibility.queries import check_query
 from llava_server.api.completions import routes as completions
 from llava_server.api.embeddings import routes as embeddings
 from llava_server.api.files import routes as files
@@ -73,6 +74,7 @@ def create_app(settings: Settings, shutdown: GracefulShutdown | None = None) -> 
             yield
 
     app = FastAPI(
+        dependencies=[Depends(check_query)],
         title="llava-serve",
         summary="OpenAI-compatible inference server for LLaVA vision-language models.",
         version=_version(),

@@ -9,7 +9,9 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import from_json
 
+from llava_server.api.fields.base import RequestModel
 from llava_server.errors import ApiError
 
 __all__ = [
@@ -32,10 +34,21 @@ _UNSUPPORTED_PARTS = {"input_audio", "audio_url", "file", "video_url", "image_em
 
 def parse_request(model: type[Model], body: bytes) -> Model:
     """Parse a request body. Raises ApiError (400), which names the field and its allowed values."""
+    if issubclass(model, RequestModel):
+        _check_rules(model, body)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
         raise _as_api_error(error.errors(include_url=False)[0], model) from error
+
+
+def _check_rules(model: type[RequestModel], body: bytes) -> None:
+    """Raise ApiError (400) if a rule of the model rejects a field. The model itself reports invalid JSON."""
+    try:
+        value = from_json(body)
+    except ValueError:
+        return
+    model.rules.check(value)
 
 
 def parameter_error(detail: Mapping[str, Any]) -> ApiError:

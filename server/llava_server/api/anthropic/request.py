@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from llava_server.api.chat.request import MAX_TOKENS
+from llava_server.api.compatibility.anthropic import ANTHROPIC
 from llava_server.api.fields.base import RequestModel, text_or_list
 from llava_server.api.fields.messages import CallId, FunctionName
 from llava_server.api.fields.structured_output import Schema
-from llava_server.api.fields.unsupported import Unsupported
 
 __all__ = [
     "AnthropicMessage",
@@ -181,7 +181,6 @@ class OutputConfig(RequestModel):
     """Output options."""
 
     format: JsonFormat | None = Field(None, description="Output format. Defaults to plain text.")
-    effort: None = Field(None, description="Not supported; must be null. The model has no reasoning mode.")
 
 
 class AnthropicMetadata(RequestModel):
@@ -197,6 +196,8 @@ class AnthropicMetadata(RequestModel):
 
 class CountTokensRequest(RequestModel):
     """A request to count the tokens of a conversation."""
+
+    rules = ANTHROPIC
 
     model: str = Field(
         min_length=1,
@@ -227,19 +228,6 @@ class CountTokensRequest(RequestModel):
     )
     output_config: OutputConfig | None = Field(None, description="Output options.")
     cache_control: Any = _CACHE
-    thinking: Annotated[Any, Unsupported("This model has no reasoning mode.", ({"type": "disabled"},))] = None
-    container: Annotated[Any, Unsupported("This server does not provide containers.")] = None
-    mcp_servers: Annotated[
-        Any, Unsupported("Connect to MCP servers in your client and pass their tools in 'tools'.", ([],))
-    ] = None
-    context_management: Annotated[
-        Any, Unsupported("Shorten 'messages' in your client; the server never truncates them.", ({},))
-    ] = None
-    inference_geo: Annotated[Any, Unsupported("Inference always runs where this server is deployed.")] = None
-    speed: Annotated[Any, Unsupported("Use service_tier in the Chat Completions API.", ("standard",))] = None
-    diagnostics: Annotated[Any, Unsupported("Omit it.")] = None
-    user_profile_id: Annotated[Any, Unsupported("Omit it.")] = None
-    workspace_id: Annotated[Any, Unsupported("Omit it.")] = None
 
 
 class MessagesRequest(CountTokensRequest):

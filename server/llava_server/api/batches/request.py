@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from llava_server.api.chat.request import Metadata
+from llava_server.api.compatibility.completions import BATCH
 from llava_server.api.fields.base import RequestModel
 
 __all__ = ["BatchLine", "BatchRequest"]
@@ -14,6 +15,8 @@ __all__ = ["BatchLine", "BatchRequest"]
 
 class BatchRequest(RequestModel):
     """A request to create a batch of chat completions."""
+
+    rules = BATCH
 
     input_file_id: str = Field(
         min_length=1,

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Discriminator, Field, StringConstraints, Tag, model_validator
 
+from llava_server.api.compatibility.chat import CHAT
 from llava_server.api.fields.base import RequestModel, invalid_value, text_or_list
 from llava_server.api.fields.messages import (
     AssistantMessage,
@@ -25,7 +26,6 @@ from llava_server.api.fields.messages import (
 from llava_server.api.fields.sampling import SamplingFields
 from llava_server.api.fields.structured_output import StructuredOutputFields
 from llava_server.api.fields.tools import ToolFields
-from llava_server.api.fields.unsupported import UnsupportedFields
 
 __all__ = [
     "AssistantMessage",
@@ -190,8 +190,10 @@ class GenerationRequest(SharedFields, SamplingFields):
         raise NotImplementedError
 
 
-class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputFields, UnsupportedFields):
+class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputFields):
     """A request to generate the next message of a conversation."""
+
+    rules = CHAT
 
     messages: list[ChatMessage] = Field(
         min_length=1,

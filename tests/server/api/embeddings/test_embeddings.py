@@ -70,7 +70,7 @@ INVALID: list[tuple[Any, dict[str, Any], str]] = [
     ([[1], []], {}, "input[1]"),
     ([1, "a"], {}, "input[1]"),
     (["a", 1], {}, "input[1]"),
-    ([{"type": "text", "text": "a"}], {}, "input[0].type"),
+    ([{"type": "text", "text": "a"}], {}, "input[0].text"),
     (["a"] * 2049, {}, "input"),
     ("x" * (1024 * 1024 + 1), {}, "input"),
     ([IMAGE] * 9, {}, "input"),

@@ -96,11 +96,11 @@ ROWS: dict[str, Row] = {
     "ResultItem.output": differs(f"{_RESULT}.output", "18 degrees", "19 degrees"),
     "ResultItem.id": hint(f"{_RESULT}.id", "fco_1", 5),
     "ResultItem.status": hint(f"{_RESULT}.status", "completed", 5),
+    "ResponseStreamOptions.include_usage": hint("stream_options.include_usage", True, "yes", STREAMED),
     "ResponseStreamOptions.include_obfuscation": hint(
         "stream_options.include_obfuscation", True, "yes", STREAMED
     ),
     "TextOptions.format": response("text.format", {"type": "json_object"}, {"type": "text"}, text={}),
-    "TextOptions.verbosity": only("text.verbosity", "low", {**RESPONSE, "text": {"verbosity": "medium"}}),
     "ResponseTextFormat.type": response("text.format.type", "text", "json_object", text={"format": {}}),
     "ResponseTextFormat.name": Differs(_PATH, FORMATTED, "text.format.name", ("x", "y")),
     "ResponseTextFormat.schema": Differs(_PATH, FORMATTED, "text.format.schema", (CITY, OBJECT)),
