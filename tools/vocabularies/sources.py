@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import openai
@@ -128,18 +129,15 @@ def extract(name: str, folder: Path, is_closed: Callable[[str, str], bool]) -> d
             for route, parts in _LLAMA_CPP.items()
         }
     if name == "ollama":
-        found = {
-            route: go_fields(folder / "ollama-server" / file, each) for route, (file, each) in _OLLAMA.items()
-        }
-        return found | _ollama_routes(folder)
+        server = folder / "ollama-server"
+        compatible = {route: go_fields(server / file, each) for route, (file, each) in _OLLAMA.items()}
+        return compatible | _ollama_routes(folder)
     types = PythonTypes(folder, _SITE)
     found: dict[str, Vocabulary] = {}
     for route, classes in _PYTHON[name].items():
         vocabulary = found.setdefault(route, {})
         for module, each in classes:
-            for path, values in types.vocabulary(
-                module, each, is_closed=lambda p, r=route: is_closed(r, p)
-            ).items():
+            for path, values in types.vocabulary(module, each, partial(is_closed, route)).items():
                 if path not in _COMPUTED:
                     vocabulary.setdefault(path, set()).update(values)
     return found

@@ -122,7 +122,7 @@ def in_model(route: str, path: str) -> Status | None:
 
 def _field(model: type[BaseModel], name: str) -> list[Any]:
     return [
-        Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        Annotated[field.annotation, field]
         for each, field in model.model_fields.items()
         if name == (field.alias or each)
     ]

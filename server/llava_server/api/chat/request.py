@@ -35,6 +35,7 @@ __all__ = [
     "ImagePart",
     "ImageUrl",
     "Metadata",
+    "ServiceTier",
     "StopStrings",
     "StreamOptions",
     "SystemMessage",
@@ -55,6 +56,7 @@ Metadata = Annotated[
     dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]],
     Field(max_length=16),
 ]
+ServiceTier = Literal["auto", "default", "flex", "priority", "fast", "scale", "ultrafast"]
 Hint = Annotated[str, StringConstraints(max_length=1024)]
 
 _TIERS = {"flex": -1, "priority": 1}
@@ -127,10 +129,10 @@ class SharedFields(BaseModel):
         "are scheduled first.",
         examples=[0],
     )
-    service_tier: Literal["auto", "default", "flex", "priority"] | None = Field(
+    service_tier: ServiceTier | None = Field(
         None,
         description='"priority" requests are scheduled before other requests, and "flex" requests after '
-        'them. "auto" is the same as "default".',
+        'them. All other values are the same as "default".',
         examples=["flex"],
     )
     user: Hint | None = Field(

@@ -121,7 +121,7 @@ class _Node:
 
     def matching(self, name: str, tag: tuple[str, str] | None) -> Iterator[_Node]:
         """Yield the nodes for a field. Without a tag, all objects in the field are meant."""
-        for node in self.fields.get(name) or self.fields.get("*", ()):
+        for node in self.fields.get(name) or self.fields.get("*") or ():
             if None in (tag, node.tag) or tag == node.tag:
                 yield node
 

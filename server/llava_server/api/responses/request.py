@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from llava_server.api.chat.request import MAX_TOKENS, Hint, Metadata
+from llava_server.api.chat.request import MAX_TOKENS, Hint, Metadata, ServiceTier
 from llava_server.api.compatibility.responses import RESPONSES
 from llava_server.api.fields.base import RequestModel, invalid_value
 from llava_server.api.fields.messages import FunctionName
@@ -179,10 +179,10 @@ class ResponseRequest(RequestModel):
     parallel_tool_calls: bool | None = Field(
         None, description="Whether the output may contain multiple calls (at most 16). Defaults to true."
     )
-    service_tier: Literal["auto", "default", "flex", "priority"] | None = Field(
+    service_tier: ServiceTier | None = Field(
         None,
         description='"priority" requests are scheduled before other requests, and "flex" requests after '
-        'them. "auto" is the same as "default".',
+        'them. All other values are the same as "default".',
     )
     metadata: Metadata | None = Field(
         None,

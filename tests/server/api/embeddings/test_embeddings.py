@@ -79,7 +79,7 @@ INVALID: list[tuple[Any, dict[str, Any], str]] = [
     ("a", {"dimensions": 8}, "dimensions"),
     ("a", {"truncate_prompt_tokens": 8}, "truncate_prompt_tokens"),
     ("a", {"add_special_tokens": False}, "add_special_tokens"),
-    ("a", {"messages": []}, "messages"),
+    ("a", {"messages": [{}]}, "messages"),
     ("a", {"priority": 1}, "priority"),
     ("a", {"user": "x" * 1025}, "user"),
     ("refuse context_length_exceeded", {}, "input"),
