@@ -39,7 +39,6 @@ EMBEDDING = Rules(
     {
         "add_generation_prompt": _NO_MESSAGES,
         "add_special_tokens": Unsupported("Send the text as token IDs, including special tokens.", (True,)),
-        "cache_salt": Unsupported("Use a separate API key to isolate the cache."),
         "content": Unsupported(_IN_INPUT),
         "continue_final_message": _NO_MESSAGES,
         "dimensions": Unsupported("Embeddings have a fixed size and cannot be shortened."),

@@ -114,7 +114,6 @@ _SAMPLERS: dict[str, Rule] = {
     "repetition_detection": Unsupported("Use frequency_penalty or repetition_penalty."),
     "samplers": Unsupported("The order of the sampling steps is fixed."),
     "top_n_sigma": Unsupported("Use min_p.", (-1, 0)),
-    "typical_p": Unsupported("Use top_p.", (1,)),
     "use_beam_search": Unsupported("Set n to sample several choices.", (False,)),
     "vllm_xargs": Unsupported("Use the documented sampling parameters."),
     "watermark": Unsupported("The output cannot be watermarked.", (False,)),
@@ -227,4 +226,5 @@ CHAT_ONLY: dict[str, Rule] = {
     "seed": Unsupported(_CHAT, (-1,)),
     "skip_special_tokens": Unsupported(_CHAT, (True,)),
     "structured_outputs": Unsupported(_CHAT),
+    "typical_p": Unsupported(_CHAT, (1,)),
 }

@@ -17,6 +17,7 @@ _SAMPLING = (
     "skip_special_tokens",
     "spaces_between_special_tokens",
     "truncate_prompt_tokens",
+    "typical_p",
 )
 _GRAMMARS = ("ebnf", "grammar", "json_schema", "regex", "structural_tag")
 _IMAGE = "content[type=input_image].file_id"
@@ -25,6 +26,7 @@ IN_OTHER_BRANCHES: set[tuple[str, str]] = {
     *((route, name) for route in ("/v1/chat/completions", "/v1/completions") for name in _SAMPLING),
     *((route, name) for route in ("/v1/chat/completions", "/v1/completions") for name in _GRAMMARS),
     ("/v1/chat/completions", "store"),
+    ("/v1/embeddings", "cache_salt"),
     ("/v1/responses", "conversation"),
     ("/v1/responses", "conversation.id"),
     ("/v1/responses", "previous_response_id"),
