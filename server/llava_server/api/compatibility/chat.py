@@ -13,6 +13,8 @@ _NO_FUNCTIONS = "Use tools and tool_choice."
 _ALL_TOOLS = Neutral("The definitions of all tools are in the prompt.")
 _FOR_TOOLS = Neutral("It is only used in tool messages.")
 _ONLY_ASSISTANT = Unsupported("Only assistant messages can contain tool calls.")
+_ONLY_CONTINUED = Unsupported("Only assistant messages can be continued.", (False,))
+_OTHER_ROLES = ("system", "developer", "user", "function")
 
 _TOOLS: dict[str, Rule] = {
     "tools.type": Only(FUNCTIONS_ONLY, ("function",)),
@@ -24,20 +26,16 @@ _TOOLS: dict[str, Rule] = {
 MESSAGES: dict[str, Rule] = {
     **_TOOLS,
     "messages.phase": Neutral("It only labels the message."),
-    "messages.prefix": Unsupported("Use continue_final_message.", (False,)),
     "messages.reasoning": NO_REASONING,
     "messages.reasoning_content": NO_REASONING,
     "messages.task": Unsupported("Describe the task in the message."),
     "messages.tools": Unsupported("Use the request's tools."),
     "messages[role=tool].name": Neutral("tool_call_id identifies the call."),
-    "messages[role=system].tool_call_id": _FOR_TOOLS,
-    "messages[role=developer].tool_call_id": _FOR_TOOLS,
-    "messages[role=user].tool_call_id": _FOR_TOOLS,
-    "messages[role=assistant].tool_call_id": _FOR_TOOLS,
-    "messages[role=system].tool_calls": _ONLY_ASSISTANT,
-    "messages[role=developer].tool_calls": _ONLY_ASSISTANT,
-    "messages[role=user].tool_calls": _ONLY_ASSISTANT,
-    "messages[role=tool].tool_calls": _ONLY_ASSISTANT,
+    **{f"messages[role={role}].tool_call_id": _FOR_TOOLS for role in (*_OTHER_ROLES, "assistant")},
+    **{f"messages[role={role}].tool_calls": _ONLY_ASSISTANT for role in (*_OTHER_ROLES, "tool")},
+    **{f"messages[role={role}].prefix": _ONLY_CONTINUED for role in (*_OTHER_ROLES, "tool")},
+    **{f"messages.content[type={kind}].text": NO_REASONING for kind in ("thinking", "reasoning")},
+    **{f"messages.content[type={kind}].thinking": NO_REASONING for kind in ("thinking", "reasoning")},
     "messages.tool_calls.index": Neutral("It only numbers the calls of a stream."),
     "messages.content.prompt_cache_breakpoint": Neutral("Prompt caching is automatic."),
     "messages.content.modalities": Unsupported("Send each image as an image_url part.", ("image",)),

@@ -52,6 +52,8 @@ RESPONSES = Rules(
         "input.async": Neutral("The item contains the result."),
         "input.caller": _LABEL,
         "input[type=function_call_output].created_by": _LABEL,
+        **{f"input[type=reasoning].{name}": NO_REASONING for name in ("content", "encrypted_content")},
+        **{f"input[type=reasoning].{name}": NO_REASONING for name in ("id", "status", "summary")},
         "input[type=function_call].namespace": _ONE_NAMESPACE,
         "input[type=function_call_output].name": _LABEL,
         "input[type=function_call_output].namespace": _LABEL,

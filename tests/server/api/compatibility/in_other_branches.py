@@ -25,6 +25,8 @@ _IMAGE = "content[type=input_image].file_id"
 IN_OTHER_BRANCHES: set[tuple[str, str]] = {
     *((route, name) for route in ("/v1/chat/completions", "/v1/completions") for name in _SAMPLING),
     *((route, name) for route in ("/v1/chat/completions", "/v1/completions") for name in _GRAMMARS),
+    ("/tokenize", "messages[role=assistant].prefix"),
+    ("/v1/chat/completions", "messages[role=assistant].prefix"),
     ("/v1/chat/completions", "store"),
     ("/v1/embeddings", "cache_salt"),
     ("/v1/responses", "conversation"),
