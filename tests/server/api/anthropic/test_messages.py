@@ -251,7 +251,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0].type", "custom"),
     ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "clock"}}, "tool_choice", "clock"),
     ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.function.name", "string"),
-    ({"output_config": {"effort": "high"}}, "output_config.effort", "null"),
+    ({"container": "c"}, "container", "does not provide containers"),
     ({"service_tier": "flex"}, "service_tier", "standard_only"),
 ]
 
