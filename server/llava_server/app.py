@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
 
 from llava_server.api.anthropic import routes as anthropic
@@ -13,6 +13,7 @@ from llava_server.api.batches import routes as batches
 from llava_server.api.batches.driver import run_batches
 from llava_server.api.chat import routes as chat
 from llava_server.api.chat import stored_routes as stored_chats
+from llava_server.api.compatibility.queries import check_query
 from llava_server.api.completions import routes as completions
 from llava_server.api.embeddings import routes as embeddings
 from llava_server.api.files import routes as files
@@ -95,6 +96,7 @@ def create_app(settings: Settings, shutdown: GracefulShutdown | None = None) -> 
             yield
 
     app = FastAPI(
+        dependencies=[Depends(check_query)],
         title="llava-serve",
         summary="OpenAI-compatible inference server for LLaVA vision-language models.",
         version=package_version(),

@@ -10,8 +10,9 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import from_json
 
-from llava_server.api.fields.base import renamed
+from llava_server.api.fields.base import RequestModel, renamed
 from llava_server.errors import ApiError
 
 __all__ = [
@@ -46,6 +47,8 @@ def parse_request(model: type[Model], body: bytes) -> Model:
     U+FFFD, as browsers do. Clients that truncate text in the middle of an emoji send such escapes.
     """
     body = body.removeprefix(codecs.BOM_UTF8)
+    if issubclass(model, RequestModel):
+        _check_rules(model, body)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -78,6 +81,15 @@ def _check_utf8(body: bytes) -> None:
 
 def _without_lone_surrogate(escape: re.Match[bytes]) -> bytes:
     return rb"\ufffd" if escape["lone"] else escape[0]
+
+
+def _check_rules(model: type[RequestModel], body: bytes) -> None:
+    """Raise ApiError (400) if a rule of the model rejects a field. The model itself reports invalid JSON."""
+    try:
+        value = from_json(body)
+    except ValueError:
+        return
+    model.rules.check(value)
 
 
 def parameter_error(detail: Mapping[str, Any]) -> ApiError:

@@ -8,11 +8,11 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from llava_server.api.chat.request import MAX_TOKENS
+from llava_server.api.compatibility.anthropic import ANTHROPIC
 from llava_server.api.fields.base import RequestModel, invalid_value, text_or_list
 from llava_server.api.fields.json_schema import Schema
 from llava_server.api.fields.messages import CallId, FunctionName
 from llava_server.api.fields.tools import MAX_TOOLS
-from llava_server.api.fields.unsupported import Unsupported
 
 __all__ = [
     "AnthropicMessage",
@@ -99,7 +99,6 @@ _Texts = Annotated[list[TextBlock], Field(max_length=_MAX_BLOCKS)]
 TextContent = Annotated[
     Annotated[str, Tag("<plain>")] | Annotated[_Texts, Tag("<list>")], Discriminator(text_or_list)
 ]
-_NoCitations = Annotated[Any, Unsupported("The model does not cite its sources.", ({}, {"enabled": False}))]
 
 
 class TextSource(RequestModel):
@@ -129,7 +128,6 @@ class DocumentBlock(RequestModel):
     )
     title: str | None = Field(None, description="Title of the document.", examples=["Travel guide"])
     context: str | None = Field(None, description="Context of the document.", examples=["From 2024."])
-    citations: _NoCitations = None
     cache_control: Any = _CACHE
 
 
@@ -142,7 +140,6 @@ class SearchResultBlock(RequestModel):
     content: _Texts = Field(
         description="Text of the result.", examples=[[{"type": "text", "text": "Chapter 1"}]]
     )
-    citations: _NoCitations = None
     cache_control: Any = _CACHE
 
 
@@ -294,7 +291,6 @@ class OutputConfig(RequestModel):
     """Output options."""
 
     format: JsonFormat | None = Field(None, description="Output format. Defaults to plain text.")
-    effort: None = Field(None, description="Not supported; must be null. The model has no reasoning mode.")
 
 
 class AnthropicMetadata(RequestModel):
@@ -310,6 +306,8 @@ class AnthropicMetadata(RequestModel):
 
 class CountTokensRequest(RequestModel):
     """A request to count the tokens of a conversation."""
+
+    rules = ANTHROPIC
 
     model: str = Field(
         min_length=1,
@@ -343,19 +341,6 @@ class CountTokensRequest(RequestModel):
         None, description="Older name for output_config.format. Only one of them can be set."
     )
     cache_control: Any = _CACHE
-    thinking: Annotated[Any, Unsupported("This model has no reasoning mode.", ({"type": "disabled"},))] = None
-    container: Annotated[Any, Unsupported("This server does not provide containers.")] = None
-    mcp_servers: Annotated[
-        Any, Unsupported("Connect to MCP servers in your client and pass their tools in 'tools'.", ([],))
-    ] = None
-    context_management: Annotated[
-        Any, Unsupported("Shorten 'messages' in your client; the server never truncates them.", ({},))
-    ] = None
-    inference_geo: Annotated[Any, Unsupported("Inference always runs where this server is deployed.")] = None
-    speed: Annotated[Any, Unsupported("Use service_tier in the Chat Completions API.", ("standard",))] = None
-    diagnostics: Annotated[Any, Unsupported("Omit it.")] = None
-    user_profile_id: Annotated[Any, Unsupported("Omit it.")] = None
-    workspace_id: Annotated[Any, Unsupported("Omit it.")] = None
 
     @property
     def json_format(self) -> JsonFormat | None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from llava_server.api.chat.request import Metadata
+from llava_server.api.compatibility.completions import BATCH
 from llava_server.api.fields.base import RequestModel
 
 __all__ = ["BatchEndpoint", "BatchLine", "BatchRequest"]
@@ -16,6 +17,8 @@ BatchEndpoint = Literal["/v1/chat/completions", "/v1/responses", "/v1/completion
 
 class BatchRequest(RequestModel):
     """A request to create a batch."""
+
+    rules = BATCH
 
     input_file_id: str = Field(
         min_length=1,

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from llava_wire.messages.sampling_params import Grammar
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
+from llava_server.api.compatibility.chat import CHAT
 from llava_server.api.fields.base import RequestModel, invalid_value, text_or_list
 from llava_server.api.fields.messages import (
     AssistantMessage,
@@ -28,7 +29,6 @@ from llava_server.api.fields.prompt import PromptFields
 from llava_server.api.fields.sampling import SamplingFields
 from llava_server.api.fields.structured_output import StructuredOutputFields
 from llava_server.api.fields.tools import ToolFields
-from llava_server.api.fields.unsupported import UnsupportedFields
 
 __all__ = [
     "AssistantMessage",
@@ -39,6 +39,7 @@ __all__ = [
     "ImagePart",
     "ImageUrl",
     "Metadata",
+    "ServiceTier",
     "StopStrings",
     "StreamOptions",
     "SystemMessage",
@@ -59,6 +60,7 @@ Metadata = Annotated[
     dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]],
     Field(max_length=16),
 ]
+ServiceTier = Literal["auto", "default", "flex", "priority", "fast", "scale", "ultrafast"]
 Hint = Annotated[str, StringConstraints(max_length=1024)]
 
 _TIERS = {"flex": -1, "priority": 1}
@@ -131,10 +133,10 @@ class SharedFields(PromptFields, OutputFields):
         "are scheduled first.",
         examples=[0],
     )
-    service_tier: Literal["auto", "default", "flex", "priority"] | None = Field(
+    service_tier: ServiceTier | None = Field(
         None,
         description='"priority" requests are scheduled before other requests, and "flex" requests after '
-        'them. "auto" is the same as "default".',
+        'them. All other values are the same as "default".',
         examples=["flex"],
     )
     user: Hint | None = Field(
@@ -198,8 +200,10 @@ class GenerationRequest(SharedFields, SamplingFields):
         raise NotImplementedError
 
 
-class ChatRequest(RequestModel, GenerationRequest, StructuredOutputFields, ToolFields, UnsupportedFields):
+class ChatRequest(RequestModel, GenerationRequest, StructuredOutputFields, ToolFields):
     """A request to generate the next message of a conversation."""
+
+    rules = CHAT
 
     messages: list[ChatMessage] = Field(
         min_length=1,

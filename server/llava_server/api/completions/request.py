@@ -12,10 +12,10 @@ from pydantic import (
 )
 
 from llava_server.api.chat.request import MAX_TOKENS, GenerationRequest
+from llava_server.api.compatibility.completions import COMPLETION
 from llava_server.api.fields.base import RequestModel, invalid_value
 from llava_server.api.fields.sampling import TokenId
 from llava_server.api.fields.structured_output import StructuredOutputFields
-from llava_server.api.fields.unsupported import Unsupported
 
 __all__ = ["CompletionRequest"]
 
@@ -45,6 +45,8 @@ Prompt = Annotated[
 
 class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields):
     """A request to complete one or more prompts."""
+
+    rules = COMPLETION
 
     prompt: Prompt = Field(
         description="A string, a list of strings, a list of token IDs, or a list of lists of token IDs. "
@@ -77,11 +79,6 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
         "as well.",
         examples=[1],
     )
-    suffix: Annotated[Any, Unsupported("The model can only append text to a prompt.", ("",))] = None
-    best_of: Annotated[Any, Unsupported("Use n and select a choice in your client.", (1,))] = None
-    add_special_tokens: Annotated[
-        Any, Unsupported("Send the prompt as token IDs, including special tokens.", (True,))
-    ] = None
 
     @property
     def prompts(self) -> list[str | list[int]]:

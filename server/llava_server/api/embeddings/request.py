@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from llava_server.api.chat.request import Hint
+from llava_server.api.compatibility.completions import EMBEDDING
 from llava_server.api.fields.base import RequestModel
 from llava_server.api.fields.messages import ImagePart
 from llava_server.api.fields.prompt import PromptFields
 from llava_server.api.fields.sampling import TokenId
-from llava_server.api.fields.unsupported import Unsupported
 
 __all__ = ["EmbeddingInput", "EmbeddingRequest"]
 
@@ -53,6 +53,8 @@ EmbeddingInput = str | list[int] | ImagePart
 class EmbeddingRequest(RequestModel, PromptFields):
     """A request to embed texts and images."""
 
+    rules = EMBEDDING
+
     model: str = Field(
         min_length=1,
         max_length=256,
@@ -81,12 +83,6 @@ class EmbeddingRequest(RequestModel, PromptFields):
         description="Accepted for compatibility, but neither used nor stored. At most 1024 characters.",
         examples=["user-7"],
     )
-    dimensions: Annotated[Any, Unsupported("Embeddings have a fixed size and cannot be shortened.")] = None
-    add_special_tokens: Annotated[
-        Any, Unsupported("Send the text as token IDs, including special tokens.", (True,))
-    ] = None
-    messages: Annotated[Any, Unsupported("Send texts or images in 'input'.")] = None
-    priority: Annotated[Any, Unsupported("Omit it.", (0,))] = None
 
     @property
     def fields(self) -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 from pydantic_core import PydanticCustomError
+
+from llava_server.api.compatibility.rule import Rules
 
 __all__ = ["RenamedFields", "RequestModel", "invalid_value", "renamed", "text_or_list"]
 
@@ -15,8 +17,10 @@ class RequestModel(BaseModel):
     """The base class of request models and their parts.
 
     Types are not coerced ("5" is not 5). Unknown fields are ignored, because some clients send extra fields.
+    ``rules`` are those for the fields that other servers define but the model does not.
     """
 
+    rules: ClassVar[Rules] = Rules()
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
 
 

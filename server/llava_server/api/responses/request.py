@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from llava_server.api.chat.request import MAX_TOKENS, Hint, Metadata
+from llava_server.api.chat.request import MAX_TOKENS, Hint, Metadata, ServiceTier
+from llava_server.api.compatibility.responses import RESPONSES
 from llava_server.api.fields.base import RequestModel, invalid_value
 from llava_server.api.fields.json_schema import Schema
 from llava_server.api.fields.messages import FunctionName
 from llava_server.api.fields.tools import MAX_TOOLS, FunctionType
-from llava_server.api.fields.unsupported import Unsupported
 from llava_server.api.responses.input_items import Input, ItemReference
 
 __all__ = ["ResponseRequest", "ResponseTool"]
 
 _LOGPROBS = "message.output_text.logprobs"
-_NO_CONVERSATIONS = "Use previous_response_id, or send the whole conversation as input."
-_TEXT_ONLY = "The model accepts text and images, but generates only text."
+# Additional data that other servers return for tools and reasoning, which the model does not have.
+_NO_DATA = {
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+}
 
 
 class ResponseTool(RequestModel):
@@ -81,14 +89,14 @@ class TextOptions(RequestModel):
     format: ResponseTextFormat | None = Field(
         None, description="Output format: plain text (default) or JSON, optionally with a schema."
     )
-    verbosity: Literal["medium"] | None = Field(
-        None, description='Must be "medium". To get a shorter or longer response, ask for it in the input.'
-    )
 
 
 class ResponseStreamOptions(RequestModel):
     """Options for streaming."""
 
+    include_usage: bool | None = Field(
+        None, description="Accepted for compatibility, but the last event always contains the usage."
+    )
     include_obfuscation: bool | None = Field(
         None, description="Accepted for compatibility, but the server never adds obfuscation."
     )
@@ -96,6 +104,8 @@ class ResponseStreamOptions(RequestModel):
 
 class ResponseRequest(RequestModel):
     """A request to generate a response."""
+
+    rules = RESPONSES
 
     model: str = Field(
         min_length=1,
@@ -147,8 +157,8 @@ class ResponseRequest(RequestModel):
     include: list[str] | None = Field(
         None,
         max_length=16,
-        description="Additional data to include in the response. Only message.output_text.logprobs is "
-        "supported.",
+        description="Additional data to include in the response: message.output_text.logprobs. OpenAI's "
+        "other values are accepted, but the response contains no data for them.",
         examples=[["message.output_text.logprobs"]],
     )
     stream: bool | None = Field(
@@ -173,10 +183,10 @@ class ResponseRequest(RequestModel):
     parallel_tool_calls: bool | None = Field(
         None, description="Whether the output may contain multiple calls (at most 16). Defaults to true."
     )
-    service_tier: Literal["auto", "default", "flex", "priority"] | None = Field(
+    service_tier: ServiceTier | None = Field(
         None,
         description='"priority" requests are scheduled before other requests, and "flex" requests after '
-        'them. "auto" is the same as "default".',
+        'them. All other values are the same as "default".',
     )
     metadata: Metadata | None = Field(
         None,
@@ -223,33 +233,12 @@ class ResponseRequest(RequestModel):
         "that it continues, precede the input. Its instructions are not used.",
         examples=[None],
     )
-    conversation: Annotated[Any, Unsupported(_NO_CONVERSATIONS)] = None
-    background_options: Annotated[Any, Unsupported("Omit it.", ({},))] = None
-    max_tool_calls: Annotated[
-        Any, Unsupported("It limits calls to server tools, which this server does not provide.")
-    ] = None
-    prompt: Annotated[Any, Unsupported("Prompt templates are not stored. Send the text as input.")] = None
-    reasoning: Annotated[Any, Unsupported("This model has no reasoning mode.", ({}, {"effort": "none"}))] = (
-        None
-    )
-    truncation: Annotated[
-        Any,
-        Unsupported("Shorten the input in your client; the server never truncates it.", ("disabled",)),
-    ] = None
-    context_management: Annotated[
-        Any, Unsupported("Shorten the input in your client; the server never truncates it.", ([],))
-    ] = None
-    moderation: Annotated[Any, Unsupported("Moderate content in your client.")] = None
-    prompt_cache_options: Annotated[Any, Unsupported("Omit it. Prompt caching is automatic.", ({},))] = None
-    access_programs: Annotated[Any, Unsupported("Omit it.")] = None
-    image: Annotated[Any, Unsupported(_TEXT_ONLY)] = None
-    modalities: Annotated[Any, Unsupported(_TEXT_ONLY, (["text"],))] = None
 
     @field_validator("include")
     @classmethod
     def _check_include(cls, value: list[str] | None) -> list[str] | None:
         for name in value or ():
-            if name != _LOGPROBS:
+            if name != _LOGPROBS and name not in _NO_DATA:
                 raise PydanticCustomError(
                     "unsupported_parameter",
                     "include only supports {supported}. Remove {received}.",

@@ -177,7 +177,6 @@ class EchoedText(ResponseModel):
     """The text output options from the request."""
 
     format: Annotated[EchoedFormat, doc("Output format: plain text or JSON, optionally with a schema.")]
-    verbosity: Annotated[Literal["medium"] | UnsetType, doc("Value from the request.", "medium")] = UNSET
 
 
 class EchoedReasoning(ResponseModel):

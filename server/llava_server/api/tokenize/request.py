@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from llava_server.api.compatibility.completions import DETOKENIZATION, TOKENIZATION
 from llava_server.api.fields.base import RequestModel, invalid_value
 from llava_server.api.fields.messages import ChatMessage
 from llava_server.api.fields.sampling import TokenId
 from llava_server.api.fields.tools import ToolFields
-from llava_server.api.fields.unsupported import Unsupported
 
 __all__ = ["DetokenizeRequest", "TokenizeRequest"]
 
@@ -27,6 +27,8 @@ _MODEL: Any = Field(
 
 class TokenizeRequest(RequestModel, ToolFields):
     """A request to tokenize text or a conversation."""
+
+    rules = TOKENIZATION
 
     model: str = _MODEL
     prompt: str | None = Field(
@@ -48,14 +50,6 @@ class TokenizeRequest(RequestModel, ToolFields):
     add_generation_prompt: bool | None = Field(
         None, description="Same as in the Chat Completions API. Only allowed if messages is set."
     )
-    add_special_tokens: Annotated[Any, Unsupported("Remove the first token in your client.", (True,))] = None
-    return_token_strs: Annotated[Any, Unsupported("Send tokens to /detokenize one at a time.", (False,))] = (
-        None
-    )
-    chat_template: Annotated[Any, Unsupported("The server always uses the model's own chat template.")] = None
-    chat_template_kwargs: Annotated[
-        Any, Unsupported("The server always uses the model's own chat template.", ({},))
-    ] = None
 
     @model_validator(mode="after")
     def _check_prompt_or_messages(self) -> TokenizeRequest:
@@ -66,6 +60,8 @@ class TokenizeRequest(RequestModel, ToolFields):
 
 class DetokenizeRequest(RequestModel):
     """A request to convert tokens to text."""
+
+    rules = DETOKENIZATION
 
     model: str = _MODEL
     tokens: Annotated[list[TokenId], Field(min_length=1, max_length=_MAX_TOKENS)] = Field(

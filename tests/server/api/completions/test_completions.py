@@ -7,8 +7,6 @@ from typing import Any
 
 import httpx2
 import pytest
-from llava_server.api.completions.request import CompletionRequest
-from openai.types.completion_create_params import CompletionCreateParamsBase
 
 from tests.server.api.sse_lines import chunks_of
 from tests.server.conftest import Stack
@@ -109,10 +107,6 @@ def test_an_invalid_request_is_a_400_that_names_the_field(stack: Stack) -> None:
         error = response.json()["error"]
         assert (response.status_code, error["param"]) == (400, param), error
         assert words in error["message"], fields
-
-
-def test_every_field_of_openais_api_is_known() -> None:
-    assert set(CompletionCreateParamsBase.__annotations__) <= set(CompletionRequest.model_fields)
 
 
 def test_bodies_that_are_not_json_are_rejected(stack: Stack) -> None:

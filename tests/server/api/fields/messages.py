@@ -181,7 +181,6 @@ ROWS: dict[str, Row] = {
         changed(FORMATTED["output_config"]["format"], "schema", OBJECT),
         output_config={},
     ),
-    "OutputConfig.effort": hint("output_config.effort", None, "high", {**MESSAGE, "output_config": {}}),
     "JsonFormat.type": only("output_config.format.type", body=FORMATTED),
     "JsonFormat.schema": Differs(_PATH, FORMATTED, "output_config.format.schema", (CITY, OBJECT)),
 }

@@ -124,11 +124,11 @@ ROWS: dict[str, Row] = {
     "ReasoningItem.type": only("input[1].type", body=REASONED),
     "ReferenceItem.type": hint("input[2].type", None, "nonsense", REASONED),
     "ReferenceItem.id": hint("input[2].id", "rs_3", "msg_1", REASONED),
+    "ResponseStreamOptions.include_usage": hint("stream_options.include_usage", True, "yes", STREAMED),
     "ResponseStreamOptions.include_obfuscation": hint(
         "stream_options.include_obfuscation", True, "yes", STREAMED
     ),
     "TextOptions.format": response("text.format", {"type": "json_object"}, {"type": "text"}, text={}),
-    "TextOptions.verbosity": only("text.verbosity", "low", {**RESPONSE, "text": {"verbosity": "medium"}}),
     "ResponseTextFormat.type": response("text.format.type", "text", "json_object", text={"format": {}}),
     "ResponseTextFormat.name": Differs(_PATH, FORMATTED, "text.format.name", ("x", "y")),
     "ResponseTextFormat.schema": Differs(_PATH, FORMATTED, "text.format.schema", (CITY, OBJECT)),

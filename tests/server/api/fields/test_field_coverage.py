@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from llava_server.api.chat.request import ChatRequest
 from llava_wire.messages.job import Job
-from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
 from tests.server.api.fields.rows import unsupported_fields
 from tests.server.api.sse_lines import events_of
@@ -149,10 +148,6 @@ HINTS: dict[str, tuple[Any, Any]] = {
 def test_every_field_has_a_row() -> None:
     covered = [*ON_THE_JOB, *IN_THE_RESPONSE, *STORED, *HINTS, *unsupported_fields(ChatRequest)]
     assert sorted(covered) == sorted(field.alias or name for name, field in ChatRequest.model_fields.items())
-
-
-def test_every_field_of_openais_api_is_known() -> None:
-    assert set(CompletionCreateParamsBase.__annotations__) <= set(ChatRequest.model_fields)
 
 
 def test_a_field_changes_the_job(stack: Stack) -> None:

@@ -8,10 +8,8 @@ from typing import Any
 
 import openai
 import pytest
-from llava_server.api.responses.request import ResponseRequest
 from llava_wire.messages.job import Message
 from llava_wire.messages.sampling_params import Grammar
-from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from tests.server.api.chat.test_tools import CITY, NOW, PARIS
 from tests.server.api.sse_lines import events_of
@@ -210,10 +208,6 @@ def test_a_field_changes_the_job(stack: Stack) -> None:
         assert seen(stack.worker.assignments[-1].job) == value, fields
 
 
-def test_every_field_of_openais_api_is_known() -> None:
-    assert set(ResponseCreateParamsBase.__annotations__) <= set(ResponseRequest.model_fields)
-
-
 INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"input": 5}, "input", "array"),
     ({"input": []}, "input", "at least 1"),
@@ -236,13 +230,12 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
         "input[0].content[0].type",
         "only allowed in user messages",
     ),
-    ({"include": ["reasoning.encrypted_content"]}, "include", "Remove 'reasoning.encrypted_content'"),
+    ({"include": ["other.data"]}, "include", "Remove 'other.data'"),
     ({"top_logprobs": 2}, "top_logprobs", "include"),
     ({"stream_options": {}}, "stream_options", "stream is true"),
     ({"background": True, "store": False}, "background", "store is false"),
     ({"store": "yes"}, "store", "boolean"),
     ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema", "text.format.schema is required"),
-    ({"text": {"verbosity": "low"}}, "text.verbosity", "medium"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type", "function"),
     ({"tool_choice": "required"}, "tool_choice", "no tools"),
     ({"tools": [WEATHER], "tool_choice": {"type": "mcp"}}, "tool_choice.type", "function"),

@@ -1,0 +1,1 @@
+"""Rules for request fields of other servers' APIs. See ``rule.py``."""
