@@ -13,6 +13,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -32,12 +33,13 @@ def error_of(check: Callable[[], Any]) -> str | None:
             asyncio.run(check())
         else:
             check()
-    except Exception:  # every error of a client is a result to report
+    except Exception:  # every error of a client is reported as its result
         return traceback.format_exc()
     return None
 
 
 path, *names = sys.argv[1:]
+sys.path.insert(0, str(Path(path).resolve().parent))
 for name, check in checks(runpy.run_path(path, run_name="checks")).items():
     if names and name not in names:
         continue

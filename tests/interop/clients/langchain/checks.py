@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytest
+from expected_failures import EXPECTED_FAILURES
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.language_models import BaseChatModel
@@ -91,6 +92,18 @@ def standard_tests_of_anthropic() -> None:
     _standard_tests("TestChatAnthropic")
 
 
+class _ExpectedFailures:
+    """A pytest plugin that marks the tests that the bundled model cannot pass. They must fail."""
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Function]) -> None:
+        for item in items:
+            reasons = EXPECTED_FAILURES.get(item.cls.__name__ if item.cls else "", {})
+            reason = reasons.get(item.name) or reasons.get(item.originalname)
+            if reason:
+                item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+
+
 def _standard_tests(selection: str) -> None:
-    status = pytest.main(["-c", "pytest.ini", "--confcutdir", ".", "-k", selection, "standard_tests.py"])
+    arguments = ["-c", "pytest.ini", "--confcutdir", ".", "-k", selection, "standard_tests.py"]
+    status = pytest.main(arguments, plugins=[_ExpectedFailures()])
     assert status == pytest.ExitCode.OK, f"pytest exited with {status!r}"

@@ -92,6 +92,6 @@ def embeddings() -> None:
 
 
 def models() -> None:
-    assert [model.model for model in client.list().models] == [MODEL]
+    assert [model.model for model in client.list().models] == [f"{MODEL}:latest"]
     assert "vision" in (client.show(MODEL).capabilities or [])
     assert client.ps().models
