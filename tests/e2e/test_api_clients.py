@@ -18,6 +18,7 @@ from tiny.drawing import draw
 from tiny.scenes import sample_scene
 
 from tests.machine_speed import scaled
+from tests.server.api.chat.test_conversation import PLACES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -300,3 +301,58 @@ def test_a_tool_with_an_unsupported_schema_is_rejected_with_param_tools(
             tools=[{"type": "function", "function": odd}],
         )
     assert caught.value.param == "tools"
+
+
+def test_the_model_sees_images_in_tool_results_of_every_api(
+    openai_client: openai.OpenAI, anthropic_client: anthropic.Anthropic, image: bytes
+) -> None:
+    data = base64.b64encode(image).decode()
+    url = f"data:image/png;base64,{data}"
+    call: Any = {"id": "c", "type": "function", "function": {"name": "screenshot", "arguments": "{}"}}
+    chat: list[Any] = [
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": [{"type": "image_url", "image_url": {"url": url}}]},
+        {"role": "user", "content": QUESTION},
+    ]
+    items: list[Any] = [
+        {"type": "function_call", "call_id": "c", "name": "screenshot", "arguments": "{}"},
+        {
+            "type": "function_call_output",
+            "call_id": "c",
+            "output": [{"type": "input_image", "image_url": url}],
+        },
+        {"role": "user", "content": QUESTION},
+    ]
+    source = {"type": "base64", "media_type": "image/png", "data": data}
+    result = {
+        "type": "tool_result",
+        "tool_use_id": "c",
+        "content": [{"type": "image", "source": source}],
+    }
+    turns: list[Any] = [
+        {
+            "role": "assistant",
+            "content": [{"type": "tool_use", "id": "c", "name": "screenshot", "input": {}}],
+        },
+        {"role": "user", "content": [result, {"type": "text", "text": QUESTION}]},
+    ]
+    completion = openai_client.chat.completions.create(
+        model=MODEL, messages=chat, temperature=0, max_tokens=20
+    )
+    response = openai_client.responses.create(model=MODEL, input=items, temperature=0, max_output_tokens=20)
+    message = anthropic_client.messages.create(
+        model=MODEL, messages=turns, max_tokens=20, extra_body={"temperature": 0}
+    )
+    [block] = message.content
+    assert block.type == "text"
+    assert completion.choices[0].message.content == response.output_text == block.text
+    [circle] = sample_scene("clients", 0).objects
+    assert circle.colour in block.text.lower()
+
+
+def test_every_order_of_messages_gets_a_response(openai_client: openai.OpenAI, image: bytes) -> None:
+    url = f"data:image/png;base64,{base64.b64encode(image).decode()}"
+    for name, (dicts, _) in PLACES.items():
+        messages = json.loads(json.dumps(dicts).replace('"data:"', json.dumps(url)))
+        completion = openai_client.chat.completions.create(model=MODEL, messages=messages, max_tokens=4)
+        assert completion.usage is not None and completion.usage.completion_tokens > 0, name

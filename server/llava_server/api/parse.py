@@ -118,7 +118,7 @@ def _wrong_tag(param: str | None, context: dict[str, Any]) -> ApiError:
     if "tag" not in context:
         return ApiError("missing_required_parameter", f"{path} is required.", param=path)
     tag, expected_tags = str(context["tag"])[:_SHOWN], context.get("expected_tags", "the supported values")
-    code = "unsupported_content" if tag in _UNSUPPORTED_PARTS | {"function"} else "invalid_value"
+    code = "unsupported_content" if tag in _UNSUPPORTED_PARTS else "invalid_value"
     return ApiError(code, f"{path} is {tag!a}, but it must be one of {expected_tags}.", param=path)
 
 

@@ -301,7 +301,7 @@ class Controller:
             output.queue_position = await self._producer.submit(job, pixels, tenant_limits, traceparent())
             is_submitted = True
         finally:
-            if not is_submitted:  # the producer guarantees that the job will not run
+            if not is_submitted:  # the job will not run unless another client reads it
                 del self._open[job.job_id]
                 await self._reconcile_tokens(output)
 

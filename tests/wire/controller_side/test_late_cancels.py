@@ -10,6 +10,7 @@ from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.event import ErrorCode
 from llava_wire.messages.job import Job
 from llava_wire.redis.connection import Arg
+from llava_wire.redis.keys import PREFIX
 
 from tests.wire.harness import (
     STOP,
@@ -93,6 +94,22 @@ async def test_the_pending_cancel_of_a_failed_submit_does_not_end_a_job_attached
     (assignment,) = await consumer.pull(1)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     assert await client.receives_end(job) == STOP
+
+
+async def test_the_pending_cancel_of_a_failed_submit_waits_while_another_controller_reads_the_job(
+    harness: Harness,
+) -> None:
+    producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
+    other = await harness.producer()
+    await lose_submit_reply(producer, job)
+    assert await other.snapshot(job.job_id, tenant=job.tenant)  # its client has repeated the request
+    await producer._reader.poll(None)
+    (assignment,) = await consumer.pull(1)
+    await consumer.emit([frame(assignment, 0, 1)])
+    harness.redis.hset(f"{PREFIX}job:{job.job_id}", "peeked", 0)  # the last read was long ago
+    await producer._reader.poll(None)
+    assert (await consumer.emit([frame(assignment, 1, 1)])).refused == {job.job_id}
+    assert not producer._ledger.pending_cancels
 
 
 async def test_the_job_of_a_failed_submit_never_runs_if_no_client_attaches(harness: Harness) -> None:

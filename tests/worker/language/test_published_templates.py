@@ -136,6 +136,17 @@ def as_dicts(messages: Sequence[Message], style: Style) -> list[dict[str, Any]]:
     return dicts
 
 
+def without_system(messages: Sequence[Message], style: Style) -> list[Message]:
+    """Return the messages with the text of the system message in the first user message."""
+    system, first, *others = messages
+    [text] = system.parts
+    if style.has_list_content:
+        return [user(f"{text}\n\n", *first.parts), *others]
+    images = "".join(f"{style.image_token}\n" for part in first.parts if isinstance(part, ImageRef))
+    texts = "\n".join(part for part in first.parts if isinstance(part, str))
+    return [user(f"{text}\n\n{images}{texts}"), *others]
+
+
 def as_text(segment: Segment, style: Style) -> str:
     if isinstance(segment, ImageRef):
         return style.image_token
@@ -185,12 +196,16 @@ def test_every_template_is_tested() -> None:
 
 
 def test_text_and_token_ids_equal_those_of_transformers(model: Model) -> None:
-    """If transformers raises an error, the request fails with the same message."""
+    """If transformers raises an error that is not about the system message, the request fails with it."""
     num_equal = 0
     for name, messages in CONVERSATIONS.items():
         try:
             expected = model.expected_text(messages)
         except TemplateError as error:
+            if name in ("system", "system and image"):
+                expected = model.expected_text(without_system(messages, model.style))
+                assert model.text(messages) == expected, name
+                continue
             with pytest.raises(PromptError) as raised:
                 model.text(messages)
             assert str(error) in raised.value.error.message, name

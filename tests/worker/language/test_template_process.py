@@ -83,3 +83,32 @@ def test_half_characters_in_the_rendered_text_are_an_error(
 def test_half_characters_in_an_error_message_are_replaced(template_process: TemplateProcess) -> None:
     with pytest.raises(RenderingError, match="rejected the messages: a\N{REPLACEMENT CHARACTER}b"):
         render(template_process, r"{{ raise_exception('a\ud800b') }}")
+
+
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('No system message.') }}{% endif %}"
+    "{% for message in messages %}{% if message.content is string %}{{ message.content }}|"
+    "{% else %}{% for part in message.content %}{{ part.text or '#' }}{% endfor %}|{% endif %}{% endfor %}"
+)
+
+
+def test_a_system_message_that_the_template_rejects_is_rendered_in_the_first_user_message(
+    template_process: TemplateProcess,
+) -> None:
+    def text(*contents: Any) -> str:
+        roles = ("system", "user", "assistant", "user")
+        messages = [{"role": role, "content": each} for role, each in zip(roles, contents, strict=False)]
+        return template_process.render(NO_SYSTEM, messages, variables={}, is_continued=False)
+
+    parts = [{"type": "image"}, {"type": "text", "text": "Hi?"}]
+    assert text("Be brief.", "Hi?", "Yes.", "Why?") == "Be brief.\n\nHi?|Yes.|Why?|"
+    assert text([{"type": "text", "text": "Be brief."}], parts) == "Be brief.\n\n#Hi?|"
+
+
+def test_if_the_template_also_rejects_the_user_message_the_error_is_that_of_the_system_message(
+    template_process: TemplateProcess,
+) -> None:
+    source = NO_SYSTEM + "{{ raise_exception('No message.') }}"
+    messages = [{"role": "system", "content": "Be brief."}, *MESSAGES]
+    with pytest.raises(RenderingError, match="No system message"):
+        template_process.render(source, messages, variables={}, is_continued=False)

@@ -22,10 +22,11 @@ from llava_wire.messages.event import ErrorCode, Event, decode_event, decode_log
 from llava_wire.messages.job import Job
 from llava_wire.redis.connection import Arg
 
-__all__ = ["DeliveryLedger", "LiveJob", "PendingCancel"]
+__all__ = ["RECENT_READ_S", "DeliveryLedger", "LiveJob", "PendingCancel"]
 
 MAX_TAKEN_OVER = 1024
 MAX_DISTRUSTED = 4096
+RECENT_READ_S = 3.0  # a job that was read within this time is not cancelled as unread
 
 _log = logging.getLogger(__name__)
 
@@ -34,12 +35,14 @@ _log = logging.getLogger(__name__)
 class PendingCancel:
     """A cancel request to be sent once Redis is available.
 
-    If ``nonce`` is set, the request applies only to the submission or takeover with that nonce.
+    If ``nonce`` is set, the request applies only to the submission or takeover with that nonce. If
+    ``spares_readers`` is true, it waits while another connection is reading the job.
     """
 
     job_id: str
     tenant: str
     nonce: str
+    spares_readers: bool
 
 
 class LiveJob:
@@ -248,8 +251,10 @@ class DeliveryLedger:
 
     # Cancel requests that Redis has not received yet
 
-    def cancel_later(self, job_id: str, tenant: str, nonce: str = "") -> None:
-        self._pending_cancels[job_id] = PendingCancel(job_id, tenant, nonce)
+    def cancel_later(
+        self, job_id: str, tenant: str, nonce: str = "", *, spares_readers: bool = False
+    ) -> None:
+        self._pending_cancels[job_id] = PendingCancel(job_id, tenant, nonce, spares_readers)
 
     @property
     def pending_cancels(self) -> tuple[PendingCancel, ...]:

@@ -17,7 +17,8 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
-from llava_wire.controller_side.delivery_ledger import DeliveryLedger, LiveJob
+from llava_wire.controller_side.delivery_ledger import RECENT_READ_S, DeliveryLedger, LiveJob
+from llava_wire.controller_side.query_results import CancelReply
 from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.event import ErrorCode, Event
 from llava_wire.redis.connection import Link, backoff
@@ -113,9 +114,11 @@ class EventReader:
 
     async def _send_pending_cancels(self) -> None:
         for cancel in self._ledger.pending_cancels:
-            args = (cancel.job_id, cancel.tenant, self._ledger.controller_id, 1, 0, cancel.nonce)
+            recent_ms = int(RECENT_READ_S * 1000) if cancel.spares_readers else 0
+            args = (cancel.job_id, cancel.tenant, self._ledger.controller_id, 1, recent_ms, cancel.nonce)
             try:
-                await self._link.script("cancel", *args)
+                if await self._link.script("cancel", *args) == CancelReply.HAS_READER:
+                    continue  # until the next poll
             except QueueUnavailable:
                 raise
             except Exception:  # a defect; the job ends at its deadline

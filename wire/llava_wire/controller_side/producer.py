@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from llava_wire.controller_side.delivery_ledger import DeliveryLedger, LiveJob
+from llava_wire.controller_side.delivery_ledger import RECENT_READ_S, DeliveryLedger, LiveJob
 from llava_wire.controller_side.event_reader import EventReader
 from llava_wire.controller_side.limits import DEFAULT_TENANT_LIMITS, QueueLimits, TenantLimits, submit_error
-from llava_wire.controller_side.query_results import JobSnapshot, QueuePosition, QueueStats
+from llava_wire.controller_side.query_results import CancelReply, JobSnapshot, QueuePosition, QueueStats
 from llava_wire.controller_side.sent_images import SentImages
 from llava_wire.errors import DuplicateJob, QueueUnavailable
 from llava_wire.messages.event import ErrorCode, Event, decode_log, error_event
@@ -30,7 +30,6 @@ from llava_wire.redis.connection import Arg, Link, retry_briefly
 __all__ = ["JobProducer"]
 
 MAX_CRASHES = 3  # two crashes on workers shared with other jobs, and one crash while running alone
-RECENT_READ_S = 3.0  # a job that was read within this time is not cancelled as unread
 ORPHAN_GRACE_S = 30.0
 NUM_TRIES = 3
 _NO_EVICTION = "noeviction"
@@ -128,7 +127,7 @@ class JobProducer:
 
         Raise QueueFull, TenantOverLimit, QueueUnavailable or DuplicateJob. Raise AlreadySubmitted if another
         controller owns the job or if the job has ended. If Redis has accepted the job but this call fails,
-        the job is cancelled once Redis is available.
+        the job is cancelled once Redis is available and no other connection is reading it.
         """
         pixels = {image.digest: pixels[image.digest] for image in job.images}
         live = self._find(job)
@@ -140,7 +139,7 @@ class JobProducer:
             reply = await self._submit(live, tenant_limits.weight, limits)
         except BaseException:
             self._ledger.drop(job.job_id)
-            self._ledger.cancel_later(job.job_id, job.tenant, live.nonce)
+            self._ledger.cancel_later(job.job_id, job.tenant, live.nonce, spares_readers=True)
             raise
         if reply[0] != b"ok":
             self._ledger.drop(job.job_id)
@@ -190,7 +189,8 @@ class JobProducer:
         """
         live, recent_ms = self._ledger.find(job_id), int(RECENT_READ_S * 1000)
         nonce = live.nonce if live else ""
-        if await self._call("cancel", job_id, tenant, self.controller_id, 1, recent_ms, nonce) == 2:
+        reply = await self._call("cancel", job_id, tenant, self.controller_id, 1, recent_ms, nonce)
+        if reply in (CancelReply.OTHER_NONCE, CancelReply.HAS_READER):
             self._ledger.request_resync(job_id)  # an attach whose reply was lost may have set another nonce
             return False
         if live and live.nonce == nonce:  # else a new reader has attached on this controller

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 
 from llava_wire.messages.event import Event
 from llava_wire.messages.job import Job
 
-__all__ = ["JobSnapshot", "QueuePosition", "QueueStats"]
+__all__ = ["CancelReply", "JobSnapshot", "QueuePosition", "QueueStats"]
+
+
+class CancelReply(IntEnum):
+    """The reply of the script ``cancel``."""
+
+    NOT_LIVE = 0  # the job has ended, does not exist, or belongs to another controller
+    CANCELLED = 1
+    OTHER_NONCE = 2  # a later submission or takeover owns the job
+    HAS_READER = 3  # another connection has read the job recently
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from llava_wire.messages.event import ErrorCode
@@ -136,7 +137,34 @@ def _compile(transformers: Any, source: str) -> dict[str, object]:
 
 
 def _render(transformers: Any, request: dict[str, Any]) -> str:
-    """Render the messages. Raises RenderingError."""
+    """Render the messages. Raises RenderingError.
+
+    If the template rejects the messages, which some templates do if there is a system message or if it is
+    combined with images, its text is rendered at the start of the first user message instead.
+    """
+    try:
+        return _render_once(transformers, request)
+    except RenderingError:
+        messages = request["messages"]
+        if [message["role"] for message in messages[:2]] != ["system", "user"]:
+            raise
+        with suppress(RenderingError):  # the first error concerns the messages of the client
+            return _render_once(transformers, {**request, "messages": _without_system(messages)})
+        raise
+
+
+def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the messages with the text of the system message in the first user message."""
+    system, first, *others = messages
+    if isinstance(first["content"], str):
+        content: Any = f"{system['content']}\n\n{first['content']}"
+    else:
+        texts = [{**part, "text": f"{part['text']}\n\n"} for part in system["content"]]
+        content = [*texts, *first["content"]]
+    return [{"role": "user", "content": content}, *others]
+
+
+def _render_once(transformers: Any, request: dict[str, Any]) -> str:
     is_continued = request["is_continued"]
     try:
         rendered, _ = transformers.render_jinja_template(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from llava_server.api.chat.request import MAX_TOKENS
 from llava_server.api.fields.base import RequestModel, text_or_list
@@ -15,10 +16,13 @@ from llava_server.api.fields.unsupported import Unsupported
 __all__ = [
     "AnthropicMessage",
     "CountTokensRequest",
+    "DocumentBlock",
     "ImageBlock",
     "MessagesRequest",
     "ResultBlock",
+    "SearchResultBlock",
     "TextBlock",
+    "ThinkingBlock",
     "ToolUseBlock",
 ]
 
@@ -83,9 +87,71 @@ class ToolUseBlock(RequestModel):
     cache_control: Any = _CACHE
 
 
+class ThinkingBlock(RequestModel):
+    """Reasoning in an earlier assistant message. It is not included in the prompt."""
+
+    type: Literal["thinking", "redacted_thinking"] = Field(
+        description="The block is not included in the prompt."
+    )
+
+
 _Texts = Annotated[list[TextBlock], Field(max_length=_MAX_BLOCKS)]
 TextContent = Annotated[
     Annotated[str, Tag("<plain>")] | Annotated[_Texts, Tag("<list>")], Discriminator(text_or_list)
+]
+_NoCitations = Annotated[Any, Unsupported("The model does not cite its sources.", ({}, {"enabled": False}))]
+
+
+class TextSource(RequestModel):
+    """A plain-text document."""
+
+    type: Literal["text"] = Field(description='Must be "text".')
+    media_type: Literal["text/plain"] = Field("text/plain", description='Must be "text/plain".')
+    data: str = Field(description="Text of the document.", examples=["Chapter 1"])
+
+
+class ContentSource(RequestModel):
+    """A document that consists of text blocks."""
+
+    type: Literal["content"] = Field(description='Must be "content".')
+    content: TextContent = Field(
+        description="Text of the document. Send images as image blocks of the message.",
+        examples=["Chapter 1"],
+    )
+
+
+class DocumentBlock(RequestModel):
+    """A document. Its title, context and text are included in the prompt as text."""
+
+    type: Literal["document"] = Field(description='Must be "document".')
+    source: Annotated[TextSource | ContentSource, Field(discriminator="type")] = Field(
+        description="The document, as text. PDF files are not supported."
+    )
+    title: str | None = Field(None, description="Title of the document.", examples=["Travel guide"])
+    context: str | None = Field(None, description="Context of the document.", examples=["From 2024."])
+    citations: _NoCitations = None
+    cache_control: Any = _CACHE
+
+
+class SearchResultBlock(RequestModel):
+    """A search result. Its title, source and text are included in the prompt as text."""
+
+    type: Literal["search_result"] = Field(description='Must be "search_result".')
+    source: str = Field(description="Source of the result.", examples=["https://example.com"])
+    title: str = Field(description="Title of the result.", examples=["Travel guide"])
+    content: _Texts = Field(
+        description="Text of the result.", examples=[[{"type": "text", "text": "Chapter 1"}]]
+    )
+    citations: _NoCitations = None
+    cache_control: Any = _CACHE
+
+
+_ResultParts = Annotated[
+    list[Annotated[TextBlock | ImageBlock | DocumentBlock | SearchResultBlock, Field(discriminator="type")]],
+    Field(max_length=_MAX_BLOCKS),
+]
+ResultContent = Annotated[
+    Annotated[str, Tag("<plain>")] | Annotated[_ResultParts, Tag("<list>")], Discriminator(text_or_list)
 ]
 
 
@@ -94,10 +160,13 @@ class ResultBlock(RequestModel):
 
     type: Literal["tool_result"] = Field(description='Must be "tool_result".')
     tool_use_id: CallId = Field(
-        description="ID of the tool call that produced this result.", examples=["toolu_1"]
+        description="ID of the tool call that produced this result. Not included in the prompt.",
+        examples=["toolu_1"],
     )
-    content: TextContent | None = Field(
-        None, description="Output of the tool, as text.", examples=["18 degrees"]
+    content: ResultContent | None = Field(
+        None,
+        description="Output of the tool: a string, or an ordered list of content blocks.",
+        examples=["18 degrees"],
     )
     is_error: bool | None = Field(
         None,
@@ -107,8 +176,11 @@ class ResultBlock(RequestModel):
     cache_control: Any = _CACHE
 
 
-Block = Annotated[TextBlock | ImageBlock | ToolUseBlock | ResultBlock, Field(discriminator="type")]
-Blocks = Annotated[list[Block], Field(min_length=1, max_length=_MAX_BLOCKS)]
+Block = Annotated[
+    TextBlock | ImageBlock | DocumentBlock | SearchResultBlock | ThinkingBlock | ToolUseBlock | ResultBlock,
+    Field(discriminator="type"),
+]
+Blocks = Annotated[list[Block], Field(max_length=_MAX_BLOCKS)]
 BlockContent = Annotated[
     Annotated[str, Tag("<plain>")] | Annotated[Blocks, Tag("<list>")], Discriminator(text_or_list)
 ]
@@ -117,12 +189,25 @@ BlockContent = Annotated[
 class AnthropicMessage(RequestModel):
     """A message in the conversation."""
 
-    role: Literal["user", "assistant"] = Field(
+    role: Literal["user", "assistant", "system"] = Field(
         description="Role of the author. Consecutive messages with the same role are merged."
     )
     content: BlockContent = Field(
         description="A string, or an ordered list of content blocks.", examples=["What can you do?"]
     )
+
+    @model_validator(mode="after")
+    def _check_images(self) -> AnthropicMessage:
+        if self.role == "user" or isinstance(self.content, str):
+            return self
+        for index, block in enumerate(self.content):
+            if isinstance(block, ImageBlock):
+                raise PydanticCustomError(
+                    "unsupported_content",
+                    "Images are only allowed in user messages and tool results.",
+                    {"fields": ("content", index, "type")},
+                )
+        return self
 
 
 class AnthropicTool(RequestModel):

@@ -6,20 +6,28 @@ import json
 from typing import Any
 
 from llava_server.api.anthropic.request import (
+    AnthropicMessage,
     CountTokensRequest,
+    DocumentBlock,
     ImageBlock,
     MessagesRequest,
     ResultBlock,
+    SearchResultBlock,
     TextBlock,
+    ThinkingBlock,
     ToolUseBlock,
 )
-from llava_server.api.chat.request import ChatRequest
+from llava_server.api.chat.request import ChatRequest, ImagePart
 from llava_server.api.parse import convert_request, parse_request
 
 __all__ = ["parse_count_request", "parse_messages_request"]
 
 # Maps ChatRequest fields to their names in this API, for error messages.
-_NAMES = {"stop": "stop_sequences", "response_format": "output_config.format"}
+_NAMES = {
+    "stop": "stop_sequences",
+    "response_format": "output_config.format",
+    "continue_final_message": "messages",
+}
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -49,7 +57,7 @@ def _chat_fields(request: CountTokensRequest) -> dict[str, Any]:
     return {
         "model": request.model,
         "messages": messages,
-        "continue_final_message": True if messages[-1]["role"] == "assistant" else None,
+        "continue_final_message": _is_partial(messages[-1]) or None,
         "tools": _tools(request),
         "tool_choice": _tool_choice(request),
         "parallel_tool_calls": not choice.disable_parallel_tool_use if choice else None,
@@ -58,43 +66,80 @@ def _chat_fields(request: CountTokensRequest) -> dict[str, Any]:
     }
 
 
+def _is_partial(message: dict[str, Any]) -> bool:
+    """Return whether a message at the end is a partial response, which the model continues."""
+    return message["role"] == "assistant" and message["content"] != [] and "tool_calls" not in message
+
+
 def _messages(request: CountTokensRequest) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if request.system is not None:
         messages.append({"role": "system", "content": _text(request.system)})
-    for message in request.messages:
-        content = message.content
-        blocks = [TextBlock(type="text", text=content)] if isinstance(content, str) else content
-        for block in blocks:
-            _add(messages, message.role, block)
-    return [
-        {**message, "content": None if message["content"] == [] else message["content"]}
-        for message in messages
-    ]
+    for index, message in enumerate(request.messages):
+        if isinstance(message.content, str):
+            messages.append({"role": message.role, "content": message.content})
+        else:
+            messages += _split(message, f"messages[{index}].content")
+    return messages
 
 
-def _add(messages: list[dict[str, Any]], role: str, block: Any) -> None:
-    """Add a content block to ``messages``.
+def _split(message: AnthropicMessage, path: str) -> list[dict[str, Any]]:
+    """Return the chat messages for a message with a list of blocks.
 
-    Blocks from consecutive messages with the same role are merged into one message. Each tool result becomes
-    a separate message.
+    Each tool result becomes a separate message. Content that follows a tool call or a result starts a new
+    message, so that the order of the blocks is preserved.
     """
-    if isinstance(block, ResultBlock):
-        text = f"{'error: ' if block.is_error else ''}{_text(block.content or '')}"
-        messages.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": text})
-        return
-    if not messages or messages[-1]["role"] != role:
-        messages.append({"role": role, "content": []})
-    last = messages[-1]
-    if isinstance(block, ToolUseBlock):
-        function = {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)}
-        last.setdefault("tool_calls", []).append({"id": block.id, "type": "function", "function": function})
-    elif isinstance(block, ImageBlock):
-        source = block.source
-        url = source.url if source.type == "url" else f"data:{source.media_type};base64,{source.data}"
-        last["content"].append({"type": "image_url", "image_url": {"url": url}})
-    else:
-        last["content"].append({"type": "text", "text": block.text})
+    messages: list[dict[str, Any]] = []
+    for index, block in enumerate(message.content):
+        if isinstance(block, ResultBlock):
+            content = _result(block, f"{path}[{index}].content")
+            messages.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": content})
+        elif isinstance(block, ToolUseBlock):
+            function = {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)}
+            call = {"id": block.id, "type": "function", "function": function}
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": []})
+            messages[-1].setdefault("tool_calls", []).append(call)
+        else:
+            if not messages or messages[-1]["role"] != message.role or "tool_calls" in messages[-1]:
+                messages.append({"role": message.role, "content": []})
+            messages[-1]["content"] += _part(block, f"{path}[{index}]")
+    return messages or [{"role": message.role, "content": []}]
+
+
+def _result(block: ResultBlock, path: str) -> list[Any]:
+    """Return the parts of a tool result. The text of an error begins with "error: "."""
+    content = block.content or ""
+    blocks = [TextBlock(type="text", text=content)] if isinstance(content, str) else content
+    parts = [part for index, each in enumerate(blocks) for part in _part(each, f"{path}[{index}]")]
+    texts = [part["text"] for part in parts if isinstance(part, dict)]
+    text = "\n".join(texts)
+    if block.is_error:
+        text = f"error: {text}"
+    return [{"type": "text", "text": text}, *(part for part in parts if isinstance(part, ImagePart))]
+
+
+def _part(block: Any, path: str) -> list[Any]:
+    """Return the chat part of a block, or no part for reasoning, which is not included in the prompt."""
+    if isinstance(block, ThinkingBlock):
+        return []
+    if not isinstance(block, ImageBlock):
+        return [{"type": "text", "text": _block_text(block)}]
+    source = block.source
+    if source.type == "url":
+        return [ImagePart.converted(source.url, param=f"{path}.source.url")]
+    url = f"data:{source.media_type};base64,{source.data}"
+    return [ImagePart.converted(url, param=f"{path}.source.data")]
+
+
+def _block_text(block: TextBlock | DocumentBlock | SearchResultBlock) -> str:
+    if isinstance(block, TextBlock):
+        return block.text
+    if isinstance(block, SearchResultBlock):
+        return "\n".join([block.title, block.source, _text(block.content)])
+    source = block.source
+    text = source.data if source.type == "text" else _text(source.content)
+    return "\n".join(filter(None, (block.title, block.context, text)))
 
 
 def _text(content: str | list[TextBlock]) -> str:

@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import msgspec
-from llava_wire.messages.job import ImageRef, Job, Message, Role, Task
+from llava_wire.messages.job import ImageRef, Job, Message, Task
 from llava_wire.messages.sampling_params import Grammar, SamplingParams
 
-from llava_server.api.chat.request import (
-    AssistantMessage,
-    ChatRequest,
-    GenerationRequest,
-    ImagePart,
-    TextPart,
-    ToolMessage,
-)
-from llava_server.api.fields.messages import ChatMessage
-from llava_server.api.tools.prompt import calls_text, result_text, tools_text
+from llava_server.api.chat.conversation import to_conversation
+from llava_server.api.chat.request import ChatRequest, GenerationRequest
+from llava_server.api.tools.prompt import tools_text
 from llava_server.images.loader import PreprocessedImage
 from llava_server.worker_registry import ServedModel
 
 __all__ = [
-    "ImageSource",
     "choice_id",
     "choice_seed",
     "estimate_cost",
-    "image_sources",
     "job_id_for_key",
     "new_job_id",
     "raw_job",
@@ -43,13 +33,6 @@ _CHARS_PER_TOKEN = 3
 _EXPECTED_OUTPUT_TOKENS = 256
 _SEED_BITS = 63
 _JOB_ID_PREFIXES: dict[Task, str] = {"answer": "cmpl", "embed": "embd"}
-_ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "tool": "user",
-    "assistant": "assistant",
-}
 
 
 def new_job_id(prefix: str = "chatcmpl") -> str:
@@ -62,27 +45,6 @@ def job_id_for_key(tenant: str, idempotency_key: str) -> str:
     return f"chatcmpl-{_digest(tenant, idempotency_key).hex()[:32]}"
 
 
-class ImageSource(NamedTuple):
-    """An image in a request: the field that contains it, its URL, and whether to encode it in low detail."""
-
-    param: str
-    url: str
-    is_low_detail: bool
-
-
-def image_sources(request: ChatRequest) -> list[ImageSource]:
-    """Return the images of a chat request in reading order."""
-    return [
-        ImageSource(
-            f"messages[{m}].content[{p}].image_url.url", part.image_url.url, part.image_url.detail == "low"
-        )
-        for m, message in enumerate(request.messages)
-        if message.content is not None and not isinstance(message.content, str)
-        for p, part in enumerate(message.content)
-        if isinstance(part, ImagePart)
-    ]
-
-
 def to_jobs(
     request: ChatRequest,
     images: Sequence[PreprocessedImage],
@@ -92,11 +54,16 @@ def to_jobs(
     ttl_s: float,
     idempotency_key: str | None = None,
 ) -> list[Job]:
-    """Return one job per choice. ``images`` must be in the same order as ``image_sources``.
+    """Return one job per choice. ``images`` must be in the same order as ``image_sources`` returns them.
 
     If ``idempotency_key`` is set, every controller builds the same jobs for the same request.
     """
-    messages = _messages(request, [image.ref for image in images])
+    messages = to_conversation(
+        request.messages,
+        [image.ref for image in images],
+        tools=tools_text(request),
+        is_continued=request.is_continued,
+    )
     sampling = to_sampling_params(request, model, request.grammar)
     if idempotency_key is not None and request.seed is None:
         seed = int.from_bytes(_digest(tenant, idempotency_key, "seed")[:8], "big") >> (64 - _SEED_BITS)
@@ -111,7 +78,7 @@ def to_jobs(
         ttl_s=ttl_s,
         priority=request.job_priority,
         cache_scope=request.cache_scope or "tenant",
-        form="continued" if request.continue_final_message else "chat",
+        form="continued" if request.is_continued else "chat",
     )
     return with_choices(first, request.num_choices)
 
@@ -175,47 +142,6 @@ def choice_seed(seed: int, index: int) -> int:
 
 def _digest(*parts: str) -> bytes:
     return hashlib.sha256("\0".join(parts).encode()).digest()
-
-
-def _messages(request: ChatRequest, refs: Sequence[ImageRef]) -> tuple[Message, ...]:
-    """Return the messages, converted to the roles that the model supports.
-
-    Each tool result becomes a user message. If another tool result or user message immediately follows, it is
-    merged into the same message. Tool descriptions are added to the system message.
-    """
-    remaining = iter(refs)
-    messages: list[Message] = []
-    is_after_result = False
-    for message in request.messages:
-        is_result = isinstance(message, ToolMessage)
-        role: Role = _ROLES[message.role]
-        turn = Message(role, tuple(_parts(message, remaining)))
-        if is_after_result and role == "user":
-            turn = Message(role, messages.pop().parts + turn.parts)
-        messages.append(turn)
-        is_after_result = is_result
-    tools = tools_text(request)
-    if tools and messages[0].role == "system":
-        messages[0] = Message("system", (*messages[0].parts, tools))
-    elif tools:
-        messages.insert(0, Message("system", (tools,)))
-    return tuple(messages)
-
-
-def _parts(message: ChatMessage, remaining: Iterator[ImageRef]) -> Iterator[str | ImageRef]:
-    if isinstance(message, ToolMessage):
-        content = message.content
-        texts = (
-            [content] if isinstance(content, str) else [p.text for p in content if isinstance(p, TextPart)]
-        )
-        yield result_text("\n".join(texts))
-    elif isinstance(message.content, str):
-        yield message.content
-    else:
-        for part in message.content or ():
-            yield next(remaining) if isinstance(part, ImagePart) else part.text
-    if isinstance(message, AssistantMessage) and message.tool_calls:
-        yield calls_text(message.tool_calls)
 
 
 def to_sampling_params(

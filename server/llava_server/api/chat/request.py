@@ -20,7 +20,6 @@ from llava_server.api.fields.messages import (
     TextPart,
     ToolMessage,
     UserMessage,
-    check_tool_results,
 )
 from llava_server.api.fields.sampling import SamplingFields
 from llava_server.api.fields.structured_output import StructuredOutputFields
@@ -196,7 +195,7 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
     messages: list[ChatMessage] = Field(
         min_length=1,
         max_length=_MAX_MESSAGES,
-        description="Conversation so far, with the oldest message first.",
+        description="Conversation so far, with the oldest message first. Messages can be in any order.",
         examples=[[{"role": "user", "content": "What can you do?"}]],
     )
     max_tokens: int | None = Field(
@@ -269,6 +268,12 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
         """Maximum number of output tokens, from max_completion_tokens or max_tokens."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
+    @property
+    def is_continued(self) -> bool:
+        """Whether the model continues the last message."""
+        last = self.messages[-1]
+        return bool(self.continue_final_message or (isinstance(last, AssistantMessage) and last.prefix))
+
     @model_validator(mode="after")
     def _check_fields(self) -> ChatRequest:
         limits = (self.max_tokens, self.max_completion_tokens)
@@ -284,29 +289,30 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
                 f"top_logprobs is {self.top_logprobs}, but it is only allowed if logprobs is true.",
             )
         self.check_min_tokens(self.max_output_tokens)
-        check_tool_results(self.messages)
         self._check_continuation()
         return self
 
     def _check_continuation(self) -> None:
-        if bool(self.continue_final_message) == bool(self.add_generation_prompt) and (
-            self.add_generation_prompt is not None
-        ):
+        if self.add_generation_prompt is not None and self.add_generation_prompt == self.is_continued:
             raise invalid_value(
                 "add_generation_prompt",
                 "add_generation_prompt must be the opposite of continue_final_message.",
             )
-        if not self.continue_final_message:
+        if not self.is_continued:
             return
         last = self.messages[-1]
-        if not isinstance(last, AssistantMessage) or last.content is None or last.tool_calls:
+        field = (
+            "continue_final_message" if self.continue_final_message else f"messages[{len(self.messages) - 1}]"
+        )
+        if not isinstance(last, AssistantMessage) or not last.parts or last.calls:
             raise invalid_value(
-                "continue_final_message",
-                "If continue_final_message is true, the last message must be an assistant message with text "
-                "but no tool_calls.",
+                field,
+                "If continue_final_message or prefix is true, the last message must be an assistant message "
+                "with text but no tool_calls.",
             )
         if self.grammar is not None:
             raise invalid_value(
-                "continue_final_message",
-                "continue_final_message cannot be combined with tools or structured output.",
+                field,
+                "An assistant message cannot be continued if the request has tools or structured output. "
+                "Add a user message, or remove tools and structured output.",
             )

@@ -16,8 +16,9 @@ from llava_wire.messages.job import Job
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_server.api.chat.job_builder import ImageSource, image_sources, to_jobs
-from llava_server.api.chat.request import AssistantMessage, ChatRequest, ImagePart, TextPart
+from llava_server.api.chat.conversation import ImageSource, image_sources
+from llava_server.api.chat.job_builder import to_jobs
+from llava_server.api.chat.request import AssistantMessage, ChatRequest, ImagePart
 from llava_server.api.parse import check_num_images, check_text, idempotency_key
 from llava_server.api.tools.prompt import tools_text
 from llava_server.errors import ApiError, response_not_found
@@ -124,10 +125,10 @@ class RequestHandler:
         run = asyncio.get_running_loop().run_in_executor
         return await run(self.services.parser_threads, parse, raw)
 
-    async def build_jobs(self, chat: ChatRequest) -> JobSet:
-        """Return the jobs of a chat request."""
+    async def build_jobs(self, chat: ChatRequest, *, field: str = "messages") -> JobSet:
+        """Return the jobs of a chat request. ``field`` is the request field that contains the messages."""
         return await build_chat_jobs(
-            self.services, chat, tenant=self.tenant, idempotency_key=self.idempotency_key
+            self.services, chat, tenant=self.tenant, idempotency_key=self.idempotency_key, field=field
         )
 
     async def submit(
@@ -245,39 +246,42 @@ class RequestHandler:
 
 
 async def build_chat_jobs(
-    services: Services, chat: ChatRequest, *, tenant: str, idempotency_key: str | None
+    services: Services,
+    chat: ChatRequest,
+    *,
+    tenant: str,
+    idempotency_key: str | None,
+    field: str = "messages",
 ) -> JobSet:
     """Check the size of a chat request, look up its model, load its images and return its jobs.
 
-    If ``idempotency_key`` is set, every controller builds the same jobs for the same request. Raises
-    ApiError.
+    If ``idempotency_key`` is set, every controller builds the same jobs for the same request. ``field`` is
+    the request field that contains the messages. Raises ApiError.
     """
-    _check_size(
-        chat, max_text_bytes=services.settings.max_text_kb * 1024, max_images=services.settings.max_images
-    )
+    settings = services.settings
+    max_text_bytes = settings.max_text_kb * 1024
+    _check_size(chat, max_text_bytes=max_text_bytes, max_images=settings.max_images, field=field)
     model = await services.registry.find(chat.model)
     owner = _PUBLIC_SCOPE if chat.cache_scope == "public" else tenant
-    sources = image_sources(chat)
+    sources = image_sources(chat.messages)
     with span("pictures", num_pictures=len(sources)) if sources else nullcontext():
         images = [await load_image(services, source, model, owner) for source in sources]
-    ttl_s = services.settings.request_timeout_s
+    ttl_s = settings.request_timeout_s
     jobs = to_jobs(chat, images, model, tenant=tenant, ttl_s=ttl_s, idempotency_key=idempotency_key)
     return JobSet(model, jobs, {image.ref.digest: image.pixels for image in images})
 
 
-def _check_size(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> None:
+def _check_size(chat: ChatRequest, *, max_text_bytes: int, max_images: int, field: str) -> None:
     """Raise ApiError if the request exceeds this server's limits. The worker checks the context length."""
     num_bytes, num_images = len(tools_text(chat).encode()), 0
     for message in chat.messages:
-        parts = [message.content] if isinstance(message.content, str) else message.content or []
-        for part in parts:
-            text = part if isinstance(part, str) else part.text if isinstance(part, TextPart) else ""
-            num_bytes += len(text.encode())
+        for part in message.parts:
             num_images += isinstance(part, ImagePart)
+            num_bytes += len(part.encode()) if isinstance(part, str) else 0
         if isinstance(message, AssistantMessage):
-            num_bytes += sum(len(call.function.arguments.encode()) for call in message.tool_calls or ())
-    check_num_images(num_images, max_images, param="messages")
-    check_text(num_bytes, max_text_bytes, param="messages")
+            num_bytes += sum(len(call.function.arguments.encode()) for call in message.calls)
+    check_num_images(num_images, max_images, param=field)
+    check_text(num_bytes, max_text_bytes, param=field)
 
 
 async def load_image(

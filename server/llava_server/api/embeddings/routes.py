@@ -12,7 +12,8 @@ from llava_wire.messages.job import Job
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_server.api.chat.job_builder import ImageSource, raw_job
+from llava_server.api.chat.conversation import ImageSource
+from llava_server.api.chat.job_builder import raw_job
 from llava_server.api.chat.request_handler import JobSet, RequestHandler, load_image
 from llava_server.api.embeddings.request import EmbeddingInput, EmbeddingRequest
 from llava_server.api.embeddings.response import Embedding, EmbeddingList, EmbeddingUsage

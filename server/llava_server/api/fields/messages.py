@@ -8,19 +8,20 @@ from pydantic import (
     AfterValidator,
     Discriminator,
     Field,
+    PrivateAttr,
     StringConstraints,
     Tag,
     field_validator,
-    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from llava_server.api.fields.base import RequestModel, invalid_value, text_or_list
+from llava_server.api.fields.base import RequestModel, text_or_list
 
 __all__ = [
     "AssistantMessage",
     "CallId",
     "ChatMessage",
+    "FunctionMessage",
     "FunctionName",
     "ImagePart",
     "ImageUrl",
@@ -29,14 +30,13 @@ __all__ = [
     "ToolCall",
     "ToolMessage",
     "UserMessage",
-    "check_tool_results",
 ]
 
 _MAX_PARTS = 256
 _MAX_CALLS = 64
 
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-CallId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+CallId = str  # not limited, because some gateways encode more than an ID in it
 
 
 class TextPart(RequestModel):
@@ -71,44 +71,103 @@ class ImagePart(RequestModel):
 
     type: Literal["image_url"] = Field(description="image_url")
     image_url: ImageUrl = Field(description="URL of the image and its level of detail.")
+    _param: str | None = PrivateAttr(None)
+
+    @classmethod
+    def converted(cls, url: str, detail: Any = None, *, param: str) -> ImagePart:
+        """Return the part for an image in another API's request, where its field is named ``param``."""
+        part = cls(type="image_url", image_url=ImageUrl(url=url, detail=detail))
+        part._param = param
+        return part
+
+    @property
+    def param(self) -> str | None:
+        """Name of the image's field in another API's request. None in a chat request."""
+        return self._param
+
+
+class RefusalPart(RequestModel):
+    """A refusal part of an earlier assistant message."""
+
+    type: Literal["refusal"] = Field(description="refusal")
+    refusal: str = Field(description="Text of the refusal.", examples=["I cannot."])
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
+class ReasoningPart(RequestModel):
+    """Reasoning of an earlier assistant message. It is not included in the prompt."""
+
+    type: Literal["thinking", "redacted_thinking", "reasoning"] = Field(
+        description="The part is not included in the prompt."
+    )
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-PartList = Annotated[list[Part], Field(min_length=1, max_length=_MAX_PARTS)]
+AssistantPart = Annotated[TextPart | ImagePart | RefusalPart | ReasoningPart, Field(discriminator="type")]
+_Parts = Annotated[list[Part], Field(max_length=_MAX_PARTS)]
+_AssistantParts = Annotated[list[AssistantPart], Field(max_length=_MAX_PARTS)]
 Content = Annotated[
-    Annotated[str, Tag("<plain>")] | Annotated[PartList, Tag("<list>")], Discriminator(text_or_list)
+    Annotated[str, Tag("<plain>")] | Annotated[_Parts, Tag("<list>")], Discriminator(text_or_list)
 ]
 
 
-def _only_text(content: str | list[TextPart | ImagePart]) -> str | list[TextPart | ImagePart]:
+def _only_text(content: Any) -> Any:
     if not isinstance(content, str) and any(isinstance(part, ImagePart) for part in content):
-        raise PydanticCustomError("unsupported_content", "Images are only allowed in user messages.")
+        raise PydanticCustomError(
+            "unsupported_content", "Images are only allowed in user messages and tool results."
+        )
     return content
 
 
 TextContent = Annotated[Content, AfterValidator(_only_text)]
+AssistantContent = Annotated[
+    Annotated[str, Tag("<plain>")] | Annotated[_AssistantParts, Tag("<list>")],
+    Discriminator(text_or_list),
+    AfterValidator(_only_text),
+]
 
-_CONTENT = "A string, or an ordered list of content parts."
+_CONTENT = "A string, or an ordered list of content parts. null is equivalent to an empty string."
 _NAME: Any = Field(
     None, description="Accepted for compatibility, but not included in the prompt.", examples=["Ada"]
 )
 
 
-class SystemMessage(RequestModel):
-    """A system message. It replaces the model's default system prompt."""
+class _Message(RequestModel):
+    """A message with text and possibly images."""
+
+    role: Any
+    content: Any
+
+    @property
+    def parts(self) -> list[str | ImagePart]:
+        """Texts and images of the message in reading order, without reasoning."""
+        if isinstance(self.content, str):
+            return [self.content]
+        return [
+            part if isinstance(part, ImagePart) else part.text
+            for part in self.content or ()
+            if not isinstance(part, ReasoningPart)
+        ]
+
+
+class SystemMessage(_Message):
+    """A system message. At the start of the conversation, it replaces the model's default system prompt."""
 
     role: Literal["system", "developer"] = Field(
         description='Role of the author. "system" and "developer" are equivalent.'
     )
-    content: TextContent = Field(description=_CONTENT, examples=["Answer in one word."])
+    content: TextContent | None = Field(description=_CONTENT, examples=["Answer in one word."])
     name: str | None = _NAME
 
 
-class UserMessage(RequestModel):
+class UserMessage(_Message):
     """A user message with text and images."""
 
     role: Literal["user"] = Field(description="Role of the author.")
-    content: Content = Field(description=_CONTENT, examples=["What can you do?"])
+    content: Content | None = Field(description=_CONTENT, examples=["What can you do?"])
     name: str | None = _NAME
 
 
@@ -126,24 +185,29 @@ class ToolCall(RequestModel):
         description="ID of the call. Use it as tool_call_id in the message that contains the result.",
         examples=["call_1"],
     )
-    type: Literal["function"] = Field(description='Must be "function".')
+    type: Literal["function"] = Field("function", description='Must be "function". Can be omitted.')
     function: FunctionCall = Field(description="Function name and arguments.")
 
 
-class AssistantMessage(RequestModel):
+class AssistantMessage(_Message):
     """An earlier assistant message with text, tool calls or both."""
 
     role: Literal["assistant"] = Field(description="Role of the author.")
-    content: TextContent | None = Field(
+    content: AssistantContent | None = Field(
         None,
-        description="Content of the message. Can be omitted if tool_calls is set.",
+        description="Content of the message, which precedes its tool calls. Can be omitted.",
         examples=["I see a red circle."],
     )
     name: str | None = _NAME
     refusal: str | None = Field(
         None,
-        description="Accepted for compatibility, but not included in the prompt.",
+        description="Used as the text of the message if content is null, otherwise ignored.",
         examples=["I cannot."],
+    )
+    prefix: bool | None = Field(
+        None,
+        description="Extension of Mistral's and DeepSeek's APIs. If true in the last message, the model "
+        "continues this message. See continue_final_message.",
     )
     audio: Any = Field(None, description="Not supported; must be null.", examples=[None])
     tool_calls: list[ToolCall] | None = Field(
@@ -152,68 +216,54 @@ class AssistantMessage(RequestModel):
         description=f"Tool calls in the message. At most {_MAX_CALLS}.",
         examples=[[{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]],
     )
-    function_call: Any = Field(
-        None, description="Not supported; must be null. Use tool_calls.", examples=[None]
+    function_call: FunctionCall | None = Field(
+        None, description="A call in the format that tool_calls replaced. It follows the tool calls."
     )
 
-    @field_validator("function_call", "audio")
+    @field_validator("audio")
     @classmethod
     def _only_null(cls, value: Any) -> Any:
         if value is None:
             return value
         raise PydanticCustomError(
             "unsupported_parameter",
-            "function_call and audio are not supported and must be null. Use tool_calls for function calls.",
+            "audio is not supported and must be null. Send a transcript of the audio as content.",
         )
 
-    @model_validator(mode="after")
-    def _check_content(self) -> AssistantMessage:
-        if self.content is None and not self.tool_calls:
-            raise PydanticCustomError("missing", "content is required", {"fields": ("content",)})
-        return self
+    @property
+    def parts(self) -> list[str | ImagePart]:
+        """Texts of the message in reading order, without reasoning and tool calls."""
+        return [self.refusal] if self.content is None and self.refusal else super().parts
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """Tool calls of the message, including a call in the older format."""
+        calls = list(self.tool_calls or ())
+        if self.function_call is not None:
+            calls.append(ToolCall(id="", type="function", function=self.function_call))
+        return calls
 
 
-class ToolMessage(RequestModel):
-    """The result of a tool call."""
+class ToolMessage(_Message):
+    """The result of a tool call, with text and images."""
 
     role: Literal["tool"] = Field(description="Role of the author.")
-    content: TextContent = Field(description=_CONTENT, examples=["18 degrees, sunny"])
+    content: Content | None = Field(description=_CONTENT, examples=["18 degrees, sunny"])
     tool_call_id: CallId = Field(
-        description="ID of the tool call that produced this result.", examples=["call_1"]
+        description="ID of the tool call that produced this result. Not included in the prompt.",
+        examples=["call_1"],
     )
 
 
+class FunctionMessage(_Message):
+    """The result of a function_call. The role tool replaced this format."""
+
+    role: Literal["function"] = Field(description="Role of the author.")
+    content: Content | None = Field(description=_CONTENT, examples=["18 degrees, sunny"])
+    name: str = Field(description="Name of the function. Not included in the prompt.", examples=["f"])
+
+
 ChatMessage = Annotated[
-    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage,
+    Field(discriminator="role"),
 ]
-
-
-def check_tool_results(messages: list[ChatMessage]) -> None:
-    """Raise an error unless each tool call is followed by its result and each result belongs to a call."""
-    open_ids: list[str] = []
-    for index, message in enumerate(messages):
-        if isinstance(message, ToolMessage):
-            if message.tool_call_id not in open_ids:
-                tool_call_id = message.tool_call_id[:60]
-                raise invalid_value(
-                    f"messages[{index}].tool_call_id",
-                    f"messages[{index}].tool_call_id is {tool_call_id!a}, but no preceding tool call with "
-                    "this ID is waiting for a result.",
-                )
-            open_ids.remove(message.tool_call_id)
-        elif open_ids:
-            tool_call_id = open_ids[0][:60]
-            raise invalid_value(
-                f"messages[{index}]",
-                f"messages[{index}] comes before the result of tool call {tool_call_id!a}. Insert the "
-                "missing message with the role tool.",
-            )
-        elif isinstance(message, AssistantMessage):
-            open_ids = [call.id for call in message.tool_calls or ()]
-    if open_ids:
-        tool_call_id = open_ids[0][:60]
-        raise invalid_value(
-            "messages",
-            f"The tool call {tool_call_id!a} has no result. Send a message with the role tool and this "
-            "tool_call_id.",
-        )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from llava_server.api.fields.base import RequestModel, text_or_list
 from llava_server.api.fields.messages import CallId, FunctionName
 
-__all__ = ["CallItem", "Input", "InputImage", "MessageItem", "ResultItem"]
+__all__ = ["CallItem", "Input", "InputImage", "MessageItem", "ReasoningItem", "ReferenceItem", "ResultItem"]
 
 _MAX_ITEMS = 1024
 _MAX_PARTS = 256
@@ -25,6 +26,17 @@ class InputText(RequestModel):
     text: str = Field(description="Plain text.", examples=["What is in the image?"])
 
 
+class OutputRefusal(RequestModel):
+    """A refusal that a model generated earlier."""
+
+    type: Literal["refusal"] = Field(description="refusal")
+    refusal: str = Field(description="Text of the refusal.", examples=["I cannot."])
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
 class InputImage(RequestModel):
     """An image part."""
 
@@ -38,10 +50,18 @@ class InputImage(RequestModel):
     )
 
 
-InputPart = Annotated[InputText | InputImage, Field(discriminator="type")]
-InputParts = Annotated[list[InputPart], Field(min_length=1, max_length=_MAX_PARTS)]
+_Parts = Annotated[
+    list[Annotated[InputText | InputImage | OutputRefusal, Field(discriminator="type")]],
+    Field(max_length=_MAX_PARTS),
+]
 InputContent = Annotated[
-    Annotated[str, Tag("<plain>")] | Annotated[InputParts, Tag("<list>")], Discriminator(text_or_list)
+    Annotated[str, Tag("<plain>")] | Annotated[_Parts, Tag("<list>")], Discriminator(text_or_list)
+]
+_OutputParts = Annotated[
+    list[Annotated[InputText | InputImage, Field(discriminator="type")]], Field(max_length=_MAX_PARTS)
+]
+OutputContent = Annotated[
+    Annotated[str, Tag("<plain>")] | Annotated[_OutputParts, Tag("<list>")], Discriminator(text_or_list)
 ]
 
 
@@ -56,6 +76,19 @@ class MessageItem(RequestModel):
     id: str | None = Field(None, description="Accepted, but ignored.", examples=["msg_1"])
     status: str | None = _STATUS
     phase: str | None = Field(None, description="Accepted, but ignored.", examples=["final_answer"])
+
+    @model_validator(mode="after")
+    def _check_images(self) -> MessageItem:
+        if self.role == "user" or isinstance(self.content, str):
+            return self
+        for index, part in enumerate(self.content):
+            if isinstance(part, InputImage):
+                raise PydanticCustomError(
+                    "unsupported_content",
+                    "Images are only allowed in user messages and function call outputs.",
+                    {"fields": ("content", index, "type")},
+                )
+        return self
 
 
 class CallItem(RequestModel):
@@ -75,23 +108,60 @@ class ResultItem(RequestModel):
     """The result of a function call."""
 
     type: Literal["function_call_output"] = Field(description="function_call_output")
-    call_id: CallId = Field(
-        description="ID of the function call that produced this result.", examples=["call_1"]
+    call_id: CallId | None = Field(
+        None,
+        description="ID of the function call that produced this result. Not included in the prompt.",
+        examples=["call_1"],
     )
-    output: InputContent = Field(description="Output of the function, as text.", examples=["18 degrees"])
+    output: OutputContent = Field(
+        description="Output of the function: a string, or an ordered list of texts and images.",
+        examples=["18 degrees"],
+    )
     id: str | None = Field(None, description="Accepted, but ignored.", examples=["msg_1"])
     status: str | None = _STATUS
 
 
+class ReasoningItem(RequestModel):
+    """Reasoning from an earlier output. It is not included in the prompt."""
+
+    type: Literal["reasoning"] = Field(description="The item is not included in the prompt.")
+
+
+class ReferenceItem(RequestModel):
+    """A reference to a reasoning item from an earlier output."""
+
+    type: Literal["item_reference"] | None = Field(
+        None, description='Must be "item_reference". Can be omitted.'
+    )
+    id: str = Field(
+        description='ID of a reasoning item, which begins with "rs_". Not included in the prompt.',
+        examples=["rs_1"],
+    )
+
+    @model_validator(mode="after")
+    def _check_id(self) -> ReferenceItem:
+        if not self.id.startswith("rs_"):
+            raise PydanticCustomError(
+                "invalid_value",
+                "The referenced item {item_id} is not stored. Send the item itself.",
+                {"item_id": ascii(self.id[:60]), "fields": ("id",)},
+            )
+        return self
+
+
 def _item_kind(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return kind if isinstance(kind, str) else "message"
+    item = value if isinstance(value, dict) else vars(value) if isinstance(value, RequestModel) else {}
+    if isinstance(kind := item.get("type"), str):
+        return kind
+    return "item_reference" if "id" in item and "role" not in item else "message"
 
 
 Item = Annotated[
     Annotated[MessageItem, Tag("message")]
     | Annotated[CallItem, Tag("function_call")]
-    | Annotated[ResultItem, Tag("function_call_output")],
+    | Annotated[ResultItem, Tag("function_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")]
+    | Annotated[ReferenceItem, Tag("item_reference")],
     Discriminator(_item_kind),
 ]
 Items = Annotated[list[Item], Field(min_length=1, max_length=_MAX_ITEMS)]

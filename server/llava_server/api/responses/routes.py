@@ -69,7 +69,7 @@ async def _start(handler: RequestHandler) -> tuple[bool, ResponsesSerializer, Ge
     """Return whether to stream, the serializer, and the generation (None if queued in the background)."""
     with handler.body() as raw:
         request, chat = await handler.parse(raw, parse_response_request)
-        job_set = await handler.build_jobs(chat)
+        job_set = await handler.build_jobs(chat, field="input")
     [job] = job_set.jobs
     job = with_note(job, request)
     serializer = ResponsesSerializer(job)

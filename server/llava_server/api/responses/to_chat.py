@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llava_server.api.chat.request import ChatRequest
+from llava_server.api.chat.request import ChatRequest, ImagePart
 from llava_server.api.parse import convert_request, parse_request
 from llava_server.api.responses.input_items import CallItem, InputImage, MessageItem, ResultItem
 from llava_server.api.responses.request import ResponseRequest
@@ -41,24 +41,16 @@ def _messages(request: ResponseRequest) -> list[dict[str, Any]]:
         messages.append({"role": "system", "content": request.instructions})
     if isinstance(request.input, str):
         return [*messages, {"role": "user", "content": request.input}]
-    for item in request.input:
+    for index, item in enumerate(request.input):
+        path = f"input[{index}]"
         if isinstance(item, CallItem):
             _add_call(messages, item)
         elif isinstance(item, ResultItem):
-            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)})
-        else:
-            _add_message(messages, item)
+            content = _content(item.output, f"{path}.output")
+            messages.append({"role": "tool", "tool_call_id": item.call_id or "", "content": content})
+        elif isinstance(item, MessageItem):
+            messages.append({"role": item.role, "content": _content(item.content, f"{path}.content")})
     return messages
-
-
-def _add_message(messages: list[dict[str, Any]], item: MessageItem) -> None:
-    """Add a message. A system message that directly follows the instructions is merged with them."""
-    role = "system" if item.role == "developer" else item.role
-    is_second = role == "system" and [message["role"] for message in messages] == ["system"]
-    if is_second and isinstance(item.content, str):
-        messages[0]["content"] += f"\n{item.content}"
-    else:
-        messages.append({"role": role, "content": _content(item.content)})
 
 
 def _add_call(messages: list[dict[str, Any]], item: CallItem) -> None:
@@ -70,14 +62,14 @@ def _add_call(messages: list[dict[str, Any]], item: CallItem) -> None:
     messages[-1].setdefault("tool_calls", []).append(call)
 
 
-def _content(content: Any) -> Any:
+def _content(content: Any, path: str) -> Any:
     if isinstance(content, str):
         return content
     return [
-        {"type": "image_url", "image_url": {"url": part.image_url, "detail": part.detail}}
+        ImagePart.converted(part.image_url, part.detail, param=f"{path}[{index}].image_url")
         if isinstance(part, InputImage)
         else {"type": "text", "text": part.text}
-        for part in content
+        for index, part in enumerate(content)
     ]
 
 

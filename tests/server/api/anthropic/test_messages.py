@@ -243,11 +243,24 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"max_tokens": 0}, "max_tokens", "got 0"),
     ({"temperature": 1.5}, "temperature", "got 1.5"),
     ({"messages": []}, "messages", "at least 1"),
-    ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role", "'user'"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "'user'"),
     (
-        {"messages": [{"role": "user", "content": [{"type": "document"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "server_tool_use"}]}]},
         "messages[0].content[0].type",
-        "document",
+        "server_tool_use",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "url"}}]}]},
+        "messages[0].content[0].source.type",
+        "'text', 'content'",
+    ),
+    (
+        {
+            "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "say"}],
+            "tools": [WEATHER],
+        },
+        "messages",
+        "cannot be continued",
     ),
     (
         {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "file"}}]}]},
@@ -291,4 +304,6 @@ def test_an_image_in_an_assistant_message_is_rejected(stack: Stack) -> None:
         {"type": "image", "source": {"type": "url", "url": "data:image/png;base64,x"}},
     ]
     response = ask(stack, messages=[*user_message("Hi"), {"role": "assistant", "content": blocks}])
-    assert (response.status_code, response.json()["error"]["code"]) == (400, "unsupported_content")
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "unsupported_content")
+    assert error["param"] == "messages[1].content[1].type"

@@ -7,12 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from llava_server.api.chat.request import ChatRequest
 from llava_wire.messages.job import Message
 
 from tests.server.api.sse_lines import chunks_of
 from tests.server.conftest import Stack
-from tests.server.scripted_worker import MODEL
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "Now.", "parameters": CITY}}
@@ -131,15 +129,14 @@ def test_earlier_calls_and_results_reach_the_worker_as_messages(stack: Stack) ->
     ]
     assert stack.chat(messages=messages, tools=[WEATHER]).status_code == 200
     system, question, call, results = stack.worker.assignments[-1].job.messages
-    assert system.parts[0] == "Be brief." and "weather" in str(system.parts[1])
+    [instructions] = system.parts  # some chat templates read only the first part
+    assert str(instructions).startswith("Be brief.\n") and "weather" in str(instructions)
     assert question == Message("user", ("Weather?",))
     assert call == Message("assistant", (f"{PARIS}\n{PARIS}",))
     parts = ("<tool_response>18 degrees</tool_response>", "<tool_response>rain</tool_response>", "say so")
     assert results == Message("user", parts)
 
 
-QUESTION = {"role": "user", "content": "Weather?"}
-CALL_MESSAGE = {"role": "assistant", "tool_calls": [CALL]}
 INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type", "'function'"),
     ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
@@ -167,24 +164,6 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "tool_choice.function", "required"),
     ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "tools", "response_format"),
     ({"tools": [WEATHER], "ignore_eos": True}, "ignore_eos", "tools"),
-    ({"messages": [QUESTION, RESULT]}, "messages[1].tool_call_id", "'c1'"),
-    (
-        {"messages": [QUESTION, CALL_MESSAGE, QUESTION]},
-        "messages[2]",
-        "comes before the result of tool call 'c1'",
-    ),
-    ({"messages": [QUESTION, CALL_MESSAGE]}, "messages", "has no result"),
-    (
-        {"messages": [QUESTION, CALL_MESSAGE, RESULT, RESULT]},
-        "messages[3].tool_call_id",
-        "waiting for a result",
-    ),
-    ({"messages": [QUESTION, {"role": "assistant"}, QUESTION]}, "messages[1].content", "required"),
-    (
-        {"messages": [QUESTION, {"role": "assistant", "content": "x", "function_call": {}}, QUESTION]},
-        "messages[1].function_call",
-        "tool_calls",
-    ),
 ]
 
 
@@ -202,7 +181,3 @@ def test_function_descriptions_count_towards_the_text_limit(own_stack: Callable[
     wordy = {"type": "function", "function": {"name": "f", "description": "x" * 1024}}
     response = stack.chat("say x", tools=[wordy])
     assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
-
-
-def test_the_last_message_can_be_a_tool_result() -> None:
-    ChatRequest.model_validate({"model": MODEL, "messages": [QUESTION, CALL_MESSAGE, RESULT]})

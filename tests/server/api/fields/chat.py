@@ -34,6 +34,12 @@ CONVERSATION: dict[str, Any] = {
         {"role": "user", "content": "say yes"},
     ],
 }
+FUNCTION = {
+    **CHAT,
+    "messages": [{"role": "function", "name": "f", "content": "18 degrees"}, *CHAT["messages"]],
+}
+PARTS = [{"type": "refusal", "refusal": "I cannot."}, {"type": "thinking", "thinking": "Can I?"}]
+REFUSED = {**CHAT, "messages": [{"role": "assistant", "content": PARTS}, *CHAT["messages"]]}
 _PATH = "/v1/chat/completions"
 _BUILDER = RowBuilder(_PATH, CONVERSATION)
 differs, hint, only = _BUILDER.differs, _BUILDER.hint, _BUILDER.only
@@ -70,11 +76,19 @@ ROWS: dict[str, Row] = {
     "AssistantMessage.name": hint("messages[2].name", "Ada", 5),
     "AssistantMessage.refusal": hint("messages[2].refusal", "I cannot.", 5),
     "AssistantMessage.audio": hint("messages[2].audio", None, {"id": "a"}),
-    "AssistantMessage.function_call": hint("messages[2].function_call", None, {"name": "f"}),
+    "AssistantMessage.function_call": differs(
+        "messages[2].function_call", None, CALL["function"], {"name": "g", "arguments": "{}"}
+    ),
+    "AssistantMessage.prefix": Differs(
+        _PATH,
+        {**CHAT, "messages": [*CHAT["messages"], {"role": "assistant", "content": "say more"}]},
+        "messages[1].prefix",
+        (True, False),
+    ),
     "AssistantMessage.tool_calls": differs(
         "messages[2].tool_calls", [CALL], [changed(CALL, "function.arguments", '{"city": "Paris"}')]
     ),
-    "ToolCall.id": only("messages[2].tool_calls[0].id", "d", param="messages[3].tool_call_id"),
+    "ToolCall.id": hint("messages[2].tool_calls[0].id", "d", 5),
     "ToolCall.type": only("messages[2].tool_calls[0].type"),
     "ToolCall.function": differs(
         "messages[2].tool_calls[0].function", CALL["function"], {"name": "g", "arguments": "{}"}
@@ -85,7 +99,15 @@ ROWS: dict[str, Row] = {
     ),
     "ToolMessage.role": only("messages[3].role"),
     "ToolMessage.content": differs("messages[3].content", "18 degrees", "19 degrees"),
-    "ToolMessage.tool_call_id": only("messages[3].tool_call_id", "d"),
+    "ToolMessage.tool_call_id": hint("messages[3].tool_call_id", "d", 5),
+    "FunctionMessage.role": only("messages[0].role", body=FUNCTION),
+    "FunctionMessage.content": Differs(_PATH, FUNCTION, "messages[0].content", ("18 degrees", "rain", None)),
+    "FunctionMessage.name": hint("messages[0].name", "g", 5, FUNCTION),
+    "RefusalPart.type": only("messages[0].content[0].type", body=REFUSED),
+    "RefusalPart.refusal": Differs(
+        _PATH, REFUSED, "messages[0].content[0].refusal", ("I cannot.", "I will not.")
+    ),
+    "ReasoningPart.type": hint("messages[0].content[1].type", "redacted_thinking", "thoughts", REFUSED),
     "TextPart.type": only("messages[1].content[1].type"),
     "TextPart.text": differs("messages[1].content[1].text", "What is it?", "Who is it?"),
     "ImagePart.type": only("messages[1].content[0].type"),

@@ -44,6 +44,23 @@ CONVERSATION: dict[str, Any] = {
         },
     ],
 }
+TEXT_SOURCE = {"type": "text", "media_type": "text/plain", "data": "Chapter 1"}
+_BLOCKS = "messages[0].content"
+DOCUMENTS: dict[str, Any] = {
+    **MESSAGE,
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "thinking", "thinking": "Hm.", "signature": "s"},
+                {"type": "document", "source": TEXT_SOURCE},
+                {"type": "document", "source": {"type": "content", "content": "Chapter 3"}},
+                {"type": "search_result", "source": "https://a.example", "title": "A", "content": []},
+            ],
+        },
+        *MESSAGE["messages"],
+    ],
+}
 _BUILDER = RowBuilder(_PATH, CONVERSATION)
 differs, hint, only = _BUILDER.differs, _BUILDER.hint, _BUILDER.only
 _IMAGE, _OTHER_IMAGE, _TEXT = (f"messages[0].content[{index}]" for index in range(3))
@@ -61,6 +78,10 @@ def count(location: str, *values: Any, **others: Any) -> Differs:
 
 def ignored(location: str, body: dict[str, Any] = CONVERSATION) -> Ignored:
     return Ignored(_PATH, body, location, EPHEMERAL)
+
+
+def document(location: str, *values: Any) -> Differs:
+    return Differs(_PATH, DOCUMENTS, f"{_BLOCKS}{location}", values)
 
 
 ROWS: dict[str, Row] = {
@@ -91,7 +112,7 @@ ROWS: dict[str, Row] = {
     "CountTokensRequest.output_config": Hint(_COUNT, COUNT, "output_config", FORMATTED["output_config"], 5),
     "CountTokensRequest.cache_control": Ignored(_COUNT, COUNT, "cache_control", EPHEMERAL),
     "AnthropicMetadata.user_id": hint("metadata.user_id", "u", "u" * 1025, {**MESSAGE, "metadata": {}}),
-    "AnthropicMessage.role": message("messages[0].role", "user", "assistant"),
+    "AnthropicMessage.role": message("messages[0].role", "user", "assistant", "system"),
     "AnthropicMessage.content": message("messages[0].content", "say yes", "say no"),
     "TextBlock.type": only(f"{_TEXT}.type"),
     "TextBlock.text": differs(f"{_TEXT}.text", "What is it?", "Who is it?"),
@@ -105,15 +126,35 @@ ROWS: dict[str, Row] = {
     "UrlSource.type": only(f"{_OTHER_IMAGE}.source.type"),
     "UrlSource.url": differs(f"{_OTHER_IMAGE}.source.url", ONE, OTHER),
     "ToolUseBlock.type": only(f"{_USE}.type"),
-    "ToolUseBlock.id": only(f"{_USE}.id", "d", param="messages[2].tool_call_id"),
+    "ToolUseBlock.id": hint(f"{_USE}.id", "d", 5),
     "ToolUseBlock.name": differs(f"{_USE}.name", "f", "g"),
     "ToolUseBlock.input": differs(f"{_USE}.input", {}, {"city": "Rome"}),
     "ToolUseBlock.cache_control": ignored(f"{_USE}.cache_control"),
     "ResultBlock.type": only(f"{_RESULT}.type"),
-    "ResultBlock.tool_use_id": only(f"{_RESULT}.tool_use_id", "d", param="messages[2].tool_call_id"),
+    "ResultBlock.tool_use_id": hint(f"{_RESULT}.tool_use_id", "d", 5),
     "ResultBlock.content": differs(f"{_RESULT}.content", "18 degrees", "19 degrees"),
     "ResultBlock.is_error": differs(f"{_RESULT}.is_error", True, False),
     "ResultBlock.cache_control": ignored(f"{_RESULT}.cache_control"),
+    "ThinkingBlock.type": hint(f"{_BLOCKS}[0].type", "redacted_thinking", "thoughts", DOCUMENTS),
+    "DocumentBlock.type": only(f"{_BLOCKS}[1].type", body=DOCUMENTS),
+    "DocumentBlock.source": document("[1].source", TEXT_SOURCE, {**TEXT_SOURCE, "data": "Chapter 2"}),
+    "DocumentBlock.title": document("[1].title", "Guide", "Manual", None),
+    "DocumentBlock.context": document("[1].context", "From 2024.", "From 2025.", None),
+    "DocumentBlock.citations": hint(
+        f"{_BLOCKS}[1].citations", {"enabled": False}, {"enabled": True}, DOCUMENTS
+    ),
+    "DocumentBlock.cache_control": ignored(f"{_BLOCKS}[1].cache_control", DOCUMENTS),
+    "TextSource.type": only(f"{_BLOCKS}[1].source.type", body=DOCUMENTS),
+    "TextSource.media_type": only(f"{_BLOCKS}[1].source.media_type", "text/html", DOCUMENTS),
+    "TextSource.data": document("[1].source.data", "Chapter 1", "Chapter 2"),
+    "ContentSource.type": only(f"{_BLOCKS}[2].source.type", body=DOCUMENTS),
+    "ContentSource.content": document("[2].source.content", "Chapter 3", [{"type": "text", "text": "4"}]),
+    "SearchResultBlock.type": only(f"{_BLOCKS}[3].type", body=DOCUMENTS),
+    "SearchResultBlock.source": document("[3].source", "https://a.example", "https://b.example"),
+    "SearchResultBlock.title": document("[3].title", "A", "B"),
+    "SearchResultBlock.content": document("[3].content", [], [{"type": "text", "text": "found"}]),
+    "SearchResultBlock.citations": hint(f"{_BLOCKS}[3].citations", {}, {"enabled": True}, DOCUMENTS),
+    "SearchResultBlock.cache_control": ignored(f"{_BLOCKS}[3].cache_control", DOCUMENTS),
     "AnthropicTool.type": hint("tools[0].type", "custom", "bash_20250124"),
     "AnthropicTool.name": differs("tools[0].name", "f", "h"),
     "AnthropicTool.description": differs("tools[0].description", "The weather.", "The time."),

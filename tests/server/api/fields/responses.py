@@ -30,6 +30,15 @@ CONVERSATION: dict[str, Any] = {
         {"role": "user", "content": "say yes"},
     ],
 }
+REASONED: dict[str, Any] = {
+    "model": MODEL,
+    "input": [
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "I cannot."}]},
+        {"type": "reasoning", "id": "rs_1", "summary": []},
+        {"type": "item_reference", "id": "rs_2"},
+        {"role": "user", "content": "say yes"},
+    ],
+}
 _BUILDER = RowBuilder(_PATH, CONVERSATION)
 differs, hint, only = _BUILDER.differs, _BUILDER.hint, _BUILDER.only
 LOGPROBS = ["message.output_text.logprobs"]
@@ -86,16 +95,23 @@ ROWS: dict[str, Row] = {
     "MessageItem.status": hint("input[0].status", "completed", 5),
     "MessageItem.phase": hint("input[0].phase", "final_answer", 5),
     "CallItem.type": only(f"{_CALL}.type"),
-    "CallItem.call_id": only(f"{_CALL}.call_id", "d", param="input[2].tool_call_id"),
+    "CallItem.call_id": hint(f"{_CALL}.call_id", "d", 5),
     "CallItem.name": differs(f"{_CALL}.name", "f", "g"),
     "CallItem.arguments": differs(f"{_CALL}.arguments", "{}", '{"city": "Rome"}'),
     "CallItem.id": hint(f"{_CALL}.id", "fc_1", 5),
     "CallItem.status": hint(f"{_CALL}.status", "completed", 5),
     "ResultItem.type": only(f"{_RESULT}.type"),
-    "ResultItem.call_id": only(f"{_RESULT}.call_id", "d", param="input[2].tool_call_id"),
+    "ResultItem.call_id": hint(f"{_RESULT}.call_id", "d", 5),
     "ResultItem.output": differs(f"{_RESULT}.output", "18 degrees", "19 degrees"),
     "ResultItem.id": hint(f"{_RESULT}.id", "fco_1", 5),
     "ResultItem.status": hint(f"{_RESULT}.status", "completed", 5),
+    "OutputRefusal.type": only("input[0].content[0].type", body=REASONED),
+    "OutputRefusal.refusal": Differs(
+        _PATH, REASONED, "input[0].content[0].refusal", ("I cannot.", "I will not.")
+    ),
+    "ReasoningItem.type": only("input[1].type", body=REASONED),
+    "ReferenceItem.type": hint("input[2].type", None, "nonsense", REASONED),
+    "ReferenceItem.id": hint("input[2].id", "rs_3", "msg_1", REASONED),
     "ResponseStreamOptions.include_obfuscation": hint(
         "stream_options.include_obfuscation", True, "yes", STREAMED
     ),

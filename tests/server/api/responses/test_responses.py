@@ -199,7 +199,9 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"input": 5}, "input", "array"),
     ({"input": []}, "input", "at least 1"),
     ({"input": [{"role": "user"}]}, "input[0].content", "required"),
-    ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "item_reference"),
+    ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].id", "'x' is not stored"),
+    ({"input": [{"type": "web_search_call", "id": "x"}]}, "input[0].type", "web_search_call"),
+    ({"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}, "input", "at least 1"),
     (
         {"input": [{"role": "user", "content": [{"type": "input_file"}]}]},
         "input[0].content[0].type",
@@ -211,9 +213,9 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
         "required",
     ),
     (
-        {"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]},
-        "input[0].tool_call_id",
-        "c",
+        {"input": [{"role": "assistant", "content": [{"type": "input_image", "image_url": "data:"}]}]},
+        "input[0].content[0].type",
+        "only allowed in user messages",
     ),
     ({"include": ["reasoning.encrypted_content"]}, "include", "Remove 'reasoning.encrypted_content'"),
     ({"top_logprobs": 2}, "top_logprobs", "include"),
