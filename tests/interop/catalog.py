@@ -55,7 +55,9 @@ class Client:
     def version(self) -> str:
         """The version of the first package that the client's users install."""
         if self.is_node:
-            dependencies: dict[str, str] = json.loads((self.folder / "package.json").read_text())["dependencies"]
+            dependencies: dict[str, str] = json.loads((self.folder / "package.json").read_text())[
+                "dependencies"
+            ]
             return next(iter(dependencies.values()))
         return (self.folder / "requirements.in").read_text().splitlines()[0].partition("==")[2]
 
@@ -87,7 +89,9 @@ class Client:
 
 CLIENTS = (
     Client("openai", "OpenAI Python", "https://github.com/openai/openai-python", is_light=True),
-    Client("anthropic", "Anthropic Python", "https://github.com/anthropics/anthropic-sdk-python", is_light=True),
+    Client(
+        "anthropic", "Anthropic Python", "https://github.com/anthropics/anthropic-sdk-python", is_light=True
+    ),
     Client("ollama", "Ollama Python", "https://github.com/ollama/ollama-python", is_light=True),
     Client(
         "langchain",
@@ -96,9 +100,15 @@ CLIENTS = (
         is_light=True,
         slow_checks=frozenset({"standard_tests_of_responses", "standard_tests_of_anthropic"}),
     ),
-    Client("openai-agents", "OpenAI Agents SDK", "https://openai.github.io/openai-agents-python", is_light=True),
+    Client(
+        "openai-agents", "OpenAI Agents SDK", "https://openai.github.io/openai-agents-python", is_light=True
+    ),
     Client("pydantic-ai", "Pydantic AI", "https://ai.pydantic.dev", is_light=True),
     Client("instructor", "Instructor", "https://python.useinstructor.com", is_light=True),
+    Client("openai-node", "OpenAI Node", "https://github.com/openai/openai-node"),
+    Client("anthropic-node", "Anthropic Node", "https://github.com/anthropics/anthropic-sdk-typescript"),
+    Client("ollama-js", "Ollama JS", "https://github.com/ollama/ollama-js"),
+    Client("ai-sdk", "AI SDK", "https://ai-sdk.dev"),
     Client("smolagents", "smolagents", "https://huggingface.co/docs/smolagents"),
     Client("litellm", "LiteLLM", "https://docs.litellm.ai"),
     Client("inspect-ai", "Inspect", "https://inspect.aisi.org.uk"),

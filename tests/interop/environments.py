@@ -1,7 +1,7 @@
 """Create a separate environment for each client, with exactly the packages that the client pins.
 
 The environments are in ``.venv/interop``, which ``make clean`` removes. They are reused until the pinned packages
-change.
+change. Packages that a client excludes, such as torch, are imported from the project's environment instead.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from tests.interop.catalog import Client
@@ -45,6 +46,9 @@ def environment(client: Client) -> Path:
     else:
         _install([str(UV), "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], ROOT)
         _install([str(UV), "pip", "sync", "--quiet", "--python", str(folder), str(lock)], ROOT)
+        if (client.folder / "excluded.txt").exists():
+            [site_packages] = folder.glob("lib/python*/site-packages")
+            (site_packages / "project.pth").write_text(sysconfig.get_path("purelib"))
     shutil.copy(lock, installed)
     return folder
 

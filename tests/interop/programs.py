@@ -45,7 +45,11 @@ class Programs:
 
     def _run_checks(self, selected: list[str]) -> None:
         if self.client.is_node:  # Node.js resolves packages in the folder of the importing file
-            for source in (self.client.folder / "checks.mjs", INTEROP / "scene.mjs", INTEROP / "run_checks.mjs"):
+            for source in (
+                self.client.folder / "checks.mjs",
+                INTEROP / "scene.mjs",
+                INTEROP / "run_checks.mjs",
+            ):
                 shutil.copy(source, self.environment)
             command = ["node", "run_checks.mjs", "./checks.mjs"]
             folder = self.environment

@@ -48,13 +48,21 @@ def image_input() -> None:
 
 def tool_loop() -> None:
     runner = client.beta.messages.tool_runner(
-        model=MODEL, max_tokens=100, messages=[USER], tools=[_look], tool_choice={"type": "any"}, max_iterations=3
+        model=MODEL,
+        max_tokens=100,
+        messages=[USER],
+        tools=[_look],
+        tool_choice={"type": "any"},
+        max_iterations=3,
     )
     turns = [message.stop_reason for message in runner]
     assert turns == ["tool_use"] * 3, turns
     with_text = [
         USER,
-        {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "_look", "input": {"shape": "x"}}]},
+        {
+            "role": "assistant",
+            "content": [{"type": "tool_use", "id": "t1", "name": "_look", "input": {"shape": "x"}}],
+        },
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "ok"}]},
     ]
     last = client.messages.create(

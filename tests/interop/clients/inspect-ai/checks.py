@@ -81,7 +81,9 @@ def image_from_tool() -> None:
     model = get_model(f"openai/{MODEL}", config=CONFIG, memoize=False)
     sample = Sample(QUESTION, target=COLOR)
     single = generate(tool_calls="single")
-    log = _evaluate(model, use_tools(_look(), tool_choice="any"), single, use_tools(), generate(), sample=sample)
+    log = _evaluate(
+        model, use_tools(_look(), tool_choice="any"), single, use_tools(), generate(), sample=sample
+    )
     assert log.samples[0].messages[-1].role == "assistant"
 
 

@@ -44,7 +44,9 @@ def json_schema() -> None:
 
 def parallel_tools() -> None:
     client = _openai(Mode.PARALLEL_TOOLS)
-    found = client.chat.completions.create(messages=MESSAGES, **SETTINGS | {"response_model": Iterable[Circle]})
+    found = client.chat.completions.create(
+        messages=MESSAGES, **SETTINGS | {"response_model": Iterable[Circle]}
+    )
     assert all(isinstance(each, Circle) for each in found)
 
 

@@ -15,7 +15,9 @@ client = instructor.from_openai(OpenAI(), mode=instructor.Mode.TOOLS)
 circle = client.chat.completions.create(
     model="tiny-llava",
     response_model=Circle,
-    messages=[{"role": "user", "content": ["What colour is the circle?", Image.from_path("examples/shapes.png")]}],
+    messages=[
+        {"role": "user", "content": ["What colour is the circle?", Image.from_path("examples/shapes.png")]}
+    ],
     temperature=0,
 )
 print(circle.color)

@@ -69,7 +69,11 @@ def typed_output_with_tools() -> None:
 
 def image_from_tool() -> None:
     call = {"name": "screenshot", "args": {}, "id": "call1"}
-    history = [HumanMessage(QUESTION), AIMessage("", tool_calls=[call]), ToolMessage([IMAGE], tool_call_id="call1")]
+    history = [
+        HumanMessage(QUESTION),
+        AIMessage("", tool_calls=[call]),
+        ToolMessage([IMAGE], tool_call_id="call1"),
+    ]
     for model in _models():
         assert COLOR in model.invoke(history).text
 

@@ -27,7 +27,14 @@ class VisionModel(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"model": MODEL, "temperature": 0, "max_retries": 0, "max_tokens": 200, "timeout": 60, "stream_usage": True}
+        return {
+            "model": MODEL,
+            "temperature": 0,
+            "max_retries": 0,
+            "max_tokens": 200,
+            "timeout": 60,
+            "stream_usage": True,
+        }
 
     @property
     def supports_image_inputs(self) -> bool:

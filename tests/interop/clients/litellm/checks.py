@@ -104,7 +104,10 @@ def proxy() -> None:
     with _running_proxy() as url, OpenAI(base_url=f"{url}/v1", api_key="sk-1", max_retries=0) as client:
         with client.chat.completions.stream(model="llava", messages=[USER], temperature=0) as stream:
             assert COLOR in (stream.get_final_completion().choices[0].message.content or "")
-        parts: Any = [{"type": "input_image", "image_url": DATA_URL}, {"type": "input_text", "text": QUESTION}]
+        parts: Any = [
+            {"type": "input_image", "image_url": DATA_URL},
+            {"type": "input_text", "text": QUESTION},
+        ]
         response = client.responses.create(model="llava", input=[{"role": "user", "content": parts}])
         assert COLOR in response.output_text
         assert client.embeddings.create(model="llava", input="a star").data
@@ -133,7 +136,10 @@ def _running_proxy() -> Iterator[str]:
         path = Path(folder) / "config.yaml"
         path.write_text(json.dumps(config))  # JSON is valid YAML
         command = [str(Path(sys.executable).with_name("litellm")), "--config", str(path), "--port", str(port)]
-        with (Path(folder) / "log").open("w+") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        with (
+            (Path(folder) / "log").open("w+") as log,
+            subprocess.Popen(command, stdout=log, stderr=log) as process,
+        ):
             try:
                 _wait_until_live(f"http://127.0.0.1:{port}/health/liveliness", process)
                 yield f"http://127.0.0.1:{port}"

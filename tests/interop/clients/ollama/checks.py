@@ -42,7 +42,9 @@ def streaming() -> None:
 
 async def async_streaming() -> None:
     text = ""
-    async for part in await AsyncClient().generate(MODEL, QUESTION, images=[BASE64], stream=True, options=OPTIONS):
+    async for part in await AsyncClient().generate(
+        MODEL, QUESTION, images=[BASE64], stream=True, options=OPTIONS
+    ):
         text += part.response
     assert COLOR in text
 

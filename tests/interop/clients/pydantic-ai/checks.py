@@ -61,7 +61,11 @@ async def tool_loop() -> None:
     """A tool's result is sent to the model, and its final output is typed."""
     for model in _models():
         agent = Agent(model, model_settings=SETTINGS, tools=[_shapes])
-        history = (await agent.run(QUESTION, model_settings=ModelSettings(tool_choice=["_shapes"]))) if False else None
+        history = (
+            (await agent.run(QUESTION, model_settings=ModelSettings(tool_choice=["_shapes"])))
+            if False
+            else None
+        )
         assert history is None
 
 

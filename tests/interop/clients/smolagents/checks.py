@@ -10,7 +10,12 @@ from PIL import Image
 from scene import COLOR, IMAGE, MODEL, QUESTION
 from smolagents import EMPTY_PROMPT_TEMPLATES, ChatMessage, MessageRole, OpenAIModel, Tool, ToolCallingAgent
 
-SETTINGS: Any = {"api_base": os.environ["OPENAI_BASE_URL"], "api_key": "none", "temperature": 0, "max_tokens": 60}
+SETTINGS: Any = {
+    "api_base": os.environ["OPENAI_BASE_URL"],
+    "api_key": "none",
+    "temperature": 0,
+    "max_tokens": 60,
+}
 COLORS = "red|green|blue|yellow"
 
 
