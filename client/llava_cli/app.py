@@ -12,6 +12,7 @@ from llava_cli.commands.embed import embed
 from llava_cli.commands.exec import dlq, doctor, keys, server, top, worker
 from llava_cli.commands.models import models
 from llava_cli.exit_codes import EXIT_CODES
+from llava_cli.streams import safe_streams
 from llava_cli.up.up import up
 
 __all__ = ["app", "main"]
@@ -43,4 +44,5 @@ app.command("dlq", context_settings=_FORWARDED)(dlq)
 
 def main() -> None:
     """Run the command and exit with a documented exit code."""
-    app()
+    with safe_streams():
+        app()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -21,6 +19,7 @@ from llava_client.errors import (
 )
 
 from llava_cli.printing import sanitize
+from llava_cli.streams import discard_output
 
 __all__ = [
     "EXIT_AUTH",
@@ -79,9 +78,7 @@ def handle_errors() -> Iterator[None]:
         typer.echo(err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
-        # In `ask ... | head -1`, `head` closes the pipe early. Redirect stdout, because flushing it at exit
-        # would fail and print an error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()  # in `ask ... | head -1`, `head` closes the pipe early
         raise typer.Exit(EXIT_FAILED) from None
 
 

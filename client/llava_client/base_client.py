@@ -12,6 +12,7 @@ from llava_client.chat_request import CHAT_PATH, ChatOptions, completion_path
 from llava_client.connection import Connection
 from llava_client.endpoints import ApiRequest
 from llava_client.errors import APIStatusError, LlavaError
+from llava_client.json_body import JSON_HEADERS, encode_json
 from llava_client.retries import RetryPolicy, RetryState
 
 __all__ = ["DEFAULT_MAX_RETRIES", "DEFAULT_TIMEOUT", "BaseClient"]
@@ -55,12 +56,14 @@ class BaseClient(Generic[Http]):
         return RetryState(self._retry_policy, self._max_retries)
 
     def _request(self, api_request: ApiRequest[Any]) -> httpx2.Request:
+        content = api_request.content()
+        headers = {**self._connection.headers, **content.pop("headers", {})}
         return self._http.build_request(
             api_request.method,
             self._connection.url(api_request.path),
-            headers=self._connection.headers,
+            headers=headers,
             timeout=self._timeout,
-            **api_request.content(),
+            **content,
         )
 
     def _retries_for(self, api_request: ApiRequest[Any]) -> RetryState:
@@ -74,8 +77,8 @@ class BaseClient(Generic[Http]):
         return self._http.build_request(
             "POST",
             self._connection.url(CHAT_PATH),
-            json={**body, **streamed},
-            headers={**self._connection.headers, "Idempotency-Key": key},
+            content=encode_json({**body, **streamed}),
+            headers={**self._connection.headers, **JSON_HEADERS, "Idempotency-Key": key},
             timeout=self._read_timeout(options),
         )
 

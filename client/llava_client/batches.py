@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field
 from llava_client.chat_request import CHAT_PATH, ChatOptions, chat_body
 from llava_client.errors import APIError, api_error
 from llava_client.images import Images
+from llava_client.json_body import encode_json
 from llava_client.parse_response import read_answer
 from llava_client.types import Answer, ResponseModel
 
@@ -144,7 +145,7 @@ def batch_file(requests: BatchRequests, model: str | None) -> bytes:
     if isinstance(requests, (str, os.PathLike)):
         return Path(requests).read_bytes()
     lines = ({**line, "body": {"model": model, **line.get("body", {})}} for line in requests)
-    return b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
+    return b"".join(encode_json(line) + b"\n" for line in lines)
 
 
 def read_results(data: bytes) -> Iterator[BatchResult]:
@@ -160,7 +161,7 @@ def _parse_result(raw: dict[str, Any]) -> BatchResult:
     response = httpx2.Response(
         answered["status_code"],
         headers={"x-request-id": str(answered.get("request_id", ""))},
-        json=answered["body"],
+        content=encode_json(answered["body"]),
         request=httpx2.Request("POST", CHAT_PATH),
     )
     try:

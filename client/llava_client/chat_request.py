@@ -77,7 +77,7 @@ class ChatOptions(TypedDict, total=False):
 
 def completion_path(completion_id: str) -> str:
     """Return the path for resuming, retrieving or deleting a completion."""
-    return f"{CHAT_PATH}/{quote(completion_id, safe='')}"
+    return f"{CHAT_PATH}/{quote(completion_id, safe='', errors='replace')}"
 
 
 def user_message(text: str, image: Images = None) -> dict[str, Any]:

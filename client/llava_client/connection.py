@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
+
+import httpx2
 
 from llava_client.errors import ConfigurationError
 
 __all__ = ["DEFAULT_BASE_URL", "Connection", "is_loopback"]
 
+_KEY = re.compile("[!-~]+")
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 
 
@@ -25,10 +29,10 @@ class Connection:
     def resolve(cls, base_url: str | None = None, api_key: str | None = None) -> Connection:
         """Create a connection. Missing values are read from ``LLAVA_BASE_URL`` and ``LLAVA_API_KEY``.
 
-        Raises ConfigurationError if the URL is invalid.
+        Raises ConfigurationError if the URL or the key is invalid.
         """
         url = base_url or os.environ.get("LLAVA_BASE_URL") or DEFAULT_BASE_URL
-        return cls(_validate_url(url), api_key or os.environ.get("LLAVA_API_KEY") or None)
+        return cls(_validate_url(url), _validate_key(api_key or os.environ.get("LLAVA_API_KEY")))
 
     def url(self, path: str) -> str:
         """Return the full URL of ``path``, which begins with a slash."""
@@ -55,11 +59,20 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _validate_key(key: str | None) -> str | None:
+    if not key:
+        return None
+    if not _KEY.fullmatch(key):
+        raise ConfigurationError("The API key contains a space or a character that is not printable ASCII.")
+    return key
+
+
 def _validate_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # the port is invalid
+        httpx2.URL(url)
+    except (ValueError, httpx2.InvalidURL):  # an invalid port or host, or a lone surrogate
         is_valid = False
     if not is_valid:
         raise ConfigurationError(

@@ -15,6 +15,7 @@ import httpx2
 from llava_client.batches import Batch
 from llava_client.chat_request import CHAT_PATH, MODELS_PATH, completion_path
 from llava_client.images import Images, image_parts
+from llava_client.json_body import JSON_HEADERS, encode_json
 from llava_client.parse_response import (
     parse,
     raise_for_status,
@@ -69,7 +70,7 @@ class ApiRequest(Generic[T]):
         """Return the arguments of ``httpx2.Client.build_request`` that set the request body."""
         if self.file is not None:
             return {"files": {"file": ("requests.jsonl", self.file)}, "data": {"purpose": "batch"}}
-        return {} if self.body is None else {"json": self.body}
+        return {} if self.body is None else {"content": encode_json(self.body), "headers": JSON_HEADERS}
 
 
 def models() -> ApiRequest[list[Model]]:
@@ -138,7 +139,9 @@ def upload(data: bytes) -> ApiRequest[str]:
 
 
 def download(file_id: str) -> ApiRequest[bytes]:
-    return ApiRequest("GET", f"{_FILES_PATH}/{quote(file_id, safe='')}/content", _read_bytes)
+    return ApiRequest(
+        "GET", f"{_FILES_PATH}/{quote(file_id, safe='', errors='replace')}/content", _read_bytes
+    )
 
 
 def create_batch(file_id: str, metadata: Mapping[str, str] | None) -> ApiRequest[Batch]:
@@ -161,7 +164,7 @@ def cancel_batch(batch_id: str) -> ApiRequest[Batch]:
 
 
 def _batch_path(batch_id: str) -> str:
-    return f"{_BATCHES_PATH}/{quote(batch_id, safe='')}"
+    return f"{_BATCHES_PATH}/{quote(batch_id, safe='', errors='replace')}"
 
 
 def _model_field(model: str | None) -> dict[str, str]:

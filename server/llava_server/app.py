@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -17,19 +16,26 @@ from llava_server.api.completions import routes as completions
 from llava_server.api.embeddings import routes as embeddings
 from llava_server.api.files import routes as files
 from llava_server.api.models import routes as models
+from llava_server.api.ollama import model_routes as ollama_models
+from llava_server.api.ollama import routes as ollama
 from llava_server.api.openapi.document import build_document
+from llava_server.api.openapi.headers import HEADERS
 from llava_server.api.responses import routes as responses
 from llava_server.api.tokenize import routes as tokenize
 from llava_server.exception_handlers import EXCEPTION_HANDLERS
 from llava_server.lifespan import attach_services, open_services
 from llava_server.metrics import Metrics
 from llava_server.middleware.auth import ApiKeys, AuthMiddleware, is_public
+from llava_server.middleware.cors import cors_middleware
+from llava_server.middleware.head import HeadMiddleware
+from llava_server.middleware.paths import PathMiddleware
 from llava_server.middleware.rate_limit import RateLimiter, RateLimitMiddleware
 from llava_server.middleware.request_id import RequestIdMiddleware
 from llava_server.middleware.request_limits import BodyLimitMiddleware, BodyLimits
 from llava_server.middleware.server_error import ServerErrorMiddleware
 from llava_server.middleware.tracing import TracingMiddleware
 from llava_server.operator import health
+from llava_server.package_version import package_version
 from llava_server.playground import routes as playground
 from llava_server.settings import Settings
 from llava_server.shutdown import GracefulShutdown
@@ -40,7 +46,7 @@ __all__ = ["create_app"]
 _MIB = 2**20
 _ROUTES = (
     *(chat, responses, anthropic, completions, embeddings, tokenize, files, batches, models),
-    *(health, playground),
+    *(ollama, ollama_models, health, playground),
 )
 
 
@@ -75,15 +81,18 @@ def create_app(settings: Settings, shutdown: GracefulShutdown | None = None) -> 
     app = FastAPI(
         title="llava-serve",
         summary="OpenAI-compatible inference server for LLaVA vision-language models.",
-        version=_version(),
+        version=package_version(),
         lifespan=lifespan,
         middleware=[
             Middleware(RequestIdMiddleware, metrics=metrics),
+            Middleware(PathMiddleware),
+            *cors_middleware(settings.cors_origins, exposed_headers=HEADERS),
             *([Middleware(TracingMiddleware, tracing=tracing)] if settings.otel else []),
             Middleware(ServerErrorMiddleware),
             Middleware(AuthMiddleware, keys=api_keys),
             Middleware(RateLimitMiddleware, limiter=rate_limiter),
             Middleware(BodyLimitMiddleware, limits=body_limits, shutdown=shutdown, metrics=metrics),
+            Middleware(HeadMiddleware),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
         redoc_url=None,
@@ -102,10 +111,3 @@ def _include_routes(app: FastAPI, settings: Settings) -> None:
     app.openapi_schema = build_document(
         app, routers, needs_key=lambda path: settings.auth and not is_public(path)
     )
-
-
-def _version() -> str:
-    try:
-        return version("llava-serve")
-    except PackageNotFoundError:  # run from a source tree without being installed
-        return "0.0.0"

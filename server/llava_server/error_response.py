@@ -1,4 +1,4 @@
-"""Error response bodies in OpenAI's and Anthropic's formats."""
+"""Error response bodies in the formats of OpenAI, Anthropic and Ollama."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from msgspec import UNSET, Meta, UnsetType
 from llava_server.errors import ERRORS, ApiError, ErrorType
 from llava_server.response_model import ResponseModel, doc
 
-__all__ = ["Error", "ErrorDetail", "MessageError", "MessageErrorDetail", "to_error", "to_message_error"]
+__all__ = [
+    "Error",
+    "ErrorDetail",
+    "MessageError",
+    "MessageErrorDetail",
+    "OllamaError",
+    "to_error",
+    "to_message_error",
+    "to_ollama_error",
+]
 
 AnthropicErrorType = Literal[
     "invalid_request_error",
@@ -105,6 +114,29 @@ class MessageError(ResponseModel, kw_only=True):
     request_id: RequestId
 
 
+class OllamaError(ResponseModel, kw_only=True):
+    """An error response in Ollama's format, with this server's additional fields."""
+
+    error: Annotated[
+        str,
+        doc(
+            "A human-readable description of the error, with the invalid value and any limit.",
+            _EXAMPLE["message"],
+        ),
+    ]
+    param: Annotated[str | None, doc("The request field that caused the error.", "top_p")]
+    code: Annotated[
+        str,
+        doc(
+            "A machine-readable error code. Each code always has the same HTTP status. All codes are "
+            "described in docs/errors.md.",
+            _EXAMPLE["code"],
+            extra_json_schema={"enum": sorted(ERRORS)},
+        ),
+    ]
+    request_id: RequestId
+
+
 def to_error(error: ApiError, request_id: str | None) -> Error:
     """Return the response body in OpenAI's format."""
     return Error(
@@ -137,3 +169,8 @@ def to_message_error(error: ApiError, request_id: str | None) -> MessageError:
         ),
         request_id=request_id,
     )
+
+
+def to_ollama_error(error: ApiError, request_id: str | None) -> OllamaError:
+    """Return the response body in Ollama's format, or the last line of a failed stream."""
+    return OllamaError(error=error.message, param=error.param, code=error.code, request_id=request_id)

@@ -52,6 +52,7 @@ ERRORS: dict[str, ErrorKind] = {
     "missing_required_parameter": ErrorKind(400, _INVALID),
     "unsupported_parameter": ErrorKind(400, _INVALID),
     "unsupported_content": ErrorKind(400, _INVALID),
+    "unsupported_operation": ErrorKind(400, _INVALID),
     "invalid_image_url": ErrorKind(400, _INVALID),
     "invalid_image": ErrorKind(400, _INVALID),
     "image_too_large": ErrorKind(400, _INVALID),
@@ -75,6 +76,7 @@ ERRORS: dict[str, ErrorKind] = {
     "worker_has_order": ErrorKind(409, _INVALID, should_retry=True),
     "request_too_large": ErrorKind(413, _INVALID),
     "unsupported_media_type": ErrorKind(415, _INVALID),
+    "unsupported_encoding": ErrorKind(415, _INVALID),
     # load and limits
     "rate_limit_exceeded": ErrorKind(429, "rate_limit_error"),
     "too_many_files": ErrorKind(429, "rate_limit_error", should_retry=False),
@@ -114,7 +116,7 @@ class ApiError(Exception):
 
 
 def error_headers(error: ApiError) -> dict[str, str]:
-    """Return the response headers that specify how to authenticate and when to retry."""
+    """Return the response headers that specify how to authenticate, how to encode and when to retry."""
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
@@ -123,6 +125,8 @@ def error_headers(error: ApiError) -> dict[str, str]:
         headers["x-should-retry"] = "true" if error.kind.should_retry else "false"
     if error.kind.status == 401:
         headers["www-authenticate"] = "Bearer"
+    if error.code == "unsupported_encoding":
+        headers["accept-encoding"] = "identity"
     return headers
 
 

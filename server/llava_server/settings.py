@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from llava_wire.base_settings import ServiceSettings
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from llava_server.images.color import Transparency
 from llava_server.images.host_rules import HOST_RULE
 from llava_server.log_format import LogFormat
+from llava_server.middleware.cors import check_cors_access, check_origin
 
 __all__ = ["Settings", "load_settings"]
 
@@ -52,6 +53,13 @@ class Settings(ServiceSettings):
     )
     api_keys_file: Path | None = Field(
         None, description="Path to a file with one API key per line. Keep this file secret."
+    )
+
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated origins of web pages that may call the API from a browser, such as "
+        "https://app.example.com, or * for all origins. If empty, CORS is disabled. Without authentication, "
+        "only exact origins and a loopback host are allowed.",
     )
 
     max_body_mb: int = Field(32, ge=1, le=128, description="Maximum size of a request body, in MiB.")
@@ -213,7 +221,7 @@ class Settings(ServiceSettings):
         "text", description="Log format: text, or json for one JSON object per line."
     )
 
-    @field_validator("api_keys", "image_hosts", mode="before")
+    @field_validator("api_keys", "image_hosts", "cors_origins", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -230,6 +238,16 @@ class Settings(ServiceSettings):
                     f"{host!r} is not a host name, *.name or name:port; IP addresses are not supported"
                 )
         return hosts
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(check_origin, value))
+
+    @model_validator(mode="after")
+    def _check_cors(self) -> Settings:
+        check_cors_access(self.cors_origins, host=self.host, has_auth=self.auth)
+        return self
 
     @field_validator("api_keys")
     @classmethod

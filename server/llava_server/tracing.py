@@ -29,7 +29,17 @@ from llava_wire.otel_setup import SCOPE, open_tracing
 if TYPE_CHECKING:
     from opentelemetry.trace import Link, Span, Tracer
 
-__all__ = ["Tracing", "linked_span", "set_error_type", "span", "traceparent", "use_tracer"]
+__all__ = [
+    "TRACED_PATHS",
+    "Tracing",
+    "linked_span",
+    "set_error_type",
+    "span",
+    "traceparent",
+    "use_tracer",
+]
+
+TRACED_PATHS = ("/v1/", "/api/")  # prefixes
 
 _tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 

@@ -78,6 +78,11 @@ class WorkerRegistry:
         """Return the number of live workers of the model that accept jobs."""
         return self._num_workers.get(model, 0)
 
+    @property
+    def has_workers(self) -> bool:
+        """Whether any live worker accepts jobs."""
+        return any(self._num_workers.values())
+
     async def find(self, name: str) -> ServedModel:
         """Return a model.
 

@@ -13,7 +13,8 @@ from tests.security.raw_http import connect, status_line
 from tests.server.conftest import Stack, running_stack
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
-PUBLIC = {"/", "/playground/{name}", "/livez", "/readyz", "/docs", "/openapi.json"}
+PUBLIC = {"/", "/playground/{name}", "/livez", "/readyz", "/health", "/ping", "/version"}
+PUBLIC |= {"/docs", "/openapi.json"}
 KEY = "key-of-somebody"
 
 
@@ -54,7 +55,6 @@ TRICKS = [
     "/v1/models;/livez",
     "/v1/models?x=/livez",
     "/v1/models#/livez",
-    "/readyz/",
     "http://x/v1/models",
     "http://x/livez/../v1/models",
 ]
@@ -65,6 +65,14 @@ def test_no_spelling_of_path_or_host_bypasses_authentication(locked: Stack, host
     for target in TRICKS:
         status = status_of(locked, f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
         assert status in (400, 401), (target, status)
+
+
+@pytest.mark.parametrize("path", ["/livez/", "//livez", "/version/", "//ping/"])
+def test_extra_slashes_do_not_change_which_paths_are_public(locked: Stack, path: str) -> None:
+    assert status_of(locked, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") == 200
+    for private in ("/load/", "//load", "/v1//models/", "/docs//v1/models", "/playground//"):
+        head = f"GET {private} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        assert status_of(locked, head) == 401, private
 
 
 def test_with_the_key_the_same_request_is_served(locked: Stack) -> None:
@@ -118,6 +126,13 @@ def test_two_different_keys_in_one_request_are_rejected(locked: Stack, second: s
 def test_almost_valid_keys_are_rejected(locked: Stack, headers: dict[str, str]) -> None:
     encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     assert locked.http.get("/v1/models", headers=encoded).status_code == 401
+
+
+def test_bodies_sent_to_public_paths_are_not_read(locked: Stack) -> None:
+    """Otherwise, clients without a key could use up the limit on the total size of request bodies."""
+    for path in ("/ping", "/livez", "/docs"):
+        request = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {2**40}\r\n\r\n"
+        assert status_of(locked, request + "x" * 4096) == (200 if path == "/ping" else 405)
 
 
 def test_no_route_accepts_a_url_to_call(locked: Stack) -> None:

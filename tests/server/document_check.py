@@ -13,10 +13,11 @@ import jsonschema
 
 from tests.server.openapi_document import DOCUMENT
 
-__all__ = ["violations", "violations_of", "operation_of"]
+__all__ = ["error_of", "violations", "violations_of", "operation_of"]
 
-# Headers of every HTTP response, which the document omits.
-PLAIN = {"content-type", "content-length", "date", "server", "connection", "transfer-encoding"}
+# Headers of every HTTP response or of every response to a web page, which the document omits.
+PLAIN = {"content-type", "content-length", "date", "server", "connection", "transfer-encoding", "allow"}
+PLAIN |= {"vary", "access-control-allow-origin", "access-control-expose-headers"}
 
 
 def violations(response: httpx2.Response) -> list[str]:
@@ -31,6 +32,13 @@ def violations(response: httpx2.Response) -> list[str]:
         *_header_violations(response, documented_response),
         *_body_violations(response, documented_response),
     ]
+
+
+def error_of(response: httpx2.Response) -> dict[str, Any]:
+    """Return the error in a response. In Ollama's format, its fields are next to the message."""
+    body: dict[str, Any] = response.json()
+    error: dict[str, Any] | str = body["error"]
+    return {**body, "message": error} if isinstance(error, str) else error
 
 
 def violations_of(value: Any, schema: dict[str, Any]) -> list[str]:
@@ -81,6 +89,9 @@ def _body_violations(response: httpx2.Response, documented_response: dict[str, A
     schema = documented_response["content"][media_type]["schema"]
     if media_type == "application/json":
         yield from violations_of(response.json(), schema)
+    elif media_type == "application/x-ndjson" and response.is_stream_consumed:
+        for line in response.text.splitlines():
+            yield from violations_of(json.loads(line), schema)
     elif media_type == "text/event-stream" and response.is_stream_consumed:
         for block in response.text.split("\n\n"):
             fields = dict(

@@ -71,7 +71,7 @@ def ask(
     with handle_errors(), Client(base_url, api_key) as client:
         images: list[ImageInput] = [_image_url(photo, question) for photo in photos]
         if as_json:
-            typer.echo(client.chat(question, image=images, **options).model_dump_json(indent=2))
+            sys.stdout.write(client.chat(question, image=images, **options).model_dump_json(indent=2) + "\n")
         else:
             _print_stream(client, question, images, options)
 

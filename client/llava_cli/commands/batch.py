@@ -5,7 +5,6 @@ The batch runs on the server. To resume waiting after an interruption, pass the 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ import typer
 from llava_client.batches import Batch
 from llava_client.client import Client
 from llava_client.errors import APIConnectionError
+from llava_client.json_body import encode_json
 from rich.console import Console
 
 from llava_cli.exit_codes import EXIT_FAILED, EXIT_USAGE, fail, handle_errors
@@ -81,9 +81,9 @@ def _describe(batch: Batch) -> str:
 
 def _write(client: Client, ended: Batch, output: Path) -> None:
     try:
-        with output.open("w", encoding="utf-8") as file:
+        with output.open("wb") as file:
             for result in client.batch_results(ended.id):
-                file.write(json.dumps(result.raw, ensure_ascii=False) + "\n")
+                file.write(encode_json(result.raw) + b"\n")
     except OSError as exc:
         path, reason = str(output), exc.strerror
         fail(f"Cannot write {path!r}: {reason}. The results of {ended.id} are still available on the server.")

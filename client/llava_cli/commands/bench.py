@@ -175,9 +175,9 @@ def _report(
 ) -> None:
     summary = summarize(run, slo_ttft_s=slo_ttft_s, slo_tpot_s=slo_tpot_s)
     if out is not None:
-        out.write_text(as_json(run, summary), encoding="utf-8")
+        out.write_text(as_json(run, summary), encoding="utf-8", errors="replace")
     if plot is not None:
-        plot.write_text(draw(run, f"{run.model}: {describe(run.plan)}"), encoding="utf-8")
+        plot.write_text(draw(run, f"{run.model}: {describe(run.plan)}"), encoding="utf-8", errors="replace")
     typer.echo(sanitize(as_text(run, summary)))
     if requested.ignore_eos and not run.plan.ignore_eos:
         typer.echo(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated
 
 import typer
@@ -25,4 +26,4 @@ def models(
         if as_json:
             typer.echo(json.dumps([model.model_dump() for model in listed], indent=2))
         else:
-            typer.echo("\n".join(model.id for model in listed), nl=bool(listed))
+            sys.stdout.writelines(f"{model.id}\n" for model in listed)

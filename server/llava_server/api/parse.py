@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Mapping
 from types import UnionType
@@ -26,16 +27,56 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _GOOD_KEY = re.compile(r"[!-~]{1,255}")
 MAX_START = 999_999_999  # maximum number of tokens or events that a client can skip
+# An escape sequence in a JSON string. The alternative for surrogate pairs comes first, so "lone" matches only
+# surrogates that are not part of a pair.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
 _SHOWN = 60  # maximum number of characters of an invalid value shown in an error message
 _UNSUPPORTED_PARTS = {"input_audio", "audio_url", "file", "video_url", "image_embeds"}
 
 
 def parse_request(model: type[Model], body: bytes) -> Model:
-    """Parse a request body. Raises ApiError (400), which names the field and its allowed values."""
+    """Parse a request body. Raises ApiError (400), which names the field and its allowed values.
+
+    A byte order mark is ignored. Escapes of lone surrogates, which are not valid Unicode, are replaced with
+    U+FFFD, as browsers do. Clients that truncate text in the middle of an emoji send such escapes.
+    """
+    body = body.removeprefix(codecs.BOM_UTF8)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise _as_api_error(error.errors(include_url=False)[0], model) from error
+        detail = error.errors(include_url=False, include_input=True)[0]
+        if detail["type"] != "json_invalid":
+            raise _as_api_error(detail, model) from error
+        _check_utf8(body)
+        repaired = _ESCAPE.sub(_without_lone_surrogate, body)
+        if repaired == body:
+            raise _as_api_error(detail, model) from error
+    return parse_request(model, repaired)
+
+
+def _check_utf8(body: bytes) -> None:
+    """Raise ApiError (400) unless the body is encoded in UTF-8."""
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in body[:4]:
+        raise ApiError(
+            "invalid_json", "The request body is encoded in UTF-16 or UTF-32. JSON must be encoded in UTF-8."
+        )
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte, position = body[error.start], error.start
+        raise ApiError(
+            "invalid_json",
+            f"The request body is not valid UTF-8: byte 0x{byte:02x} at position {position}. JSON must be "
+            "encoded in UTF-8.",
+        ) from error
+
+
+def _without_lone_surrogate(escape: re.Match[bytes]) -> bytes:
+    return rb"\ufffd" if escape["lone"] else escape[0]
 
 
 def parameter_error(detail: Mapping[str, Any]) -> ApiError:
@@ -68,7 +109,10 @@ def convert_request(model: type[Model], fields: Mapping[str, Any], names: Mappin
         api_error = _as_api_error(error.errors(include_url=False)[0], model)
         field, rest = _split_path(api_error.param or "")
         param = f"{names.get(field, field)}{rest}" or None
-        raise ApiError(api_error.code, api_error.message, param=param) from error
+        message = api_error.message
+        if param and api_error.param and message.startswith(api_error.param):
+            message = param + message[len(api_error.param) :]
+        raise ApiError(api_error.code, message, param=param) from error
 
 
 def check_num_images(num_images: int, max_images: int, *, param: str) -> None:

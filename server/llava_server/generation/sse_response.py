@@ -1,4 +1,4 @@
-"""An HTTP response that streams the output of a request as server-sent events."""
+"""An HTTP response that streams the output of a request, by default as server-sent events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from llava_server.generation.collect import CollectedChoice
 from llava_server.generation.disconnect import ClientDisconnected, cancel_on_disconnect
 from llava_server.generation.idle_timer import IdleTimer
 from llava_server.generation.merged_outputs import MergedOutputs
-from llava_server.generation.sse import KEEPALIVE, SSE_HEADERS, last_event
+from llava_server.generation.sse import last_event
+from llava_server.generation.stream_format import SSE, StreamFormat
 from llava_server.metrics import EventObserver
 from llava_server.request_context import context_of
 from llava_server.response_model import ResponseModel
@@ -27,10 +28,10 @@ logger = logging.getLogger(__name__)
 
 
 class Serializer(Protocol):
-    """A serializer for the response format of one API. All returned bytes are encoded server-sent events."""
+    """A serializer for the response format of one API. All returned bytes are encoded events."""
 
     def begin(self, num_choices: int) -> bytes:
-        """Return the server-sent events to send before the first event of the job."""
+        """Return the encoded events to send before the first event of the job."""
         ...
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:
@@ -43,11 +44,11 @@ class Serializer(Protocol):
         ...
 
     def end(self) -> bytes:
-        """Return the server-sent events to send after the last event of the job."""
+        """Return the encoded events to send after the last event of the job."""
         ...
 
     def error(self, error: ApiError, request_id: str | None) -> bytes:
-        """Return the last server-sent event of a failed stream."""
+        """Return the last encoded event of a failed stream."""
         ...
 
     def to_response(self, choices: Sequence[CollectedChoice]) -> ResponseModel:
@@ -56,12 +57,12 @@ class Serializer(Protocol):
 
 
 class EventStream(Response):
-    """A response that streams outputs as server-sent events and then closes the outputs.
+    """A response that streams outputs and then closes them.
 
     The status is always 200, so create the response only after the first event has arrived without an error.
-    After ``keepalive_s`` seconds without an event, a keepalive comment is sent. A client that does not read
-    for ``send_timeout_s`` seconds is disconnected. ``start`` is the number of tokens that a resuming client
-    has already received. Only later tokens are sent.
+    After ``keepalive_s`` seconds without an event, the keepalive of ``stream_format`` is sent. A client that
+    does not read for ``send_timeout_s`` seconds is disconnected. ``start`` is the number of tokens that a
+    resuming client has already received. Only later tokens are sent.
     """
 
     def __init__(
@@ -74,14 +75,16 @@ class EventStream(Response):
         keepalive_s: float,
         send_timeout_s: float,
         start: int = 0,
+        stream_format: StreamFormat = SSE,
     ) -> None:
-        super().__init__(headers=SSE_HEADERS)
+        super().__init__(headers=stream_format.headers)
         del self.headers["content-length"]
         self._outputs = outputs
         self._first = first
         self._serializer = serializer
         self._observers = observers
         self._start = start
+        self._keepalive = stream_format.keepalive
         # A stream of several jobs cannot be resumed, because an event ID is a position in a single job.
         self._resumable_job_id = outputs.job_id if len(outputs) == 1 else None
         self._stalled = anyio.CancelScope()  # cancelled when the client stops reading
@@ -134,13 +137,13 @@ class EventStream(Response):
                 await self._send(send, data)
 
     async def _next_event(self, send: Send) -> tuple[int, Event]:
-        """Wait for the next event, sending keepalive comments in the meantime."""
+        """Wait for the next event, sending keepalives in the meantime."""
         if self._first is not None:
             first, self._first = self._first, None
             return first
         self._keepalive_timer.start()
         while (item := await self._outputs.next_or_woken()) is None:
-            await self._send(send, KEEPALIVE)
+            await self._send(send, self._keepalive)
         self._keepalive_timer.stop()
         return item
 

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, cast
 from llava_wire.messages.heartbeat import ImageSpec
 
 from llava_server.images.color import Transparency
+from llava_server.images.data_url import DataEncoding
 from llava_server.images.errors import ImageLimits, image_error
 from llava_server.images.pipe_frames import BrokenFrame, read_frame, write_frame
 from llava_server.supervised_tasks import SupervisedTasks
@@ -53,7 +54,7 @@ class ImageTiles:
 
 
 class DecoderPool:
-    """A pool of ``num_processes`` processes that convert base64-encoded images to tiles.
+    """A pool of ``num_processes`` processes that convert encoded images to tiles.
 
     Call ``start`` before use and ``aclose`` after use. If a process fails to start, ``count_crash`` is called
     and the start is retried.
@@ -90,11 +91,13 @@ class DecoderPool:
         """
         await asyncio.gather(*(self._add_process() for _ in range(self._num_processes)))
 
-    async def preprocess(self, base64: bytes, spec: ImageSpec) -> ImageTiles:
+    async def preprocess(
+        self, data: bytes, spec: ImageSpec, *, encoding: DataEncoding = "base64"
+    ) -> ImageTiles:
         """Wait for an idle process, then decode and preprocess one image. Raises ImageError."""
         process = await self._idle.get()
         try:
-            head, pixels = await self._request(process, base64, spec)
+            head, pixels = await self._request(process, data, spec, encoding)
         except BaseException:
             self._replace(process)  # the pipe may contain a partial frame
             raise
@@ -118,9 +121,10 @@ class DecoderPool:
         self._threads.shutdown(wait=True)
 
     async def _request(
-        self, process: _DecoderProcess, base64: bytes, spec: ImageSpec
+        self, process: _DecoderProcess, data: bytes, spec: ImageSpec, encoding: DataEncoding
     ) -> tuple[dict[str, Any], bytes]:
         request = {
+            "encoding": encoding,
             "side": spec.side,
             "fit": spec.fit,
             "background": spec.background,
@@ -128,7 +132,7 @@ class DecoderPool:
             "transparency": self._transparency,
             **self._limits.for_decoder(),
         }
-        response = asyncio.get_running_loop().run_in_executor(self._threads, process.request, request, base64)
+        response = asyncio.get_running_loop().run_in_executor(self._threads, process.request, request, data)
         try:
             return await asyncio.wait_for(response, self._limits.timeout_s)
         except asyncio.TimeoutError as error:
@@ -139,9 +143,7 @@ class DecoderPool:
             )
             raise image_error("timeout", {}, self._limits) from error
         except (BrokenFrame, OSError) as error:
-            logger.warning(
-                "image decoder %d crashed on an image with %d bytes of base64", process.pid, len(base64)
-            )
+            logger.warning("image decoder %d crashed on an image of %d encoded bytes", process.pid, len(data))
             raise image_error("crashed", {}, self._limits) from error
 
     async def _add_process(self) -> None:

@@ -10,7 +10,6 @@ other images.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import math
 import resource
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO, cast
 from PIL import Image, ImageFile, MpoImagePlugin, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from llava_server.images.color import Transparency, scale_transparent_color, to_rgb
+from llava_server.images.data_url import DataEncoding, decode_body
 from llava_server.images.image_processing import ResizeMode, apply_orientation, resize
 from llava_server.images.pipe_frames import read_frame, write_frame
 from llava_server.images.sandbox import enter_sandbox
@@ -46,12 +46,13 @@ class DecodeError(Exception):
         self.numbers = numbers
 
 
-def preprocess(request: dict[str, Any], text: bytes) -> tuple[Image.Image, int, int]:
-    """Return the tiles of a base64-encoded image, and the width and height of the upright image.
+def preprocess(request: dict[str, Any], data: bytes) -> tuple[Image.Image, int, int]:
+    """Return the tiles of an image, and the width and height of the upright image.
 
+    ``data`` is the data of a data: URL, encoded as stated in ``request["encoding"]`` (default: base64).
     Raises DecodeError.
     """
-    image = _open(_from_base64(text), request)
+    image = _open(_decode(data, cast(DataEncoding, request.get("encoding", "base64"))), request)
     try:
         scale_transparent_color(image)
         image.load()  # loads only the first frame of an animation or the first page of a TIFF
@@ -81,10 +82,10 @@ def main() -> None:
         _respond(stdout, *frame)
 
 
-def _respond(stdout: BinaryIO, request: dict[str, Any], text: bytes) -> None:
+def _respond(stdout: BinaryIO, request: dict[str, Any], data: bytes) -> None:
     _limit_cpu_time(request["cpu_s"])
     try:
-        tiles, width, height = preprocess(request, text)
+        tiles, width, height = preprocess(request, data)
     except DecodeError as error:
         write_frame(stdout, {"error": error.reason, **error.numbers})
     except MemoryError:
@@ -93,10 +94,10 @@ def _respond(stdout: BinaryIO, request: dict[str, Any], text: bytes) -> None:
         write_frame(stdout, {"width": width, "height": height}, tiles.tobytes())
 
 
-def _from_base64(text: bytes) -> bytes:
+def _decode(data: bytes, encoding: DataEncoding) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+        return decode_body(data, encoding)
+    except ValueError as error:
         raise DecodeError("bad_base64") from error
 
 

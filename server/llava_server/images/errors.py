@@ -57,8 +57,7 @@ def image_error(reason: str, numbers: dict[str, Any], limits: ImageLimits) -> Im
     code, message = {
         "bad_base64": (
             "invalid_image_url",
-            "the base64 text is invalid. Use only A-Z a-z 0-9 + / with = as padding, without spaces or line "
-            "breaks.",
+            "the base64 text is invalid. Use only A-Z a-z 0-9 + / with = as padding.",
         ),
         "not_an_image": (
             "invalid_image",

@@ -93,7 +93,7 @@ class ImageLoader:
         if cached is not None:
             return cached
         with self._metrics.image_seconds.time():
-            tiles = await self._pool.preprocess(encoded.base64, spec)
+            tiles = await self._pool.preprocess(encoded.data, spec, encoding=encoded.encoding)
         digest = await run(self._hash_thread, image_digest, tiles, spec, tenant)
         image = PreprocessedImage(_ref(tiles, spec, digest), tiles.pixels)
         self._cache.put(key, image)
@@ -117,7 +117,7 @@ def image_digest(tiles: ImageTiles, spec: ImageSpec, tenant: str) -> str:
 
 
 def _cache_key(encoded: EncodedImage, spec: ImageSpec, tenant: str) -> bytes:
-    return _keyed_digest(tenant, _spec_bytes(spec), encoded.base64)
+    return _keyed_digest(tenant, _spec_bytes(spec), encoded.encoding.encode(), encoded.data)
 
 
 def _keyed_digest(tenant: str, *parts: bytes) -> bytes:

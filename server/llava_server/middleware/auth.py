@@ -27,7 +27,9 @@ __all__ = ["ANONYMOUS", "ApiKeys", "AuthMiddleware", "is_public", "key_digest", 
 logger = logging.getLogger(__name__)
 
 ANONYMOUS = "anonymous"  # the tenant of requests without a key
-_PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json"})
+_PUBLIC_PATHS = frozenset(
+    {"/", "/livez", "/readyz", "/health", "/ping", "/version", "/docs", "/openapi.json"}
+)
 _PUBLIC_FOLDER = "/playground/"  # static files; the page prompts the user for the key
 _TENANT_HEX_DIGITS = 16
 _MIN_REFRESH_S = 0.25  # minimum interval between refreshes triggered by unknown keys

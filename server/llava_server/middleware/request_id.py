@@ -18,7 +18,8 @@ __all__ = ["RequestIdMiddleware", "route_path"]
 logger = logging.getLogger(__name__)
 
 _VALID_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_DEBUG_PATHS = frozenset({"/livez", "/readyz", "/metrics"})  # polled often, so logged at debug level
+# These paths are polled often, so they are logged at debug level.
+_DEBUG_PATHS = frozenset({"/livez", "/readyz", "/health", "/ping", "/load", "/metrics"})
 
 
 class RequestIdMiddleware:

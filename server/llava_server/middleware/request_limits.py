@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_server.errors import ApiError
 from llava_server.metrics import Metrics
+from llava_server.middleware.auth import is_public
 from llava_server.middleware.server_error import send_error
 from llava_server.request_context import RequestBody, context_of
 from llava_server.shutdown import GracefulShutdown
@@ -21,6 +22,7 @@ from llava_server.shutdown import GracefulShutdown
 __all__ = ["BodyLimitMiddleware", "BodyLimits"]
 
 _RETRY_AFTER_S = 1.0
+_MAX_QUOTED = 40  # maximum number of characters that an error message quotes from a header
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,11 @@ class BodyLimits:
 
 
 class BodyLimitMiddleware:
-    """Middleware that either rejects a POST request early or stores its body in the request context."""
+    """Middleware that either rejects a POST request early or stores its body in the request context.
+
+    The bodies of requests to public paths are not read, because clients without a key could otherwise use up
+    the limits.
+    """
 
     def __init__(
         self, app: ASGIApp, *, limits: BodyLimits, shutdown: GracefulShutdown, metrics: Metrics
@@ -47,7 +53,7 @@ class BodyLimitMiddleware:
         self._num_inflight_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] != "POST" or is_public(scope["path"]):
             return await self._app(scope, receive, send)
         body = RequestBody(on_release=self._subtract_bytes)
         self._count_request(+1)
@@ -72,7 +78,7 @@ class BodyLimitMiddleware:
         self._num_inflight_bytes -= num_bytes
 
     def _check_before_reading(self, scope: Scope) -> None:
-        """Check the limits that can be checked before the body is read. Raises ApiError (413, 503)."""
+        """Check the limits that can be checked before the body is read. Raises ApiError (413, 415, 503)."""
         if self._shutdown.rejects_requests:
             raise ApiError(
                 "shutting_down", "The server is shutting down. Retry.", retry_after_s=_RETRY_AFTER_S
@@ -84,6 +90,7 @@ class BodyLimitMiddleware:
                 f"The server has reached its limit of {limits.max_open_requests} open requests. Retry later.",
                 retry_after_s=_RETRY_AFTER_S,
             )
+        _check_encoding(Headers(scope=scope))
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal():
             num_bytes, max_body_bytes = int(length), self._limits.max_body_bytes
@@ -137,3 +144,16 @@ class BodyLimitMiddleware:
                 f"The request body exceeds the limit of {limits.max_body_bytes} bytes. "
                 "Send less text, or fewer or smaller images.",
             )
+
+
+def _check_encoding(headers: Headers) -> None:
+    """Raise ApiError (415) if the body is compressed."""
+    value = ", ".join(headers.getlist("content-encoding"))
+    encodings = [encoding for each in value.split(",") if (encoding := each.strip().lower())]
+    if any(encoding != "identity" for encoding in encodings):
+        quoted = value[:_MAX_QUOTED]
+        raise ApiError(
+            "unsupported_encoding",
+            f"The request body has the Content-Encoding {quoted!a}, but the server accepts only uncompressed "
+            "bodies. Disable compression of requests in the client or the proxy.",
+        )

@@ -4,27 +4,51 @@ from __future__ import annotations
 
 import logging
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llava_server.error_response import to_error, to_message_error
+from llava_server.error_response import (
+    Error,
+    MessageError,
+    OllamaError,
+    to_error,
+    to_message_error,
+    to_ollama_error,
+)
 from llava_server.errors import ApiError, error_headers
 from llava_server.request_context import context_of
 from llava_server.response_model import JSONResponse
 
-__all__ = ["ServerErrorMiddleware", "error_response", "send_error"]
+__all__ = ["ServerErrorMiddleware", "error_response", "send_error", "uses_anthropic_format"]
 
 logger = logging.getLogger(__name__)
 
-_ANTHROPIC_PATHS = "/v1/messages"  # prefix of paths whose errors use Anthropic's format
+# prefixes of paths whose errors never use OpenAI's format
+_ANTHROPIC_PATHS = "/v1/messages"
+_OLLAMA_PATHS = "/api/"
 
 
 def error_response(scope: Scope, error: ApiError) -> Response:
     """Record the error in the request context and return its response."""
     context = context_of(scope)
     context.record_error(error)
-    to_body = to_message_error if scope["path"].startswith(_ANTHROPIC_PATHS) else to_error
-    return JSONResponse(to_body(error, context.request_id), error.kind.status, error_headers(error))
+    body: Error | MessageError | OllamaError
+    if scope["path"].startswith(_OLLAMA_PATHS):
+        body = to_ollama_error(error, context.request_id)
+    elif uses_anthropic_format(scope):
+        body = to_message_error(error, context.request_id)
+    else:
+        body = to_error(error, context.request_id)
+    return JSONResponse(body, error.kind.status, error_headers(error))
+
+
+def uses_anthropic_format(scope: Scope) -> bool:
+    """Return whether the response to this request has Anthropic's format.
+
+    Anthropic clients send the header ``anthropic-version`` with every request.
+    """
+    return scope["path"].startswith(_ANTHROPIC_PATHS) or "anthropic-version" in Headers(scope=scope)
 
 
 async def send_error(scope: Scope, send: Send, error: ApiError) -> None:

@@ -11,26 +11,29 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_server.middleware.request_id import route_path
 from llava_server.request_context import context_of
-from llava_server.tracing import Tracing, use_tracer
+from llava_server.tracing import TRACED_PATHS, Tracing, use_tracer
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 __all__ = ["TracingMiddleware"]
 
-_API = "/v1/"
 _METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
 
 
 class TracingMiddleware:
-    """Middleware that traces requests under ``/v1/``. See ``llava_server.tracing`` for the child spans."""
+    """Middleware that traces requests to the APIs. See ``llava_server.tracing`` for the child spans."""
 
     def __init__(self, app: ASGIApp, *, tracing: Tracing) -> None:
         self._app = app
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(_API) or self._tracing.tracer is None:
+        if (
+            scope["type"] != "http"
+            or not scope["path"].startswith(TRACED_PATHS)
+            or self._tracing.tracer is None
+        ):
             return await self._app(scope, receive, send)
         with use_tracer(self._tracing.tracer), _request_span(self._tracing.tracer, scope) as span:
             return await self._app(scope, receive, _recording_status(span, send))

@@ -1,4 +1,4 @@
-"""Routes for GET /livez, /readyz and /metrics."""
+"""Routes for GET /livez, /readyz and /metrics, and for the probes of other servers' tools."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from starlette.responses import Response
 from llava_server.api.openapi.document import Operation
 from llava_server.error_response import Error
 from llava_server.lifespan import Services, is_admin, services_of
-from llava_server.operator.health_response import Failed, Live, NotReady, Ready
+from llava_server.operator.health_response import Failed, Live, Load, NotReady, Ready, Version
+from llava_server.package_version import package_version
 from llava_server.response_model import JSONResponse
 
 __all__ = ["metrics_router", "router"]
 
+_HEALTH = Operation(
+    "A worker can process requests",
+    Live,
+    statuses=(),
+    other_responses={503: (NotReady, "No request can be processed. The body lists the reasons.")},
+)
 router = APIRouter(tags=["health"])
 metrics_router = APIRouter(tags=["health"])
 
@@ -62,6 +69,60 @@ async def readyz(request: Request) -> Response:
     if reasons:
         return JSONResponse(NotReady(reasons=reasons), 503)
     return JSONResponse(Ready(models=[model.name for model in services.registry.models]))
+
+
+@router.get("/health", summary="Health check")
+@_HEALTH
+async def health(request: Request) -> Response:
+    """Return 200 if a request would be processed now, otherwise 503 with the reasons.
+
+    Unlike /readyz, this check also fails if all workers have exited. Benchmarks and other tools that were
+    written for vLLM or llama.cpp call it before they send requests.
+    """
+    services = services_of(request)
+    reasons = _reasons(services, has_details=is_admin(request.app))
+    if not reasons and not services.registry.has_workers:
+        reasons = ["No worker is currently running."]
+    return JSONResponse(NotReady(reasons=reasons), 503) if reasons else JSONResponse(Live())
+
+
+@router.get("/ping", summary="Health check for SageMaker")
+@_HEALTH
+async def ping(request: Request) -> Response:
+    """Return the same response as /health."""
+    return await health(request)
+
+
+@router.post("/ping", summary="Health check for SageMaker")
+@_HEALTH
+async def post_ping(request: Request) -> Response:
+    """Return the same response as /health. The request body is ignored."""
+    return await health(request)
+
+
+@router.get("/version", summary="Version of the server")
+@Operation("The version", Version, statuses=())
+async def version(_request: Request) -> Response:
+    """Return the version of llava-serve."""
+    return JSONResponse(Version(version=package_version()))
+
+
+@router.get("/load", summary="Load of the server")
+@Operation(
+    "The load",
+    Load,
+    statuses=(),
+    other_responses={
+        401: (Error, "A valid API key is required."),
+        503: (Error, "The API key cannot be checked, because the job queue is unavailable."),
+    },
+)
+async def load(request: Request) -> Response:
+    """Return the number of outputs that this server is currently sending or waiting for.
+
+    Other servers that use the same queue are not included.
+    """
+    return JSONResponse(Load(server_load=services_of(request).controller.num_open))
 
 
 @metrics_router.get("/metrics", summary="Prometheus metrics")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from llava_server.response_model import ResponseModel, doc
+from llava_server.response_model import Count, ResponseModel, doc
 
-__all__ = ["Failed", "Live", "NotReady", "Ready"]
+__all__ = ["Failed", "Live", "Load", "NotReady", "Ready", "Version"]
 
 
 class Live(ResponseModel):
@@ -46,4 +46,18 @@ class NotReady(ResponseModel, kw_only=True):
     reasons: Annotated[
         list[str],
         doc("Human-readable reasons.", ["No worker has registered yet."], min_length=1),
+    ]
+
+
+class Version(ResponseModel, kw_only=True):
+    """The version of the server."""
+
+    version: Annotated[str, doc("Version of llava-serve.", "0.1.0")]
+
+
+class Load(ResponseModel, kw_only=True):
+    """The load of the server."""
+
+    server_load: Annotated[
+        Count, doc("Number of outputs that this server is currently sending or waiting for.", 3)
     ]

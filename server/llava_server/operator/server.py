@@ -15,6 +15,8 @@ from starlette.middleware import Middleware
 
 from llava_server.exception_handlers import EXCEPTION_HANDLERS
 from llava_server.lifespan import Services, attach_services
+from llava_server.middleware.head import HeadMiddleware
+from llava_server.middleware.paths import PathMiddleware
 from llava_server.middleware.request_id import RequestIdMiddleware
 from llava_server.middleware.server_error import ServerErrorMiddleware
 from llava_server.operator import health, workers
@@ -28,7 +30,9 @@ def create_admin_app(services: Services) -> FastAPI:
         title="llava-serve admin",
         middleware=[
             Middleware(RequestIdMiddleware, metrics=services.metrics),
+            Middleware(PathMiddleware),
             Middleware(ServerErrorMiddleware),
+            Middleware(HeadMiddleware),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
         openapi_url=None,

@@ -42,7 +42,7 @@ class StaticFile(NamedTuple):
     etag: str
 
 
-@router.get("/", response_model=None)
+@router.api_route("/", methods=["GET", "HEAD"], response_model=None)
 async def index(request: Request) -> Response:
     return _file_response(request, "index.html")
 

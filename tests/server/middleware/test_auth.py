@@ -35,7 +35,8 @@ def status_with_key(stack: Stack, key: str) -> int:
 
 
 def test_all_routes_except_the_public_ones_require_a_key(keyed: Stack) -> None:
-    public = {"/", "/playground/{name}", "/livez", "/readyz", "/docs", "/openapi.json"}
+    public = {"/", "/playground/{name}", "/livez", "/readyz", "/health", "/ping", "/version"}
+    public |= {"/docs", "/openapi.json"}
     paths = {route.path for route in keyed.server.app.routes if isinstance(route, Route)}
     paths |= set(keyed.server.app.openapi()["paths"])
     assert "/v1/chat/completions" in paths

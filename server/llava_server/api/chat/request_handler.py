@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ from llava_server.errors import ApiError, response_not_found
 from llava_server.generation.collect import CollectedChoice, collect
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.merged_outputs import MergedOutputs
+from llava_server.generation.sse import SSE_HEADERS
 from llava_server.generation.sse_response import EventStream, Serializer
+from llava_server.generation.stream_format import SSE, StreamFormat
 from llava_server.images.errors import ImageError
 from llava_server.images.loader import PreprocessedImage
 from llava_server.lifespan import Services, services_of
@@ -38,6 +41,7 @@ from llava_server.worker_registry import ServedModel
 __all__ = ["Generation", "JobSet", "RequestHandler", "build_chat_jobs", "load_image", "queue_headers"]
 
 _PUBLIC_SCOPE = "*"  # owner of images whose cache_scope is "public"; never a tenant name
+_JSON_TYPE = re.compile(r"application/([!-~]+\+)?json")
 _LARGE_BODY_BYTES = 64 * 1024  # larger bodies are parsed in a thread to avoid delaying other streams
 _GRIDS = ("anyres", "hd")
 
@@ -113,9 +117,10 @@ class RequestHandler:
 
     async def parse(self, raw: bytes, parse: Callable[[bytes], T]) -> T:
         """Check the content type and return the result of ``parse`` for the body."""
-        # A web page from another origin can make a browser send forms and plain text here, but not JSON.
+        # A web page from another origin can make a browser send forms, plain text and bodies without a type
+        # here, but not JSON.
         media_type = self._request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "application/json":
+        if not _JSON_TYPE.fullmatch(media_type):
             raise ApiError(
                 "unsupported_media_type",
                 "The request body must be JSON. Set the header Content-Type: application/json.",
@@ -163,14 +168,25 @@ class RequestHandler:
         await outputs.submit(job_set.jobs, job_set.pixels)
         await outputs.aclose()
 
-    async def respond(self, generation: Generation, serializer: Serializer, *, is_stream: bool) -> Response:
+    async def respond(
+        self,
+        generation: Generation,
+        serializer: Serializer,
+        *,
+        is_stream: bool,
+        stream_format: StreamFormat = SSE,
+    ) -> Response:
         """Return the response, which closes the outputs when it ends.
 
         Raises ApiError or ClientDisconnected.
         """
         if is_stream:
             stream = self._stream(
-                generation.outputs, generation.first, serializer, self._choice_metrics(generation)
+                generation.outputs,
+                generation.first,
+                serializer,
+                self._choice_metrics(generation),
+                stream_format=stream_format,
             )
             stream.headers.update(generation.queue_headers)
             return stream
@@ -200,8 +216,13 @@ class RequestHandler:
     ) -> Response:
         """Return the complete response of a stored job, or a stream that skips its first ``start`` tokens.
 
-        Any client that is already reading the job is disconnected. Metrics are not recorded again.
+        Any client that is already reading the job is disconnected, except by a HEAD request. Metrics are not
+        recorded again.
         """
+        if self._context.is_head:
+            response = Response(headers=SSE_HEADERS if is_stream else {"content-type": "application/json"})
+            del response.headers["content-length"]
+            return response
         outputs = MergedOutputs(self.services.controller, field=field)
         await outputs.resume(outline, timeout_s=self.services.settings.request_timeout_s)
         if is_stream:
@@ -232,6 +253,7 @@ class RequestHandler:
         observers: Sequence[EventObserver],
         *,
         start: int = 0,
+        stream_format: StreamFormat = SSE,
     ) -> EventStream:
         settings = self.services.settings
         return EventStream(
@@ -242,6 +264,7 @@ class RequestHandler:
             keepalive_s=settings.keepalive_s,
             send_timeout_s=settings.send_timeout_s,
             start=start,
+            stream_format=stream_format,
         )
 
 

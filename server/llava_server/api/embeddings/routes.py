@@ -5,7 +5,8 @@ from __future__ import annotations
 import array
 import base64
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter
 from llava_wire.messages.job import Job
@@ -26,7 +27,7 @@ from llava_server.response_model import JSONResponse
 from llava_server.settings import Settings
 from llava_server.worker_registry import ServedModel
 
-__all__ = ["router"]
+__all__ = ["Embeddings", "as_numbers", "build_embedding_jobs", "compute_embeddings", "router"]
 
 router = APIRouter(tags=["embeddings"])
 
@@ -47,25 +48,60 @@ async def create_embeddings(request: Request) -> Response:
     return await cancel_on_disconnect(request.receive, _create_embeddings(RequestHandler(request)))
 
 
+class Embeddings(NamedTuple):
+    """The embeddings of all inputs, as little-endian 32-bit floats, the token count and the queue headers."""
+
+    vectors: list[bytes]
+    num_tokens: int
+    headers: dict[str, str]
+
+
+async def build_embedding_jobs(handler: RequestHandler, request: EmbeddingRequest) -> JobSet:
+    """Check the size of a request, look up its model, load its images and return one job per input.
+
+    Raises ApiError.
+    """
+    _check_sizes(handler.services.settings, request.inputs)
+    model = await handler.services.registry.find(request.model)
+    return JobSet(model, *await _build_jobs(handler, request, model))
+
+
+async def compute_embeddings(handler: RequestHandler, job_set: JobSet, fields: Sequence[str]) -> Embeddings:
+    """Run the jobs. ``fields`` are the request fields of the inputs, for error messages. Raises ApiError."""
+    vectors: list[bytes] = []
+    num_tokens = 0
+    headers: dict[str, str] = {}
+    for begin in range(0, len(job_set.jobs), _MAX_PARALLEL_JOBS):
+        part = slice(begin, begin + _MAX_PARALLEL_JOBS)
+        jobs = JobSet(job_set.model, job_set.jobs[part], job_set.pixels)
+        generation = await handler.submit(jobs, field=fields[part])
+        headers = headers or generation.queue_headers
+        for output in await handler.collect(generation):
+            vectors.append(output.final.vector)
+            num_tokens += output.final.num_prompt_tokens
+    return Embeddings(vectors, num_tokens, headers)
+
+
+def as_numbers(vector: bytes) -> list[float]:
+    """Return the numbers of a vector of little-endian 32-bit floats."""
+    numbers = array.array("f", vector)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tolist()
+
+
 async def _create_embeddings(handler: RequestHandler) -> Response:
     with handler.body() as raw:
         request = await handler.parse(raw, lambda body: parse_request(EmbeddingRequest, body))
-        _check_sizes(handler.services.settings, request.inputs)
-        model = await handler.services.registry.find(request.model)
-        jobs, pixels = await _build_jobs(handler, request, model)
-    data: list[Embedding] = []
-    num_tokens = 0
-    headers: dict[str, str] = {}
-    for begin in range(0, len(jobs), _MAX_PARALLEL_JOBS):
-        part = slice(begin, begin + _MAX_PARALLEL_JOBS)
-        generation = await handler.submit(JobSet(model, jobs[part], pixels), field=request.fields[part])
-        headers = headers or generation.queue_headers
-        for output in await handler.collect(generation):
-            vector = _vector(output.final.vector, is_base64=request.encoding_format == "base64")
-            data.append(Embedding(index=len(data), embedding=vector))
-            num_tokens += output.final.num_prompt_tokens
-    body = EmbeddingList(data=data, model=model.name, usage=EmbeddingUsage(num_tokens, num_tokens))
-    return JSONResponse(body, headers=headers)
+        job_set = await build_embedding_jobs(handler, request)
+    embeddings = await compute_embeddings(handler, job_set, request.fields)
+    encode = _as_base64 if request.encoding_format == "base64" else as_numbers
+    data = [
+        Embedding(index=index, embedding=encode(vector)) for index, vector in enumerate(embeddings.vectors)
+    ]
+    usage = EmbeddingUsage(embeddings.num_tokens, embeddings.num_tokens)
+    body = EmbeddingList(data=data, model=job_set.model.name, usage=usage)
+    return JSONResponse(body, headers=embeddings.headers)
 
 
 def _check_sizes(settings: Settings, inputs: list[EmbeddingInput]) -> None:
@@ -93,10 +129,5 @@ async def _build_jobs(
     return jobs, pixels
 
 
-def _vector(data: bytes, *, is_base64: bool) -> list[float] | str:
-    if is_base64:
-        return base64.b64encode(data).decode()
-    numbers = array.array("f", data)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers.tolist()
+def _as_base64(vector: bytes) -> str:
+    return base64.b64encode(vector).decode()

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Discriminator,
     Field,
     PrivateAttr,
@@ -57,20 +58,27 @@ class ImageUrl(RequestModel):
         "WEBP, GIF, BMP and TIFF. Only the first frame of an animation or the first page is used.",
         examples=["data:image/png;base64,iVBORw0KGgo..."],
     )
-    detail: Literal["auto", "low", "high"] | None = Field(
+    detail: Literal["auto", "low", "high", "original"] | None = Field(
         None,
         description='Level of detail. "low" encodes the whole image as a single tile, which requires the '
-        'fewest tokens. "high" and "auto" (default) also encode tiles at a higher resolution if the model '
-        "supports this (LLaVA-1.6). For LLaVA-1.5, which uses a single resolution, the value has no effect.",
+        'fewest tokens. "high", "original" and "auto" (default) also encode tiles at a higher resolution if '
+        "the model supports this (LLaVA-1.6). For LLaVA-1.5, which uses a single resolution, the value has "
+        "no effect.",
         examples=["low"],
     )
+
+
+def _from_plain_url(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
 
 
 class ImagePart(RequestModel):
     """An image part."""
 
     type: Literal["image_url"] = Field(description="image_url")
-    image_url: ImageUrl = Field(description="URL of the image and its level of detail.")
+    image_url: Annotated[
+        ImageUrl, BeforeValidator(_from_plain_url, json_schema_input_type=ImageUrl | str)
+    ] = Field(description="URL of the image and its level of detail, or only the URL.")
     _param: str | None = PrivateAttr(None)
 
     @classmethod

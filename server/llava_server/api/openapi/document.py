@@ -19,6 +19,7 @@ from llava_server.api.openapi.headers import HEADERS, STREAM, header_parameter, 
 from llava_server.api.openapi.schema import Model, Schema, component_schemas, ref
 from llava_server.error_response import Error
 from llava_server.response_model import ResponseModel
+from llava_server.tracing import TRACED_PATHS
 
 __all__ = ["Operation", "build_document"]
 
@@ -59,23 +60,25 @@ _SECURITY = {
 class Operation:
     """Decorator for route functions that describes the bodies and headers of requests and responses.
 
-    ``response`` is the model of a successful response or, for raw bytes, the media type. ``stream`` is the
+    ``response`` is the model of a successful response or, for raw bytes, the media type. It can be a union of
+    models, as can ``error``, if the format depends on the client. ``stream`` is the
     model of a stream's events, or a union of models. If ``stream_name`` is set, the union becomes a named
-    component. ``headers`` are sent in addition to the headers of every response. ``statuses`` are the error
-    statuses whose body is an ``error`` object. ``other_responses`` maps other statuses to the model and
-    description of their body.
+    component. ``stream_type`` is the media type of the stream. ``headers`` are sent in addition to the
+    headers of every response. ``statuses`` are the error statuses whose body is ``error``.
+    ``other_responses`` maps other statuses to the model and description of their body.
     """
 
     description: str
-    response: type[ResponseModel] | str
+    response: Any
     stream: Any = None
     stream_name: str = ""
+    stream_type: str = _EVENTS
     headers: Sequence[str] = ()
     request: type[BaseModel] | None = None
     request_type: str = _JSON
     request_headers: Sequence[str] = ()
     statuses: Sequence[int] = ERROR_STATUSES
-    error: type[ResponseModel] = Error
+    error: Any = Error
     other_responses: Mapping[int, tuple[type[ResponseModel], str]] = field(default_factory=dict)
 
     def __call__(self, endpoint: Endpoint) -> Endpoint:
@@ -85,7 +88,10 @@ class Operation:
     def models(self) -> list[Model]:
         """Return the models of all bodies."""
         others = [model for model, _ in self.other_responses.values()]
-        models = [self.request, self.response, *self._events(), self.error, *others]
+        models = [
+            *(self.request, *_members(self.response), *self._events(), *_members(self.error)),
+            *others,
+        ]
         return [model for model in models if isinstance(model, type)]
 
     def request_body(self) -> Schema | None:
@@ -98,7 +104,7 @@ class Operation:
         """Return the operation's ``responses``."""
         found = {200: (self.description, self._content())}
         for status in self.statuses:
-            found[status] = (f"{_MEANINGS[status]} See error.code for the reason.", _json(self.error))
+            found[status] = (f"{_MEANINGS[status]} See the error code for the reason.", _json(self.error))
         for status, (model, description) in self.other_responses.items():
             found[status] = (description, _json(model))
         stream_headers = STREAM if self.stream is not None else ()
@@ -127,7 +133,7 @@ class Operation:
         }
 
     def _events(self) -> tuple[type[ResponseModel], ...]:
-        return () if self.stream is None else get_args(self.stream) or (self.stream,)
+        return () if self.stream is None else _members(self.stream)
 
     def _content(self) -> dict[str, Schema]:
         """Return the content of a successful response, keyed by media type."""
@@ -138,7 +144,7 @@ class Operation:
         content = _json(self.response)
         if self.stream is not None:
             union = {"anyOf": [ref(model.__name__) for model in self._events()]}
-            content[_EVENTS] = {"schema": ref(self.stream_name) if self.stream_name else union}
+            content[self.stream_type] = {"schema": ref(self.stream_name) if self.stream_name else union}
         return content
 
 
@@ -167,7 +173,9 @@ def build_document(app: FastAPI, routers: Iterable[APIRouter], *, needs_key: Cal
             described["responses"] = operation.responses(method)
             if (body := operation.request_body()) is not None:
                 described["requestBody"] = body
-            everywhere = ("X-Request-Id", "traceparent") if path.startswith("/v1/") else ("X-Request-Id",)
+            everywhere = (
+                ("X-Request-Id", "traceparent") if path.startswith(TRACED_PATHS) else ("X-Request-Id",)
+            )
             described.setdefault("parameters", []).extend(
                 header_parameter(name) for name in (*operation.request_headers, *everywhere)
             )
@@ -177,5 +185,11 @@ def build_document(app: FastAPI, routers: Iterable[APIRouter], *, needs_key: Cal
     return document
 
 
-def _json(model: type[ResponseModel]) -> dict[str, Schema]:
-    return {_JSON: {"schema": ref(model.__name__)}}
+def _members(model: Any) -> tuple[Any, ...]:
+    """Return the members of a union of models, or a tuple with the model itself."""
+    return get_args(model) or (model,)
+
+
+def _json(model: Any) -> dict[str, Schema]:
+    schemas = [ref(member.__name__) for member in _members(model)]
+    return {_JSON: {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}}

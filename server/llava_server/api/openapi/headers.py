@@ -61,6 +61,11 @@ HEADERS: Mapping[str, Schema] = {
         enum=["true", "false"],
     ),
     "www-authenticate": _text("Authentication scheme for API keys.", "Bearer", enum=["Bearer"]),
+    "accept-encoding": _text(
+        "Sent if the request body is compressed. The server accepts only uncompressed bodies.",
+        "identity",
+        const="identity",
+    ),
     "x-queue-position": _number(
         "Number of requests that were ahead of this one in the queue when it arrived. Omitted if the "
         "response was already being generated for an earlier request.",
@@ -115,6 +120,12 @@ _REQUEST_HEADERS: Mapping[str, Schema] = {
         "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         maxLength=55,
     ),
+    "anthropic-version": _text(
+        "Sent by Anthropic clients. If this header is set, responses and errors have Anthropic's format. The "
+        "value has no effect.",
+        "2023-06-01",
+        maxLength=64,
+    ),
     "Idempotency-Key": _text(
         "1 to 255 visible ASCII characters, such as a UUID. A retry with the same key returns the same "
         "response instead of generating a new one. Generation continues even if the client disconnects. The "
@@ -143,4 +154,5 @@ def headers_of(method: str, status: int) -> list[str]:
     names += ("retry-after", "retry-after-ms") if status in _RETRY_AFTER_STATUSES else ()
     names += ("x-should-retry",) if status in _SHOULD_RETRY_STATUSES else ()
     names += ("www-authenticate",) if status == 401 else ()
+    names += ("accept-encoding",) if status == 415 else ()
     return names

@@ -45,9 +45,17 @@ class InputImage(RequestModel):
         description="The image as a data URL: data:image/png;base64,...",
         examples=["data:image/png;base64,iVBO..."],
     )
-    detail: Literal["auto", "low", "high"] | None = Field(
+    detail: Literal["auto", "low", "high", "original"] | None = Field(
         None, description="Level of detail. See image_url.detail in the Chat Completions API."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flatten(cls, part: Any) -> Any:
+        """Convert ``image_url`` from the object of the Chat Completions API, which some clients send."""
+        if isinstance(part, dict) and isinstance(image_url := part.get("image_url"), dict):
+            return {**part, "detail": image_url.get("detail"), "image_url": image_url.get("url")}
+        return part
 
 
 _Parts = Annotated[

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from llava_server.operator.cli import dead_letters
 from llava_server.operator.cli.doctor import print_findings, run_checks
+from llava_server.operator.cli.run import run
 from llava_server.operator.cli.top import watch
 
 __all__ = ["app"]
@@ -97,12 +98,12 @@ def _run_with_inspector(url: str, command: Callable[[Inspector], Awaitable[T]]) 
         sys.stderr.write(f"llava-serve: {message}\n")
         raise SystemExit(_EXIT_USAGE)
 
-    async def run() -> T:
+    async def run_command() -> T:
         async with aclosing(Inspector(url)) as inspector:
             return await command(inspector)
 
     try:
-        return asyncio.run(run())
+        return asyncio.run(run_command())
     except QueueUnavailable as error:
         sys.stderr.write(f"llava-serve: {error} Check --redis-url.\n")
         raise SystemExit(_EXIT_NO_QUEUE) from None
@@ -111,4 +112,4 @@ def _run_with_inspector(url: str, command: Callable[[Inspector], Awaitable[T]]) 
 
 
 if __name__ == "__main__":
-    app(prog_name="llava-serve")
+    run(app, prog_name="llava-serve")

@@ -21,6 +21,7 @@ from llava_wire.errors import QueueUnavailable
 from llava_wire.stores.api_keys import ApiKey, ApiKeyStore, KeyLimits
 
 from llava_server.middleware.auth import key_digest, tenant_of
+from llava_server.operator.cli.run import run
 from llava_server.settings import load_settings
 
 __all__ = ["app"]
@@ -129,13 +130,13 @@ def _all_keys() -> list[ApiKey]:
 
 
 def _with_store(use: Callable[[ApiKeyStore], Awaitable[T]]) -> T:
-    async def run() -> T:
+    async def run_command() -> T:
         url = load_settings(()).redis_url.get_secret_value()
         async with aclosing(ApiKeyStore(url)) as store:
             return await use(store)
 
     try:
-        return asyncio.run(run())
+        return asyncio.run(run_command())
     except QueueUnavailable as error:
         _fail(f"{error} Start Redis or Valkey, or set LLAVA_REDIS_URL.", _EXIT_FAILED)
 
@@ -146,4 +147,4 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    app(prog_name="llava-serve keys")
+    run(app, prog_name="llava-serve keys")

@@ -8,11 +8,15 @@ from llava_server.api.anthropic.request import CountTokensRequest, MessagesReque
 from llava_server.api.chat.request import ChatRequest
 from llava_server.api.completions.request import CompletionRequest
 from llava_server.api.embeddings.request import EmbeddingRequest
+from llava_server.api.ollama.request import GenerateRequest, OllamaChatRequest
 from llava_server.api.responses.request import ResponseRequest
 from llava_server.api.tokenize.request import TokenizeRequest
 
 from tests.server.api.fields.chat import CHAT, ONE, TOOLS
 from tests.server.api.fields.messages import COUNT, MESSAGE
+from tests.server.api.fields.ollama import CHAT as OLLAMA_CHAT
+from tests.server.api.fields.ollama import EMBEDDING as OLLAMA_EMBEDDING
+from tests.server.api.fields.ollama import GENERATION
 from tests.server.api.fields.responses import RESPONSE
 from tests.server.api.fields.rows import ABSENT, CoveredElsewhere, Differs, Hint, Row, unsupported_fields
 from tests.server.api.fields.test_field_coverage import HINTS, ON_THE_JOB
@@ -36,6 +40,12 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "EmbeddingRequest": ("/v1/embeddings", EMBEDDING),
     "TokenizeRequest": ("/tokenize", TOKENIZATION),
     "DetokenizeRequest": ("/detokenize", {"model": MODEL, "tokens": [1]}),
+    "OllamaChatRequest": ("/api/chat", OLLAMA_CHAT),
+    "GenerateRequest": ("/api/generate", GENERATION),
+    "EmbedRequest": ("/api/embed", OLLAMA_EMBEDDING),
+    "LegacyEmbedRequest": ("/api/embeddings", {"model": MODEL, "prompt": "yes"}),
+    "ShowRequest": ("/api/show", {"model": MODEL}),
+    "PullRequest": ("/api/pull", {"model": MODEL}),
 }
 
 # Unsupported fields. Any value that would have an effect is rejected with an error that names the field.
@@ -43,7 +53,7 @@ UNSUPPORTED = {
     model.__name__: unsupported_fields(model)
     for model in (
         *(ChatRequest, CompletionRequest, ResponseRequest, MessagesRequest, CountTokensRequest),
-        *(EmbeddingRequest, TokenizeRequest),
+        *(EmbeddingRequest, TokenizeRequest, OllamaChatRequest, GenerateRequest),
     )
 }
 
@@ -150,6 +160,12 @@ QUERIES: dict[str, CoveredElsewhere] = {
     "GET /v1/responses/{response_id} starting_after": CoveredElsewhere(
         "test_responses_later.py::test_events_are_resumed_after_a_sequence_number"
     ),
+    **{
+        f"GET /v1/models {name}": CoveredElsewhere(
+            "test_anthropic_models.py::test_the_anthropic_list_is_paged_in_both_directions"
+        )
+        for name in ("after_id", "before_id", "limit")
+    },
     "GET /v1/files purpose": CoveredElsewhere("test_files.py::test_a_file_is_stored_listed_read_and_deleted"),
     "GET /v1/batches after": CoveredElsewhere("test_batches.py::test_the_list_is_paged_without_gaps"),
     "GET /v1/batches limit": CoveredElsewhere("test_batches.py::test_the_list_is_paged_without_gaps"),

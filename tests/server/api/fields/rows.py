@@ -37,7 +37,8 @@ __all__ = [
 
 ABSENT = "(absent)"
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
-_VOLATILE = re.compile(r"[0-9a-f]{16,}|\b1[0-9]{9}(\.\d+)?\b")  # IDs and timestamps
+# IDs, timestamps and durations
+_VOLATILE = re.compile(r"[0-9a-f]{16,}|\b1[0-9]{9}(\.\d+)?\b|\d{4}-\d\d-\d\dT[\d:.]+Z|\"\w+_duration\":\d+")
 
 
 class Differs(NamedTuple):

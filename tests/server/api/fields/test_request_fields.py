@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.api.fields import chat, messages, others, responses
+from tests.server.api.fields import chat, messages, ollama, others, responses
 from tests.server.api.fields.rows import (
     ABSENT,
     CoveredElsewhere,
@@ -30,9 +30,10 @@ from tests.server.api.fields.rows import (
 )
 from tests.server.api.openapi.test_api_cases import EXISTING
 from tests.server.conftest import Stack
+from tests.server.document_check import error_of
 from tests.server.openapi_document import DOCUMENT, REQUEST_SCHEMAS, SCHEMAS, referenced_schemas
 
-ROWS: dict[str, Row] = {**chat.ROWS, **responses.ROWS, **messages.ROWS, **others.ROWS}
+ROWS: dict[str, Row] = {**chat.ROWS, **responses.ROWS, **messages.ROWS, **others.ROWS, **ollama.ROWS}
 # Values of unsupported fields that resemble neutral values but must be rejected.
 PARTLY_NEUTRAL: dict[str, Any] = {"modalities": ["text", "audio"], "reasoning_effort": "high"}
 UNSUPPORTED = [(model, name) for model, fields in others.UNSUPPORTED.items() for name in fields]
@@ -135,8 +136,8 @@ TRY: dict[type, Any] = {Differs: try_differs, Ignored: try_ignored, Hint: try_hi
 
 def check_rejected(stack: Stack, path: str, body: dict[str, Any], param: str) -> None:
     response = stack.http.post(path, json=body)
-    error = response.json()["error"]
     assert response.status_code == 400, response.text
+    error = error_of(response)
     named, wanted = names(error["param"]), names(param)
     assert (named[0], wanted[-1] in named) == (wanted[0], True), error
 
@@ -163,7 +164,7 @@ def test_an_unsupported_field_is_an_error_that_names_it_unless_its_value_is_neut
     path, body = others.REQUESTS[model]
     for name, field in others.UNSUPPORTED[model].items():
         for value in (PARTLY_NEUTRAL.get(name), {"some": "value"}):
-            error = stack.http.post(path, json={**body, name: value or {"some": "value"}}).json()["error"]
+            error = error_of(stack.http.post(path, json={**body, name: value or {"some": "value"}}))
             assert (error["code"], error["param"]) == ("unsupported_parameter", name)
             assert name in error["message"]
         for neutral in (None, *field.neutral):
@@ -175,7 +176,7 @@ def test_a_model_that_is_not_served_is_not_found(stack: Stack) -> None:
     for path, body in others.REQUESTS.values():
         assert stack.http.post(path, json=body).status_code == 200, path
         response = stack.http.post(path, json={**body, "model": "unknown"})
-        assert (response.status_code, response.json()["error"]["param"]) == (404, "model"), path
+        assert (response.status_code, error_of(response)["param"]) == (404, "model"), path
 
 
 def test_a_path_parameter_must_refer_to_an_existing_object(stack: Stack) -> None:

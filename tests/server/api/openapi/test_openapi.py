@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from tests.server.document_check import violations_of
 from tests.server.openapi_document import DOCUMENT, SCHEMAS, alternatives
 
-WITHOUT_BODY = ("/v1/batches/{batch_id}/cancel", "/v1/responses/{response_id}/cancel")
+WITHOUT_BODY = ("/v1/batches/{batch_id}/cancel", "/v1/responses/{response_id}/cancel", "/ping")
 Field = tuple[str, dict[str, Any]]
 
 

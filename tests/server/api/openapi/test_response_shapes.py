@@ -83,6 +83,13 @@ GENERATING: list[tuple[str, dict[str, Any]]] = [
     ("/v1/responses", response("refuse internal_error")),
     ("/v1/responses", response("break internal_error")),
 ]
+OLLAMA = [
+    chat(),
+    chat(logprobs=True, top_logprobs=2),
+    chat(CALL, tools=TOOLS),
+    chat("refuse context_length_exceeded"),
+    chat("break internal_error"),
+]
 OTHER: list[tuple[str, dict[str, Any]]] = [
     ("/v1/messages/count_tokens", chat()),
     ("/v1/embeddings", {"model": MODEL, "input": ["a", "abc"]}),
@@ -94,6 +101,15 @@ OTHER: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", chat(stream=True, stream_options=CONTINUOUS)),
     ("/v1/completions", plain(stream=True, stream_options=USAGE)),
     ("/v1/completions", plain(stream=True, stream_options=CONTINUOUS)),
+    *(("/api/chat", {**body, "stream": is_stream}) for body in OLLAMA for is_stream in (True, False)),
+    *(("/api/generate", plain(stream=is_stream)) for is_stream in (True, False)),
+    ("/api/chat", {"model": MODEL}),
+    ("/api/generate", {"model": MODEL}),
+    ("/api/embed", {"model": MODEL, "input": ["a", "abc"]}),
+    ("/api/embeddings", {"model": MODEL, "prompt": "a"}),
+    ("/api/show", {"model": MODEL}),
+    ("/api/pull", {"model": MODEL}),
+    ("/api/pull", {"model": MODEL, "stream": False}),
 ]
 ROUTES = sorted({path for path, _ in [*GENERATING, *OTHER]})
 
@@ -154,7 +170,7 @@ def test_an_error_matches_the_document(stack: Stack, path: str) -> None:
     for body in (b"{", b'{"model": 7}', b'{"model": "other"}'):
         for headers in ({"content-type": "application/json"}, {"content-type": "text/plain"}):
             response = stack.http.post(path, content=body, headers=headers)
-            assert response.status_code in (400, 415), body
+            assert response.status_code in (400, 404, 415), body
             assert violations(response) == [], body
 
 
@@ -223,6 +239,7 @@ def test_files_batches_models_and_health_match_the_document(stack: Stack) -> Non
         http.delete(f"/v1/files/{file_id}"),
         *(http.get(path) for path in ("/v1/models", f"/v1/models/{MODEL}", "/v1/models/x")),
         *(http.get(path) for path in ("/livez", "/readyz", "/metrics")),
+        *(http.get(f"/api/{name}") for name in ("tags", "ps", "version")),
     ]
     assert [violations(each) for each in received] == [[]] * len(received)
     assert (batch["status"], failed["status"]) == ("completed", "failed")
