@@ -44,12 +44,13 @@ def test_a_feature_works(
     assert error is None, error
 
 
-def test_the_documented_example_prints_the_color(
+def test_the_documented_example_works(
     client: Client, programs_of: Callable[[Client], Programs]
 ) -> None:
     result = programs_of(client).run_example()
     assert result.returncode == 0, result.stderr
-    assert COLOR in result.stdout
+    # The examples for benchmarks are shell commands, which print a report.
+    assert client.example and (client.example.suffix == ".sh" or COLOR in result.stdout.lower())
 
 
 def test_every_folder_belongs_to_a_client() -> None:

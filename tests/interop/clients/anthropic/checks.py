@@ -13,8 +13,8 @@ IMAGE: Any = {"type": "image", "source": {"type": "base64", "media_type": "image
 USER: Any = {"role": "user", "content": [IMAGE, {"type": "text", "text": QUESTION}]}
 
 
-class Circle(BaseModel):
-    color: Literal["red", "green", "blue"]
+class Circle(BaseModel, extra="forbid"):
+    color: Literal["Red", "Green", "Blue"]
 
 
 @beta_tool

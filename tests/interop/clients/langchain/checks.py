@@ -21,8 +21,8 @@ USER = HumanMessage([IMAGE, {"type": "text", "text": QUESTION}])
 SETTINGS: Any = {"model": MODEL, "temperature": 0, "max_tokens": 200, "max_retries": 0}
 
 
-class Circle(BaseModel):
-    color: Literal["red", "green", "blue"]
+class Circle(BaseModel, extra="forbid"):
+    color: Literal["Red", "Green", "Blue"]
 
 
 @tool

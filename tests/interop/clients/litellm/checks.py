@@ -36,8 +36,8 @@ LOOK: Any = {"type": "function", "function": {"name": "look", "parameters": SHAP
 CALL: Any = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"shape": "circle"}'}}
 
 
-class Circle(BaseModel):
-    color: Literal["red", "green", "blue"]
+class Circle(BaseModel, extra="forbid"):
+    color: Literal["Red", "Green", "Blue"]
 
 
 def _complete(provider: str, **options: Any) -> Any:

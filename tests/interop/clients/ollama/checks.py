@@ -12,8 +12,8 @@ client = Client()
 OPTIONS = {"temperature": 0, "num_predict": 60}
 
 
-class Circle(BaseModel):
-    color: Literal["red", "green", "blue"]
+class Circle(BaseModel, extra="forbid"):
+    color: Literal["Red", "Green", "Blue"]
 
 
 def _look(shape: str) -> str:

@@ -33,8 +33,8 @@ USER: Any = [
 _calls: list[str] = []
 
 
-class Circle(BaseModel):
-    color: Literal["red", "green", "blue"]
+class Circle(BaseModel, extra="forbid"):
+    color: Literal["Red", "Green", "Blue"]
 
 
 @function_tool
@@ -108,7 +108,7 @@ async def typed_output_with_tools() -> None:
 
 async def image_from_tool() -> None:
     outputs = await _run(QUESTION, tools=[_screenshot], tool_choice="required", output_type=Circle)
-    assert [output.color for output in outputs] == [COLOR, COLOR], outputs
+    assert [output.color for output in outputs] == [COLOR.capitalize()] * 2, outputs
 
 
 async def handoff() -> None:

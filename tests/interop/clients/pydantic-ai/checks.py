@@ -6,22 +6,25 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 from pydantic_ai import Agent, BinaryContent, Embedder, ImageUrl, ModelSettings, NativeOutput, ToolOutput
-from pydantic_ai.messages import ToolReturn
+from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.models import Model
 from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.profiles import ModelProfile
 from scene import COLOR, DATA_URL, IMAGE, MODEL, QUESTION
 
 SETTINGS = ModelSettings(temperature=0, max_tokens=300)
 SCREENSHOT = BinaryContent(IMAGE.read_bytes(), media_type="image/png")
 
 
-class Circle(BaseModel):
-    color: Literal["red", "green", "blue"]
+class Circle(BaseModel, extra="forbid"):
+    color: Literal["Red", "Green", "Blue"]
 
 
 def _models() -> list[Model]:
-    return [OpenAIChatModel(MODEL), OpenAIResponsesModel(MODEL), AnthropicModel(MODEL)]
+    # The client derives the features of a model from its name.
+    profile = ModelProfile(supports_json_schema_output=True)
+    return [OpenAIChatModel(MODEL), OpenAIResponsesModel(MODEL), AnthropicModel(MODEL, profile=profile)]
 
 
 def _agents(**options: Any) -> list[Agent[None, Any]]:
@@ -42,37 +45,29 @@ async def streaming() -> None:
 
 
 async def typed_output() -> None:
-    """The three output modes: a tool call, a format of the API, and a JSON schema in the prompt."""
+    """Output as a tool call, and in a format of the API."""
     for output in (ToolOutput(Circle), NativeOutput(Circle)):
         for agent in _agents(output_type=output):
-            result = await agent.run([QUESTION, SCREENSHOT])
-            assert isinstance(result.output, Circle), agent.model
+            assert (await agent.run([QUESTION, SCREENSHOT])).output.color == COLOR.capitalize()
+
+
+async def tool_loop() -> None:
+    """The first response is a tool call, the second the final text."""
+    for agent in _agents(tools=[_shapes], capabilities=[_ToolFirst()]):
+        result = await agent.run([QUESTION, SCREENSHOT])
+        assert result.output and len(result.all_messages()) == 4
 
 
 async def typed_output_with_tools() -> None:
     for output in (ToolOutput(Circle), NativeOutput(Circle)):
-        for agent in _agents(output_type=output):
-            agent.tool_plain(_shapes)
+        for agent in _agents(output_type=output, tools=[_shapes], capabilities=[_ToolFirst()]):
             result = await agent.run([QUESTION, SCREENSHOT])
-            assert isinstance(result.output, Circle), agent.model
-
-
-async def tool_loop() -> None:
-    """A tool's result is sent to the model, and its final output is typed."""
-    for model in _models():
-        agent = Agent(model, model_settings=SETTINGS, tools=[_shapes])
-        history = (
-            (await agent.run(QUESTION, model_settings=ModelSettings(tool_choice=["_shapes"])))
-            if False
-            else None
-        )
-        assert history is None
+            assert isinstance(result.output, Circle) and len(result.all_messages()) >= 4
 
 
 async def image_from_tool() -> None:
-    for agent in _agents(output_type=ToolOutput(Circle)):
-        agent.tool_plain(_screenshot)
-        assert isinstance((await agent.run(QUESTION)).output, Circle)
+    for agent in _agents(output_type=ToolOutput(Circle), tools=[_screenshot], capabilities=[_ToolFirst()]):
+        assert (await agent.run(QUESTION)).output.color == COLOR.capitalize(), agent.model
 
 
 async def embeddings() -> None:
@@ -80,11 +75,18 @@ async def embeddings() -> None:
     assert len(result.embeddings) == 2
 
 
+class _ToolFirst(AbstractCapability[None]):
+    """Require a call of a function tool in the first step. Later steps end the run."""
+
+    def get_model_settings(self) -> Any:
+        return lambda context: ModelSettings(tool_choice="required" if context.run_step == 1 else "none")
+
+
 def _shapes(kind: Literal["round", "square"]) -> list[str]:
     """Return the shapes in the image."""
     return ["circle"]
 
 
-def _screenshot() -> ToolReturn:
+def _screenshot() -> BinaryContent:
     """Take a screenshot."""
-    return ToolReturn(SCREENSHOT)
+    return SCREENSHOT

@@ -16,7 +16,7 @@ SETTINGS: Any = {
     "temperature": 0,
     "max_tokens": 60,
 }
-COLORS = "red|green|blue|yellow"
+COLORS = "Red|Green|Blue|Yellow"
 
 
 class _Look(Tool):
@@ -48,7 +48,7 @@ def typed_output() -> None:
     schema["additionalProperties"] = False
     form = {"type": "json_schema", "json_schema": {"name": "circle", "strict": True, "schema": schema}}
     content = OpenAIModel(MODEL, **SETTINGS)([_message()], response_format=form).content
-    assert json.loads(content)["color"] in COLORS.split("|")
+    assert json.loads(content)["color"] == COLOR.capitalize()
 
 
 def tool_loop() -> None:
