@@ -34,11 +34,12 @@ OBJECT = {
     "additionalProperties": False,
 }
 LIST = {"type": "array", "items": OBJECT, "minItems": 10, "maxItems": 10}
-UNSUPPORTED = {"type": "array", "uniqueItems": True}
+UNSUPPORTED = {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3, "uniqueItems": True}
 
 
-def as_format(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "scene", "schema": schema}}
+def as_format(schema: dict[str, Any], *, is_strict: bool = False) -> dict[str, Any]:
+    form = {"name": "scene", "schema": schema, "strict": is_strict}
+    return {"type": "json_schema", "json_schema": form}
 
 
 @dataclass
@@ -92,13 +93,77 @@ def test_an_unsupported_schema_is_rejected_with_400_and_the_reason(
     body = {
         "model": "tiny-llava",
         "messages": [{"role": "user", "content": "Hi?"}],
-        "response_format": as_format(UNSUPPORTED),
+        "response_format": as_format(UNSUPPORTED, is_strict=True),
         "stream": is_streaming,
     }
     response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=scaled(60))
     error = response.json()["error"]
-    assert (response.status_code, error["param"]) == (400, "response_format")
+    assert (response.status_code, error["param"]) == (400, "response_format.json_schema.schema")
     assert "uniqueItems" in error["message"]
+
+
+ARGUMENTS = {
+    "type": "object",
+    "properties": {"tags": UNSUPPORTED},
+    "required": ["tags"],
+    "additionalProperties": False,
+}
+FUNCTION = {"name": "f", "parameters": ARGUMENTS, "strict": True}
+INPUT = {"model": "tiny-llava", "max_output_tokens": 400, "input": "Hi?"}
+MESSAGE = {"model": "tiny-llava", "max_tokens": 400, "messages": [{"role": "user", "content": "Hi?"}]}
+SCHEMA_FORMAT = {"type": "json_schema", "schema": UNSUPPORTED}
+# (path, body with an unsupported keyword in a strict schema, the field that contains it)
+REJECTED: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "/v1/chat/completions",
+        {**MESSAGE, "tools": [{"type": "function", "function": FUNCTION}]},
+        "tools[0].function.parameters",
+    ),
+    ("/v1/responses", {**INPUT, "tools": [{"type": "function", **FUNCTION}]}, "tools[0].parameters"),
+    (
+        "/v1/responses",
+        {**INPUT, "text": {"format": {**SCHEMA_FORMAT, "name": "x", "strict": True}}},
+        "text.format.schema",
+    ),
+    (
+        "/v1/messages",
+        {**MESSAGE, "tools": [{"name": "f", "input_schema": ARGUMENTS, "strict": True}]},
+        "tools[0].input_schema",
+    ),
+    ("/v1/messages", {**MESSAGE, "output_format": SCHEMA_FORMAT}, "output_config.format.schema"),
+    ("/v1/chat/completions", {**MESSAGE, "guided_json": UNSUPPORTED}, "guided_json"),
+    ("/v1/chat/completions", {**MESSAGE, "ebnf": "root ::= ("}, "ebnf"),
+]
+
+
+def test_an_error_names_the_field_in_every_api(server: Server) -> None:
+    for path, body, param in REJECTED:
+        response = httpx2.post(f"{server.url}{path}", json=body, timeout=scaled(60))
+        error = response.json()["error"]
+        assert response.status_code == 400, (path, param)
+        assert error.get("param", param) == param
+        assert "uniqueItems" in error["message"] or "line 1, column 10" in error["message"]
+        if "tools" in param:
+            assert "function 'f'" in error["message"] and "/properties/tags" in error["message"]
+
+
+def test_unsupported_keywords_of_a_tool_that_is_not_strict_are_ignored(server: Server) -> None:
+    tool = {"type": "function", "function": {**FUNCTION, "strict": None}}
+    body = {**MESSAGE, "tools": [tool], "tool_choice": "required", "temperature": 0}
+    response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=scaled(60))
+    assert response.status_code == 200, response.text
+    for call in response.json()["choices"][0]["message"]["tool_calls"]:
+        arguments = json.loads(call["function"]["arguments"])
+        assert set(arguments["tags"]) <= {"a", "b"} and len(arguments["tags"]) <= 3
+
+
+def test_the_output_matches_a_grammar_under_each_of_its_names(server: Server) -> None:
+    grammar = 'root ::= "<" [xyz]{4} ">"'
+    names = {"grammar": grammar, "ebnf": grammar, "guided_grammar": grammar, "regex": "<[xyz]{4}>"}
+    for name, value in names.items():
+        body = {**MESSAGE, name: value}
+        response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=scaled(60))
+        assert re.fullmatch("<[xyz]{4}>", response.json()["choices"][0]["message"]["content"]), name
 
 
 def test_json_is_resumed_in_mid_object_when_its_worker_is_killed(server: Server, client: Client) -> None:
@@ -127,7 +192,7 @@ TOOL = {
         "name": "record_counts",
         "parameters": {
             "type": "object",
-            "properties": {"counts": {**LIST, "maxItems": 6, "minItems": 6}},
+            "properties": {"counts": {**LIST, "maxItems": 6, "minItems": 6, "uniqueItems": True}},
             "required": ["counts"],
             "additionalProperties": False,
         },
@@ -140,11 +205,31 @@ INTERRUPTED: dict[str, dict[str, Any]] = {
         "tool_choice": {"type": "function", "function": {"name": "record_counts"}},
         "max_tokens": 900,
     },
+    "masks and special tokens": {
+        "bad_words": ["circle", "a red"],
+        "typical_p": 0.9,
+        "ignore_eos": True,
+        "skip_special_tokens": False,
+        "return_token_ids": True,
+        "max_tokens": 200,
+    },
+    "tools and a response format": {
+        "tools": [TOOL],
+        "response_format": as_format(LIST),
+        "max_tokens": 900,
+    },
+    "a recursive grammar": {
+        "grammar": 'root ::= value ("," value){24}\nvalue ::= [a-z]{3,9} | "(" value ")"',
+        "max_tokens": 900,
+    },
 }
 
 
 def stream_choices(url: str, fields: dict[str, Any], *, after: Callable[[int], None]) -> list[str]:
-    """Return the text or the tool arguments of each choice. ``after`` is called after each chunk."""
+    """Return the text or the tool arguments of each choice, and its token IDs if they are requested.
+
+    ``after`` is called after each chunk.
+    """
     body = {
         "model": "tiny-llava",
         "messages": [{"role": "user", "content": "Describe it."}],
@@ -154,6 +239,7 @@ def stream_choices(url: str, fields: dict[str, Any], *, after: Callable[[int], N
         **fields,
     }
     texts: dict[int, str] = {}
+    token_ids: list[int] = []
     with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=scaled(60)) as response:
         assert response.status_code == 200
         for number, line in enumerate(line for line in response.iter_lines() if line.startswith("data: {")):
@@ -165,8 +251,10 @@ def stream_choices(url: str, fields: dict[str, Any], *, after: Callable[[int], N
                     call["function"].get("arguments") or "" for call in calls
                 )
                 texts[choice["index"]] = texts.get(choice["index"], "") + added
+                token_ids += choice.get("token_ids", [])
             after(number)
-    return [text for _, text in sorted(texts.items())]
+    assert len(token_ids) == (fields["max_tokens"] if "return_token_ids" in fields else 0)
+    return [text + str(token_ids or "") for _, text in sorted(texts.items())]
 
 
 @pytest.mark.parametrize("name", INTERRUPTED)

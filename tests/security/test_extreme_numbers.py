@@ -86,6 +86,8 @@ def is_allowed(text: str, schema: dict[str, Any]) -> bool:
     value = json.loads(text)
     if type(value) is not int and not (type(value) is float and schema["type"] == "number"):
         return False
+    if "not" in schema and value == schema["not"]["const"]:
+        return False
     minimum, maximum = bounds(schema)
     if value == schema.get("not", {}).get("const"):
         return False

@@ -14,9 +14,9 @@ anything else           the messages, as received
 Log probabilities: all text of an event belongs to the event's first token. The k-th alternative to token t is
 token t + k, whose log probability is lower by k. Tokenization: the token IDs of a prompt are its UTF-8 bytes
 and a 0 for each image. Detokenization: a token ID below the surrogate range becomes the character with that
-code point. Embedding: the vector is (length in bytes or tokens, number of images). Echo: the prompt is a BOS
-token followed by one token per character, or the token IDs in the request. A job with ``max_tokens`` 0
-produces no tokens.
+code point. Embedding: the vector is (length in bytes or tokens, number of images). Prompt: the tokens in
+the first event are a BOS token followed by one token per character, or the token IDs in the request. The rank
+of a token is its position. A job with ``max_tokens`` 0 produces no tokens.
 """
 
 from __future__ import annotations
@@ -264,15 +264,16 @@ class _Writer:
 
 def _echo(assignment: Assignment) -> tuple[TokenLogprob, ...]:
     job = assignment.job
-    if not job.is_echoed:
+    if not job.has_prompt_event:
         return ()
-    num_top = job.sampling.num_logprobs or 0
+    num_top = job.num_prompt_logprobs or 0
     token_ids = job.prompt_ids or (0, *map(ord, _last_text(assignment)))
     texts = [_character(token_id).encode() if token_id else b"" for token_id in token_ids]
     return tuple(
         TokenLogprob(
             TokenScore(token_id, text, -position / 8),
             tuple(TokenScore(token_id + k, text, -position / 8 - k) for k in range(num_top)),
+            rank=0 if job.num_prompt_logprobs is None else position,
         )
         for position, (token_id, text) in enumerate(zip(token_ids, texts, strict=True))
     )

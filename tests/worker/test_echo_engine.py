@@ -145,13 +145,13 @@ def test_logprobs_are_returned_on_request() -> None:
 
 def test_prompt_logprobs_are_returned_once_on_request() -> None:
     for num_tokens in (3, 0):
-        for has_prompt_logprobs in (False, True):
+        for num_prompt_logprobs in (None, 2):
             sequence = make_sequence("abc", max_new_tokens=num_tokens, sampling=greedy(num_logprobs=1))
-            sequence.has_prompt_logprobs = has_prompt_logprobs
+            sequence.num_prompt_logprobs = num_prompt_logprobs
             engine = EchoEngine()
             engine.add(sequence)
             num_logprobs = [len(output.prompt_logprobs) for output in run(engine)]
-            expected = len(sequence.prompt_ids) - 1 if has_prompt_logprobs else 0
+            expected = len(sequence.prompt_ids) - 1 if num_prompt_logprobs else 0
             assert num_logprobs == [expected, *[0] * max(num_tokens - 1, 0)]
 
 

@@ -70,8 +70,8 @@ def test_echo_without_logprobs_computes_none() -> None:
     assignment = assign(num_logprobs=None)
     event = first_event(JobOutput(assignment, ByteTokenizer()), StepOutput(ASSIGNMENT_ID, 97, "length"))
     assert [entry.sampled.logprob for entry in event.prompt] == [0, 0, 0, 0]
-    assert not make_sequence(assignment, PROMPT, context_length=99).has_prompt_logprobs
-    assert make_sequence(assign(), PROMPT, context_length=99).has_prompt_logprobs
+    assert make_sequence(assignment, PROMPT, context_length=99).num_prompt_logprobs is None
+    assert make_sequence(assign(), PROMPT, context_length=99).num_prompt_logprobs == 1
 
 
 def test_resumed_output_does_not_repeat_the_prompt() -> None:

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("short_pulls")]
 
 TOKENIZER = ByteTokenizer()
 OBJECT = Grammar("json_object")
-INVALID = Grammar("regex", "(a")
+INVALID = Grammar("regex", "(a", param="guided_regex")
 
 
 class SlowVocabulary:
@@ -72,7 +72,7 @@ async def test_invalid_grammar_fails_only_its_own_job(
         other = await client.submit("Hi?", max_tokens=20)
         final = await client.wait_for_final(await client.submit("Hi?", max_tokens=20, grammar=INVALID))
         assert final.error is not None
-        assert (final.error.code, final.error.param) == (ErrorCode.INVALID_REQUEST, "response_format")
+        assert (final.error.code, final.error.param) == (ErrorCode.INVALID_REQUEST, "guided_regex")
         assert "unclosed group" in final.error.message
         assert (await client.wait_for_final(other)).reason is FinishReason.LENGTH
         assert running.engine.num_sequences == 0

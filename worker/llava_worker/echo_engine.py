@@ -155,7 +155,7 @@ class EchoEngine:
 
 
 def _vector(sequence: Sequence) -> bytes:
-    """Return a normalized vector of 16 values.
+    """Return a vector of 16 values, normalized to unit length unless the sequence requests otherwise.
 
     For text, value i is based on the number of token IDs in the prompt that equal i modulo 16. For an image,
     the values are based on a 16-byte hash of the image's digest.
@@ -166,7 +166,7 @@ def _vector(sequence: Sequence) -> bytes:
         values = [0] * 16
         for token_id in sequence.prompt_ids:
             values[token_id % 16] += 1
-    length = math.hypot(*values)
+    length = math.hypot(*values) if sequence.is_normalized else 1.0
     return struct.pack("<16f", *(value / length for value in values))
 
 
@@ -221,9 +221,9 @@ def _prompt_logprobs(sequence: Sequence) -> tuple[TokenLogprobs, ...]:
     """
     if not sequence.needs_prompt_logprobs:
         return ()
-    num_top = sequence.sampling.num_logprobs or 0
+    num_top = sequence.num_prompt_logprobs or 0
     return tuple(
-        TokenLogprobs(-index / 8, tuple((token_id + rank, -index / 8 - rank) for rank in range(num_top)))
+        TokenLogprobs(-index / 8, tuple((token_id + rank, -index / 8 - rank) for rank in range(num_top)), 1)
         for index, token_id in enumerate(sequence.prompt_ids[1:], start=1)
     )
 

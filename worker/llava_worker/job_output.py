@@ -6,6 +6,7 @@ Tokens that arrive while an event is being sent are collected and sent in the ne
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from llava_wire.messages.assignment import Assignment
@@ -56,12 +57,14 @@ class JobOutput:
         self.num_prompt_tokens = 0
         self._tokenizer = tokenizer
         self._detokenizer = _create_detokenizer(assignment, tokenizer, stop)
-        self._stop_token_ids = frozenset(assignment.job.sampling.stop_token_ids)
+        sampling = assignment.job.sampling
+        self._hidden_ids = frozenset(() if sampling.include_stop_str_in_output else sampling.stop_token_ids)
+        self._hides_end = not sampling.include_stop_str_in_output
         self._offset = len(assignment.token_ids)
         self._has_event = False  # whether next_event has returned an event
         self._token_ids: list[int] = []  # this and the three attributes below are sent in the next event
         self._logprobs: list[TokenLogprob] = []
-        self._echo_token_ids: list[int] = []  # token IDs of the prompt
+        self._prompt = Prompt()  # the prompt to send in the next event
         self._echo_logprobs: tuple[TokenLogprobs, ...] = ()
         self._text = self._replay_log()
         self._final: Final | None = None
@@ -82,8 +85,8 @@ class JobOutput:
         elif job.task == "detokenize":
             self._text = "".join(self._push(token_id) for token_id in prompt.token_ids)
             self._text += self._detokenizer.flush()
-        if job.is_echoed and not self.assignment.token_ids:
-            self._echo_token_ids = prompt.token_ids  # otherwise, the log's first event contains the prompt
+        if job.has_prompt_event and not self.assignment.token_ids:
+            self._prompt = prompt  # otherwise, the log's first event contains the prompt
         if not job.needs_model:
             self._finish(FinishReason.STOP)
 
@@ -129,55 +132,72 @@ class JobOutput:
 
     def _take_echo(self) -> tuple[TokenLogprob, ...]:
         """Return the prompt's tokens for the first event, or () for later events and failed jobs."""
-        token_ids, self._echo_token_ids = self._echo_token_ids, []
+        prompt, self._prompt = self._prompt, Prompt()
+        token_ids = prompt.token_ids
         if not token_ids or (self._final is not None and self._final.error is not None):
             return ()
         none = TokenLogprobs(0.0)
-        logprobs = (none, *(self._echo_logprobs or [none] * (len(token_ids) - 1)))
+        logprobs = [none, *(self._echo_logprobs or [none] * (len(token_ids) - 1))]
+        for image in prompt.images:  # the probabilities of the placeholder tokens are meaningless
+            logprobs[image.start : image.end] = [none] * image.length
         strips_space, tokens = self._tokenizer.strips_leading_space, []
+        text_of = self._tokenizer.token_bytes
         for token_id, scores in zip(token_ids, logprobs, strict=True):
-            tokens.append(self._with_text(token_id, scores, strips_space=strips_space))
-            strips_space = strips_space and not self._tokenizer.token_bytes(token_id)
+            tokens.append(self._with_text(token_id, scores, text_of, strips_space=strips_space))
+            strips_space = strips_space and not text_of(token_id)
         return tuple(tokens)
 
     def _process_step(self, output: StepOutput) -> None:
         self._echo_logprobs = self._echo_logprobs or output.prompt_logprobs
         if output.token_id is not None:
+            is_end = output.finish == "stop"
             self._token_ids.append(output.token_id)
             if output.logprobs is not None:
-                self._logprobs.append(self._output_logprob(output.token_id, output.logprobs))
-            self._text += self._push(output.token_id)
+                self._logprobs.append(self._output_logprob(output.token_id, output.logprobs, is_end=is_end))
+            self._text += self._push(output.token_id, is_end=is_end)
         if self._detokenizer.is_stopped:
             self._finish(FinishReason.STOP, output.num_cached_tokens)
         elif output.finish is not None:
             self._text += self._detokenizer.flush()
             self._finish(FinishReason(output.finish), output.num_cached_tokens, output.vector)
 
-    def _push(self, token_id: int) -> str:
-        """Return the text completed by this token. Stop tokens have no text."""
-        return "" if token_id in self._stop_token_ids else self._detokenizer.push(token_id)
+    def _push(self, token_id: int, *, is_end: bool = False) -> str:
+        """Return the text completed by this token."""
+        return "" if self._is_hidden(token_id, is_end=is_end) else self._detokenizer.push(token_id)
 
-    def _output_logprob(self, token_id: int, logprobs: TokenLogprobs) -> TokenLogprob:
-        """Return the log probabilities of the next output token. Stop tokens have no text."""
-        token = self._with_text(token_id, logprobs, strips_space=self._detokenizer.strips_next_space)
-        if token_id not in self._stop_token_ids:
+    def _is_hidden(self, token_id: int, *, is_end: bool) -> bool:
+        """Return whether the token has no text because it ends the output.
+
+        ``is_end`` is false when a log is replayed. This makes no difference, because the event that contains
+        an end-of-sequence token also contains the end of the job.
+        """
+        return token_id in self._hidden_ids or (is_end and self._hides_end)
+
+    def _output_logprob(self, token_id: int, logprobs: TokenLogprobs, *, is_end: bool) -> TokenLogprob:
+        """Return the log probabilities of the next output token."""
+        detokenizer = self._detokenizer
+        token = self._with_text(
+            token_id, logprobs, detokenizer.token_bytes, strips_space=detokenizer.strips_next_space
+        )
+        if not self._is_hidden(token_id, is_end=is_end):
             return token
         return TokenLogprob(TokenScore(token_id, b"", logprobs.logprob, token.sampled.name), token.top)
 
-    def _with_text(self, token_id: int, logprobs: TokenLogprobs, *, strips_space: bool) -> TokenLogprob:
+    def _with_text(
+        self, token_id: int, logprobs: TokenLogprobs, text_of: Callable[[int], bytes], *, strips_space: bool
+    ) -> TokenLogprob:
         """Combine the log probabilities with the tokens' texts and names, which are unknown to the engine.
 
         ``strips_space`` applies to the alternatives too, so that all texts can be compared.
         """
 
         def score(token_id: int, logprob: float) -> TokenScore:
-            text = self._tokenizer.token_bytes(token_id)
-            name = "" if text else self._tokenizer.special_name(token_id)
+            text = text_of(token_id)
+            name = "" if self._tokenizer.token_bytes(token_id) else self._tokenizer.special_name(token_id)
             return TokenScore(token_id, text.removeprefix(b" ") if strips_space else text, logprob, name)
 
-        return TokenLogprob(
-            score(token_id, logprobs.logprob), tuple(score(*alternative) for alternative in logprobs.top)
-        )
+        top = tuple(score(*alternative) for alternative in logprobs.top)
+        return TokenLogprob(score(token_id, logprobs.logprob), top, logprobs.rank)
 
     def _finish(self, reason: FinishReason, num_cached_tokens: int = 0, vector: bytes = b"") -> None:
         stopped_by = self._detokenizer.stopped_by
@@ -208,6 +228,11 @@ def _create_detokenizer(assignment: Assignment, tokenizer: Tokenizer, stop: tupl
     job = assignment.job
     if job.task == "detokenize":
         return Detokenizer(tokenizer)
-    if job.form == "raw":
-        return Detokenizer(tokenizer, job.sampling.stop, is_continued=True)
-    return Detokenizer(tokenizer, stop + job.sampling.stop, is_continued=job.form == "continued")
+    sampling = job.sampling
+    return Detokenizer(
+        tokenizer,
+        sampling.stop if job.form == "raw" else stop + sampling.stop,
+        included_stop=sampling.stop if sampling.include_stop_str_in_output else (),
+        has_special_tokens=not sampling.skip_special_tokens,
+        is_continued=job.form in ("raw", "continued"),
+    )

@@ -14,11 +14,11 @@ from llava_wire.messages.sampling_params import Grammar
 
 from llava_worker.engine import Sequence
 from llava_worker.engine.core.sequence import Pixels
-from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar
+from llava_worker.engine.structured_output.unsupported_grammar import UnsupportedGrammar
 from llava_worker.language.prompt_builder import Prompt, PromptError
 
 if TYPE_CHECKING:
-    from llava_worker.engine.structured_output.grammar import Grammar as CompiledGrammar
+    from llava_worker.engine.structured_output.grammar import CompiledGrammar
     from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 
 __all__ = ["GrammarError", "compile_grammar", "make_sequence"]
@@ -47,11 +47,19 @@ def make_sequence(assignment: Assignment, prompt: Prompt, *, context_length: int
         sampling=job.sampling,
         max_new_tokens=room if max_tokens is None else min(max_tokens, room),
         output_ids=list(assignment.token_ids),
-        cache_scope="public" if job.cache_scope == "public" else f"tenant {job.tenant}",
+        cache_scope=_cache_scope(job),
         is_embedding=job.task == "embed",
-        has_prompt_logprobs=job.is_echoed and job.sampling.num_logprobs is not None,
+        is_normalized=job.is_normalized,
+        num_prompt_logprobs=job.num_prompt_logprobs,
+        bad_words=prompt.bad_words,
         deadline_s=None if assignment.remaining_s is None else time.monotonic() + assignment.remaining_s,
     )
+
+
+def _cache_scope(job: Job) -> str:
+    scope = "public" if job.cache_scope == "public" else f"tenant {job.tenant}"
+    # The length makes the scope unambiguous, whatever characters the salt contains.
+    return f"salt {len(job.cache_salt)} {job.cache_salt} {scope}" if job.cache_salt else scope
 
 
 def _pixels(assignment: Assignment, prompt: Prompt) -> list[Pixels]:
@@ -80,9 +88,9 @@ async def compile_grammar(grammars: GrammarCache | None, grammar: Grammar, job: 
     try:
         if grammars is None:
             raise UnsupportedGrammar(f"model {job.model!r} does not support structured output")
-        return await asyncio.to_thread(grammars.compile, grammar.kind, grammar.text)
+        return await asyncio.to_thread(grammars.compile, grammar)
     except UnsupportedGrammar as error:
-        param = "tools" if grammar.kind == "tools" else "response_format"
+        param = error.param or grammar.param or "response_format"
         message = error.client_message(grammar.kind)
         raise GrammarError(JobError(code=ErrorCode.INVALID_REQUEST, message=message, param=param)) from error
     except Exception as error:  # end the job, whatever the error is

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
+from llava_server.api.fields.base import renamed
 from llava_server.errors import ApiError
 
 __all__ = [
@@ -100,19 +101,18 @@ def idempotency_key(headers: Mapping[str, str]) -> str | None:
 def convert_request(model: type[Model], fields: Mapping[str, Any], names: Mapping[str, str]) -> Model:
     """Convert the fields of another API's request to a request of type ``model``.
 
-    ``names`` maps the model's field names to those of the other API. Raises the same errors as
-    ``parse_request``, but with the other API's field names.
+    ``names`` maps the model's fields to those of the other API, as defined by `renamed`. Raises the same
+    errors as ``parse_request``, but with the other API's field names.
     """
     try:
         return model.model_validate(fields)
     except ValidationError as error:
         api_error = _as_api_error(error.errors(include_url=False)[0], model)
-        field, rest = _split_path(api_error.param or "")
-        param = f"{names.get(field, field)}{rest}" or None
-        message = api_error.message
-        if param and api_error.param and message.startswith(api_error.param):
-            message = param + message[len(api_error.param) :]
-        raise ApiError(api_error.code, message, param=param) from error
+        path = api_error.param or ""
+        param, message = renamed(path, names), api_error.message
+        if path and message.startswith(path):
+            message = param + message.removeprefix(path)
+        raise ApiError(api_error.code, message, param=param or None) from error
 
 
 def check_num_images(num_images: int, max_images: int, *, param: str) -> None:
@@ -211,13 +211,6 @@ def _inner_type(annotation: Any, step: int | str) -> Any:
             if step in (name, field.alias):
                 return Annotated[field.annotation, field]
     return args[-1] if origin in (list, dict) else None
-
-
-def _split_path(path: str) -> tuple[str, str]:
-    """Split a path into its first field and the rest."""
-    field = re.match(r"[^.\[]*", path)
-    end = field.end() if field else 0
-    return path[:end], path[end:]
 
 
 def _got(value: Any) -> str:

@@ -18,6 +18,7 @@ class CollectedChoice:
     """The output collected so far for one choice."""
 
     parts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     last: Event = Event(0, (), "")
     prompt: tuple[TokenLogprob, ...] = ()
@@ -26,6 +27,7 @@ class CollectedChoice:
     def add(self, event: Event) -> None:
         """Add the next event."""
         self.parts.append(event.text)
+        self.token_ids += event.token_ids
         self.logprobs += event.logprobs
         self.last = event
         self.prompt = self.prompt or event.prompt

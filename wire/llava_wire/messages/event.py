@@ -70,8 +70,7 @@ class Final(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The outcome of a job, included in its last event.
 
     ``error`` is set if and only if ``reason`` is ERROR. ``stopped_by`` is the stop string that ended the
-    output, or empty if none did. ``vector`` is the embedding as little-endian fp32, normalized to unit
-    length.
+    output, or empty if none did. ``vector`` is the embedding as little-endian fp32.
     """
 
     reason: FinishReason
@@ -86,9 +85,10 @@ class TokenScore(msgspec.Struct, frozen=True, array_like=True):
     """A token and its log probability.
 
     ``text`` is the text that the token adds to the output, as bytes, because a token may contain only part of
-    a character. It excludes the space that the tokenizer adds to the first token of a text, and it is empty
-    for special tokens and for a sampled stop token. ``name`` is the name of a special token, and empty for
-    other tokens and in events from older workers.
+    a character. It excludes the space that the tokenizer adds to the first token of a text. It is empty for a
+    token that is omitted from the text: a special token, unless the job includes special tokens, and a token
+    that ends the output, unless the job includes stop strings. ``name`` is the name of a special token, and
+    empty for other tokens and in events from older workers.
     """
 
     token_id: int
@@ -98,10 +98,15 @@ class TokenScore(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """The sampled token, and the most likely tokens at its position in descending order of probability."""
+    """The sampled token, and the most likely tokens at its position in descending order of probability.
+
+    ``rank`` is set only for prompt tokens: the number of tokens that are at least as likely as this one. It
+    is 0 for prompt tokens without a log probability: the first token and image tokens.
+    """
 
     sampled: TokenScore
     top: tuple[TokenScore, ...] = ()
+    rank: int = 0
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):
@@ -115,9 +120,9 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     empty. The decoded text of its sampled tokens starts with the text of the events. The rest, if any, is a
     stop string and the text after it. ``num_prompt_tokens`` is set in the first event from each worker, so
     that it can be reported early in the stream. ``prompt`` contains all prompt tokens and is set only in the
-    first event of a job with ``is_echoed``. The log probability of the first prompt token is always 0. Those
-    of the other prompt tokens are 0 unless the job requests log probabilities. ``model_digest`` is the digest
-    in the worker's heartbeat. It is set in the first event from each worker.
+    first event of a job with ``has_prompt_event``. The log probabilities of the first prompt token and of
+    image tokens are always 0. Those of the other prompt tokens are 0 unless the job requests them.
+    ``model_digest`` is the digest in the worker's heartbeat. It is set in the first event from each worker.
     """
 
     offset: int

@@ -23,7 +23,8 @@ __all__ = [
     "Task",
 ]
 
-WIRE_VERSION = 2  # version 2 added `Job.is_echoed`
+# The highest version in `Job.required_version`.
+WIRE_VERSION = 3
 
 Role = Literal["system", "user", "assistant"]
 CacheScope = Literal["tenant", "public"]
@@ -73,6 +74,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     - ``note``: data that the server needs later to build the response; opaque to workers.
     - ``is_echoed``: the first event also contains the prompt tokens. This requires a raw prompt without
       images, and ``max_tokens`` may be 0.
+    - ``returns_token_ids``: the response contains the IDs of the prompt and output tokens. The first event
+      contains the prompt tokens.
+    - ``names_tokens_by_id``: log probabilities refer to tokens by ID instead of by text. Used by the server.
+    - ``truncate_prompt_tokens``: maximum number of prompt tokens. Tokens at the start of a longer prompt are
+      dropped, except for a beginning-of-sequence token that the worker added. -1 is the number of tokens that
+      leaves room for ``max_tokens`` in the context. If it is None, prompts are not truncated.
+    - ``cache_salt``: cached data is shared only with jobs that have the same salt and ``cache_scope``.
+    - ``is_normalized``: whether the vector of an "embed" job is normalized to unit length.
     """
 
     job_id: str
@@ -91,6 +100,37 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     is_background: bool = False
     note: str = ""
     is_echoed: bool = False
+    returns_token_ids: bool = False
+    names_tokens_by_id: bool = False
+    truncate_prompt_tokens: int | None = None
+    cache_salt: str = ""
+    is_normalized: bool = True
+
+    @property
+    def required_version(self) -> int:
+        """The version to set, so that no worker ignores a field of the job."""
+        is_new = (
+            self.returns_token_ids
+            or self.truncate_prompt_tokens is not None
+            or self.cache_salt
+            or not self.is_normalized
+            or self.sampling.needs_version_3
+        )
+        if is_new:
+            return 3
+        return 2 if self.is_echoed else 1
+
+    @property
+    def has_prompt_event(self) -> bool:
+        """Whether the first event contains the prompt tokens."""
+        return self.is_echoed or self.returns_token_ids or self.sampling.num_prompt_logprobs is not None
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """The number of alternatives to return for each prompt token, or None for no log probabilities."""
+        echoed = self.sampling.num_logprobs if self.is_echoed else None
+        requested = [number for number in (echoed, self.sampling.num_prompt_logprobs) if number is not None]
+        return max(requested, default=None)
 
     @property
     def outline(self) -> Job:

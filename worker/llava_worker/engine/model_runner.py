@@ -23,7 +23,7 @@ from llava_worker.engine.core.sequence import Pixels, Sequence
 from llava_worker.engine.core.step_timer import StepTimer
 from llava_worker.engine.sampling.grammar_bitmask import BitmaskBuilder
 from llava_worker.engine.sampling.logprobs import add_prompt_logprobs
-from llava_worker.engine.sampling.pooling import unit_vectors
+from llava_worker.engine.sampling.pooling import pack_vectors
 from llava_worker.engine.sampling.sampler import Sampler
 from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.kv_cache import KVCache
@@ -141,7 +141,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def embed_images(self, sequences: Items[Sequence]) -> list[bytes | None]:
-        """For each sequence, return the mean of its projected image features, normalized by ``unit_vectors``.
+        """For each sequence, return the mean of its projected image features, packed by ``pack_vectors``.
 
         Raises torch.OutOfMemoryError if the images do not fit in memory.
         """
@@ -151,7 +151,8 @@ class ModelRunner:
         ]
         with self.timer("encode"):
             features = self._features_of(spans)
-            return unit_vectors(torch.stack([features[_key(span)].double().mean(0) for span in spans]))
+            means = torch.stack([features[_key(span)].double().mean(0) for span in spans])
+            return pack_vectors(means, [sequence.is_normalized for sequence in sequences])
 
     def release_memory(self) -> None:
         """Clear the caches that can be rebuilt."""
@@ -248,8 +249,12 @@ class _EncoderInput:
 
 def _embeddings(chunks: Items[Chunk], hidden: Tensor) -> dict[int, bytes | None]:
     """Return the vectors of embedding sequences, keyed by row. ``hidden`` is [sampled rows, hidden]."""
-    rows = [row for row, sequence in enumerate(_sequences_of_rows(chunks)) if sequence.is_embedding]
-    return dict(zip(rows, unit_vectors(hidden[rows]), strict=True)) if rows else {}
+    embedded = {row: each for row, each in enumerate(_sequences_of_rows(chunks)) if each.is_embedding}
+    if not embedded:
+        return {}
+    rows = list(embedded)
+    vectors = pack_vectors(hidden[rows], [sequence.is_normalized for sequence in embedded.values()])
+    return dict(zip(rows, vectors, strict=True))
 
 
 def _sequences_of_rows(chunks: Items[Chunk]) -> list[Sequence]:

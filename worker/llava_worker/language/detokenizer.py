@@ -19,9 +19,23 @@ __all__ = ["Detokenizer"]
 class Detokenizer:
     """An incremental detokenizer for one response. It returns no text once ``is_stopped`` is set."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, is_continued: bool = False) -> None:
-        """If ``is_continued`` is true, the tokens continue existing text, so a leading space is kept."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        *,
+        included_stop: Sequence[str] = (),
+        has_special_tokens: bool = False,
+        is_continued: bool = False,
+    ) -> None:
+        """If ``is_continued`` is true, the tokens continue existing text, so a leading space is kept.
+
+        The text ends before the stop string that is found, or after it if it is one of ``included_stop``. The
+        text contains special tokens if ``has_special_tokens`` is true.
+        """
         self._tokenizer = tokenizer
+        self._included_stop = frozenset(included_stop)
+        self._has_special_tokens = has_special_tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         # Whether the next token with text is the first one, whose leading space is not part of the text.
         self.strips_next_space = tokenizer.strips_leading_space and not is_continued
@@ -31,14 +45,21 @@ class Detokenizer:
         self.stopped_by = ""  # the stop string that was found, or ""
 
     def push(self, token_id: int) -> str:
-        """Return the text completed by this token, which may be empty. It never includes a stop string."""
+        """Return the text completed by this token, which may be empty."""
         if self.is_stopped:
             return ""
-        data = self._tokenizer.token_bytes(token_id)
+        data = self.token_bytes(token_id)
         if data and self.strips_next_space:
             self.strips_next_space = False
             data = data.removeprefix(b" ")
         return self._release(self._decoder.decode(data))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that the token adds to a text, including a leading space."""
+        data = self._tokenizer.token_bytes(token_id)
+        if data or not self._has_special_tokens:
+            return data
+        return self._tokenizer.special_text(token_id).encode()
 
     def flush(self) -> str:
         """Return the text that was held back. Must be called at the end of the stream.
@@ -56,7 +77,7 @@ class Detokenizer:
             return text
         text, self._held_back, self.stopped_by = _split(self._held_back + text, self._stop_strings)
         self.is_stopped = bool(self.stopped_by)
-        return text
+        return text + self.stopped_by if self.stopped_by in self._included_stop else text
 
 
 def _split(text: str, stop_strings: list[str]) -> tuple[str, str, str]:

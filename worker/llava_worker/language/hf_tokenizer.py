@@ -101,9 +101,12 @@ class HFTokenizer:
             self._bytes[token_id] = self._read_bytes(token_id)
         return self._bytes[token_id]
 
+    def special_text(self, token_id: int) -> str:
+        return self._special_tokens[token_id].content if token_id in self._special_tokens else ""
+
     def special_name(self, token_id: int) -> str:
         if token_id in self._special_tokens:
-            return self._special_tokens[token_id].content
+            return self.special_text(token_id)
         return "" if self._tokenizer.id_to_token(token_id) is not None else f"token_id:{token_id}"
 
     def _read_bytes(self, token_id: int) -> bytes:

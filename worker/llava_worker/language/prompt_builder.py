@@ -9,13 +9,14 @@ represented by one image token per feature vector.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llava_wire.messages.event import ErrorCode
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Job, Message
 
 from llava_worker.engine import ImageSpan
+from llava_worker.language.bad_words import bad_word_ids
 from llava_worker.language.prompt_formats import PromptError, PromptTemplate, Segment, SpecialToken
 from llava_worker.language.tokenizer import Tokenizer
 from llava_worker.model.config.image_grid import ImageLayout
@@ -28,10 +29,42 @@ _SAMPLE_CHAT = (Message("user", ("a",)), Message("assistant", ("b",)), Message("
 
 @dataclass
 class Prompt:
-    """A prompt. ``images`` are ordered by their positions in ``token_ids``."""
+    """A prompt. ``images`` are ordered by their positions in ``token_ids``.
+
+    ``bad_words`` are the token sequences that the output must not contain.
+    """
 
     token_ids: list[int] = field(default_factory=list)
     images: list[ImageSpan] = field(default_factory=list)
+    bad_words: tuple[tuple[int, ...], ...] = ()
+
+    def truncated(self, max_tokens: int, *, num_kept: int) -> Prompt:
+        """Return the prompt without the tokens and images at its start that exceed ``max_tokens``.
+
+        The first ``num_kept`` tokens are kept. Raises PromptError if the truncated prompt would start inside
+        an image, because the model cannot process a part of one.
+        """
+        num_dropped = len(self.token_ids) - max_tokens
+        if num_dropped <= 0:
+            return self
+        start = num_kept + num_dropped  # the first token after the dropped ones
+        for number, image in enumerate(self.images, start=1):
+            if image.start < start < image.end:
+                with_image = len(self.token_ids) - image.start + num_kept
+                without_image = len(self.token_ids) - image.end + num_kept
+                raise PromptError(
+                    ErrorCode.INVALID_REQUEST,
+                    f"truncate_prompt_tokens would keep {max_tokens} of {len(self.token_ids)} prompt tokens "
+                    f"and cut off part of image {number}. Keep at least {with_image} tokens to include the "
+                    f"image, or at most {without_image} to drop it.",
+                    "truncate_prompt_tokens",
+                )
+        kept = [image for image in self.images if image.start >= start]
+        return replace(
+            self,
+            token_ids=self.token_ids[:num_kept] + self.token_ids[start:],
+            images=[replace(image, start=image.start - num_dropped) for image in kept],
+        )
 
 
 class PromptBuilder:
@@ -89,9 +122,27 @@ class PromptBuilder:
             prompt = self._encode([text])
         else:
             prompt = self._encode(self._template.render(job.messages, is_continued=job.form == "continued"))
+        if job.truncate_prompt_tokens is not None:
+            prompt = self._truncate(prompt, job)
         if job.needs_model:
             self._check_length(prompt)
+        if job.sampling.bad_words:
+            prompt.bad_words = bad_word_ids(self._tokenizer, job.sampling.bad_words)
         return prompt
+
+    def _truncate(self, prompt: Prompt, job: Job) -> Prompt:
+        """Truncate the prompt as requested.
+
+        A beginning-of-sequence token that is not part of the request is kept, because the models were trained
+        with it.
+        """
+        max_tokens = job.truncate_prompt_tokens or 0
+        if max_tokens < 0:  # all tokens that leave room for the output, or for one token if it has no limit
+            max_output = job.sampling.max_tokens or 1
+            room = max_output if max_output < self._context_length else 1
+            max_tokens = self._context_length - room
+        has_bos = not job.prompt_ids and prompt.token_ids[:1] == [self._tokenizer.bos_token_id]
+        return prompt.truncated(max_tokens, num_kept=int(has_bos))
 
     def build_chat(self, messages: Sequence[Message]) -> Prompt:
         """Build the prompt for a chat. Raises PromptError under the same conditions as ``build``."""

@@ -32,9 +32,9 @@ PromptFormat = Literal["colons", "inst", "chatml", "plain", "llava_hf"]
 class PromptError(Exception):
     """The model cannot process this prompt. The job fails with ``error``."""
 
-    def __init__(self, code: ErrorCode, message: str) -> None:
+    def __init__(self, code: ErrorCode, message: str, param: str | None = None) -> None:
         super().__init__(message)
-        self.error = JobError(code=code, message=message)
+        self.error = JobError(code=code, message=message, param=param)
 
 
 class ChatTemplateError(Exception):

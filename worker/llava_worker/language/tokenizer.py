@@ -67,8 +67,12 @@ class Tokenizer(Protocol):
         """Return the bytes of a token, or b"" for special tokens and IDs outside the vocabulary."""
         ...
 
+    def special_text(self, token_id: int) -> str:
+        """Return the text of a special token, such as ``</s>``, or "" for other tokens and unknown IDs."""
+        ...
+
     def special_name(self, token_id: int) -> str:
-        """Return the name of a special token, such as ``</s>``, or "" for other tokens.
+        """Return the text of a special token, such as ``</s>``, or "" for other tokens.
 
         An ID outside the vocabulary has the name ``token_id:ID``, as in vLLM.
         """
@@ -101,7 +105,8 @@ class ByteTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if 0 <= token_id < 256 else b""
 
+    def special_text(self, token_id: int) -> str:
+        return {256: "<s>", 257: "</s>", 258: "<image>"}.get(token_id, "")
+
     def special_name(self, token_id: int) -> str:
-        if 0 <= token_id < 256:
-            return ""
-        return {256: "<s>", 257: "</s>", 258: "<image>"}.get(token_id, f"token_id:{token_id}")
+        return "" if 0 <= token_id < 256 else self.special_text(token_id) or f"token_id:{token_id}"

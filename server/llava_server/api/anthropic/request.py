@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from llava_server.api.chat.request import MAX_TOKENS
-from llava_server.api.fields.base import RequestModel, text_or_list
+from llava_server.api.fields.base import RequestModel, invalid_value, text_or_list
+from llava_server.api.fields.json_schema import Schema
 from llava_server.api.fields.messages import CallId, FunctionName
-from llava_server.api.fields.structured_output import Schema
+from llava_server.api.fields.tools import MAX_TOOLS
 from llava_server.api.fields.unsupported import Unsupported
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
 
 _MAX_MESSAGES = 1024
 _MAX_BLOCKS = 256
-_MAX_TOOLS = 128
 
 _CACHE: Any = Field(
     None,
@@ -222,17 +222,42 @@ class AnthropicTool(RequestModel):
     )
     description: str | None = Field(
         None,
-        max_length=4096,
-        description="Describes what the tool does. Included in the prompt. At most 4096 characters.",
+        description="Describes what the tool does. Included in the prompt.",
         examples=["Get the current weather in a city."],
     )
     input_schema: Schema = Field(
         description='JSON schema of the arguments. Its type must be "object".', examples=[{"type": "object"}]
     )
     strict: bool | None = Field(
-        None, description="Accepted for compatibility, but ignored. Calls always conform to the schema."
+        None,
+        description="Whether to reject the request if the schema contains keywords that cannot be enforced. "
+        "Defaults to false: such keywords are only described to the model. All others are always enforced.",
+    )
+    input_examples: list[dict[str, Any]] | None = Field(
+        None,
+        description="Examples of arguments. Included in the prompt.",
+        examples=[[{"city": "Paris"}]],
+    )
+    eager_input_streaming: bool | None = Field(
+        None, description="Accepted for compatibility, but ignored. Arguments are always streamed."
+    )
+    defer_loading: bool | None = Field(
+        None, description="Accepted for compatibility, but ignored. All tools are always loaded."
     )
     cache_control: Any = _CACHE
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _check_type(cls, value: Any) -> Any:
+        """Reject server tools and tools that Anthropic's models were trained on, with the type."""
+        if isinstance(value, str) and value != "custom":
+            raise PydanticCustomError(
+                "invalid_value",
+                "Tools of type '{kind}' are not supported; all tools must be of type 'custom'. Define a tool "
+                "with an input_schema, and run it in your client.",
+                {"kind": ascii(value[:64])[1:-1]},
+            )
+        return value
 
 
 class AnthropicToolChoice(RequestModel):
@@ -258,7 +283,10 @@ class JsonFormat(RequestModel):
 
     type: Literal["json_schema"] = Field(description='Must be "json_schema".')
     schema_: Schema = Field(
-        alias="schema", description="JSON schema, at most 64 KiB.", examples=[{"type": "object"}]
+        alias="schema",
+        description="JSON schema, at most 64 KiB without descriptions. Keywords that cannot be enforced are "
+        "rejected.",
+        examples=[{"type": "object"}],
     )
 
 
@@ -303,14 +331,17 @@ class CountTokensRequest(RequestModel):
     )
     tools: list[AnthropicTool] | None = Field(
         None,
-        max_length=_MAX_TOOLS,
-        description=f"Tools that the model may call. At most {_MAX_TOOLS}.",
+        max_length=MAX_TOOLS,
+        description=f"Tools that the model may call. At most {MAX_TOOLS}.",
         examples=[[{"name": "get_weather", "input_schema": {"type": "object"}}]],
     )
     tool_choice: AnthropicToolChoice | None = Field(
         None, description="Whether the model may or must call tools."
     )
     output_config: OutputConfig | None = Field(None, description="Output options.")
+    output_format: JsonFormat | None = Field(
+        None, description="Older name for output_config.format. Only one of them can be set."
+    )
     cache_control: Any = _CACHE
     thinking: Annotated[Any, Unsupported("This model has no reasoning mode.", ({"type": "disabled"},))] = None
     container: Annotated[Any, Unsupported("This server does not provide containers.")] = None
@@ -325,6 +356,20 @@ class CountTokensRequest(RequestModel):
     diagnostics: Annotated[Any, Unsupported("Omit it.")] = None
     user_profile_id: Annotated[Any, Unsupported("Omit it.")] = None
     workspace_id: Annotated[Any, Unsupported("Omit it.")] = None
+
+    @property
+    def json_format(self) -> JsonFormat | None:
+        """JSON schema of the output, from output_config.format or output_format."""
+        return self.output_format or (self.output_config.format if self.output_config else None)
+
+    @model_validator(mode="after")
+    def _check_one_format(self) -> CountTokensRequest:
+        if self.output_format and self.output_config and self.output_config.format:
+            raise invalid_value(
+                "output_format",
+                "output_config.format and output_format both constrain the output. Send only one of them.",
+            )
+        return self
 
 
 class MessagesRequest(CountTokensRequest):

@@ -7,6 +7,7 @@ from typing import Any
 
 from llava_server.api.anthropic.request import (
     AnthropicMessage,
+    AnthropicTool,
     CountTokensRequest,
     DocumentBlock,
     ImageBlock,
@@ -25,8 +26,11 @@ __all__ = ["parse_count_request", "parse_messages_request"]
 # Maps ChatRequest fields to their names in this API, for error messages.
 _NAMES = {
     "stop": "stop_sequences",
+    "response_format.json_schema": "output_config.format",
     "response_format": "output_config.format",
     "continue_final_message": "messages",
+    ".function.parameters": ".input_schema",
+    ".function.": ".",
 }
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
@@ -41,19 +45,25 @@ def parse_messages_request(raw: bytes) -> tuple[MessagesRequest, ChatRequest]:
         "top_p": request.top_p,
         "top_k": request.top_k,
     }
-    return request, convert_request(ChatRequest, {**_chat_fields(request), **sampling}, _NAMES)
+    return request, _to_chat({**_chat_fields(request), **sampling})
 
 
 def parse_count_request(raw: bytes) -> tuple[CountTokensRequest, ChatRequest]:
     """Parse a request to count tokens. Raises the same errors as ``parse_messages_request``."""
     request = parse_request(CountTokensRequest, raw)
-    return request, convert_request(ChatRequest, _chat_fields(request), _NAMES)
+    return request, _to_chat(_chat_fields(request))
+
+
+def _to_chat(fields: dict[str, Any]) -> ChatRequest:
+    chat = convert_request(ChatRequest, fields, _NAMES)
+    chat.rename_fields(_NAMES)
+    return chat
 
 
 def _chat_fields(request: CountTokensRequest) -> dict[str, Any]:
     messages = _messages(request)
     choice = request.tool_choice
-    output_format = request.output_config.format if request.output_config else None
+    output_format = request.json_format
     return {
         "model": request.model,
         "messages": messages,
@@ -62,7 +72,7 @@ def _chat_fields(request: CountTokensRequest) -> dict[str, Any]:
         "tool_choice": _tool_choice(request),
         "parallel_tool_calls": not choice.disable_parallel_tool_use if choice else None,
         "response_format": output_format
-        and {"type": "json_schema", "json_schema": {"name": "output", "schema": output_format.schema_}},
+        and {"type": "json_schema", "json_schema": {"schema": output_format.schema_, "strict": True}},
     }
 
 
@@ -154,12 +164,21 @@ def _tools(request: CountTokensRequest) -> list[dict[str, Any]] | None:
             "type": "function",
             "function": {
                 "name": tool.name,
-                "description": tool.description,
+                "description": _tool_description(tool),
                 "parameters": tool.input_schema,
+                "strict": tool.strict,
             },
         }
         for tool in request.tools
     ]
+
+
+def _tool_description(tool: AnthropicTool) -> str | None:
+    """Return the description of a tool, including its examples."""
+    if not tool.input_examples:
+        return tool.description
+    examples = "\n".join(json.dumps(example, ensure_ascii=False) for example in tool.input_examples)
+    return f"{tool.description or ''}\nExamples of arguments:\n{examples}".strip()
 
 
 def _tool_choice(request: CountTokensRequest) -> Any:

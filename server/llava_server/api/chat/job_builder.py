@@ -26,6 +26,7 @@ __all__ = [
     "to_jobs",
     "to_sampling_params",
     "with_choices",
+    "with_options",
 ]
 
 # Estimates used for fair queueing, not limits.
@@ -76,11 +77,16 @@ def to_jobs(
         sampling=sampling,
         cost=estimate_cost(messages, sampling, model),
         ttl_s=ttl_s,
-        priority=request.job_priority,
-        cache_scope=request.cache_scope or "tenant",
         form="continued" if request.is_continued else "chat",
     )
-    return with_choices(first, request.num_choices)
+    first, *others = with_choices(with_options(first, request), request.num_choices)
+    return [first, *map(_without_prompt_tokens, others)]
+
+
+def _without_prompt_tokens(job: Job) -> Job:
+    """Return a job that does not return its prompt, which the response of the first choice contains."""
+    sampling = msgspec.structs.replace(job.sampling, num_prompt_logprobs=None)
+    return msgspec.structs.replace(job, sampling=sampling, returns_token_ids=False)
 
 
 def raw_job(
@@ -112,6 +118,20 @@ def raw_job(
         prompt_ids=prompt_ids,
         task=task,
     )
+
+
+def with_options(job: Job, request: GenerationRequest) -> Job:
+    """Return the job with the request's options for scheduling, caching, truncation and the response."""
+    job = msgspec.structs.replace(
+        job,
+        priority=request.job_priority,
+        cache_scope=request.cache_scope or "tenant",
+        cache_salt=request.cache_salt or "",
+        truncate_prompt_tokens=request.truncate_prompt_tokens,
+        returns_token_ids=bool(request.return_token_ids),
+        names_tokens_by_id=bool(request.return_tokens_as_token_ids),
+    )
+    return msgspec.structs.replace(job, version=job.required_version)
 
 
 def with_choices(first: Job, num_choices: int) -> list[Job]:
@@ -158,7 +178,7 @@ def to_sampling_params(
         ignore_eos=bool(request.ignore_eos),
         top_k=max(request.top_k or 0, 0),
         min_p=request.min_p or 0.0,
-        repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
+        repetition_penalty=request.repetition,
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias=tuple((int(key), bias) for key, bias in (request.logit_bias or {}).items()),
@@ -166,6 +186,12 @@ def to_sampling_params(
         stop_token_ids=tuple(request.stop_token_ids or ()),
         num_logprobs=request.num_logprobs,
         grammar=grammar,
+        allowed_token_ids=tuple(request.allowed_token_ids or ()),
+        bad_words=tuple(request.bad_words or ()),
+        typical_p=1.0 if request.typical_p is None else request.typical_p,
+        include_stop_str_in_output=bool(request.include_stop_str_in_output),
+        skip_special_tokens=request.skip_special_tokens is not False,
+        num_prompt_logprobs=request.prompt_logprobs,
     )
 
 

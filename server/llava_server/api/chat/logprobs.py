@@ -20,6 +20,7 @@ __all__ = [
     "Logprob",
     "TokenLogprob",
     "alternative_text",
+    "id_text",
     "token_logprobs",
 ]
 
@@ -65,7 +66,8 @@ class TokenLogprob(ResponseModel):
         str,
         doc(
             "Text of the token. The texts of all tokens concatenate to the output text. If a character is "
-            "split across multiple tokens, the last of them contains the character and the others are empty.",
+            "split across multiple tokens, the last of them contains the character and the others are "
+            "empty. If return_tokens_as_token_ids is true, the token's ID, for example token_id:42.",
             "red",
         ),
     ]
@@ -95,29 +97,38 @@ class ChatLogprobs(ResponseModel):
         list[TokenLogprob],
         doc(
             "The tokens of the content. Tokens without text, such as the end-of-sequence token, and tokens "
-            "of stop strings and tool calls are omitted.",
+            "of stop strings and tool calls are omitted unless return_tokens_as_token_ids is true.",
             [{"token": "red", "logprob": -0.25, "bytes": [114, 101, 100], "top_logprobs": []}],
         ),
     ]
     refusal: Annotated[None, doc("Always null. Refusals are not supported.")] = None
 
 
-def token_logprobs(tokens: Sequence[TokenText], *, is_nullable: bool = True) -> list[TokenLogprob]:
-    """Convert the tokens of an output text to OpenAI's format. Tokens that are not in the text are omitted.
+def token_logprobs(
+    tokens: Sequence[TokenText], *, is_nullable: bool = True, has_ids: bool = False
+) -> list[TokenLogprob]:
+    """Convert the tokens of an output text to OpenAI's format.
 
     The bytes of special tokens are null if ``is_nullable`` is true. OpenAI's type for responses forbids null.
+    If ``has_ids`` is true, tokens are represented by their IDs. Otherwise, tokens that are not in the text
+    are omitted.
     """
     special_bytes: list[int] | None = None if is_nullable else []
     return [
         TokenLogprob(
-            each.text,
+            id_text(each.token.sampled) if has_ids else each.text,
             each.token.sampled.logprob,
             list(each.data),
-            [_top_logprob(each, score, special_bytes) for score in each.token.top],
+            [_top_logprob(each, score, special_bytes, has_ids=has_ids) for score in each.token.top],
         )
         for each in tokens
-        if each.data
+        if each.data or has_ids
     ]
+
+
+def id_text(score: TokenScore) -> str:
+    """Return the representation of a token by its ID, as in vLLM."""
+    return f"token_id:{score.token_id}"
 
 
 def alternative_text(context: bytes, score: TokenScore) -> str:
@@ -138,8 +149,13 @@ def _is_complete(data: bytes) -> bool:
     return True
 
 
-def _top_logprob(position: TokenText, score: TokenScore, special_bytes: list[int] | None) -> TopLogprob:
+def _top_logprob(
+    position: TokenText, score: TokenScore, special_bytes: list[int] | None, *, has_ids: bool
+) -> TopLogprob:
+    data: list[int] | None
     if score.token_id == position.token.sampled.token_id:
-        return TopLogprob(position.text, score.logprob, list(position.data))
-    data = special_bytes if score.name else list(score.text)
-    return TopLogprob(alternative_text(position.context, score), score.logprob, data)
+        text, data = position.text, list(position.data)
+    else:
+        text = alternative_text(position.context, score)
+        data = special_bytes if score.name else list(score.text)
+    return TopLogprob(id_text(score) if has_ids else text, score.logprob, data)

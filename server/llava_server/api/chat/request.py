@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Discriminator, Field, StringConstraints, Tag, model_validator
+from llava_wire.messages.sampling_params import Grammar
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
 from llava_server.api.fields.base import RequestModel, invalid_value, text_or_list
 from llava_server.api.fields.messages import (
@@ -21,6 +22,8 @@ from llava_server.api.fields.messages import (
     ToolMessage,
     UserMessage,
 )
+from llava_server.api.fields.output import OutputFields
+from llava_server.api.fields.prompt import PromptFields
 from llava_server.api.fields.sampling import SamplingFields
 from llava_server.api.fields.structured_output import StructuredOutputFields
 from llava_server.api.fields.tools import ToolFields
@@ -86,7 +89,7 @@ class StreamOptions(RequestModel):
         return self
 
 
-class SharedFields(BaseModel):
+class SharedFields(PromptFields, OutputFields):
     """Fields shared by chat and text completion requests, except for the sampling parameters."""
 
     model: str = Field(
@@ -98,7 +101,7 @@ class SharedFields(BaseModel):
     stop: StopStrings | None = Field(
         None,
         description="Up to 4 strings of 1 to 256 characters each. Generation stops at the first match, "
-        "which is not included in the output.",
+        "which is not included in the output unless include_stop_str_in_output is true.",
         examples=[["\n"]],
     )
     stream: bool | None = Field(
@@ -164,6 +167,10 @@ class SharedFields(BaseModel):
     def _check_shared_fields(self) -> SharedFields:
         if self.stream_options is not None and not self.stream:
             raise invalid_value("stream_options", "stream_options is only allowed if stream is true.")
+        if self.prompt_logprobs is not None and self.stream:
+            raise invalid_value(
+                "prompt_logprobs", "prompt_logprobs is not allowed if stream is true. Set stream to false."
+            )
         if self.priority is not None and self.service_tier in _TIERS:
             raise invalid_value(
                 "service_tier",
@@ -189,7 +196,7 @@ class GenerationRequest(SharedFields, SamplingFields):
         raise NotImplementedError
 
 
-class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputFields, UnsupportedFields):
+class ChatRequest(RequestModel, GenerationRequest, StructuredOutputFields, ToolFields, UnsupportedFields):
     """A request to generate the next message of a conversation."""
 
     messages: list[ChatMessage] = Field(
@@ -256,6 +263,11 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
     )
 
     @property
+    def grammar(self) -> Grammar | None:
+        """Grammar of the output: tool calls, or a response in the requested format."""
+        return self.tool_grammar(self.output_format) or self.output_format
+
+    @property
     def num_logprobs(self) -> int | None:
         """Number of most likely tokens to return at each position.
 
@@ -265,8 +277,10 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
 
     @property
     def max_output_tokens(self) -> int | None:
-        """Maximum number of output tokens, from max_completion_tokens or max_tokens."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        """Maximum number of output tokens, from max_completion_tokens, max_tokens or n_predict."""
+        limits = (self.max_completion_tokens, self.max_tokens, self.n_predict)
+        limit = next((limit for limit in limits if limit is not None), -1)
+        return None if limit == -1 else limit
 
     @property
     def is_continued(self) -> bool:
@@ -276,13 +290,8 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
 
     @model_validator(mode="after")
     def _check_fields(self) -> ChatRequest:
-        limits = (self.max_tokens, self.max_completion_tokens)
-        if None not in limits and limits[0] != limits[1]:
-            raise invalid_value(
-                "max_completion_tokens",
-                f"max_tokens is {self.max_tokens} and max_completion_tokens is {self.max_completion_tokens}. "
-                "Send only one of them.",
-            )
+        self.check_aliases("max_tokens", "max_completion_tokens", "n_predict")
+        self.check_aliases("repetition_penalty", "repeat_penalty")
         if self.top_logprobs and not self.logprobs:
             raise invalid_value(
                 "top_logprobs",

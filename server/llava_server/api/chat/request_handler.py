@@ -38,7 +38,15 @@ from llava_server.response_model import JSONResponse
 from llava_server.tracing import span
 from llava_server.worker_registry import ServedModel
 
-__all__ = ["Generation", "JobSet", "RequestHandler", "build_chat_jobs", "load_image", "queue_headers"]
+__all__ = [
+    "Generation",
+    "JobSet",
+    "RequestHandler",
+    "build_chat_jobs",
+    "image_owner",
+    "load_image",
+    "queue_headers",
+]
 
 _PUBLIC_SCOPE = "*"  # owner of images whose cache_scope is "public"; never a tenant name
 _JSON_TYPE = re.compile(r"application/([!-~]+\+)?json")
@@ -285,13 +293,21 @@ async def build_chat_jobs(
     max_text_bytes = settings.max_text_kb * 1024
     _check_size(chat, max_text_bytes=max_text_bytes, max_images=settings.max_images, field=field)
     model = await services.registry.find(chat.model)
-    owner = _PUBLIC_SCOPE if chat.cache_scope == "public" else tenant
+    owner = image_owner(_PUBLIC_SCOPE if chat.cache_scope == "public" else tenant, chat.cache_salt)
     sources = image_sources(chat.messages)
     with span("pictures", num_pictures=len(sources)) if sources else nullcontext():
         images = [await load_image(services, source, model, owner) for source in sources]
     ttl_s = settings.request_timeout_s
     jobs = to_jobs(chat, images, model, tenant=tenant, ttl_s=ttl_s, idempotency_key=idempotency_key)
     return JobSet(model, jobs, {image.ref.digest: image.pixels for image in images})
+
+
+def image_owner(scope: str, salt: str | None) -> str:
+    """Return the owner of the images of requests with this salt.
+
+    Images with the same pixels but different owners have different digests, so no cache shares them.
+    """
+    return f"{scope}\0{salt}" if salt else scope
 
 
 def _check_size(chat: ChatRequest, *, max_text_bytes: int, max_images: int, field: str) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, UnsetType
 
 from llava_server.api.chat.logprobs import ChatLogprobs
+from llava_server.api.chat.prompt_logprobs import OutputTokenIds, PromptLogprobs, PromptTokenIds
 from llava_server.api.chat.usage import CompletionUsage
 from llava_server.response_model import AlwaysTrue, Count, ResponseModel, Timestamp, doc
 
@@ -115,6 +116,7 @@ class ChatChoice(ResponseModel):
             "stop",
         ),
     ]
+    token_ids: OutputTokenIds = UNSET
 
 
 class ChatCompletion(ChatHead, kw_only=True):
@@ -130,6 +132,8 @@ class ChatCompletion(ChatHead, kw_only=True):
         ),
     ]
     usage: Annotated[CompletionUsage, doc("Token usage of the request.")]
+    prompt_logprobs: PromptLogprobs = UNSET
+    prompt_token_ids: PromptTokenIds = UNSET
 
 
 class ChoiceDeltaFunction(ResponseModel, kw_only=True):
@@ -187,6 +191,7 @@ class ChunkChoice(ResponseModel):
         ChatFinishReason | None,
         doc("Why the choice ended. Set only in the choice's last chunk; null in all other chunks.", "stop"),
     ] = None
+    token_ids: OutputTokenIds = UNSET
 
 
 class ChatCompletionChunk(ChatHead, kw_only=True):
@@ -212,6 +217,7 @@ class ChatCompletionChunk(ChatHead, kw_only=True):
             "chunks contain null or, if continuous_usage_stats is true, the cumulative usage."
         ),
     ] = UNSET
+    prompt_token_ids: PromptTokenIds = UNSET
 
 
 class DeletedChat(ResponseModel):

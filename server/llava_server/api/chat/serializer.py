@@ -11,6 +11,7 @@ from llava_wire.messages.job import Job
 from msgspec import UNSET, UnsetType
 
 from llava_server.api.chat.logprobs import ChatLogprobs, token_logprobs
+from llava_server.api.chat.prompt_logprobs import prompt_logprobs, prompt_token_ids
 from llava_server.api.chat.response import (
     SERVICE_TIERS,
     ChatChoice,
@@ -60,6 +61,7 @@ class ChatSerializer:
             lambda: ToolCallParser(may_call=self._call_mode is not None)
         )
         self._has_logprobs = job.sampling.num_logprobs is not None
+        self._has_details = self._call_mode is not None or self._has_logprobs or job.returns_token_ids
         self._texts: defaultdict[int, TokenTexts] = defaultdict(TokenTexts)  # by choice index
 
     def begin(self, num_choices: int) -> bytes:
@@ -72,7 +74,7 @@ class ChatSerializer:
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:
         """Return the next chunks of a choice, or an empty byte string if none are ready."""
         self._usage.observe(index, event)
-        if self._call_mode is None and not self._has_logprobs and event.final is None:  # fast path
+        if not self._has_details and event.final is None:  # fast path
             if not event.text:
                 return b""
             return encode_event(
@@ -82,7 +84,12 @@ class ChatSerializer:
         if event.final is not None:
             reason = self._finish_reason(index, event.final.reason)
             choices.append(ChunkChoice(index, ChatDelta(), finish_reason=reason))
-        return encode_events([self._chunk(choice) for choice in choices], event_id)
+        if self._job.returns_token_ids:
+            _add_token_ids(index, choices, event.token_ids)
+        chunks = [self._chunk(choice) for choice in choices]
+        if self._job.returns_token_ids and event.prompt and index == 0:
+            chunks[0].prompt_token_ids = prompt_token_ids(event.prompt)
+        return encode_events(chunks, event_id)
 
     def end(self) -> bytes:
         """Return the end-of-stream marker, preceded by a chunk with the usage if requested."""
@@ -98,6 +105,7 @@ class ChatSerializer:
         """Return a completion with all choices."""
         for index, choice in enumerate(choices):
             self._usage.observe(index, choice.last)
+        prompt, num_top = choices[0].prompt, self._job.sampling.num_prompt_logprobs
         return ChatCompletion(
             id=self._job.job_id,
             created=self._created,
@@ -106,6 +114,8 @@ class ChatSerializer:
             service_tier=SERVICE_TIERS[self._job.priority],
             choices=[self._complete(index, choice) for index, choice in enumerate(choices)],
             usage=self._usage.total(),
+            prompt_logprobs=UNSET if num_top is None else prompt_logprobs(prompt, num_top),
+            prompt_token_ids=prompt_token_ids(prompt) if self._job.returns_token_ids else UNSET,
         )
 
     def _complete(self, index: int, choice: CollectedChoice) -> ChatChoice:
@@ -115,7 +125,9 @@ class ChatSerializer:
             if logprobs is not None and part.logprobs is not None:
                 logprobs.content += part.logprobs.content
         message = _message([part.delta for part in parts])
-        return ChatChoice(index, message, logprobs, self._finish_reason(index, choice.final.reason))
+        reason = self._finish_reason(index, choice.final.reason)
+        token_ids = choice.token_ids if self._job.returns_token_ids else UNSET
+        return ChatChoice(index, message, logprobs, reason, token_ids)
 
     def _content(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob], *, is_last: bool
@@ -127,7 +139,7 @@ class ChatSerializer:
         # An output contains either text or tool calls, so its text is the beginning of the tokens' text.
         content = "".join(delta.content for delta in deltas if isinstance(delta.content, str))
         content, tokens = self._texts[index].feed(logprobs, content, is_last=is_last)
-        scored = token_logprobs(tokens)
+        scored = token_logprobs(tokens, has_ids=self._job.names_tokens_by_id)
         choices = [ChunkChoice(index, delta) for delta in deltas if delta.content is UNSET]
         if content or scored:
             choices.insert(0, ChunkChoice(index, ChatDelta(content=content), ChatLogprobs(scored)))
@@ -174,6 +186,19 @@ class ChatSerializer:
             choices=[choice] if choice else [],
             usage=self._usage.for_chunk() if choice else usage,
         )
+
+
+def _add_token_ids(index: int, choices: list[ChunkChoice], token_ids: Sequence[int]) -> None:
+    """Add the IDs of an event's tokens to its chunks.
+
+    They are never in the chunk with the finish reason, because a client that resumes a stream can receive
+    this chunk again.
+    """
+    if not choices or choices[0].finish_reason is not None:
+        choices.insert(0, ChunkChoice(index, ChatDelta(content="")))
+    for choice in choices:
+        choice.token_ids = []
+    choices[0].token_ids = list(token_ids)
 
 
 def _message(deltas: Sequence[ChatDelta]) -> ChatOutputMessage:

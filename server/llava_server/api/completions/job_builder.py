@@ -5,13 +5,11 @@ from __future__ import annotations
 import msgspec
 from llava_wire.messages.job import Job
 
-from llava_server.api.chat.job_builder import raw_job, to_sampling_params, with_choices
+from llava_server.api.chat.job_builder import raw_job, to_sampling_params, with_choices, with_options
 from llava_server.api.completions.request import CompletionRequest
 from llava_server.worker_registry import ServedModel
 
 __all__ = ["to_completion_jobs"]
-
-_ECHO_VERSION = 2  # first job version that supports echo; older workers would omit the prompt
 
 
 def to_completion_jobs(
@@ -22,10 +20,6 @@ def to_completion_jobs(
     jobs: list[Job] = []
     for prompt in request.prompts:
         job = raw_job(prompt, model, tenant=tenant, ttl_s=ttl_s, sampling=sampling)
-        job = msgspec.structs.replace(
-            job, priority=request.job_priority, cache_scope=request.cache_scope or "tenant"
-        )
-        if request.echo:
-            job = msgspec.structs.replace(job, is_echoed=True, version=_ECHO_VERSION)
+        job = with_options(msgspec.structs.replace(job, is_echoed=bool(request.echo)), request)
         jobs += with_choices(job, request.num_choices)
     return jobs

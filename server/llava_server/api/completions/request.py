@@ -79,12 +79,8 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
     )
     suffix: Annotated[Any, Unsupported("The model can only append text to a prompt.", ("",))] = None
     best_of: Annotated[Any, Unsupported("Use n and select a choice in your client.", (1,))] = None
-    prompt_logprobs: Annotated[Any, Unsupported("Use echo with logprobs.", (0, False))] = None
     add_special_tokens: Annotated[
         Any, Unsupported("Send the prompt as token IDs, including special tokens.", (True,))
-    ] = None
-    guided_grammar: Annotated[
-        Any, Unsupported("Use response_format with a JSON schema, guided_regex or guided_choice.")
     ] = None
 
     @property
@@ -97,9 +93,11 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
         return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
 
     @property
-    def max_output_tokens(self) -> int:
-        """Maximum number of output tokens per choice."""
-        return _DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens
+    def max_output_tokens(self) -> int | None:
+        """Maximum number of output tokens per choice. None if limited only by the context length."""
+        limits = (self.max_tokens, self.n_predict)
+        limit = next((limit for limit in limits if limit is not None), _DEFAULT_TOKENS)
+        return None if limit == -1 else limit
 
     @property
     def num_logprobs(self) -> int | None:
@@ -120,7 +118,9 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
                 f"{total_choices} in total; the limit is {_MAX_TOTAL_CHOICES}. Send fewer prompts or reduce "
                 "n.",
             )
-        if self.max_tokens == 0 and not self.echo:
+        self.check_aliases("max_tokens", "n_predict")
+        self.check_aliases("repetition_penalty", "repeat_penalty")
+        if self.max_output_tokens == 0 and not self.echo:
             raise invalid_value(
                 "max_tokens", "max_tokens is 0, which is only allowed if echo is true. Set it to 1 or more."
             )

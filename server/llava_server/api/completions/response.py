@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, UnsetType
 
 from llava_server.api.chat.logprobs import Logprob
+from llava_server.api.chat.prompt_logprobs import OutputTokenIds, PromptLogprobs, PromptTokenIds
 from llava_server.api.chat.usage import CompletionUsage
 from llava_server.response_model import Count, ResponseModel, Timestamp, doc
 
@@ -23,7 +24,8 @@ class TextLogprobs(ResponseModel):
         doc(
             "Text of each token. The tokens concatenate to the text. If a character is split across multiple "
             "tokens, the last of them contains the character and the others are empty. A special token of an "
-            "echoed prompt is empty. Output tokens without text and tokens of stop strings are omitted.",
+            "echoed prompt is empty. Output tokens without text and tokens of stop strings are omitted. If "
+            "return_tokens_as_token_ids is true, all tokens are included, by ID, for example token_id:42.",
             ["A", " red"],
         ),
     ]
@@ -81,6 +83,9 @@ class TextChoice(TextPiece):
             "stop",
         ),
     ]
+    token_ids: OutputTokenIds = UNSET
+    prompt_logprobs: PromptLogprobs = UNSET
+    prompt_token_ids: PromptTokenIds = UNSET
 
 
 class TextChunkChoice(TextPiece):
@@ -90,6 +95,8 @@ class TextChunkChoice(TextPiece):
         Literal["stop", "length"] | None,
         doc("Why the choice ended. Set only in the choice's last chunk; null in all other chunks.", "stop"),
     ] = None
+    token_ids: OutputTokenIds = UNSET
+    prompt_token_ids: PromptTokenIds = UNSET
 
 
 class TextHead(ResponseModel, kw_only=True):

@@ -7,11 +7,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
-from llava_wire.messages.event import Event, Final, FinishReason, TokenLogprob
+from llava_wire.messages.event import Event, Final, FinishReason, TokenLogprob, TokenScore
 from llava_wire.messages.job import Job
 from msgspec import UNSET, UnsetType
 
-from llava_server.api.chat.logprobs import alternative_text
+from llava_server.api.chat.logprobs import alternative_text, id_text
+from llava_server.api.chat.prompt_logprobs import prompt_logprobs, prompt_token_ids
 from llava_server.api.chat.usage import CompletionUsage, UsageCounter
 from llava_server.api.completions.request import CompletionRequest
 from llava_server.api.completions.response import (
@@ -55,14 +56,18 @@ class CompletionSerializer:
         """Return the next chunks of a choice, or an empty byte string if none are ready."""
         self._usage.observe(index, event)
         choices = []
-        if event.prompt:
+        if event.prompt and self._request.echo:
             choices.append(TextChunkChoice(index, *self._echo(index, event.prompt)))
         is_last = event.final is not None
         text, logprobs = self._output(index, event.text, event.logprobs, is_last=is_last)
         logprobs = logprobs if logprobs and logprobs.tokens else None
-        if text or logprobs or is_last:
+        has_ids = self._job.returns_token_ids
+        if text or logprobs or is_last or (has_ids and event.token_ids):
             reason = _finish_reason(event.final) if event.final else None
-            choices.append(TextChunkChoice(index, text, logprobs, reason))
+            ids = list(event.token_ids) if has_ids else UNSET
+            choices.append(TextChunkChoice(index, text, logprobs, reason, ids))
+        if has_ids and event.prompt and choices:
+            choices[0].prompt_token_ids = prompt_token_ids(event.prompt)
         return encode_events([self._chunk(choice) for choice in choices], event_id)
 
     def end(self) -> bytes:
@@ -89,11 +94,20 @@ class CompletionSerializer:
         )
 
     def _complete(self, index: int, choice: CollectedChoice) -> TextChoice:
-        prompt, prompt_logprobs = self._echo(index, choice.prompt)
+        prompt, echoed = self._echo(index, choice.prompt if self._request.echo else ())
         text, logprobs = self._output(index, choice.text, choice.logprobs, is_last=True)
-        if prompt_logprobs is not None and logprobs is not None:
-            logprobs = _concatenated(prompt_logprobs, logprobs)
-        return TextChoice(index, prompt + text, logprobs, _finish_reason(choice.final))
+        if echoed is not None and logprobs is not None:
+            logprobs = _concatenated(echoed, logprobs)
+        has_ids, num_top = self._job.returns_token_ids, self._job.sampling.num_prompt_logprobs
+        return TextChoice(
+            index,
+            prompt + text,
+            logprobs,
+            _finish_reason(choice.final),
+            token_ids=choice.token_ids if has_ids else UNSET,
+            prompt_logprobs=UNSET if num_top is None else prompt_logprobs(choice.prompt, num_top),
+            prompt_token_ids=prompt_token_ids(choice.prompt) if has_ids else UNSET,
+        )
 
     def _chunk(
         self, choice: TextChunkChoice | None = None, usage: CompletionUsage | UnsetType | None = UNSET
@@ -131,7 +145,8 @@ class CompletionSerializer:
         if self._request.num_logprobs is None:
             return text, None
         text, tokens = self._texts[index].feed(logprobs, text, is_last=is_last)
-        return text, self._logprobs(index, [token for token in tokens if token.data])
+        has_ids = self._job.names_tokens_by_id
+        return text, self._logprobs(index, [token for token in tokens if token.data or has_ids])
 
     def _logprobs(self, index: int, tokens: Sequence[TokenText]) -> TextLogprobs:
         """Return the log probabilities of the next tokens of a choice."""
@@ -140,24 +155,29 @@ class CompletionSerializer:
             offsets.append(self._lengths[index])
             self._lengths[index] += len(token.text)
         return TextLogprobs(
-            [token.text for token in tokens],
+            [self._text(token, token.token.sampled, token.text) for token in tokens],
             [token.token.sampled.logprob for token in tokens],
-            [_top_logprobs(token) for token in tokens],
+            [self._top_logprobs(token) for token in tokens],
             offsets,
         )
 
+    def _text(self, position: TokenText, score: TokenScore, text: str | None = None) -> str:
+        """Return the representation of a token: ``text`` if it is set, unless tokens are named by ID."""
+        if self._job.names_tokens_by_id:
+            return id_text(score)
+        return alternative_text(position.context, score) if text is None else text
 
-def _top_logprobs(position: TokenText) -> dict[str, float]:
-    """Return the log probabilities at a position by the text of the token.
+    def _top_logprobs(self, position: TokenText) -> dict[str, float]:
+        """Return the log probabilities at a position by the text of the token.
 
-    If several tokens have the same text, the sampled one or else the most likely one is returned.
-    """
-    sampled = position.token.sampled
-    found: dict[str, float] = {position.text: sampled.logprob}
-    for score in position.token.top:
-        if score.token_id != sampled.token_id:
-            found.setdefault(alternative_text(position.context, score), score.logprob)
-    return found
+        If several tokens have the same text, the sampled one or else the most likely one is returned.
+        """
+        sampled = position.token.sampled
+        found = {self._text(position, sampled, position.text): sampled.logprob}
+        for score in position.token.top[: self._request.num_logprobs]:
+            if score.token_id != sampled.token_id:
+                found.setdefault(self._text(position, score), score.logprob)
+        return found
 
 
 def _concatenated(first: TextLogprobs, second: TextLogprobs) -> TextLogprobs:

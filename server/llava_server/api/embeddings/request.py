@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag
 from llava_server.api.chat.request import Hint
 from llava_server.api.fields.base import RequestModel
 from llava_server.api.fields.messages import ImagePart
+from llava_server.api.fields.prompt import PromptFields
 from llava_server.api.fields.sampling import TokenId
 from llava_server.api.fields.unsupported import Unsupported
 
@@ -49,7 +50,7 @@ Input = Annotated[
 EmbeddingInput = str | list[int] | ImagePart
 
 
-class EmbeddingRequest(RequestModel):
+class EmbeddingRequest(RequestModel, PromptFields):
     """A request to embed texts and images."""
 
     model: str = Field(
@@ -70,13 +71,17 @@ class EmbeddingRequest(RequestModel):
         "little-endian 32-bit floats.",
         examples=["float"],
     )
+    normalize: bool | None = Field(
+        None,
+        description="vLLM extension. Whether to normalize embeddings to unit length. Defaults to true.",
+        examples=[False],
+    )
     user: Hint | None = Field(
         None,
         description="Accepted for compatibility, but neither used nor stored. At most 1024 characters.",
         examples=["user-7"],
     )
     dimensions: Annotated[Any, Unsupported("Embeddings have a fixed size and cannot be shortened.")] = None
-    truncate_prompt_tokens: Annotated[Any, Unsupported("Shorten the text.")] = None
     add_special_tokens: Annotated[
         Any, Unsupported("Send the text as token IDs, including special tokens.", (True,))
     ] = None

@@ -22,8 +22,8 @@ class Embedding(ResponseModel, kw_only=True):
     embedding: Annotated[
         list[Float32] | str,
         doc(
-            'Unit-length vector: a list of numbers or, if encoding_format is "base64", base64-encoded '
-            "little-endian 32-bit floats.",
+            "Vector, normalized to unit length unless normalize is false. A list of numbers or, if "
+            'encoding_format is "base64", base64-encoded little-endian 32-bit floats.',
             [0.6, -0.8],
         ),
     ]

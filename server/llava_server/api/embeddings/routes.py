@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 from fastapi import APIRouter
 from llava_wire.messages.job import Job
 from starlette.requests import Request
@@ -15,7 +16,7 @@ from starlette.responses import Response
 
 from llava_server.api.chat.conversation import ImageSource
 from llava_server.api.chat.job_builder import raw_job
-from llava_server.api.chat.request_handler import JobSet, RequestHandler, load_image
+from llava_server.api.chat.request_handler import JobSet, RequestHandler, image_owner, load_image
 from llava_server.api.embeddings.request import EmbeddingInput, EmbeddingRequest
 from llava_server.api.embeddings.response import Embedding, EmbeddingList, EmbeddingUsage
 from llava_server.api.fields.messages import ImagePart
@@ -39,7 +40,7 @@ _MAX_PARALLEL_JOBS = 32
 @router.post("/v1/embeddings", summary="Create embeddings of texts and images")
 @Operation("The embeddings", EmbeddingList, headers=QUEUE, request=EmbeddingRequest)
 async def create_embeddings(request: Request) -> Response:
-    """Returns unit-length vectors.
+    """Returns vectors of unit length, unless normalize is false.
 
     The embedding of a text is the decoder's last hidden state at the last token. The embedding of an image is
     the mean of its projected patch features. Text embeddings cannot be compared with image embeddings, and
@@ -123,9 +124,17 @@ async def _build_jobs(
         if isinstance(item, ImagePart):
             url, detail = item.image_url.url, item.image_url.detail
             source = ImageSource(f"{field}.image_url.url", url, is_low_detail=detail == "low")
-            image = await load_image(handler.services, source, model, handler.tenant)
+            owner = image_owner(handler.tenant, request.cache_salt)
+            image = await load_image(handler.services, source, model, owner)
             prompt, pixels[image.ref.digest] = image.ref, image.pixels
-        jobs.append(raw_job(prompt, model, tenant=handler.tenant, ttl_s=ttl_s, task="embed"))
+        job = raw_job(prompt, model, tenant=handler.tenant, ttl_s=ttl_s, task="embed")
+        job = msgspec.structs.replace(
+            job,
+            cache_salt=request.cache_salt or "",
+            truncate_prompt_tokens=request.truncate_prompt_tokens,
+            is_normalized=request.normalize is not False,
+        )
+        jobs.append(msgspec.structs.replace(job, version=job.required_version))
     return jobs, pixels
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 from pydantic_core import PydanticCustomError
 
-__all__ = ["RequestModel", "invalid_value", "text_or_list"]
+__all__ = ["RenamedFields", "RequestModel", "invalid_value", "renamed", "text_or_list"]
 
 
 class RequestModel(BaseModel):
@@ -17,6 +18,34 @@ class RequestModel(BaseModel):
     """
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class RenamedFields(BaseModel):
+    """The base class of fields that requests in other APIs have under other names."""
+
+    # Maps parts of field paths to their names in the API that the client uses.
+    _names: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    def rename_fields(self, names: Mapping[str, str]) -> None:
+        """Set the names that errors report if a worker rejects a field."""
+        self._names = names
+
+    def client_name(self, path: str) -> str:
+        """Return the path of a field in the API that the client uses."""
+        return renamed(path, self._names)
+
+
+def renamed(path: str, names: Mapping[str, str]) -> str:
+    """Replace the first part of ``path`` that is a key of ``names``.
+
+    A key that starts with a dot can occur anywhere in the path, and any other key only at its start.
+    """
+    for name, client_name in names.items():
+        if name.startswith(".") and name in path:
+            return path.replace(name, client_name, 1)
+        if path == name or (path.startswith(name) and path[len(name)] in ".["):
+            return client_name + path[len(name) :]
+    return path
 
 
 def text_or_list(value: Any) -> str:

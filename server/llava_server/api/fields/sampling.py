@@ -6,6 +6,7 @@ By default, the extensions have no effect. Workers validate token IDs, because o
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, Field
@@ -31,8 +32,24 @@ def _check_bias_keys(bias: dict[str, float]) -> dict[str, float]:
     return bias
 
 
+def _check_word(word: str) -> str:
+    if not word.strip():
+        raise invalid_value(
+            "bad_words", "bad_words contains an entry without characters other than spaces. Remove it."
+        )
+    return word
+
+
+def _check_prediction(limit: int) -> int:
+    if limit == 0:
+        raise invalid_value("n_predict", "n_predict is 0. Set it to 1 or more, or to -1 for no limit.")
+    return limit
+
+
+Prediction = Annotated[int, Field(ge=-1, le=_MAX_TOKENS, json_schema_extra={"not": {"const": 0}})]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0, le=_MAX_TOKEN_ID)]
+BadWord = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_check_word)]
 
 
 class SamplingFields(BaseModel):
@@ -69,6 +86,14 @@ class SamplingFields(BaseModel):
         "probability of the most likely token.",
         examples=[0.05],
     )
+    typical_p: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="llama.cpp extension. Sample only from the smallest set of the most typical tokens whose "
+        "cumulative probability reaches typical_p (locally typical sampling). Defaults to 1.",
+        examples=[0.95],
+    )
     presence_penalty: float | None = Field(
         None,
         ge=-2,
@@ -93,12 +118,36 @@ class SamplingFields(BaseModel):
         "output are divided by this value, and negative logits are multiplied by it. Defaults to 1.",
         examples=[1.1],
     )
+    repeat_penalty: float | None = Field(
+        None,
+        gt=0,
+        le=2,
+        description="llama.cpp's name for repetition_penalty. It applies to all tokens of the prompt and "
+        "output.",
+        examples=[1.1],
+    )
     logit_bias: Annotated[dict[str, Bias], AfterValidator(_check_bias_keys)] | None = Field(
         None,
         max_length=300,
         description="Map of token IDs to values from -100 to 100 that are added to the tokens' logits. Up "
         "to 300 entries.",
         examples=[{"42": -100}],
+    )
+    allowed_token_ids: list[TokenId] | None = Field(
+        None,
+        min_length=1,
+        max_length=1 << 18,
+        description="vLLM extension. IDs of the only tokens that can be sampled. To let the model end its "
+        "output, include its end-of-sequence token.",
+        examples=[[2, 42]],
+    )
+    bad_words: list[BadWord] | None = Field(
+        None,
+        max_length=128,
+        description="vLLM extension. Up to 128 words or phrases that the output must not contain. Each is "
+        "encoded with and without a leading space, and the last token of these token sequences cannot be "
+        "sampled after the tokens before it.",
+        examples=[["circle"]],
     )
     min_tokens: int | None = Field(
         None,
@@ -113,6 +162,12 @@ class SamplingFields(BaseModel):
         max_length=16,
         description="Extension. IDs of tokens that end the output. Their text is not included in the output.",
         examples=[[2]],
+    )
+    n_predict: Annotated[Prediction, AfterValidator(_check_prediction)] | None = Field(
+        None,
+        description="llama.cpp's name for max_tokens. -1 means that only the context length limits the "
+        "output.",
+        examples=[128],
     )
     seed: int | None = Field(
         None,
@@ -139,6 +194,21 @@ class SamplingFields(BaseModel):
                 f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({max_tokens}). Reduce "
                 "min_tokens or increase max_tokens.",
             )
+
+    def check_aliases(self, *names: str) -> None:
+        """Raise an error if two of these fields, which have the same meaning, have different values."""
+        values = [(name, value) for name in names if (value := getattr(self, name)) is not None]
+        for (first, expected), (second, value) in pairwise(values):
+            if value != expected:
+                raise invalid_value(
+                    second, f"{first} is {expected} and {second} is {value}. Send only one of them."
+                )
+
+    @property
+    def repetition(self) -> float:
+        """The repetition penalty, from repetition_penalty or repeat_penalty."""
+        value = self.repeat_penalty if self.repetition_penalty is None else self.repetition_penalty
+        return 1.0 if value is None else value
 
     @property
     def num_choices(self) -> int:

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
+import msgspec
 from llava_wire.messages.sampling_params import Grammar
-from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from llava_server.api.fields.base import RequestModel, invalid_value
+from llava_server.api.fields.base import RenamedFields, RequestModel, invalid_value
+from llava_server.api.fields.json_schema import Schema, as_text, without_annotations
 from llava_server.api.fields.messages import FunctionName
-from llava_server.api.fields.structured_output import MAX_SCHEMA_BYTES, Schema
 
-__all__ = ["Function", "FunctionTool", "ToolFields"]
+__all__ = ["MAX_TOOLS", "Function", "FunctionTool", "FunctionType", "ToolFields"]
 
-_MAX_TOOLS = 128
+MAX_TOOLS = 512
+_MAX_TOTAL_BYTES = 256 << 10
+
+
+def function_type(value: Any) -> Any:
+    """Check the ``type`` of a tool. Tools that the provider of another API runs have other types."""
+    if isinstance(value, str) and value != "function":
+        remedy = (
+            "Define a function with one parameter for the input"
+            if value == "custom"
+            else "Define a function, and run it in your client"
+        )
+        raise PydanticCustomError(
+            "invalid_value",
+            "Tools of type '{kind}' are not supported; all tools must be of type 'function'. {remedy}.",
+            {"kind": ascii(value[:64])[1:-1], "remedy": remedy},
+        )
+    return value
+
+
+FunctionType = Annotated[Literal["function"], BeforeValidator(function_type)]
 
 
 def _check_object_schema(schema: dict[str, Any]) -> dict[str, Any]:
@@ -39,8 +59,7 @@ class Function(RequestModel):
     )
     description: str | None = Field(
         None,
-        max_length=4096,
-        description="Describes what the function does. Included in the prompt. At most 4096 characters.",
+        description="Describes what the function does. Included in the prompt.",
         examples=["Get the current weather in a city."],
     )
     parameters: Annotated[Schema, AfterValidator(_check_object_schema)] | None = Field(
@@ -50,7 +69,9 @@ class Function(RequestModel):
         examples=[{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}],
     )
     strict: bool | None = Field(
-        None, description="Accepted for compatibility, but ignored. Calls always conform to the schema."
+        None,
+        description="Whether to reject the request if the schema contains keywords that cannot be enforced. "
+        "Defaults to false: such keywords are only described to the model. All others are always enforced.",
     )
 
     @property
@@ -64,7 +85,7 @@ class Function(RequestModel):
 class FunctionTool(RequestModel):
     """A tool. All tools are functions."""
 
-    type: Literal["function"] = Field(description='Must be "function".')
+    type: FunctionType = Field(description='Must be "function".')
     function: Function = Field(description="Definition of the function.")
 
 
@@ -89,7 +110,7 @@ class AllowedTools(RequestModel):
     )
     tools: list[NamedChoice] = Field(
         min_length=1,
-        max_length=_MAX_TOOLS,
+        max_length=MAX_TOOLS,
         description="Tools that the model may call.",
         examples=[[{"type": "function", "function": {"name": "get_weather"}}]],
     )
@@ -119,15 +140,14 @@ ToolChoice = Annotated[
 ]
 
 
-class ToolFields(BaseModel):
+class ToolFields(RenamedFields):
     """The tools in a request, and whether the model may or must call them."""
 
     tools: list[FunctionTool] | None = Field(
         None,
-        max_length=_MAX_TOOLS,
-        description=f"Functions that the model may call (at most {_MAX_TOOLS}). Their schemas must not "
-        "exceed 64 KiB in total. Their descriptions are included in the prompt. Calls always conform to "
-        "the schemas.",
+        max_length=MAX_TOOLS,
+        description=f"Functions that the model may call (at most {MAX_TOOLS}). Their schemas must not "
+        "exceed 256 KiB in total, without descriptions. Their descriptions are included in the prompt.",
         examples=[[{"type": "function", "function": {"name": "get_weather"}}]],
     )
     tool_choice: ToolChoice | None = Field(
@@ -165,18 +185,29 @@ class ToolFields(BaseModel):
             return self.tool_choice.allowed_tools.mode
         return "required" if self.tool_choice == "required" else "auto"
 
-    @property
-    def tool_grammar(self) -> Grammar | None:
-        """Grammar for tool calls, or None if there are no callable functions."""
-        if not self.callable_functions:
+    def tool_grammar(self, response: Grammar | None = None) -> Grammar | None:
+        """Return the grammar for tool calls, or None if there are no callable functions.
+
+        If the model decides whether to call functions, the output can instead be in the format ``response``.
+        """
+        callable_names = {function.name for function in self.callable_functions}
+        if not callable_names:
             return None
         functions = [
-            {"name": function.name, "parameters": function.arguments_schema}
-            for function in self.callable_functions
+            {
+                "name": tool.function.name,
+                "parameters": without_annotations(tool.function.arguments_schema),
+                "is_strict": tool.function.strict is True,
+                "param": self.client_name(f"tools[{index}].function.parameters"),
+            }
+            for index, tool in enumerate(self.tools or ())
+            if tool.function.name in callable_names
         ]
         is_parallel = self.parallel_tool_calls is not False and self.call_mode != "named"
         grammar = {"choice": self.call_mode, "is_parallel": is_parallel, "functions": functions}
-        return Grammar("tools", json.dumps(grammar, ensure_ascii=False, separators=(",", ":")))
+        if response is not None and self.call_mode == "auto":
+            grammar["response"] = msgspec.to_builtins(response)
+        return Grammar("tools", as_text(grammar), param="tools")
 
     @model_validator(mode="after")
     def _check_tools(self) -> ToolFields:
@@ -197,13 +228,18 @@ class ToolFields(BaseModel):
                 "tool_choice",
                 "A tool call is required, but the request has no tools. Add tools or change tool_choice.",
             )
-        grammar = self.tool_grammar
+        grammar = self.tool_grammar()
         num_bytes = len(grammar.text.encode()) if grammar else 0
-        if num_bytes > MAX_SCHEMA_BYTES:
+        if num_bytes > _MAX_TOTAL_BYTES:
             raise invalid_value(
                 "tools",
-                f"The schemas in tools total {num_bytes} bytes; the limit is {MAX_SCHEMA_BYTES}. Simplify "
-                "the schemas or send fewer tools.",
+                f"The schemas in tools total {num_bytes} bytes without descriptions; the limit is "
+                f"{_MAX_TOTAL_BYTES}. Simplify the schemas or send fewer tools.",
+            )
+        if grammar and getattr(self, "ignore_eos", None):
+            raise invalid_value(
+                "ignore_eos",
+                "ignore_eos cannot be combined with tools, which determine where the output ends.",
             )
         return self
 

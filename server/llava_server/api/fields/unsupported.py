@@ -18,7 +18,6 @@ __all__ = ["Unsupported", "UnsupportedFields"]
 
 _ALL_CHOICES = "Use n and select a choice in your client."
 _NO_FUNCTIONS = "Use tools and tool_choice."
-_NO_GRAMMAR = "Use response_format with a JSON schema, guided_regex or guided_choice."
 _TEXT_ONLY = "The model accepts text and images, but generates only text."
 
 
@@ -58,11 +57,6 @@ class UnsupportedFields(BaseModel):
     best_of: Annotated[Any, Unsupported(_ALL_CHOICES, (1,))] = None
     functions: Annotated[Any, Unsupported(_NO_FUNCTIONS, ([],))] = None
     function_call: Annotated[Any, Unsupported(_NO_FUNCTIONS, ("none", "auto"))] = None
-    guided_grammar: Annotated[Any, Unsupported(_NO_GRAMMAR)] = None
-    prompt_logprobs: Annotated[
-        Any, Unsupported("Use echo and logprobs with /v1/completions.", (0, False))
-    ] = None
-    bad_words: Annotated[Any, Unsupported("Use logit_bias with the token IDs of the words.", ([],))] = None
     modalities: Annotated[Any, Unsupported(_TEXT_ONLY, (["text"],))] = None
     audio: Annotated[Any, Unsupported(_TEXT_ONLY)] = None
     prediction: Annotated[Any, Unsupported("Omit it.")] = None
@@ -81,9 +75,6 @@ class UnsupportedFields(BaseModel):
     moderation: Annotated[Any, Unsupported("Moderate content in your client.")] = None
     prompt_cache_options: Annotated[Any, Unsupported("Omit it. Prompt caching is automatic.", ({},))] = None
     echo: Annotated[Any, Unsupported("Omit it.", (False,))] = None
-    include_stop_str_in_output: Annotated[
-        Any, Unsupported("Append the stop string in your client.", (False,))
-    ] = None
     image_embeds: Annotated[Any, Unsupported("Send images as image_url parts.")] = None
 
 

@@ -9,15 +9,15 @@ from pydantic_core import PydanticCustomError
 
 from llava_server.api.chat.request import MAX_TOKENS, Hint, Metadata
 from llava_server.api.fields.base import RequestModel, invalid_value
+from llava_server.api.fields.json_schema import Schema
 from llava_server.api.fields.messages import FunctionName
-from llava_server.api.fields.structured_output import Schema
+from llava_server.api.fields.tools import MAX_TOOLS, FunctionType
 from llava_server.api.fields.unsupported import Unsupported
 from llava_server.api.responses.input_items import Input
 
 __all__ = ["ResponseRequest", "ResponseTool"]
 
 _LOGPROBS = "message.output_text.logprobs"
-_MAX_TOOLS = 128
 _NOT_STORED = "Conversations are not stored. Send the whole conversation as input."
 _TEXT_ONLY = "The model accepts text and images, but generates only text."
 
@@ -25,24 +25,26 @@ _TEXT_ONLY = "The model accepts text and images, but generates only text."
 class ResponseTool(RequestModel):
     """A function that the model can call and the client runs."""
 
-    type: Literal["function"] = Field(description='Must be "function".')
+    type: FunctionType = Field(description='Must be "function".')
     name: FunctionName = Field(
         description="Name of the function: up to 64 letters, digits, underscores and hyphens.",
         examples=["get_weather"],
     )
     description: str | None = Field(
         None,
-        max_length=4096,
-        description="Describes what the function does. Included in the prompt. At most 4096 characters.",
+        description="Describes what the function does. Included in the prompt.",
         examples=["Get the current weather in a city."],
     )
     parameters: Schema | None = Field(
         None,
-        description='JSON schema of the arguments, at most 64 KiB. Its type must be "object".',
+        description="JSON schema of the arguments, at most 64 KiB without descriptions. Its type must "
+        'be "object".',
         examples=[{"type": "object"}],
     )
     strict: bool | None = Field(
-        None, description="Accepted for compatibility, but ignored. Calls always conform to the schema."
+        None,
+        description="Whether to reject the request if the schema contains keywords that cannot be enforced. "
+        "Defaults to false: such keywords are only described to the model. All others are always enforced.",
     )
 
 
@@ -58,7 +60,7 @@ class ResponseTextFormat(RequestModel):
     schema_: Schema | None = Field(
         None,
         alias="schema",
-        description="JSON schema, at most 64 KiB.",
+        description="JSON schema, at most 64 KiB without descriptions.",
         examples=[{"type": "object"}],
     )
     description: str | None = Field(
@@ -67,7 +69,9 @@ class ResponseTextFormat(RequestModel):
         examples=["The contents of the image."],
     )
     strict: bool | None = Field(
-        None, description="Accepted for compatibility, but ignored. The output always conforms to the schema."
+        None,
+        description="Whether to reject the request if the schema contains keywords that cannot be enforced. "
+        "Defaults to false: such keywords are ignored. All others are always enforced.",
     )
 
 
@@ -156,8 +160,8 @@ class ResponseRequest(RequestModel):
     text: TextOptions | None = Field(None, description="Options for the text output.")
     tools: list[ResponseTool] | None = Field(
         None,
-        max_length=_MAX_TOOLS,
-        description=f"Functions that the model may call. At most {_MAX_TOOLS}.",
+        max_length=MAX_TOOLS,
+        description=f"Functions that the model may call. At most {MAX_TOOLS}.",
         examples=[[{"type": "function", "name": "get_weather"}]],
     )
     tool_choice: Any = Field(

@@ -12,7 +12,13 @@ from llava_server.api.responses.request import ResponseRequest
 __all__ = ["parse_response_request"]
 
 # Maps ChatRequest fields to their names in this API, for error messages.
-_NAMES = {"messages": "input", "max_completion_tokens": "max_output_tokens", "response_format": "text.format"}
+_NAMES = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+    ".function.": ".",
+}
 
 
 def parse_response_request(raw: bytes) -> tuple[ResponseRequest, ChatRequest]:
@@ -32,7 +38,9 @@ def parse_response_request(raw: bytes) -> tuple[ResponseRequest, ChatRequest]:
         "parallel_tool_calls": request.parallel_tool_calls,
         "service_tier": request.service_tier,
     }
-    return request, convert_request(ChatRequest, fields, _NAMES)
+    chat = convert_request(ChatRequest, fields, _NAMES)
+    chat.rename_fields(_NAMES)
+    return request, chat
 
 
 def _messages(request: ResponseRequest) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -221,7 +222,27 @@ EFFECTS: list[tuple[dict[str, Any], Any, Any]] = [
     (
         {"output_config": {"format": {"type": "json_schema", "schema": {}}}},
         lambda job: job.sampling.grammar,
-        Grammar("json_schema", "{}"),
+        Grammar("json_schema", "{}", param="output_config.format.schema"),
+    ),
+    (
+        {"output_format": {"type": "json_schema", "schema": {}}},
+        lambda job: job.sampling.grammar,
+        Grammar("json_schema", "{}", param="output_config.format.schema"),
+    ),
+    (
+        {"output_format": {"type": "json_schema", "schema": {}}, "tools": [WEATHER | {"strict": True}]},
+        lambda job: [
+            json.loads(job.sampling.grammar.text)["functions"][0][name] for name in ("param", "is_strict")
+        ],
+        ["tools[0].input_schema", True],
+    ),
+    (
+        {"tools": [WEATHER | {"input_examples": [{"city": "Oslo"}], "description": "d" * 20_000}]},
+        lambda job: [
+            '{\\"city\\": \\"Oslo\\"}' in job.messages[0].parts[0],
+            "d" * 20_000 in job.messages[0].parts[0],
+        ],
+        [True, True],
     ),
     ({"metadata": {"user_id": "u"}, "service_tier": "auto"}, lambda job: job.priority, 0),
 ]
@@ -269,9 +290,17 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"stop_sequences": [""]}, "stop_sequences[0]", "at least 1"),
     ({"stop_sequences": ["a"] * 5}, "stop_sequences", "at most 4"),
-    ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0].type", "custom"),
+    ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0].type", "'bash_20250124' are not"),
+    (
+        {
+            "output_format": {"type": "json_schema", "schema": {}},
+            "output_config": {"format": {"type": "json_schema", "schema": {}}},
+        },
+        "output_format",
+        "only one",
+    ),
     ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "clock"}}, "tool_choice", "clock"),
-    ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.function.name", "string"),
+    ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.name", "string"),
     ({"output_config": {"effort": "high"}}, "output_config.effort", "null"),
     ({"service_tier": "flex"}, "service_tier", "standard_only"),
 ]

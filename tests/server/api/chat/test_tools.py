@@ -118,6 +118,75 @@ def test_a_streamed_output_without_calls_is_text(stack: Stack) -> None:
     assert (text, chunks[-1]["choices"][0]["finish_reason"]) == ("<tool for you", "stop")
 
 
+SCENE = {"type": "object", "properties": {"n": {"type": "integer"}}}
+FORMAT = {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": SCENE}}}
+ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}
+# fields -> kind of the grammar, and whether the output can be a response in the format
+COMBINATIONS: list[tuple[dict[str, Any], str, bool]] = [
+    ({}, "tools", True),
+    ({"tool_choice": "auto", "parallel_tool_calls": False}, "tools", True),
+    ({"tool_choice": ALLOWED}, "tools", True),
+    ({"tool_choice": "required"}, "tools", False),
+    ({"tool_choice": NAMED}, "tools", False),
+    ({"tool_choice": "none"}, "json_schema", True),
+]
+
+
+def test_tools_are_combined_with_a_response_format(stack: Stack) -> None:
+    for fields, kind, has_format in COMBINATIONS:
+        assert stack.chat("say x", tools=[WEATHER, CLOCK], **FORMAT, **fields).status_code == 200, fields
+        grammar = stack.worker.assignments[-1].job.sampling.grammar
+        assert grammar is not None and grammar.kind == kind, fields
+        assert ('\\"n\\"' in grammar.text or '"n"' in grammar.text) == has_format, fields
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_an_output_with_tools_and_a_format_is_json_text_or_calls(stack: Stack, is_streaming: bool) -> None:
+    for text, calls in (('{"n": 1}', []), (PARIS, ["weather"])):
+        response = stack.chat(f"say {text}", tools=[WEATHER], **FORMAT, stream=is_streaming)
+        if is_streaming:
+            parts = [chunk["choices"][0]["delta"] for chunk in chunks_of(response)]
+        else:
+            parts = [response.json()["choices"][0]["message"]]
+        content = "".join(part.get("content") or "" for part in parts)
+        names = [
+            call["function"]["name"]
+            for part in parts
+            for call in part.get("tool_calls", [])
+            if call["function"].get("name")
+        ]
+        assert (content, names) == ("" if calls else text, calls)
+
+
+def test_tool_definitions_can_be_as_long_as_the_body_allows(stack: Stack) -> None:
+    parameters = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "type": "object",
+        "properties": {"title": {"type": "string", "description": "p" * 2000}},
+    }
+    tools = [
+        {
+            "type": "function",
+            "function": {
+                "name": f"f{index}",
+                "description": "d" * 12_000,
+                "parameters": parameters if index else None,
+                "strict": None,
+            },
+        }
+        for index in range(70)
+    ]
+    assert stack.chat("say x", tools=tools).status_code == 200
+    job = stack.worker.assignments[-1].job
+    assert str(job.messages[0].parts).count("d" * 12_000) == 70
+    assert str(job.messages[0].parts).count("p" * 2000) == 69
+    functions = tool_grammar(stack)["functions"]
+    assert functions[0]["parameters"] == NO_ARGUMENTS
+    assert functions[1]["parameters"]["properties"] == {"title": {"type": "string"}}
+    assert [function["is_strict"] for function in functions] == [False] * 70
+    assert functions[69]["param"] == "tools[69].function.parameters"
+
+
 def test_earlier_calls_and_results_reach_the_worker_as_messages(stack: Stack) -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
@@ -138,7 +207,8 @@ def test_earlier_calls_and_results_reach_the_worker_as_messages(stack: Stack) ->
 
 
 INVALID: list[tuple[dict[str, Any], str, str]] = [
-    ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type", "'function'"),
+    ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type", "'custom' are not supported"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type", "run it in your client"),
     ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "a b"),
     (
@@ -147,22 +217,21 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
         "type object",
     ),
     ({"tools": [CLOCK, CLOCK]}, "tools", "two functions named 'clock'"),
-    ({"tools": [CLOCK] * 129}, "tools", "at most 128"),
+    ({"tools": [CLOCK] * 513}, "tools", "at most 512"),
     (
         {
             "tools": [
-                {"type": "function", "function": {"name": f"f{n}", "parameters": {"title": "x" * 40_000}}}
-                for n in range(2)
+                {"type": "function", "function": {"name": f"f{n}", "parameters": {"enum": ["x" * 60_000]}}}
+                for n in range(5)
             ]
         },
         "tools",
-        "the limit is 65536",
+        "the limit is 262144",
     ),
     ({"tool_choice": "required"}, "tool_choice", "no tools"),
     ({"tools": [WEATHER], "tool_choice": NAMED}, "tool_choice", "'clock'"),
     ({"tools": [WEATHER], "tool_choice": "sometimes"}, "tool_choice", "'required'"),
     ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "tool_choice.function", "required"),
-    ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "tools", "response_format"),
     ({"tools": [WEATHER], "ignore_eos": True}, "ignore_eos", "tools"),
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.server.api.fields.rows import CoveredElsewhere, Differs, Row, RowBuilder, changed
+from tests.server.api.fields.rows import CoveredElsewhere, Differs, Hint, Only, Row, RowBuilder, changed
 from tests.server.image_files import data_url, encoded, scene
 from tests.server.scripted_worker import MODEL
 
@@ -121,7 +121,7 @@ ROWS: dict[str, Row] = {
     "Function.name": differs("tools[0].function.name", "f", "h"),
     "Function.description": differs("tools[0].function.description", "The weather.", "The time."),
     "Function.parameters": differs("tools[0].function.parameters", CITY, OBJECT),
-    "Function.strict": hint("tools[0].function.strict", True, "yes"),
+    "Function.strict": differs("tools[0].function.strict", True, False),
     "NamedChoice.type": only("tool_choice.type", body=NAMED),
     "NamedChoice.function": Differs(_PATH, NAMED, "tool_choice.function", ({"name": "f"}, {"name": "g"})),
     "ChosenFunction.name": Differs(_PATH, NAMED, "tool_choice.function.name", ("f", "g")),
@@ -148,7 +148,33 @@ ROWS: dict[str, Row] = {
         _PATH, FORMATTED, "response_format.json_schema.schema", (CITY, OBJECT)
     ),
     "JsonSchemaFormat.description": hint("response_format.json_schema.description", "A city.", 5, FORMATTED),
-    "JsonSchemaFormat.strict": hint("response_format.json_schema.strict", True, "yes", FORMATTED),
+    "JsonSchemaFormat.strict": Differs(_PATH, FORMATTED, "response_format.json_schema.strict", (True, False)),
+    "ResponseFormat.schema": with_field(
+        "response_format", {"type": "json_object"}, "response_format.schema", CITY, OBJECT
+    ),
+    "ResponseFormat.pattern": with_field(
+        "response_format", {"type": "regex"}, "response_format.pattern", "a", "b"
+    ),
+    "ResponseFormat.grammar": with_field(
+        "response_format", {"type": "grammar"}, "response_format.grammar", 'root ::= "a"', 'root ::= "b"'
+    ),
+    "StructuredOutputs.grammar": with_field(
+        "structured_outputs", {}, "structured_outputs.grammar", 'root ::= "a"', 'root ::= "b"'
+    ),
+    "StructuredOutputs.disable_fallback": Hint(
+        _PATH, {**CHAT, "structured_outputs": {}}, "structured_outputs.disable_fallback", True, "yes"
+    ),
+    **{
+        f"StructuredOutputs.{name}": Only(
+            _PATH, {**CHAT, "structured_outputs": {}}, f"structured_outputs.{name}", "x"
+        )
+        for name in (
+            "disable_additional_properties",
+            "disable_any_whitespace",
+            "structural_tag",
+            "whitespace_pattern",
+        )
+    },
     "StructuredOutputs.json": with_field("structured_outputs", {}, "structured_outputs.json", CITY, OBJECT),
     "StructuredOutputs.regex": with_field("structured_outputs", {}, "structured_outputs.regex", "a", "b"),
     "StructuredOutputs.choice": with_field(

@@ -159,7 +159,14 @@ ROWS: dict[str, Row] = {
     "AnthropicTool.name": differs("tools[0].name", "f", "h"),
     "AnthropicTool.description": differs("tools[0].description", "The weather.", "The time."),
     "AnthropicTool.input_schema": differs("tools[0].input_schema", CITY, OBJECT),
-    "AnthropicTool.strict": hint("tools[0].strict", True, "yes"),
+    "AnthropicTool.strict": differs("tools[0].strict", True, False),
+    "AnthropicTool.input_examples": differs("tools[0].input_examples", [{"city": "Rome"}], []),
+    "AnthropicTool.eager_input_streaming": hint("tools[0].eager_input_streaming", True, "yes"),
+    "AnthropicTool.defer_loading": hint("tools[0].defer_loading", True, "yes"),
+    "MessagesRequest.output_format": message("output_format", FORMATTED["output_config"]["format"], None),
+    "CountTokensRequest.output_format": Hint(
+        _COUNT, COUNT, "output_format", FORMATTED["output_config"]["format"], 5
+    ),
     "AnthropicTool.cache_control": ignored("tools[0].cache_control"),
     "AnthropicToolChoice.type": message("tool_choice.type", "auto", "any", tools=TOOLS, tool_choice={}),
     "AnthropicToolChoice.name": message(

@@ -95,6 +95,12 @@ ROWS: dict[str, Row] = {
         "input", "yes", "maybe", ["yes", "maybe"], [5], [[5], [6, 7]], _IMAGE
     ),
     "EmbeddingRequest.encoding_format": embedding("encoding_format", "float", "base64"),
+    "EmbeddingRequest.normalize": embedding("normalize", True, False),
+    "EmbeddingRequest.truncate_prompt_tokens": embedding("truncate_prompt_tokens", 3, -1, ABSENT),
+    "EmbeddingRequest.cache_salt": embedding("cache_salt", "s", "t", ABSENT),
+    "CompletionRequest.spaces_between_special_tokens": Hint(
+        "/v1/completions", COMPLETION, "spaces_between_special_tokens", False, "no"
+    ),
     "EmbeddingRequest.user": Hint("/v1/embeddings", EMBEDDING, "user", "u", "u" * 1025),
     "TokenizeRequest.prompt": tokenization("prompt", "yes", "no", body=TOKENIZATION),
     "TokenizeRequest.messages": tokenization("messages", CHAT["messages"], CONTINUED["messages"]),

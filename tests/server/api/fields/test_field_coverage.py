@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from llava_server.api.chat.request import ChatRequest
 from llava_wire.messages.job import Job
-from llava_wire.messages.sampling_params import Grammar
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
 from tests.server.api.fields.rows import unsupported_fields
@@ -42,8 +41,17 @@ JOB_NAMES = {
     "max_completion_tokens": "max_tokens",
     "logprobs": "num_logprobs",
     "top_logprobs": "num_logprobs",
+    "repeat_penalty": "repetition_penalty",
+    "n_predict": "max_tokens",
+    "prompt_logprobs": "num_prompt_logprobs",
 }
-JSON_OBJECT = Grammar("json_object")
+
+
+def constrained(name: str, value: Any, kind: str) -> Effect:
+    def seen(job: Job) -> Any:
+        return job.sampling.grammar and job.sampling.grammar.kind
+
+    return Effect({name: value}, seen, kind)
 
 
 def calls(name: str) -> Callable[[Job], Any]:
@@ -71,6 +79,22 @@ ON_THE_JOB: dict[str, Effect] = {
     "presence_penalty": sampled("presence_penalty", 1.5, 1.5),
     "frequency_penalty": sampled("frequency_penalty", 1.5, 1.5),
     "repetition_penalty": sampled("repetition_penalty", 1.5, 1.5),
+    "repeat_penalty": sampled("repeat_penalty", 1.5, 1.5),
+    "typical_p": sampled("typical_p", 0.5, 0.5),
+    "allowed_token_ids": sampled("allowed_token_ids", [5, 6], (5, 6)),
+    "bad_words": sampled("bad_words", ["a b"], ("a b",)),
+    "n_predict": sampled("n_predict", 7, 7),
+    "include_stop_str_in_output": sampled("include_stop_str_in_output", True, True),
+    "skip_special_tokens": sampled("skip_special_tokens", False, False),
+    "prompt_logprobs": sampled("prompt_logprobs", 2, 2),
+    "return_token_ids": Effect({"return_token_ids": True}, lambda job: job.returns_token_ids, True),
+    "return_tokens_as_token_ids": Effect(
+        {"return_tokens_as_token_ids": True}, lambda job: job.names_tokens_by_id, True
+    ),
+    "truncate_prompt_tokens": Effect(
+        {"truncate_prompt_tokens": -1}, lambda job: job.truncate_prompt_tokens, -1
+    ),
+    "cache_salt": Effect({"cache_salt": "s"}, lambda job: job.cache_salt, "s"),
     "logit_bias": sampled("logit_bias", {"5": -1}, ((5, -1.0),)),
     "min_tokens": sampled("min_tokens", 3, 3),
     "stop_token_ids": sampled("stop_token_ids", [3], (3,)),
@@ -79,19 +103,16 @@ ON_THE_JOB: dict[str, Effect] = {
     "logprobs": sampled("logprobs", True, 0),
     "top_logprobs": sampled("top_logprobs", 2, 2, logprobs=True),
     "ignore_eos": sampled("ignore_eos", True, True),
-    "response_format": Effect(
-        {"response_format": {"type": "json_object"}}, lambda job: job.sampling.grammar, JSON_OBJECT
-    ),
-    "guided_json": Effect(
-        {"guided_json": {}}, lambda job: job.sampling.grammar, Grammar("json_schema", "{}")
-    ),
-    "guided_regex": Effect({"guided_regex": "a"}, lambda job: job.sampling.grammar, Grammar("regex", "a")),
-    "guided_choice": Effect(
-        {"guided_choice": ["a"]}, lambda job: job.sampling.grammar, Grammar("choice", '["a"]')
-    ),
-    "structured_outputs": Effect(
-        {"structured_outputs": {"json_object": True}}, lambda job: job.sampling.grammar, JSON_OBJECT
-    ),
+    "response_format": constrained("response_format", {"type": "json_object"}, "json_object"),
+    "guided_json": constrained("guided_json", {}, "json_schema"),
+    "guided_regex": constrained("guided_regex", "a", "regex"),
+    "guided_choice": constrained("guided_choice", ["a"], "choice"),
+    "guided_grammar": constrained("guided_grammar", "root ::=", "gbnf"),
+    "structured_outputs": constrained("structured_outputs", {"json_object": True}, "json_object"),
+    "json_schema": constrained("json_schema", {}, "json_schema"),
+    "grammar": constrained("grammar", "root ::=", "gbnf"),
+    "regex": constrained("regex", "a", "regex"),
+    "ebnf": constrained("ebnf", "root ::=", "gbnf"),
     "tools": Effect({"tools": [TOOL]}, calls("choice"), "auto"),
     "tool_choice": Effect({"tools": [TOOL], "tool_choice": "required"}, calls("choice"), "required"),
     "parallel_tool_calls": Effect(
@@ -114,6 +135,7 @@ IN_THE_RESPONSE = {"n", "stream", "stream_options"}
 # Fields that are validated but have no effect: {field: (accepted value, rejected value)}.
 HINTS: dict[str, tuple[Any, Any]] = {
     "user": ("u" * 1024, "u" * 1025),
+    "spaces_between_special_tokens": (False, "no"),
     "safety_identifier": ("u" * 1024, "u" * 1025),
     "prompt_cache_key": ("u" * 1024, "u" * 1025),
     "prompt_cache_retention": ("24h", "1h"),
@@ -123,7 +145,7 @@ HINTS: dict[str, tuple[Any, Any]] = {
 
 def test_every_field_has_a_row() -> None:
     covered = [*ON_THE_JOB, *IN_THE_RESPONSE, *HINTS, *unsupported_fields(ChatRequest)]
-    assert sorted(covered) == sorted(ChatRequest.model_fields)
+    assert sorted(covered) == sorted(field.alias or name for name, field in ChatRequest.model_fields.items())
 
 
 def test_every_field_of_openais_api_is_known() -> None:

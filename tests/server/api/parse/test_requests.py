@@ -211,7 +211,9 @@ def test_unknown_fields_are_ignored(stack: Stack) -> None:
 def test_every_field_is_described_in_the_openapi_document(stack: Stack) -> None:
     document = stack.http.get("/openapi.json").json()
     schema = document["components"]["schemas"]["ChatRequest"]
-    assert set(schema["properties"]) == set(ChatRequest.model_fields)
+    assert set(schema["properties"]) == {
+        field.alias or name for name, field in ChatRequest.model_fields.items()
+    }
     assert all(field.get("description") for field in schema["properties"].values())
     body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]
     assert body["content"]["application/json"]["schema"]["$ref"].endswith("/ChatRequest")

@@ -166,11 +166,30 @@ EFFECTS: list[tuple[dict[str, Any], Any, Any]] = [
     ({"temperature": 0.5}, lambda job: job.sampling.temperature, 0.5),
     ({"top_p": 0.5}, lambda job: job.sampling.top_p, 0.5),
     ({"service_tier": "priority"}, lambda job: job.priority, 1),
-    ({"text": {"format": {"type": "json_object"}}}, lambda job: job.sampling.grammar, Grammar("json_object")),
+    (
+        {"text": {"format": {"type": "json_object"}}},
+        lambda job: job.sampling.grammar,
+        Grammar("json_object", param="text.format"),
+    ),
     (
         {"text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}},
         lambda job: job.sampling.grammar,
-        Grammar("json_schema", '{"type":"object","properties":{}}'),
+        Grammar("json_schema", '{"type":"object","properties":{}}', False, "text.format.schema"),
+    ),
+    (
+        {
+            "text": {"format": {"type": "json_object"}},
+            "tools": [WEATHER | {"strict": None}, CLOCK | {"strict": True}],
+        },
+        lambda job: [
+            (part["param"], part["is_strict"]) for part in json.loads(job.sampling.grammar.text)["functions"]
+        ],
+        [("tools[0].parameters", False), ("tools[1].parameters", True)],
+    ),
+    (
+        {"text": {"format": {"type": "json_object"}}, "tools": [WEATHER]},
+        lambda job: json.loads(job.sampling.grammar.text)["response"]["param"],
+        "text.format",
     ),
     (
         {"tools": [WEATHER, CLOCK], "tool_choice": {"type": "function", "name": "clock"}},
@@ -222,7 +241,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"stream_options": {}}, "stream_options", "stream is true"),
     ({"background": True, "store": False}, "background", "store is false"),
     ({"store": "yes"}, "store", "boolean"),
-    ({"text": {"format": {"type": "json_schema"}}}, "text.format.json_schema.name", "required"),
+    ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema", "text.format.schema is required"),
     ({"text": {"verbosity": "low"}}, "text.verbosity", "medium"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type", "function"),
     ({"tool_choice": "required"}, "tool_choice", "no tools"),

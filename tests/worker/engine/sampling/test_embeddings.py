@@ -106,6 +106,24 @@ def test_embeddings_computed_with_a_chat_equal_those_of_transformers(
     assert token_ids == reference_output(reference, chat, len(token_ids))
 
 
+def test_a_vector_is_normalized_only_on_request(
+    loaded: tuple[Engine, ModelInfo], reference: LlavaForConditionalGeneration
+) -> None:
+    engine, info = loaded
+    sequences = [text("text", [1, 40, 50]), image("image", random_tile(4, info), info)]
+    raw = [text("raw text", [1, 40, 50]), image("raw image", random_tile(4, info), info)]
+    for sequence in raw:
+        sequence.is_normalized = False
+    outputs = collect_outputs(engine, *sequences, *raw)
+    for name in ("text", "image"):
+        unit, unnormalized = vector_of(outputs[name]), vector_of(outputs[f"raw {name}"])
+        assert abs(np.linalg.norm(unnormalized) - 1) > 0.01
+        np.testing.assert_allclose(unnormalized / np.linalg.norm(unnormalized), unit, atol=TOLERANCE)
+    with torch.inference_mode():
+        states = reference(input_ids=torch.tensor([[1, 40, 50]]), output_hidden_states=True).hidden_states
+    np.testing.assert_allclose(vector_of(outputs["raw text"]), states[-1][0, -1].numpy(), atol=1e-3)
+
+
 def test_a_text_in_the_prefix_cache_gets_the_same_vector(loaded: tuple[Engine, ModelInfo]) -> None:
     engine, _ = loaded
     token_ids = [1, *range(10, 110)]

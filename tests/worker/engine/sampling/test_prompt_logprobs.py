@@ -27,7 +27,7 @@ def scored(make_sequence: MakeSequence) -> Scored:
 
     def make(token_ids: list[int], name: str = "one", *, num_logprobs: int = 1, **options: Any) -> Sequence:
         sequence = make_sequence(Prompt(token_ids), seq_id=name, num_logprobs=num_logprobs, **options)
-        sequence.has_prompt_logprobs = True
+        sequence.num_prompt_logprobs = num_logprobs
         return sequence
 
     return make
@@ -45,6 +45,7 @@ def assert_equals_the_reference(
     assert len(output.prompt_logprobs) == len(expected) == len(token_ids) - 1
     for token_id, row, found in zip(token_ids[1:], expected, output.prompt_logprobs, strict=True):
         assert found.logprob == pytest.approx(float(row[token_id]), abs=TOLERANCE)
+        assert found.rank == 1 + int((row > row[token_id]).sum())
         best = row.topk(num_top)
         assert [token_id for token_id, _ in found.top] == best.indices.tolist()
         assert [value for _, value in found.top] == pytest.approx(best.values.tolist(), abs=TOLERANCE)

@@ -14,7 +14,7 @@ import llava_worker
 import numpy as np
 import torch
 from llava_wire.messages.event import JobError
-from llava_wire.messages.sampling_params import GrammarKind
+from llava_wire.messages.sampling_params import Grammar, GrammarKind
 from llava_worker.engine import Sequence, StepOutput
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.structured_output.grammar import Matcher
@@ -145,6 +145,6 @@ def accepts(
     grammars: GrammarCache, vocabulary: Vocabulary, kind: GrammarKind, source: str, text: str
 ) -> bool:
     """Return whether the grammar allows a complete output that a client would receive as ``text``."""
-    matcher = grammars.compile(kind, source).start()
+    matcher = grammars.compile(Grammar(kind, source)).start()
     matcher.advance(vocabulary.ids(f" {text}"))
     return matcher.error is None and EOS_ID in allowed(matcher)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from llava_wire.messages.event import ErrorCode
+from llava_wire.messages.sampling_params import Grammar
 from llava_worker.engine import Sequence, SequenceRejected
 from llava_worker.engine.sampling.grammar_bitmask import BitmaskBuilder
 from llava_worker.engine.speculation.speculative_decoding import is_draftable
@@ -43,7 +44,7 @@ def generate_one(
 
     def generate_one(pattern: str, *neighbors: Sequence, **options: Any) -> Generation:
         sequence = make_sequence(random_prompt(np.random.default_rng(3), num_images=1), **options)
-        sequence.grammar = grammars.compile("regex", pattern)
+        sequence.grammar = grammars.compile(Grammar("regex", pattern))
         return generate(make_engine(over=wide_model), [sequence, *neighbors])["one"]
 
     return generate_one
@@ -139,7 +140,7 @@ def test_a_sequence_with_a_grammar_gets_no_drafts(
 ) -> None:
     sequence = make_sequence(random_prompt(np.random.default_rng(0), num_images=0))
     assert is_draftable(sequence)
-    sequence.grammar = grammars.compile("regex", "ab")
+    sequence.grammar = grammars.compile(Grammar("regex", "ab"))
     assert not is_draftable(sequence)
 
 
@@ -156,11 +157,11 @@ def test_a_grammar_that_fails_midway_ends_only_its_own_sequence(
 
     def neighbors() -> list[Sequence]:
         made = [make_sequence(prompt, seq_id=name, temperature=1.0) for name, prompt in prompts.items()]
-        made[1].grammar = grammars.compile("regex", "[abc]{9}")
+        made[1].grammar = grammars.compile(Grammar("regex", "[abc]{9}"))
         return made
 
     broken = make_sequence(random_prompt(rng, num_images=1), seq_id="broken", output_ids=vocabulary.ids(" x"))
-    broken.grammar = grammars.compile("regex", "[ab]{9}")
+    broken.grammar = grammars.compile(Grammar("regex", "[ab]{9}"))
     without_failure = generate(make_engine(over=wide_model), neighbors())
     with_failure = generate(make_engine(over=wide_model), [*neighbors(), broken])
     assert with_failure["broken"].error is not None
@@ -175,7 +176,7 @@ def test_a_bitmask_changes_only_the_rows_of_its_sequences(
 ) -> None:
     prompt = random_prompt(np.random.default_rng(0), num_images=0)
     free, held = make_sequence(prompt), make_sequence(prompt, output_ids=vocabulary.ids(" "))
-    held.grammar = grammars.compile("regex", "[ab]{2}")
+    held.grammar = grammars.compile(Grammar("regex", "[ab]{2}"))
     logits = torch.zeros(3, VOCAB_SIZE)
     bitmask = BitmaskBuilder().start([free, held, free], VOCAB_SIZE)
     assert bitmask is not None and bitmask.apply(logits) == {}

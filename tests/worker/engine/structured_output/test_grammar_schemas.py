@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from llava_wire.messages.sampling_params import Grammar
 from llava_worker.engine import Sequence
 from llava_worker.engine.core.encoder_cache import EncoderCache
 from llava_worker.engine.engine import Engine
@@ -81,7 +82,7 @@ def new_sequence(grammars: GrammarCache, vocabulary: Vocabulary) -> MakeSequence
             max_new_tokens=60 if is_free else MAX_TOKENS,
             sampling=greedy(temperature=1.0, seed=int(seed), logit_bias=vocabulary.closing_bias()),
             output_ids=output_ids or [],
-            grammar=None if is_free else grammars.compile("json_schema", json.dumps(schemas[file])),
+            grammar=None if is_free else grammars.compile(Grammar("json_schema", json.dumps(schemas[file]))),
         )
 
     return make

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
+from llava_wire.messages.sampling_params import Grammar
 from llava_worker.engine.structured_output.grammar_cache import GrammarCache
-from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar
+from llava_worker.engine.structured_output.unsupported_grammar import UnsupportedGrammar
 
 from tests.worker.engine.structured_output.grammar_kit import Vocabulary, accepts
 
@@ -70,7 +72,41 @@ def test_at_most_sixteen_calls_are_allowed(grammars: GrammarCache, vocabulary: V
     assert not accepts(grammars, vocabulary, "tools", many, "\n".join([NOW] * 17))
 
 
-def test_a_tool_schema_that_cannot_be_enforced_is_rejected(grammars: GrammarCache) -> None:
-    odd = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"uniqueItems": True}}}}
-    with pytest.raises(UnsupportedGrammar, match="uniqueItems"):
-        grammars.compile("tools", tools("auto", functions=[odd]))
+SCENE = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+# response format -> (accepted responses, rejected responses)
+FORMATS: dict[Grammar, tuple[list[str], list[str]]] = {
+    Grammar("json_schema", json.dumps(SCENE)): (['{"n": 1}'], ['{"n": "x"}', "text", ""]),
+    Grammar("json_object"): (["{}"], ["[]", "text"]),
+    Grammar("regex", "[<>a-z_]+|.{40}.*"): (["<tool", "<toolbox>", "a"], ["A", "<tool_call>", PARIS[:-1]]),
+    Grammar("choice", '["yes", "<tool_call>"]'): (["yes"], ["no", "<tool_call>"]),
+    Grammar("gbnf", 'root ::= "<" [a-z]+ ">"'): (["<toolbox>", "<tool>"], ["<t", "<T>"]),
+    Grammar("gbnf", 'root ::= "<" root ">" | "too"'): (["<too>", "<<too>>", "too"], ["<too", "<<too>"]),
+}
+
+
+def test_an_output_is_either_a_response_in_the_format_or_tool_calls(
+    grammars: GrammarCache, vocabulary: Vocabulary
+) -> None:
+    for response, (accepted, rejected) in FORMATS.items():
+        source = {**json.loads(tools("auto")), "response": msgspec.to_builtins(response)}
+        for text in (*accepted, PARIS, f"{PARIS}\n{NOW}"):
+            assert accepts(grammars, vocabulary, "tools", json.dumps(source), text), (response, text)
+        for text in (*rejected, PARIS.replace("city", "town"), f"{PARIS} done"):
+            assert not accepts(grammars, vocabulary, "tools", json.dumps(source), text), (response, text)
+        source["choice"] = "required"
+        assert accepts(grammars, vocabulary, "tools", json.dumps(source), PARIS)
+        assert not accepts(grammars, vocabulary, "tools", json.dumps(source), accepted[0])
+
+
+def test_a_response_format_that_cannot_be_enforced_is_reported_with_its_own_field(
+    grammars: GrammarCache,
+) -> None:
+    response = Grammar("json_schema", '{"uniqueItems": true}', param="text.format.schema")
+    source = {**json.loads(tools("auto")), "response": msgspec.to_builtins(response)}
+    with pytest.raises(UnsupportedGrammar, match="uniqueItems") as raised:
+        grammars.compile(Grammar("tools", json.dumps(source)))
+    assert raised.value.param == "text.format.schema"
+    assert raised.value.client_message("tools").startswith("The JSON schema cannot be enforced: the keyword")
+    response = Grammar("json_schema", '{"uniqueItems": true}', is_strict=False)
+    source["response"] = msgspec.to_builtins(response)
+    grammars.compile(Grammar("tools", json.dumps(source)))

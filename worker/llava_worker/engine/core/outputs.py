@@ -13,10 +13,14 @@ Finish = Literal["stop", "length"]
 
 
 class TokenLogprobs(NamedTuple):
-    """The log-probability of a token and of the most likely alternatives, in descending order."""
+    """The log-probability of a token and of the most likely alternatives, in descending order.
+
+    ``rank`` is set only for prompt tokens: the number of tokens that are at least as likely.
+    """
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class StepOutput:
         finish     set if the output is complete: "stop" after an end-of-sequence token or one of
                    stop_token_ids, "length" if max_new_tokens or the end of the context is reached. Set with
                    the last token, or without a token if a resumed output was already complete
-        vector     the embedding, set together with finish: little-endian fp32, normalized to unit length
+        vector     the embedding, set together with finish: little-endian fp32
         error      set if the sequence failed and was dropped; token_id and finish are then None
         prompt_logprobs   log-probabilities of all prompt tokens except the first. Set once: with the first
                    output token, or with finish if there are no output tokens

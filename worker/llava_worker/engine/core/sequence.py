@@ -13,7 +13,7 @@ from llava_wire.messages.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from llava_worker.engine.core.outputs import TokenLogprobs
-    from llava_worker.engine.structured_output.grammar import Grammar
+    from llava_worker.engine.structured_output.grammar import CompiledGrammar
 
 __all__ = ["GREEDY", "ImageSpan", "Pixels", "Sequence", "SequenceRejected", "has_penalties"]
 
@@ -75,9 +75,10 @@ class Sequence:
 
     If ``is_embedding`` is true, the sequence returns a vector instead of tokens: the hidden state of the last
     token, or the mean of the image features if there is an image. If there is an image, the prompt must not
-    contain anything else. If ``has_prompt_logprobs`` is true, the first output includes the log-probabilities
-    of the prompt tokens. For each prompt token, it also includes the number of alternatives that ``sampling``
-    requests. In this case, ``max_new_tokens`` may be 0.
+    contain anything else. The vector is normalized to unit length if ``is_normalized`` is true. If
+    ``num_prompt_logprobs`` is not None, the first output includes the log-probability of each prompt token
+    and of this number of alternatives. In this case, ``max_new_tokens`` may be 0. ``bad_words`` are the token
+    sequences of ``sampling.bad_words``.
     """
 
     seq_id: str
@@ -88,11 +89,13 @@ class Sequence:
     sampling: SamplingParams = GREEDY
     output_ids: list[int] = field(default_factory=list)
     cache_scope: str = ""
-    grammar: Grammar | None = None
+    grammar: CompiledGrammar | None = None
     priority: int = 0
     deadline_s: float | None = None
     is_embedding: bool = False
-    has_prompt_logprobs: bool = False
+    is_normalized: bool = True
+    num_prompt_logprobs: int | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
     # The fields below are set by the engine. The blocks in block_table contain the keys and values of tokens
     # [0, num_computed). Other sequences may share the first num_published blocks. block_keys are the hash
@@ -120,7 +123,20 @@ class Sequence:
 
         If so, the whole prompt is computed, even if parts of it are cached.
         """
-        return self.has_prompt_logprobs and not self.output_ids
+        return self.num_prompt_logprobs is not None and not self.output_ids
+
+    @property
+    def has_stateless_logits(self) -> bool:
+        """Whether the processed logits of a position depend only on the model and the position.
+
+        With penalties, bad words of several tokens or a grammar, they also depend on the output so far, so
+        several positions cannot be sampled at once.
+        """
+        return not (
+            self.grammar is not None
+            or has_penalties(self.sampling)
+            or any(len(word) > 1 for word in self.bad_words)
+        )
 
     @property
     def num_tokens(self) -> int:

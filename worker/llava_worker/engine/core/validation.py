@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from llava_wire.messages.event import ErrorCode, JobError
 from llava_wire.messages.sampling_params import SamplingParams
@@ -36,6 +37,7 @@ class SamplingLimits:
         _require_range("temperature", sampling.temperature, 0, math.inf)
         _require_range("top_p", sampling.top_p, 0, 1)
         _require_range("min_p", sampling.min_p, 0, 1)
+        _require_range("typical_p", sampling.typical_p, 0, 1)
         _require_range("presence_penalty", sampling.presence_penalty, -2, 2)
         _require_range("frequency_penalty", sampling.frequency_penalty, -2, 2)
         _require_range("repetition_penalty", sampling.repetition_penalty, 0, 2)
@@ -50,10 +52,12 @@ class SamplingLimits:
         _require_at_most("logit_bias", len(sampling.logit_bias), MAX_LOGIT_BIASES)
         _require_at_most("stop_token_ids", len(sampling.stop_token_ids), MAX_STOP_TOKENS)
         _require_range("num_logprobs", sampling.num_logprobs or 0, 0, MAX_LOGPROBS)
+        _require_range("prompt_logprobs", sampling.num_prompt_logprobs or 0, 0, MAX_LOGPROBS)
         for token_id, bias in sampling.logit_bias:
             _require_range("logit_bias", bias, -100, 100, part=f" for token {token_id}")
-        self._check_ids("logit_bias", (token_id for token_id, _ in sampling.logit_bias))
-        self._check_ids("stop_token_ids", sampling.stop_token_ids)
+        self.check_ids("logit_bias", (token_id for token_id, _ in sampling.logit_bias))
+        self.check_ids("stop_token_ids", sampling.stop_token_ids)
+        self.check_ids("allowed_token_ids", sampling.allowed_token_ids)
         if sampling.min_tokens and len(sampling.stop_token_ids) + self.num_eos_ids >= self.vocab_size:
             message = (
                 "stop_token_ids and the end-of-sequence tokens cover the whole vocabulary, so min_tokens "
@@ -61,7 +65,8 @@ class SamplingLimits:
             )
             raise _invalid(message, "stop_token_ids")
 
-    def _check_ids(self, name: str, token_ids: Iterable[int]) -> None:
+    def check_ids(self, name: str, token_ids: Iterable[int]) -> None:
+        """Raise SequenceRejected if a token ID is outside the vocabulary."""
         for token_id in token_ids:
             if not 0 <= token_id < self.vocab_size:
                 maximum = self.vocab_size - 1
@@ -81,6 +86,7 @@ class SequenceValidator:
         """Raise SequenceRejected if the sequence cannot be computed."""
         self._check_tokens(sequence)
         self.sampling.check(sequence.sampling)
+        self.sampling.check_ids("bad_words", chain.from_iterable(sequence.bad_words))
         if sequence.grammar is not None and sequence.sampling.ignore_eos:
             raise _invalid(
                 "ignore_eos cannot be combined with a grammar, because the grammar determines where the "

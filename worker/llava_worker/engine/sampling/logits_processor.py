@@ -1,9 +1,10 @@
-"""Logits processors: logit bias, minimum length and penalties, applied before sampling.
+"""Logits processors: logit bias, minimum length, penalties and token masks, applied before sampling.
 
 The order is the same as in vLLM: add ``logit_bias``, mask end tokens until ``min_tokens`` is reached, apply
 the repetition penalty (prompt and output, as in transformers), then the frequency and presence penalties
-(output only, as in OpenAI's API). For a sequence that uses none of these, no state is stored and nothing is
-computed.
+(output only, as in OpenAI's API). Then all tokens except ``allowed_token_ids`` are masked, and all tokens
+that would complete one of the ``bad_words``. For a sequence that uses none of these, no state is stored and
+nothing is computed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llava_worker.engine.core.sequence import has_penalties
+from llava_worker.engine.sampling.bad_words import BadWords
 from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["LogitsProcessorState", "apply"]
@@ -33,9 +35,18 @@ class LogitsProcessorState:
     It depends only on the parameters and the tokens of the sequence.
     """
 
-    def __init__(self, sampling: SamplingParams, prompt_ids: Items[int], end_ids: Iterable[int]) -> None:
-        """``end_ids`` are the tokens that end the output."""
+    def __init__(
+        self,
+        sampling: SamplingParams,
+        prompt_ids: Items[int],
+        end_ids: Iterable[int],
+        bad_words: Items[tuple[int, ...]] = (),
+    ) -> None:
+        """``end_ids`` are the tokens that end the output. ``bad_words`` are token sequences."""
         self.sampling = sampling
+        self.allowed_ids = np.array(sampling.allowed_token_ids, dtype=np.int64)
+        self._bad_words = BadWords(bad_words) if bad_words else None
+        self.excluded_ids = np.array([], dtype=np.int64)  # tokens that would complete a bad word
         self.bias_ids = np.array([token_id for token_id, _ in sampling.logit_bias], dtype=np.int64)
         self.bias = np.array([value for _, value in sampling.logit_bias], dtype=np.float32)
         self.end_ids = np.array(sorted(end_ids), dtype=np.int64)
@@ -48,11 +59,25 @@ class LogitsProcessorState:
 
     @staticmethod
     def create(
-        sampling: SamplingParams, prompt_ids: Items[int], end_ids: frozenset[int]
+        sampling: SamplingParams,
+        prompt_ids: Items[int],
+        end_ids: frozenset[int],
+        bad_words: Items[tuple[int, ...]] = (),
     ) -> LogitsProcessorState | None:
         """Return a new state, or None if the sequence uses no logits processor."""
-        is_needed = sampling.logit_bias or (sampling.min_tokens and end_ids) or has_penalties(sampling)
-        return LogitsProcessorState(sampling, prompt_ids, end_ids) if is_needed else None
+        is_needed = (
+            sampling.logit_bias
+            or (sampling.min_tokens and end_ids)
+            or has_penalties(sampling)
+            or sampling.allowed_token_ids
+            or bad_words
+        )
+        return LogitsProcessorState(sampling, prompt_ids, end_ids, bad_words) if is_needed else None
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the masks can exclude every token."""
+        return len(self.allowed_ids) > 0 or self._bad_words is not None
 
     @property
     def ids(self) -> NDArray[np.int64]:
@@ -65,7 +90,9 @@ class LogitsProcessorState:
         return self._counts[: len(self._index_of)]
 
     def update(self, output_ids: list[int]) -> None:
-        """Count the tokens added to the output since the last call."""
+        """Process the tokens added to the output since the last call."""
+        if self._bad_words is not None:
+            self.excluded_ids = self._bad_words.last_ids(output_ids)
         if self.has_penalties:
             for token_id in output_ids[self._num_counted :]:
                 self._count(token_id)
@@ -101,6 +128,20 @@ def apply(logits: Tensor, rows: Items[tuple[int, int, LogitsProcessorState]]) ->
     penalized = [(row, state) for row, _, state in rows if state.has_penalties]
     if penalized:
         _penalize(logits, penalized)
+    allowed = [(row, state.allowed_ids) for row, _, state in rows if len(state.allowed_ids)]
+    if allowed:
+        _keep_only(logits, allowed)
+    excluded = [(row, state.excluded_ids) for row, _, state in rows if len(state.excluded_ids)]
+    if excluded:
+        logits.index_put_(_index(logits, excluded), logits.new_full((), -torch.inf))
+
+
+def _keep_only(logits: Tensor, allowed: Items[tuple[int, NDArray[np.int64]]]) -> None:
+    """Mask all tokens of the given rows, except the allowed ones."""
+    index = _index(logits, allowed)
+    values = logits[index]
+    logits[copy_to_device(np.array([row for row, _ in allowed]), logits.device)] = -torch.inf
+    logits.index_put_(index, values)
 
 
 def _mask_end(logits: Tensor, too_short: Items[tuple[int, NDArray[np.int64]]]) -> None:

@@ -53,6 +53,12 @@ class Logprobs:
         top = self._values.topk(min(max(self._num_top), self._values.shape[-1]), dim=-1)
         return PickedLogprobs(self._rows, self._num_top, (sampled, top.values, top.indices))
 
+    def ranks(self, token_ids: Tensor) -> list[int]:
+        """Return for each of ``token_ids`` [selected rows] how many tokens are at least as likely."""
+        own = self._values.gather(-1, token_ids[:, None])
+        ranks: list[int] = (self._values >= own).sum(-1).tolist()
+        return ranks
+
 
 @dataclass(frozen=True, slots=True)
 class PickedLogprobs:
@@ -85,7 +91,11 @@ def add_prompt_logprobs(model: Llava, hidden: Tensor, spans: Rows[PromptRows]) -
             num = min(ROWS_AT_ONCE, span.length - start)
             row, first = span.row + start, span.first + start
             token_ids = span.sequence.prompt_ids[first : first + num]
-            num_top = [span.sequence.sampling.num_logprobs or 0] * num
+            num_top = [span.sequence.num_prompt_logprobs or 0] * num
             logprobs = Logprobs(model.logits(hidden[row : row + num]), range(num), num_top)
-            picked = logprobs.pick(torch.tensor(token_ids, device=hidden.device))
-            span.sequence.prompt_logprobs += picked.by_row(*picked.tensors).values()
+            own_ids = torch.tensor(token_ids, device=hidden.device)
+            picked = logprobs.pick(own_ids)
+            by_row = picked.by_row(*picked.tensors).values()
+            span.sequence.prompt_logprobs += [
+                each._replace(rank=rank) for each, rank in zip(by_row, logprobs.ranks(own_ids), strict=True)
+            ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from itertools import islice
 
-from llava_wire.messages.event import JobError
+from llava_wire.messages.event import ErrorCode, JobError
 from torch import Tensor
 
 from llava_worker.engine.core.model_runner_output import ChunkResult, TokenResult
@@ -18,6 +18,7 @@ from llava_worker.model.device_copy import HostCopy
 __all__ = ["SampledTokens", "count_accepted"]
 
 _NO_TOKEN = -1  # marks invalid rows
+_NO_CHOICE = -2  # marks rows in which every token is excluded
 
 
 class SampledTokens:
@@ -33,6 +34,7 @@ class SampledTokens:
         token_ids: Tensor,
         *,
         is_valid: Tensor,
+        has_choice: Tensor | None,
         logprobs: PickedLogprobs | None,
         errors: Mapping[int, JobError],
         vectors: Mapping[int, bytes | None],
@@ -40,14 +42,16 @@ class SampledTokens:
         """Start copying the tokens to the host.
 
         Each chunk has one row for its last token and one for each draft. ``is_valid`` is bool [rows].
-        ``errors`` (for failed grammars) and ``vectors`` (for embeddings) are keyed by row.
+        ``has_choice`` is bool [rows], or None if every row has a token that can be sampled. ``errors`` (for
+        failed grammars) and ``vectors`` (for embeddings) are keyed by row.
         """
         self.token_ids = token_ids
         self._chunks = chunks
         self._logprobs = logprobs
         self._errors = errors
         self._vectors = vectors
-        tokens = token_ids.where(is_valid, _NO_TOKEN)
+        tokens = token_ids if has_choice is None else token_ids.where(has_choice, _NO_CHOICE)
+        tokens = tokens.where(is_valid, _NO_TOKEN)
         self._download = HostCopy([tokens, *([] if logprobs is None else logprobs.tensors)])
 
     def results(self) -> list[ChunkResult]:
@@ -58,19 +62,37 @@ class SampledTokens:
         results = []
         for chunk in self._chunks:
             own = list(islice(rows, chunk.num_sampled))
-            first_row = own[0][0]
-            if first_row in self._errors:  # a sequence with a grammar has no drafts
-                results.append(ChunkResult(chunk, [], self._errors[first_row]))
+            error = self._error(chunk, *own[0])
+            if error is not None:
+                results.append(ChunkResult(chunk, [], error))
                 continue
             tokens = [self._token(row, token_id, by_row.get(row)) for row, token_id in own]
             num_accepted = count_accepted(chunk.drafts, [token.token_id for token in tokens])
             results.append(ChunkResult(chunk, tokens[: num_accepted + 1]))
         return results
 
+    def _error(self, chunk: Chunk, row: int, token_id: int) -> JobError | None:
+        """Return the error that ends the chunk's sequence. ``row`` is its first row.
+
+        Only the first row can have an error, because a sequence has no drafts if its previous tokens
+        determine which tokens are excluded.
+        """
+        if token_id == _NO_CHOICE:
+            return _no_choice_error(len(chunk.sequence.output_ids))
+        return self._errors.get(row)
+
     def _token(self, row: int, token_id: int, logprobs: TokenLogprobs | None) -> TokenResult:
         vector = self._vectors.get(row, b"")
         is_valid = token_id != _NO_TOKEN and vector is not None
         return TokenResult(token_id if is_valid else None, logprobs, vector or b"")
+
+
+def _no_choice_error(num_output_tokens: int) -> JobError:
+    message = (
+        f"No token can be sampled after {num_output_tokens} output tokens, because allowed_token_ids, "
+        "bad_words, min_tokens and the output format together exclude all tokens. Allow more tokens."
+    )
+    return JobError(ErrorCode.INVALID_REQUEST, message)
 
 
 def count_accepted(drafts: Items[int], sampled: Items[int | None]) -> int:

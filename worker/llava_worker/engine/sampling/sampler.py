@@ -27,7 +27,7 @@ from llava_worker.engine.sampling.sampled_tokens import SampledTokens
 from llava_worker.engine.sampling.top_k_top_p import truncate
 from llava_worker.model.device_copy import copy_to_device
 
-__all__ = ["Sampler", "SamplingRow", "sample", "uniform"]
+__all__ = ["Sampler", "SamplingRow", "draw", "process", "sample", "uniform"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,18 @@ class Sampler:
         logits.masked_fill_(~is_valid[:, None], 0)
         logprobs = Logprobs.requested(logits, chunks)
         errors = {} if bitmask is None else bitmask.apply(logits)
-        token_ids = sample(logits, [row for chunk in chunks for row in self._rows(chunk)])
+        rows = [row for chunk in chunks for row in self._rows(chunk)]
+        has_choice = process(logits, rows)
+        token_ids = draw(logits, rows)
         picked = None if logprobs is None else logprobs.pick(token_ids)
         return SampledTokens(
-            chunks, token_ids, is_valid=is_valid, logprobs=picked, errors=errors, vectors=vectors
+            chunks,
+            token_ids,
+            is_valid=is_valid,
+            has_choice=has_choice,
+            logprobs=picked,
+            errors=errors,
+            vectors=vectors,
         )
 
     def _rows(self, chunk: Chunk) -> list[SamplingRow]:
@@ -79,7 +87,7 @@ class Sampler:
         sequence = chunk.sequence
         if sequence not in self._processors:
             self._processors[sequence] = LogitsProcessorState.create(
-                sequence.sampling, sequence.prompt_ids, sequence.end_ids
+                sequence.sampling, sequence.prompt_ids, sequence.end_ids, sequence.bad_words
             )
         processor = self._processors[sequence]
         if processor is not None:
@@ -92,11 +100,31 @@ class Sampler:
 
 def sample(logits: Tensor, rows: Rows[SamplingRow]) -> Tensor:
     """Sample one token ID per row. ``logits`` is fp32 [rows, vocab] without NaN and is modified in place."""
+    process(logits, rows)
+    return draw(logits, rows)
+
+
+def process(logits: Tensor, rows: Rows[SamplingRow]) -> Tensor | None:
+    """Apply the logits processors in place.
+
+    Return for each row whether any token can be sampled, bool [rows], or None if no row has a token mask. The
+    logits of rows in which no token can be sampled are set to zero.
+    """
     processed = [
         (index, row.position, row.processor) for index, row in enumerate(rows) if row.processor is not None
     ]
-    if processed:
-        logits_processor.apply(logits, processed)
+    if not processed:
+        return None
+    logits_processor.apply(logits, processed)
+    if not any(processor.has_mask for _, _, processor in processed):
+        return None
+    has_choice = logits.amax(-1) > -torch.inf
+    logits.masked_fill_(~has_choice[:, None], 0)
+    return has_choice
+
+
+def draw(logits: Tensor, rows: Rows[SamplingRow]) -> Tensor:
+    """Sample one token ID per row from processed logits."""
     token_ids = logits.argmax(dim=-1)
     random = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
     if random:

@@ -1,4 +1,6 @@
-"""Truncates distributions by ``min_p``, then ``top_k``, then ``top_p`` (of the mass that remains)."""
+"""Truncates distributions by ``min_p``, then ``top_k``, then ``top_p`` (of the mass that remains), then
+``typical_p``.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import torch
 from llava_wire.messages.sampling_params import SamplingParams
 from torch import Tensor
 
+from llava_worker.engine.sampling.typical import keep_typical
 from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["truncate"]
@@ -19,7 +22,7 @@ _NUM_LIKELIEST = 1024
 
 
 def truncate(probabilities: Tensor, samplings: Rows[SamplingParams]) -> Tensor:
-    """Set the probabilities of excluded tokens to zero. The most likely token is never excluded.
+    """Set the probabilities of excluded tokens to zero. Only ``typical_p`` can exclude the most likely token.
 
     ``probabilities`` is fp64 [rows, vocab]. The result is not renormalized. Rows without any restriction are
     unchanged.
@@ -31,6 +34,12 @@ def truncate(probabilities: Tensor, samplings: Rows[SamplingParams]) -> Tensor:
         probabilities = probabilities.clone()
         row_index = copy_to_device(np.array(rows), probabilities.device)
         probabilities[row_index] = _keep_top(probabilities[row_index], [samplings[row] for row in rows])
+    typical = [row for row, sampling in enumerate(samplings) if sampling.typical_p < 1]
+    if typical:
+        probabilities = probabilities.clone()
+        row_index = copy_to_device(np.array(typical), probabilities.device)
+        masses = [samplings[row].typical_p for row in typical]
+        probabilities[row_index] = keep_typical(probabilities[row_index], masses)
     return probabilities
 
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from llava_worker.engine.core.block_manager import BlockManager
 from llava_worker.engine.core.model_runner_output import StepResult
 from llava_worker.engine.core.scheduler import Chunk
-from llava_worker.engine.core.sequence import Sequence, has_penalties
+from llava_worker.engine.core.sequence import Sequence
 from llava_worker.engine.speculation.drafter import Drafter
 
 __all__ = ["MAX_DRAFTS_PER_STEP", "SpeculativeDecoding", "is_draftable"]
@@ -103,10 +103,9 @@ class SpeculativeDecoding:
 def is_draftable(sequence: Sequence) -> bool:
     """Return whether drafts can be proposed for the sequence.
 
-    With penalties or a grammar, the logits depend on the previous tokens, so several positions cannot be
-    sampled at once. An embedding has no output tokens.
+    An embedding has no output tokens.
     """
-    return not (sequence.grammar is not None or sequence.is_embedding or has_penalties(sequence.sampling))
+    return sequence.has_stateless_logits and not sequence.is_embedding
 
 
 def _is_decode(chunk: Chunk) -> bool:

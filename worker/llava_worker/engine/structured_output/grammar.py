@@ -1,8 +1,8 @@
 """Grammars at the level of tokens. This is the only module that imports llguidance, the grammar library.
 
-A `Grammar` is compiled once and shared by all sequences that use it. A `Matcher` holds the state of one
-output, which depends only on the tokens of the output. If a sequence resumes the output of another worker, a
-new matcher consumes the tokens of that output. A preempted sequence keeps its matcher.
+A `CompiledGrammar` is shared by all sequences that use it. A `Matcher` holds the state of one output, which
+depends only on the tokens of the output. If a sequence resumes the output of another worker, a new matcher
+consumes the tokens of that output. A preempted sequence keeps its matcher.
 
 Tokens are represented by their bytes. Special tokens have no bytes and are never allowed, except for end
 tokens, which are allowed once the output is a complete match. Threads can use different matchers
@@ -17,17 +17,22 @@ from typing import TYPE_CHECKING
 
 import llguidance
 
-from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar
+from llava_worker.engine.structured_output.grammar_source import NO_MATCH
+from llava_worker.engine.structured_output.unsupported_grammar import UnsupportedGrammar
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Grammar", "GrammarLibrary", "Matcher"]
+__all__ = ["CompiledGrammar", "GrammarLibrary", "Matcher"]
 
 _MAX_ERROR_CHARS = 300
+_LIMIT = "too many"  # in the library's messages about its limits; others describe its internal state
 _MAX_FORCED = 64  # maximum number of rounds of forced tokens at the start; a round may force many tokens
-_POSITION = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: |\(in regex\): |^Parser Error: ")
+_POSITION = re.compile(
+    r"^at \d+\(\d+\): |failed to compile JSON schema: |\(in regex\): |^[Pp]arser [Ee]rror: "
+    r"|; try avoiding single-byte/short lexemes| \(in regex.*"
+)
 
 
 class GrammarLibrary:
@@ -45,7 +50,7 @@ class GrammarLibrary:
         )
         self._limits = llguidance.LLParserLimits(verbose_errors=False)
 
-    def compile(self, source: str) -> Grammar:
+    def compile(self, source: str) -> CompiledGrammar:
         """Compile a grammar in Lark syntax, as returned by `to_lark`.
 
         Raises UnsupportedGrammar if it cannot be enforced. Warnings are treated as errors, because the
@@ -56,10 +61,10 @@ class GrammarLibrary:
         if messages:
             raise UnsupportedGrammar(_readable(messages[0]))
         _probe(matcher.deep_copy())
-        return Grammar(matcher)
+        return CompiledGrammar(matcher)
 
 
-class Grammar:
+class CompiledGrammar:
     """A compiled grammar."""
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
@@ -148,10 +153,13 @@ def _probe(matcher: llguidance.LLMatcher) -> None:
             break
     if matcher.is_error():
         reason = _readable(matcher.get_error())
-        raise UnsupportedGrammar(f"no text matches it, or it is too complex: {reason}")
+        detail = f": {reason}" if _LIMIT in reason.lower() else ""
+        raise UnsupportedGrammar(f"{NO_MATCH}, or it is too complex{detail}")
 
 
 def _readable(message: str) -> str:
     """Return the library's message, omitting positions in the Lark source and quotations from it."""
-    words = _POSITION.sub("", message.split("\n   1 |")[0].split("<")[0])
+    text = message.split("\n   1 |")[0]
+    before, _, error = text.rpartition("\nerror: ")  # follows a quotation of a regular expression
+    words = _POSITION.sub("", error if before else text.split("<")[0])
     return " ".join(words.split())[:_MAX_ERROR_CHARS]

@@ -7,17 +7,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 
-from llava_wire.messages.sampling_params import GrammarKind
+from llava_wire.messages.sampling_params import Grammar
 
-from llava_worker.engine.structured_output.grammar import Grammar, GrammarLibrary
+from llava_worker.engine.structured_output.grammar import CompiledGrammar, GrammarLibrary
 from llava_worker.engine.structured_output.sandbox import GrammarSandbox
-from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar, to_lark
+from llava_worker.engine.structured_output.unsupported_grammar import UnsupportedGrammar
 
 __all__ = ["GrammarCache"]
 
-MAX_TEXT_BYTES = 64 << 10
+MAX_TEXT_BYTES = 512 << 10
 _MAX_CACHED = 64
-# Maximum total size of the sources. The size of a compiled grammar is proportional to the size of its source.
+# Maximum total size of the texts. The size of a compiled grammar is proportional to the size of its text.
 _MAX_CACHED_BYTES = 1 << 20
 
 
@@ -48,10 +48,10 @@ class GrammarCache:
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._opened: tuple[GrammarLibrary, GrammarSandbox] | None = None
-        self._cached: OrderedDict[str, Grammar] = OrderedDict()
+        self._cached: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
         self._num_bytes = 0
 
-    def compile(self, kind: GrammarKind, text: str) -> Grammar:
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
         """Return the compiled grammar. Raises UnsupportedGrammar if the grammar cannot be enforced.
 
         Compilation usually takes milliseconds, but in the worst case, it takes longer than ``timeout_s``.
@@ -60,19 +60,17 @@ class GrammarCache:
             raise UnsupportedGrammar(
                 "the model has no end-of-sequence token, so constrained output cannot end"
             )
-        num_bytes = len(text.encode())
+        num_bytes = len(grammar.text.encode())
         if num_bytes > MAX_TEXT_BYTES:
             raise UnsupportedGrammar(f"it is {num_bytes} bytes; the limit is {MAX_TEXT_BYTES} bytes")
-        source = to_lark(kind, text, begins_with_space=self._begins_with_space)
         with self._lock:
-            grammar = self._cached.get(source)
-            if grammar is None:
+            compiled = self._cached.get(grammar)
+            if compiled is None:
                 library, sandbox = self._open()
-                sandbox.check(source)
-                grammar = library.compile(source)
-                self._insert(source, grammar)
-            self._cached.move_to_end(source)
-            return grammar
+                compiled = library.compile(sandbox.build(grammar))
+                self._insert(grammar, compiled)
+            self._cached.move_to_end(grammar)
+            return compiled
 
     def close(self) -> None:
         """Kill the sandbox process."""
@@ -83,13 +81,18 @@ class GrammarCache:
     def _open(self) -> tuple[GrammarLibrary, GrammarSandbox]:
         if self._opened is None:
             tokens = self._read_tokens()
-            sandbox = GrammarSandbox(tokens, self._eos_ids, timeout_s=self._timeout_s)
+            sandbox = GrammarSandbox(
+                tokens,
+                self._eos_ids,
+                begins_with_space=self._begins_with_space,
+                timeout_s=self._timeout_s,
+            )
             self._opened = GrammarLibrary(tokens, self._eos_ids), sandbox
         return self._opened
 
-    def _insert(self, source: str, grammar: Grammar) -> None:
-        self._cached[source] = grammar
-        self._num_bytes += len(source)
+    def _insert(self, grammar: Grammar, compiled: CompiledGrammar) -> None:
+        self._cached[grammar] = compiled
+        self._num_bytes += len(grammar.text)
         while len(self._cached) > _MAX_CACHED or self._num_bytes > _MAX_CACHED_BYTES:
             evicted, _ = self._cached.popitem(last=False)
-            self._num_bytes -= len(evicted)
+            self._num_bytes -= len(evicted.text)
