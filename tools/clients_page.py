@@ -21,8 +21,8 @@ HEAD = """\
 
 # Clients
 
-The following clients and tools work unchanged with the server. `make interop` installs the listed versions, each client
-in its own environment, and tests them with the bundled model. CI tests the clients in bold print.
+The following clients and tools work unchanged with the server. `make interop` installs the listed versions,
+each client in its own environment, and tests them with the bundled model. CI tests the clients in bold print.
 
 """
 SETTINGS = """
@@ -39,8 +39,8 @@ If the server requires authentication, use an API key of the server (see [keys.m
 STANDARD_TESTS = """
 ### LangChain's standard tests
 
-The integration tests of `langchain-tests` run with `ChatOpenAI` (Chat Completions and Responses), `ChatAnthropic` and
-`OpenAIEmbeddings`. The following tests fail because the bundled model is too small. All other tests pass.
+The integration tests of `langchain-tests` run with `ChatOpenAI` (Chat Completions and Responses),
+`ChatAnthropic` and `OpenAIEmbeddings`. The following tests fail because the bundled model is too small. All other tests pass.
 
 """
 

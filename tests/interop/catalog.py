@@ -2,8 +2,8 @@
 
 Each client has a folder in ``clients/``:
 
-- ``requirements.in`` pins the packages that the client's users install, and ``requirements.txt`` all packages of
-  its environment. Node.js clients have ``package.json`` and ``package-lock.json`` instead.
+- ``requirements.in`` pins the packages that the client's users install, and ``requirements.txt`` all packages
+  of its environment. Node.js clients have ``package.json`` and ``package-lock.json`` instead.
 - ``checks.py`` (or ``checks.mjs``) has one public function per check.
 - ``example.py`` (or ``.sh``, ``.mjs``) is the program in ``docs/clients.md``.
 """
@@ -34,7 +34,8 @@ FEATURES = {
 class Client:
     """A client with its environment.
 
-    The checks of light clients run with all other tests, except for ``slow_checks``. ``make interop`` runs all.
+    The checks of light clients, except for ``slow_checks``, run with all other tests. ``make interop`` runs all
+    checks of all clients.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Create a separate environment for each client, with exactly the packages that the client pins.
 
-The environments are in ``.venv/interop``, which ``make clean`` removes. They are reused until the pinned packages
-change. Packages that a client excludes, such as torch, are imported from the project's environment instead.
+The environments are in ``.venv/interop``, which ``make clean`` removes. They are reused until the pinned
+packages change. Packages that a client excludes, such as torch, are imported from the project's environment.
 """
 
 from __future__ import annotations

@@ -73,8 +73,7 @@ class Programs:
             "INTEROP_IMAGE": str(IMAGE),
             "PYTHONPATH": str(INTEROP),
             "PATH": f"{self.environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
-            # Tools must not download models, price lists or telemetry settings.
-            "HF_HUB_OFFLINE": "1",
+            # Programs must not download price lists or send telemetry.
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "DO_NOT_TRACK": "1",
         }

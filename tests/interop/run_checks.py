@@ -1,7 +1,7 @@
 """Run checks of one client in the client's environment: python run_checks.py CHECKS.PY [NAME ...]
 
-Each public function of the file is a check. Without names, all of them run. For each check, a line of JSON with its name and its error (null if
-it passed) is written to standard output.
+Each public function of the file is a check. Without names, all of them run. For each check, a line of JSON with
+its name and its error (null if it passed) is written to standard output.
 """
 
 from __future__ import annotations
@@ -43,4 +43,4 @@ sys.path.insert(0, str(Path(path).resolve().parent))
 for name, check in checks(runpy.run_path(path, run_name="checks")).items():
     if names and name not in names:
         continue
-    print(json.dumps({"check": name, "error": error_of(check)}), file=sys.__stdout__, flush=True)  # noqa: T201
+    print(json.dumps({"check": name, "error": error_of(check)}), file=sys.__stdout__, flush=True)

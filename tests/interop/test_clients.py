@@ -44,9 +44,7 @@ def test_a_feature_works(
     assert error is None, error
 
 
-def test_the_documented_example_works(
-    client: Client, programs_of: Callable[[Client], Programs]
-) -> None:
+def test_the_documented_example_works(client: Client, programs_of: Callable[[Client], Programs]) -> None:
     result = programs_of(client).run_example()
     assert result.returncode == 0, result.stderr
     # The examples for benchmarks are shell commands, which print a report.

@@ -8,8 +8,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from llava_server.api.fields.base import RequestModel, invalid_value, text_or_list
-from llava_server.api.fields.messages import CallId, FunctionName
 from llava_server.api.fields.json_schema import Schema
+from llava_server.api.fields.messages import CallId, FunctionName
 from llava_server.api.fields.tools import Function
 from llava_server.api.fields.unsupported import Unsupported
 from llava_server.api.ollama.options import OllamaOptions

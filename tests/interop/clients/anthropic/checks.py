@@ -6,19 +6,19 @@ from typing import Any, Literal
 
 from anthropic import Anthropic, beta_tool
 from pydantic import BaseModel
-from scene import BASE64, COLOR, MODEL, QUESTION
+from scene import BASE64, COLOR, IMAGE_TOKENS, MODEL, NO_IMAGE, QUESTION, Sentence
 
 client = Anthropic(max_retries=0)
 IMAGE: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BASE64}}
 USER: Any = {"role": "user", "content": [IMAGE, {"type": "text", "text": QUESTION}]}
 
 
-class Circle(BaseModel, extra="forbid"):
-    color: Literal["Red", "Green", "Blue"]
+class Heart(BaseModel, extra="forbid"):
+    sentence: Sentence
 
 
 @beta_tool
-def _look(shape: str) -> str:
+def _look(shape: Literal["circle", "star"]) -> str:
     """Return the color of a shape.
 
     Args:
@@ -88,8 +88,8 @@ def streamed_tool_loop() -> None:
 
 
 def typed_output() -> None:
-    message = client.messages.parse(model=MODEL, max_tokens=60, messages=[USER], output_format=Circle)
-    assert isinstance(message.parsed_output, Circle)
+    message = client.messages.parse(model=MODEL, max_tokens=60, messages=[USER], output_format=Heart)
+    assert isinstance(message.parsed_output, Heart)
 
 
 def typed_output_with_tools() -> None:
@@ -97,11 +97,11 @@ def typed_output_with_tools() -> None:
         model=MODEL,
         max_tokens=100,
         messages=[USER],
-        output_format=Circle,
+        output_format=Heart,
         tools=[_look.to_dict()],
         tool_choice={"type": "none"},
     )
-    assert isinstance(message.parsed_output, Circle)
+    assert isinstance(message.parsed_output, Heart)
 
 
 def image_from_tool() -> None:
@@ -114,14 +114,14 @@ def image_from_tool() -> None:
         max_iterations=2,
     )
     first, second = runner
-    assert second.usage.input_tokens > first.usage.input_tokens + 50
+    assert second.usage.input_tokens > first.usage.input_tokens + IMAGE_TOKENS
     history: Any = [
         {"role": "user", "content": QUESTION},
         {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "see", "input": {}}]},
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": [IMAGE]}]},
     ]
     message = client.messages.create(model=MODEL, max_tokens=40, messages=history)
-    assert message.content[0].type == "text" and COLOR in message.content[0].text, message.content
+    assert message.content[0].type == "text" and message.content[0].text != NO_IMAGE
 
 
 def reasoning_history() -> None:
@@ -136,11 +136,11 @@ def reasoning_history() -> None:
 
 
 def coding_agent_request() -> None:
-    """A request in the form that coding agents send: cache control, system blocks, metadata, effort, thinking."""
+    """Coding agents send cache control, system blocks, metadata, effort and thinking."""
     cached: Any = {"cache_control": {"type": "ephemeral"}}
     tool: Any = {
         "name": "Read",
-        "description": "Reads a file. " * 300,
+        "description": "Reads a file. " * 20,
         "input_schema": {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]},
     }
     message = client.beta.messages.create(
@@ -152,7 +152,7 @@ def coding_agent_request() -> None:
             {"role": "user", "content": [{"type": "text", "text": "<system-reminder>x</system-reminder>"}]},
             {"role": "user", "content": [{"type": "text", "text": "Hi", **cached}]},
         ],
-        tools=[{**tool, "description": "Reads a file. " * 20}],
+        tools=[tool],
         metadata={"user_id": "u"},
         output_config={"effort": "medium"},
         thinking={"type": "adaptive"},

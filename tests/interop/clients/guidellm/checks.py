@@ -39,6 +39,6 @@ def benchmark() -> None:
 
 
 def image_benchmark() -> None:
-    report = _measure("kind=synthetic_image,width=64,height=64,prompt_tokens=20,output_tokens=5")
+    report = _measure("kind=synthetic_image,width=64,height=64")
     requests = report["benchmarks"][0]["metrics"]["request_totals"]
     assert requests["successful"] == 3 and requests["errored"] == 0, requests

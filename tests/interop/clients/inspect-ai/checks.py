@@ -27,7 +27,7 @@ CONTENT: Any = [ContentImage(image=str(IMAGE)), ContentText(text=QUESTION)]
 SAMPLE = Sample([ChatMessageUser(content=CONTENT)], target=COLOR)
 
 
-class Circle(BaseModel):
+class Heart(BaseModel):
     color: str
 
 
@@ -88,7 +88,7 @@ def image_from_tool() -> None:
 
 
 def typed_output() -> None:
-    schema = ResponseSchema(name="circle", json_schema=json_schema(Circle), strict=True)
+    schema = ResponseSchema(name="circle", json_schema=json_schema(Heart), strict=True)
     config = CONFIG.merge(GenerateConfig(response_schema=schema, extra_body={"logit_bias": {"260": 12}}))
     log = _evaluate(get_model(f"openai/{MODEL}", config=config, memoize=False), generate())
-    Circle.model_validate_json(log.samples[0].output.completion)
+    Heart.model_validate_json(log.samples[0].output.completion)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import instructor
 from anthropic import Anthropic
@@ -10,16 +10,16 @@ from instructor import Mode
 from instructor.processing.multimodal import Image
 from openai import OpenAI
 from pydantic import BaseModel
-from scene import COLOR, IMAGE, MODEL, QUESTION
+from scene import IMAGE, MODEL, QUESTION, Sentence
 
 
-class Circle(BaseModel, extra="forbid"):
-    color: Literal["Red", "Green", "Blue"]
+class Heart(BaseModel, extra="forbid"):
+    sentence: Sentence
 
 
 SETTINGS: Any = {
     "model": MODEL,
-    "response_model": Circle,
+    "response_model": Heart,
     "max_retries": 0,
     "max_tokens": 100,
     "temperature": 0,
@@ -36,18 +36,16 @@ def _anthropic(mode: Mode) -> Any:
 
 
 def typed_output() -> None:
-    assert (
-        _openai(Mode.TOOLS).chat.completions.create(messages=MESSAGES, **SETTINGS).color == COLOR.capitalize()
-    )
+    assert _openai(Mode.TOOLS).chat.completions.create(messages=MESSAGES, **SETTINGS).sentence
 
 
 def strict_tools() -> None:
-    assert _openai(Mode.TOOLS_STRICT).chat.completions.create(messages=MESSAGES, **SETTINGS).color
+    assert _openai(Mode.TOOLS_STRICT).chat.completions.create(messages=MESSAGES, **SETTINGS).sentence
 
 
 def json_schema() -> None:
     assert (
-        _openai(Mode.JSON_SCHEMA).chat.completions.create(messages=MESSAGES, **SETTINGS).color
+        _openai(Mode.JSON_SCHEMA).chat.completions.create(messages=MESSAGES, **SETTINGS).sentence
         == COLOR.capitalize()
     )
 
@@ -55,14 +53,14 @@ def json_schema() -> None:
 def responses_tools() -> None:
     client = _openai(Mode.RESPONSES_TOOLS)
     settings = {name: value for name, value in SETTINGS.items() if name != "max_tokens"}
-    assert isinstance(client.responses.create(input=MESSAGES, **settings), Circle)
+    assert isinstance(client.responses.create(input=MESSAGES, **settings), Heart)
 
 
 def anthropic_tools() -> None:
     settings = {name: value for name, value in SETTINGS.items() if name != "temperature"}
-    assert _anthropic(Mode.ANTHROPIC_TOOLS).messages.create(messages=MESSAGES, **settings).color
+    assert _anthropic(Mode.ANTHROPIC_TOOLS).messages.create(messages=MESSAGES, **settings).sentence
 
 
 def streaming() -> None:
     partial = list(_openai(Mode.TOOLS).chat.completions.create_partial(messages=MESSAGES, **SETTINGS))
-    assert partial[-1].color == COLOR.capitalize()
+    assert partial[-1].sentence

@@ -6,16 +6,16 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 
-class Circle(BaseModel, extra="forbid"):
-    color: Literal["Red", "Green", "Blue"]
+class Heart(BaseModel, extra="forbid"):
+    sentence: Literal["The heart is red.", "The heart is green.", "There is no heart."]
 
 
-QUESTION = "What colour is the circle?\nAnswer the question using a single word or phrase."
+QUESTION = "What colour is the heart?"
 client = instructor.from_openai(OpenAI(), mode=instructor.Mode.TOOLS)
-circle = client.chat.completions.create(
+heart = client.chat.completions.create(
     model="tiny-llava",
-    response_model=Circle,
+    response_model=Heart,
     messages=[{"role": "user", "content": [QUESTION, Image.from_path("examples/shapes.png")]}],
     temperature=0,
 )
-print(circle.color)
+print(heart.sentence)

@@ -12,13 +12,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import litellm
 from openai import OpenAI
 from pydantic import BaseModel
-from scene import BASE64, COLOR, DATA_URL, MODEL, QUESTION
+from scene import BASE64, COLOR, DATA_URL, MODEL, NO_IMAGE, QUESTION, Sentence
 
 ADDRESS = os.environ["OPENAI_BASE_URL"]
 ROOT = os.environ["ANTHROPIC_BASE_URL"]
@@ -36,8 +36,8 @@ LOOK: Any = {"type": "function", "function": {"name": "look", "parameters": SHAP
 CALL: Any = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"shape": "circle"}'}}
 
 
-class Circle(BaseModel, extra="forbid"):
-    color: Literal["Red", "Green", "Blue"]
+class Heart(BaseModel, extra="forbid"):
+    sentence: Sentence
 
 
 def _complete(provider: str, **options: Any) -> Any:
@@ -67,13 +67,13 @@ def tool_loop() -> None:
 
 def typed_output() -> None:
     for provider in ("openai", "hosted_vllm", "ollama_chat"):
-        Circle.model_validate_json(_complete(provider, response_format=Circle).choices[0].message.content)
+        Heart.model_validate_json(_complete(provider, response_format=Heart).choices[0].message.content)
 
 
 def typed_output_with_tools() -> None:
     for provider in ("openai", "hosted_vllm"):
-        completion = _complete(provider, response_format=Circle, tools=[LOOK], tool_choice="none")
-        Circle.model_validate_json(completion.choices[0].message.content)
+        completion = _complete(provider, response_format=Heart, tools=[LOOK], tool_choice="none")
+        Heart.model_validate_json(completion.choices[0].message.content)
 
 
 def image_from_tool() -> None:
@@ -83,7 +83,7 @@ def image_from_tool() -> None:
         {"role": "tool", "tool_call_id": "c1", "content": [PART]},
     ]
     for provider in ("openai", "hosted_vllm"):
-        assert COLOR in _complete(provider, messages=history).choices[0].message.content, provider
+        assert NO_IMAGE not in _complete(provider, messages=history).choices[0].message.content, provider
 
 
 def embeddings() -> None:
@@ -153,6 +153,6 @@ def _wait_until_live(url: str, process: subprocess.Popen[bytes]) -> None:
         try:
             if httpx.get(url).status_code == 200:
                 return
-        except httpx.TransportError:
+        except httpx.TransportError:  # noqa: PERF203
             time.sleep(0.5)
     raise TimeoutError("the proxy did not start")

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from ollama import AsyncClient, Client
 from pydantic import BaseModel
-from scene import BASE64, COLOR, IMAGE, MODEL, QUESTION
+from scene import BASE64, COLOR, IMAGE, MODEL, NO_IMAGE, QUESTION, Sentence
 
 client = Client()
 OPTIONS = {"temperature": 0, "num_predict": 60}
 
 
-class Circle(BaseModel, extra="forbid"):
-    color: Literal["Red", "Green", "Blue"]
+class Heart(BaseModel, extra="forbid"):
+    sentence: Sentence
 
 
-def _look(shape: str) -> str:
-    """Return the color of a shape.
+def _look(closely: bool) -> str:
+    """Return the color of the shape.
 
     Args:
-        shape: The name of the shape.
+        closely: Whether to look closely.
     """
-    return "green"
+    return "red"
 
 
 def image_input() -> None:
     message = {"role": "user", "content": QUESTION, "images": [str(IMAGE)]}
     response = client.chat(MODEL, [message], options=OPTIONS)
     assert COLOR in (response.message.content or "") and response.done_reason == "stop"
-    generated = client.generate(MODEL, QUESTION, images=[BASE64], options=OPTIONS)
+    generated = client.generate(MODEL, NO_IMAGE, QUESTION, images=[BASE64], options=OPTIONS)
     assert COLOR in generated.response and generated.eval_count
 
 
@@ -43,18 +41,18 @@ def streaming() -> None:
 async def async_streaming() -> None:
     text = ""
     async for part in await AsyncClient().generate(
-        MODEL, QUESTION, images=[BASE64], stream=True, options=OPTIONS
+        MODEL, NO_IMAGE, QUESTION, images=[BASE64], stream=True, options=OPTIONS
     ):
         text += part.response
     assert COLOR in text
 
 
 def tool_loop() -> None:
-    call = {"function": {"name": "_look", "arguments": {"shape": "circle"}}}
+    call = {"function": {"name": "_look", "arguments": {"closely": True}}}
     messages = [
         {"role": "user", "content": QUESTION},
         {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "tool_name": "_look", "content": "green"},
+        {"role": "tool", "tool_name": "_look", "content": "red"},
     ]
     first = client.chat(MODEL, messages[:1], tools=[_look], options=OPTIONS)
     assert first.message.content or first.message.tool_calls
@@ -64,28 +62,26 @@ def tool_loop() -> None:
 
 def typed_output() -> None:
     message = {"role": "user", "content": QUESTION, "images": [BASE64]}
-    response = client.chat(MODEL, [message], format=Circle.model_json_schema(), options=OPTIONS)
-    Circle.model_validate_json(response.message.content or "")
+    response = client.chat(MODEL, [message], format=Heart.model_json_schema(), options=OPTIONS)
+    Heart.model_validate_json(response.message.content or "")
     assert client.chat(MODEL, [message], format="json", options=OPTIONS).message.content
 
 
 def typed_output_with_tools() -> None:
     message = {"role": "user", "content": QUESTION, "images": [BASE64]}
-    response = client.chat(
-        MODEL, [message], format=Circle.model_json_schema(), tools=[_look], options=OPTIONS
-    )
-    assert response.message.tool_calls or Circle.model_validate_json(response.message.content or "")
+    response = client.chat(MODEL, [message], format=Heart.model_json_schema(), tools=[_look], options=OPTIONS)
+    assert response.message.tool_calls or Heart.model_validate_json(response.message.content or "")
 
 
 def image_from_tool() -> None:
-    call = {"function": {"name": "_look", "arguments": {"shape": "circle"}}}
+    call = {"function": {"name": "_look", "arguments": {"closely": True}}}
     messages = [
         {"role": "user", "content": QUESTION},
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "tool_name": "_look", "content": "", "images": [BASE64]},
     ]
     response = client.chat(MODEL, messages, options=OPTIONS)
-    assert COLOR in (response.message.content or ""), response.message.content
+    assert NO_IMAGE not in (response.message.content or NO_IMAGE)
 
 
 def embeddings() -> None:

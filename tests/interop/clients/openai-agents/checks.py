@@ -17,7 +17,7 @@ from agents import (
 )
 from agents.models.interface import Model
 from pydantic import BaseModel
-from scene import COLOR, DATA_URL, MODEL, QUESTION
+from scene import COLOR, DATA_URL, IMAGE_TOKENS, MODEL, QUESTION, Sentence
 
 set_tracing_disabled(True)
 SETTINGS: dict[str, Any] = {"temperature": 0, "max_tokens": 200}
@@ -33,8 +33,8 @@ USER: Any = [
 _calls: list[str] = []
 
 
-class Circle(BaseModel, extra="forbid"):
-    color: Literal["Red", "Green", "Blue"]
+class Heart(BaseModel, extra="forbid"):
+    sentence: Sentence
 
 
 @function_tool
@@ -96,19 +96,23 @@ async def streamed_tool_loop() -> None:
 
 
 async def typed_output() -> None:
-    for output in await _run(output_type=Circle):
-        assert isinstance(output, Circle)
+    for output in await _run(output_type=Heart):
+        assert isinstance(output, Heart)
 
 
 async def typed_output_with_tools() -> None:
-    for output in await _run(output_type=Circle, tools=[_shapes], tool_choice="required"):
-        assert isinstance(output, Circle)
+    for output in await _run(output_type=Heart, tools=[_shapes], tool_choice="required"):
+        assert isinstance(output, Heart)
     assert len(_calls) >= 2
 
 
 async def image_from_tool() -> None:
-    outputs = await _run(QUESTION, tools=[_screenshot], tool_choice="required", output_type=Circle)
-    assert [output.color for output in outputs] == [COLOR.capitalize()] * 2, outputs
+    async with AsyncOpenAI(max_retries=0) as client:
+        for model in _models(client):
+            settings = ModelSettings(**SETTINGS, tool_choice="required")
+            agent = Agent(name="Eye", model=model, model_settings=settings, tools=[_screenshot])
+            first, last = (await Runner.run(agent, QUESTION, max_turns=2)).raw_responses
+            assert last.usage.input_tokens > first.usage.input_tokens + IMAGE_TOKENS, model
 
 
 async def handoff() -> None:

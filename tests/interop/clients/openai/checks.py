@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 import openai
 from openai import OpenAI, pydantic_function_tool
 from pydantic import BaseModel
-from scene import COLOR, DATA_URL, MODEL, QUESTION
+from scene import COLOR, DATA_URL, MODEL, NO_IMAGE, QUESTION
 
 client = OpenAI(max_retries=0)
 PART: Any = {"type": "image_url", "image_url": {"url": DATA_URL}}
@@ -24,14 +23,14 @@ class Color(str, Enum):
     blue = "blue"
 
 
-class Circle(BaseModel):
+class Heart(BaseModel):
     color: Color
 
 
 class Look(BaseModel):
     """Look at the shape."""
 
-    shape: str
+    shape: Literal["circle", "star"]
 
 
 def streaming() -> None:
@@ -89,30 +88,30 @@ def responses_tool_loop() -> None:
 
 
 def typed_output() -> None:
-    completion = client.chat.completions.parse(model=MODEL, messages=[USER], response_format=Circle)
-    assert isinstance(completion.choices[0].message.parsed, Circle)
-    response = client.responses.parse(model=MODEL, input=[USER_INPUT], text_format=Circle)
-    assert isinstance(response.output_parsed, Circle)
+    completion = client.chat.completions.parse(model=MODEL, messages=[USER], response_format=Heart)
+    assert isinstance(completion.choices[0].message.parsed, Heart)
+    response = client.responses.parse(model=MODEL, input=[USER_INPUT], text_format=Heart)
+    assert isinstance(response.output_parsed, Heart)
 
 
 def typed_output_with_tools() -> None:
     completion = client.chat.completions.parse(
         model=MODEL,
         messages=[USER],
-        response_format=Circle,
+        response_format=Heart,
         tools=[pydantic_function_tool(Look)],
         max_tokens=200,
     )
     message = completion.choices[0].message
-    assert isinstance(message.parsed, Circle) or message.tool_calls
+    assert isinstance(message.parsed, Heart) or message.tool_calls
     response = client.responses.parse(
         model=MODEL,
         input=[USER_INPUT],
-        text_format=Circle,
+        text_format=Heart,
         tools=[pydantic_function_tool(Look)["function"] | {"type": "function"}],
         tool_choice="none",
     )
-    assert isinstance(response.output_parsed, Circle)
+    assert isinstance(response.output_parsed, Heart)
 
 
 def image_from_tool() -> None:
@@ -122,18 +121,15 @@ def image_from_tool() -> None:
         {"role": "assistant", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": [PART]},
     ]
-    completion = client.chat.completions.create(
-        model=MODEL, messages=history, temperature=0, extra_body={"guided_regex": "[A-Z][a-z ]+[.]"}
-    )
-    assert completion.usage and completion.usage.prompt_tokens > 100
-    assert COLOR in (completion.choices[0].message.content or ""), completion.choices[0].message
+    completion = client.chat.completions.create(model=MODEL, messages=history, temperature=0)
+    assert NO_IMAGE not in (completion.choices[0].message.content or NO_IMAGE)
     output: Any = [
         {"role": "user", "content": QUESTION},
-        {"type": "function_call", "call_id": "c1", "name": "Look", "arguments": json.dumps({"shape": "x"})},
+        {"type": "function_call", "call_id": "c1", "name": "Look", "arguments": '{"shape": "circle"}'},
         {"type": "function_call_output", "call_id": "c1", "output": [INPUT_PART]},
     ]
     response = client.responses.create(model=MODEL, input=output, temperature=0)
-    assert COLOR in response.output_text, response.output_text
+    assert NO_IMAGE not in (response.output_text or NO_IMAGE)
 
 
 def messages_in_any_order() -> None:
@@ -153,13 +149,8 @@ def messages_in_any_order() -> None:
         [text, assistant, result, hello, again, {**result, "tool_call_id": "c2"}],
         [text, {"role": "developer", "content": "Be brief."}, text],
     ]
-    errors = {}
     for order in orders:
-        try:
-            client.chat.completions.create(model=MODEL, messages=order, max_tokens=3)
-        except openai.BadRequestError as error:
-            errors[str([each["role"] for each in order])] = error.message
-    assert not errors, errors
+        client.chat.completions.create(model=MODEL, messages=order, max_tokens=3)
 
 
 def embeddings() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import Any, get_args
 
 from PIL import Image
-from scene import COLOR, IMAGE, MODEL, QUESTION
+from scene import COLOR, IMAGE, MODEL, QUESTION, SENTENCE, Sentence
 from smolagents import EMPTY_PROMPT_TEMPLATES, ChatMessage, MessageRole, OpenAIModel, Tool, ToolCallingAgent
 
 SETTINGS: Any = {
@@ -16,7 +16,6 @@ SETTINGS: Any = {
     "temperature": 0,
     "max_tokens": 60,
 }
-COLORS = "Red|Green|Blue|Yellow"
 
 
 class _Look(Tool):
@@ -44,11 +43,11 @@ def streaming() -> None:
 
 
 def typed_output() -> None:
-    schema = {"type": "object", "properties": {"color": {"enum": COLORS.split("|")}}, "required": ["color"]}
-    schema["additionalProperties"] = False
+    schema: dict[str, Any] = {"type": "object", "properties": {"sentence": {"enum": [*get_args(Sentence)]}}}
+    schema.update(required=["sentence"], additionalProperties=False)
     form = {"type": "json_schema", "json_schema": {"name": "circle", "strict": True, "schema": schema}}
     content = OpenAIModel(MODEL, **SETTINGS)([_message()], response_format=form).content
-    assert json.loads(content)["color"] == COLOR.capitalize()
+    assert json.loads(content)["sentence"] == SENTENCE
 
 
 def tool_loop() -> None:
