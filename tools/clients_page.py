@@ -40,7 +40,8 @@ STANDARD_TESTS = """
 ### LangChain's standard tests
 
 The integration tests of `langchain-tests` run with `ChatOpenAI` (Chat Completions and Responses),
-`ChatAnthropic` and `OpenAIEmbeddings`. The following tests fail because the bundled model is too small. All other tests pass.
+`ChatAnthropic` and `OpenAIEmbeddings`. The following tests fail because the bundled model is too small. All
+other tests pass.
 
 """
 

@@ -34,8 +34,8 @@ FEATURES = {
 class Client:
     """A client with its environment.
 
-    The checks of light clients, except for ``slow_checks``, run with all other tests. ``make interop`` runs all
-    checks of all clients.
+    The checks of light clients, except for ``slow_checks``, run with all other tests. ``make interop`` runs
+    all checks of all clients.
     """
 
     name: str

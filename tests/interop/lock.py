@@ -1,7 +1,7 @@
 """Update the pinned packages of all Python clients: python -m tests.interop.lock [CLIENT ...]
 
-Writes ``requirements.txt`` from ``requirements.in``. ``excluded.txt`` in the client's folder lists packages that
-are not installed, such as torch, whose CUDA libraries are several gigabytes.
+Writes ``requirements.txt`` from ``requirements.in``. ``excluded.txt`` in the client's folder lists packages
+that are not installed, such as torch, whose CUDA libraries are several gigabytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run checks of one client in the client's environment: python run_checks.py CHECKS.PY [NAME ...]
 
-Each public function of the file is a check. Without names, all of them run. For each check, a line of JSON with
-its name and its error (null if it passed) is written to standard output.
+Each public function of the file is a check. Without names, all of them run. For each check, a line of JSON
+with its name and its error (null if it passed) is written to standard output.
 """
 
 from __future__ import annotations
