@@ -91,7 +91,10 @@ def expected_failures() -> str:
         for test, reason in reasons.items():
             models.setdefault((test, reason), []).append(f"`{model.removeprefix('Test')}`")
     rows = ["| test | classes | reason |\n|---|---|---|\n"]
-    rows += [f"| `{test}` | {', '.join(names)} | {reason} |\n" for (test, reason), names in models.items()]
+    rows += [
+        f"| {test.removeprefix('test_').replace('_', ' ')} | {', '.join(names)} | {reason} |\n"
+        for (test, reason), names in models.items()
+    ]
     return "".join(rows)
 
 
