@@ -89,12 +89,10 @@ def expected_failures() -> str:
     models: dict[tuple[str, str], list[str]] = {}
     for model, reasons in namespace["EXPECTED_FAILURES"].items():
         for test, reason in reasons.items():
-            models.setdefault((test, reason), []).append(f"`{model.removeprefix('Test')}`")
+            words = test.removeprefix("test_").replace("_", " ")
+            models.setdefault((words, reason), []).append(f"`{model.removeprefix('Test')}`")
     rows = ["| test | classes | reason |\n|---|---|---|\n"]
-    rows += [
-        f"| {test.removeprefix('test_').replace('_', ' ')} | {', '.join(names)} | {reason} |\n"
-        for (test, reason), names in models.items()
-    ]
+    rows += [f"| {words} | {', '.join(names)} | {reason} |\n" for (words, reason), names in models.items()]
     return "".join(rows)
 
 
