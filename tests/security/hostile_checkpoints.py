@@ -13,19 +13,23 @@ from typing import Any
 
 import llava_worker
 
-__all__ = ["CASES", "HARMLESS", "TINY", "Hostile", "change_json", "copy_tiny"]
+__all__ = ["CASES", "HARMLESS", "MAX_GROWN_BYTES", "TINY", "Hostile", "change_json", "copy_tiny"]
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
-_ABSENT = object()
+MAX_GROWN_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Hostile:
-    """A change to a copy of the tiny model, and the text that the error must contain, as a regex."""
+    """A change to a copy of the tiny model, and the text that the error must contain, as a regex.
+
+    ``max_grown_bytes`` limits the memory of the worker and of each of its child processes.
+    """
 
     change: Callable[[Path], object]
     error: str
     flags: tuple[str, ...] = ()
+    max_grown_bytes: int = MAX_GROWN_BYTES
 
 
 def copy_tiny(folder: Path) -> Path:
@@ -47,15 +51,20 @@ def change_json(folder: Path, name: str, path: str, value: Any) -> None:
     target = values
     for key in parents:
         target = target[int(key) if isinstance(target, list) else key]
-    if value is _ABSENT:
-        del target[last]
-    else:
-        target[last] = value
+    target[last] = value
     file.write_text(json.dumps(values))
 
 
 def _sets(path: str, value: Any, *, file: str = "config.json") -> Callable[[Path], object]:
     return lambda folder: change_json(folder, file, path, value)
+
+
+def _in_order(*changes: Callable[[Path], object]) -> Callable[[Path], object]:
+    def apply(folder: Path) -> None:
+        for change in changes:
+            change(folder)
+
+    return apply
 
 
 def _config(path: str, value: Any, error: str = "") -> Hostile:
@@ -154,9 +163,9 @@ _LONG_LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}
 _CONFIGS = {
     "no heads": _config("text_config.num_attention_heads", 0),
     "no heads and no head size": Hostile(
-        lambda folder: (
-            change_json(folder, "config.json", "text_config.num_attention_heads", 0),
-            change_json(folder, "config.json", "text_config.head_dim", None),
+        _in_order(
+            _sets("text_config.num_attention_heads", 0),
+            _sets("text_config.head_dim", None),
         ),
         r"config\.json .*text_config\.num_attention_heads",
     ),
@@ -195,9 +204,9 @@ _CONFIGS = {
     "RoPE without a factor": _config("text_config.rope_scaling", {"type": "linear", "factor": 0.0}, "factor"),
     "no context": _config("text_config.max_position_embeddings", 0),
     "too few layer types": Hostile(
-        lambda folder: (
-            change_json(folder, "config.json", "text_config.model_type", "qwen2"),
-            change_json(folder, "config.json", "text_config.layer_types", ["full_attention"]),
+        _in_order(
+            _sets("text_config.model_type", "qwen2"),
+            _sets("text_config.layer_types", ["full_attention"]),
         ),
         r"config\.json .*layer_types",
     ),
@@ -206,9 +215,9 @@ _CONFIGS = {
     "no patch": _config("vision_config.patch_size", 0),
     "a patch larger than the image": _config("vision_config.patch_size", 141, "patch_size"),
     "too many patches": Hostile(
-        lambda folder: (
-            change_json(folder, "config.json", "vision_config.image_size", 4096),
-            change_json(folder, "config.json", "vision_config.patch_size", 1),
+        _in_order(
+            _sets("vision_config.image_size", 4096),
+            _sets("vision_config.patch_size", 1),
         ),
         r"config\.json .*patches",
     ),
@@ -235,16 +244,16 @@ _CONFIGS = {
         "image_grid_pinpoints",
     ),
     "a grid of 100,000 sizes": Hostile(
-        lambda folder: (
-            change_json(folder, "config.json", "model_type", "llava_next"),
-            change_json(folder, "config.json", "image_grid_pinpoints", [[140, 140]] * 100_000),
+        _in_order(
+            _sets("model_type", "llava_next"),
+            _sets("image_grid_pinpoints", [[140, 140]] * 100_000),
         ),
         r"config\.json .*image_grid_pinpoints",
     ),
     "a canvas of 10^12 tiles": Hostile(
-        lambda folder: (
-            change_json(folder, "config.json", "model_type", "llava_next"),
-            change_json(folder, "config.json", "image_grid_pinpoints", [[14 * 10**7, 14 * 10**7]]),
+        _in_order(
+            _sets("model_type", "llava_next"),
+            _sets("image_grid_pinpoints", [[14 * 10**7, 14 * 10**7]]),
         ),
         r"config\.json .*tiles",
     ),
@@ -268,9 +277,9 @@ _CONFIGS = {
         _sets("rescale_factor", 0, file="preprocessor_config.json"), "rescale_factor"
     ),
     "an image processor that is a list": Hostile(
-        lambda folder: (
-            (folder / "preprocessor_config.json").unlink(),
-            change_json(folder, "processor_config.json", "image_processor", [1]),
+        _in_order(
+            _raw("preprocessor_config.json", "{}"),
+            _sets("image_processor", [1], file="processor_config.json"),
         ),
         r"processor_config\.json",
     ),
@@ -312,13 +321,7 @@ _FILES = {
 _WEIGHTS = {
     "a header of 2^63 bytes": Hostile(_header("{}", length=1 << 63), r"model\.safetensors .*header"),
     "a header of 99 MiB": Hostile(
-        lambda folder: (
-            _sparse("model.safetensors", 200 << 20)(folder),
-            os.truncate(folder / "model.safetensors", 0),
-            (folder / "model.safetensors").write_bytes((99 << 20).to_bytes(8, "little")),
-            os.truncate(folder / "model.safetensors", 200 << 20),
-        ),
-        r"model\.safetensors .*header",
+        _header("", length=99 << 20, size=100 << 20), r"model\.safetensors .*header"
     ),
     "a deeply nested header": Hostile(_header(_DEEP), r"model\.safetensors .*nested"),
     "a header that is a list": Hostile(_header("[[1, 2]]"), r"header of .*model\.safetensors"),
@@ -418,7 +421,11 @@ _LANGUAGE = {
     ),
     "an ID outside the vocabulary": Hostile(_tokenizer("model.vocab.zzz", 1300), "'zzz' has the ID 1300"),
     "an ID of 2^32 - 1": Hostile(_tokenizer("model.vocab.zzz", 2**32 - 1), r"tokenizer\.json"),
-    "an ID of 2^31": Hostile(_tokenizer("model.vocab.zzz", 2**31), "tokenizer"),
+    "an ID of 2^31": Hostile(
+        _tokenizer("model.vocab.zzz", 2**31),
+        "tokenizer",
+        max_grown_bytes=2 << 30,  # the child's limit
+    ),
     "tokens that are numbers": Hostile(
         _sets("additional_special_tokens", 7, file="tokenizer_config.json"),
         r"tokenizer_config\.json .*additional_special_tokens",

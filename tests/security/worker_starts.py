@@ -21,7 +21,7 @@ LOADED, REJECTED = 69, 1  # exit statuses: the model loaded but there is no queu
 _CPU_S = 60  # a start that needs more is killed
 _MEMORY_BYTES = 6 << 30  # of address space: protects the machine that runs the tests
 _FLAGS = ("--device", "cpu", "--threads", "1", "--kv-cache-mb", "8", "--precision", "fp32")
-_NOBODY = 65534  # user ID
+_OTHER_USER = 65534
 _NO_QUEUE = "unix:///nonexistent/queue.sock"
 
 
@@ -29,7 +29,8 @@ _NO_QUEUE = "unix:///nonexistent/queue.sock"
 class Start:
     """One start of a worker: its exit status, its output, and the CPU time and memory it used.
 
-    ``cpu_s`` includes child processes. ``grown_bytes`` is the growth of the resident set size.
+    ``cpu_s`` includes child processes. ``grown_bytes`` is the growth of the largest resident set, which may
+    be that of a child process.
     """
 
     status: int
@@ -107,7 +108,7 @@ def _run_worker(request: dict[str, Any]) -> None:
     from llava_worker.__main__ import main
 
     if request["unprivileged"] and os.geteuid() == 0:
-        os.seteuid(_NOBODY)
+        os.seteuid(_OTHER_USER)
     sys.argv = ["worker", "--model", request["folder"], "--redis-url", _NO_QUEUE, *_FLAGS, *request["flags"]]
     status = 70
     try:
