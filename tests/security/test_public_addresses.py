@@ -1,4 +1,4 @@
-"""Images are fetched only from public addresses: no address of IANA's special-purpose registries is public."""
+"""Images are fetched only from public addresses, which excludes IANA's special-purpose registries."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import random
 import pytest
 from llava_server.images.public_addresses import is_public
 
-# All blocks of the registries iana-ipv4-special-registry and iana-ipv6-special-registry (October 2026), except NAT64,
-# followed by the blocks for multicast and by blocks that were special in the past.
+# All blocks of the registries iana-ipv4-special-registry and iana-ipv6-special-registry (October 2026) except
+# NAT64, followed by the blocks for multicast and by blocks that were special in the past.
 SPECIAL = [
     *("0.0.0.0/8", "0.0.0.0/32", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
     *("172.16.0.0/12", "192.0.0.0/24", "192.0.0.0/29", "192.0.0.8/32", "192.0.0.9/32", "192.0.0.10/32"),

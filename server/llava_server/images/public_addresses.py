@@ -1,10 +1,9 @@
 """The check that an IP address is public, so that the server may fetch an image from it.
 
 The table contains every block of IANA's special-purpose address registries (iana-ipv4-special-registry and
-iana-ipv6-special-registry, as of October 2026), including deprecated blocks and blocks that are globally
-reachable, such as anycast relays. No image host has such an address. The ``ipaddress`` module is not used for this
-decision, because its result depends on the version of Python: ``is_global`` is true for 6to4 relays, and in older
-versions also for addresses that translate to loopback.
+iana-ipv6-special-registry, as of October 2026). This includes deprecated blocks and anycast relays, which
+are globally reachable but never image hosts. ``ipaddress.is_global`` is not used, because its result depends
+on the version of Python: it is true for 6to4 relays, and in older versions for translated loopback addresses.
 """
 
 from __future__ import annotations
@@ -50,8 +49,8 @@ _NOT_PUBLIC_IPV6 = tuple(
         "3fff::/20",  # documentation (RFC 9637)
     )
 )
-# A translator on the path converts these addresses to the IPv4 address in the last 32 bits (RFC 6052). In networks
-# without IPv4, DNS64 returns such an address for every public host that has only an IPv4 address.
+# A translator converts these addresses to the IPv4 address in the last 32 bits (RFC 6052). In networks with
+# IPv6 only, DNS64 returns such an address for every public host that has only an IPv4 address.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
