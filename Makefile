@@ -54,8 +54,8 @@ lock: $(SUPPLY_CHAIN)/.done
 sbom: $(SUPPLY_CHAIN)/.done
 	mkdir -p dist
 	cd deploy/requirements && for image in server.txt "worker.txt torch-cpu.txt" worker-cuda.txt; do \
-	  cat $$image | ../../$(SUPPLY_CHAIN)/bin/cyclonedx-py requirements - --pyproject ../../pyproject.toml \
-	    --mc-type application --output-reproducible --output-file ../../dist/sbom-$${image%%.*}.json || exit 1; \
+	  cat $$image | ../../$(SUPPLY_CHAIN)/bin/python -W ignore -m cyclonedx_py requirements - \
+	    --pyproject ../../pyproject.toml --mc-type application --output-reproducible --output-file ../../dist/sbom-$${image%%.*}.json || exit 1; \
 	done
 
 # Look up known vulnerabilities of the locked packages.
