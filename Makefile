@@ -1,4 +1,4 @@
-# Targets: up, test, test-fast, check, format, bench, train, eval, clean. Each target installs its dependencies first.
+# Targets: up, test, test-fast, interop, check, format, bench, train, eval, clean. Each target installs its dependencies first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -8,7 +8,7 @@ TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 HAS_GPU   := $(shell command -v nvidia-smi 2>/dev/null)
 
-.PHONY: up test test-fast check format bench train eval clean
+.PHONY: up test test-fast interop check format bench train eval clean
 .DEFAULT_GOAL := up
 
 up: $(VENV)/.up
@@ -21,6 +21,10 @@ test: $(VENV)/.dev
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not e2e and not browser" $(ARGS)
+
+# Tests the server with all third-party clients. Downloads about 800 MB of packages, most of them for benchmarks.
+interop: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interop --all-clients $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -66,6 +66,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=150,
         help="number of requests generated from the OpenAPI document",
     )
+    parser.addoption(
+        "--all-clients",
+        action="store_true",
+        help="test the server with all third-party clients instead of those that start quickly",
+    )
 
 
 def pytest_configure() -> None:

@@ -75,6 +75,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tests/worker/language/*": (IMAGE, ANSWER),
     "tests/worker/engine/quantization/*": (ANSWER,),
     "tests/e2e/*": (IMAGE, ANSWER, LET_GO),
+    "tests/interop/*": (IMAGE,),
     "tests/faults/*": (TELL,),
     "tests/client/*": (ANSWER, TELL),
     "worker/llava_worker/language/conversation_templates.py": (ANSWER,),

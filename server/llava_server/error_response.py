@@ -98,12 +98,28 @@ class Error(ResponseModel):
     error: Annotated[ErrorDetail, doc("The error.", _EXAMPLE)]
 
 
+class ThreadErrorDetails(ResponseModel, kw_only=True):
+    """Tells Anthropic's clients to send the whole conversation instead of continuing a message thread."""
+
+    error_code: Annotated[
+        Literal["thread_unsupported_request"],
+        doc('Always "thread_unsupported_request".', "thread_unsupported_request"),
+    ] = "thread_unsupported_request"
+    unsupported: Annotated[tuple[str, ...], doc("The fields to omit from the next request.", ["thread"])] = (
+        "thread",
+    )
+
+
 class MessageErrorDetail(ErrorFields, kw_only=True):
     """The details of an error, with Anthropic's error type."""
 
     type: Annotated[
         AnthropicErrorType, doc("The error type, as defined by Anthropic.", "invalid_request_error")
     ]
+    details: Annotated[
+        ThreadErrorDetails | UnsetType,
+        doc("Only set if param is thread. Anthropic's clients then send the request without it."),
+    ] = UNSET
 
 
 class MessageError(ResponseModel, kw_only=True):
@@ -166,6 +182,7 @@ def to_message_error(error: ApiError, request_id: str | None) -> MessageError:
             request_id=request_id,
             doc=detail.doc,
             retry_after_ms=detail.retry_after_ms,
+            details=ThreadErrorDetails() if detail.param == "thread" else UNSET,
         ),
         request_id=request_id,
     )

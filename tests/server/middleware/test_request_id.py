@@ -64,5 +64,5 @@ def test_logs_contain_no_prompts_keys_or_images(
 
     wait_until(lambda: sum("/v1/chat/completions" in line for line in lines()) == 4)
     assert any("job_id=chatcmpl-" in line for line in lines())
-    assert any("error=invalid_image_url" in line for line in lines())
+    assert any("error=invalid_image" in line for line in lines())
     assert not [line for line in lines() if canary in line or KEY in line]

@@ -10,9 +10,9 @@ from tests.server.conftest import OwnStack, Stack
 def test_unknown_urls_and_methods_return_errors_in_openais_format(stack: Stack) -> None:
     unknown = stack.http.get("/v1/nothing")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_url")
-    wrong_method = stack.http.get("/v1/chat/completions")
+    wrong_method = stack.http.get("/v1/embeddings")
     assert (wrong_method.status_code, wrong_method.json()["error"]["code"]) == (405, "method_not_allowed")
-    assert wrong_method.headers["allow"] == "POST"
+    assert wrong_method.headers["allow"] == "POST, OPTIONS"
 
 
 def test_an_unhandled_exception_returns_500_with_an_id_and_without_details(

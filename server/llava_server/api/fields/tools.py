@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from llava_wire.messages.sampling_params import Grammar
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from llava_server.api.fields.base import RenamedFields, RequestModel, invalid_value
@@ -19,23 +19,7 @@ MAX_TOOLS = 512
 _MAX_TOTAL_BYTES = 256 << 10
 
 
-def function_type(value: Any) -> Any:
-    """Check the ``type`` of a tool. Tools that the provider of another API runs have other types."""
-    if isinstance(value, str) and value != "function":
-        remedy = (
-            "Define a function with one parameter for the input"
-            if value == "custom"
-            else "Define a function, and run it in your client"
-        )
-        raise PydanticCustomError(
-            "invalid_value",
-            "Tools of type '{kind}' are not supported; all tools must be of type 'function'. {remedy}.",
-            {"kind": ascii(value[:64])[1:-1], "remedy": remedy},
-        )
-    return value
-
-
-FunctionType = Annotated[Literal["function"], BeforeValidator(function_type)]
+FunctionType = Literal["function"]  # the rules of each API reject tools of other types
 
 
 def _check_object_schema(schema: dict[str, Any]) -> dict[str, Any]:

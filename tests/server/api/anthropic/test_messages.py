@@ -57,6 +57,33 @@ def test_the_client_receives_a_complete_message(client: anthropic.Anthropic, sta
     assert message.id == job.job_id.replace("chatcmpl-", "msg_")
 
 
+def test_a_message_thread_is_rejected_so_that_the_client_sends_the_whole_conversation(stack: Stack) -> None:
+    rejected = ask(stack, thread={"type": "create"})
+    assert rejected.status_code == 400
+    assert rejected.json()["error"]["param"] == "thread"
+    details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    assert rejected.json()["error"]["details"] == details
+    assert ask(stack, thread=None).status_code == 200
+    assert "details" not in ask(stack, max_tokens="x").json()["error"]
+
+
+def test_the_tool_runner_of_the_client_falls_back_from_threads(
+    client: anthropic.Anthropic, stack: Stack
+) -> None:
+    @anthropic.beta_tool
+    def clock() -> str:
+        """Get the time."""
+        return "noon"
+
+    messages: list[Any] = user_message("say yes")
+    runner = client.beta.messages.tool_runner(
+        model=MODEL, max_tokens=50, messages=messages, tools=[clock], max_iterations=1
+    )
+    [block] = runner.until_done().content
+    assert block.type == "text"
+    assert block.text == "yes"
+
+
 def test_a_truncated_message_has_stop_reason_max_tokens(client: anthropic.Anthropic) -> None:
     assert (
         client.messages.create(model=MODEL, max_tokens=2, messages=user_message("count 2")).stop_reason

@@ -410,10 +410,20 @@ def test_values_that_change_nothing_are_accepted(stack: Stack) -> None:
     assert stack.http.post("/api/generate", json=body).json()["response"] == "x"
 
 
-def test_a_body_of_another_type_is_rejected(stack: Stack) -> None:
-    """A web page from another origin can send such a body without a preflight request."""
-    response = stack.http.post("/api/chat", content=b"{}", headers={"content-type": "text/plain"})
+@pytest.mark.parametrize("header", [{"origin": "https://other.example"}, {"sec-fetch-site": "cross-site"}])
+def test_a_browser_must_send_a_json_type(stack: Stack, header: dict[str, str]) -> None:
+    """A web page from another origin can send a body of another type without a preflight request."""
+    headers = {"content-type": "text/plain", **header}
+    response = stack.http.post("/api/chat", content=b"{}", headers=headers)
     assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
+
+
+def test_other_clients_can_omit_the_json_type(stack: Stack) -> None:
+    """In Ollama's documentation, curl sends JSON with the type of a form."""
+    body = {"model": MODEL, "prompt": "say x", "stream": False}
+    for media_type in ({}, {"content-type": "application/x-www-form-urlencoded"}):
+        response = stack.http.post("/api/generate", content=json.dumps(body), headers=media_type)
+        assert response.json()["response"] == "x"
 
 
 @pytest.mark.parametrize(("path", "extra"), [("chat", {}), ("generate", {"prompt": "go-on"})])

@@ -54,7 +54,6 @@ WRONG_FIELDS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     ),
     "user number": ({"user": 5}, "invalid_type", "user", "string"),
     "metadata of numbers": ({"metadata": {"a": 1}}, "invalid_type", "metadata.a", "string"),
-    "service_tier scale": ({"service_tier": "scale"}, "invalid_value", "service_tier", "'default'"),
     "no messages": ({"messages": []}, "invalid_value", "messages", "at least 1 item"),
     "messages text": ({"messages": "hi"}, "invalid_type", "messages", "array"),
     "message text": ({"messages": ["hi"]}, "invalid_type", "messages[0]", "object"),
@@ -105,12 +104,6 @@ WRONG_FIELDS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "missing_required_parameter",
         "messages[0].content[0].text",
         "required",
-    ),
-    "image_url as text": (
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:"}]}]},
-        "invalid_type",
-        "messages[0].content[0].image_url",
-        "object",
     ),
     "image in a system message": (
         {
@@ -167,8 +160,6 @@ NOT_JSON = {
     "nothing": b"",
     "half": b'{"model": "x", "mess',
     "single quotes": b"{'model': 'x'}",
-    "not utf-8": b'{"model": "\xff"}',
-    "half a surrogate": b'{"model": "\\ud800"}',
     "very deep": b"[" * 100_000,
     "endless number": b'{"seed": ' + b"9" * 5_000 + b"}",
 }
