@@ -6,36 +6,17 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from llava_wire.messages.sampling_params import Grammar
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from llava_server.api.fields.base import RenamedFields, RequestModel, invalid_value
 from llava_server.api.fields.json_schema import Schema, as_text, without_annotations
 from llava_server.api.fields.messages import FunctionName
 
-__all__ = ["MAX_TOOLS", "Function", "FunctionTool", "FunctionType", "ToolFields"]
+__all__ = ["MAX_TOOLS", "Function", "FunctionTool", "ToolFields"]
 
 MAX_TOOLS = 512
 _MAX_TOTAL_BYTES = 256 << 10
-
-
-def function_type(value: Any) -> Any:
-    """Check the ``type`` of a tool. Tools that the provider of another API runs have other types."""
-    if isinstance(value, str) and value != "function":
-        remedy = (
-            "Define a function with one parameter for the input"
-            if value == "custom"
-            else "Define a function, and run it in your client"
-        )
-        raise PydanticCustomError(
-            "invalid_value",
-            "Tools of type '{kind}' are not supported; all tools must be of type 'function'. {remedy}.",
-            {"kind": ascii(value[:64])[1:-1], "remedy": remedy},
-        )
-    return value
-
-
-FunctionType = Annotated[Literal["function"], BeforeValidator(function_type)]
 
 
 def _check_object_schema(schema: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +66,7 @@ class Function(RequestModel):
 class FunctionTool(RequestModel):
     """A tool. All tools are functions."""
 
-    type: FunctionType = Field(description='Must be "function".')
+    type: Literal["function"] = Field(description='Must be "function".')
     function: Function = Field(description="Definition of the function.")
 
 

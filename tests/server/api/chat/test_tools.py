@@ -207,7 +207,7 @@ def test_earlier_calls_and_results_reach_the_worker_as_messages(stack: Stack) ->
 
 
 INVALID: list[tuple[dict[str, Any], str, str]] = [
-    ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type", "'custom' are not supported"),
+    ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type", "only 'function' is supported"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type", "run it in your client"),
     ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "a b"),
