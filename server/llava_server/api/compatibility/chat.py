@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llava_server.api.compatibility.engines import ENGINE_FIELDS, NO_REASONING, OWN_TEMPLATE
+from llava_server.api.compatibility.other_apis import IN_CHAT
 from llava_server.api.compatibility.rule import Neutral, Only, Rule, Rules, Unsupported
 
 __all__ = ["CHAT", "FUNCTIONS_ONLY", "MESSAGES", "TEXT_ONLY"]
@@ -34,6 +35,7 @@ MESSAGES: dict[str, Rule] = {
     **{f"messages[role={role}].tool_call_id": _FOR_TOOLS for role in (*_OTHER_ROLES, "assistant")},
     **{f"messages[role={role}].tool_calls": _ONLY_ASSISTANT for role in (*_OTHER_ROLES, "tool")},
     **{f"messages[role={role}].prefix": _ONLY_CONTINUED for role in (*_OTHER_ROLES, "tool")},
+    "messages.content[type=thinking].closed": NO_REASONING,
     **{f"messages.content[type={kind}].text": NO_REASONING for kind in ("thinking", "reasoning")},
     **{f"messages.content[type={kind}].thinking": NO_REASONING for kind in ("thinking", "reasoning")},
     "messages.tool_calls.index": Neutral("It only numbers the calls of a stream."),
@@ -50,6 +52,7 @@ MESSAGES: dict[str, Rule] = {
 }
 
 CHAT = Rules(
+    IN_CHAT,
     ENGINE_FIELDS,
     OWN_TEMPLATE,
     MESSAGES,
@@ -71,6 +74,6 @@ CHAT = Rules(
         "prompt_embeds": Unsupported("Send text and images in messages."),
         "task": Unsupported("Describe the task in a message."),
         "verbosity": Neutral("Ask for a shorter or longer response in the prompt."),
-        "web_search_options": Unsupported("Add search results to the prompt."),
+        "web_search_options": Unsupported("Add search results to the prompt.", is_enabled_by_empty=True),
     },
 )

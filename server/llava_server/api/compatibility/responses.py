@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llava_server.api.compatibility.chat import FUNCTIONS_ONLY, TEXT_ONLY
 from llava_server.api.compatibility.engines import CHAT_ONLY, ENGINE_FIELDS, NO_REASONING, OWN_TEMPLATE
+from llava_server.api.compatibility.other_apis import IN_RESPONSES
 from llava_server.api.compatibility.rule import Neutral, Only, Rules, Unsupported
 
 __all__ = ["RESPONSES"]
@@ -14,6 +15,7 @@ _LABEL = Neutral("It only labels the item.")
 _ONE_NAMESPACE = Unsupported("Use tool names without a namespace.")
 
 RESPONSES = Rules(
+    IN_RESPONSES,
     ENGINE_FIELDS,
     CHAT_ONLY,
     OWN_TEMPLATE,
@@ -21,6 +23,7 @@ RESPONSES = Rules(
         "access_programs": Unsupported("Omit it."),
         "background_options.completion_window": Neutral("It only affects when the response is generated."),
         "background_options.*": Unsupported("Omit it."),
+        "conversation": Unsupported("Use previous_response_id."),
         "context_management": _NEVER_SHORTENED,
         "enable_response_messages": Unsupported("Use return_token_ids with /v1/chat/completions.", (False,)),
         "image.context_compression": Unsupported("Images are never compressed.", ("auto", "disabled")),
@@ -28,6 +31,7 @@ RESPONSES = Rules(
         "max_tool_calls": _NO_SERVER_TOOLS,
         "modalities": Unsupported(TEXT_ONLY, (["text"],)),
         "moderation": Unsupported("Moderate content in your client."),
+        "personality": Unsupported("Describe the personality in instructions."),
         "previous_input_messages": Unsupported("Send the whole conversation as input."),
         "prompt": Unsupported("Prompt templates are not stored. Send the text as input."),
         "prompt_cache_options.prewarm": Unsupported("Prompt caching is automatic.", (False,)),
@@ -36,14 +40,12 @@ RESPONSES = Rules(
         "text.verbosity": Neutral("Ask for a shorter or longer response in the input."),
         "truncation": _NEVER_SHORTENED,
         # other names
+        "logprobs": Unsupported("Use include with message.output_text.logprobs.", (False, 0)),
         "max_completion_tokens": Unsupported("Use max_output_tokens."),
         "max_tokens": Unsupported("Use max_output_tokens."),
         "messages": Unsupported("Use input."),
         "n_predict": Unsupported("Use max_output_tokens."),
         "response_format": Unsupported("Use text.format."),
-        "stop": Unsupported("Use it with /v1/chat/completions."),
-        "stop_token_ids": Unsupported("Use it with /v1/chat/completions."),
-        "top_k": Unsupported("Use it with /v1/chat/completions.", (0, -1)),
         # items and tools
         "input.content.annotations": _LABEL,
         "input.content.logprobs": _LABEL,

@@ -35,15 +35,18 @@ class Neutral:
 class Unsupported:
     """A field that would change the output. The error message includes ``remedy``.
 
-    null, empty values and ``neutral`` values are accepted. A neutral value requests the default behavior.
+    null, empty values and ``neutral`` values are accepted. A neutral value requests the default behavior. If
+    ``is_enabled_by_empty`` is true, an empty value enables the feature, so only null is accepted.
     """
 
     remedy: str
     neutral: tuple[Any, ...] = ()
+    is_enabled_by_empty: bool = False
 
     def check(self, path: str, value: Any) -> None:
         """Raise ApiError (400) unless the value is neutral."""
-        if any(_is_same(value, neutral) for neutral in (*_EMPTY, *self.neutral)):
+        unset = (None,) if self.is_enabled_by_empty else _EMPTY
+        if any(_is_same(value, neutral) for neutral in (*unset, *self.neutral)):
             return
         accepted = " or ".join(map(json.dumps, self.neutral))
         exception = f", except for the value {accepted}" if accepted else ""
@@ -75,14 +78,21 @@ class Rules:
 
     ``a.b`` is the field ``b`` of the object ``a``, or of each object in the list ``a``. ``a[type=x].b``
     applies only to objects whose ``type`` is ``x`` or absent. ``a.*`` applies to fields of ``a`` that have
-    no rule.
+    no rule. ``a.**.b`` means the field ``b`` of all objects in ``a``, at any depth. Such a rule must be
+    neutral, because these objects can contain a client's data, such as the arguments of a call.
     """
 
     def __init__(self, *parts: Mapping[str, Rule]) -> None:
         self.by_path: dict[str, Rule] = {path: rule for part in parts for path, rule in part.items()}
         self._root = _Node()
+        self._deep: list[tuple[list[str], Neutral]] = []  # the names before and after "**"
         for path, rule in self.by_path.items():
-            self._root.at(steps_of(path)).rule = rule
+            if "**" not in path:
+                self._root.at(steps_of(path)).rule = rule
+            elif isinstance(rule, Neutral):
+                self._deep.append((path.split(".**."), rule))
+            else:
+                raise ValueError(f"the rule for {path} must be neutral")
 
     def check(self, body: Any) -> None:
         """Raise ApiError (400) for the first field in a parsed JSON body that a rule rejects."""
@@ -95,6 +105,10 @@ class Rules:
             nodes = [child for node in nodes for child in node.matching(*step)]
             rule = next((node.rule for node in nodes if isinstance(node.rule, Neutral | Unsupported)), None)
             if rule is not None:
+                return rule
+        names = [name for name, _ in steps_of(path)]
+        for (owner, field_name), rule in self._deep:
+            if names[0] == owner and field_name in names[1:]:
                 return rule
         return next((child.rule for node in nodes for child in node.fields.get("*", ())), None)
 

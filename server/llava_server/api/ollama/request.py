@@ -1,4 +1,4 @@
-"""Requests to Ollama's API, as defined in ``api/types.go``. As in Ollama, unknown fields are ignored."""
+"""Requests to Ollama's API, as defined in ``api/types.go``. Unknown fields are ignored."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from llava_server.api.compatibility.other_apis import OLLAMA_CHAT, OLLAMA_GENERATE
 from llava_server.api.fields.base import RequestModel, invalid_value, text_or_list
 from llava_server.api.fields.json_schema import Schema
 from llava_server.api.fields.messages import CallId, FunctionName
@@ -157,13 +158,12 @@ class OllamaMessage(RequestModel):
     tool_name: str | None = Field(
         None,
         max_length=256,
-        description="Name of the tool that produced the result. Only used in tool messages.",
+        description="Name of the tool that produced the result. Not included in the prompt.",
         examples=["get_weather"],
     )
     tool_call_id: CallId | None = Field(
         None,
-        description="ID of the tool call that produced the result. Only used in tool messages. If it is "
-        "omitted, the result belongs to the first call of tool_name that has no result yet.",
+        description="ID of the tool call that produced the result. Not included in the prompt.",
         examples=["call_1"],
     )
 
@@ -177,6 +177,8 @@ class OllamaTool(RequestModel):
 
 class OllamaChatRequest(_GenerationFields):
     """A request to generate the next message of a conversation."""
+
+    rules = OLLAMA_CHAT
 
     messages: list[OllamaMessage] | None = Field(
         None,
@@ -196,6 +198,8 @@ class OllamaChatRequest(_GenerationFields):
 
 class GenerateRequest(_GenerationFields):
     """A request to generate a response to a prompt."""
+
+    rules = OLLAMA_GENERATE
 
     prompt: str | None = Field(
         None,

@@ -48,22 +48,17 @@ async def with_stored_items(
     Return the request without references, and the same request with the conversation before its input.
     Raises ApiError (400, 404, 503), which names the field.
     """
-    own = request.input
-    if not isinstance(own, str):
-        own = [
-            await _referenced(services, item.id, f"input[{index}].id", tenant=tenant)
-            if isinstance(item, ItemReference) and not item.id.startswith(_REASONING_PREFIX)
-            else item
-            for index, item in enumerate(own)
-        ]
+    own = [
+        await _referenced(services, item.id, f"input[{index}].id", tenant=tenant)
+        if isinstance(item, ItemReference) and not item.id.startswith(_REASONING_PREFIX)
+        else item
+        for index, item in enumerate(request.items)
+    ]
     request = request.model_copy(update={"input": own})
     if request.previous_response_id is None:
         return request, request
     earlier = await _previous_items(services, request.previous_response_id, tenant=tenant)
-    new: list[Any] = (
-        _items.validate_python([{"role": "user", "content": own}]) if isinstance(own, str) else own
-    )
-    items = [*_items.validate_python(earlier), *new]
+    items = [*_items.validate_python(earlier), *own]
     if len(items) > MAX_ITEMS:
         raise _too_long(len(items))
     return request, request.model_copy(update={"input": items})
@@ -72,7 +67,7 @@ async def with_stored_items(
 def new_record(request: ResponseRequest, job_id: str) -> StoredResponse:
     """Return the record of a new response. ``request`` must not contain references."""
     number = job_id.removeprefix("chatcmpl-")
-    items = _own_items(request.input, number)
+    items = _own_items(request.items, number)
     data = msgspec.json.encode(items)
     head = ResponseHead(model=request.model, created_at=int(time.time()))
     return StoredResponse(f"resp_{number}", head, request.previous_response_id or "", data, None)
@@ -157,10 +152,8 @@ async def _referenced(services: Services, item_id: str, param: str, *, tenant: s
     )
 
 
-def _own_items(own: str | Sequence[Item], number: str) -> list[StoredItem]:
+def _own_items(own: Sequence[Item], number: str) -> list[StoredItem]:
     """Return the items of an input with their IDs, in the format of input items."""
-    if isinstance(own, str):
-        own = _items.validate_python([{"role": "user", "content": own}])
     items = []
     for index, item in enumerate(own):
         if isinstance(item, ReasoningItem | ItemReference):  # reasoning is not part of the prompt

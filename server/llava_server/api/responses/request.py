@@ -10,10 +10,12 @@ from pydantic_core import PydanticCustomError
 from llava_server.api.chat.request import MAX_TOKENS, Hint, Metadata, ServiceTier
 from llava_server.api.compatibility.responses import RESPONSES
 from llava_server.api.fields.base import RequestModel, invalid_value
+from llava_server.api.fields.extensions import ExtensionFields
 from llava_server.api.fields.json_schema import Schema
 from llava_server.api.fields.messages import FunctionName
-from llava_server.api.fields.tools import MAX_TOOLS, FunctionType
-from llava_server.api.responses.input_items import Input, ItemReference
+from llava_server.api.fields.stop import StopFields
+from llava_server.api.fields.tools import MAX_TOOLS
+from llava_server.api.responses.input_items import Input, Item, ItemReference, MessageItem
 
 __all__ = ["ResponseRequest", "ResponseTool"]
 
@@ -33,7 +35,7 @@ _NO_DATA = {
 class ResponseTool(RequestModel):
     """A function that the model can call and the client runs."""
 
-    type: FunctionType = Field(description='Must be "function".')
+    type: Literal["function"] = Field(description='Must be "function".')
     name: FunctionName = Field(
         description="Name of the function: up to 64 letters, digits, underscores and hyphens.",
         examples=["get_weather"],
@@ -102,7 +104,7 @@ class ResponseStreamOptions(RequestModel):
     )
 
 
-class ResponseRequest(RequestModel):
+class ResponseRequest(RequestModel, ExtensionFields, StopFields):
     """A request to generate a response."""
 
     rules = RESPONSES
@@ -113,9 +115,10 @@ class ResponseRequest(RequestModel):
         description="Model name, as listed by GET /v1/models.",
         examples=["tiny-llava"],
     )
-    input: Input = Field(
+    input: Input | None = Field(
+        None,
         description="A string, or a list of items that make up the conversation so far, with the oldest "
-        "item first.",
+        "item first. Required unless previous_response_id is set.",
         examples=["What can you do?"],
     )
     instructions: str | None = Field(
@@ -130,21 +133,6 @@ class ResponseRequest(RequestModel):
         description="Maximum number of output tokens. Defaults to the remaining context length, which is "
         "also the upper limit.",
         examples=[128],
-    )
-    temperature: float | None = Field(
-        None,
-        ge=0,
-        le=2,
-        description="Sampling temperature. 0 selects the most likely token. Defaults to 1.",
-        examples=[0],
-    )
-    top_p: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="Sample only from the smallest set of most likely tokens whose cumulative probability "
-        "reaches top_p. Defaults to 1.",
-        examples=[1],
     )
     top_logprobs: int | None = Field(
         None,
@@ -247,10 +235,16 @@ class ResponseRequest(RequestModel):
         return value
 
     @property
+    def items(self) -> list[Item]:
+        """The items of the input. A string is a message of the user."""
+        if isinstance(self.input, str):
+            return [MessageItem(role="user", content=self.input)]
+        return self.input or []
+
+    @property
     def has_references(self) -> bool:
         """Whether the request refers to stored items."""
-        is_list = not isinstance(self.input, str)
-        has_items = is_list and any(isinstance(item, ItemReference) for item in self.input)
+        has_items = any(isinstance(item, ItemReference) for item in self.items)
         return self.previous_response_id is not None or has_items
 
     @property
@@ -263,6 +257,12 @@ class ResponseRequest(RequestModel):
 
     @model_validator(mode="after")
     def _check_fields(self) -> ResponseRequest:
+        if self.input is None and self.previous_response_id is None:
+            raise PydanticCustomError(
+                "missing",
+                "input is required unless previous_response_id is set",
+                {"fields": ("input",)},
+            )
         if self.stream_options is not None and not self.stream:
             raise invalid_value("stream_options", "stream_options is only allowed if stream is true.")
         if self.background and self.store is False:

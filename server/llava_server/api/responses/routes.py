@@ -80,8 +80,7 @@ async def read_request(handler: RequestHandler, raw: bytes) -> tuple[ResponseReq
     if chat is not None:
         return request, chat
     request, whole = await with_stored_items(handler.services, request, tenant=handler.tenant)
-    num_earlier = len(whole.input) - (1 if isinstance(request.input, str) else len(request.input))
-    return request, to_chat(whole, num_earlier=num_earlier if whole is not request else 0)
+    return request, to_chat(whole, num_earlier=len(whole.items) - len(request.items))
 
 
 async def _start(handler: RequestHandler) -> tuple[bool, ResponsesSerializer, Generation | None]:

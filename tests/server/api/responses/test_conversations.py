@@ -73,6 +73,16 @@ def test_the_input_and_output_of_all_previous_responses_precede_the_input(
     assert roles_and_texts(stack)[-2:] == [("assistant", "three"), ("user", "say four")]
 
 
+def test_a_conversation_can_be_continued_without_input(client: openai.OpenAI, stack: Stack) -> None:
+    first = client.responses.create(model=MODEL, input="say one")
+    second = client.responses.create(model=MODEL, previous_response_id=first.id)
+    assert roles_and_texts(stack)[-3:] == [("user", "say one"), ("assistant", "one"), ("user", "")]
+    third = client.responses.create(model=MODEL, input="say three", previous_response_id=second.id)
+    assert third.output_text == "three"
+    with pytest.raises(openai.BadRequestError, match="input is required"):
+        client.responses.create(model=MODEL)
+
+
 def test_instructions_are_not_carried_over(client: openai.OpenAI, stack: Stack) -> None:
     first = client.responses.create(model=MODEL, input="say one", instructions="Be brief.")
     client.responses.create(
@@ -302,7 +312,7 @@ def test_an_item_reference_is_replaced_by_the_stored_item(client: openai.OpenAI,
     assert roles_and_texts(stack)[0] == ("user", "[image]")
 
 
-@pytest.mark.parametrize("item_id", ["msg_x", "msg_" + "0" * 32 + "_0", "x", "rs_1"])
+@pytest.mark.parametrize("item_id", ["msg_x", "msg_" + "0" * 32 + "_0", "x"])
 def test_an_unknown_item_reference_is_an_error_that_names_it(client: openai.OpenAI, item_id: str) -> None:
     items: list[Any] = [{"role": "user", "content": "say a"}, {"type": "item_reference", "id": item_id}]
     with pytest.raises(openai.NotFoundError, match=item_id) as error:
