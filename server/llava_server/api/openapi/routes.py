@@ -1,0 +1,50 @@
+"""Routes for the API reference: GET /docs and GET /openapi.json."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llava_server.api.openapi.page import render_page
+from llava_server.api.openapi.schema import Schema
+from llava_server.static_file import StaticFile
+
+__all__ = ["reference_router"]
+
+
+class Reference:
+    """The OpenAPI document and its page.
+
+    Both are encoded only once, because clients without an API key can request them.
+    """
+
+    def __init__(self, document: Schema) -> None:
+        self._document = document
+
+    @cached_property
+    def page(self) -> StaticFile:
+        return StaticFile.of(render_page(self._document).encode(), "text/html; charset=utf-8")
+
+    @cached_property
+    def json(self) -> StaticFile:
+        return StaticFile.of(json.dumps(self._document, ensure_ascii=False).encode(), "application/json")
+
+
+def reference_router(document: Schema) -> APIRouter:
+    """Return a router for the reference of the API that the document describes."""
+    router = APIRouter(include_in_schema=False)
+    reference = Reference(document)
+
+    @router.get("/docs", response_model=None)
+    async def docs(request: Request) -> Response:
+        return reference.page.response(request)
+
+    @router.get("/openapi.json", response_model=None)
+    async def openapi(request: Request) -> Response:
+        return reference.json.response(request)
+
+    return router
