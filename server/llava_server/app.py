@@ -135,10 +135,7 @@ def _browser_checks(settings: Settings) -> list[Middleware]:
     rules = api_host_rules(settings.allowed_hosts, host=settings.host, has_auth=settings.auth)
     checks = [] if rules is None else [Middleware(HostMiddleware, rules=rules)]
     if not settings.auth:
-        remedy = (
-            "Add the origin to LLAVA_CORS_ORIGINS / --cors-origins, or require API keys with LLAVA_AUTH=true."
-        )
-        checks.append(Middleware(OriginMiddleware, origins=settings.cors_origins, remedy=remedy))
+        checks.append(Middleware(OriginMiddleware, origins=settings.cors_origins))
     return checks
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 from llava_server.operator.server import create_admin_app
+from llava_server.settings import load_settings
 
 from tests.security.raw_http import connect, status_line
 from tests.server.api_key_cli import bearer
@@ -92,7 +93,7 @@ OWN_HOSTS = [
         "127.8.8.8:9",
         "[::1]:8000",
     ),
-    "[0:0:0:0:0:0:0:1]",
+    *("[0:0:0:0:0:0:0:1]", "host.docker.internal:8000"),
 ]
 
 
@@ -137,6 +138,17 @@ def test_listed_names_are_allowed_in_addition(serve: Serve) -> None:
     } == {"LLAVA.example.com:443": 200, "a.lan": 200, "10.0.0.7": 200, "localhost": 200} | dict.fromkeys(
         ("lan", "x.example.com", "10.0.0.8"), 403
     )
+
+
+@pytest.mark.parametrize(
+    "rule", ["llava.example.com:8000", "http://llava.example.com", "a.*.example", "*.", "a b"]
+)
+def test_an_invalid_host_is_refused_in_one_sentence(rule: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        load_settings(("--allowed-hosts", f"localhost,{rule}"))
+    message = capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert f"{rule!r} is not a host name without a port" in message and message.count("\n") == 1
 
 
 @pytest.mark.parametrize("settings", [{"auth": True}, {"auth": False, "host": "0.0.0.0"}])

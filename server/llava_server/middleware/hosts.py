@@ -31,13 +31,15 @@ __all__ = [
 
 ANY_HOST = "*"
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?", re.IGNORECASE)
+# Names by which containers reach the machine that runs them
+_CONTAINER_NAMES = frozenset({"host.docker.internal", "host.containers.internal"})
 _RULE = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 _MAX_QUOTED = 100  # maximum number of characters that an error message quotes from a header
 
 
 @dataclass(frozen=True)
 class HostRules:
-    """The hosts that requests may name, in addition to ``localhost``, its subdomains and loopback addresses.
+    """The hosts that requests may name, in addition to the usual names and addresses of the same machine.
 
     ``names`` contains host names, ``*.name`` for the subdomains of a name, and addresses. If
     ``accepts_addresses`` is true, all addresses are allowed. This is safe, because rebinding needs a name.
@@ -61,7 +63,9 @@ class HostRules:
     def _allows_name(self, name: str) -> bool:
         labels = name.split(".")
         wildcards = {"*." + ".".join(labels[start:]) for start in range(1, len(labels))}
-        return labels[-1] == "localhost" or name in self.names or not wildcards.isdisjoint(self.names)
+        if labels[-1] == "localhost" or name in _CONTAINER_NAMES:
+            return True
+        return name in self.names or not wildcards.isdisjoint(self.names)
 
 
 def api_host_rules(names: Collection[str], *, host: str, has_auth: bool) -> HostRules | None:

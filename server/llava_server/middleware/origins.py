@@ -23,25 +23,33 @@ class OriginMiddleware:
     """Middleware that responds with 403 to foreign requests, before their bodies are read.
 
     Browsers report the origin of a page in ``Origin`` or ``Sec-Fetch-Site``. Other clients send neither, so
-    the middleware does not affect them. Preflight requests are left to CORS. If ``origins`` is empty, only
-    the server's own pages are allowed.
+    the middleware does not affect them. Preflight requests are left to CORS. ``origins`` are allowed in
+    addition to the server's own origin. It is None for the admin port.
     """
 
-    def __init__(self, app: ASGIApp, *, origins: Collection[str], remedy: str) -> None:
+    def __init__(self, app: ASGIApp, *, origins: Collection[str] | None) -> None:
         self._app = app
-        self._origins = frozenset(origins)
-        self._remedy = remedy
+        self._is_admin = origins is None
+        self._origins = frozenset(origins or ())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] == "OPTIONS" or not self._is_foreign(scope):
             return await self._app(scope, receive, send)
-        origin = ", ".join(Headers(scope=scope).getlist("origin"))[:_MAX_QUOTED] or "unknown"
-        remedy = self._remedy
-        error = ApiError(
+        return await send_error(scope, send, self._error(Headers(scope=scope).getlist("origin")))
+
+    def _error(self, origins: list[str]) -> ApiError:
+        origin = ", ".join(origins)[:_MAX_QUOTED] or "unknown"
+        if self._is_admin:
+            return ApiError(
+                "origin_not_allowed",
+                f"The request comes from a web page of another origin ({origin!a}). The admin port does not "
+                "accept such requests. Use curl or another program that is not a browser.",
+            )
+        return ApiError(
             "origin_not_allowed",
-            f"Requests from web pages of other origins (here {origin!a}) are not allowed. {remedy}",
+            f"The request comes from a web page of another origin ({origin!a}). Add the origin to "
+            "LLAVA_CORS_ORIGINS / --cors-origins, or require API keys with LLAVA_AUTH=true.",
         )
-        return await send_error(scope, send, error)
 
     def _is_foreign(self, scope: Scope) -> bool:
         headers = Headers(scope=scope)

@@ -39,9 +39,7 @@ def create_admin_app(services: Services) -> FastAPI:
             Middleware(ResponseHeadersMiddleware),
             Middleware(PathMiddleware),
             Middleware(HostMiddleware, rules=rules),
-            Middleware(
-                OriginMiddleware, origins=(), remedy="Use curl or another program that is not a browser."
-            ),
+            Middleware(OriginMiddleware, origins=None),
             Middleware(ServerErrorMiddleware),
             Middleware(HeadMiddleware),
         ],
