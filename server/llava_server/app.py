@@ -145,7 +145,8 @@ def _include_routes(app: FastAPI, settings: Settings) -> None:
         routers.append(health.metrics_router)
     for router in routers:
         app.include_router(router)
+    # After FastAPI has built the document, a new route would make it build another one.
+    app.include_router(reference_router(app.openapi))
     app.openapi_schema = build_document(
         app, routers, needs_key=lambda path: settings.auth and not is_public(path)
     )
-    app.include_router(reference_router(app.openapi_schema))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cached_property
 
 from fastapi import APIRouter
@@ -22,22 +23,24 @@ class Reference:
     Both are encoded only once, because clients without an API key can request them.
     """
 
-    def __init__(self, document: Schema) -> None:
-        self._document = document
+    def __init__(self, get_document: Callable[[], Schema]) -> None:
+        self._get_document = get_document
 
     @cached_property
     def page(self) -> StaticFile:
-        return StaticFile.of(render_page(self._document).encode(), "text/html; charset=utf-8")
+        return StaticFile.of(render_page(self._get_document()).encode(), "text/html; charset=utf-8")
 
     @cached_property
-    def json(self) -> StaticFile:
-        return StaticFile.of(json.dumps(self._document, ensure_ascii=False).encode(), "application/json")
+    def document(self) -> StaticFile:
+        return StaticFile.of(
+            json.dumps(self._get_document(), ensure_ascii=False).encode(), "application/json"
+        )
 
 
-def reference_router(document: Schema) -> APIRouter:
-    """Return a router for the reference of the API that the document describes."""
+def reference_router(get_document: Callable[[], Schema]) -> APIRouter:
+    """Return a router for the reference of an API. ``get_document`` returns the API's OpenAPI document."""
     router = APIRouter(include_in_schema=False)
-    reference = Reference(document)
+    reference = Reference(get_document)
 
     @router.get("/docs", response_model=None)
     async def docs(request: Request) -> Response:
@@ -45,6 +48,6 @@ def reference_router(document: Schema) -> APIRouter:
 
     @router.get("/openapi.json", response_model=None)
     async def openapi(request: Request) -> Response:
-        return reference.json.response(request)
+        return reference.document.response(request)
 
     return router
