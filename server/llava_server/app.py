@@ -22,6 +22,7 @@ from llava_server.api.ollama import model_routes as ollama_models
 from llava_server.api.ollama import routes as ollama
 from llava_server.api.openapi.document import build_document
 from llava_server.api.openapi.headers import HEADERS
+from llava_server.api.openapi.routes import reference_router
 from llava_server.api.output_saver import run_saver
 from llava_server.api.responses import item_routes as response_items
 from llava_server.api.responses import routes as responses
@@ -32,10 +33,13 @@ from llava_server.metrics import Metrics
 from llava_server.middleware.auth import ApiKeys, AuthMiddleware, is_public
 from llava_server.middleware.cors import cors_middleware
 from llava_server.middleware.head import HeadMiddleware
+from llava_server.middleware.hosts import HostMiddleware, api_host_rules
+from llava_server.middleware.origins import OriginMiddleware
 from llava_server.middleware.paths import PathMiddleware
 from llava_server.middleware.rate_limit import RateLimiter, RateLimitMiddleware
 from llava_server.middleware.request_id import RequestIdMiddleware
 from llava_server.middleware.request_limits import BodyLimitMiddleware, BodyLimits
+from llava_server.middleware.response_headers import ResponseHeadersMiddleware
 from llava_server.middleware.server_error import ServerErrorMiddleware
 from llava_server.middleware.tracing import TracingMiddleware
 from llava_server.operator import health
@@ -103,8 +107,10 @@ def create_app(settings: Settings, shutdown: GracefulShutdown | None = None) -> 
         lifespan=lifespan,
         middleware=[
             Middleware(RequestIdMiddleware, metrics=metrics),
+            Middleware(ResponseHeadersMiddleware),
             Middleware(PathMiddleware),
             *cors_middleware(settings.cors_origins, exposed_headers=HEADERS),
+            *_browser_checks(settings),
             *([Middleware(TracingMiddleware, tracing=tracing)] if settings.otel else []),
             Middleware(ServerErrorMiddleware),
             Middleware(AuthMiddleware, keys=api_keys),
@@ -113,11 +119,24 @@ def create_app(settings: Settings, shutdown: GracefulShutdown | None = None) -> 
             Middleware(HeadMiddleware),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
-        redoc_url=None,
+        openapi_url=None,
         redirect_slashes=False,
     )
     _include_routes(app, settings)
     return app
+
+
+def _browser_checks(settings: Settings) -> list[Middleware]:
+    """Return the middleware that restricts which hosts and web pages can be used to access the server.
+
+    If API keys are required, pages of other origins are harmless, because browsers do not add a key to their
+    requests. A page to which a user has given a key can use it, for example as a browser extension.
+    """
+    rules = api_host_rules(settings.allowed_hosts, host=settings.host, has_auth=settings.auth)
+    checks = [] if rules is None else [Middleware(HostMiddleware, rules=rules)]
+    if not settings.auth:
+        checks.append(Middleware(OriginMiddleware, origins=settings.cors_origins))
+    return checks
 
 
 def _include_routes(app: FastAPI, settings: Settings) -> None:
@@ -126,6 +145,8 @@ def _include_routes(app: FastAPI, settings: Settings) -> None:
         routers.append(health.metrics_router)
     for router in routers:
         app.include_router(router)
+    # After FastAPI has built the document, a new route would make it build another one.
+    app.include_router(reference_router(app.openapi))
     app.openapi_schema = build_document(
         app, routers, needs_key=lambda path: settings.auth and not is_public(path)
     )

@@ -23,6 +23,7 @@ __all__ = [
 AnthropicErrorType = Literal[
     "invalid_request_error",
     "authentication_error",
+    "permission_error",
     "not_found_error",
     "request_too_large",
     "rate_limit_error",
@@ -32,6 +33,7 @@ AnthropicErrorType = Literal[
 ]
 _ANTHROPIC_TYPES: dict[int, AnthropicErrorType] = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",

@@ -61,6 +61,8 @@ ERRORS: dict[str, ErrorKind] = {
     "invalid_request": ErrorKind(400, _INVALID),
     "order_refused": ErrorKind(400, _INVALID),
     "invalid_api_key": ErrorKind(401, "authentication_error"),
+    "host_not_allowed": ErrorKind(403, _INVALID),
+    "origin_not_allowed": ErrorKind(403, _INVALID),
     "model_not_found": ErrorKind(404, _INVALID),
     "answer_not_found": ErrorKind(404, _INVALID),
     "previous_response_not_found": ErrorKind(404, _INVALID),

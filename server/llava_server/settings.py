@@ -17,6 +17,7 @@ from llava_server.images.color import Transparency
 from llava_server.images.host_rules import HOST_RULE
 from llava_server.log_format import LogFormat
 from llava_server.middleware.cors import check_cors_access, check_origin
+from llava_server.middleware.hosts import check_host_rule
 
 __all__ = ["Settings", "load_settings"]
 
@@ -60,6 +61,15 @@ class Settings(ServiceSettings):
         description="Comma-separated origins of web pages that may call the API from a browser, such as "
         "https://app.example.com, or * for all origins. If empty, CORS is disabled. Without authentication, "
         "only exact origins and a loopback host are allowed.",
+    )
+
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated hosts that clients may use in the server's URL: names without a port, "
+        "*.name for subdomains, or * for any host. localhost and loopback addresses are always allowed. "
+        "Other IP addresses are allowed unless the server listens on a loopback address. If empty, any host "
+        "is allowed, except on a loopback address without authentication. The admin port also allows "
+        "LLAVA_ADMIN_HOST, and ignores *.",
     )
 
     max_body_mb: int = Field(32, ge=1, le=128, description="Maximum size of a request body, in MiB.")
@@ -243,7 +253,7 @@ class Settings(ServiceSettings):
         "text", description="Log format: text, or json for one JSON object per line."
     )
 
-    @field_validator("api_keys", "image_hosts", "cors_origins", mode="before")
+    @field_validator("api_keys", "image_hosts", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -265,6 +275,11 @@ class Settings(ServiceSettings):
     @classmethod
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(check_origin, value))
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_allowed_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(check_host_rule, value))
 
     @model_validator(mode="after")
     def _check_cors(self) -> Settings:

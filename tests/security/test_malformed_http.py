@@ -14,9 +14,9 @@ from tests.server.conftest import Stack
     ids=["long", "many"],
 )
 def test_oversized_headers_are_not_read_completely(stack: Stack, headers: bytes) -> None:
-    line = status_line(stack, b"GET /livez HTTP/1.1\r\nhost: x\r\n" + headers + b"\r\n\r\n")
+    line = status_line(stack, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n" + headers + b"\r\n\r\n")
     assert line == b"closed" or line.split()[1].startswith(b"4"), line
-    assert status_line(stack, b"GET /livez HTTP/1.1\r\nhost: x\r\nx-a: b\r\n\r\n").endswith(b"200 OK")
+    assert status_line(stack, b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx-a: b\r\n\r\n").endswith(b"200 OK")
 
 
 def test_a_thousand_ranges_return_the_file_once(stack: Stack) -> None:

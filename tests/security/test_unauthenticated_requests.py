@@ -69,9 +69,9 @@ def test_no_spelling_of_path_or_host_bypasses_authentication(locked: Stack, host
 
 @pytest.mark.parametrize("path", ["/livez/", "//livez", "/version/", "//ping/"])
 def test_extra_slashes_do_not_change_which_paths_are_public(locked: Stack, path: str) -> None:
-    assert status_of(locked, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") == 200
+    assert status_of(locked, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") == 200
     for private in ("/load/", "//load", "/v1//models/", "/docs//v1/models", "/playground//"):
-        head = f"GET {private} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        head = f"GET {private} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         assert status_of(locked, head) == 401, private
 
 
@@ -131,7 +131,7 @@ def test_almost_valid_keys_are_rejected(locked: Stack, headers: dict[str, str]) 
 def test_bodies_sent_to_public_paths_are_not_read(locked: Stack) -> None:
     """Otherwise, clients without a key could use up the limit on the total size of request bodies."""
     for path in ("/ping", "/livez", "/docs"):
-        request = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {2**40}\r\n\r\n"
+        request = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {2**40}\r\n\r\n"
         assert status_of(locked, request + "x" * 4096) == (200 if path == "/ping" else 405)
 
 
@@ -164,7 +164,7 @@ FILES += ["/playground/."]
 
 @pytest.mark.parametrize("path", FILES)
 def test_no_path_escapes_the_playground_folder(stack: Stack, path: str) -> None:
-    assert status_of(stack, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") == 404
+    assert status_of(stack, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") == 404
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def unfinished_requests(stack: Stack) -> Iterator[None]:
     with ExitStack() as connections:
         for _ in range(200):
             connection = connections.enter_context(connect(stack))
-            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
         yield
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import jsonschema
+from llava_server.middleware.response_headers import RESPONSE_HEADERS
 
 from tests.server.openapi_document import DOCUMENT
 
@@ -17,6 +18,7 @@ __all__ = ["error_of", "violations", "violations_of", "operation_of"]
 
 # Headers of every HTTP response or of every response to a web page, which the document omits.
 PLAIN = {"content-type", "content-length", "date", "server", "connection", "transfer-encoding", "allow"}
+PLAIN |= RESPONSE_HEADERS.keys()
 PLAIN |= {"vary", "access-control-allow-origin", "access-control-expose-headers"}
 
 

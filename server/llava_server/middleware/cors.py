@@ -5,12 +5,13 @@ Credentials are never allowed, so browsers do not send cookies. Pages send the A
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Collection
 
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+
+from llava_server.middleware.hosts import is_loopback
 
 __all__ = ["ANY_ORIGIN", "check_cors_access", "check_origin", "cors_middleware"]
 
@@ -66,7 +67,7 @@ def check_cors_access(origins: Collection[str], *, host: str, has_auth: bool) ->
         )
     if has_auth or not origins:
         return
-    if not _is_loopback(host):
+    if not is_loopback(host):
         raise ValueError(
             f"LLAVA_CORS_ORIGINS / --cors-origins requires authentication, because {host} is not a loopback "
             "address. Set LLAVA_AUTH=true, or listen on 127.0.0.1."
@@ -76,10 +77,3 @@ def check_cors_access(origins: Collection[str], *, host: str, has_auth: bool) ->
             "LLAVA_CORS_ORIGINS / --cors-origins is * without authentication, so any website could use this "
             "server. List the exact origins, or set LLAVA_AUTH=true."
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

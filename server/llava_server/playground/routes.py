@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from llava_server.errors import ApiError
+from llava_server.static_file import StaticFile
 
 __all__ = ["router"]
 
@@ -25,21 +24,6 @@ _MEDIA_TYPES = {
     ".jpg": "image/jpeg",
     ".png": "image/png",
 }
-_HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'; object-src 'none'",
-    "cache-control": "no-cache",  # use the ETag to revalidate on each request
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
-
-
-class StaticFile(NamedTuple):
-    """A static file in memory. ``etag`` is a hash of its content."""
-
-    content: bytes
-    media_type: str
-    etag: str
 
 
 @router.api_route("/", methods=["GET", "HEAD"], response_model=None)
@@ -56,10 +40,7 @@ def _file_response(request: Request, name: str) -> Response:
     file = _files().get(name)
     if file is None:
         raise ApiError("unknown_url", "The playground has no file with this name.")
-    headers = {**_HEADERS, "etag": file.etag}
-    if request.headers.get("if-none-match") == file.etag:
-        return Response(status_code=304, headers=headers)
-    return Response(file.content, media_type=file.media_type, headers=headers)
+    return file.response(request)
 
 
 @cache
@@ -69,7 +50,5 @@ def _files() -> dict[str, StaticFile]:
     for entry in (files("llava_server") / "playground").iterdir():
         media_type = _MEDIA_TYPES.get("." + entry.name.rpartition(".")[2])
         if media_type and entry.is_file():
-            content = entry.read_bytes()
-            etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-            static_files[entry.name] = StaticFile(content, media_type, etag)
+            static_files[entry.name] = StaticFile.of(entry.read_bytes(), media_type)
     return static_files

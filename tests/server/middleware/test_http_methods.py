@@ -32,7 +32,9 @@ def raw(stack: Stack, request: str) -> bytes:
 @pytest.mark.parametrize("path", GET_PATHS)
 def test_head_returns_the_status_and_headers_of_get_without_the_body(stack: Stack, path: str) -> None:
     got = stack.http.get(path, headers={"x-request-id": "a"})
-    head = raw(stack, f"HEAD {path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: a\r\nConnection: close\r\n\r\n")
+    head = raw(
+        stack, f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: a\r\nConnection: close\r\n\r\n"
+    )
     lines = head.decode().removesuffix("\r\n\r\n").split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
     assert int(lines[0].split()[1]) == got.status_code

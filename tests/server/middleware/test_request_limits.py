@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.server.conftest import OwnStack, Stack, connect
 from tests.waiting import wait_until
 
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 def status_line(connection: socket.socket) -> bytes:

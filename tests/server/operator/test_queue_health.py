@@ -41,7 +41,7 @@ def admin_reasons(server: Server) -> list[str]:
 
     async def read() -> list[str]:
         transport = httpx2.ASGITransport(app=create_admin_app(server.services))
-        async with httpx2.AsyncClient(transport=transport, base_url="http://admin") as http:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
             reasons: list[str] = (await http.get("/readyz")).json()["reasons"]
             return reasons
 

@@ -119,7 +119,7 @@ async def read_file(request: Request, file_id: FileId) -> Response:
         raise from_store_error(error) from error
     if data is None:
         raise _not_found()
-    headers = {"content-disposition": "attachment", "x-content-type-options": "nosniff"}
+    headers = {"content-disposition": "attachment"}
     return Response(data, media_type="application/octet-stream", headers=headers)
 
 

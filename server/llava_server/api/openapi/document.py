@@ -30,6 +30,7 @@ ERROR_STATUSES = (400, 401, 404, 408, 409, 413, 415, 429, 500, 503, 504)
 _MEANINGS = {
     400: "Invalid request.",
     401: "Missing or invalid API key.",
+    403: "The host or the origin of the request is not allowed.",
     404: "Not found.",
     408: "Timed out while receiving or queueing the request.",
     409: "Conflict with the current state.",
@@ -103,7 +104,7 @@ class Operation:
     def responses(self, method: str) -> dict[str, Schema]:
         """Return the operation's ``responses``."""
         found = {200: (self.description, self._content())}
-        for status in self.statuses:
+        for status in sorted({*self.statuses, 403}):  # a middleware can reject any request with 403
             found[status] = (f"{_MEANINGS[status]} See the error code for the reason.", _json(self.error))
         for status, (model, description) in self.other_responses.items():
             found[status] = (description, _json(model))

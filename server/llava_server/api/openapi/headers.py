@@ -16,7 +16,7 @@ Schema = dict[str, Any]
 
 QUEUE = ("x-queue-position", "x-queue-estimate-s")  # sent with generated responses
 STREAM = ("cache-control", "x-accel-buffering")  # sent with server-sent events
-DOWNLOAD = ("content-disposition", "x-content-type-options")
+DOWNLOAD = ("content-disposition",)
 _LIMITS = tuple(
     f"x-ratelimit-{what}-{unit}"
     for unit in ("requests", "tokens")
@@ -102,9 +102,6 @@ HEADERS: Mapping[str, Schema] = {
     "content-disposition": _text(
         "Makes browsers download the file instead of displaying it.", "attachment", const="attachment"
     ),
-    "x-content-type-options": _text(
-        "Prevents browsers from detecting the media type from the content.", "nosniff", const="nosniff"
-    ),
 }
 
 # Request headers, keyed by name, except for the API key and Content-Type.
@@ -150,7 +147,7 @@ def header_parameter(name: str) -> Schema:
 def headers_of(method: str, status: int) -> list[str]:
     """Return the names of all headers that a response to this method with this status may contain."""
     names = ["x-request-id"]
-    names += _LIMITS if method == "post" and status != 401 else ()  # limits apply per API key
+    names += _LIMITS if method == "post" and status not in (401, 403) else ()  # limits apply per API key
     names += ("retry-after", "retry-after-ms") if status in _RETRY_AFTER_STATUSES else ()
     names += ("x-should-retry",) if status in _SHOULD_RETRY_STATUSES else ()
     names += ("www-authenticate",) if status == 401 else ()

@@ -174,7 +174,7 @@ def test_disconnecting_before_the_first_token_cancels_the_job(stack: Stack) -> N
     url = stack.http.base_url
     body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "silent"}]}).encode()
     head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     with socket.create_connection((url.host, url.port or 80)) as connection:

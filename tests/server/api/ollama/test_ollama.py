@@ -418,15 +418,7 @@ def test_values_that_change_nothing_are_accepted(stack: Stack) -> None:
     assert stack.http.post("/api/generate", json=body).json()["response"] == "x"
 
 
-@pytest.mark.parametrize("header", [{"origin": "https://other.example"}, {"sec-fetch-site": "cross-site"}])
-def test_a_browser_must_send_a_json_type(stack: Stack, header: dict[str, str]) -> None:
-    """A web page from another origin can send a body of another type without a preflight request."""
-    headers = {"content-type": "text/plain", **header}
-    response = stack.http.post("/api/chat", content=b"{}", headers=headers)
-    assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
-
-
-def test_other_clients_can_omit_the_json_type(stack: Stack) -> None:
+def test_clients_can_omit_the_json_type(stack: Stack) -> None:
     """In Ollama's documentation, curl sends JSON with the type of a form."""
     body = {"model": MODEL, "prompt": "say x", "stream": False}
     for media_type in ({}, {"content-type": "application/x-www-form-urlencoded"}):
@@ -439,7 +431,7 @@ def test_other_clients_can_omit_the_json_type(stack: Stack) -> None:
 )
 def test_a_disconnect_cancels_the_job(stack: Stack, path: str, extra: dict[str, Any]) -> None:
     body = json.dumps({"model": MODEL, **extra}).encode()
-    head = f"POST /api/{path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = f"POST /api/{path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     with connect(stack) as connection:
         connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
