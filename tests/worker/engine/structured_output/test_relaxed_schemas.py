@@ -128,7 +128,7 @@ SCHEMAS: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
         [{"z": None, "a": 1}, {"y": 4}],
         [{"z": 1}],
     ),
-    ({"properties": {"a": {}, "b": {}}, "minProperties": 1}, [{"a": 1}, {"c": 2}], []),
+    ({"properties": {"a": {}, "b": {}}, "minProperties": 1}, [{"a": 1}, {}], [{"c": 2}]),
     # Removing "properties" would make "additionalProperties" stricter.
     ({"properties": [], "additionalProperties": False}, [{"a": 1}], []),
     ({"properties": {"a": {"items": [{"type": "null"}], "contains": {}}}}, [{"a": [None, 1]}], [{"a": [1]}]),

@@ -4,6 +4,8 @@
 2. If the library rejects it, each JSON schema is checked alone. A strict schema that cannot be enforced is an
    error. Other schemas are relaxed.
 3. If the library still rejects the grammar, functions that are not strict can be called with any object.
+4. Objects are closed (`closed_schema`), unless the library rejects the grammar then. This is the last step,
+   because closing can hide that the schemas of a ``oneOf`` overlap.
 
 The result depends only on the request and the version of the library, so that a worker that resumes an output
 uses the same grammar.
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 
 from llava_wire.messages.sampling_params import Grammar
 
+from llava_worker.engine.structured_output.closed_schema import closed_schema
 from llava_worker.engine.structured_output.schema_support import (
     UNSATISFIABLE,
     find_fault,
@@ -60,11 +63,18 @@ def build_source(grammar: Grammar, find_error: Callable[[str], str], *, begins_w
         text = _text(content, grammar)
         return to_lark(grammar.kind, text, begins_with_space=begins_with_space)
 
+    def closed() -> str:
+        opened = source()
+        for part in parts:
+            part.holder[part.key] = closed_schema(part.schema)
+        text = source()
+        return opened if text != opened and find_error(text) else text
+
     exact = source()
     is_exact = not any(has_ignored_keyword(part.schema) for part in parts)
     error = find_error(exact) if is_exact else "some keywords are not supported"
     if not error:
-        return exact
+        return closed()
     for part in parts:
         part.holder[part.key] = _enforceable(part, lambda schema: find_error(schema_source(schema)))
     error = find_error(source())
@@ -75,7 +85,7 @@ def build_source(grammar: Grammar, find_error: Callable[[str], str], *, begins_w
         error = find_error(source())
     if error:
         raise UnsupportedGrammar(error)
-    return source()
+    return closed()
 
 
 def _content(grammar: Grammar) -> Any:

@@ -7,16 +7,20 @@ the one without which the error disappears.
 To relax a schema, this keyword is removed, or the part is replaced with a schema that allows any value. This
 is repeated until the library accepts the schema. Relaxing a part never makes the whole schema stricter,
 because ``not`` and other keywords that negate a part are not supported, and ``oneOf`` is replaced with
-``anyOf``. `_without` handles keywords that define which values another keyword applies to.
+``anyOf``. `_without` handles keywords that define which values another keyword applies to. If a removed
+keyword could describe other properties, ``additionalProperties: true`` is added, so that `closed_schema` does
+not forbid them.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from llava_worker.engine.structured_output.schema_tree import Path, at, nested, resolve, subschemas
 
 __all__ = [
     "OPTIONS",
@@ -29,7 +33,6 @@ __all__ = [
 ]
 
 Check = Callable[[dict[str, Any]], str]
-Path = tuple[str | int, ...]
 
 # Keywords that affect validation and that llguidance does not implement (parser/src/json/schema.rs), with
 # those of drafts 3 and 4, which it ignores.
@@ -53,13 +56,14 @@ _FORMATS = frozenset(
 )  # fmt: skip
 _EXACT = 2**53  # JSON integers are exact up to this value
 
-_IN_PLACE = ("additionalItems", "additionalProperties", "items")
-_LISTS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
-_NAMED = ("patternProperties", "properties")
-_DEFINITIONS = ("$defs", "definitions", "dependentSchemas")
-_NOT_IN_LIBRARY = tuple(
-    ["contains", "else", "if", "not", "propertyNames", "then", "unevaluatedItems", "unevaluatedProperties"]
-)
+# Keywords that can describe or require properties that the part itself does not list.
+_ADDING_PROPERTIES = frozenset(
+    {
+        "$dynamicRef", "$recursiveRef", "$ref", "allOf", "anyOf", "dependencies", "dependentRequired",
+        "dependentSchemas", "else", "extends", "oneOf", "patternProperties", "properties", "then",
+        "unevaluatedProperties",
+    }
+)  # fmt: skip
 # Keywords that are not assertions. They do not affect which values are valid.
 _ANNOTATIONS = frozenset(
     {
@@ -101,16 +105,6 @@ class Fault:
         return f"the keyword {self.keyword!r} {place} is not supported{reason}"
 
 
-def _subschemas(schema: Any) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield this schema and all schemas nested in it, with their paths. Values of other types are skipped."""
-    waiting: list[tuple[Path, Any]] = [((), schema)]
-    while waiting:
-        path, part = waiting.pop()
-        if isinstance(part, dict):
-            yield path, part
-            waiting += [((*path, *step), child) for step, child in _nested(part, is_complete=True)]
-
-
 def has_ignored_keyword(schema: dict[str, Any]) -> bool:
     """Return whether the schema contains a keyword that the library would ignore or enforce incorrectly."""
     return _ignored_keyword(schema) is not None
@@ -125,7 +119,7 @@ def find_fault(schema: dict[str, Any], check: Check) -> Fault | None:
     path = _faulty_path(root, check)
     if path is None:
         return None
-    part = _at(root, path)
+    part = at(root, path)
     message = _check(part, root, check)
     # Several keywords contradict each other; none of them is unsupported.
     keyword = "" if message.startswith(UNSATISFIABLE) else _faulty_keyword(part, root, check)
@@ -138,40 +132,25 @@ def relaxed_schema(schema: dict[str, Any], check: Check) -> dict[str, Any] | Non
     The result allows all values that the schema allows. It is None if too many parts have to be removed.
     """
     root = _with_rebased_references(schema)
-    for _, part in _subschemas(root):
+    for _, part in subschemas(root):
         _remove_known_faults(part)
     for _ in range(_MAX_REMOVALS):
         path = _faulty_path(root, check)
         if path is None:
             return _document({"$ref": _ROOT}, root)
-        part = _at(root, path)
+        part = at(root, path)
         keyword = _faulty_keyword(part, root, check)
         remaining = _without(part, keyword) if keyword else {}
+        if not keyword or keyword in _ADDING_PROPERTIES:
+            remaining.setdefault("additionalProperties", True)
         part.clear()
         part.update(remaining)
     return None
 
 
-def _nested(part: dict[str, Any], *, is_complete: bool = False) -> Iterator[tuple[Path, Any]]:
-    """Yield the schemas directly inside this schema.
-
-    Those that the library does not use are included only if ``is_complete`` is true.
-    """
-    others = (_NOT_IN_LIBRARY, _DEFINITIONS) if is_complete else ((), ())
-    for keyword in (*_IN_PLACE, *others[0]):
-        if keyword in part:
-            yield (keyword,), part[keyword]
-    for keyword in _LISTS:
-        if isinstance(part.get(keyword), list):
-            yield from (((keyword, index), child) for index, child in enumerate(part[keyword]))
-    for keyword in (*_NAMED, *others[1]):
-        if isinstance(part.get(keyword), dict):
-            yield from (((keyword, name), child) for name, child in part[keyword].items())
-
-
 def _ignored_keyword(schema: dict[str, Any]) -> Fault | None:
     """Return the first keyword that the library would ignore or enforce incorrectly."""
-    for path, part in _subschemas(schema):
+    for path, part in subschemas(schema):
         for keyword in (*_IGNORED_BY_LIBRARY, OPTIONS):
             if keyword in part:
                 return Fault(_pointer(path), keyword, "")
@@ -187,8 +166,7 @@ def _ignored_keyword(schema: dict[str, Any]) -> Fault | None:
 
 def _remove_known_faults(part: dict[str, Any]) -> None:
     """Remove or convert keywords that are known to be unsupported. `relaxed_schema` finds all others."""
-    for keyword in (*_UNSUPPORTED, OPTIONS):
-        part.pop(keyword, None)
+    _remove_unsupported(part)
     if part.get("format") not in _FORMATS:
         part.pop("format", None)
     for keyword, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
@@ -205,6 +183,16 @@ def _remove_known_faults(part: dict[str, Any]) -> None:
             part["allOf"].append(alternatives)
 
 
+def _remove_unsupported(part: dict[str, Any]) -> None:
+    if part.get("unevaluatedProperties") is False:
+        del part["unevaluatedProperties"]
+    removed = part.keys() & {*_UNSUPPORTED, OPTIONS}
+    for keyword in removed:
+        del part[keyword]
+    if removed & _ADDING_PROPERTIES:
+        part.setdefault("additionalProperties", True)
+
+
 def _faulty_path(root: dict[str, Any], check: Check) -> Path | None:
     """Return the path of the smallest part with an error. None if the root has none."""
     path: Path = ()
@@ -212,11 +200,11 @@ def _faulty_path(root: dict[str, Any], check: Check) -> Path | None:
         return None
     visited = {path}
     while True:
-        part = _at(root, path)
-        children = [((*path, *step), child) for step, child in _nested(part) if isinstance(child, dict)]
+        part = at(root, path)
+        children = [((*path, *step), child) for step, child in nested(part) if isinstance(child, dict)]
         target = _target(part, root)
         if target is not None and target not in visited:
-            children.append((target, _at(root, target)))
+            children.append((target, at(root, target)))
         faulty = next((inner for inner, child in children if _check(child, root, check)), None)
         if faulty is None:
             return path
@@ -269,7 +257,7 @@ def _with_rebased_references(schema: dict[str, Any]) -> dict[str, Any]:
     visited: set[int] = set()
     waiting = [root]
     while waiting:
-        for _, part in _subschemas(waiting.pop()):
+        for _, part in subschemas(waiting.pop()):
             if id(part) in visited:
                 continue
             visited.add(id(part))
@@ -285,7 +273,7 @@ def _with_rebased_references(schema: dict[str, Any]) -> dict[str, Any]:
                 part["$ref"] = _ROOT + reference[1:].rstrip("/")
                 target = _target(part, root)
                 if target is not None:
-                    waiting.append(_at(root, target))
+                    waiting.append(at(root, target))
     return root
 
 
@@ -294,25 +282,7 @@ def _target(part: dict[str, Any], root: dict[str, Any]) -> Path | None:
     reference = part.get("$ref")
     if not isinstance(reference, str) or not reference.startswith(_ROOT):
         return None
-    path: Path = ()
-    current: Any = root
-    for step in reference[len(_ROOT) :].split("/")[1:]:
-        name = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(current, dict) and name in current:
-            path, current = (*path, name), current[name]
-        elif isinstance(current, list) and name.isdecimal() and int(name) < len(current):
-            path, current = (*path, int(name)), current[int(name)]
-        else:
-            return None
-    return path if isinstance(current, dict) else None
-
-
-def _at(root: dict[str, Any], path: Path) -> dict[str, Any]:
-    part: Any = root
-    for step in path:
-        part = part[step]
-    assert isinstance(part, dict)
-    return part
+    return resolve(reference[len(_ROOT) :], root)
 
 
 def _pointer(path: Path) -> str:
