@@ -21,6 +21,6 @@ STRUCTURED = {
 }
 EXPECTED_FAILURES = {
     "TestChatOpenAI": OF_ALL_MODELS,
-    "TestChatOpenAIWithResponses": {**OF_ALL_MODELS, **STRUCTURED, "test_tool_choice": STRING},
+    "TestChatOpenAIWithResponses": {**OF_ALL_MODELS, **STRUCTURED},
     "TestChatAnthropic": {**OF_ALL_MODELS, **STRUCTURED},
 }
