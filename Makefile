@@ -1,4 +1,5 @@
-# Targets: up, test, test-fast, interop, check, format, bench, train, eval, clean. Each target installs its dependencies first.
+# Targets: up, test, test-fast, interop, check, format, bench, train, eval, lock, sbom, audit, clean. Each target installs
+# its dependencies first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,9 +7,11 @@ PIP    := $(BIN)/pip --disable-pip-version-check
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 # Without an NVIDIA GPU, the CPU build of torch saves a download of several gigabytes.
 CPU_INDEX := https://download.pytorch.org/whl/cpu
+# Tools with dependencies that the project does not need. They require Python 3.11 or newer.
+SUPPLY_CHAIN := $(VENV)/supply-chain
 HAS_GPU   := $(shell command -v nvidia-smi 2>/dev/null)
 
-.PHONY: up test test-fast interop check format bench train eval clean
+.PHONY: up test test-fast interop check format bench train eval lock sbom audit clean
 .DEFAULT_GOAL := up
 
 up: $(VENV)/.up
@@ -47,6 +50,22 @@ train: $(VENV)/.dev
 eval: $(VENV)/.dev
 	$(BIN)/python tools/eval_tiny.py $(ARGS)
 
+# Update deploy/requirements after a change of pyproject.toml or constraints.txt.
+lock: $(SUPPLY_CHAIN)/.done
+	$(SUPPLY_CHAIN)/bin/python tools/lock_requirements.py $(ARGS)
+
+# Write a software bill of materials (CycloneDX) for the Python packages of each image to dist.
+sbom: $(SUPPLY_CHAIN)/.done
+	mkdir -p dist
+	cd deploy/requirements && for image in server.txt "worker.txt torch-cpu.txt" worker-cuda.txt; do \
+	  cat $$image | ../../$(SUPPLY_CHAIN)/bin/python -W ignore -m cyclonedx_py requirements - \
+	    --pyproject ../../pyproject.toml --mc-type application --output-reproducible --output-file ../../dist/sbom-$${image%%.*}.json || exit 1; \
+	done
+
+# Look up known vulnerabilities of the locked packages.
+audit: $(SUPPLY_CHAIN)/.done
+	$(SUPPLY_CHAIN)/bin/python tools/audit.py
+
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage dist build bench/work
 
@@ -71,3 +90,8 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	$(PIP) install -q -c constraints.txt --no-deps litellm
 	@touch $@ $(VENV)/.up
+
+$(SUPPLY_CHAIN)/.done: deploy/requirements/supply-chain.txt
+	$(PYTHON) -m venv $(SUPPLY_CHAIN)
+	$(SUPPLY_CHAIN)/bin/pip --disable-pip-version-check install -q --require-hashes -r deploy/requirements/supply-chain.txt
+	@touch $@

@@ -9,24 +9,22 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from contextlib import aclosing
 
-from llava_wire.controller_side.producer import JobProducer
 from llava_wire.errors import QueueUnavailable
+from llava_wire.operator.inspector import Inspector
 from llava_worker.settings import load_settings
 
 
 async def _problem() -> str | None:
     url = load_settings([]).redis_url.get_secret_value()
     try:
-        producer = await JobProducer.connect(url)
-        try:
-            workers = await producer.heartbeats()
-        finally:
-            await producer.aclose()
+        async with aclosing(Inspector(url)) as inspector:
+            status = await inspector.status()  # read-only, so the Redis user of a worker may do it
     except QueueUnavailable as error:
         return str(error)
     host = socket.gethostname()  # worker IDs begin with the host name of the container
-    if any(worker.worker_id.startswith(f"{host}-") for worker in workers):
+    if any(worker.heartbeat.worker_id.startswith(f"{host}-") for worker in status.workers):
         return None
     return f"No worker on {host} is sending heartbeats. It is still loading its model, or it has hung."
 

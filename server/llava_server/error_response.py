@@ -99,7 +99,7 @@ class Error(ResponseModel):
 
 
 class ThreadErrorDetails(ResponseModel, kw_only=True):
-    """Tells Anthropic's clients to send the whole conversation instead of continuing a message thread."""
+    """Asks Anthropic's clients to send the whole conversation instead of continuing a message thread."""
 
     error_code: Annotated[
         Literal["thread_unsupported_request"],

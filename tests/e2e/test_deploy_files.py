@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from pin_images import ENTRY
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "deploy").glob("Dockerfile.*"))
 OVERLAYS = sorted((ROOT / "deploy").glob("compose.*.yaml"))
 SERVICES = ("redis", "server", "worker")
-REQUIRED = re.compile(r"\$\{LLAVA_REDIS_PASSWORD:\?[^}]+\}")
+LOCKS = {"server": ["server"], "worker": ["torch-cpu", "worker"], "worker-cuda": ["worker-cuda"]}
+SIZES = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 
 def _compose(path: Path = ROOT / "docker-compose.yml") -> dict[str, Any]:
@@ -118,17 +120,53 @@ def test_redis_persists_jobs_across_restarts_and_never_evicts_them() -> None:
     assert "queue" in _compose()["volumes"]
 
 
-def test_a_password_is_required_and_passed_to_all_three_services() -> None:
+def test_each_service_can_read_only_the_secrets_of_its_role() -> None:
     redis, server, worker = (_service(name) for name in SERVICES)
-    assert redis["command"][redis["command"].index("--requirepass") + 1] == "${LLAVA_REDIS_PASSWORD}"
-    for service in (server, worker):
-        url = service["environment"]["LLAVA_REDIS_URL"]
-        assert REQUIRED.search(url), "compose must fail without a password"
-        assert REQUIRED.sub("secret", url) == "redis://:secret@redis:6379/0"
+    assert redis["secrets"] == ["users.acl", "admin_password"]
+    assert redis["command"][redis["command"].index("--aclfile") + 1] == "/run/secrets/users.acl"
+    assert "--requirepass" not in redis["command"], "this would enable the default user"
+    for role, service in (("server", server), ("worker", worker)):
+        assert service["secrets"] == [{"source": f"{role}_redis_url", "target": "redis_url"}]
+        assert service["environment"]["LLAVA_REDIS_URL_FILE"] == "/run/secrets/redis_url"
+    files = {secret: given["file"] for secret, given in _compose()["secrets"].items()}
+    assert files == {secret: f"deploy/secrets/{secret}" for secret in files}
+    for path in OVERLAYS:
+        assert not any("secrets" in service for service in _compose(path)["services"].values())
+
+
+def test_no_secret_is_in_the_environment_or_in_git() -> None:
+    for path in (ROOT / "docker-compose.yml", ROOT / ".env.example", *OVERLAYS):
+        assert "PASSWORD" not in path.read_text("utf-8"), path
+    ignored = (ROOT / ".gitignore").read_text("utf-8").splitlines()
+    assert {".env", "deploy/secrets/"} <= set(ignored)
+
+
+def _default_size(text: str) -> int:
+    """Return the default of a variable such as ``${LLAVA_REDIS_MEMORY:-2g}`` in bytes."""
+    match = re.fullmatch(r"\$\{LLAVA_\w+_(?:MEMORY|MAXMEMORY):-(\d+)([kmg])b?\}", text)
+    assert match, text
+    return int(match[1]) * SIZES[match[2]]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_memory_and_processes_of_each_container_are_limited(name: str) -> None:
+    service = _service(name)
+    assert _default_size(service["mem_limit"]) >= 2**31
+    assert service["memswap_limit"] == service["mem_limit"], "a larger value allows swapping"
+    assert 0 < service["pids_limit"] <= 4096
+    variable = service["mem_limit"][2:].split(":")[0]
     example = (ROOT / ".env.example").read_text("utf-8")
-    assert re.search(r"^LLAVA_REDIS_PASSWORD=$", example, re.MULTILINE), (
-        "the example must not contain a default password"
-    )
+    assert f"#{variable}={service['mem_limit'].split(':-')[1][:-1]}\n" in example
+    for path in OVERLAYS:
+        overlay = _compose(path)["services"].get(name, {})
+        assert "mem_limit" not in overlay
+        assert "limits" not in overlay.get("deploy", {}).get("resources", {})
+
+
+def test_the_data_of_redis_is_limited_to_half_of_its_container() -> None:
+    redis = _service("redis")
+    maxmemory = redis["command"][redis["command"].index("--maxmemory") + 1]
+    assert _default_size(maxmemory) <= _default_size(redis["mem_limit"]) // 2
 
 
 def test_the_port_is_published_on_loopback_by_default() -> None:
@@ -167,19 +205,33 @@ def test_dockerfiles_of_built_images_exist(path: Path) -> None:
         assert (ROOT / build["dockerfile"]).is_file()
 
 
-@pytest.mark.parametrize("path", [ROOT / "docker-compose.yml", *OVERLAYS], ids=lambda path: path.name)
-def test_images_are_pinned(path: Path) -> None:
-    for service in _compose(path)["services"].values():
-        if image := service.get("image"):
-            assert re.search(r":\d+\.\d+\.\d+(-[a-z0-9.]+)?$", image), f"{image}: the version must be pinned"
+def test_images_from_a_registry_are_named_in_one_place_and_pinned_by_digest() -> None:
+    text = (ROOT / "docker-compose.yml").read_text("utf-8")
+    images = _compose()["x-images"]
+    assert [entry["digest"] for entry in ENTRY.finditer(text)] == [
+        image.partition("@")[2] for image in images.values()
+    ]
+    for image in images.values():
+        assert re.fullmatch(r"[a-z/]+:\d+\.\d+\.\d+(-[a-z]+)+@sha256:[0-9a-f]{64}", image), image
+    for path in (ROOT / "docker-compose.yml", *OVERLAYS):
+        for name, service in _compose(path)["services"].items():
+            used = service.get("image", "")
+            is_built = bool(re.fullmatch(r"llava-serve-[a-z-]+:\d+\.\d+\.\d+", used))
+            assert is_built or used in ("", images["valkey"]), f"{path.name}: {name}"
+    for name in ("server", "worker"):
+        assert _service(name)["build"]["args"] == {"PYTHON_IMAGE": images["python"]}
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_base_images_are_pinned_and_the_last_stage_has_no_build_tools(path: Path) -> None:
-    bases = [line for line in _instructions(path) if line.startswith("FROM ")]
-    assert len(bases) == 2, "expected one build stage and one runtime stage"
-    for base in bases:
-        assert re.match(r"FROM python:\d+\.\d+\.\d+-slim-\w+( AS build)?$", base), base
+def test_dockerfiles_use_the_base_image_of_the_compose_file_and_the_last_stage_has_no_build_tools(
+    path: Path,
+) -> None:
+    lines = _instructions(path)
+    assert [line for line in lines if line.startswith(("ARG ", "FROM "))] == [
+        "ARG PYTHON_IMAGE",
+        "FROM ${PYTHON_IMAGE} AS build",
+        "FROM ${PYTHON_IMAGE}",
+    ]
     final = _final_stage(path)
     assert not any("pip install" in line for line in final)
     assert path.name == "Dockerfile.worker-cuda" or not any("apt-get" in line for line in final)
@@ -216,29 +268,25 @@ def test_copied_paths_exist_and_are_not_excluded_by_dockerignore(path: Path) -> 
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_installed_extras_exist(path: Path) -> None:
-    project = (ROOT / "pyproject.toml").read_text("utf-8").split("[project.optional-dependencies]")[1]
-    known = re.findall(r"^(\w+) = \[", project.split("\n[")[0], re.MULTILINE)
-    extras = re.findall(r'"\.\[([a-z,]+)\]"', path.read_text("utf-8"))
-    assert len(extras) == 1
-    for extra in extras[0].split(","):
-        assert extra in known
-
-
-@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_installations_use_the_constraints_and_a_single_index(path: Path) -> None:
-    installs = [line for line in _instructions(path) if "pip install" in line]
-    assert installs
-    for line in installs:
-        assert "-c constraints.txt" in line or "grep '^torch==' constraints.txt" in line
-        assert "--extra-index-url" not in line
-    assert re.search(r"^torch==\d", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
+def test_everything_that_an_image_installs_is_verified_by_a_hash(path: Path) -> None:
+    installs = re.findall(r"pip (?:install|wheel) [^&\n]+", "\n".join(_instructions(path)))
+    from_an_index = [line for line in installs if "--no-index" not in line]
+    assert all("--require-hashes" in line for line in from_an_index)
+    assert not any("--extra-index-url" in line for line in installs)
+    files = [
+        name for line in from_an_index for name in re.findall(r"-r deploy/requirements/(\S+)\.txt", line)
+    ]
+    assert files == [*LOCKS[path.suffix[1:]], "build"]
+    (project,) = [line for line in installs if "pip wheel" in line]
+    assert "--no-build-isolation" in project, "pip would download the build backend"
+    assert "--no-deps" in project
 
 
 def test_server_image_has_neither_torch_nor_the_worker() -> None:
     text = "\n".join(_instructions(ROOT / "deploy" / "Dockerfile.server"))
-    assert ".[server]" in text
+    assert "requirements/server.txt" in text
     assert "torch" not in text
+    assert "torch==" not in (ROOT / "deploy" / "requirements" / "server.txt").read_text("utf-8")
     assert "worker" not in text
 
 

@@ -17,6 +17,7 @@ import pytest
 from tests.e2e.conftest import TINY
 from tests.machine_speed import scaled
 from tests.processes import ControllerProcess, StartWorker, WorkerProcess, running_controller
+from tests.security.hostile_checkpoints import CASES, copy_tiny
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -120,6 +121,30 @@ def test_a_model_is_unloaded_and_another_loaded_while_the_worker_keeps_running(
         assert admin.command(before["id"], "load", model="echo").status_code == 200
         wait_until(lambda: admin.chat("echo").status_code == 200, "the controller to discover the model")
     assert process.status is None
+
+
+def test_a_hostile_model_is_rejected_in_one_sentence_and_the_worker_keeps_running(
+    queue_url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """One folder for each kind of file: config, weights and tokenizer."""
+    names = ("10^9 layers", "a shape of 1e400", "a regex with exponential backtracking", "a pipe as config")
+    for name in names:
+        CASES[name].change(copy_tiny(tmp_path / "models" / name))
+    copy_tiny(tmp_path / "models" / "intact")
+    process = start_worker(**SETTINGS, loadable_models=tmp_path / "models")
+    with running_admin(queue_url, tmp_path / "site") as admin:
+        worker_id = admin.worker()["id"]
+        for name in names:
+            response = admin.command(worker_id, "load", model=name)
+
+            assert code(response)[1] == "load_failed", response.text
+            message = response.json()["error"]["message"]
+            assert re.search(CASES[name].error, message), message
+            assert message.isprintable()
+        assert "Traceback" not in process.log
+        assert process.status is None
+        assert admin.command(worker_id, "load", model="intact").status_code == 200
+        assert admin.chat("intact").status_code == 200
 
 
 def assert_other_requests_are_rejected(admin: AdminClient) -> None:

@@ -157,6 +157,23 @@ def test_unsupported_keywords_of_a_tool_that_is_not_strict_are_ignored(server: S
         assert set(arguments["tags"]) <= {"a", "b"} and len(arguments["tags"]) <= 3
 
 
+def test_the_model_does_not_invent_properties(server: Server) -> None:
+    """Clients often omit additionalProperties."""
+    number = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}, "required": ["n"]}
+    expected: list[tuple[dict[str, Any], set[str]]] = [
+        (number, {"n"}),
+        ({"type": "object", "properties": {}}, set()),
+    ]
+    for parameters, names in expected:
+        tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+        body = {**MESSAGE, "tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+        response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=scaled(60))
+        [choice] = response.json()["choices"]
+        [call] = choice["message"]["tool_calls"]
+        assert choice["finish_reason"] == "tool_calls"
+        assert set(json.loads(call["function"]["arguments"])) == names
+
+
 def test_the_output_matches_a_grammar_under_each_of_its_names(server: Server) -> None:
     grammar = 'root ::= "<" [xyz]{4} ">"'
     names = {"grammar": grammar, "ebnf": grammar, "guided_grammar": grammar, "regex": "<[xyz]{4}>"}

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llava_server.images.errors import ImageError
-from llava_server.images.host_rules import is_public, parse_image_url
+from llava_server.images.host_rules import parse_image_url
+from llava_server.images.public_addresses import is_public
 from llava_server.settings import Settings
 from pydantic import ValidationError
 

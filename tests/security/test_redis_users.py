@@ -1,8 +1,13 @@
-"""deploy/users.acl grants controllers and workers only the permissions they need."""
+"""The secrets of deploy/create_secrets.sh grant controllers and workers only the permissions they need."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,38 +23,53 @@ from tests.server.conftest import Server, Stack, text_of
 from tests.server.scripted_worker import ScriptedWorker
 from tests.waiting import wait_until
 
-FILE = Path(__file__).parents[2] / "deploy" / "users.acl"
+DEPLOY = Path(__file__).parents[2] / "deploy"
 ROLES = ("admin", "server", "worker")
+
+
+def create_secrets(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a copy of the script in ``folder``."""
+    for name in ("create_secrets.sh", "users.acl"):
+        if not (folder / name).exists():
+            shutil.copy(DEPLOY / name, folder)
+    command = ["sh", str(folder / "create_secrets.sh")]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def secrets(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text("utf-8") for path in (folder / "secrets").iterdir()}
 
 
 @pytest.fixture
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The socket of a Valkey server with the users from the ACL file.
-
-    Each password is the same as the user name.
-    """
+    """A folder with the secrets, and with the socket ``s`` of a Valkey server that uses them."""
     folder = tmp_path_factory.mktemp("acl")
-    users = FILE.read_text("utf-8")
-    for role in ROLES:
-        users = users.replace(f"change-{role}-password", role)
-    (folder / "users.acl").write_text(users)
+    assert create_secrets(folder).returncode == 0
     options = ["--port", "0", "--unixsocket", str(folder / "s"), "--save", ""]
-    command = [get_binary_path(), *options, "--aclfile", str(folder / "users.acl")]
+    command = [get_binary_path(), *options, "--aclfile", str(folder / "secrets" / "users.acl")]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     wait_until(lambda: (folder / "s").exists() or process.poll() is not None)
     assert process.poll() is None
-    yield folder / "s"
+    yield folder
     process.kill()
     process.wait()
 
 
-def client(socket: Path, role: str) -> redis.Redis:
-    return redis.Redis(unix_socket_path=str(socket), username=role, password=role)
+def url(folder: Path, role: str) -> str:
+    """Return the URL of a role with the address of the test's server instead of the compose file's."""
+    return re.sub(
+        r"^redis://(.+)@redis:6379/0\n$", rf"unix://\1@{folder / 's'}", secrets(folder)[f"{role}_redis_url"]
+    )
+
+
+def client(folder: Path, role: str) -> redis.Redis:
+    password = secrets(folder)[f"{role}_password"]
+    return redis.Redis(unix_socket_path=str(folder / "s"), username=role, password=password)
 
 
 def test_requests_work_with_the_restricted_redis_users(guarded: Path) -> None:
-    worker = ScriptedWorker(f"unix://worker:worker@{guarded}").start()
-    server = Server(Settings(redis_url=f"unix://server:server@{guarded}", image_workers=1))
+    worker = ScriptedWorker(url(guarded, "worker")).start()
+    server = Server(Settings(redis_url=url(guarded, "server"), image_workers=1))
     try:
         server.start()
         with httpx2.Client(base_url=server.url, timeout=scaled(60)) as http:
@@ -60,6 +80,66 @@ def test_requests_work_with_the_restricted_redis_users(guarded: Path) -> None:
     finally:
         server.stop()
         worker.stop()
+
+
+@pytest.mark.parametrize(
+    "words", ["top --once", "doctor", "dlq show", "api_keys create test", "api_keys list"]
+)
+def test_operator_commands_work_with_the_secret_file_of_the_server(guarded: Path, words: str) -> None:
+    (guarded / "url").write_text(url(guarded, "server"))
+    environment = {name: value for name, value in os.environ.items() if name != "LLAVA_REDIS_URL"}
+    module, *arguments = (words if words.startswith("api_keys") else f"__main__ {words}").split()
+    done = subprocess.run(
+        [sys.executable, "-m", f"llava_server.operator.cli.{module}", *arguments],
+        env={**environment, "LLAVA_REDIS_URL_FILE": str(guarded / "url")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if (
+        words == "doctor"
+    ):  # a queue without workers and persistence is a finding, but not a failure to connect
+        assert "valkey 9" in done.stdout
+    else:
+        assert done.returncode == 0, done.stderr
+
+
+def test_secrets_are_random_and_only_hashes_reach_the_acl_file(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        assert create_secrets(tmp_path / name).returncode == 0
+    one, other = secrets(tmp_path / "a"), secrets(tmp_path / "b")
+    passwords = [files[f"{role}_password"] for files in (one, other) for role in ROLES]
+    assert len(set(passwords)) == 2 * len(ROLES)
+    for role in ROLES:
+        password = one[f"{role}_password"]
+        assert re.fullmatch("[0-9a-f]{48}", password)
+        assert one[f"{role}_redis_url"] == f"redis://{role}:{password}@redis:6379/0\n"
+        assert f"user {role} on #{hashlib.sha256(password.encode()).hexdigest()} " in one["users.acl"]
+        assert password not in one["users.acl"]
+    assert one["users.acl"].splitlines()[0] == "user default off"
+    assert not re.search(r"[<>]|nopass|change-", one["users.acl"])
+    assert (tmp_path / "a" / "secrets").stat().st_mode & 0o777 == 0o700, "readable by other users of the host"
+
+
+def test_a_second_run_updates_the_rules_and_retains_the_passwords(tmp_path: Path) -> None:
+    create_secrets(tmp_path)
+    before = secrets(tmp_path)
+    rules = (tmp_path / "users.acl").read_text("utf-8")
+    (tmp_path / "users.acl").write_text(rules.replace("~{lv}:dlq", "~{lv}:dlq ~{lv}:new:*"))
+    assert create_secrets(tmp_path).returncode == 0
+    after = secrets(tmp_path)
+    assert after.pop("users.acl") == before.pop("users.acl").replace("~{lv}:dlq", "~{lv}:dlq ~{lv}:new:*")
+    assert after == before
+
+
+def test_a_template_with_another_plain_text_password_is_rejected(tmp_path: Path) -> None:
+    rules = (DEPLOY / "users.acl").read_text("utf-8").replace("change-worker-password", "sesame")
+    (tmp_path / "users.acl").write_text(rules)
+    done = create_secrets(tmp_path)
+    assert done.returncode == 1
+    assert "plain text" in done.stderr
+    assert not (tmp_path / "secrets" / "users.acl").exists()
 
 
 FORBIDDEN_TO_ALL = [
@@ -103,4 +183,4 @@ def test_a_worker_cannot_access_api_keys_or_controller_data(guarded: Path) -> No
 
 def test_a_client_without_a_user_name_has_no_access(guarded: Path) -> None:
     with pytest.raises(redis.exceptions.AuthenticationError):
-        redis.Redis(unix_socket_path=str(guarded)).ping()
+        redis.Redis(unix_socket_path=str(guarded / "s")).ping()

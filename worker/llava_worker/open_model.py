@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LoadedModel", "StartupError", "StartupTimes", "image_spec", "open_model"]
 
+_MAX_ERROR_LENGTH = 4000  # characters
 _ECHO_SPEC = ImageSpec(side=32, tokens_per_tile=4)
 # Files that may contain code are excluded, except for chat templates, which run only on request in a sandbox.
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
@@ -48,7 +49,16 @@ logger = logging.getLogger(__name__)
 
 
 class StartupError(Exception):
-    """The worker cannot start with these settings. The message says how to fix the problem."""
+    """The worker cannot start with these settings. The message says how to fix the problem.
+
+    It is a single line of limited length: names in a checkpoint's files could otherwise forge log lines.
+    """
+
+    def __init__(self, message: str) -> None:
+        cut = message if len(message) <= _MAX_ERROR_LENGTH else f"{message[:_MAX_ERROR_LENGTH]}..."
+        super().__init__(
+            "".join(each if each.isprintable() else repr(each)[1:-1] for each in cut.replace("\n", " "))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +93,12 @@ def open_model(settings: Settings, *, on_progress: ProgressCallback | None = Non
     """Load ``settings.model``. Raises StartupError."""
     if settings.model == "echo":
         return _open_echo(settings)
-    folder = _find_folder(settings.model)
-    _require("torch", "safetensors", "tokenizers", "numpy", "llguidance")
-    return _open_folder(folder, settings, on_progress or LoadProgress())
+    try:
+        folder = _find_folder(settings.model)
+        _require("torch", "safetensors", "tokenizers", "numpy", "llguidance")
+        return _open_folder(folder, settings, on_progress or LoadProgress())
+    except (TokenizerError, ValueError, OSError) as error:  # CheckpointError is a ValueError
+        raise StartupError(f"Model {settings.model!r} cannot be served: {error}") from error
 
 
 def _open_echo(settings: Settings) -> LoadedModel:
@@ -107,21 +120,23 @@ def _open_echo(settings: Settings) -> LoadedModel:
 
 
 def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback) -> LoadedModel:
+    """Load the model. Raises StartupError, TokenizerError, ValueError or OSError."""
     started_at = time.monotonic()
-    from llava_worker.engine.startup.build_engine import CheckpointError, build_engine
+    from llava_worker.engine.startup.build_engine import build_engine
     from llava_worker.engine.structured_output.grammar_cache import GrammarCache
     from llava_worker.language.hf_tokenizer import HFTokenizer, has_tokenizer
+    from llava_worker.language.tokenizer_check import TokenizerCheck
 
     imported_at = time.monotonic()
     base = _find_folder(settings.base_model) if settings.base_model else None
     tokenizer_folder = folder if base is None or has_tokenizer(folder) else base
+    tokenizer_check = TokenizerCheck()  # starts while the model is loaded
     process = _start_template_process(settings)  # imports transformers while the model is loaded
-    try:
-        config = _engine_config(settings, folder, base)
-        engine, info = build_engine(config, on_progress=on_progress, on_lost_rank=end_process)
-        tokenizer = HFTokenizer(tokenizer_folder, image_token_id=info.image_token_id)
-    except (CheckpointError, TokenizerError, ValueError) as error:
-        raise StartupError(f"Model {settings.model!r} cannot be served: {error}") from error
+    config = _engine_config(settings, folder, base)
+    engine, info = build_engine(config, on_progress=on_progress, on_lost_rank=end_process)
+    tokenizer_check.check(tokenizer_folder)
+    tokenizer_check.close()
+    tokenizer = HFTokenizer(tokenizer_folder, image_token_id=info.image_token_id, vocab_size=info.vocab_size)
     spec = image_spec(info)
     with _conversation_errors(settings):
         template = choose_template(

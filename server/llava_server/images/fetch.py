@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import httpcore2
 
 from llava_server.images.errors import ImageError
-from llava_server.images.host_rules import ImageUrl, is_public, parse_image_url, redirect_target
+from llava_server.images.host_rules import ImageUrl, parse_image_url, redirect_target
+from llava_server.images.public_addresses import is_public
 
 __all__ = ["FetchRules", "ImageFetcher", "Resolver", "is_remote", "resolve"]
 

@@ -1,4 +1,4 @@
-"""Rules for fetching images: strict URL parsing and a check for public addresses.
+"""Rules for the URLs from which images may be fetched.
 
 A URL that two parsers could interpret differently is rejected. Connections are made only to the addresses
 that the host name resolved to, never to an address in the URL.
@@ -6,14 +6,13 @@ that the host name resolved to, never to an address in the URL.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import NamedTuple
 from urllib.parse import urljoin
 
 from llava_server.images.errors import ImageError
 
-__all__ = ["HOST_RULE", "ImageUrl", "is_public", "parse_image_url", "redirect_target"]
+__all__ = ["HOST_RULE", "ImageUrl", "parse_image_url", "redirect_target"]
 
 _MAX_URL_CHARS = 2048
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -26,13 +25,6 @@ _URL = re.compile(
     re.IGNORECASE | re.ASCII,  # without re.ASCII, the Kelvin sign would match k
 )
 _PORTS = {"http": 80, "https": 443}
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-_IPV4_IN_IPV6 = tuple(
-    ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")
-)  # NAT64, local NAT64, IPv4-compatible and IPv4-translated: the last 32 bits are an IPv4 address
-# Public according to IANA, but used for internal services: Oracle's metadata service and Azure's host agent.
-_DENIED = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("168.63.129.16/32"))
 
 
 class ImageUrl(NamedTuple):
@@ -86,28 +78,3 @@ def redirect_target(url: ImageUrl, location: str, *, allow_http: bool) -> ImageU
             "invalid_image_url", "the image host redirected from https to http. Use the final https:// URL."
         )
     return target
-
-
-def is_public(text: str) -> bool:
-    """Return whether an IP address and all IPv4 addresses embedded in it are globally reachable."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return all(_is_global(each) for each in (address, *_embedded(address)))
-
-
-def _is_global(address: Address) -> bool:
-    is_denied = address.version == 4 and any(address in network for network in _DENIED)
-    is_site_local = address.version == 6 and address.is_site_local
-    is_special = address.is_multicast or address.is_reserved or is_site_local or is_denied
-    return address.is_global and not is_special
-
-
-def _embedded(address: Address) -> list[Address]:
-    if isinstance(address, ipaddress.IPv4Address):
-        return []
-    found: list[Address | None] = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if any(address in network for network in _IPV4_IN_IPV6):
-        found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-    return [each for each in found if each is not None]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 async def inspector(harness: Harness) -> AsyncIterator[Inspector]:
-    inspector = Inspector(harness.server.url)
+    inspector = Inspector(harness.server.url_of("server"))
     yield inspector
     await inspector.aclose()
 

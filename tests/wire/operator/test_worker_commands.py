@@ -20,7 +20,7 @@ UNLOAD = ModelCommand()
 
 @pytest.fixture
 async def sender(harness: Harness) -> AsyncIterator[CommandSender]:
-    sender = CommandSender(harness.server.url)
+    sender = CommandSender(harness.server.url_of("server"))
     yield sender
     await sender.aclose()
 
@@ -52,7 +52,7 @@ async def test_a_worker_receives_a_command_once_and_it_is_deleted_when_finished(
     worker.report_command(status(command_id))
     assert await worker.send_heartbeat() is None
     assert not harness.keys("order:")
-    inspector = Inspector(harness.server.url)
+    inspector = Inspector(harness.server.url_of("server"))
     (worker_status,) = (await inspector.status()).workers
     await inspector.aclose()
     assert worker_status.heartbeat.command == status(command_id)

@@ -21,7 +21,7 @@ def make_key(number: int, **limits: int) -> ApiKey:
 
 @pytest.fixture
 async def store(server: RedisServer) -> AsyncIterator[ApiKeyStore]:
-    store = ApiKeyStore(server.url)
+    store = ApiKeyStore(server.url_of("server"))
     yield store
     await store.aclose()
 

@@ -29,12 +29,12 @@ def make_spec(batch_id: str, tenant: str = "alice") -> BatchSpec:
 
 def store(harness: Harness) -> BatchStore:
     """Return the batch store of one controller."""
-    return BatchStore(harness.server.url, keep_s=60, lease_s=5, max_unfinished=8)
+    return BatchStore(harness.server.url_of("server"), keep_s=60, lease_s=5, max_unfinished=8)
 
 
 @pytest.fixture
 async def files(harness: Harness) -> AsyncIterator[FileStore]:
-    files = FileStore(harness.server.url, ttl_s=60, limits=FileLimits(3, 100, 150))
+    files = FileStore(harness.server.url_of("server"), ttl_s=60, limits=FileLimits(3, 100, 150))
     yield files
     await files.aclose()
 

@@ -22,7 +22,7 @@ LIMITS = KeyLimits(requests_per_min=3, tokens_per_min=600)  # one request per 20
 
 @pytest.fixture
 async def store(server: RedisServer) -> AsyncIterator[RateLimitStore]:
-    store = RateLimitStore(server.url)
+    store = RateLimitStore(server.url_of("server"))
     yield store
     await store.aclose()
 
@@ -53,7 +53,7 @@ def measured(server: RedisServer) -> Iterator[Elapsed]:
 async def test_requests_over_the_limit_are_rejected_and_not_charged(
     store: RateLimitStore, server: RedisServer
 ) -> None:
-    other = RateLimitStore(server.url)  # store of another controller
+    other = RateLimitStore(server.url_of("server"))  # store of another controller
     with measured(server) as elapsed:
         for each, remaining in ((store, 2), (other, 1), (store, 0)):
             status = await each.charge("t", LIMITS, requests=1)

@@ -71,6 +71,28 @@ def test_special_and_unknown_tokens_have_no_bytes() -> None:
     assert TINY.special_name(TINY.encode("a")[0]) == ""
 
 
+def test_a_piece_that_only_resembles_a_byte_is_text(tmp_path: Path) -> None:
+    text = (TINY_FOLDER / "tokenizer.json").read_text("utf-8").replace("<0x41>", "<0xZZ>")
+    (tmp_path / "tokenizer.json").write_text(text, "utf-8")
+    token_id = TINY.special_id("<0x41>")
+    assert TINY.token_bytes(token_id) == b"A"
+    assert HFTokenizer(tmp_path).token_bytes(token_id) == b"<0xZZ>"
+
+
+def test_padding_in_the_file_is_ignored(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(TINY_FOLDER / "tokenizer.json"))
+    tokenizer.enable_padding(length=50)
+    tokenizer.enable_truncation(1)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert HFTokenizer(tmp_path).encode("Hello, world") == TINY.encode("Hello, world")
+
+
+def test_a_vocabulary_larger_than_the_model_is_rejected() -> None:
+    assert HFTokenizer(TINY_FOLDER, vocab_size=1200).bos_token_id is not None
+    with pytest.raises(TokenizerError, match="has only 300 embeddings"):
+        HFTokenizer(TINY_FOLDER, vocab_size=300)
+
+
 def test_error_for_a_missing_special_token_names_it() -> None:
     with pytest.raises(TokenizerError, match="<nothing>"):
         TINY.special_id("<nothing>")

@@ -99,6 +99,8 @@ def replace_piece(index: int, piece: Piece) -> list[Piece]:
         (lambda: write_model(llama_pieces())[:-3], "is not a valid SentencePiece model"),
         (lambda: b"\x80" * 40, "is not a valid SentencePiece model"),
         (lambda: integer_field(1, 5), "is not a valid SentencePiece model"),
+        (lambda: write_model(replace_piece(300, ("a" * 1000, 0.0, NORMAL))), "the limit is 128"),
+        (lambda: bytes_field(1, b"") * 600_000, "more than 524288 pieces"),
         (lambda: bytes_field(1, integer_field(3, 1)), "is not a valid SentencePiece model"),
     ],
 )

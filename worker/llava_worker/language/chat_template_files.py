@@ -6,13 +6,16 @@ Both are read from the same files as in transformers 5, with the same precedence
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from llava_worker.language.prompt_formats import ChatTemplateError
+from llava_worker.model.config.untrusted_file import read_json_object, read_text
 
 __all__ = ["has_chat_template", "read_chat_template", "read_special_tokens"]
+
+
+_MAX_TEMPLATE_BYTES = 1 << 20
 
 
 def has_chat_template(folder: Path) -> bool:
@@ -39,10 +42,10 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
     Older checkpoints, whose tokenizer_config.json lacks ``added_tokens_decoder``, also define tokens in
     special_tokens_map.json.
     """
-    config = _read_json(folder / "tokenizer_config.json")
+    config = read_json_object(folder / "tokenizer_config.json")
     tokens = _named_tokens(config)
     if "added_tokens_decoder" not in config:
-        tokens |= _named_tokens(_read_json(folder / "special_tokens_map.json"))
+        tokens |= _named_tokens(read_json_object(folder / "special_tokens_map.json"))
     return tokens
 
 
@@ -63,22 +66,31 @@ def _token_text(token: object) -> str | None:
 
 def _find_source(folder: Path) -> str | None:
     for name in ("processor_config.json", "chat_template.json"):
-        if (template := _default(_read_json(folder / name).get("chat_template"))) is not None:
+        if (template := _read_default(folder / name)) is not None:
             return template
     path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text("utf-8")
-    return _default(_read_json(folder / "tokenizer_config.json").get("chat_template"))
+    if path.exists():
+        return read_text(path, max_bytes=_MAX_TEMPLATE_BYTES)
+    return _read_default(folder / "tokenizer_config.json")
 
 
-def _default(template: Any) -> str | None:
-    """Return the default template. Named templates are a list of objects or an object."""
+def _read_default(path: Path) -> str | None:
+    """Return the default template in the file. Named templates are a list of objects or an object."""
+    template = read_json_object(path).get("chat_template")
     if isinstance(template, list):
-        template = {item["name"]: item["template"] for item in template}
+        template = dict(map(_name_and_source, template))
     if isinstance(template, dict):
         template = template.get("default")
-    return template if isinstance(template, str) else None
+    if template is None or (isinstance(template, str) and len(template) <= _MAX_TEMPLATE_BYTES):
+        return template
+    raise ChatTemplateError(
+        f"{path} is invalid. chat_template must be a string of up to {_MAX_TEMPLATE_BYTES} characters, or a "
+        'list of objects that contain the strings "name" and "template".'
+    )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+def _name_and_source(item: Any) -> tuple[str, Any]:
+    """Return the name and the source of a template, or "default" and the item itself if it is invalid."""
+    if isinstance(item, dict) and isinstance(item.get("name"), str):
+        return item["name"], item.get("template")
+    return "default", item

@@ -8,7 +8,6 @@ a format in ``prompt_formats``.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from llava_worker.language.prompt_formats import (
     PromptTemplate,
     SpecialToken,
 )
+from llava_worker.model.config.untrusted_file import read_json_object
 
 if TYPE_CHECKING:
     from llava_worker.language.hf_tokenizer import HFTokenizer
@@ -143,7 +143,9 @@ def template_for_config(config: Mapping[str, Any]) -> str:
     The default is vicuna_v1, which is also returned for LLaVA-v0 and for models based on Llama-2-chat,
     because their configurations are indistinguishable from those of Vicuna models.
     """
-    text = config.get("text_config") or config
+    text = config.get("text_config")
+    if not text or not isinstance(text, dict):
+        text = config
     model_type = str(text.get("model_type", "llama"))
     for word, name in (("mistral", "mistral_instruct"), ("qwen", "qwen_1_5")):
         if word in model_type:
@@ -175,6 +177,5 @@ def _checkpoint_template(
     )
 
 
-def _read_config(folder: Path | None) -> dict[str, object]:
-    path = folder / "config.json" if folder else None
-    return dict(json.loads(path.read_text("utf-8"))) if path and path.is_file() else {}
+def _read_config(folder: Path | None) -> dict[str, Any]:
+    return {} if folder is None else read_json_object(folder / "config.json")

@@ -8,6 +8,7 @@ as transformers 5.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from llava_worker.language.sentencepiece import read_sentencepiece
 from llava_worker.language.tokenizer import TokenizerError
+from llava_worker.model.config.untrusted_file import read_json_object
 
 __all__ = ["HFTokenizer", "has_tokenizer", "tokenizer_files"]
 
@@ -22,18 +24,23 @@ _LLAMA_TOKENS = ("<unk>", "<s>", "</s>")
 _LLAMA_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>"}  # of transformers' classes for Llama's tokenizer
 # Special even if tokenizer.json declares them as ordinary added tokens, which match user text.
 _IMAGE_MARKS = ("<image>", "<im_patch>", "<im_start>", "<im_end>")
+_BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _TOKEN_ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
 class HFTokenizer:
     """A byte-fallback tokenizer (Llama) or a byte-level tokenizer (GPT-2, only from ``tokenizer.json``)."""
 
-    def __init__(self, folder: Path, *, image_token_id: int | None = None) -> None:
-        """Load the tokenizer. Raises TokenizerError.
+    def __init__(
+        self, folder: Path, *, image_token_id: int | None = None, vocab_size: int | None = None
+    ) -> None:
+        """Load the tokenizer. Raises TokenizerError, or CheckpointError if a configuration is invalid.
 
         ``image_token_id`` defaults to the ID of ``<image>``, or to 0 if the vocabulary does not contain it.
+        ``vocab_size`` is the number of the model's embeddings. If it is set, the IDs of all texts must be
+        lower. Special tokens may have higher IDs, because some published models lack a few of them.
         """
-        config = _read_config(folder / "tokenizer_config.json")
+        config = read_json_object(folder / "tokenizer_config.json")
         self._tokenizer = _load(folder, config)
         self._tokenizer.encode_special_tokens = True
         self._special_tokens = {
@@ -46,7 +53,7 @@ class HFTokenizer:
         self._bare_tokenizer = _without_prefix(self._tokenizer, description)
         self._is_byte_level, self.strips_leading_space = _read_decoder(description["decoder"])
         self._bytes: dict[int, bytes] = {}  # keyed by token ID
-        named = {**_read_config(folder / "special_tokens_map.json"), **config}
+        named = {**read_json_object(folder / "special_tokens_map.json"), **config}
         self.bos_token, self.eos_token = (
             _content(named.get(name, self._default(name))) for name in ("bos_token", "eos_token")
         )
@@ -58,6 +65,8 @@ class HFTokenizer:
             image_token_id = self._tokenizer.token_to_id("<image>") or 0
         self.image_token_id = image_token_id
         self._check_typed_special_tokens()
+        if vocab_size is not None:
+            self._check_ids(vocab_size)
 
     @property
     def special_tokens(self) -> list[str]:
@@ -115,7 +124,7 @@ class HFTokenizer:
             return b""
         if self._is_byte_level:
             return _byte_level_bytes(piece)
-        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+        if _BYTE_PIECE.fullmatch(piece):
             return bytes([int(piece[3:5], 16)])
         return piece.replace("▁", " ").encode()
 
@@ -124,6 +133,15 @@ class HFTokenizer:
         token = _LLAMA_DEFAULTS[name]
         is_llama = not self._is_byte_level and self._tokenizer.token_to_id(token) is not None
         return token if is_llama else None
+
+    def _check_ids(self, vocab_size: int) -> None:
+        ids = self._tokenizer.get_vocab(with_added_tokens=False)
+        token, token_id = max(ids.items(), key=lambda item: item[1], default=("", 0))
+        if token_id >= vocab_size:
+            raise TokenizerError(
+                f"The tokenizer's token {token!r} has the ID {token_id}, but the model has only {vocab_size} "
+                "embeddings. Use the tokenizer that belongs to the model."
+            )
 
     def _check_typed_special_tokens(self) -> None:
         for token_id, token in self._special_tokens.items():
@@ -136,7 +154,7 @@ class HFTokenizer:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    return any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -152,13 +170,15 @@ def _load(folder: Path, config: dict[str, Any]) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not has_tokenizer(folder):
         raise TokenizerError(f"Neither tokenizer.json nor tokenizer.model exists in {folder}.")
-    if not path.is_file():
+    if not path.exists():
         scheme = "always" if config.get("legacy") is True else "first"  # as in transformers 5
         return read_sentencepiece(folder / "tokenizer.model", prefix_scheme=scheme)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises a plain Exception if it cannot read a file
         raise TokenizerError(f"The tokenizer file {path} could not be read: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     marks = [token.content for token in tokenizer.get_added_tokens_decoder().values() if not token.special]
     tokenizer.add_special_tokens(
         [AddedToken(mark, special=True, normalized=False) for mark in marks if mark in _IMAGE_MARKS]
@@ -206,7 +226,7 @@ def _is_legacy(folder: Path, config: dict[str, Any], prefix_scheme: str) -> bool
     It loads Mistral models with a fast tokenizer, which ignores the setting. Files written by transformers 5
     lack the setting, but the scheme in their tokenizer.json is "first" only if it was false.
     """
-    model_config = _read_config(folder / "config.json")
+    model_config = read_json_object(folder / "config.json")
     model_config = model_config.get("text_config") or model_config
     if "mistral" in str(model_config.get("model_type")):
         return True
@@ -218,15 +238,15 @@ def _is_legacy(folder: Path, config: dict[str, Any], prefix_scheme: str) -> bool
 def _named_tokens(folder: Path, config: dict[str, Any]) -> set[str]:
     """Return the special tokens that the configuration names, for example as the ``eos_token``."""
     names = set(_LLAMA_TOKENS)
-    for entries in (config, _read_config(folder / "special_tokens_map.json")):
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        entries = config if name == "tokenizer_config.json" else read_json_object(folder / name)
         additional = entries.get("additional_special_tokens") or []
+        if not isinstance(additional, list):
+            path = folder / name
+            raise TokenizerError(f"{path} is invalid. additional_special_tokens must be a list.")
         contents = [_content(token) for token in [*map(entries.get, _TOKEN_ROLES), *additional]]
         names.update(content for content in contents if content is not None)
     return names
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
 
 
 def _content(token: object) -> str | None:

@@ -10,22 +10,26 @@ normalization. The file is a protobuf message (see sentencepiece_model.proto). T
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from llava_worker.language.tokenizer import TokenizerError
+from llava_worker.model.config.untrusted_file import read_bytes, read_json_object
 
 __all__ = ["read_sentencepiece"]
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 _BPE = 2
 _SPACE = "▁"
+# Gemma's file, one of the largest, is 4 MB and has 256,000 pieces. All ways to split a piece are enumerated.
+_MAX_BYTES, _MAX_PIECES, _MAX_PIECE_LENGTH = 8 << 20, 1 << 19, 128
+_MAX_ADDED_TOKENS = 1 << 16
 
 Value = int | bytes
 
@@ -44,7 +48,9 @@ def read_sentencepiece(path: Path, *, prefix_scheme: str = "first") -> Tokenizer
     beginning of a prompt, "always" also after special tokens.
     """
     try:
-        message = list(_fields(path.read_bytes()))
+        message = list(islice(_fields(read_bytes(path, max_bytes=_MAX_BYTES)), _MAX_PIECES + 1))
+        if len(message) > _MAX_PIECES:
+            raise ValueError(f"it has more than {_MAX_PIECES} pieces")
         pieces = [_parse_piece(value) for number, value in message if number == 1]
         trainer, normalizer = (dict(_fields(_last_field(message, number))) for number in (2, 3))
     except (ValueError, struct.error, TypeError) as error:
@@ -119,7 +125,11 @@ def _add_tokens(tokenizer: Tokenizer, path: Path) -> None:
 
     Their IDs must directly follow the IDs of the model's tokens.
     """
-    added: dict[str, int] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    added = read_json_object(path)
+    if len(added) > _MAX_ADDED_TOKENS or not all(type(token_id) is int for token_id in added.values()):
+        raise TokenizerError(
+            f"{path} is invalid. It must contain at most {_MAX_ADDED_TOKENS} tokens and their IDs."
+        )
     for text, token_id in sorted(added.items(), key=lambda item: item[1]):
         tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])
         if tokenizer.token_to_id(text) != token_id:
@@ -133,6 +143,8 @@ def _parse_piece(value: Value) -> _Piece:
     text, score = fields.get(1), fields.get(2, b"\0\0\0\0")
     if not isinstance(text, bytes) or not isinstance(score, bytes):
         raise TypeError("a piece has no text or an invalid score")
+    if len(text) > _MAX_PIECE_LENGTH:
+        raise ValueError(f"a piece is {len(text)} bytes long; the limit is {_MAX_PIECE_LENGTH}")
     return _Piece(text.decode("utf-8"), struct.unpack("<f", score)[0], int(fields.get(3, _NORMAL)))
 
 

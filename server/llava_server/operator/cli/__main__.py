@@ -18,6 +18,7 @@ from llava_server.operator.cli import dead_letters
 from llava_server.operator.cli.doctor import print_findings, run_checks
 from llava_server.operator.cli.run import run
 from llava_server.operator.cli.top import watch
+from llava_server.settings import load_settings
 
 __all__ = ["app"]
 
@@ -37,15 +38,18 @@ dead_letter_commands = typer.Typer(
 app.add_typer(dead_letter_commands)
 
 RedisUrl = Annotated[
-    str,
-    typer.Option("--redis-url", envvar="LLAVA_REDIS_URL", help="URL of the job queue (see docs/deploy.md)."),
+    str | None,
+    typer.Option(
+        "--redis-url",
+        help="URL of the job queue (see docs/deploy.md). Defaults to LLAVA_REDIS_URL or the contents of "
+        "LLAVA_REDIS_URL_FILE.",
+    ),
 ]
-DEFAULT_URL = "redis://127.0.0.1:6379/0"
 
 
 @app.command("top")
 def top(
-    redis_url: RedisUrl = DEFAULT_URL,
+    redis_url: RedisUrl = None,
     once: Annotated[bool, typer.Option("--once", help="Print the current state and exit.")] = False,
 ) -> None:
     """Show workers, streams and queues, refreshed every second. Press Ctrl-C to exit."""
@@ -54,7 +58,7 @@ def top(
 
 @app.command("doctor")
 def doctor(
-    redis_url: RedisUrl = DEFAULT_URL,
+    redis_url: RedisUrl = None,
     allow_eviction: Annotated[
         bool,
         typer.Option(
@@ -73,7 +77,7 @@ def doctor(
 
 
 @dead_letter_commands.command("show")
-def show(redis_url: RedisUrl = DEFAULT_URL) -> None:
+def show(redis_url: RedisUrl = None) -> None:
     """List the time, job ID and reason of each dead letter, newest first."""
     _run_with_inspector(redis_url, lambda inspector: dead_letters.show(inspector, Console()))
 
@@ -81,25 +85,32 @@ def show(redis_url: RedisUrl = DEFAULT_URL) -> None:
 @dead_letter_commands.command("replay")
 def replay(
     job_id: Annotated[str, typer.Argument(help="Job ID, as printed by 'show'.")],
-    redis_url: RedisUrl = DEFAULT_URL,
+    redis_url: RedisUrl = None,
 ) -> None:
     """Replay a dead letter under a new job ID and print its output. The request may crash workers again."""
-    raise SystemExit(
-        _run_with_inspector(redis_url, lambda inspector: dead_letters.replay(inspector, redis_url, job_id))
-    )
+    url = _queue_url(redis_url)
+    raise SystemExit(_run_with_inspector(url, lambda inspector: dead_letters.replay(inspector, url, job_id)))
 
 
-def _run_with_inspector(url: str, command: Callable[[Inspector], Awaitable[T]]) -> T:
+def _queue_url(flag: str | None) -> str:
+    """Return the URL of the flag or, by default, of the server's settings. Exit if it is invalid."""
+    if flag is None:
+        return load_settings(()).redis_url.get_secret_value()
+    if message := redis_url_error(flag):
+        sys.stderr.write(f"llava-serve: {message}\n")
+        raise SystemExit(_EXIT_USAGE)
+    return flag
+
+
+def _run_with_inspector(url: str | None, command: Callable[[Inspector], Awaitable[T]]) -> T:
     """Connect to Redis and run a command.
 
     Exit with an error message if the URL is invalid or Redis is unavailable.
     """
-    if message := redis_url_error(url):
-        sys.stderr.write(f"llava-serve: {message}\n")
-        raise SystemExit(_EXIT_USAGE)
+    valid_url = _queue_url(url)
 
     async def run_command() -> T:
-        async with aclosing(Inspector(url)) as inspector:
+        async with aclosing(Inspector(valid_url)) as inspector:
             return await command(inspector)
 
     try:

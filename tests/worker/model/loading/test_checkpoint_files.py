@@ -39,17 +39,17 @@ def test_rows_are_read_as_they_were_saved(path: Path) -> None:
 
 def test_an_invalid_header_is_rejected(path: Path) -> None:
     headers: list[tuple[object, str]] = [
-        (b"{", "not a JSON object"),
-        (3, "not a JSON object"),
+        (b"{", "is not valid JSON"),
+        (3, "does not contain a JSON object"),
         ({"a": ENTRY | {"dtype": "F3"}}, "the header entry of 'a' is not supported"),
         ({"a": {"shape": [2]}}, "the header entry of 'a' is not supported"),
         ({"a": ENTRY | {"shape": [2, 4]}}, "does not match its shape"),
-        ({"a": ENTRY | {"shape": [-2, -3]}}, "does not match its shape"),
+        ({"a": ENTRY | {"shape": [-2, -3]}}, "the shape of 'a' must consist of"),
         ({"a": ENTRY | {"data_offsets": [-24, 0]}}, "does not match its shape"),
         ({"a": ENTRY | {"data_offsets": [8, 32]}}, "extends beyond the end of the file"),
     ]
     for header, reason in headers:
-        message = rf"a.safetensors is corrupt or incomplete: .*{reason}"
+        message = rf"a.safetensors .*{reason}"
         with pytest.raises(CheckpointError, match=message):
             read_file(write(path, header), allow_pickle=False)
 

@@ -187,6 +187,7 @@ def test_a_tower_folder_may_contain_a_whole_clip_model(tmp_path: Path) -> None:
     tower = tmp_path / "tower"
     tower.mkdir()
     vision = {"hidden_size": 1024, "num_hidden_layers": 24, "image_size": 336, "patch_size": 14}
+    vision["num_attention_heads"] = 16
     (tower / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": vision}))
     (tmp_path / "config.json").write_text(json.dumps(LLAVA_1_5_7B | {"mm_vision_tower": "unknown-tower"}))
 

@@ -138,6 +138,7 @@ class _Plan:
         device = choose_device(config.device, num_ranks)
         model = read_config(config.config_folder, config.vision_tower)
         image = read_image_config(config.config_folder, config.vision_tower, vision=model.vision_config)
+        _require_image_token(config, model)
         is_small = weight_bytes(model, image, "fp32") <= SMALL_BYTES
         precision = choose_precision(config.precision, device, is_small=is_small)
         if num_ranks > 1:
@@ -166,6 +167,17 @@ class _Plan:
             self.config.use_cuda_graphs
             and self.device.type == "cuda"
             and self.config.tensor_parallel_size == 1
+        )
+
+
+def _require_image_token(config: EngineConfig, model: ModelConfig) -> None:
+    """Raise CheckpointError if prompts with images would contain an ID outside the vocabulary."""
+    vocab_size = model.text_config.vocab_size
+    if not 0 <= model.image_token_id < vocab_size:
+        path = config.config_folder / "config.json"
+        raise CheckpointError(
+            f"{path} sets image_token_index to {model.image_token_id}, but text_config.vocab_size is "
+            f"{vocab_size}. The ID must be below this size."
         )
 
 

@@ -48,6 +48,9 @@ Resolution = tuple[int, int]  # (width, height) in pixels
 # The grids from the LLaVA-1.5-HD paper, as (columns, rows).
 HD_SHAPES = (*((n, 1) for n in range(1, 7)), *((1, n) for n in range(2, 7)), (2, 2), (2, 3), (3, 2))
 
+_MAX_TILES = 256  # per image; published models use up to 36
+_MAX_SHOWN = 50  # resolutions in an error message
+
 
 @dataclass(frozen=True, slots=True)
 class ImagePlan:
@@ -86,10 +89,16 @@ class ImageLayout:
         if not self.has_grid:
             return
         if not self.grid or any(n <= 0 or n % self.side for canvas in self.grid for n in canvas):
-            resolutions = list(self.grid)
+            resolutions = list(self.grid[:_MAX_SHOWN])
             raise ValueError(
                 f"Image grid {resolutions} is not supported; widths and heights must be positive multiples "
                 f"of the tile size, {self.side} pixels."
+            )
+        num_tiles = max(width // self.side * (height // self.side) for width, height in self.grid)
+        if num_tiles > _MAX_TILES:
+            raise ValueError(
+                f"A canvas of the image grid has {num_tiles} tiles of {self.side} pixels; the limit is "
+                f"{_MAX_TILES}."
             )
         if self.patches_per_side**2 != self.tokens_per_tile:
             raise ValueError(

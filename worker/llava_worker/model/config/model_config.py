@@ -8,15 +8,27 @@ llava-hf describes Vicuna-7B with only four fields.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from llava_worker.model.config.bounded_numbers import (
+    MAX_FEATURE_LAYERS,
+    MAX_TOKENS,
+    Factor,
+    HeadCount,
+    ImageSide,
+    LayerCount,
+    LayerIndex,
+    Proportion,
+    TokenId,
+    Width,
+)
 from llava_worker.model.config.image_grid import HD_SHAPES, Fit, ImageLayout, OneTileFit, Resolution
 from llava_worker.model.config.original_config import CLIP_L_336, is_original, to_hf_config
 from llava_worker.model.config.text_config import Activation, ConfigPart, RopeConfig, TextConfig
+from llava_worker.model.config.untrusted_file import CheckpointError, read_json_object
 
 __all__ = [
     "CheckpointError",
@@ -25,6 +37,7 @@ __all__ = [
     "RopeConfig",
     "TextConfig",
     "VisionConfig",
+    "describe_problems",
     "find_vision_tower",
     "read_config",
     "read_eos_ids",
@@ -37,23 +50,26 @@ _VISION_DEFAULTS: dict[str, dict[str, Any]] = {
 _NEXT_PINPOINTS = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
 
 
-class CheckpointError(ValueError):
-    """The folder does not contain a supported checkpoint. The message identifies the file and the problem."""
+_MAX_PATCHES = 1 << 14  # per tile; CLIP-L/14 with 336 pixels has 576
+_MAX_GRID = 1 << 10
+_TOKEN_IDS: TypeAdapter[int | list[int]] = TypeAdapter(
+    TokenId | Annotated[list[TokenId], Field(max_length=MAX_TOKENS)]
+)
 
 
 class VisionConfig(ConfigPart):
     """Configuration of the vision tower (CLIP or SigLIP)."""
 
     model_type: Literal["clip_vision_model", "siglip_vision_model"] = "clip_vision_model"
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
+    hidden_size: Width = 768
+    intermediate_size: Width = 3072
+    num_hidden_layers: LayerCount = 12
+    num_attention_heads: HeadCount = 12
     num_channels: Literal[3] = 3
-    image_size: int = 224
-    patch_size: int = 32
+    image_size: ImageSide = 224
+    patch_size: ImageSide = 32
     hidden_act: Activation = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: Factor = 1e-5
 
     @model_validator(mode="before")
     @classmethod
@@ -62,6 +78,20 @@ class VisionConfig(ConfigPart):
             return values
         values = {key: value for key, value in values.items() if value is not None}
         return _VISION_DEFAULTS.get(str(values.get("model_type")), {}) | values
+
+    @model_validator(mode="after")
+    def _check(self) -> VisionConfig:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads})."
+            )
+        if not 1 <= self.num_patches <= _MAX_PATCHES:
+            raise ValueError(
+                f"image_size ({self.image_size}) and patch_size ({self.patch_size}) result in "
+                f"{self.num_patches} patches; a tile must have 1 to {_MAX_PATCHES}."
+            )
+        return self
 
     @property
     def has_class_token(self) -> bool:
@@ -87,15 +117,19 @@ class ModelConfig(ConfigPart):
     model_type: Literal["llava", "llava_next"]
     text_config: TextConfig = Field(default_factory=TextConfig)
     vision_config: VisionConfig = Field(default_factory=lambda: VisionConfig.model_validate(CLIP_L_336))
-    image_token_id: int = Field(default=32000, alias="image_token_index")
+    image_token_id: TokenId = Field(default=32000, alias="image_token_index")
     projector_hidden_act: Activation = "gelu"
-    projector_depth: int = Field(default=2, ge=0)  # number of linear layers; 0 means identity
+    projector_depth: int = Field(default=2, ge=0, le=64)  # number of linear layers; 0 means identity
     multimodal_projector_bias: bool = True
-    vision_feature_layer: int | tuple[int, ...] = -2
+    vision_feature_layer: (
+        LayerIndex | Annotated[tuple[LayerIndex, ...], Field(min_length=1, max_length=MAX_FEATURE_LAYERS)]
+    ) = -2
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     tie_word_embeddings: bool = False
     image_aspect_ratio: str | None = None
-    image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None  # (height, width) in pixels
+    image_grid_pinpoints: tuple[tuple[int, int], ...] | None = Field(
+        default=None, max_length=_MAX_GRID
+    )  # (height, width) in pixels
     mm_use_im_start_end: bool = False
     vision_tower_name: str | None = (
         None  # only in the original layout, where the checkpoint might not contain the tower
@@ -193,8 +227,8 @@ class ModelConfig(ConfigPart):
 class ImageSize(ConfigPart):
     """The image processor's target size in pixels. A side is None if it is not specified in the file."""
 
-    height: int | None = None
-    width: int | None = None
+    height: ImageSide | None = None
+    width: ImageSide | None = None
 
 
 class ImageConfig(ConfigPart):
@@ -203,11 +237,11 @@ class ImageConfig(ConfigPart):
     ``do_pad`` is None if it is not specified in the file, as in the checkpoints published by llava-hf.
     """
 
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    rescale_factor: float = 1 / 255
+    image_mean: tuple[Proportion, Proportion, Proportion] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[Factor, Factor, Factor] = (0.26862954, 0.26130258, 0.27577711)
+    rescale_factor: Factor = 1 / 255
     do_pad: bool | None = None
-    size: ImageSize | int | None = None  # an int is the length of the shortest edge
+    size: ImageSize | ImageSide | None = None  # an int is the length of the shortest edge
 
     @property
     def fit(self) -> OneTileFit:
@@ -230,11 +264,14 @@ def find_vision_tower(folder: Path) -> Path | None:
     The name is an absolute path or a path relative to ``folder``. Usually, it is a Hub ID instead. Only
     checkpoints in the original layout have this key. Raises CheckpointError if config.json is invalid.
     """
-    name = _read_json(folder / "config.json").get("mm_vision_tower")
+    name = read_json_object(folder / "config.json").get("mm_vision_tower")
     if not isinstance(name, str) or not name:
         return None
-    tower = (folder / name).resolve()
-    is_tower = tower != folder.resolve() and (tower / "config.json").is_file()
+    try:
+        tower = (folder / name).resolve()
+        is_tower = tower != folder.resolve() and (tower / "config.json").is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte or a cycle of links
+        return None
     return tower if is_tower else None
 
 
@@ -245,10 +282,10 @@ def read_config(folder: Path, vision_tower: Path | None = None) -> ModelConfig:
     original layout. Raises CheckpointError if config.json is missing or the model is not supported.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path} does not exist. {folder} is not a model folder.")
-    values = _read_json(path)
-    tower = None if vision_tower is None else _read_json(vision_tower / "config.json")
+    values = read_json_object(path)
+    tower = None if vision_tower is None else read_json_object(vision_tower / "config.json")
     if vision_tower is not None and not tower:
         missing = vision_tower / "config.json"
         raise CheckpointError(
@@ -257,7 +294,7 @@ def read_config(folder: Path, vision_tower: Path | None = None) -> ModelConfig:
     try:
         return ModelConfig.model_validate(to_hf_config(values, tower) if is_original(values) else values)
     except ValueError as error:
-        reason = _describe(error) if isinstance(error, ValidationError) else error
+        reason = describe_problems(error) if isinstance(error, ValidationError) else error
         raise CheckpointError(f"{path} does not describe a supported LLaVA model. {reason}") from error
 
 
@@ -280,7 +317,7 @@ def read_image_config(
     try:
         return ImageConfig.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
-        reason = _describe(error)
+        reason = describe_problems(error)
         raise CheckpointError(
             f"The image processor's configuration in {folder} is invalid. {reason}"
         ) from error
@@ -288,33 +325,30 @@ def read_image_config(
 
 def read_eos_ids(folder: Path, config: ModelConfig) -> frozenset[int]:
     """Return the end-of-sequence token IDs from generation_config.json, or else from the decoder's config."""
-    eos = _read_json(folder / "generation_config.json").get("eos_token_id")
+    path = folder / "generation_config.json"
+    eos = read_json_object(path).get("eos_token_id")
     if eos is None:
         eos = config.text_config.eos_token_id
-    return frozenset([eos] if isinstance(eos, int) else eos)
+    try:
+        token_ids = _TOKEN_IDS.validate_python(eos)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{path} is invalid. eos_token_id must be a token ID or a list of up to {MAX_TOKENS} token IDs."
+        ) from error
+    return frozenset([token_ids] if isinstance(token_ids, int) else token_ids)
 
 
 def _image_processor(folder: Path) -> dict[str, Any]:
-    values = _read_json(folder / "preprocessor_config.json")
+    values = read_json_object(folder / "preprocessor_config.json")
     if not values:
-        values = _read_json(folder / "processor_config.json").get("image_processor", {})
+        path = folder / "processor_config.json"
+        values = read_json_object(path).get("image_processor", {})
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path} is invalid. image_processor must be an object.")
     return values
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in the file. If the file does not exist, return an empty object."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} does not contain a JSON object.")
-    return values
-
-
-def _describe(error: ValidationError) -> str:
+def describe_problems(error: ValidationError) -> str:
     """Return one sentence per problem. If a problem concerns a field, the field's path comes first."""
     problems = []
     for item in error.errors():

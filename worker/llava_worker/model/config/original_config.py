@@ -33,7 +33,8 @@ _TOWERS = {
     "siglip-so400m-patch14-384": SIGLIP_SO400M_384,
 }
 _DECODERS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
-_MLP = re.compile(r"mlp(\d+)x_gelu")
+_MLP = re.compile(r"mlp(\d{1,9})x_gelu")
+_MAX_LITERAL = 10_000  # characters of a list that is stored as Python code
 # How LLaVA-1.6 merges patch features. transformers does not support any other method.
 _PATCH_MERGE_TYPE = "spatial_unpad"
 
@@ -49,7 +50,7 @@ def to_hf_config(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[s
     Raises ValueError if an option is not supported.
     """
     kind = values.get("model_type")
-    if kind not in _DECODERS:
+    if not isinstance(kind, str) or kind not in _DECODERS:
         supported = ", ".join(_DECODERS)
         raise ValueError(f"model_type is {kind!r}; supported values are {supported}.")
     vision = _vision(values, tower)
@@ -76,14 +77,20 @@ def to_hf_config(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[s
     }
 
 
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be an object.")
+    return value
+
+
 def _vision(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[str, Any]:
     if tower is not None:  # from a complete CLIP or SigLIP model, or from only its tower
         if "vision_config" not in tower:
             return tower
         kind = f"{tower.get('model_type', 'clip')}_vision_model"
-        return {"model_type": kind, **tower["vision_config"]}
+        return {"model_type": kind, **_object(tower["vision_config"], "vision_config")}
     if "vision_config" in values:
-        return dict(values["vision_config"])
+        return _object(values["vision_config"], "vision_config")
     name = str(values["mm_vision_tower"])
     known = _TOWERS.get(name.rstrip("/").rpartition("/")[2])
     if known is None:
@@ -91,10 +98,10 @@ def _vision(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[str, A
     return known
 
 
-def _projector_depth(kind: str) -> int:
+def _projector_depth(kind: Any) -> int:
     if kind in ("identity", "linear"):
         return int(kind == "linear")
-    match = _MLP.fullmatch(kind)
+    match = _MLP.fullmatch(kind) if isinstance(kind, str) else None
     if match is None:
         raise ValueError(
             f"mm_projector_type is {kind!r}; supported values are linear, identity and mlp<depth>x_gelu, for "
@@ -115,11 +122,12 @@ def _strategy(values: dict[str, Any], has_class_token: bool) -> str:
 def _pinpoints(values: dict[str, Any]) -> list[tuple[int, int]]:
     """Convert a list or string of (width, height) pairs to a list of (height, width) pairs."""
     pinpoints = values.get("image_grid_pinpoints")
-    if isinstance(pinpoints, str):
-        pinpoints = ast.literal_eval(pinpoints)
     try:
+        if isinstance(pinpoints, str):
+            pinpoints = ast.literal_eval(pinpoints[:_MAX_LITERAL])
         return [(height, width) for width, height in pinpoints or ()]
-    except (TypeError, ValueError) as error:
+    # Python's parser raises RecursionError or MemoryError if a literal is nested too deeply.
+    except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(
-            f"image_grid_pinpoints is {pinpoints!r}; it must be a list of [width, height] pairs."
+            f"image_grid_pinpoints is {pinpoints!r:.200}; it must be a list of [width, height] pairs."
         ) from error

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from llava_worker.model.config.bounded_numbers import (
+    MAX_TOKENS,
+    Factor,
+    HeadCount,
+    LayerCount,
+    LayerIndex,
+    Length,
+    TokenId,
+    VocabSize,
+    Width,
+)
 
 __all__ = ["Activation", "ConfigPart", "RopeConfig", "TextConfig"]
 
@@ -44,16 +56,16 @@ class RopeConfig(ConfigPart):
     """
 
     rope_type: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
-    rope_theta: float = 10000.0
-    factor: float = 1.0
-    original_max_position_embeddings: int = 0  # default: max_position_embeddings of the decoder
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
+    rope_theta: Annotated[Factor, Field(gt=1)] = 10000.0
+    factor: Factor = 1.0
+    original_max_position_embeddings: Length = 2048  # default: max_position_embeddings of the decoder
+    low_freq_factor: Factor = 1.0
+    high_freq_factor: Factor = 4.0
+    beta_fast: Factor = 32.0
+    beta_slow: Factor = 1.0
+    attention_factor: Factor | None = None
+    mscale: Factor | None = None
+    mscale_all_dim: Factor | None = None
     truncate: bool = True
     partial_rotary_factor: float = Field(default=1.0, ge=1, le=1)
 
@@ -62,23 +74,23 @@ class TextConfig(ConfigPart):
     """Configuration of the decoder."""
 
     model_type: Literal["llama", "mistral", "qwen2"] = "llama"
-    vocab_size: int = 32000
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 32
-    head_dim: int = 128
+    vocab_size: VocabSize = 32000
+    hidden_size: Width = 4096
+    intermediate_size: Width = 11008
+    num_hidden_layers: LayerCount = 32
+    num_attention_heads: HeadCount = 32
+    num_key_value_heads: HeadCount = 32
+    head_dim: Annotated[Width, Field(le=1 << 12, multiple_of=2)] = 128
     hidden_act: Activation = "silu"
-    max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-6
+    max_position_embeddings: Length = 2048
+    rms_norm_eps: Factor = 1e-6
     attention_bias: bool = False  # only for Llama; applies to all four projections
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
-    eos_token_id: int | tuple[int, ...] = 2
-    sliding_window: int | None = Field(default=None, ge=1)
+    eos_token_id: TokenId | Annotated[tuple[TokenId, ...], Field(max_length=MAX_TOKENS)] = 2
+    sliding_window: Length | None = None
     use_sliding_window: bool = False
-    max_window_layers: int = 28
+    max_window_layers: LayerIndex = 28
     layer_types: tuple[Literal["full_attention", "sliding_attention"], ...] | None = None
     rope: RopeConfig = Field(default_factory=RopeConfig, alias="rope_parameters")
 
@@ -97,11 +109,26 @@ class TextConfig(ConfigPart):
             values["sliding_window"] = None
         if kind != "llama":
             values |= {"attention_bias": False, "mlp_bias": False}
-        num_heads = values.get("num_attention_heads", 32)
+        num_heads, hidden_size = values.get("num_attention_heads", 32), values.get("hidden_size", 4096)
         values.setdefault("num_key_value_heads", num_heads)
-        values.setdefault("head_dim", values.get("hidden_size", 4096) // num_heads)
+        if isinstance(num_heads, int) and isinstance(hidden_size, int) and num_heads:
+            values.setdefault("head_dim", hidden_size // num_heads)
         values["rope_parameters"] = _rope(values)
         return values
+
+    @model_validator(mode="after")
+    def _check(self) -> TextConfig:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads})."
+            )
+        if self.layer_types is not None and len(self.layer_types) < self.num_hidden_layers:
+            raise ValueError(
+                f"layer_types has {len(self.layer_types)} entries; the decoder has {self.num_hidden_layers} "
+                "layers."
+            )
+        return self
 
     def shard(self, num: int) -> TextConfig:
         """Return the configuration of one of ``num`` ranks, with its share of heads and intermediate size.

@@ -7,24 +7,32 @@ are loaded. They are therefore loaded only if the caller allows it, and always w
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from dataclasses import dataclass
 from io import FileIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from llava_worker.model.config.model_config import CheckpointError
+from llava_worker.model.config.untrusted_file import (
+    MAX_JSON_BYTES,
+    CheckpointError,
+    open_regular,
+    parse_json_object,
+    read_json_object,
+)
 
 __all__ = ["PICKLED", "StoredTensor", "find_weights", "read_file"]
 
 PICKLED = (".bin", ".pt", ".pth")
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLES = ("model.safetensors", "pytorch_model.bin")
-_MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors format
+_MAX_DIMENSIONS = 8
+_MAX_SIZE = 1 << 62  # of a dimension or an offset
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -78,10 +86,10 @@ class StoredTensor:
 def find_weights(folder: Path) -> list[Path]:
     """Return the files in the index, or else the single weight file. safetensors is preferred over pickle."""
     for name in _INDICES:
-        if (folder / name).is_file():
+        if (folder / name).exists():
             return _files_of_index(folder / name)
     for name in _SINGLES:
-        if (folder / name).is_file():
+        if (folder / name).exists():
             return [folder / name]
     path = folder / _SINGLES[0]
     raise CheckpointError(f"{path} does not exist. The model folder is incomplete.")
@@ -93,54 +101,86 @@ def read_file(path: Path, *, allow_pickle: bool) -> list[StoredTensor]:
     Raises CheckpointError if the file is missing or corrupt, or if it is a pickle file and ``allow_pickle``
     is false.
     """
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path} does not exist. The model folder is incomplete.")
     if path.suffix in PICKLED:
         return _read_pickled(path, allow_pickle)
     header, start = _read_header(path)
-    tensors = [_stored_tensor(path, start, name, entry) for name, entry in header.items()]
-    return [tensor for _, tensor in sorted(tensors, key=lambda item: item[0])]
+    size = path.stat().st_size
+    found = sorted(
+        (_locate(path, name, entry) for name, entry in header.items()), key=lambda item: item.begin
+    )
+    for tensor, following in pairwise(found):
+        if tensor.end > following.begin:
+            raise _corrupt(path, f"{tensor.name!r} and {following.name!r} overlap")
+    for tensor in found:
+        if start + tensor.end > size:
+            raise _corrupt(path, f"{tensor.name!r} extends beyond the end of the file")
+    return [tensor.stored(path, start) for tensor in found]
 
 
 def _files_of_index(index: Path) -> list[Path]:
+    weight_map = read_json_object(index).get("weight_map")
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if any(Path(name).name != name for name in names):
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError("weight_map must be an object that contains the file name of each tensor")
+        names = set(weight_map.values())
+        if any(Path(name).name != name or name in ("", "..") or "\0" in name for name in names):
             raise ValueError("it contains a path outside of its folder")
         return [index.parent / name for name in sorted(names)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not a valid index of weight files: {error!r}.") from error
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{index} is not a valid index of weight files: {error}.") from error
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     """Return the header of a safetensors file, and the byte offset of the data after it."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
+        if size < 8 or length > size - 8:
             raise _corrupt(path, "the header is longer than the file")
+        if length > MAX_JSON_BYTES:
+            raise _corrupt(path, f"the header is {length} bytes long; the limit is {MAX_JSON_BYTES}")
         text = file.read(length)
-    try:
-        header = dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise _corrupt(path, f"the header is not a JSON object: {error}") from error
+    header = parse_json_object(text, f"The header of {path}", has_unique_keys=True)
     header.pop("__metadata__", None)
     return header, 8 + length
 
 
-def _stored_tensor(path: Path, start: int, name: str, entry: Any) -> tuple[int, StoredTensor]:
-    """Return the offset of a tensor's data, and the tensor. Check that the data is inside the file."""
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An entry of a header. The data is at [begin, end) after the header."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    begin: int
+    end: int
+
+    def stored(self, path: Path, start: int) -> StoredTensor:
+        reader = _RowReader(path, start + self.begin, self.shape, self.dtype)
+        return StoredTensor(self.name, self.shape, self.dtype, reader)
+
+
+def _locate(path: Path, name: str, entry: Any) -> _Entry:
+    """Validate the entry of a tensor, except for its position in the file."""
     try:
-        dtype, shape = _DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
-        begin, end = (int(n) for n in entry["data_offsets"])
+        dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
+        begin, end = entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise _corrupt(path, f"the header entry of {name!r} is not supported: {error!r}") from error
-    num_bytes = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or begin < 0 or end - begin != num_bytes:
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS or not all(map(_is_size, shape)):
+        raise _corrupt(
+            path,
+            f"the shape of {name!r} must consist of at most {_MAX_DIMENSIONS} integers from 0 to {_MAX_SIZE}",
+        )
+    if not (_is_size(begin) and _is_size(end)) or end - begin != math.prod(shape) * dtype.itemsize:
         raise _corrupt(path, f"the size of {name!r} does not match its shape")
-    if start + end > path.stat().st_size:
-        raise _corrupt(path, f"{name!r} extends beyond the end of the file")
-    return begin, StoredTensor(name, shape, dtype, _RowReader(path, start + begin, shape, dtype))
+    return _Entry(name, tuple(shape), dtype, begin, end)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_SIZE
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,19 @@ files. config.json in the same folder describes the merged model.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from llava_worker.model.config.model_config import CheckpointError
+from llava_worker.model.config.bounded_numbers import Factor, Rank
+from llava_worker.model.config.model_config import describe_problems
+from llava_worker.model.config.text_config import ConfigPart
+from llava_worker.model.config.untrusted_file import CheckpointError, read_json_object
 from llava_worker.model.loading.checkpoint_files import StoredTensor, read_file
 from llava_worker.model.loading.weight_names import canonical_name
 
@@ -29,8 +31,15 @@ _CONFIG = "adapter_config.json"
 _REPLACEMENT_FILES = ("non_lora_trainables", "mm_projector")
 _SUFFIXES = (".safetensors", ".bin")
 _LORA_NAME = re.compile(r"(.+)\.lora_(A|B)(?:\.default)?\.weight")
+_MAX_RANK = 1 << 13  # limits the size of ``a``, which is read completely for each chunk of rows
 # PEFT options that change the form of the update, W + scale * B A.
 _UNSUPPORTED_OPTIONS = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layer_replication")
+
+
+class _LoraConfig(ConfigPart):
+    r: Rank
+    lora_alpha: Factor
+    use_rslora: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +75,14 @@ class Adapter:
 
 
 def is_adapter(folder: Path) -> bool:
-    return (folder / _CONFIG).is_file() or bool(_replacement_files(folder))
+    return (folder / _CONFIG).exists() or bool(_replacement_files(folder))
 
 
 def read_adapter(folder: Path, *, allow_pickle: bool) -> Adapter:
     """Read the adapter in the folder. Raises CheckpointError if it is incomplete or not supported."""
     lora: dict[str, LoraWeight] = {}
     replaced: list[StoredTensor] = []
-    if (folder / _CONFIG).is_file():
+    if (folder / _CONFIG).exists():
         scale = _read_scale(folder / _CONFIG)
         stored = read_file(_require_file(folder, "adapter_model"), allow_pickle=allow_pickle)
         lora, replaced = _pair(folder, stored, scale)
@@ -105,19 +114,21 @@ def _pair(
 
 
 def _is_compatible(a: StoredTensor, b: StoredTensor) -> bool:
-    return a.is_plain and b.is_plain and len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1]
+    is_matrix = len(a.shape) == len(b.shape) == 2
+    return a.is_plain and b.is_plain and is_matrix and a.shape[0] == b.shape[1] <= _MAX_RANK
 
 
 def _read_scale(path: Path) -> float:
+    values = read_json_object(path)
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        rank, alpha = int(values["r"]), float(values["lora_alpha"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a valid LoRA configuration: {error!r}.") from error
+        config = _LoraConfig.model_validate(values)
+    except ValidationError as error:
+        reason = describe_problems(error)
+        raise CheckpointError(f"{path} is not a valid LoRA configuration. {reason}") from error
     unsupported = ", ".join(key for key in _UNSUPPORTED_OPTIONS if values.get(key))
     if unsupported:
         raise CheckpointError(f"{path} sets {unsupported}. Adapters with these options cannot be merged.")
-    return alpha / (math.sqrt(rank) if values.get("use_rslora") else rank)
+    return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
 
 
 def _replacement_files(folder: Path) -> list[Path]:
@@ -127,7 +138,7 @@ def _replacement_files(folder: Path) -> list[Path]:
 
 def _find_file(folder: Path, stem: str) -> Path | None:
     paths = [folder / (stem + suffix) for suffix in _SUFFIXES]
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if path.exists()), None)
 
 
 def _require_file(folder: Path, stem: str) -> Path:

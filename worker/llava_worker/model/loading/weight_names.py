@@ -44,7 +44,7 @@ _TOWER_PREFIXES = (
 )
 # In the original layout, the projector is either a Sequential with linear layers at even indices or a single
 # linear layer.
-_ORIGINAL_PROJECTOR = re.compile(r"model\.mm_projector\.(?:(\d*[02468])\.)?(weight|bias)")
+_ORIGINAL_PROJECTOR = re.compile(r"model\.mm_projector\.(?:(\d{0,3}[02468])\.)?(weight|bias)")
 
 # Canonical names of tensors that may be in the files but are not used: constants, modules of the vision tower
 # after the last layer that is used, an LM head that is tied to the embedding table, and the text models of
