@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from llava_server.api.compatibility.queries import QUERIES
-from llava_server.api.compatibility.rule import Neutral, Only, Rule, Rules, Unsupported
+from llava_server.api.compatibility.rule import Neutral, Only, Rule, Rules
 from vocabularies.files import read
 from vocabularies.sources import VOCABULARIES
 from vocabularies.status import MODELS, RULES
@@ -28,7 +28,8 @@ page is generated from `server/llava_server/api/compatibility` by `tools/fields_
   values listed as accepted are allowed.
 
 `a.b` is a field of the object `a`, or of each object in the list `a`. `a[type=x].b` applies only to objects
-of this type. `a.*` means all other fields of `a`. Fields of none of these APIs are ignored.
+of this type. `a.*` means all other fields of `a`,
+and `a.**.b` the field `b` of all objects in `a`, at any depth. Fields of none of these APIs are ignored.
 """
 _TOKENIZE = "\nThe rules for messages, tools and templates in chat requests apply as well.\n"
 _CHAT = "/v1/chat/completions"
@@ -87,7 +88,7 @@ def _remarks(rule: Rule) -> str:
 
 def _servers(path: str, routes: tuple[str, ...]) -> str:
     """Return the names of the vocabularies that contain a field."""
-    one_rule = Rules({path: Unsupported("")})
+    one_rule = Rules({path: Neutral("")})
     found = [
         name
         for name in VOCABULARIES

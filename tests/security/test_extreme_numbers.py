@@ -25,6 +25,7 @@ MESSAGES = [{"role": "user", "content": "say yes"}]
 REQUESTS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": MESSAGES},
     "/v1/responses": {"input": "say yes"},
+    "/v1/responses/input_tokens": {"input": "say yes"},
     "/v1/messages": {"messages": MESSAGES, "max_tokens": 9},
     "/v1/completions": {"prompt": "say yes"},
     "/v1/embeddings": {"input": "yes"},
@@ -37,11 +38,14 @@ REQUESTS: dict[str, dict[str, Any]] = {
 REQUIRED_FIELDS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions top_logprobs": {"logprobs": True},
     "/v1/responses top_logprobs": {"include": ["message.output_text.logprobs"]},
+    "/v1/responses/input_tokens top_logprobs": {"include": ["message.output_text.logprobs"]},
     "/v1/chat/completions min_tokens": {"max_tokens": 2**31 - 1},
+    "/v1/messages min_tokens": {"max_tokens": 2**31 - 1},
     "/v1/completions min_tokens": {"max_tokens": 2**31 - 1},
     "/v1/completions max_tokens": {"echo": True},  # required if max_tokens is 0
 }
 OLLAMA = {"/api/chat", "/api/generate"}
+FORMS = {"/v1/files"}  # test_image_files.py covers their numbers
 UNION_FIELDS = {"prompt", "input"}  # accept strings and lists in addition to numbers
 
 
@@ -51,7 +55,7 @@ def numbers() -> dict[str, tuple[str, LeafSchema]]:
         f"{path} {'.'.join(leaf.steps)}": (path, leaf)
         for path, schema in REQUEST_SCHEMAS.items()
         for leaf in leaf_schemas(schema)
-        if leaf.schema.get("type") in ("integer", "number")
+        if path not in FORMS and leaf.schema.get("type") in ("integer", "number")
     }
 
 

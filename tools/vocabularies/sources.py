@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ _CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _RESPONSES, _MESSAGES, _COUNT = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
 _EMBEDDINGS, _TOKENIZE, _DETOKENIZE = "/v1/embeddings", "/tokenize", "/detokenize"
 _FILES, _BATCHES = "/v1/files", "/v1/batches"
+_INPUT_TOKENS, _STORED_CHAT = "/v1/responses/input_tokens", "/v1/chat/completions/{job_id}"
 
 # Classes by module and route.
 _PYTHON: dict[str, dict[str, list[tuple[str, str]]]] = {
@@ -24,6 +26,8 @@ _PYTHON: dict[str, dict[str, list[tuple[str, str]]]] = {
         _CHAT: [("openai.types.chat.completion_create_params", "CompletionCreateParams")],
         _COMPLETIONS: [("openai.types.completion_create_params", "CompletionCreateParams")],
         _RESPONSES: [("openai.types.responses.response_create_params", "ResponseCreateParams")],
+        _INPUT_TOKENS: [("openai.types.responses.input_token_count_params", "InputTokenCountParams")],
+        _STORED_CHAT: [("openai.types.chat.completion_update_params", "CompletionUpdateParams")],
         _EMBEDDINGS: [("openai.types.embedding_create_params", "EmbeddingCreateParams")],
         _FILES: [("openai.types.file_create_params", "FileCreateParams")],
         _BATCHES: [("openai.types.batch_create_params", "BatchCreateParams")],
@@ -140,7 +144,17 @@ def extract(name: str, folder: Path, is_closed: Callable[[str, str], bool]) -> d
             for path, values in types.vocabulary(module, each, partial(is_closed, route)).items():
                 if path not in _COMPUTED:
                     vocabulary.setdefault(path, set()).update(values)
+    if _FILES in found:
+        found[_FILES] = _as_form(found[_FILES])
     return found
+
+
+def _as_form(vocabulary: Vocabulary) -> Vocabulary:
+    """Return the names of the form fields in which a client sends these fields: ``a[b]`` for ``a.b``."""
+    owners = {path.partition(".")[0] for path in vocabulary if "." in path}
+    return {
+        re.sub(r"\.(\w+)", r"[\1]", path): values for path, values in vocabulary.items() if path not in owners
+    }
 
 
 def _ollama_routes(folder: Path) -> dict[str, Vocabulary]:
@@ -149,7 +163,12 @@ def _ollama_routes(folder: Path) -> dict[str, Vocabulary]:
     options = go_fields(source, "Options") | types.vocabulary("ollama._types", "Options")
     return {
         route: go_fields(source, name)
-        | types.vocabulary("ollama._types", name)
+        | types.vocabulary("ollama._types", name, _is_image)
         | {f"options.{option}": set() for option in options}
         for route, name in _OLLAMA_ROUTES.items()
     }
+
+
+def _is_image(path: str) -> bool:
+    """Return whether a field contains images. The Python package sends each image as a string."""
+    return path.split(".")[-1] == "images"

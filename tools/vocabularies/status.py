@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from llava_server.api.anthropic.request import CountTokensRequest, MessagesRequest
 from llava_server.api.batches.request import BatchRequest
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.compatibility.completions import FILE
+from llava_server.api.chat.stored_messages import ChatUpdate
 from llava_server.api.compatibility.rule import Neutral, Only, Rules, steps_of
 from llava_server.api.completions.request import CompletionRequest
 from llava_server.api.embeddings.request import EmbeddingRequest
 from llava_server.api.files.multipart import FileUpload
+from llava_server.api.ollama.request import EmbedRequest, GenerateRequest, OllamaChatRequest
 from llava_server.api.responses.request import ResponseRequest
 from llava_server.api.tokenize.request import DetokenizeRequest, TokenizeRequest
 from pydantic import BaseModel
@@ -30,7 +31,9 @@ Tag = tuple[str, str]
 MODELS: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
+    "/v1/chat/completions/{job_id}": ChatUpdate,
     "/v1/responses": ResponseRequest,
+    "/v1/responses/input_tokens": ResponseRequest,
     "/v1/messages": MessagesRequest,
     "/v1/messages/count_tokens": CountTokensRequest,
     "/v1/embeddings": EmbeddingRequest,
@@ -38,11 +41,11 @@ MODELS: dict[str, type[BaseModel]] = {
     "/detokenize": DetokenizeRequest,
     "/v1/files": FileUpload,
     "/v1/batches": BatchRequest,
+    "/api/chat": OllamaChatRequest,
+    "/api/generate": GenerateRequest,
+    "/api/embed": EmbedRequest,
 }
-RULES: dict[str, Rules] = {
-    route: FILE if model is FileUpload else getattr(model, "rules", Rules())
-    for route, model in MODELS.items()
-}
+RULES: dict[str, Rules] = {route: getattr(model, "rules", Rules()) for route, model in MODELS.items()}
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ def _is_excluded(path: str, name: str, rule: Only) -> bool:
 
 def in_model(route: str, path: str) -> Status | None:
     """Follow a path through the model. A tag that no model accepts means that the object is rejected."""
+    if MODELS[route] is FileUpload:  # a form
+        return "supported" if _field(FileUpload, path) else None
     members = _Members(models=(MODELS[route],))
     for name, tag in steps_of(path):
         if members.accepts_anything:

@@ -119,11 +119,14 @@ def convert_request(model: type[Model], fields: Mapping[str, Any], names: Mappin
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        api_error = _as_api_error(error.errors(include_url=False)[0], model)
+        detail = error.errors(include_url=False)[0]
+        api_error = _as_api_error(detail, model)
         path = api_error.param or ""
         param, message = renamed(path, names), api_error.message
         if path and message.startswith(path):
             message = param + message.removeprefix(path)
+        for name in detail.get("ctx", {}).get("mentioned", ()):
+            message = message.replace(name, renamed(name, names))
         raise ApiError(api_error.code, message, param=param or None) from error
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from llava_server.api.chat.request import MAX_TOKENS
 from llava_server.api.compatibility.anthropic import ANTHROPIC
 from llava_server.api.fields.base import RequestModel, invalid_value, text_or_list
+from llava_server.api.fields.extensions import ExtensionFields
 from llava_server.api.fields.json_schema import Schema
 from llava_server.api.fields.messages import CallId, FunctionName
 from llava_server.api.fields.tools import MAX_TOOLS
@@ -192,6 +193,12 @@ class AnthropicMessage(RequestModel):
     content: BlockContent = Field(
         description="A string, or an ordered list of content blocks.", examples=["What can you do?"]
     )
+    clear_at: Literal["next_user_message", "never"] | None = Field(
+        None,
+        description="When to omit a system message from the prompt: as soon as a later user message exists, "
+        'or "never" (default). Ignored in other messages.',
+        examples=["never"],
+    )
 
     @model_validator(mode="after")
     def _check_images(self) -> AnthropicMessage:
@@ -242,19 +249,6 @@ class AnthropicTool(RequestModel):
         None, description="Accepted for compatibility, but ignored. All tools are always loaded."
     )
     cache_control: Any = _CACHE
-
-    @field_validator("type", mode="before")
-    @classmethod
-    def _check_type(cls, value: Any) -> Any:
-        """Reject server tools and tools that Anthropic's models were trained on, with the type."""
-        if isinstance(value, str) and value != "custom":
-            raise PydanticCustomError(
-                "invalid_value",
-                "Tools of type '{kind}' are not supported; all tools must be of type 'custom'. Define a tool "
-                "with an input_schema, and run it in your client.",
-                {"kind": ascii(value[:64])[1:-1]},
-            )
-        return value
 
 
 class AnthropicToolChoice(RequestModel):
@@ -357,7 +351,7 @@ class CountTokensRequest(RequestModel):
         return self
 
 
-class MessagesRequest(CountTokensRequest):
+class MessagesRequest(CountTokensRequest, ExtensionFields):
     """A request to generate the next message of a conversation."""
 
     max_tokens: int = Field(
@@ -379,21 +373,6 @@ class MessagesRequest(CountTokensRequest):
         le=1,
         description="Sampling temperature. 0 selects the most likely token. Defaults to 1.",
         examples=[0],
-    )
-    top_p: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="Sample only from the smallest set of most likely tokens whose cumulative probability "
-        "reaches top_p. Defaults to 1.",
-        examples=[1],
-    )
-    top_k: int | None = Field(
-        None,
-        ge=0,
-        le=MAX_TOKENS,
-        description="Sample only from the top_k most likely tokens. 0 (default) disables the limit.",
-        examples=[40],
     )
     metadata: AnthropicMetadata | None = Field(None, description="Request metadata.")
     service_tier: Literal["auto", "standard_only"] | None = Field(

@@ -39,11 +39,9 @@ def parse_messages_request(raw: bytes) -> tuple[MessagesRequest, ChatRequest]:
     """Parse a request to create a message. Raises an ApiError that names the invalid field and its value."""
     request = parse_request(MessagesRequest, raw)
     sampling = {
+        **request.extensions,
         "max_tokens": request.max_tokens,
         "stop": request.stop_sequences,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "top_k": request.top_k,
     }
     return request, _to_chat({**_chat_fields(request), **sampling})
 
@@ -85,7 +83,10 @@ def _messages(request: CountTokensRequest) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if request.system is not None:
         messages.append({"role": "system", "content": _text(request.system)})
+    last_user = max((n for n, each in enumerate(request.messages) if each.role == "user"), default=-1)
     for index, message in enumerate(request.messages):
+        if message.role == "system" and message.clear_at == "next_user_message" and index < last_user:
+            continue
         if isinstance(message.content, str):
             messages.append({"role": message.role, "content": message.content})
         else:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from llava_wire.messages.sampling_params import Grammar
-from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from llava_server.api.compatibility.chat import CHAT
-from llava_server.api.fields.base import RequestModel, invalid_value, text_or_list
+from llava_server.api.fields.base import RequestModel, invalid_value
+from llava_server.api.fields.extensions import ExtensionFields
 from llava_server.api.fields.messages import (
     AssistantMessage,
     ChatMessage,
@@ -24,9 +25,9 @@ from llava_server.api.fields.messages import (
     ToolMessage,
     UserMessage,
 )
-from llava_server.api.fields.output import OutputFields
-from llava_server.api.fields.prompt import PromptFields
-from llava_server.api.fields.sampling import SamplingFields
+from llava_server.api.fields.output import TokenFields
+from llava_server.api.fields.sampling import ChoiceFields
+from llava_server.api.fields.stop import StopFields
 from llava_server.api.fields.structured_output import StructuredOutputFields
 from llava_server.api.fields.tools import ToolFields
 
@@ -40,7 +41,6 @@ __all__ = [
     "ImageUrl",
     "Metadata",
     "ServiceTier",
-    "StopStrings",
     "StreamOptions",
     "SystemMessage",
     "TextPart",
@@ -51,11 +51,6 @@ __all__ = [
 MAX_TOKENS = 2**31 - 1
 _MAX_MESSAGES = 1024
 
-StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-StopStrings = Annotated[
-    Annotated[StopString, Tag("<plain>")] | Annotated[list[StopString], Field(max_length=4), Tag("<list>")],
-    Discriminator(text_or_list),
-]
 Metadata = Annotated[
     dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]],
     Field(max_length=16),
@@ -93,8 +88,8 @@ class StreamOptions(RequestModel):
         return self
 
 
-class SharedFields(PromptFields, OutputFields):
-    """Fields shared by chat and text completion requests, except for the sampling parameters."""
+class GenerationRequest(ExtensionFields, TokenFields, ChoiceFields, StopFields):
+    """Fields common to all requests that generate text."""
 
     model: str = Field(
         min_length=1,
@@ -102,36 +97,11 @@ class SharedFields(PromptFields, OutputFields):
         description="Model name, as listed by GET /v1/models.",
         examples=["tiny-llava"],
     )
-    stop: StopStrings | None = Field(
-        None,
-        description="Up to 4 strings of 1 to 256 characters each. Generation stops at the first match, "
-        "which is not included in the output unless include_stop_str_in_output is true.",
-        examples=[["\n"]],
-    )
     stream: bool | None = Field(
         None, description="Whether to stream the response as server-sent events.", examples=[True]
     )
     stream_options: StreamOptions | None = Field(
         None, description="Options for streaming. Only allowed if stream is true."
-    )
-    ignore_eos: bool | None = Field(
-        None,
-        description="Extension. Whether to ignore the end-of-sequence token and generate until max_tokens "
-        "is reached. Intended for benchmarks.",
-    )
-    cache_scope: Literal["tenant", "public"] | None = Field(
-        None,
-        description='Extension. With "tenant" (default), cached prompts and images are reused only for '
-        'requests with the same API key. With "public", they are reused for all public requests, so other '
-        "clients can infer from response times that the same content was sent before.",
-    )
-    priority: int | None = Field(
-        None,
-        ge=-1,
-        le=1,
-        description="vLLM extension. Scheduling priority: -1, 0 (default) or 1. Requests with lower values "
-        "are scheduled first.",
-        examples=[0],
     )
     service_tier: ServiceTier | None = Field(
         None,
@@ -151,13 +121,6 @@ class SharedFields(PromptFields, OutputFields):
         return -self.priority if self.priority is not None else _TIERS.get(self.service_tier or "", 0)
 
     @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """Stop strings as a tuple."""
-        if self.stop is None:
-            return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-
-    @property
     def include_usage(self) -> bool:
         """Whether to send the usage at the end of a stream."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -168,7 +131,7 @@ class SharedFields(PromptFields, OutputFields):
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     @model_validator(mode="after")
-    def _check_shared_fields(self) -> SharedFields:
+    def _check_shared_fields(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
             raise invalid_value("stream_options", "stream_options is only allowed if stream is true.")
         if self.prompt_logprobs is not None and self.stream:
@@ -181,10 +144,6 @@ class SharedFields(PromptFields, OutputFields):
                 "priority and service_tier both set the scheduling priority. Send only one of them.",
             )
         return self
-
-
-class GenerationRequest(SharedFields, SamplingFields):
-    """Fields common to all requests that generate text."""
 
     @property
     def num_logprobs(self) -> int | None:

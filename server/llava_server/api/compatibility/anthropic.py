@@ -52,6 +52,7 @@ ANTHROPIC = Rules(
         "fallback_credit_token": _ACCOUNT,
         "fallbacks": Neutral("The server never falls back to another model."),
         "inference_geo": Neutral("Inference always runs where this server is deployed."),
+        "logprobs": Unsupported("Use it with /v1/chat/completions.", (False, 0)),
         "max_completion_tokens": Unsupported("Use max_tokens."),
         "n_predict": Unsupported("Use max_tokens."),
         "parallel_tool_calls": Unsupported("Use tool_choice.disable_parallel_tool_use.", (True,)),
@@ -68,15 +69,18 @@ ANTHROPIC = Rules(
         "user_profile_id": _ACCOUNT,
         "workspace_id": _ACCOUNT,
         # blocks and tools
+        "messages.**.citations": _LABEL,
         "messages.content.caller": _LABEL,
-        "messages.content.citations": _LABEL,
-        "messages.content.content.citations": _LABEL,
+        "messages.output_config": NO_REASONING,
         "messages.content.content.transformations": Unsupported("Transform the image in your client."),
         "messages.content.toolset_name": _LABEL,
         "messages.content.transformations": Unsupported("Transform the image in your client."),
         "messages.content[type=tool_result].id": _LABEL,
-        "messages.content[type=document].citations": _NO_CITATIONS,
-        "messages.content[type=search_result].citations": _NO_CITATIONS,
+        **{
+            f"messages.{content}[type={kind}].citations": _NO_CITATIONS
+            for content in ("content", "content.content")
+            for kind in ("document", "search_result")
+        },
         **{f"messages.content.{name}": _OTHER_BLOCKS for name in ("data", "signature", "thinking")},
         **{f"messages.content.{name}": _OTHER_BLOCKS for name in ("tool", "tool_name")},
         **{f"system.{name}": _OTHER_BLOCKS for name in _FIELDS_OF_OTHER_BLOCKS},
@@ -84,8 +88,5 @@ ANTHROPIC = Rules(
         "tools.type": Only(FUNCTIONS_ONLY, ("custom",)),
         **{f"tools.{name}": _SERVER_TOOLS for name in _FIELDS_OF_SERVER_TOOLS},
         "tools.allowed_callers": Unsupported("The model calls functions directly.", (["direct"],)),
-        "tools.defer_loading": Neutral("The definitions of all tools are in the prompt."),
-        "tools.eager_input_streaming": Neutral("It only affects the size of the chunks."),
-        "tools.input_examples": Unsupported("Add the examples to the description."),
     },
 )

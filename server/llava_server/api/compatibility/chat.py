@@ -34,6 +34,7 @@ MESSAGES: dict[str, Rule] = {
     **{f"messages[role={role}].tool_call_id": _FOR_TOOLS for role in (*_OTHER_ROLES, "assistant")},
     **{f"messages[role={role}].tool_calls": _ONLY_ASSISTANT for role in (*_OTHER_ROLES, "tool")},
     **{f"messages[role={role}].prefix": _ONLY_CONTINUED for role in (*_OTHER_ROLES, "tool")},
+    "messages.content[type=thinking].closed": NO_REASONING,
     **{f"messages.content[type={kind}].text": NO_REASONING for kind in ("thinking", "reasoning")},
     **{f"messages.content[type={kind}].thinking": NO_REASONING for kind in ("thinking", "reasoning")},
     "messages.tool_calls.index": Neutral("It only numbers the calls of a stream."),

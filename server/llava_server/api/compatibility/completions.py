@@ -1,4 +1,4 @@
-"""Rules for /v1/completions, /v1/embeddings, /tokenize, /detokenize, /v1/files and /v1/batches."""
+"""Rules for /v1/completions, /v1/embeddings, /tokenize, /detokenize and /v1/batches."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from llava_server.api.compatibility.chat import MESSAGES
 from llava_server.api.compatibility.engines import ENGINE_FIELDS, NO_REASONING, OWN_TEMPLATE, PREPROCESSING
 from llava_server.api.compatibility.rule import Neutral, Rule, Rules, Unsupported
 
-__all__ = ["BATCH", "COMPLETION", "DETOKENIZATION", "EMBEDDING", "FILE", "TOKENIZATION"]
+__all__ = ["BATCH", "COMPLETION", "DETOKENIZATION", "EMBEDDING", "TOKENIZATION"]
 
-_ONE_EXPIRY = "Files expire a week after they are created."
 _IN_INPUT = "Send texts or images in 'input'."
 _NO_MESSAGES = Neutral("It has no effect without `messages`.")
 
@@ -54,7 +53,6 @@ EMBEDDING = Rules(
         "messages": Unsupported(_IN_INPUT),
         "padding": Neutral("Padding does not change an embedding."),
         "priority": Unsupported("Omit it.", (0,)),
-        "truncate_prompt_tokens": Unsupported("Shorten the text."),
         "use_activation": Unsupported("Embeddings have length 1.", (True,)),
     },
 )
@@ -78,6 +76,4 @@ DETOKENIZATION = Rules(
     {"skip_special_tokens": Unsupported("Special tokens are always skipped.", (True,))},
 )
 
-FILE = Rules({"expires_after": Unsupported(_ONE_EXPIRY)})
-
-BATCH = Rules({"output_expires_after": Unsupported(_ONE_EXPIRY)})
+BATCH = Rules({"output_expires_after": Unsupported("Files expire a week after they are created.")})

@@ -204,27 +204,14 @@ ENGINE_FIELDS: dict[str, Rule] = {
 
 _CHAT = "Use it with /v1/chat/completions."
 
-# Parameters of the other servers' /v1/responses and /v1/messages that only /v1/chat/completions has here.
+# Fields that only /v1/chat/completions has, because the responses of /v1/responses and /v1/messages have no
+# place for their results, or because the conversation determines them.
 CHAT_ONLY: dict[str, Rule] = {
     "add_generation_prompt": Unsupported(_CHAT, (True,)),
-    "cache_salt": Unsupported(_CHAT),
     "continue_final_message": Unsupported(_CHAT, (False,)),
     "echo": Unsupported("Omit it.", (False,)),
-    "frequency_penalty": Unsupported(_CHAT, (0,)),
-    "grammar": Unsupported(_CHAT),
-    "ignore_eos": Unsupported(_CHAT, (False,)),
-    "include_stop_str_in_output": Unsupported(_CHAT, (False,)),
-    "json_schema": Unsupported(_CHAT),
-    "logit_bias": Unsupported(_CHAT),
-    "logprobs": Unsupported(_CHAT, (False, 0)),
-    "min_p": Unsupported(_CHAT, (0,)),
     "n": Unsupported(_CHAT, (1,)),
-    "presence_penalty": Unsupported(_CHAT, (0,)),
-    "priority": Unsupported(_CHAT, (0,)),
-    "repeat_penalty": Unsupported(_CHAT, (1,)),
-    "repetition_penalty": Unsupported(_CHAT, (1,)),
-    "seed": Unsupported(_CHAT, (-1,)),
-    "skip_special_tokens": Unsupported(_CHAT, (True,)),
-    "structured_outputs": Unsupported(_CHAT),
-    "typical_p": Unsupported(_CHAT, (1,)),
+    "prompt_logprobs": Unsupported(_CHAT),
+    "return_token_ids": Unsupported(_CHAT, (False,)),
+    "return_tokens_as_token_ids": Unsupported(_CHAT, (False,)),
 }

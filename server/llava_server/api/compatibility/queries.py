@@ -8,15 +8,13 @@ from llava_server.api.compatibility.rule import Neutral, Rules, Unsupported
 
 __all__ = ["QUERIES", "check_query"]
 
-_ONE_PAGE = "All files are returned on one page, newest first."
-
 # The rules of each operation, keyed by its method and path.
 QUERIES: dict[str, Rules] = {
-    "GET /v1/files": Rules(
+    "GET /v1/models": Rules(
         {
-            "after": Unsupported(_ONE_PAGE),
-            "limit": Unsupported(_ONE_PAGE),
-            "order": Unsupported(_ONE_PAGE, ("desc",)),
+            "lifecycle": Unsupported(
+                "All models are active.", ("active", "active,deprecated", "deprecated,active")
+            )
         }
     ),
     "GET /v1/responses/{response_id}": Rules(

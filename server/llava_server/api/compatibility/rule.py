@@ -75,14 +75,21 @@ class Rules:
 
     ``a.b`` is the field ``b`` of the object ``a``, or of each object in the list ``a``. ``a[type=x].b``
     applies only to objects whose ``type`` is ``x`` or absent. ``a.*`` applies to fields of ``a`` that have
-    no rule.
+    no rule. ``a.**.b`` means the field ``b`` of all objects in ``a``, at any depth. Such a rule must be
+    neutral, because these objects can contain a client's data, such as the arguments of a call.
     """
 
     def __init__(self, *parts: Mapping[str, Rule]) -> None:
         self.by_path: dict[str, Rule] = {path: rule for part in parts for path, rule in part.items()}
         self._root = _Node()
+        self._deep: list[tuple[list[str], Neutral]] = []  # the names before and after "**"
         for path, rule in self.by_path.items():
-            self._root.at(steps_of(path)).rule = rule
+            if "**" not in path:
+                self._root.at(steps_of(path)).rule = rule
+            elif isinstance(rule, Neutral):
+                self._deep.append((path.split(".**."), rule))
+            else:
+                raise ValueError(f"the rule for {path} must be neutral")
 
     def check(self, body: Any) -> None:
         """Raise ApiError (400) for the first field in a parsed JSON body that a rule rejects."""
@@ -95,6 +102,10 @@ class Rules:
             nodes = [child for node in nodes for child in node.matching(*step)]
             rule = next((node.rule for node in nodes if isinstance(node.rule, Neutral | Unsupported)), None)
             if rule is not None:
+                return rule
+        names = [name for name, _ in steps_of(path)]
+        for (owner, field_name), rule in self._deep:
+            if names[0] == owner and field_name in names[1:]:
                 return rule
         return next((child.rule for node in nodes for child in node.fields.get("*", ())), None)
 

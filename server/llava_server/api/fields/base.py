@@ -60,6 +60,10 @@ def text_or_list(value: Any) -> str:
     return "<plain>" if isinstance(value, str) else "<list>"
 
 
-def invalid_value(param: str, message: str) -> PydanticCustomError:
-    """Return a validation error for the field ``param`` with this message."""
-    return PydanticCustomError("invalid_value", "{message}", {"message": message, "param": param})
+def invalid_value(param: str, message: str, *, mentioned: tuple[str, ...] = ()) -> PydanticCustomError:
+    """Return a validation error for the field ``param`` with this message.
+
+    ``mentioned`` are fields in the message that have other names in other APIs.
+    """
+    context = {"message": message, "param": param, "mentioned": mentioned}
+    return PydanticCustomError("invalid_value", "{message}", context)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-__all__ = ["OutputFields"]
+__all__ = ["TextFields", "TokenFields"]
 
 
-class OutputFields(BaseModel):
-    """Fields of chat and text completion requests. They have no effect by default."""
+class TextFields(BaseModel):
+    """Fields that control the text of the output."""
 
     include_stop_str_in_output: bool | None = Field(
         None,
@@ -26,6 +26,11 @@ class OutputFields(BaseModel):
         description="vLLM extension. Accepted for compatibility. The supported tokenizers never add spaces "
         "between special tokens.",
     )
+
+
+class TokenFields(BaseModel):
+    """Fields that add tokens to the response. Only chat and text completions have a place for them."""
+
     return_token_ids: bool | None = Field(
         None,
         description="vLLM extension. Whether to return the token IDs of the prompt (prompt_token_ids) and of "

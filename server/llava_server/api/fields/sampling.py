@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from llava_server.api.fields.base import invalid_value
 
-__all__ = ["MAX_CHOICES", "SamplingFields", "TokenId"]
+__all__ = ["MAX_CHOICES", "ChoiceFields", "SamplingFields", "TokenId"]
 
 MAX_CHOICES = 16
 _MAX_TOKENS = _MAX_TOKEN_ID = 2**31 - 1
@@ -157,17 +157,16 @@ class SamplingFields(BaseModel):
         "token can be sampled. Stop strings can end the output earlier.",
         examples=[1],
     )
+    ignore_eos: bool | None = Field(
+        None,
+        description="Extension. Whether to ignore the end-of-sequence token and generate until max_tokens "
+        "is reached. Intended for benchmarks.",
+    )
     stop_token_ids: list[TokenId] | None = Field(
         None,
         max_length=16,
         description="Extension. IDs of tokens that end the output. Their text is not included in the output.",
         examples=[[2]],
-    )
-    n_predict: Annotated[Prediction, AfterValidator(_check_prediction)] | None = Field(
-        None,
-        description="llama.cpp's name for max_tokens. -1 means that only the context length limits the "
-        "output.",
-        examples=[128],
     )
     seed: int | None = Field(
         None,
@@ -178,13 +177,6 @@ class SamplingFields(BaseModel):
         "value.",
         examples=[7],
     )
-    n: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_CHOICES,
-        description=f"Number of choices to generate, at most {MAX_CHOICES}. Defaults to 1.",
-        examples=[2],
-    )
 
     def check_min_tokens(self, max_tokens: int | None) -> None:
         """Raise an error if ``min_tokens`` exceeds the maximum number of output tokens."""
@@ -193,6 +185,7 @@ class SamplingFields(BaseModel):
                 "min_tokens",
                 f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({max_tokens}). Reduce "
                 "min_tokens or increase max_tokens.",
+                mentioned=("max_tokens",),
             )
 
     def check_aliases(self, *names: str) -> None:
@@ -209,6 +202,24 @@ class SamplingFields(BaseModel):
         """The repetition penalty, from repetition_penalty or repeat_penalty."""
         value = self.repeat_penalty if self.repetition_penalty is None else self.repetition_penalty
         return 1.0 if value is None else value
+
+
+class ChoiceFields(BaseModel):
+    """The number of choices, and llama.cpp's name for their maximum length."""
+
+    n_predict: Annotated[Prediction, AfterValidator(_check_prediction)] | None = Field(
+        None,
+        description="llama.cpp's name for max_tokens. -1 means that only the context length limits the "
+        "output.",
+        examples=[128],
+    )
+    n: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_CHOICES,
+        description=f"Number of choices to generate, at most {MAX_CHOICES}. Defaults to 1.",
+        examples=[2],
+    )
 
     @property
     def num_choices(self) -> int:

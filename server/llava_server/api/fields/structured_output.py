@@ -8,13 +8,19 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from llava_wire.messages.sampling_params import Grammar, GrammarKind
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from llava_server.api.fields.base import RenamedFields, RequestModel, invalid_value
 from llava_server.api.fields.json_schema import Schema, SchemaOrText, as_text, without_annotations
 from llava_server.api.fields.unsupported import Unsupported
 
-__all__ = ["JsonSchemaFormat", "ResponseFormat", "StructuredOutputFields", "StructuredOutputs"]
+__all__ = [
+    "GrammarFields",
+    "JsonSchemaFormat",
+    "ResponseFormat",
+    "StructuredOutputFields",
+    "StructuredOutputs",
+]
 
 _MAX_REGEX_CHARS = 8192
 _MAX_CHOICES = 1000
@@ -166,14 +172,9 @@ class StructuredOutputs(RequestModel):
         return grammars
 
 
-class StructuredOutputFields(RenamedFields):
-    """Fields that constrain the output. At most one of them can be set."""
+class GrammarFields(BaseModel):
+    """The extensions that constrain the output."""
 
-    response_format: ResponseFormat | None = Field(
-        None,
-        description="Output format: plain text (default), a JSON object, or JSON that conforms to a schema.",
-        examples=[{"type": "json_object"}],
-    )
     guided_json: SchemaOrText | None = Field(
         None,
         description="Extension. JSON schema that the output must conform to, as an object or a string. "
@@ -217,6 +218,16 @@ class StructuredOutputFields(RenamedFields):
     )
     structural_tag: Annotated[Any, Unsupported("Use tools, or grammar with a GBNF grammar.")] = None
 
+
+class StructuredOutputFields(GrammarFields, RenamedFields):
+    """Fields that constrain the output. At most one of them can be set."""
+
+    response_format: ResponseFormat | None = Field(
+        None,
+        description="Output format: plain text (default), a JSON object, or JSON that conforms to a schema.",
+        examples=[{"type": "json_object"}],
+    )
+
     @property
     def output_format(self) -> Grammar | None:
         """Grammar of the output without tool calls, or None if it is unconstrained."""
@@ -235,13 +246,16 @@ class StructuredOutputFields(RenamedFields):
         if len(names) > 1:
             first, second = names[:2]
             raise invalid_value(
-                second, f"{first} and {second} both constrain the output. Send only one of them."
+                second,
+                f"{first} and {second} both constrain the output. Send only one of them.",
+                mentioned=(first,),
             )
         if names and getattr(self, "ignore_eos", None):
             field = names[0]
             raise invalid_value(
                 "ignore_eos",
                 f"ignore_eos cannot be combined with {field}, which determines where the output ends.",
+                mentioned=(field,),
             )
         return self
 

@@ -13,13 +13,10 @@ from llava_server.api.fields.base import RenamedFields, RequestModel, invalid_va
 from llava_server.api.fields.json_schema import Schema, as_text, without_annotations
 from llava_server.api.fields.messages import FunctionName
 
-__all__ = ["MAX_TOOLS", "Function", "FunctionTool", "FunctionType", "ToolFields"]
+__all__ = ["MAX_TOOLS", "Function", "FunctionTool", "ToolFields"]
 
 MAX_TOOLS = 512
 _MAX_TOTAL_BYTES = 256 << 10
-
-
-FunctionType = Literal["function"]  # the rules of each API reject tools of other types
 
 
 def _check_object_schema(schema: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +66,7 @@ class Function(RequestModel):
 class FunctionTool(RequestModel):
     """A tool. All tools are functions."""
 
-    type: FunctionType = Field(description='Must be "function".')
+    type: Literal["function"] = Field(description='Must be "function".')
     function: Function = Field(description="Definition of the function.")
 
 

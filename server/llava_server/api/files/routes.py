@@ -17,7 +17,6 @@ from llava_wire.stores.files import StoredFile
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_server.api.compatibility.completions import FILE
 from llava_server.api.files import response
 from llava_server.api.files.multipart import FileUpload, parse_upload
 from llava_server.api.files.response import DeletedFile, FileList
@@ -55,7 +54,6 @@ async def upload_file(request: Request) -> Response:
     services = services_of(request)
     with context_of(request).body.consume() as body:
         upload = await parse_upload(request.headers, body)
-        FILE.check({name.partition("[")[0]: value for name, value in upload.fields.items()})
         purpose, ttl_s = _purpose(upload.fields), _ttl_s(upload.fields)
         file = StoredFile(
             file_id=f"file-{secrets.token_hex(16)}",

@@ -10,14 +10,16 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from llava_server.api.chat.request import MAX_TOKENS, StopStrings
+from llava_server.api.chat.request import MAX_TOKENS
 from llava_server.api.fields.base import RequestModel, invalid_value
+from llava_server.api.fields.stop import StopStrings
 from llava_server.api.fields.unsupported import Unsupported
 
 __all__ = ["OllamaOptions"]
 
 _WHOLE_CONTEXT = (-1, 64)  # 64 is Ollama's default
 _SEED_RANDOM = -1
+_ONE_TOKEN = 1e-6  # with a probability of 0, llama.cpp considers only one token, and so does this value
 _NO_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
@@ -77,6 +79,14 @@ class OllamaOptions(RequestModel):
         "most likely token. Defaults to 0.",
         examples=[0.05],
     )
+    typical_p: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Sample only from the smallest set of the most typical tokens whose cumulative "
+        "probability reaches typical_p (locally typical sampling). Defaults to 1 (disabled).",
+        examples=[0.95],
+    )
     seed: Seed | None = Field(
         None,
         description="Seed for sampling. The same request with the same seed produces the same output. -1 "
@@ -127,7 +137,6 @@ class OllamaOptions(RequestModel):
     mirostat_eta: Any = Field(
         None, description="Accepted, but ignored. It has no effect without mirostat.", examples=[0.1]
     )
-    typical_p: Annotated[Any, Unsupported("Use top_p or min_p.", (1,))] = None
     tfs_z: Annotated[Any, Unsupported("Use top_p or min_p.", (1,))] = None
     penalize_newline: Annotated[
         Any, Unsupported("The penalties apply to all tokens, including line breaks.", (True,))
@@ -166,9 +175,9 @@ class OllamaOptions(RequestModel):
             "max_tokens": None if limit < 0 else limit,
             "temperature": 0.8 if self.temperature is None else self.temperature,
             "top_k": 40 if self.top_k is None else self.top_k,
-            # With a top_p of 0, llama.cpp samples the most likely token, and so does a very small top_p.
-            "top_p": 0.9 if self.top_p is None else max(self.top_p, 1e-6),
+            "top_p": 0.9 if self.top_p is None else max(self.top_p, _ONE_TOKEN),
             "min_p": self.min_p,
+            "typical_p": None if self.typical_p is None else max(self.typical_p, _ONE_TOKEN),
             "seed": None if self.seed == _SEED_RANDOM else self.seed,
             "stop": self.stop,
             **({} if self.repeat_last_n == 0 else self._penalties),

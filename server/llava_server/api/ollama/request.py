@@ -157,13 +157,12 @@ class OllamaMessage(RequestModel):
     tool_name: str | None = Field(
         None,
         max_length=256,
-        description="Name of the tool that produced the result. Only used in tool messages.",
+        description="Name of the tool that produced the result. Not included in the prompt.",
         examples=["get_weather"],
     )
     tool_call_id: CallId | None = Field(
         None,
-        description="ID of the tool call that produced the result. Only used in tool messages. If it is "
-        "omitted, the result belongs to the first call of tool_name that has no result yet.",
+        description="ID of the tool call that produced the result. Not included in the prompt.",
         examples=["call_1"],
     )
 

@@ -19,8 +19,12 @@ __all__ = ["in_terms_of_chat", "in_terms_of_generate", "parse_chat_request", "pa
 _NAMES = {
     "max_tokens": "options.num_predict",
     "repetition_penalty": "options.repeat_penalty",
+    "response_format.json_schema.schema": "format",
     "response_format": "format",
-    **{name: f"options.{name}" for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop")},
+    **{
+        name: f"options.{name}"
+        for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "stop")
+    },
 }
 _URL = re.compile(r"[a-z]+:", re.IGNORECASE)
 _IMAGE_FIELD = re.compile(r"messages\[(\d+)\]\.content\[(\d+)\]\.image_url(\.url)?")
@@ -90,7 +94,9 @@ def _to_chat(request: OllamaChatRequest | GenerateRequest, fields: dict[str, Any
         "logprobs": request.logprobs,
         "top_logprobs": request.top_logprobs if request.logprobs else None,
     }
-    return convert_request(ChatRequest, {**shared, **options.sampling, **fields}, _NAMES)
+    chat = convert_request(ChatRequest, {**shared, **options.sampling, **fields}, _NAMES)
+    chat.rename_fields(_NAMES)
+    return chat
 
 
 def _response_format(value: str | dict[str, Any] | None) -> dict[str, Any] | None:
@@ -102,16 +108,13 @@ def _response_format(value: str | dict[str, Any] | None) -> dict[str, Any] | Non
 def _messages(messages: list[OllamaMessage]) -> list[dict[str, Any]]:
     """Return the messages, each with the same index as in the request."""
     converted: list[dict[str, Any]] = []
-    open_calls: list[tuple[str, str]] = []  # (ID, function name) of each call without a result
     for index, message in enumerate(messages):
         fields: dict[str, Any] = {
             "role": message.role,
             "content": _content(message.content or "", message.images),
         }
         if message.role == "tool":
-            call = _call_of(message, open_calls)
-            fields["tool_call_id"] = call[0]
-            open_calls = [each for each in open_calls if each != call]
+            fields["tool_call_id"] = message.tool_call_id or "unknown"  # call IDs are not part of the prompt
         elif message.role == "assistant" and message.tool_calls:
             calls = [
                 {
@@ -124,22 +127,9 @@ def _messages(messages: list[OllamaMessage]) -> list[dict[str, Any]]:
                 }
                 for number, call in enumerate(message.tool_calls)
             ]
-            open_calls = [
-                (str(call["id"]), message.tool_calls[n].function.name) for n, call in enumerate(calls)
-            ]
             fields |= {"content": fields["content"] or None, "tool_calls": calls}
         converted.append(fields)
     return converted
-
-
-def _call_of(result: OllamaMessage, open_calls: list[tuple[str, str]]) -> tuple[str, str]:
-    """Return the call that a result belongs to, by its ID, by its name, or else the first call."""
-    if result.tool_call_id is not None:
-        return next(
-            (call for call in open_calls if call[0] == result.tool_call_id), (result.tool_call_id, "")
-        )
-    named = [call for call in open_calls if call[1] == result.tool_name]
-    return next(iter(named or open_calls), (result.tool_name or "unknown", ""))
 
 
 def _content(text: str, images: list[str] | None) -> str | list[dict[str, Any]]:

@@ -10,9 +10,11 @@ from pydantic_core import PydanticCustomError
 from llava_server.api.chat.request import MAX_TOKENS, Hint, Metadata, ServiceTier
 from llava_server.api.compatibility.responses import RESPONSES
 from llava_server.api.fields.base import RequestModel, invalid_value
+from llava_server.api.fields.extensions import ExtensionFields
 from llava_server.api.fields.json_schema import Schema
 from llava_server.api.fields.messages import FunctionName
-from llava_server.api.fields.tools import MAX_TOOLS, FunctionType
+from llava_server.api.fields.stop import StopFields
+from llava_server.api.fields.tools import MAX_TOOLS
 from llava_server.api.responses.input_items import Input, ItemReference
 
 __all__ = ["ResponseRequest", "ResponseTool"]
@@ -33,7 +35,7 @@ _NO_DATA = {
 class ResponseTool(RequestModel):
     """A function that the model can call and the client runs."""
 
-    type: FunctionType = Field(description='Must be "function".')
+    type: Literal["function"] = Field(description='Must be "function".')
     name: FunctionName = Field(
         description="Name of the function: up to 64 letters, digits, underscores and hyphens.",
         examples=["get_weather"],
@@ -102,7 +104,7 @@ class ResponseStreamOptions(RequestModel):
     )
 
 
-class ResponseRequest(RequestModel):
+class ResponseRequest(RequestModel, ExtensionFields, StopFields):
     """A request to generate a response."""
 
     rules = RESPONSES
@@ -130,21 +132,6 @@ class ResponseRequest(RequestModel):
         description="Maximum number of output tokens. Defaults to the remaining context length, which is "
         "also the upper limit.",
         examples=[128],
-    )
-    temperature: float | None = Field(
-        None,
-        ge=0,
-        le=2,
-        description="Sampling temperature. 0 selects the most likely token. Defaults to 1.",
-        examples=[0],
-    )
-    top_p: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="Sample only from the smallest set of most likely tokens whose cumulative probability "
-        "reaches top_p. Defaults to 1.",
-        examples=[1],
     )
     top_logprobs: int | None = Field(
         None,

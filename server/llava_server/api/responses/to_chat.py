@@ -16,6 +16,7 @@ __all__ = ["parse_response_request", "to_chat"]
 _NAMES = {
     "messages": "input",
     "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
     "response_format.json_schema": "text.format",
     "response_format": "text.format",
     ".function.": ".",
@@ -37,11 +38,11 @@ def to_chat(request: ResponseRequest, *, num_earlier: int = 0) -> ChatRequest:
     The first ``num_earlier`` items are those of earlier responses.
     """
     fields = {
+        **request.extensions,
         "model": request.model,
         "messages": _messages(request, num_earlier),
         "max_completion_tokens": request.max_output_tokens,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
+        "stop": request.stop,
         "logprobs": request.num_logprobs is not None,
         "top_logprobs": request.num_logprobs,
         "response_format": _format(request),

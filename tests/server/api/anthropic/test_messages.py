@@ -278,6 +278,19 @@ def test_a_field_changes_the_job(stack: Stack) -> None:
         assert seen(stack.worker.assignments[-1].job) == value, fields
 
 
+def test_a_cleared_system_message_is_omitted_once_a_user_message_follows(stack: Stack) -> None:
+    def prompt(clear_at: str | None, *later: dict[str, Any]) -> str:
+        reminder = {"role": "system", "content": "A reminder.", "clear_at": clear_at}
+        assert ask(stack, messages=[{"role": "user", "content": "Hi"}, reminder, *later]).status_code == 200
+        return str(stack.worker.assignments[-1].job.messages)
+
+    question = {"role": "user", "content": "say yes"}
+    assert "A reminder." in prompt("next_user_message")
+    assert "A reminder." not in prompt("next_user_message", question)
+    assert "A reminder." in prompt("never", question)
+    assert "A reminder." in prompt(None, question)
+
+
 INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"max_tokens": None}, "max_tokens", "integer"),
     ({"max_tokens": 0}, "max_tokens", "got 0"),
@@ -309,7 +322,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"stop_sequences": [""]}, "stop_sequences[0]", "at least 1"),
     ({"stop_sequences": ["a"] * 5}, "stop_sequences", "at most 4"),
-    ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0].type", "'bash_20250124' are not"),
+    ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0].type", "only 'custom' is supported"),
     (
         {
             "output_format": {"type": "json_schema", "schema": {}},
@@ -322,6 +335,14 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.name", "string"),
     ({"container": "c"}, "container", "does not provide containers"),
     ({"service_tier": "flex"}, "service_tier", "standard_only"),
+    ({"min_tokens": 10}, "min_tokens", "must not exceed max_tokens (9)"),
+    ({"top_k": -2}, "top_k", "got -2"),
+    ({"return_token_ids": True}, "return_token_ids", "/v1/chat/completions"),
+    (
+        {"output_format": {"type": "json_schema", "schema": {}}, "guided_regex": "a"},
+        "guided_regex",
+        "output_config.format and guided_regex",
+    ),
 ]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from llava_server.api.compatibility.rule import steps_of
 
 from tests.server.api.fields.chat import CITY, ONE
+from tests.server.api.fields.ollama import CONVERSATION, EMBEDDING, GENERATION
 from tests.server.scripted_worker import MODEL
 
 __all__ = ["BODIES", "has_object", "with_field", "with_fields"]
@@ -64,6 +66,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": _CHAT,
     "/v1/completions": {"model": MODEL, "prompt": "say yes"},
     "/v1/responses": _RESPONSE,
+    "/v1/responses/input_tokens": _RESPONSE,
     "/v1/messages": {**_ANTHROPIC, "max_tokens": 9},
     "/v1/messages/count_tokens": _ANTHROPIC,
     "/v1/embeddings": {"model": MODEL, "input": "yes"},
@@ -74,6 +77,9 @@ BODIES: dict[str, dict[str, Any]] = {
         "endpoint": "/v1/chat/completions",
         "completion_window": "24h",
     },
+    "/api/chat": {**CONVERSATION, "options": {}},
+    "/api/generate": {**GENERATION, "options": {}},
+    "/api/embed": EMBEDDING,
 }
 
 
@@ -98,8 +104,21 @@ def with_fields(body: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of the body with all values whose objects it contains."""
     body = json.loads(json.dumps(body))  # unlike deepcopy, this separates objects that occur twice
     for path, value in sorted(values.items(), key=lambda item: -len(steps_of(item[0]))):
-        _put(body, steps_of(path), json.loads(json.dumps(value)), "")
+        if "**" not in path:
+            _put(body, steps_of(path), json.loads(json.dumps(value)), "")
+            continue
+        owner, _, name = path.partition(".**.")
+        for each in _tagged_objects(body[owner]):
+            each.setdefault(name, value)
     return body
+
+
+def _tagged_objects(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield the objects with a type at any depth. Others, such as the arguments of a call, are data."""
+    if isinstance(value, dict) and "type" in value:
+        yield value
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _tagged_objects(each)
 
 
 def _put(owner: Any, steps: list[Any], value: Any, prefix: str) -> str | None:

@@ -14,6 +14,7 @@ from vocabularies.status import RULES
 from tests.server.api.compatibility.bodies import BODIES, with_field, with_fields
 from tests.server.api.fields.rows import outcome
 from tests.server.conftest import Stack
+from tests.server.document_check import error_of
 
 ANY = {"some": "value"}
 _SEED = re.compile(r"seed=\d+")  # random, because no request sets it
@@ -27,7 +28,7 @@ def test_a_value_that_would_change_the_output_is_rejected(stack: Stack, route: s
             continue
         body, location = with_field(BODIES[route], path, "other" if isinstance(rule, Only) else ANY)
         response = stack.http.post(route, json=body)
-        error = response.json()["error"]
+        error = error_of(response)
         assert response.status_code == 400, path
         assert (error["code"], error["param"]) == ("unsupported_parameter", location)
         assert location in error["message"] and rule.remedy in error["message"]
@@ -59,22 +60,27 @@ def neutral_bodies(route: str) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_field_of_an_uploaded_form_is_rejected(stack: Stack) -> None:
-    response = stack.http.post(
-        "/v1/files",
-        files={"file": ("a.jsonl", b"{}")},
-        data={"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"},
-    )
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "expires_after")
-
-
 def test_a_query_parameter_is_rejected_unless_its_value_is_neutral(stack: Stack) -> None:
+    response_id = stack.http.post("/v1/responses", json=BODIES["/v1/responses"]).json()["id"]
     for operation, rules in QUERIES.items():
-        path = operation.partition(" ")[2].replace("{response_id}", "resp_1")
+        path = operation.partition(" ")[2].replace("{response_id}", response_id)
+        plain = stack.http.get(path)
         for name, rule in rules.by_path.items():
-            error = stack.http.get(path, params={name: "other"}).json().get("error", {})
-            assert (error.get("param") == name) == isinstance(rule, Unsupported), (operation, name)
-    assert stack.http.get("/v1/files", params={"order": "desc"}).status_code == 200
+            assert not isinstance(rule, Only)
+            for value in ("other",) if isinstance(rule, Neutral) else rule.neutral:
+                assert stack.http.get(path, params={name: value}).json() == plain.json(), (operation, name)
+            if isinstance(rule, Unsupported):
+                rejected = stack.http.get(path, params={name: "other"})
+                assert (rejected.status_code, error_of(rejected)["param"]) == (400, name), operation
+
+
+def test_a_rule_for_objects_at_any_depth_must_be_neutral() -> None:
+    rules = Rules({"a.**.b": Neutral("It only labels the object.")})
+    rules.check({"a": [{"b": 1, "c": {"b": 2}}], "b": 3})
+    assert rules.covering("a.b") == rules.covering("a[type=x].c.b.d") == rules.by_path["a.**.b"]
+    assert rules.covering("b") is rules.covering("a.c") is rules.covering("c.b") is None
+    with pytest.raises(ValueError, match="must be neutral"):
+        Rules({"a.**.b": Unsupported("Omit it.")})
 
 
 def test_a_rule_applies_to_the_objects_that_its_path_selects() -> None:

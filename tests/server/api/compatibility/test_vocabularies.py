@@ -6,18 +6,22 @@ import re
 from pathlib import Path
 
 import pytest
+from anthropic.types.model_list_params import ModelListParams
 from llava_server.api.compatibility.queries import QUERIES
 from llava_server.api.compatibility.rule import Only, steps_of
 from openai.types.batch_list_params import BatchListParams
+from openai.types.chat.completion_list_params import CompletionListParams
+from openai.types.chat.completions.message_list_params import MessageListParams
 from openai.types.file_list_params import FileListParams
+from openai.types.responses.input_item_list_params import InputItemListParams
 from openai.types.responses.response_retrieve_params import ResponseRetrieveParamsBase
 from vocabularies.files import read
 from vocabularies.sources import INSTALLED, VOCABULARIES, extract
 from vocabularies.status import MODELS, RULES, in_model, is_closed, literals_of, status_of
 
 from tests.server.api.compatibility.bodies import BODIES, has_object, with_field
-from tests.server.api.compatibility.in_other_branches import IN_OTHER_BRANCHES
 from tests.server.conftest import Stack
+from tests.server.document_check import error_of
 from tests.server.openapi_document import DOCUMENT
 
 # Fields that accept any string, because its value has no effect, or because a validator checks it.
@@ -25,14 +29,25 @@ ANY_TEXT = {
     ("/v1/messages", "tools.name"),
     ("/v1/messages/count_tokens", "tools.name"),
     ("/v1/responses", "include"),
-    ("/v1/responses", "input[type=function_call].status"),
-    ("/v1/responses", "input[type=function_call_output].status"),
-    ("/v1/responses", "input[type=message].phase"),
-    ("/v1/responses", "input[type=message].status"),
+    *(
+        (route, f"input[type={field}")
+        for route in ("/v1/responses", "/v1/responses/input_tokens")
+        for field in (
+            "function_call].status",
+            "function_call_output].status",
+            "message].phase",
+            "message].status",
+        )
+    ),
+    ("/api/chat", "format"),  # a string or a schema
+    ("/api/generate", "format"),
 }
 # Fields whose values the model does not parse. ``tool_choice`` is checked when it is converted.
 ANY_VALUE = {"cache_control", "function_call", "input_schema", "tool_choice"}
-ROUTES_IN_OTHER_BRANCHES = {"/api/chat", "/api/embed", "/api/generate"}
+
+
+# Parameters that anthropic's package sends as a header, and a group of parameters that the text describes.
+IN_HEADERS, IN_DESCRIPTIONS = {"workspace_id"}, {"metadata"}
 
 
 def fields() -> set[tuple[str, str]]:
@@ -41,19 +56,17 @@ def fields() -> set[tuple[str, str]]:
         (route, path)
         for name in VOCABULARIES
         for route, vocabulary in read(name).items()
-        if route not in ROUTES_IN_OTHER_BRANCHES
         for path in vocabulary
     }
 
 
 def test_every_field_has_a_status() -> None:
     unknown = {(route, path) for route, path in fields() if status_of(route, path) is None}
-    assert unknown - IN_OTHER_BRANCHES == set()
+    assert unknown == set()
 
 
-def test_a_field_in_another_branch_has_no_status_yet() -> None:
-    assert {(route, path) for route, path in IN_OTHER_BRANCHES if status_of(route, path)} == set()
-    assert not ROUTES_IN_OTHER_BRANCHES & MODELS.keys()
+def test_every_route_of_a_vocabulary_has_a_model() -> None:
+    assert {route for route, _ in fields()} == MODELS.keys()
 
 
 @pytest.mark.parametrize("name", INSTALLED)
@@ -86,7 +99,7 @@ def test_a_literal_value_that_the_model_does_not_accept_is_rejected_with_the_fie
         body, location = with_field(BODIES[route], path, value)
         response = stack.http.post(route, json=body)
         assert response.status_code == 400, (route, path, value)
-        named, sent = (re.findall(r"[a-z_]+", each) for each in (response.json()["error"]["param"], location))
+        named, sent = (re.findall(r"[a-z_]+", each) for each in (error_of(response)["param"], location))
         num_names = max(1, len(sent) - 1) if has_object(BODIES[route], path) else 1
         assert named[:num_names] == sent[:num_names], (location, value, response.text)
         num_rejected += 1
@@ -117,11 +130,15 @@ def unaccepted_values() -> list[tuple[str, str, str]]:
     return sorted(found)
 
 
-def test_every_query_parameter_of_openais_api_is_documented_or_has_a_rule() -> None:
+def test_every_query_parameter_is_documented_or_has_a_rule() -> None:
     for operation, parameters in (
         ("GET /v1/files", FileListParams),
         ("GET /v1/batches", BatchListParams),
         ("GET /v1/responses/{response_id}", ResponseRetrieveParamsBase),
+        ("GET /v1/responses/{response_id}/input_items", InputItemListParams),
+        ("GET /v1/chat/completions", CompletionListParams),
+        ("GET /v1/chat/completions/{job_id}/messages", MessageListParams),
+        ("GET /v1/models", ModelListParams),
     ):
         method, path = operation.split()
         documented = {
@@ -130,5 +147,6 @@ def test_every_query_parameter_of_openais_api_is_documented_or_has_a_rule() -> N
             if each["in"] == "query"
         }
         ruled = set(QUERIES[operation].by_path) if operation in QUERIES else set()
-        assert set(parameters.__annotations__) <= documented | ruled, operation
+        named = set(parameters.__annotations__) - IN_HEADERS - IN_DESCRIPTIONS
+        assert named <= documented | ruled, operation
         assert not documented & ruled, operation

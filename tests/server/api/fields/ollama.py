@@ -107,9 +107,7 @@ ROWS: dict[str, Row] = {
         "messages[1].tool_calls", [CALL], [{"function": {"name": "g", "arguments": {}}}]
     ),
     "OllamaMessage.tool_name": talk.hint("messages[2].tool_name", "g", 5),
-    "OllamaMessage.tool_call_id": talk.only(
-        "messages[2].tool_call_id", "unknown", param="messages[2].tool_call_id"
-    ),
+    "OllamaMessage.tool_call_id": talk.hint("messages[2].tool_call_id", "unknown", 5),
     "OllamaToolCall.id": talk.hint("messages[1].tool_calls[0].id", "call_7", 5),
     "OllamaToolCall.function": talk.differs(
         "messages[1].tool_calls[0].function", CALL["function"], {"name": "g", "arguments": {}}
@@ -145,6 +143,7 @@ ROWS: dict[str, Row] = {
     "OllamaOptions.top_k": option("top_k", 0, 5, ABSENT),
     "OllamaOptions.top_p": option("top_p", 0, 0.5, ABSENT),
     "OllamaOptions.min_p": option("min_p", 0.5, ABSENT),
+    "OllamaOptions.typical_p": option("typical_p", 0, 0.5, ABSENT),
     "OllamaOptions.seed": CoveredElsewhere("test_ollama.py::test_a_seed_of_minus_one_is_random"),
     "OllamaOptions.stop": option("stop", ["a"], ["a", "b"], ABSENT),
     "OllamaOptions.repeat_penalty": option("repeat_penalty", 1, 1.5),

@@ -57,11 +57,13 @@ UNSUPPORTED = {
     )
 }
 
-# Sampling and grammar fields of chat and text completion requests, each with the fields it requires.
+# Sampling and grammar fields that several request models have, each with the fields it requires.
 _CHAT_FIELDS = {name: effect.fields for name, effect in ON_THE_JOB.items() if effect.fields}
 SHARED: dict[str, dict[str, dict[str, Any]]] = {
     "ChatRequest": _CHAT_FIELDS,
     "CompletionRequest": {**_CHAT_FIELDS, "logprobs": {"logprobs": 0}},
+    "ResponseRequest": _CHAT_FIELDS,
+    "MessagesRequest": _CHAT_FIELDS,
 }
 
 

@@ -122,8 +122,9 @@ ROWS: dict[str, Row] = {
         _PATH, REASONED, "input[0].content[0].refusal", ("I cannot.", "I will not.")
     ),
     "ReasoningItem.type": only("input[1].type", body=REASONED),
-    "ReferenceItem.type": hint("input[2].type", None, "nonsense", REASONED),
-    "ReferenceItem.id": hint("input[2].id", "rs_3", "msg_1", REASONED),
+    "ResponseRequest.spaces_between_special_tokens": hint(
+        "spaces_between_special_tokens", False, "no", RESPONSE
+    ),
     "ResponseStreamOptions.include_usage": hint("stream_options.include_usage", True, "yes", STREAMED),
     "ResponseStreamOptions.include_obfuscation": hint(
         "stream_options.include_obfuscation", True, "yes", STREAMED

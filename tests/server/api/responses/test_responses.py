@@ -210,6 +210,14 @@ def test_a_field_changes_the_job(stack: Stack) -> None:
 
 INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"input": 5}, "input", "array"),
+    ({"min_tokens": 8, "max_output_tokens": 7}, "min_tokens", "must not exceed max_output_tokens (7)"),
+    ({"stop": [""]}, "stop[0]", "at least 1"),
+    ({"prompt_logprobs": 1}, "prompt_logprobs", "/v1/chat/completions"),
+    (
+        {"text": {"format": {"type": "json_object"}}, "ignore_eos": True},
+        "ignore_eos",
+        "cannot be combined with text.format",
+    ),
     ({"input": []}, "input", "at least 1"),
     ({"input": [{"role": "user"}]}, "input[0].content", "required"),
     ({"input": [{"type": "web_search_call", "id": "x"}]}, "input[0].type", "web_search_call"),
