@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import redirect_stdout
-from io import StringIO
+import subprocess
+import sys
 from typing import Any, Literal
 
-import pytest
-from expected_failures import EXPECTED_FAILURES
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_anthropic import ChatAnthropic
@@ -99,19 +97,9 @@ def standard_tests_of_anthropic() -> None:
     _standard_tests("TestChatAnthropic")
 
 
-class _ExpectedFailures:
-    """A pytest plugin that marks the tests that the bundled model cannot pass. They must fail."""
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Function]) -> None:
-        for item in items:
-            reasons = EXPECTED_FAILURES.get(item.cls.__name__ if item.cls else "", {})
-            reason = reasons.get(item.name) or reasons.get(item.originalname)
-            if reason:
-                item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
-
-
 def _standard_tests(selection: str) -> None:
-    arguments = ["-c", "pytest.ini", "--confcutdir", ".", "-k", selection, "standard_tests.py"]
-    with redirect_stdout(StringIO()) as output:
-        status = pytest.main(arguments, plugins=[_ExpectedFailures()])
-    assert status == pytest.ExitCode.OK, output.getvalue()
+    """Run the selected tests in a new process, because LangChain shares clients between event loops."""
+    arguments = ["-c", "pytest.ini", "--confcutdir", ".", "-p", "expected_failures", "-k", selection]
+    command = [sys.executable, "-m", "pytest", *arguments, "standard_tests.py"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
