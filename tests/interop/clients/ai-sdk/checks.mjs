@@ -27,7 +27,7 @@ async function forEach(models, run) {
     try {
       await run(model, name);
     } catch (error) {
-      error.message = `${name}: ${error.message} ${error.responseBody ?? ""}`;
+      error.stack = `${name}: ${error.stack} ${error.responseBody ?? ""}`;
       throw error;
     }
   }
@@ -68,11 +68,14 @@ export const typed_output = () =>
 
 export const typed_output_with_tools = () =>
   forEach(all, async (model) => {
+    // By default, the provider for Anthropic sends the schema as another tool, which the model can call first.
+    const providerOptions = { anthropic: { structuredOutputMode: "outputFormat" } };
     const { output } = await generateText({
       model,
       messages: [user],
       tools: { look },
       output: Output.object({ schema }),
+      providerOptions,
       prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber === 0 ? "required" : "none" }),
       stopWhen: stepCountIs(2),
       maxOutputTokens: 100,

@@ -33,6 +33,12 @@ def _screenshot() -> Any:
     return [IMAGE]
 
 
+def _prompt_tokens(message: Any) -> int:
+    """Return the number of tokens of the prompt. ``input_tokens`` does not include those from the cache."""
+    usage = message.usage
+    return int(usage.input_tokens + (usage.cache_read_input_tokens or 0))
+
+
 def streaming() -> None:
     with client.messages.stream(model=MODEL, max_tokens=40, messages=[USER]) as stream:
         text = "".join(stream.text_stream)
@@ -114,7 +120,7 @@ def image_from_tool() -> None:
         max_iterations=2,
     )
     first, second = runner
-    assert second.usage.input_tokens > first.usage.input_tokens + IMAGE_TOKENS
+    assert _prompt_tokens(second) > _prompt_tokens(first) + IMAGE_TOKENS, (first.usage, second.usage)
     history: Any = [
         {"role": "user", "content": QUESTION},
         {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "see", "input": {}}]},

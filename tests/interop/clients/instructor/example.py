@@ -6,8 +6,8 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 
-class Heart(BaseModel, extra="forbid"):
-    sentence: Literal["The heart is red.", "The heart is green.", "There is no heart."]
+class Heart(BaseModel):
+    color: Literal["blue", "green", "red"]
 
 
 QUESTION = "What colour is the heart?"
@@ -18,4 +18,4 @@ heart = client.chat.completions.create(
     messages=[{"role": "user", "content": [QUESTION, Image.from_path("examples/shapes.png")]}],
     temperature=0,
 )
-print(heart.sentence)
+print(heart.color)

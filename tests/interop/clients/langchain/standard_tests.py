@@ -70,7 +70,11 @@ class TestChatOpenAIWithResponses(VisionModel):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {**super().chat_model_params, "use_responses_api": True}
+        return {
+            **super().chat_model_params,
+            "use_responses_api": True,
+            "extra_body": {"logit_bias": END_JSON},
+        }
 
 
 class TestChatAnthropic(VisionModel):
@@ -80,7 +84,7 @@ class TestChatAnthropic(VisionModel):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return super().chat_model_params
+        return {**super().chat_model_params, "model_kwargs": {"extra_body": {"logit_bias": END_JSON}}}
 
 
 class TestEmbeddings(EmbeddingsIntegrationTests):

@@ -27,7 +27,7 @@ def image_input() -> None:
     message = {"role": "user", "content": QUESTION, "images": [str(IMAGE)]}
     response = client.chat(MODEL, [message], options=OPTIONS)
     assert COLOR in (response.message.content or "") and response.done_reason == "stop"
-    generated = client.generate(MODEL, NO_IMAGE, QUESTION, images=[BASE64], options=OPTIONS)
+    generated = client.generate(MODEL, QUESTION, images=[BASE64], options=OPTIONS)
     assert COLOR in generated.response and generated.eval_count
 
 
@@ -41,7 +41,7 @@ def streaming() -> None:
 async def async_streaming() -> None:
     text = ""
     async for part in await AsyncClient().generate(
-        MODEL, NO_IMAGE, QUESTION, images=[BASE64], stream=True, options=OPTIONS
+        MODEL, QUESTION, images=[BASE64], stream=True, options=OPTIONS
     ):
         text += part.response
     assert COLOR in text
