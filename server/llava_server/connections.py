@@ -15,6 +15,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import ipaddress
+import socket
+import struct
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ _MAX_SWEEP_S = 0.5
 _BODY_GRACE_S = 5.0  # the application has this time to reject a late body with status 408
 _PROGRESS_BYTES = 1 << 16  # a client that reads less than this within the timeout counts as stalled
 _MIN_STALL_S = 1.0  # uploads and downloads that are slower than this can be closed to make room
+_MAX_REJECTED = 16  # rejected connections that are open at a time; others are closed without a response
+_REJECTED_S = 1.0
 _IPV6_PREFIX = 64  # one client usually has all addresses of such a network
 
 
@@ -48,6 +52,7 @@ class Wait(enum.Enum):
     READ = "write_timeout"  # read the response
 
 
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
 _IDLE = (Wait.REQUEST, Wait.HEADER)
 
 
@@ -94,6 +99,7 @@ class ConnectionGuard:
         self._limits = limits
         self._metrics = metrics
         self._by_address: defaultdict[str | None, set[Connection]] = defaultdict(set)
+        self._rejected: set[Connection] = set()
         self._num_connections = 0
         # candidates for _make_room, per address and in total; None is the key of the total
         self._candidates: dict[str | None, deque[Connection]] = {}
@@ -122,8 +128,7 @@ class ConnectionGuard:
         if has_room and self._num_connections >= limits.max_connections:
             has_room = self._make_room(None, "connection_limit")
         if not has_room:
-            self._metrics.connection_closed("rejected")
-            connection.reject(self._rejection)
+            self._reject(connection)
             return
         self._by_address[address].add(connection)
         for key in {address, None} & self._candidates.keys():
@@ -134,6 +139,7 @@ class ConnectionGuard:
 
     def remove(self, connection: Connection) -> None:
         """Remove a closed connection. Further calls are no-ops."""
+        self._rejected.discard(connection)
         if self._is_open(connection):
             self._by_address[connection.address].remove(connection)
             self._count(-1)
@@ -188,6 +194,14 @@ class ConnectionGuard:
                 return True
         return False
 
+    def _reject(self, connection: Connection) -> None:
+        self._metrics.connection_closed("rejected")
+        if len(self._rejected) < _MAX_REJECTED:
+            self._rejected.add(connection)
+            connection.reject(self._rejection)
+        else:
+            connection.end()
+
     def _is_open(self, connection: Connection) -> bool:
         return connection in self._by_address.get(connection.address, ())
 
@@ -213,6 +227,7 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, guard: ConnectionGuard, **fields: Any) -> None:
         super().__init__(*args, **fields)
         self._guard = guard
+        self._is_rejected = False
         self._waited_request: object = None  # the request or response that the client has to continue
         self._num_unread_bytes = 0  # unsent data when the client last made progress
         self.address: str | None = None
@@ -228,6 +243,10 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._guard.remove(self)
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_rejected:
+            super().data_received(data)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -250,16 +269,28 @@ class Connection(H11Protocol):
             self._num_unread_bytes = self.num_unsent_bytes
 
     def end(self) -> None:
-        """Close the connection now, without waiting for its client."""
+        """Close the connection now, without waiting for its client.
+
+        If the client does not read, reset the connection. Otherwise, the kernel would keep the data that it
+        has not sent for several minutes.
+        """
         if self.num_unsent_bytes:
+            if (tcp := self.transport.get_extra_info("socket")) is not None:
+                tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self.transport.abort()
         else:
             self.transport.close()
 
     def reject(self, response: bytes) -> None:
-        """Send a complete response and close the connection."""
+        """Send a complete response, ignore the request, and close the connection.
+
+        The connection stays open for a moment, because the response would be lost if the kernel received the
+        request after the connection was closed.
+        """
+        self._is_rejected = True
         self.transport.write(response)
-        self.transport.close()
+        self.transport.write_eof()
+        self.loop.call_later(_REJECTED_S, self.transport.abort)
 
     def _awaited(self) -> Wait | None:
         if self.flow.write_paused or self.transport.is_closing():

@@ -89,7 +89,11 @@ class Server:
         self._listener.listen()
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         config = uvicorn.Config(
-            self.app, log_config=None, http=guard.protocol_class, timeout_graceful_shutdown=2
+            self.app,
+            log_config=None,
+            http=guard.protocol_class,
+            ws="none",
+            timeout_graceful_shutdown=2,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._serve, name="server")
