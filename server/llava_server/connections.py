@@ -83,7 +83,7 @@ class ConnectionLimits:
         )
 
     def timeout_s(self, wait: Wait) -> float:
-        """Return how long a client may take for what the connection is waiting for."""
+        """Return the maximum time to wait for a client."""
         return {
             Wait.REQUEST: self.idle_timeout_s,
             Wait.HEADER: self.header_timeout_s,

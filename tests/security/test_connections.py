@@ -69,6 +69,11 @@ def response_to(url: str, request: bytes, *, source: str = "127.0.0.1") -> bytes
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
+def receive_until(connection: socket.socket, end: bytes) -> None:
+    """Read a response until it contains ``end``."""
+    wait_until(lambda: end in connection.recv(65536))
+
+
 def cpu_seconds(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
@@ -262,7 +267,7 @@ def test_an_address_has_a_maximum_number_of_connections(own_stack: OwnStack, soc
     assert stack.works()  # from another address
     stack.worker.release.set()
     for connection in busy:
-        wait_until(lambda connection=connection: b"done" in connection.recv(65536))
+        receive_until(connection, b"done")
 
 
 def hold(stack: Stack, source: str) -> socket.socket:
@@ -282,7 +287,7 @@ def test_a_new_connection_replaces_the_one_that_has_been_idle_longest(
     assert stack.works()
     assert not is_closed(idle[-1])
     stack.worker.release.set()
-    wait_until(lambda: b"done" in active.recv(65536))
+    receive_until(active, b"done")
 
 
 def test_a_slow_stream_is_not_cut_by_any_timeout(own_stack: OwnStack) -> None:
@@ -327,7 +332,7 @@ def test_other_ways_to_use_a_connection_still_work(stack: Stack, send: Callable[
     assert send(stack.server.url).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-def test_a_thousand_pipelined_requests_are_answered_while_others_are_served(stack: Stack) -> None:
+def test_a_thousand_pipelined_requests_are_processed_while_others_are_served(stack: Stack) -> None:
     requests = b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n" * 1000
     last = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     with open_connection(stack.server.url, b"") as connection:
