@@ -22,6 +22,8 @@ from tests.waiting import async_wait_until, wait_until
 class Process:
     """A program configured through LLAVA_* variables. Its output is written to a log file."""
 
+    prefix: tuple[str, ...] = ()  # a command that runs the program, such as prlimit
+
     def __init__(self, module: str, log: Path, **settings: object) -> None:
         self._command = [sys.executable, "-m", module]
         self._settings = {f"LLAVA_{name.upper()}": str(value) for name, value in settings.items()}
@@ -54,7 +56,7 @@ class Process:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("LLAVA_")}
         with self._log.open("ab") as sink:
             self._process = subprocess.Popen(
-                self._command, stdout=sink, stderr=sink, env=inherited | self._settings
+                [*self.prefix, *self._command], stdout=sink, stderr=sink, env=inherited | self._settings
             )
 
     def send(self, number: signal.Signals) -> None:

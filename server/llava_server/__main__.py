@@ -18,9 +18,12 @@ from llava_wire.errors import QueueUnavailable
 from llava_wire.otel_setup import TracingUnavailable, open_tracing
 
 from llava_server.app import create_app
+from llava_server.connections import ConnectionGuard, ConnectionLimits
 from llava_server.errors import ApiError
 from llava_server.lifespan import Services, services_of_app
 from llava_server.log_format import configure_logging
+from llava_server.metrics import Metrics
+from llava_server.open_files import OpenFilesError, allowed_connections
 from llava_server.operator.server import AdminServer
 from llava_server.settings import Settings, load_settings
 from llava_server.shutdown import GracefulShutdown
@@ -46,12 +49,13 @@ def main(args: Sequence[str] | None = None) -> int:
     configure_logging(settings.log_level, settings.log_format)
     with contextlib.ExitStack() as stack:
         try:
+            limits = ConnectionLimits.of(settings, allowed_connections(settings.max_connections))
             listener = stack.enter_context(listen(settings.host, settings.port, flag="--port"))
             admin = _admin_listener(settings, stack)
             if settings.otel:
                 open_tracing("llava-server").shutdown()  # reports missing packages without a traceback
             asyncio.run(_check_queue(settings))
-        except (ListenError, TracingUnavailable, EvictionError) as error:
+        except (OpenFilesError, ListenError, TracingUnavailable, EvictionError) as error:
             sys.stderr.write(f"llava-server: {error}\n")
             return _EXIT_USAGE
         except QueueUnavailable as error:
@@ -59,7 +63,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 f"llava-server: {error} Start Redis or Valkey, or set LLAVA_REDIS_URL / --redis-url.\n"
             )
             return _EXIT_FAILED
-        server = DrainingServer(settings, admin)
+        server = DrainingServer(settings, limits, admin)
         server.run(sockets=[listener])
     return 0 if server.has_served and not server.failure else _EXIT_FAILED
 
@@ -74,13 +78,14 @@ class DrainingServer(uvicorn.Server):
     It continues to serve health checks until all in-flight requests finish.
     """
 
-    def __init__(self, settings: Settings, admin: socket.socket | None) -> None:
+    def __init__(self, settings: Settings, limits: ConnectionLimits, admin: socket.socket | None) -> None:
+        metrics = Metrics()
         self._shutdown = GracefulShutdown(grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)
-        self._app = create_app(settings, self._shutdown)
+        self._app = create_app(settings, self._shutdown, metrics)
         config = uvicorn.Config(
             self._app,
             loop="uvloop",
-            http="h11",
+            http=ConnectionGuard(limits, metrics).protocol_class,
             ws="none",
             log_config=None,
             access_log=False,

@@ -70,9 +70,11 @@ _ROUTES = (
 )
 
 
-def create_app(settings: Settings, shutdown: GracefulShutdown | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, shutdown: GracefulShutdown | None = None, metrics: Metrics | None = None
+) -> FastAPI:
     """Create the app. Its lifespan opens connections and starts processes and background tasks."""
-    metrics = Metrics()
+    metrics = metrics or Metrics()
     shutdown = shutdown or GracefulShutdown(
         grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s
     )

@@ -156,6 +156,12 @@ class Metrics:
         self.open_requests = gauge(
             "num_open_requests", "Number of POST requests that this controller is processing."
         )
+        self.open_connections = gauge("open_connections", "Number of open client connections.")
+        self._closed_connections = counter(
+            "connections_closed",
+            "Number of client connections that were closed or rejected because of a limit, by reason.",
+            ("reason",),
+        )
         self.queue_up = gauge("queue_up", "1 if the job queue is available, otherwise 0.")
         self._task_crashes = counter(
             "task_crashes", "Number of crashes of background tasks in this controller.", ("task",)
@@ -198,6 +204,10 @@ class Metrics:
 
     def request_cancelled(self) -> None:
         self._cancelled.inc()
+
+    def connection_closed(self, reason: str) -> None:
+        """Count a connection that a limit closed. ``reason`` must be one of a few fixed names."""
+        self._closed_connections.labels(reason).inc()
 
     def image_cache_lookup(self, *, is_hit: bool) -> None:
         self._image_cache_queries.inc()

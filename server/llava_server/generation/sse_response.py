@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
-import anyio
 from llava_wire.messages.event import Event
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -60,9 +59,8 @@ class EventStream(Response):
     """A response that streams outputs and then closes them.
 
     The status is always 200, so create the response only after the first event has arrived without an error.
-    After ``keepalive_s`` seconds without an event, the keepalive of ``stream_format`` is sent. A client that
-    does not read for ``send_timeout_s`` seconds is disconnected. ``start`` is the number of tokens that a
-    resuming client has already received. Only later tokens are sent.
+    After ``keepalive_s`` seconds without an event, the keepalive of ``stream_format`` is sent. ``start`` is
+    the number of tokens that a resuming client has already received. Only later tokens are sent.
     """
 
     def __init__(
@@ -73,7 +71,6 @@ class EventStream(Response):
         observers: Sequence[EventObserver],
         *,
         keepalive_s: float,
-        send_timeout_s: float,
         start: int = 0,
         stream_format: StreamFormat = SSE,
     ) -> None:
@@ -87,25 +84,16 @@ class EventStream(Response):
         self._keepalive = stream_format.keepalive
         # A stream of several jobs cannot be resumed, because an event ID is a position in a single job.
         self._resumable_job_id = outputs.job_id if len(outputs) == 1 else None
-        self._stalled = anyio.CancelScope()  # cancelled when the client stops reading
         self._keepalive_timer = IdleTimer(keepalive_s, outputs.wake)
-        self._send_timer = IdleTimer(send_timeout_s, self._stalled.cancel)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await cancel_on_disconnect(receive, self._stream_until_stalled(scope, send))
+            await cancel_on_disconnect(receive, self._stream(scope, send))
         except ClientDisconnected:
             logger.info("client of job %s disconnected", self._outputs.job_id)
         finally:
             self._keepalive_timer.close()
-            self._send_timer.close()
             await self._outputs.aclose()
-
-    async def _stream_until_stalled(self, scope: Scope, send: Send) -> None:
-        with self._stalled:
-            await self._stream(scope, send)
-        if self._stalled.cancelled_caught:
-            logger.warning("client of job %s stopped reading and was disconnected", self._outputs.job_id)
 
     async def _stream(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -152,9 +140,7 @@ class EventStream(Response):
         return f"{self._resumable_job_id}:{event.next_offset}" if self._resumable_job_id else None
 
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
-        self._send_timer.start()
         await send({"type": "http.response.body", "body": data, "more_body": more})
-        self._send_timer.stop()
 
 
 def _is_received(event: Event, start: int) -> bool:

@@ -6,7 +6,6 @@ it as soon as it is parsed, so that a long stream does not keep the request body
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -16,6 +15,7 @@ from llava_server.errors import ApiError
 from llava_server.metrics import Metrics
 from llava_server.middleware.auth import is_public
 from llava_server.middleware.server_error import send_error
+from llava_server.middleware.uploads import Uploads
 from llava_server.request_context import RequestBody, context_of
 from llava_server.shutdown import GracefulShutdown
 
@@ -51,6 +51,7 @@ class BodyLimitMiddleware:
         self._metrics = metrics
         self._num_open_requests = 0
         self._num_inflight_bytes = 0
+        self._uploads = Uploads()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or is_public(scope["path"]):
@@ -60,7 +61,7 @@ class BodyLimitMiddleware:
         try:
             try:
                 self._check_before_reading(scope)
-                is_complete = await self._read(body, receive)
+                is_complete = await self._read(body, receive, context_of(scope).tenant)
             except ApiError as error:
                 return await send_error(scope, send, error)
             if is_complete:
@@ -84,7 +85,7 @@ class BodyLimitMiddleware:
                 "shutting_down", "The server is shutting down. Retry.", retry_after_s=_RETRY_AFTER_S
             )
         limits = self._limits
-        if self._num_open_requests > limits.max_open_requests:
+        if self._num_open_requests > limits.max_open_requests and not self._uploads.make_room():
             raise ApiError(
                 "overloaded",
                 f"The server has reached its limit of {limits.max_open_requests} open requests. Retry later.",
@@ -101,19 +102,24 @@ class BodyLimitMiddleware:
                     "or fewer or smaller images.",
                 )
 
-    async def _read(self, body: RequestBody, receive: Receive) -> bool:
+    async def _read(self, body: RequestBody, receive: Receive, tenant: str) -> bool:
         """Read the body. Return False if the client disconnected before it had sent the whole body.
 
         Raises ApiError.
         """
-        limits = self._limits
-        try:
-            return await asyncio.wait_for(self._receive_all(body, receive), limits.timeout_s)
-        except asyncio.TimeoutError:
+        timeout_s = self._limits.timeout_s
+        with self._uploads.receiving(tenant, timeout_s=timeout_s) as upload:
+            return await self._receive_all(body, receive)
+        if upload.was_ended:
             raise ApiError(
-                "request_timeout",
-                f"The request body was not received within {limits.timeout_s:g} seconds. Retry.",
-            ) from None
+                "overloaded",
+                "The request body arrived too slowly while the server was at its limit of open requests. "
+                "Retry later.",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        raise ApiError(
+            "request_timeout", f"The request body was not received within {timeout_s:g} seconds. Retry."
+        )
 
     async def _receive_all(self, body: RequestBody, receive: Receive) -> bool:
         while True:

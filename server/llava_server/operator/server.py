@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from llava_server.connections import ConnectionGuard, ConnectionLimits
 from llava_server.exception_handlers import EXCEPTION_HANDLERS
 from llava_server.lifespan import Services, attach_services
 from llava_server.middleware.head import HeadMiddleware
@@ -26,6 +27,8 @@ from llava_server.middleware.server_error import ServerErrorMiddleware
 from llava_server.operator import health, workers
 
 __all__ = ["AdminServer", "create_admin_app"]
+
+_MAX_CONNECTIONS = 32
 
 
 def create_admin_app(services: Services) -> FastAPI:
@@ -57,10 +60,11 @@ class AdminServer(uvicorn.Server):
     """A uvicorn server that runs in the API server's event loop and leaves signals to the API server."""
 
     def __init__(self, services: Services) -> None:
+        limits = ConnectionLimits.of(services.settings, _MAX_CONNECTIONS)
         super().__init__(
             uvicorn.Config(
                 create_admin_app(services),
-                http="h11",
+                http=ConnectionGuard(limits, services.metrics).protocol_class,
                 ws="none",
                 lifespan="off",
                 log_config=None,

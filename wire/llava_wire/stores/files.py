@@ -87,11 +87,16 @@ class FileStore(LinkOwner):
         """Return the contents of a file, or None in the same cases as ``find``."""
         parts: list[bytes] = []
         for first in range(0, max(file.size, 1), _PART_BYTES):
-            part = await self._call("part", file.file_id, tenant, first, first + _PART_BYTES - 1)
+            part = await self.read_part(file, first, _PART_BYTES, tenant=tenant)
             if part is None:
                 return None
             parts.append(part)
         return b"".join(parts)
+
+    async def read_part(self, file: StoredFile, first: int, size: int, *, tenant: str) -> bytes | None:
+        """Return up to ``size`` bytes from the offset ``first``, or None in the same cases as ``find``."""
+        part = await self._call("part", file.file_id, tenant, first, first + size - 1)
+        return None if part is None else bytes(part)
 
     async def renew(self, file_id: str, *, tenant: str) -> bool:
         """Restart the file's TTL, and return whether the file exists."""

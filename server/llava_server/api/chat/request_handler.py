@@ -277,7 +277,6 @@ class RequestHandler:
             serializer,
             observers,
             keepalive_s=settings.keepalive_s,
-            send_timeout_s=settings.send_timeout_s,
             start=start,
             stream_format=stream_format,
         )

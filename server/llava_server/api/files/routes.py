@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llava_server.api.files import response
+from llava_server.api.files.download import PART_BYTES, FileDownload
 from llava_server.api.files.multipart import FileUpload, parse_upload
 from llava_server.api.files.response import DeletedFile, FileList
 from llava_server.api.openapi.document import Operation
@@ -113,14 +114,14 @@ async def get_file(request: Request, file_id: FileId) -> Response:
 async def read_file(request: Request, file_id: FileId) -> Response:
     """The response is an attachment, so browsers download it instead of displaying it."""
     file = await stored_file(request, file_id)
+    files, tenant = services_of(request).files, context_of(request).tenant
     try:
-        data = await services_of(request).files.read(file, tenant=context_of(request).tenant)
+        part = await files.read_part(file, 0, PART_BYTES, tenant=tenant)
     except QueueUnavailable as error:
         raise from_store_error(error) from error
-    if data is None:
+    if part is None:
         raise _not_found()
-    headers = {"content-disposition": "attachment"}
-    return Response(data, media_type="application/octet-stream", headers=headers)
+    return FileDownload(files, file, part, tenant=tenant)
 
 
 @router.delete("/{file_id}", summary="Delete a file")
