@@ -25,8 +25,8 @@ OPEN_FILES = 256
 TIMEOUT_S = 2
 FILE_BYTES = 24 << 20
 NEVER_S = 3600  # for limits that a test must not reach
-GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
-POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 UPLOAD = POST + b"Content-Length: 1000\r\n\r\n{"
 
 
@@ -83,11 +83,11 @@ def cpu_seconds(process: psutil.Process) -> float:
     ("request_", "follow_up"),
     [
         (b"", b""),
-        (b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow: ", b""),
-        (b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"a"),
+        (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", b""),
+        (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", b"a"),
         (GET, b""),
-        (b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n", b"a"),
-        (b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n", b"a"),
+        (b"POST /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n", b"a"),
+        (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n", b"a"),
     ],
     ids=["nothing", "half headers", "slow headers", "idle", "slow body", "slow GET body"],
 )
@@ -121,7 +121,7 @@ def test_a_process_with_few_file_descriptors_serves_others_during_300_connection
     process = psutil.Process(controller.pid)
     before_s = cpu_seconds(process)
     for number in range(300):
-        first = b"" if number % 2 else b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow: "
+        first = b"" if number % 2 else b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
         sockets.enter_context(open_connection(controller.url, first))
         if number % 50 == 49:
             assert httpx2.get(f"{controller.url}/livez", timeout=scaled(5)).status_code == 200
@@ -164,7 +164,7 @@ def test_forty_readers_of_a_large_file_that_do_not_read_are_disconnected(
     url = f"/v1/files/{upload.json()['id']}/content"
     process = psutil.Process(controller.pid)
     before = process.memory_info().rss
-    request = f"GET {url} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    request = f"GET {url} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     readers = [sockets.enter_context(slow_reader(controller.url, request)) for _ in range(40)]
     peak = 0
 
@@ -183,7 +183,7 @@ def test_a_download_that_is_slower_than_the_timeout_but_progresses_is_complete(o
     stack = own_stack(send_timeout_s=0.5, idle_timeout_s=0.5)
     data = bytes(3 << 20)
     file = stack.http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a", data)}).json()
-    request = f"GET /v1/files/{file['id']}/content HTTP/1.0\r\nHost: x\r\n\r\n".encode()
+    request = f"GET /v1/files/{file['id']}/content HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()
     received, pause = bytearray(), threading.Event()
     with slow_reader(stack.server.url, request, buffer_bytes=1 << 16) as connection:
         while part := connection.recv(1 << 16):
@@ -199,7 +199,7 @@ def chat_request(
     """Return the bytes of a chat request."""
     messages = [{"role": "user", "content": content}]
     body = json.dumps({"model": MODEL, "messages": messages, **fields})
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{headers}"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{headers}"
     return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
@@ -208,7 +208,7 @@ LARGE_RESPONSES = {
     "JSON": chat_request(LONG) * 8,
     "SSE": chat_request(LONG, stream=True) * 8,
     "NDJSON": chat_request(LONG, path="/api/chat", stream=True) * 8,
-    "static files": b"GET /playground/app.js HTTP/1.1\r\nHost: x\r\n\r\n" * 1000,
+    "static files": b"GET /playground/app.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000,
     "pipelined": GET * 100_000,
 }
 
@@ -237,7 +237,7 @@ def test_the_total_size_of_unread_responses_is_limited(own_stack: OwnStack, sock
     stack = own_stack(max_unsent_mb=1, send_timeout_s=NEVER_S)
     data = bytes(8 << 20)
     file = stack.http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a", data)}).json()
-    request = f"GET /v1/files/{file['id']}/content HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    request = f"GET /v1/files/{file['id']}/content HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     readers = [sockets.enter_context(slow_reader(stack.server.url, request)) for _ in range(24)]
     wait_until(lambda: closed_by(stack, "unsent_limit") >= 6)
     wait_until(lambda: is_closed(readers[0]))
@@ -319,10 +319,10 @@ def continued(url: str) -> bytes:
     "send",
     [
         lambda url: response_to(url, b"GET /livez HTTP/1.0\r\n\r\n"),
-        lambda url: response_to(url, b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+        lambda url: response_to(url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
         lambda url: response_to(
             url,
-            b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n",
+            b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n",
         ),
         continued,
     ],
@@ -333,8 +333,8 @@ def test_other_ways_to_use_a_connection_still_work(stack: Stack, send: Callable[
 
 
 def test_a_thousand_pipelined_requests_are_processed_while_others_are_served(stack: Stack) -> None:
-    requests = b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n" * 1000
-    last = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    requests = b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
+    last = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     with open_connection(stack.server.url, b"") as connection:
         sender = threading.Thread(target=send_all, args=(connection, requests + last))
         sender.start()
