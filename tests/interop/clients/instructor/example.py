@@ -7,15 +7,15 @@ from pydantic import BaseModel
 
 
 class Heart(BaseModel):
-    color: Literal["blue", "green", "red"]
+    sentence: Literal["The heart is red.", "The heart is green.", "There is no heart."]
 
 
 QUESTION = "What colour is the heart?"
-client = instructor.from_openai(OpenAI(), mode=instructor.Mode.TOOLS)
+client = instructor.from_openai(OpenAI(), mode=instructor.Mode.JSON_SCHEMA)
 heart = client.chat.completions.create(
     model="tiny-llava",
     response_model=Heart,
     messages=[{"role": "user", "content": [QUESTION, Image.from_path("examples/shapes.png")]}],
     temperature=0,
 )
-print(heart.color)
+print(heart.sentence)
