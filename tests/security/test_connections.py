@@ -322,7 +322,8 @@ def continued(url: str) -> bytes:
         lambda url: response_to(url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
         lambda url: response_to(
             url,
-            b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n",
+            b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
+            b"Connection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n",
         ),
         continued,
     ],

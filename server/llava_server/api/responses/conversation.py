@@ -32,7 +32,7 @@ from llava_server.api.storage.stored import store_errors
 from llava_server.errors import ApiError
 from llava_server.lifespan import Services
 
-__all__ = ["StoredItem", "conversation_items", "new_record", "with_stored_items"]
+__all__ = ["StoredItem", "conversation_items", "incomplete_conversation", "new_record", "with_stored_items"]
 
 StoredItem = dict[str, Any]
 _ITEM_ID = re.compile(r"(?:msg|fc|fco)_([0-9a-f]{32})_i?[0-9]{1,6}", re.ASCII)
@@ -96,18 +96,24 @@ async def _previous_items(services: Services, response_id: str, *, tenant: str) 
     try:
         return await conversation_items(services, response_id, tenant=tenant, has_output=True)
     except BrokenChain as broken:
-        missing = broken.response_id[:64]
-        if missing == response_id[:64]:
-            message = (
-                f"The previous response {missing!a} does not exist, belongs to a different API key, was not "
-                "stored, or has expired. Send the whole conversation as input."
-            )
-        else:
-            message = (
-                f"The conversation of the previous response contains the response {missing!a}, which has "
-                "been deleted or has expired. Send the whole conversation as input."
-            )
-        raise ApiError("previous_response_not_found", message, param="previous_response_id") from broken
+        if broken.response_id != response_id:
+            raise incomplete_conversation(broken) from broken
+        raise ApiError(
+            "previous_response_not_found",
+            f"The previous response {response_id[:64]!a} does not exist, belongs to a different API key, was "
+            "not stored, or has expired. Send the whole conversation as input.",
+            param="previous_response_id",
+        ) from broken
+
+
+def incomplete_conversation(broken: BrokenChain) -> ApiError:
+    """Return the error for a conversation in which an earlier response is missing."""
+    return ApiError(
+        "previous_response_not_found",
+        f"The conversation contains the response {broken.response_id[:64]!a}, which has been deleted or has "
+        "expired. Send the whole conversation as input.",
+        param="previous_response_id",
+    )
 
 
 def _decode(parts: Sequence[bytes]) -> list[StoredItem]:

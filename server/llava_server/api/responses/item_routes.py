@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from llava_server.api.chat.request_handler import RequestHandler
 from llava_server.api.openapi.document import Operation
-from llava_server.api.responses.conversation import conversation_items
+from llava_server.api.responses.conversation import conversation_items, incomplete_conversation
 from llava_server.api.responses.item_list import InputTokenCount, StoredItemList, to_stored_item
 from llava_server.api.responses.request import ResponseRequest
 from llava_server.api.responses.routes import ResponseId, read_request
@@ -63,6 +63,8 @@ async def list_input_items(
             handler.services, response_id, tenant=handler.tenant, has_output=False
         )
     except BrokenChain as error:
+        if error.response_id != response_id:
+            raise incomplete_conversation(error) from error
         raise response_not_found() from error
     page, has_more = page_of(items, lambda item: str(item["id"]), after=after, limit=limit, order=order)
     has_image_urls = _IMAGE_URL in (*(include or ()), *(include_brackets or ()))

@@ -206,7 +206,7 @@ def test_a_deleted_response_in_the_middle_of_a_conversation_is_named(client: ope
     with pytest.raises(openai.NotFoundError, match=f"contains the response '{ids[1]}'") as error:
         client.responses.create(model=MODEL, input="say two", previous_response_id=ids[2])
     assert error.value.code == "previous_response_not_found"
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError, match=f"contains the response '{ids[1]}'"):
         client.responses.input_items.list(ids[2])
     assert client.responses.create(model=MODEL, input="say two", previous_response_id=ids[0])
 
