@@ -21,6 +21,7 @@ _NAMES = {
     "response_format": "text.format",
     ".function.": ".",
 }
+_EARLIER = "previous_response_id"
 
 
 def parse_response_request(raw: bytes) -> tuple[ResponseRequest, ChatRequest | None]:
@@ -61,7 +62,7 @@ def _messages(request: ResponseRequest, num_earlier: int) -> list[dict[str, Any]
     if request.instructions:
         messages.append({"role": "system", "content": request.instructions})
     for index, item in enumerate(request.items):
-        path = "previous_response_id" if index < num_earlier else f"input[{index - num_earlier}]"
+        path = _EARLIER if index < num_earlier else f"input[{index - num_earlier}]"
         if isinstance(item, CallItem):
             _add_call(messages, item)
         elif isinstance(item, ResultItem):
@@ -93,10 +94,14 @@ def _content(content: Any, path: str) -> Any:
 
 
 def _image(part: InputImage, path: str) -> ImagePart | FilePart:
+    """Return the image. Errors name its field, or previous_response_id if an earlier response has it."""
+    is_earlier = path.startswith(_EARLIER)
     if part.file_id is not None:
         file = FileReference(file_id=part.file_id, detail=part.detail)
-        return FilePart(type="file", file=file).named(f"{path}.file_id")
-    return ImagePart.converted(part.image_url or "", part.detail, param=f"{path}.image_url")
+        return FilePart(type="file", file=file).named(_EARLIER if is_earlier else f"{path}.file_id")
+    return ImagePart.converted(
+        part.image_url or "", part.detail, param=_EARLIER if is_earlier else f"{path}.image_url"
+    )
 
 
 def _format(request: ResponseRequest) -> dict[str, Any] | None:

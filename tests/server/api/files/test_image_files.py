@@ -69,6 +69,7 @@ def test_a_file_can_be_used_in_a_conversation_that_is_continued(client: openai.O
     response = stack.http.post("/v1/responses", json=second)
     assert (response.status_code, response.json()["error"]["code"]) == (404, "file_not_found")
     assert file.id in response.json()["error"]["message"]
+    assert response.json()["error"]["param"] == "previous_response_id"
 
 
 def test_a_missing_or_foreign_file_is_an_error_that_names_the_field(own_stack: OwnStack) -> None:
