@@ -290,17 +290,21 @@ def test_a_token_outside_the_vocabulary_is_rejected_with_400(openai_client: open
         openai_client.completions.create(model=MODEL, prompt=[2**31 - 1])
 
 
-def test_a_tool_with_an_unsupported_schema_is_rejected_with_param_tools(
+def test_a_strict_tool_with_an_unsupported_schema_is_rejected_with_its_field(
     openai_client: openai.OpenAI,
 ) -> None:
-    odd: Any = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"uniqueItems": True}}}}
+    odd: Any = {
+        "name": "f",
+        "strict": True,
+        "parameters": {"type": "object", "properties": {"a": {"uniqueItems": True}}},
+    }
     with pytest.raises(openai.BadRequestError) as caught:
         openai_client.chat.completions.create(
             model=MODEL,
             messages=[{"role": "user", "content": "Hi"}],
             tools=[{"type": "function", "function": odd}],
         )
-    assert caught.value.param == "tools"
+    assert caught.value.param == "tools[0].function.parameters"
 
 
 def test_the_model_sees_images_in_tool_results_of_every_api(

@@ -318,7 +318,7 @@ def continued(url: str) -> bytes:
 @pytest.mark.parametrize(
     "send",
     [
-        lambda url: response_to(url, b"GET /livez HTTP/1.0\r\n\r\n"),
+        lambda url: response_to(url, b"GET /livez HTTP/1.0\r\nHost: localhost\r\n\r\n"),
         lambda url: response_to(url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
         lambda url: response_to(
             url,

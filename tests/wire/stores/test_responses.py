@@ -170,11 +170,11 @@ async def test_a_response_whose_output_exceeds_the_limit_is_removed(
 
 
 async def test_an_output_does_not_remove_newer_responses(store: ResponseStore) -> None:
-    for name in ("old", "new"):
+    for name in ("1-old", "2-new"):  # responses of the same millisecond are ordered by ID
         await store.add(response(name, data=b"x" * 8 * KIB), tenant="alice")
-    assert not await store.finish("old", ENDED, b"x" * 8 * KIB, tenant="alice")
-    assert await store.find("old", tenant="alice") is None
-    assert await store.find("new", tenant="alice") is not None
+    assert not await store.finish("1-old", ENDED, b"x" * 8 * KIB, tenant="alice")
+    assert await store.find("1-old", tenant="alice") is None
+    assert await store.find("2-new", tenant="alice") is not None
 
 
 async def test_an_output_is_stored_only_once(store: ResponseStore) -> None:

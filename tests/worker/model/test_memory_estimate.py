@@ -23,7 +23,9 @@ LLAVA_7B = ModelConfig(model_type="llava")
 
 def make_config(num_bytes: int) -> ModelConfig:
     """Return a model whose fp32 weights take ``num_bytes``, nearly all of them for the embedding table."""
-    text = {"vocab_size": num_bytes // 4 // 1024, "hidden_size": 1024, "num_hidden_layers": 1}
+    hidden_size = 1024 if num_bytes < 1 << 35 else 16384  # the size of the vocabulary is limited
+    vocab_size = num_bytes // 4 // hidden_size
+    text = {"vocab_size": vocab_size, "hidden_size": hidden_size, "num_hidden_layers": 1}
     return ModelConfig.model_validate(
         {"model_type": "llava", "text_config": text | {"tie_word_embeddings": True}}
     )

@@ -52,7 +52,7 @@ local function make_room(space, size, expiry, max_tenant, max_all)
     local is_over_own, is_over_all = own + size > max_tenant, all + size > max_all
     if not is_over_own and not is_over_all then return true end
     local oldest, oldest_size, oldest_expiry = space.oldest(not is_over_own)
-    if not oldest or oldest_expiry > expiry then return false end
+    if not oldest or oldest_expiry >= expiry then return false end
     remove(oldest, oldest_size)
   end
 end
@@ -89,7 +89,7 @@ function steps.add()
     return {(is_complete or stored_size ~= size) and 'exists' or 'added'}
   end
   local space, name = budget('response', tenant), names(id)
-  make_room(space, needed, now + ttl, tonumber(max_tenant), tonumber(max_all))
+  make_room(space, needed, now + ttl + 1, tonumber(max_tenant), tonumber(max_all))
   redis.call('HSET', name, 'tenant', tenant, 'payload', payload, 'previous', previous, 'input_size', size,
     'output_size', -1)
   set_ttl(space, id, tonumber(ttl))
@@ -118,9 +118,10 @@ function steps.finish()
   if has_output(id) then return 1 end -- another controller was faster
   local space, name = budget('response', tenant), names(id)
   local life = redis.call('PTTL', name)
+  local expiry = tonumber(redis.call('ZSCORE', space.entries, id .. ' ' .. size_of(id)) or now + life)
   space.remove(id, size_of(id))
   redis.call('HSET', name, 'payload', payload, 'output_size', size)
-  if not make_room(space, size_of(id), now + life, tonumber(max_tenant), tonumber(max_all)) then
+  if not make_room(space, size_of(id), expiry, tonumber(max_tenant), tonumber(max_all)) then
     remove(id, size_of(id))
     return 0
   end
