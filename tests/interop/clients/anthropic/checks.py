@@ -8,6 +8,7 @@ from anthropic import Anthropic, beta_tool
 from pydantic import BaseModel
 from scene import BASE64, COLOR, IMAGE_TOKENS, MODEL, NO_IMAGE, QUESTION, Sentence
 
+GREEDY = {"temperature": 0}  # the client has no parameter for it
 client = Anthropic(max_retries=0)
 IMAGE: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BASE64}}
 USER: Any = {"role": "user", "content": [IMAGE, {"type": "text", "text": QUESTION}]}
@@ -118,6 +119,7 @@ def image_from_tool() -> None:
         tools=[_screenshot],
         tool_choice={"type": "any"},
         max_iterations=2,
+        extra_body=GREEDY,
     )
     first, second = runner
     assert _prompt_tokens(second) > _prompt_tokens(first) + IMAGE_TOKENS, (first.usage, second.usage)
@@ -126,7 +128,7 @@ def image_from_tool() -> None:
         {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "see", "input": {}}]},
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": [IMAGE]}]},
     ]
-    message = client.messages.create(model=MODEL, max_tokens=40, messages=history)
+    message = client.messages.create(model=MODEL, max_tokens=40, messages=history, extra_body=GREEDY)
     assert message.content[0].type == "text" and message.content[0].text != NO_IMAGE
 
 
