@@ -41,14 +41,14 @@ def _prompt_tokens(message: Any) -> int:
 
 
 def streaming() -> None:
-    with client.messages.stream(model=MODEL, max_tokens=40, messages=[USER]) as stream:
+    with client.messages.stream(model=MODEL, max_tokens=40, messages=[USER], extra_body=GREEDY) as stream:
         text = "".join(stream.text_stream)
         assert COLOR in text
         assert [block.text for block in stream.get_final_message().content if block.type == "text"] == [text]
 
 
 def image_input() -> None:
-    message = client.messages.create(model=MODEL, max_tokens=40, messages=[USER])
+    message = client.messages.create(model=MODEL, max_tokens=40, messages=[USER], extra_body=GREEDY)
     [block] = message.content
     assert block.type == "text" and COLOR in block.text
 
