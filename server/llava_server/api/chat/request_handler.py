@@ -309,7 +309,7 @@ async def build_chat_jobs(
     owner = image_owner(_PUBLIC_SCOPE if chat.cache_scope == "public" else tenant, chat.cache_salt)
     sources = image_sources(chat.messages)
     with span("pictures", num_pictures=len(sources)) if sources else nullcontext():
-        images = [await load_image(services, source, model, tenant, owner=owner) for source in sources]
+        images = [await load_image(services, source, model, tenant=tenant, owner=owner) for source in sources]
     ttl_s = settings.request_timeout_s
     jobs = to_jobs(chat, images, model, tenant=tenant, ttl_s=ttl_s, idempotency_key=idempotency_key)
     return JobSet(model, jobs, {image.ref.digest: image.pixels for image in images})
@@ -337,14 +337,14 @@ def _check_size(chat: ChatRequest, *, max_text_bytes: int, max_images: int, fiel
 
 
 async def load_image(
-    services: Services, source: ImageSource, model: ServedModel, tenant: str, *, owner: str = ""
+    services: Services, source: ImageSource, model: ServedModel, *, tenant: str, owner: str
 ) -> PreprocessedImage:
     """Load, decode and preprocess an image for the model. Raises an ApiError that names the image's field.
 
-    ``owner`` is the scope in which the decoded image is cached, by default the tenant.
+    ``tenant`` owns the stored files, and ``owner`` is the scope in which the decoded image is cached.
     """
     spec = _base_view(model.image_spec) if source.is_low_detail else model.image_spec
-    loader, owner = services.image_loader, owner or tenant
+    loader = services.image_loader
     try:
         if not source.file_id:
             return await loader.load(source.url, spec, tenant=owner)

@@ -44,7 +44,7 @@ async def build_embedding_jobs(services: Services, request: EmbeddingRequest, *,
             url, detail = item.image_url.url, item.image_url.detail
             source = ImageSource(f"{field}.image_url.url", url, is_low_detail=detail == "low")
             owner = image_owner(tenant, request.cache_salt)
-            image = await load_image(services, source, model, tenant, owner=owner)
+            image = await load_image(services, source, model, tenant=tenant, owner=owner)
             prompt, pixels[image.ref.digest] = image.ref, image.pixels
         ttl_s = services.settings.request_timeout_s
         job = msgspec.structs.replace(

@@ -39,8 +39,6 @@ from llava_server.api.ollama.serializer import (
 )
 from llava_server.api.ollama.served_model import find_model
 from llava_server.api.ollama.to_chat import (
-    in_terms_of_chat,
-    in_terms_of_generate,
     parse_chat_request,
     parse_generate_request,
 )
@@ -48,7 +46,6 @@ from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.parse import check_text, convert_request, parse_request
 from llava_server.error_response import OllamaError
-from llava_server.errors import ApiError
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.stream_format import NDJSON
 from llava_server.request_context import context_of
@@ -83,7 +80,7 @@ class _Started(Generic[T]):
 )
 async def chat(request: Request) -> Response:
     """If the last message is from the assistant, the model continues it."""
-    started = await _start(request, parse_chat_request, in_terms_of_chat)
+    started = await _start(request, parse_chat_request)
     if started.generation is None:
         empty = OllamaOutputMessage(content="")
         return JSONResponse(
@@ -111,7 +108,7 @@ async def chat(request: Request) -> Response:
 )
 async def generate(request: Request) -> Response:
     """The prompt is a user message, unless raw is true."""
-    started = await _start(request, parse_generate_request, in_terms_of_generate)
+    started = await _start(request, parse_generate_request)
     if started.generation is None:
         return JSONResponse(
             GenerateResponse(
@@ -139,16 +136,9 @@ async def embed_one(request: Request) -> Response:
     return await cancel_on_disconnect(request.receive, _embed_one(request))
 
 
-async def _start(
-    request: Request,
-    parse: Callable[[bytes], tuple[T, ChatRequest | None]],
-    translate: Callable[[ApiError], ApiError],
-) -> _Started[T]:
+async def _start(request: Request, parse: Callable[[bytes], tuple[T, ChatRequest | None]]) -> _Started[T]:
     """Parse the request, submit its job and wait for the first event. Raises ApiError, ClientDisconnected."""
-    try:
-        return await cancel_on_disconnect(request.receive, _submit(RequestHandler(request), parse))
-    except ApiError as error:
-        raise translate(error) from error
+    return await cancel_on_disconnect(request.receive, _submit(RequestHandler(request), parse))
 
 
 async def _submit(
@@ -159,20 +149,21 @@ async def _submit(
         model = await find_model(handler.services.registry, request.model)
         if chat_request is None:
             return _Started(request, None)
+        field = "prompt" if isinstance(request, GenerateRequest) else "messages"
         if isinstance(request, GenerateRequest) and request.raw:
             jobs = _raw_jobs(handler, request.prompt or "", chat_request, model)
         else:
             chat_request = chat_request.model_copy(update={"model": model.name})
             jobs = await build_chat_jobs(
-                handler.services, chat_request, tenant=handler.tenant, idempotency_key=None
+                handler.services, chat_request, tenant=handler.tenant, idempotency_key=None, field=field
             )
-    return _Started(request, await handler.submit(jobs))
+    return _Started(request, await handler.submit(jobs, field=field))
 
 
 def _raw_jobs(handler: RequestHandler, prompt: str, chat_request: ChatRequest, model: ServedModel) -> JobSet:
     """Return a job whose prompt bypasses the conversation template. Raises ApiError."""
     settings = handler.services.settings
-    check_text(len(prompt.encode()), settings.max_text_kb * 1024, param="messages")
+    check_text(len(prompt.encode()), settings.max_text_kb * 1024, param="prompt")
     sampling = to_sampling_params(chat_request, model, chat_request.grammar)
     job = raw_job(prompt, model, tenant=handler.tenant, ttl_s=settings.request_timeout_s, sampling=sampling)
     return JobSet(model, [job], {})

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
-from llava_server.api.chat.request import ChatRequest
+from llava_server.api.chat.request import ChatRequest, ImagePart
 from llava_server.api.ollama.options import OllamaOptions
 from llava_server.api.ollama.request import GenerateRequest, OllamaChatRequest, OllamaMessage
 from llava_server.api.parse import convert_request, parse_request
-from llava_server.errors import ApiError
 
-__all__ = ["in_terms_of_chat", "in_terms_of_generate", "parse_chat_request", "parse_generate_request"]
+__all__ = ["parse_chat_request", "parse_generate_request"]
 
 # Maps ChatRequest fields to their names in this API, for error messages.
 _NAMES = {
@@ -27,7 +25,6 @@ _NAMES = {
     },
 }
 _URL = re.compile(r"[a-z]+:", re.IGNORECASE)
-_IMAGE_FIELD = re.compile(r"messages\[(\d+)\]\.content\[(\d+)\]\.image_url(\.url)?")
 
 
 def parse_chat_request(raw: bytes) -> tuple[OllamaChatRequest, ChatRequest | None]:
@@ -60,32 +57,10 @@ def parse_generate_request(raw: bytes) -> tuple[GenerateRequest, ChatRequest | N
     request = parse_request(GenerateRequest, raw)
     if not request.prompt:
         return request, None
-    messages = [{"role": "user", "content": _content(request.prompt, request.images)}]
+    messages = [{"role": "user", "content": _content(request.prompt, request.images, "images")}]
     if request.system:
         messages.insert(0, {"role": "system", "content": request.system})
     return request, _to_chat(request, {"messages": messages})
-
-
-def in_terms_of_chat(error: ApiError) -> ApiError:
-    """Return an error about a chat request with the field names of /api/chat."""
-    return _renamed(error, lambda text: _IMAGE_FIELD.sub(r"messages[\1].images[\2]", text))
-
-
-def in_terms_of_generate(error: ApiError) -> ApiError:
-    """Return an error about a chat request with the field names of /api/generate."""
-    if error.code == "unsupported_parameter":  # a rule, which already uses the names of this route
-        return error
-    return _renamed(
-        error, lambda text: re.sub(r"\bmessages\b", "prompt", _IMAGE_FIELD.sub(r"images[\2]", text))
-    )
-
-
-def _renamed(error: ApiError, rename: Callable[[str], str]) -> ApiError:
-    if error.param is None:
-        return error
-    param = rename(error.param)
-    message = error.message.replace(error.param, param)
-    return ApiError(error.code, message, param=param, retry_after_s=error.retry_after_s)
 
 
 def _to_chat(request: OllamaChatRequest | GenerateRequest, fields: dict[str, Any]) -> ChatRequest:
@@ -113,7 +88,7 @@ def _messages(messages: list[OllamaMessage]) -> list[dict[str, Any]]:
     for index, message in enumerate(messages):
         fields: dict[str, Any] = {
             "role": message.role,
-            "content": _content(message.content or "", message.images),
+            "content": _content(message.content or "", message.images, f"messages[{index}].images"),
         }
         if message.role == "tool":
             fields["tool_call_id"] = message.tool_call_id or "unknown"  # call IDs are not part of the prompt
@@ -134,12 +109,12 @@ def _messages(messages: list[OllamaMessage]) -> list[dict[str, Any]]:
     return converted
 
 
-def _content(text: str, images: list[str] | None) -> str | list[dict[str, Any]]:
-    """Return the content of a message. As in Ollama, images precede the text."""
+def _content(text: str, images: list[str] | None, path: str) -> str | list[Any]:
+    """Return the content of a message. As in Ollama, images precede the text. ``path`` is their field."""
     if not images:
         return text
-    parts: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": _as_url(image)}} for image in images
+    parts: list[Any] = [
+        ImagePart.converted(_as_url(image), param=f"{path}[{number}]") for number, image in enumerate(images)
     ]
     return [*parts, {"type": "text", "text": text}] if text else parts
 

@@ -95,13 +95,12 @@ def _content(content: Any, path: str) -> Any:
 
 def _image(part: InputImage, path: str) -> ImagePart | FilePart:
     """Return the image. Errors name its field, or previous_response_id if an earlier response has it."""
-    is_earlier = path.startswith(_EARLIER)
-    if part.file_id is not None:
-        file = FileReference(file_id=part.file_id, detail=part.detail)
-        return FilePart(type="file", file=file).named(_EARLIER if is_earlier else f"{path}.file_id")
-    return ImagePart.converted(
-        part.image_url or "", part.detail, param=_EARLIER if is_earlier else f"{path}.image_url"
-    )
+    field = "image_url" if part.file_id is None else "file_id"
+    param = _EARLIER if path.startswith(_EARLIER) else f"{path}.{field}"
+    if part.file_id is None:
+        return ImagePart.converted(part.image_url or "", part.detail, param=param)
+    file = FileReference(file_id=part.file_id, detail=part.detail)
+    return FilePart(type="file", file=file).named(param)
 
 
 def _format(request: ResponseRequest) -> dict[str, Any] | None:
