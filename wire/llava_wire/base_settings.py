@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 from typing_extensions import Self
 
 from llava_wire.redis.address import RedisURLError, parse_redis_url
+from llava_wire.redis.shards import MAX_SHARDS, Shard, queue_shards
 
 __all__ = ["ServiceSettings", "redis_url_error"]
 
@@ -51,6 +52,20 @@ class ServiceSettings(BaseSettings):
         description=_REDIS_URL,
     )
     redis_url_file: Path | None = Field(None, description="File that contains the Redis URL (a secret).")
+    queue_urls: SecretStr = Field(
+        SecretStr(""),
+        description="URLs of the Redis servers of the queue's shards, separated by spaces, to distribute the "
+        "queue over several servers. If empty, all shards are on LLAVA_REDIS_URL, which always stores files, "
+        "responses, batches and API keys.",
+    )
+    queue_urls_file: Path | None = Field(None, description="File that contains the queue URLs (a secret).")
+    queue_shards: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_SHARDS,
+        description="Number of shards of the queue, which must be the same for all servers and workers. "
+        "Defaults to the number of LLAVA_QUEUE_URLS, or 1.",
+    )
     lease_s: float = Field(
         5.0,
         gt=0,
@@ -100,6 +115,19 @@ class ServiceSettings(BaseSettings):
     def _check_redis_url(cls, value: SecretStr) -> SecretStr:
         parse_redis_url(value.get_secret_value())
         return value
+
+    @field_validator("queue_urls")
+    @classmethod
+    def _check_queue_urls(cls, value: SecretStr) -> SecretStr:
+        for url in value.get_secret_value().split():
+            parse_redis_url(url)
+        return value
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The shards of the queue."""
+        urls = self.queue_urls.get_secret_value().split()
+        return queue_shards(urls or [self.redis_url.get_secret_value()], self.queue_shards or len(urls) or 1)
 
     @classmethod
     def _error_line(cls, detail: Any) -> str:

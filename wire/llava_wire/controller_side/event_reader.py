@@ -43,7 +43,11 @@ class EventReader:
         self._link = link
         self._ledger = ledger
         self._reader = Link(
-            url, timeout_s=BLOCK_MS / 1000 + 3, max_connections=1, on_connect=self._count_connection
+            url,
+            timeout_s=BLOCK_MS / 1000 + 3,
+            max_connections=1,
+            on_connect=self._count_connection,
+            prefix=link.prefix,
         )
         self._check_interval_s = check_interval_s
         self._num_connections = 0  # opened so far
@@ -196,7 +200,7 @@ class EventReader:
         last_id = self._position[1] if self._position[0] == controller_id else "0-0"
         blocking = () if block_ms is None else ("BLOCK", block_ms)
         reply = await self._reader.command(
-            "XREAD", "COUNT", 1000, *blocking, "STREAMS", out_key(controller_id), last_id
+            "XREAD", "COUNT", 1000, *blocking, "STREAMS", out_key(controller_id, self._link.prefix), last_id
         )
         is_known = self._known_connection == self._num_connections
         if not is_known or controller_id != self._ledger.controller_id:

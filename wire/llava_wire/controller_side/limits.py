@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from llava_wire.errors import AlreadySubmitted, DuplicateJob, QueueFull, TenantOverLimit, WireError
@@ -9,6 +10,7 @@ from llava_wire.messages.job import Job
 
 __all__ = ["DEFAULT_TENANT_LIMITS", "QueueLimits", "TenantLimits", "submit_error"]
 
+SHARD_MARGIN = 1.25
 _DEFAULT_RETRY_S = 5.0  # used if the service rate is unknown because no job finished in the last minute
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
 
@@ -43,6 +45,23 @@ class QueueLimits:
     tenant_jobs: int
     tenant_cost: float
     pixel_bytes: int
+
+    def per_shard(self, num_shards: int) -> QueueLimits:
+        """Return the limits of each shard of a queue.
+
+        Jobs are distributed at random, so each shard gets ``SHARD_MARGIN`` times its share. The limits of the
+        whole queue are therefore exceeded by at most this factor, or by less than one job per shard.
+        """
+        if num_shards == 1:
+            return self
+        share = SHARD_MARGIN / num_shards
+        return QueueLimits(
+            math.ceil(self.queued_jobs * share),
+            self.queued_cost * share,
+            math.ceil(self.tenant_jobs * share),
+            self.tenant_cost * share,
+            math.ceil(self.pixel_bytes * share),
+        )
 
     def for_tenant(self, limits: TenantLimits) -> QueueLimits:
         """Return a copy in which the limits of one tenant override the ``tenant_*`` limits."""

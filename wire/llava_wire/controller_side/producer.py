@@ -26,6 +26,7 @@ from llava_wire.messages.event import ErrorCode, Event, decode_log, error_event
 from llava_wire.messages.heartbeat import Heartbeat, read_heartbeats
 from llava_wire.messages.job import Job
 from llava_wire.redis.connection import Arg, Link, retry_briefly
+from llava_wire.redis.keys import PREFIX
 
 __all__ = ["JobProducer"]
 
@@ -52,25 +53,6 @@ class JobProducer:
         self,
         url: str,
         *,
-        limits: QueueLimits,
-        lease_s: float,
-        timeout_s: float,
-        orphan_grace_s: float,
-        check_interval_s: float,
-    ) -> None:
-        self._limits = limits
-        self._lease_ms = int(lease_s * 1000)
-        self._orphan_ms = int(orphan_grace_s * 1000)
-        self._link = Link(url, timeout_s=timeout_s)
-        self._ledger = DeliveryLedger()
-        self._reader = EventReader(url, self._link, self._ledger, check_interval_s=check_interval_s)
-        self._sent_images = SentImages()
-
-    @classmethod
-    async def connect(
-        cls,
-        url: str,
-        *,
         max_queued: int = 1024,
         max_queued_cost: float = 1e7,
         max_tenant_jobs: int = 256,
@@ -80,28 +62,35 @@ class JobProducer:
         timeout_s: float = 2.0,
         orphan_grace_s: float = ORPHAN_GRACE_S,
         check_interval_s: float = 5.0,
-    ) -> JobProducer:
-        """Connect to the queue. Raise QueueUnavailable if Redis does not respond within ``timeout_s``.
+        num_shards: int = 1,
+        prefix: str = PREFIX,
+    ) -> None:
+        """Create a producer without connecting.
 
-        ``timeout_s`` also applies to each later call. The ``max_*`` limits are documented in ``QueueLimits``.
+        Each call fails if Redis does not respond within ``timeout_s``. The ``max_*`` limits are documented in
+        ``QueueLimits`` and apply to a queue with ``num_shards`` shards, of which ``prefix`` selects one.
         If no controller has called ``reap`` for a while, the next call renews the leases of all workers for
         ``lease_s``. If a controller has not called ``reap`` for ``orphan_grace_s``, its jobs are stopped,
         except for background jobs. If a job receives no events for ``check_interval_s``, its state is checked
         against Redis.
         """
-        producer = cls(
-            url,
-            limits=QueueLimits(
-                max_queued, max_queued_cost, max_tenant_jobs, max_tenant_cost, max_pixel_bytes
-            ),
-            lease_s=lease_s,
-            timeout_s=timeout_s,
-            orphan_grace_s=orphan_grace_s,
-            check_interval_s=check_interval_s,
+        self._limits = QueueLimits(
+            max_queued, max_queued_cost, max_tenant_jobs, max_tenant_cost, max_pixel_bytes
         )
+        self._num_shards = num_shards
+        self._lease_ms = int(lease_s * 1000)
+        self._orphan_ms = int(orphan_grace_s * 1000)
+        self._link = Link(url, timeout_s=timeout_s, prefix=prefix)
+        self._ledger = DeliveryLedger()
+        self._reader = EventReader(url, self._link, self._ledger, check_interval_s=check_interval_s)
+        self._sent_images = SentImages()
+
+    @classmethod
+    async def connect(cls, url: str, **options: Any) -> JobProducer:
+        """Create a producer and connect it. Raise QueueUnavailable if Redis does not respond."""
+        producer = cls(url, **options)
         try:
-            await producer.ping()
-            await retry_briefly(producer._reader.identify_server)
+            await producer.check_connection()
         except BaseException:
             await producer.aclose()
             raise
@@ -134,7 +123,7 @@ class JobProducer:
         if live is None:
             live = LiveJob(job, pixels, ttl_s=job.ttl_s, trace=trace, is_submitted=False)
             self._ledger.track(live)
-        limits = self._limits.for_tenant(tenant_limits)
+        limits = self._limits.for_tenant(tenant_limits).per_shard(self._num_shards)
         try:
             reply = await self._submit(live, tenant_limits.weight, limits)
         except BaseException:
@@ -267,8 +256,7 @@ class JobProducer:
 
     async def heartbeats(self) -> list[Heartbeat]:
         """Return the heartbeats of the live workers."""
-        reply = await self._call("queue_stats")
-        return read_heartbeats(reply[2])
+        return read_heartbeats(await self._call("heartbeats"))
 
     async def reap(self) -> int:
         """Requeue the jobs of dead and hung workers. Return the number of requeued jobs.
@@ -294,11 +282,16 @@ class JobProducer:
         models = sorted(({heartbeat.model for heartbeat in heartbeats} | self._ledger.models) - {""})
         waiting, running, workers, controllers, dead_letters = await self._call("queue_stats", *models)
         num_waiting, num_live = dict(zip(models, waiting, strict=True)), self._ledger.num_live
-        return QueueStats(num_waiting, running, len(workers), controllers, dead_letters, num_live)
+        return QueueStats(num_waiting, running, workers, controllers, dead_letters, num_live)
 
     async def ping(self) -> None:
         """Check the connection to Redis."""
         await self._link.command("PING")
+
+    async def check_connection(self) -> None:
+        """Check that Redis responds, and record which server responds, in order to detect a replacement."""
+        await self.ping()
+        await retry_briefly(self._reader.identify_server)
 
     async def eviction_policy(self) -> str:
         """Return the ``maxmemory-policy`` if Redis may evict keys with it, or "" if it evicts none."""

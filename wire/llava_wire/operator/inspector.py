@@ -87,8 +87,8 @@ class DeadLetter:
 class Inspector(LinkOwner):
     """Reads the state of the queue. All methods raise QueueUnavailable if Redis is unavailable."""
 
-    def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
-        super().__init__(Link(url, timeout_s=timeout_s, max_connections=2))
+    def __init__(self, url: str, *, timeout_s: float = 2.0, prefix: str = PREFIX) -> None:
+        super().__init__(Link(url, timeout_s=timeout_s, max_connections=2, prefix=prefix))
 
     async def status(self) -> SystemStatus:
         """Return the live workers and controllers, and the queues for the models that these workers serve."""
@@ -107,7 +107,7 @@ class Inspector(LinkOwner):
 
     async def dead_letters(self) -> list[DeadLetter]:
         """Return the dead letters, newest first."""
-        entries = await self._command("XREVRANGE", f"{PREFIX}dlq", "+", "-", "COUNT", _MAX_LETTERS)
+        entries = await self._command("XREVRANGE", f"{self._link.prefix}dlq", "+", "-", "COUNT", _MAX_LETTERS)
         return [_dead_letter(entry_id, fields) for entry_id, fields in entries]
 
     async def stored_images(self, job: Job) -> dict[str, bytes]:
@@ -115,7 +115,7 @@ class Inspector(LinkOwner):
         digests = list(dict.fromkeys(image.digest for image in job.images))
         if not digests:
             return {}
-        tiles = await self._command("MGET", *(blob_key(digest) for digest in digests))
+        tiles = await self._command("MGET", *(blob_key(digest, self._link.prefix) for digest in digests))
         return {digest: found for digest, found in zip(digests, tiles, strict=True) if found is not None}
 
     async def server_info(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from redis.asyncio.connection import AbstractConnection
 from llava_wire.errors import QueueUnavailable
 from llava_wire.redis.address import parse_redis_url
 from llava_wire.redis.error_replies import error_kind, is_defect, unavailable_reason
+from llava_wire.redis.keys import PREFIX
 from llava_wire.redis.primary import create_pool
 
 __all__ = ["Arg", "Link", "backoff", "retry_briefly", "retry_forever"]
@@ -40,7 +41,8 @@ class Link:
     Each command fails if Redis does not reply within ``timeout_s``. Two delays that Redis does not cause are
     not counted: those of a blocked event loop, and the time in which a command waits for a connection while
     other commands receive replies. ``on_connect`` is called for each new connection, because the connection
-    may be to a different server or to a server that was restarted with older data.
+    may be to a different server or to a server that was restarted with older data. ``prefix`` is the prefix
+    of all keys of the scripts. In a cluster, it selects the slot.
 
     ``num_errors`` counts the errors by kind: the first word of an error reply, "timeout" or "connection".
     """
@@ -52,8 +54,10 @@ class Link:
         timeout_s: float,
         max_connections: int = 64,
         on_connect: Callable[[], None] | None = None,
+        prefix: str = PREFIX,
     ) -> None:
         """Create the pool without connecting. Raises RedisURLError."""
+        self.prefix = prefix
         self.num_errors: Counter[str] = Counter()
         self._on_connect = on_connect
         self._timeout_s = timeout_s
@@ -64,6 +68,7 @@ class Link:
             max_connections=max_connections,
             connect_timeout_s=timeout_s,
             on_connect=self._connected,
+            prefix=prefix,
         )
         self._redis: Redis = Redis.from_pool(self._pool)
 
@@ -81,7 +86,7 @@ class Link:
 
     async def script(self, name: str, *args: Arg) -> Any:
         """Run ``scripts/{name}.lua`` once. Raises the same errors as ``command``."""
-        text, sha = _script(name)
+        text, sha = _script(name, self.prefix)
         try:
             with contextlib.suppress(exceptions.NoScriptError):  # new server, or SCRIPT FLUSH
                 return await self._run("EVALSHA", sha, 0, *args)
@@ -202,9 +207,9 @@ def _retrieve_exception(task: asyncio.Task[Any]) -> None:
 
 
 @cache
-def _script(name: str) -> tuple[str, str]:
-    """Return the text of a script, preceded by the shared parts, and the SHA-1 hash of this text."""
+def _script(name: str, prefix: str) -> tuple[str, str]:
+    """Return the text of a script and its SHA-1 hash. The text includes the prefix and the shared parts."""
     folder = files("llava_wire") / "redis" / "scripts"
     paths = [*(folder / "shared" / f"{part}.lua" for part in SHARED_PARTS), folder / f"{name}.lua"]
-    text = "\n".join(path.read_text("utf-8") for path in paths)
+    text = "\n".join([f"local PREFIX = '{prefix}'", *(path.read_text("utf-8") for path in paths)])
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()

@@ -1,4 +1,7 @@
-"""Redis keys. All keys contain the same hash tag, so that a Redis cluster stores them in one slot.
+"""Redis keys. All keys of a shard contain the same hash tag, so that a Redis cluster stores them in one slot.
+
+A shard is a complete queue (see ``shards``). Files, stored responses, batches, API keys and rate limits are
+always in the first shard, whose prefix is ``PREFIX``.
 
 ======================= ====== ===================================== ======================================
 key                     type   contents; written by                  expiry
@@ -89,13 +92,13 @@ _NAMES = (
 PERMANENT = tuple(PREFIX + name for name in _NAMES)
 
 
-def blob_key(digest: str) -> str:
-    return f"{PREFIX}blob:{digest}"
+def blob_key(digest: str, prefix: str = PREFIX) -> str:
+    return f"{prefix}blob:{digest}"
 
 
-def out_key(controller_id: str) -> str:
-    return f"{PREFIX}out:{controller_id}"
+def out_key(controller_id: str, prefix: str = PREFIX) -> str:
+    return f"{prefix}out:{controller_id}"
 
 
-def wake_key(model: str) -> str:
-    return f"{PREFIX}wake:{model}"
+def wake_key(model: str, prefix: str = PREFIX) -> str:
+    return f"{prefix}wake:{model}"

@@ -1,9 +1,9 @@
 """Connections to the current primary: of a single server, of a Sentinel service, or of a cluster.
 
-All keys share one hash tag, so a cluster stores them in one slot, and the primary of that slot behaves like a
-single server. When a connection is opened, the address of the primary is looked up with redis-py's clients
-for Sentinel and Cluster. After an error, ``Link`` closes its connections, so the next command finds the new
-primary.
+All keys of a shard have the same hash tag, so a cluster stores them in one slot, and the primary of that slot
+behaves like a single server. When a connection is opened, the address of the primary is looked up with
+redis-py's clients for Sentinel and Cluster. After an error, ``Link`` closes its connections, so the next
+command finds the new primary.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 
 from llava_wire.redis.address import RedisAddress
-from llava_wire.redis.keys import PREFIX
 
 __all__ = ["PrimaryPool", "create_pool"]
 
@@ -41,7 +40,12 @@ OnConnect: TypeAlias = Callable[[AbstractConnection], Awaitable[None]]
 
 
 def create_pool(
-    address: RedisAddress, *, max_connections: int, connect_timeout_s: float, on_connect: OnConnect
+    address: RedisAddress,
+    *,
+    max_connections: int,
+    connect_timeout_s: float,
+    on_connect: OnConnect,
+    prefix: str,
 ) -> PrimaryPool:
     """Create a pool of connections to the primary, without implicit retries."""
     options: dict[str, Any] = {
@@ -60,7 +64,7 @@ def create_pool(
         connection_class = SSLConnection if address.has_tls else Connection
         options |= {"connection_class": connection_class, "host": host, "port": port}
     else:
-        primary = Primary(address, connect_timeout_s)
+        primary = Primary(address, connect_timeout_s, prefix)
         looking_up = PrimarySSLConnection if address.has_tls else PrimaryConnection
         options |= {"connection_class": looking_up, "find_primary": primary.find}
     return PrimaryPool(max_connections=max_connections, **options)
@@ -85,9 +89,10 @@ class PrimaryPool(ConnectionPool):
 class Primary:
     """The current primary of a Sentinel service or of the cluster slot that contains the queue."""
 
-    def __init__(self, address: RedisAddress, connect_timeout_s: float) -> None:
+    def __init__(self, address: RedisAddress, connect_timeout_s: float, prefix: str) -> None:
         self._address = address
         self._timeout_s = connect_timeout_s
+        self._prefix = prefix
         self._found: tuple[str, int] | None = None
         self._found_at = 0.0
 
@@ -137,7 +142,7 @@ class Primary:
         )
         try:
             await cluster.initialize()
-            node = cluster.get_node_from_key(PREFIX)
+            node = cluster.get_node_from_key(self._prefix)
             if node is None:
                 raise ConnectionRefusedError("no node of the cluster serves the slot of the queue")
             return str(node.host), int(node.port)

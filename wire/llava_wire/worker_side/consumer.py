@@ -21,7 +21,7 @@ from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import WIRE_VERSION, Job
 from llava_wire.messages.load_command import CommandStatus, IssuedCommand, ModelCommand
 from llava_wire.redis.connection import Arg, Link, retry_forever
-from llava_wire.redis.keys import wake_key
+from llava_wire.redis.keys import PREFIX, wake_key
 
 __all__ = ["STEP_STAT", "EmitResult", "JobConsumer"]
 
@@ -65,13 +65,15 @@ class EmitResult:
 class JobConsumer:
     """A worker's connection to the queue. Only one ``pull`` and one ``emit`` may run at a time."""
 
-    def __init__(self, url: str, heartbeat: Heartbeat, *, lease_s: float, hang_timeout_s: float) -> None:
+    def __init__(
+        self, url: str, heartbeat: Heartbeat, *, lease_s: float, hang_timeout_s: float, prefix: str = PREFIX
+    ) -> None:
         self._heartbeat = heartbeat
         self._worker_id = heartbeat.worker_id
         self._lease_ms = int(lease_s * 1000)
         self._hang_ms = int(hang_timeout_s * 1000)
-        self._link = Link(url, timeout_s=COMMAND_TIMEOUT_S)
-        self._waiter = Link(url, timeout_s=WAIT_S + 3, max_connections=1)
+        self._link = Link(url, timeout_s=COMMAND_TIMEOUT_S, prefix=prefix)
+        self._waiter = Link(url, timeout_s=WAIT_S + 3, max_connections=1, prefix=prefix)
         self._held: dict[str, str] = {}  # job ID -> assignment ID
         # Assignment ID -> number of its last frame and length of the job's log in tokens.
         self._positions: dict[str, tuple[int, int]] = {}
@@ -258,7 +260,8 @@ class JobConsumer:
     async def _wait_for_work(self) -> bool:
         """Wait up to ``WAIT_S`` for a wake-up, and return whether jobs may be waiting."""
         try:
-            return bool(await self._waiter.command("BLPOP", wake_key(self._heartbeat.model), WAIT_S))
+            name = wake_key(self._heartbeat.model, self._waiter.prefix)
+            return bool(await self._waiter.command("BLPOP", name, WAIT_S))
         except QueueUnavailable:
             return True  # unknown, but the next pull waits for Redis anyway
 

@@ -1,6 +1,5 @@
 -- Helpers for all scripts: key names, expiry, wake-ups, streams and worker slots. The loader prepends the files in
--- this folder to every script. All times are in milliseconds, according to the Redis clock.
-local PREFIX = '{lv}:'
+-- this folder to every script, and before them `local PREFIX = ...`, the prefix of all keys of the shard. All times are in milliseconds, according to the Redis clock.
 local KEEP_MS = 300000 -- a job's hash outlives its deadline by this time, so that late readers find the final event
 local OUT_MS = 600000
 local COMMAND_MS = 60000

@@ -1,0 +1,145 @@
+"""The controller side of a queue with one or more shards. Each job belongs to the shard that its ID selects.
+
+A shard whose Redis server is unavailable affects only its own jobs, because ``pick_job_id`` selects other
+shards for new jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from llava_wire.controller_side.limits import DEFAULT_TENANT_LIMITS, TenantLimits
+from llava_wire.controller_side.producer import JobProducer, Pixels
+from llava_wire.controller_side.query_results import JobSnapshot, QueuePosition, QueueStats
+from llava_wire.errors import QueueUnavailable
+from llava_wire.messages.event import Event
+from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.messages.job import Job
+from llava_wire.redis.shards import Shard, shard_index
+
+__all__ = ["ShardedProducer"]
+
+_MAX_PICKS = 64  # IDs tried before a job is given to a shard that is unavailable
+Result = TypeVar("Result")
+
+
+class ShardedProducer:
+    """A controller's connections to all shards of the queue.
+
+    The methods that concern one job are those of ``JobProducer``. The caller follows and reaps each of
+    ``shards``.
+    """
+
+    def __init__(self, shards: Sequence[JobProducer]) -> None:
+        self.shards = tuple(shards)
+
+    @classmethod
+    async def connect(cls, shards: Sequence[Shard], **options: Any) -> ShardedProducer:
+        """Connect to all shards. Raise QueueUnavailable if none of them responds.
+
+        ``options`` are those of ``JobProducer``. Limits apply to the whole queue.
+        """
+        producer = cls(
+            [
+                JobProducer(shard.url, prefix=shard.prefix, num_shards=len(shards), **options)
+                for shard in shards
+            ]
+        )
+        try:
+            await producer._from_available(lambda shard: shard.check_connection())
+        except BaseException:
+            await producer.aclose()
+            raise
+        return producer
+
+    @property
+    def num_redis_errors(self) -> Counter[str]:
+        """The number of errors so far, keyed by kind. See ``Link.num_errors``."""
+        return sum((shard.num_redis_errors for shard in self.shards), Counter())
+
+    def pick_job_id(self, new_id: Callable[[], str]) -> str:
+        """Return an ID from ``new_id`` that selects an available shard, if there is one."""
+        job_id = new_id()
+        for _ in range(_MAX_PICKS):
+            if self._shard(job_id).follow_error is None:
+                break
+            job_id = new_id()
+        return job_id
+
+    async def submit(
+        self,
+        job: Job,
+        pixels: Pixels,
+        tenant_limits: TenantLimits = DEFAULT_TENANT_LIMITS,
+        trace: str = "",
+    ) -> QueuePosition | None:
+        return await self._shard(job.job_id).submit(job, pixels, tenant_limits, trace)
+
+    def is_live(self, job: Job) -> bool:
+        return self._shard(job.job_id).is_live(job)
+
+    async def cancel(self, job_id: str, *, tenant: str) -> bool:
+        return await self._shard(job_id).cancel(job_id, tenant=tenant)
+
+    async def cancel_unread(self, job_id: str, *, tenant: str) -> bool:
+        return await self._shard(job_id).cancel_unread(job_id, tenant=tenant)
+
+    async def delete(self, job_id: str, *, tenant: str) -> bool:
+        return await self._shard(job_id).delete(job_id, tenant=tenant)
+
+    async def snapshot(
+        self, job_id: str, *, tenant: str, num_events: int = 0, offset: int = 0, is_read: bool = True
+    ) -> JobSnapshot | None:
+        return await self._shard(job_id).snapshot(
+            job_id, tenant=tenant, num_events=num_events, offset=offset, is_read=is_read
+        )
+
+    async def attach(self, job_id: str, *, tenant: str) -> list[Event] | None:
+        return await self._shard(job_id).attach(job_id, tenant=tenant)
+
+    async def heartbeats(self) -> list[Heartbeat]:
+        """Return the heartbeats of the live workers, from the first shard that is available.
+
+        Each worker sends its heartbeat to all shards. Raise QueueUnavailable if no shard is available.
+        """
+        available = [shard for shard in self.shards if shard.follow_error is None]
+        return await (available or self.shards)[0].heartbeats()
+
+    async def stats(self, heartbeats: Sequence[Heartbeat] | None = None) -> QueueStats:
+        """Return the sums over the available shards. Raise QueueUnavailable if there are none."""
+        if heartbeats is None:
+            heartbeats = await self.heartbeats()
+        replies = await self._from_available(lambda shard: shard.stats(heartbeats))
+        num_waiting = sum((Counter(reply.num_waiting) for reply in replies), Counter())
+        return dataclasses.replace(
+            replies[0],
+            num_waiting=num_waiting,
+            num_running=sum(reply.num_running for reply in replies),
+            num_dead_letters=sum(reply.num_dead_letters for reply in replies),
+            num_live=sum(reply.num_live for reply in replies),
+        )
+
+    async def eviction_policy(self) -> str:
+        """Return a ``maxmemory-policy`` of a shard's server that may evict keys, or "" if none does."""
+        policies = await self._from_available(lambda shard: shard.eviction_policy())
+        return next(filter(None, policies), "")
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*(shard.aclose() for shard in self.shards))
+
+    def _shard(self, job_id: str) -> JobProducer:
+        return self.shards[shard_index(job_id, len(self.shards))]
+
+    async def _from_available(self, call: Callable[[JobProducer], Awaitable[Result]]) -> list[Result]:
+        """Call all shards. Return the results of those that are available, or raise the first error."""
+        replies = await asyncio.gather(*map(call, self.shards), return_exceptions=True)
+        errors = [reply for reply in replies if isinstance(reply, BaseException)]
+        if defects := [error for error in errors if not isinstance(error, QueueUnavailable)]:
+            raise defects[0]
+        if len(errors) == len(replies):
+            raise errors[0]
+        return [reply for reply in replies if not isinstance(reply, BaseException)]
