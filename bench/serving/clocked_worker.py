@@ -17,7 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-from llava_wire.worker_side.consumer import JobConsumer
+from llava_wire.redis.shards import Shard
+from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 from llava_worker.engine import EngineInterface, EngineStats, Sequence, StepOutput
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
@@ -72,7 +73,7 @@ class ClockedEngine:
 async def main(url: str, log: Path, step_s: str, capacity: str) -> None:
     flags = ["--model", "echo", "--echo-step-s", step_s, "--max-num-sequences", capacity]
     model = open_model(load_settings(flags))
-    consumer = await JobConsumer.connect(url, model.heartbeat)
+    consumer = await ShardedConsumer.connect([Shard(url)], model.heartbeat)
     worker = Worker(
         consumer,
         ClockedEngine(model.engine, log),

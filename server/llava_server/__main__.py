@@ -13,7 +13,7 @@ from functools import partial
 from types import FrameType
 
 import uvicorn
-from llava_wire.controller_side.producer import JobProducer
+from llava_wire.controller_side.sharded_producer import ShardedProducer
 from llava_wire.errors import QueueUnavailable
 from llava_wire.otel_setup import TracingUnavailable, open_tracing
 
@@ -166,7 +166,7 @@ async def _check_queue(settings: Settings) -> None:
     A script is run, because a node of a cluster replies to a PING even if the queue is on another node.
     Raises QueueUnavailable or EvictionError.
     """
-    producer = await JobProducer.connect(settings.redis_url.get_secret_value())
+    producer = await ShardedProducer.connect(settings.shards)
     async with contextlib.aclosing(producer):
         await producer.heartbeats()
         policy = await producer.eviction_policy()

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
-from llava_wire.controller_side.producer import JobProducer
+from llava_wire.controller_side.sharded_producer import ShardedProducer
 from llava_wire.operator.inspector import Inspector
 from llava_wire.operator.worker_commands import CommandSender
 from llava_wire.stores.api_keys import ApiKeyStore
@@ -111,7 +111,7 @@ async def open_services(
     """Connect to the queue and start the image decoders and periodic tasks. Raises QueueUnavailable."""
     url = settings.redis_url.get_secret_value()
     async with AsyncExitStack() as stack:
-        producer = await stack.enter_async_context(aclosing(await _connect(url, settings)))
+        producer = await stack.enter_async_context(aclosing(await _connect(settings)))
         key_store = await stack.enter_async_context(aclosing(ApiKeyStore(url)))
         rate_limit_store = await stack.enter_async_context(aclosing(RateLimitStore(url)))
         files, responses, batches = await _open_stores(stack, url, settings)
@@ -124,7 +124,7 @@ async def open_services(
         stores = (key_store, rate_limit_store, files, responses, batches)
         metrics.set_redis_errors((producer, *stores, inspector, commands))
         tasks = await stack.enter_async_context(aclosing(SupervisedTasks(metrics.task_crashed)))
-        health = QueueHealth(metrics)
+        health = QueueHealth(metrics, num_shards=len(settings.shards))
         registry = WorkerRegistry(producer, metrics, health)
         controller = Controller(
             producer,
@@ -161,9 +161,9 @@ async def open_services(
         )
 
 
-async def _connect(url: str, settings: Settings) -> JobProducer:
-    return await JobProducer.connect(
-        url,
+async def _connect(settings: Settings) -> ShardedProducer:
+    return await ShardedProducer.connect(
+        settings.shards,
         max_queued=settings.max_queued,
         max_queued_cost=settings.max_queued_tokens,
         max_tenant_jobs=settings.max_tenant_jobs,

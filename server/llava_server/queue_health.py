@@ -1,7 +1,8 @@
 """The availability of the job queue, according to the calls that a controller makes all the time.
 
 Redis can allow reads and reject writes, for example if its disk is full or a replica is missing. A server is
-therefore ready only if all kinds of calls succeed.
+therefore ready only if all kinds of calls succeed. If the queue has several shards, one of them is enough,
+because new requests use the shards that are available.
 """
 
 from __future__ import annotations
@@ -29,17 +30,51 @@ _SETTLE_S = 4.0
 _CHECKED: tuple[QueueCall, ...] = ("read", "write")  # must succeed once before the queue is available
 
 
+class QueueHealth:
+    """Whether each kind of call succeeds on each shard of the queue."""
+
+    def __init__(self, metrics: Metrics, num_shards: int = 1) -> None:
+        self._metrics = metrics
+        names = ["the job queue"] if num_shards == 1 else [f"queue shard {i}" for i in range(num_shards)]
+        self._shards = [_ShardHealth(name) for name in names]
+
+    def report(self, call: QueueCall, error: QueueUnavailable | None, *, shard: int | None = None) -> None:
+        """Record the result of a call to one shard, or to all shards if ``shard`` is None."""
+        for each in self._shards if shard is None else [self._shards[shard]]:
+            each.report(call, error)
+        self._metrics.queue_up.set(self.problem() is None)
+        self._metrics.unavailable_shards.set(sum(each.problem() is not None for each in self._shards))
+
+    def is_available(self, call: QueueCall) -> bool:
+        """Return whether the last call of this kind succeeded and is recent, on any shard."""
+        return any(shard.is_available(call) for shard in self._shards)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the queue is available, and has been for long enough that all workers are known."""
+        return any(shard.is_settled for shard in self._shards)
+
+    def problem(self, *, has_details: bool = False) -> str | None:
+        """Return the reason why the queue is unavailable, or None if at least one shard is available.
+
+        The details are the error text from Redis, which can contain addresses and user names. Without
+        details, the reason contains only the kind of error, such as "NOREPLICAS".
+        """
+        problems = [shard.problem(has_details=has_details) for shard in self._shards]
+        return problems[0] if all(problems) else None
+
+
 @dataclass
 class _CallState:
     error: QueueUnavailable | None = None
     succeeded_at: float | None = None  # time.monotonic()
 
 
-class QueueHealth:
-    """Whether each kind of call succeeds. Logs the beginning and the end of each outage."""
+class _ShardHealth:
+    """Whether each kind of call succeeds on one shard. Logs the beginning and the end of each outage."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._calls: dict[QueueCall, _CallState] = {call: _CallState() for call in _CHECKED}
         self._outage_began: float | None = None  # time.monotonic(), like the next attribute
         self._recovered_at = float("-inf")
@@ -53,28 +88,20 @@ class QueueHealth:
             state.succeeded_at = time.monotonic()
             self._check_recovery()
             return
-        self._metrics.queue_up.set(0)
         self._outage_began = self._outage_began or time.monotonic()
         if error.kind not in self._logged_kinds:
             self._logged_kinds.add(error.kind)
             logger.warning("%s", error)
 
     def is_available(self, call: QueueCall) -> bool:
-        """Return whether the last call of this kind succeeded and is recent."""
         state = self._calls.get(call, _CallState())
         return state.error is None and _age_s(state) <= _STALE_S
 
     @property
     def is_settled(self) -> bool:
-        """Whether the queue is available, and has been for long enough that all workers are known."""
         return self.problem() is None and time.monotonic() - self._recovered_at > _SETTLE_S
 
     def problem(self, *, has_details: bool = False) -> str | None:
-        """Return the reason why the queue is unavailable, or None if it is available.
-
-        The details are the error text from Redis, which can contain addresses and user names. Without
-        details, the reason contains only the kind of error, such as "NOREPLICAS".
-        """
         for state in self._calls.values():
             if state.error is not None:
                 return (
@@ -86,13 +113,10 @@ class QueueHealth:
         return f"The job queue has not responded for {age_s:.0f} seconds." if age_s > _STALE_S else None
 
     def _check_recovery(self) -> None:
-        if self.problem() is not None:
-            return
-        self._metrics.queue_up.set(1)
-        if self._outage_began is not None:
+        if self.problem() is None and self._outage_began is not None:
             self._recovered_at = time.monotonic()
             outage_s = self._recovered_at - self._outage_began
-            logger.info("the job queue is available again after %.1f s", outage_s)
+            logger.info("%s is available again after %.1f s", self._name, outage_s)
             self._outage_began = None
             self._logged_kinds.clear()
 

@@ -11,7 +11,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from llava_wire.controller_side.producer import JobProducer
+from llava_wire.controller_side.sharded_producer import ShardedProducer
 from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
 
@@ -55,7 +55,7 @@ class ServedModel:
 class WorkerRegistry:
     """The live workers and served models. Only ``refresh`` changes them; every request reads them."""
 
-    def __init__(self, producer: JobProducer, metrics: Metrics, health: QueueHealth) -> None:
+    def __init__(self, producer: ShardedProducer, metrics: Metrics, health: QueueHealth) -> None:
         self._producer = producer
         self._metrics = metrics
         self._health = health

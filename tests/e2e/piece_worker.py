@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from llava_wire.messages.event import Event
-from llava_wire.worker_side.consumer import JobConsumer
+from llava_wire.redis.shards import Shard
+from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 from llava_worker.engine import EngineStats, Sequence, StepOutput, TokenLogprobs
 from llava_worker.job_output import JobOutput
 from llava_worker.language.tokenizer import ByteTokenizer
@@ -157,7 +158,7 @@ def running_piece_worker(url: str) -> Iterator[None]:
     async def serve() -> None:
         model = open_model(load_settings(["--model", "echo"]))
         engine = PieceEngine()
-        consumer = await JobConsumer.connect(url, model.heartbeat)
+        consumer = await ShardedConsumer.connect([Shard(url)], model.heartbeat)
         workers.append(
             Worker(
                 consumer,

@@ -13,7 +13,8 @@ from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.event import FinishReason
 from llava_wire.messages.job import ImageRef, Job, Message
 from llava_wire.messages.sampling_params import SamplingParams
-from llava_wire.worker_side.consumer import JobConsumer
+from llava_wire.redis.shards import Shard
+from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
@@ -108,7 +109,7 @@ async def reap_periodically(producer: JobProducer) -> None:
 @asynccontextmanager
 async def running_worker(url: str) -> AsyncIterator[asyncio.Task[Any]]:
     model = open_model(load_settings(["--model", "echo"]))
-    consumer = await JobConsumer.connect(url, model.heartbeat, lease_s=LEASE_S)
+    consumer = await ShardedConsumer.connect([Shard(url)], model.heartbeat, lease_s=LEASE_S)
     engine = EchoEngine(max_sequences=4, step_s=STEP_S)
     worker = Worker(
         consumer,

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from llava_wire.worker_side.consumer import JobConsumer
+from llava_wire.redis.shards import Shard
+from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import StepOutput
 from llava_worker.open_model import open_model
@@ -58,7 +59,7 @@ def path(queue: str) -> Iterator[FaultProxy]:
 async def stepped_worker(path: FaultProxy) -> AsyncIterator[SteppedEngine]:
     """Run a worker that connects to the queue through ``path``. Yield its engine."""
     model, engine = open_model(load_settings(["--model", "echo"])), SteppedEngine()
-    consumer = await JobConsumer.connect(path.url, model.heartbeat)
+    consumer = await ShardedConsumer.connect([Shard(path.url)], model.heartbeat)
     worker = Worker(
         consumer, engine, prompts=model.prompts, tokenizer=model.tokenizer, heartbeat=model.heartbeat
     )

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from llava_wire.worker_side.consumer import JobConsumer
+from llava_wire.redis.shards import Shard
+from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import EngineStats, Sequence, StepOutput
 from llava_worker.engine.structured_output.grammar_cache import GrammarCache
@@ -92,7 +93,9 @@ async def running_worker(
     if not is_stepped:
         engine.run_freely()
     model = open_model(load_settings(["--model", "echo"]))
-    consumer = await JobConsumer.connect(url, model.heartbeat, lease_s=LEASE_S, hang_timeout_s=hang_timeout_s)
+    consumer = await ShardedConsumer.connect(
+        [Shard(url)], model.heartbeat, lease_s=LEASE_S, hang_timeout_s=hang_timeout_s
+    )
     worker = Worker(
         consumer,
         engine,

@@ -19,7 +19,8 @@ from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.load_command import CommandStatus, ModelCommand
 from llava_wire.operator.inspector import Inspector
 from llava_wire.operator.worker_commands import CommandSender
-from llava_wire.worker_side.consumer import JobConsumer
+from llava_wire.redis.shards import Shard
+from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 from llava_worker.engine import EngineInterface
 from llava_worker.model_host import LOADER, ModelHost
 from llava_worker.open_model import open_model
@@ -72,7 +73,7 @@ async def running_host(url: str, *flags: str) -> AsyncIterator[RunningHost]:
     settings = load_settings(["--redis-url", url, "--lease-s", str(LEASE_S), *flags])
     model = open_model(settings)
     host, first_engine = ModelHost(settings, model), weakref.ref(model.engine)
-    consumer = await JobConsumer.connect(url, model.heartbeat, lease_s=LEASE_S)
+    consumer = await ShardedConsumer.connect([Shard(url)], model.heartbeat, lease_s=LEASE_S)
     del model
     task = asyncio.create_task(host.run(consumer))
     running = RunningHost(host, task, CommandSender(url), Inspector(url), first_engine)

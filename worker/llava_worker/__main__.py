@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from llava_wire.errors import QueueUnavailable
 from llava_wire.otel_setup import SCOPE, TracingUnavailable, open_tracing
-from llava_wire.worker_side.consumer import JobConsumer
+from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 
 from llava_worker.engine_thread import EXIT_BROKEN
 from llava_worker.gpu_health import log_gpu_health
@@ -95,8 +95,8 @@ async def _serve(settings: Settings, host: ModelHost, create_output: JobOutputFa
         settings.conversation,
     )
     try:
-        consumer = await JobConsumer.connect(
-            settings.redis_url.get_secret_value(),
+        consumer = await ShardedConsumer.connect(
+            settings.shards,
             heartbeat,
             lease_s=settings.lease_s,
             hang_timeout_s=settings.hang_timeout_s,

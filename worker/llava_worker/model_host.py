@@ -21,7 +21,7 @@ import msgspec
 from anyio import CancelScope, move_on_after
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.load_command import CommandStatus, IssuedCommand
-from llava_wire.worker_side.consumer import JobConsumer
+from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 
 from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.load_progress import LoadProgress
@@ -68,7 +68,7 @@ class ModelHost:
         if self._worker is not None:
             self._worker.drain()
 
-    async def run(self, consumer: JobConsumer, create_output: JobOutputFactory = JobOutput) -> int:
+    async def run(self, consumer: ShardedConsumer, create_output: JobOutputFactory = JobOutput) -> int:
         """Serve models until drained. Return the exit status of ``Worker.run``."""
         while self._model is not None or not self._is_draining:
             if self._model is not None:
@@ -85,7 +85,7 @@ class ModelHost:
             await consumer.deregister()
         return 0
 
-    async def _serve(self, consumer: JobConsumer, create_output: JobOutputFactory) -> int:
+    async def _serve(self, consumer: ShardedConsumer, create_output: JobOutputFactory) -> int:
         """Serve the model until drained or until a command replaces or unloads it."""
         assert self._model is not None
         model, self._model = self._model, None
@@ -109,14 +109,14 @@ class ModelHost:
         finally:
             self._worker = self._loaded_settings = None
 
-    async def _wait_for_command(self, consumer: JobConsumer) -> None:
+    async def _wait_for_command(self, consumer: ShardedConsumer) -> None:
         """Send heartbeats without a model until a command arrives."""
         while self._command is None:
             await self._send_heartbeat(consumer)
             with move_on_after(self._beat_s):
                 await self._has_command.wait()
 
-    async def _load(self, consumer: JobConsumer) -> None:
+    async def _load(self, consumer: ShardedConsumer) -> None:
         """Load the requested model, if any. The previous model has already been unloaded."""
         settings = self._target_settings
         if settings is None:
@@ -147,7 +147,7 @@ class ModelHost:
             self._model, self._loaded_settings = replace(model, heartbeat=heartbeat), settings
             self._finish_command(consumer, "done")
 
-    async def _send_heartbeat(self, consumer: JobConsumer) -> None:
+    async def _send_heartbeat(self, consumer: ShardedConsumer) -> None:
         """Send the heartbeat of a worker without a model."""
         heartbeat = msgspec.structs.replace(
             self.heartbeat,
@@ -162,7 +162,7 @@ class ModelHost:
         if command is not None:
             self._accept_command(command, consumer)
 
-    def _accept_command(self, command: IssuedCommand, consumer: JobConsumer) -> None:
+    def _accept_command(self, command: IssuedCommand, consumer: ShardedConsumer) -> None:
         """Start executing a command, or reject it. Any previous command has already finished."""
         model = command.command.model
         logger.info("%s: %s", command.command_id, "unload" if model is None else f"load {model!r}")
@@ -183,7 +183,7 @@ class ModelHost:
 
     def _report(
         self,
-        consumer: JobConsumer,
+        consumer: ShardedConsumer,
         state: Literal["running", "done", "refused", "failed"],
         message: str = "",
     ) -> None:
@@ -196,7 +196,7 @@ class ModelHost:
         )
 
     def _finish_command(
-        self, consumer: JobConsumer, state: Literal["done", "refused", "failed"], message: str = ""
+        self, consumer: ShardedConsumer, state: Literal["done", "refused", "failed"], message: str = ""
     ) -> None:
         assert self._command is not None
         logger.info("%s: %s%s", self._command.command_id, state, f": {message}" if message else "")

@@ -3,10 +3,10 @@
     pull  ->  prompt  ->  EngineThread  ->  JobOutput (detokenizer)  ->  emit
               heartbeat every second       reconcile every few seconds
 
-One event loop owns everything except the engine. At most one emit is in flight. Engine outputs that arrive
-during an emit are sent with the next one. Emits also signal progress: while the worker has jobs, it emits at
-least once per second, provided that the engine has finished a step since the last emit. If the engine hangs,
-the emits stop, and the queue treats the worker as hung.
+One event loop owns everything except the engine. At most one emit per queue shard is in flight. Engine
+outputs that arrive during an emit are sent with the next one. Emits also signal progress: while the worker
+has jobs, it emits at least once per second, provided that the engine has finished a step since the last emit.
+If the engine hangs, the emits stop, and the queue treats the worker as hung.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from llava_wire.messages.job import Job
 from llava_wire.messages.load_command import IssuedCommand
 from llava_wire.messages.sampling_params import Grammar
 from llava_wire.worker_side.consumer import STEP_STAT, JobConsumer
+from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 
 from llava_worker.engine import EngineInterface, Sequence, StepOutput
 from llava_worker.engine_thread import EXIT_BROKEN, EngineThread
@@ -59,7 +60,7 @@ class Worker:
 
     def __init__(
         self,
-        consumer: JobConsumer,
+        consumer: ShardedConsumer,
         engine: EngineInterface,
         *,
         prompts: PromptBuilder,
@@ -98,7 +99,7 @@ class Worker:
         self._draining = asyncio.Event()
         self._closing = asyncio.Event()  # set once only the last emit and heartbeat remain to be sent
         self._slot_freed = asyncio.Event()
-        self._has_outputs = asyncio.Event()
+        self._has_outputs = {shard: asyncio.Event() for shard in consumer.shards}
         self._is_idle = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None  # set by run(), like the next two attributes
         self._scope: CancelScope | None = None
@@ -152,14 +153,16 @@ class Worker:
         """Pull and emit until drained, then return the remaining jobs to the queue."""
         async with create_task_group() as self._grammar_tasks:
             async with create_task_group() as loops:
-                loops.start_soon(self._emit_loop)
+                for shard in self._consumer.shards:
+                    loops.start_soon(self._emit_loop, shard)
                 loops.start_soon(self._heartbeat_loop)
                 loops.start_soon(self._limit_drain)
                 await self._pull_loop()  # emits continue until the last pull has returned, so no job is lost
                 if self._drain_timeout_s and self._outputs:
                     await _wait(self._is_idle, self._drain_timeout_s)
                 self._closing.set()
-                self._has_outputs.set()
+                for has_outputs in self._has_outputs.values():
+                    has_outputs.set()
             await self._hand_over()
             self._grammar_tasks.cancel_scope.cancel()
 
@@ -222,7 +225,7 @@ class Worker:
         self._outputs[job.job_id] = output
         self._is_idle.clear()
         if output.is_finished:
-            self._has_outputs.set()
+            self._signal_output(job.job_id)
             return
         logger.debug("job_id=%s: starting at token %d", job.job_id, len(assignment.token_ids))
         running_jobs = [running.assignment.job for running in self._in_engine.values()]
@@ -241,7 +244,7 @@ class Worker:
         except GrammarError as error:
             output.fail(error.error)
             self._abort(output)
-            self._has_outputs.set()
+            self._signal_output(output.assignment.job.job_id)
         if self._in_engine.get(sequence.seq_id) is output:
             self._engine.add(sequence)
 
@@ -253,22 +256,30 @@ class Worker:
             output.process(engine_output)
             if output.is_finished:
                 self._abort(output)
-        self._has_outputs.set()
+            self._signal_output(output.assignment.job.job_id)
 
-    async def _emit_loop(self) -> None:
+    def _signal_output(self, job_id: str) -> None:
+        """Wake the emit loop of the job's shard."""
+        self._has_outputs[self._consumer.shard_of(job_id)].set()
+
+    async def _emit_loop(self, shard: JobConsumer) -> None:
         num_steps = 0
         is_last = False
         while not is_last:
-            await _wait(self._has_outputs, _PROGRESS_S)
-            self._has_outputs.clear()
+            await _wait(self._has_outputs[shard], _PROGRESS_S)
+            self._has_outputs[shard].clear()
             is_last = self._closing.is_set()
-            outputs = dict(self._outputs)
+            outputs = {
+                job_id: output
+                for job_id, output in self._outputs.items()
+                if self._consumer.shard_of(job_id) is shard
+            }
             events = [
                 (output.assignment, event) for output in outputs.values() if (event := output.next_event())
             ]
             if events or (outputs and self._engine.num_steps > num_steps):
                 num_steps = self._engine.num_steps
-                result = await self._consumer.emit(events, check_overflow=self._has_overflow_slot())
+                result = await shard.emit(events, check_overflow=self._has_overflow_slot())
                 if result.has_overflow_waiting:
                     self._slot_freed.set()
                 ended = {assignment.job.job_id for assignment, event in events if event.final}

@@ -35,6 +35,7 @@ import msgspec
 from llava_wire.controller_side.limits import TenantLimits
 from llava_wire.controller_side.producer import JobProducer
 from llava_wire.controller_side.query_results import JobSnapshot
+from llava_wire.controller_side.sharded_producer import ShardedProducer
 from llava_wire.errors import AlreadySubmitted, DuplicateJob, QueueFull, QueueUnavailable, TenantOverLimit
 from llava_wire.messages.job import Job
 from llava_wire.stores.api_keys import KeyLimits
@@ -83,7 +84,7 @@ class Controller:
 
     def __init__(
         self,
-        producer: JobProducer,
+        producer: ShardedProducer,
         metrics: Metrics,
         limiter: TokenLimiter,
         health: QueueHealth,
@@ -107,6 +108,10 @@ class Controller:
     def num_open(self) -> int:
         """The number of outputs being read by clients of this process."""
         return len(self._open) + len(self._tails)
+
+    def on_available_shard(self, job: Job) -> Job:
+        """Return a new job, with another ID if the queue shard that its ID selects is unavailable."""
+        return msgspec.structs.replace(job, job_id=self._producer.pick_job_id(job.job_id))
 
     async def submit(
         self,
@@ -238,11 +243,16 @@ class Controller:
 
     def start(self) -> None:
         """Distribute events, reclaim jobs from lost workers and enforce deadlines, each in its own task."""
-        self._supervised.start(
-            "follow", self._follow, max_restarts=_MAX_FOLLOW_RESTARTS, on_final_crash=self._fail_process
-        )
+        for index, shard in enumerate(self._producer.shards):
+            self._supervised.start(
+                "follow",
+                partial(self._follow, shard),
+                max_restarts=_MAX_FOLLOW_RESTARTS,
+                on_final_crash=self._fail_process,
+            )
+            reap = partial(self._reap, shard, index)
+            self._supervised.start("reap", partial(run_periodically, _INTERVAL_S, reap))
         steps: dict[str, Callable[[], Awaitable[None]]] = {
-            "reap": self._reap,
             "deadlines": self._enforce_deadlines,
             "detached jobs": self._detached.cancel_expired,
         }
@@ -253,8 +263,8 @@ class Controller:
         self.failure = f"The controller loop failed with {type(error).__name__}. Restart the server."
         self.fail_all(_defect())
 
-    async def _follow(self) -> None:
-        async for batch in self._producer.follow():
+    async def _follow(self, shard: JobProducer) -> None:
+        async for batch in shard.follow():
             # Do not await or raise anything below: a restart would not receive the rest of the batch again.
             for job_id, event in batch:
                 if (output := self._open.get(job_id)) is not None:
@@ -262,14 +272,14 @@ class Controller:
                 elif event.final is not None:
                     self._detached.discard(job_id)
 
-    async def _reap(self) -> None:
-        self._health.report("follow", self._producer.follow_error)
+    async def _reap(self, shard: JobProducer, index: int) -> None:
+        self._health.report("follow", shard.follow_error, shard=index)
         try:
-            num_jobs = await self._producer.reap()
+            num_jobs = await shard.reap()
         except QueueUnavailable as error:
-            self._health.report("write", error)
+            self._health.report("write", error, shard=index)
             return
-        self._health.report("write", None)
+        self._health.report("write", None, shard=index)
         if num_jobs:
             logger.warning("%d jobs reclaimed from lost or hung workers", num_jobs)
             self._metrics.jobs_reaped.inc(num_jobs)

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 
-from llava_wire.controller_side.producer import JobProducer
+from llava_wire.controller_side.sharded_producer import ShardedProducer
 from llava_wire.errors import QueueUnavailable
 
 from llava_server.generation.output_queue import OutputQueue
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class DetachedJobs:
     """The detached jobs of one controller, which calls ``cancel_expired`` every second."""
 
-    def __init__(self, producer: JobProducer, metrics: Metrics, *, grace_s: float) -> None:
+    def __init__(self, producer: ShardedProducer, metrics: Metrics, *, grace_s: float) -> None:
         self._producer = producer
         self._metrics = metrics
         self._grace_s = grace_s

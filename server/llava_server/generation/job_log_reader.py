@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from llava_wire.controller_side.producer import JobProducer
+from llava_wire.controller_side.sharded_producer import ShardedProducer
 from llava_wire.errors import QueueUnavailable
 
 from llava_server.errors import ApiError
@@ -21,7 +21,7 @@ _POLL_S = 0.1
 _MAX_MISSES = 20
 
 
-async def tail_log(producer: JobProducer, output: OutputQueue) -> int | None:
+async def tail_log(producer: ShardedProducer, output: OutputQueue) -> int | None:
     """Copy all events of the job into ``output`` and return None.
 
     If no connection is streaming the job anymore, stop and return the number of copied events. The caller can

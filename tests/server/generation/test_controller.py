@@ -16,7 +16,7 @@ from llava_server.middleware.rate_limit import RateLimiter
 from llava_server.queue_health import QueueHealth
 from llava_server.supervised_tasks import SupervisedTasks
 from llava_wire.controller_side.limits import TenantLimits
-from llava_wire.controller_side.producer import JobProducer
+from llava_wire.controller_side.sharded_producer import ShardedProducer
 from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.event import Event, Final, FinishReason
 from llava_wire.messages.job import Job
@@ -47,6 +47,7 @@ class ScriptedProducer:
         self.defect: Exception | None = None  # raised by ``reap``
         self.num_reaps = 0
         self.follow_error = None
+        self.shards = (self,)
 
     def is_live(self, job: Job) -> bool:
         return False
@@ -82,7 +83,7 @@ def make(
 ) -> Controller:
     metrics, limiter = Metrics(), RateLimiter(ApiKeys((), is_required=False))
     return Controller(
-        cast(JobProducer, producer),
+        cast(ShardedProducer, producer),
         metrics,
         limiter,
         QueueHealth(metrics),

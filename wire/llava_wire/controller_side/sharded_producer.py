@@ -7,7 +7,9 @@ shards for new jobs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -61,13 +63,15 @@ class ShardedProducer:
         """The number of errors so far, keyed by kind. See ``Link.num_errors``."""
         return sum((shard.num_redis_errors for shard in self.shards), Counter())
 
-    def pick_job_id(self, new_id: Callable[[], str]) -> str:
-        """Return an ID from ``new_id`` that selects an available shard, if there is one."""
-        job_id = new_id()
+    def pick_job_id(self, job_id: str) -> str:
+        """Return the ID of a new job, or a random ID with the same prefix if its shard is unavailable.
+
+        If no shard is available, return any ID.
+        """
         for _ in range(_MAX_PICKS):
             if self._shard(job_id).follow_error is None:
                 break
-            job_id = new_id()
+            job_id = f"{job_id.partition('-')[0]}-{secrets.token_hex(16)}"
         return job_id
 
     async def submit(
@@ -106,8 +110,11 @@ class ShardedProducer:
 
         Each worker sends its heartbeat to all shards. Raise QueueUnavailable if no shard is available.
         """
-        available = [shard for shard in self.shards if shard.follow_error is None]
-        return await (available or self.shards)[0].heartbeats()
+        *first, last = sorted(self.shards, key=lambda shard: shard.follow_error is not None)
+        for shard in first:
+            with contextlib.suppress(QueueUnavailable):
+                return await shard.heartbeats()
+        return await last.heartbeats()
 
     async def stats(self, heartbeats: Sequence[Heartbeat] | None = None) -> QueueStats:
         """Return the sums over the available shards. Raise QueueUnavailable if there are none."""

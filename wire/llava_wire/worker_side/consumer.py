@@ -10,7 +10,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -45,6 +45,8 @@ MODEL_CHANGED = msgspec.msgpack.encode(
 # these tokens while the remaining frames are being sent.
 FIRST_FRAMES = 32
 MAX_FRAMES = 500  # maximum in each later call, limited because Lua unpacks the frames onto its stack
+
+ScriptCall: TypeAlias = Callable[..., Awaitable[Any]]  # runs a script, given its name and arguments
 
 _log = logging.getLogger(__name__)
 
@@ -93,16 +95,30 @@ class JobConsumer:
         """Register the worker. Raise QueueUnavailable if Redis is unavailable."""
         consumer = cls(url, heartbeat, lease_s=lease_s, hang_timeout_s=hang_timeout_s)
         try:
-            await consumer._renew_lease()
+            await consumer.register()
         except BaseException:
             await consumer.aclose()
             raise
         return consumer
 
+    async def register(self) -> None:
+        """Register the worker. Raise QueueUnavailable if Redis is unavailable."""
+        await self._try(self._renew_lease)
+
+    @property
+    def is_available(self) -> bool:
+        """Whether Redis was available at the last call."""
+        return not self._is_unavailable
+
+    @property
+    def num_held(self) -> int:
+        """The number of jobs that are assigned to the worker."""
+        return len(self._held)
+
     async def pull(self, max_jobs: int) -> list[Assignment]:
         """Pull up to ``max_jobs`` jobs in fair order. If none are waiting, wait up to about one second."""
         assignments = await self._pull(max_jobs)
-        if not assignments and await self._wait_for_work():
+        if not assignments and await self.wait_for_work():
             assignments = await self._pull(max_jobs)
         return assignments
 
@@ -112,6 +128,21 @@ class JobConsumer:
         Return at most one assignment, without waiting.
         """
         return await self._pull(1, is_overflow=True)
+
+    async def try_pull(self, max_jobs: int, *, is_overflow: bool = False) -> list[Assignment]:
+        """Pull without waiting and without retries. Raise QueueUnavailable.
+
+        If an error is raised, Redis may have assigned jobs anyway. ``try_reconcile`` requeues them.
+        """
+        return await self._pull(max_jobs, is_overflow=is_overflow, call=self._call_once)
+
+    async def wait_for_work(self) -> bool:
+        """Wait up to ``WAIT_S`` for a wake-up, and return whether jobs may be waiting."""
+        try:
+            name = wake_key(self._heartbeat.model, self._waiter.prefix)
+            return bool(await self._waiter.command("BLPOP", name, WAIT_S))
+        except QueueUnavailable:
+            return True  # unknown, but the next pull waits for Redis anyway
 
     async def emit(
         self,
@@ -157,8 +188,7 @@ class JobConsumer:
         that was last passed to ``report_command``. A command is returned only once, and only after the
         previous command has finished.
         """
-        status = self._heartbeat.command
-        self._heartbeat = msgspec.structs.replace(heartbeat or self._heartbeat, command=status)
+        self.replace_heartbeat(heartbeat)
         reply = await self._retry(self._renew_lease)
         if not reply or (self._heartbeat.command and not self._heartbeat.command.is_finished):
             return None
@@ -167,6 +197,11 @@ class JobConsumer:
             return None
         self._last_command_id = command_id
         return IssuedCommand(command_id, msgspec.msgpack.decode(packed, type=ModelCommand))
+
+    def replace_heartbeat(self, heartbeat: Heartbeat | None) -> None:
+        """Set the heartbeat to send next, except for its command status, unless it is None."""
+        status = self._heartbeat.command
+        self._heartbeat = msgspec.structs.replace(heartbeat or self._heartbeat, command=status)
 
     def report_command(self, status: CommandStatus) -> None:
         """Set the command status to include in subsequent heartbeats."""
@@ -178,13 +213,11 @@ class JobConsumer:
         Return the held jobs that are no longer assigned to the worker. Jobs that are assigned to the worker
         but not held by it are requeued.
         """
-        assignments = {job_id: self._held.get(job_id, "") for job_id in held}
-        places = [arg for job_id in assignments for arg in self._place(job_id)]
-        lost = _job_ids(
-            await self._call("reconcile_worker", self._worker_id, len(self._pulling), *self._pulling, *places)
-        )
-        self._release([(job_id, assignments[job_id]) for job_id in lost])
-        return lost
+        return await self._reconcile(held, self._call)
+
+    async def try_reconcile(self, held: Iterable[str]) -> set[str]:
+        """The same as ``reconcile``, without retries. Raise QueueUnavailable."""
+        return await self._reconcile(held, self._call_once)
 
     async def deregister(self) -> None:
         """Remove the worker, and return its jobs to the queue."""
@@ -193,6 +226,15 @@ class JobConsumer:
     async def aclose(self) -> None:
         await self._waiter.aclose()
         await self._link.aclose()
+
+    async def _reconcile(self, held: Iterable[str], call: ScriptCall) -> set[str]:
+        assignments = {job_id: self._held.get(job_id, "") for job_id in held}
+        places = [arg for job_id in assignments for arg in self._place(job_id)]
+        lost = _job_ids(
+            await call("reconcile_worker", self._worker_id, len(self._pulling), *self._pulling, *places)
+        )
+        self._release([(job_id, assignments[job_id]) for job_id in lost])
+        return lost
 
     async def _renew_lease(self) -> Any:
         packed, status = msgspec.msgpack.encode(self._heartbeat), self._heartbeat.command
@@ -203,10 +245,12 @@ class JobConsumer:
             "heartbeat", self._worker_id, self._lease_ms, packed, finished_id, *model
         )
 
-    async def _pull(self, max_jobs: int, *, is_overflow: bool = False) -> list[Assignment]:
+    async def _pull(
+        self, max_jobs: int, *, is_overflow: bool = False, call: ScriptCall | None = None
+    ) -> list[Assignment]:
         nonces = self._pulling = [uuid.uuid4().hex for _ in range(max_jobs)]
         try:
-            jobs, blobs, now_ms = await self._call(
+            jobs, blobs, now_ms = await (call or self._call)(
                 "pull",
                 self._worker_id,
                 self._heartbeat.model,
@@ -257,14 +301,6 @@ class JobConsumer:
             return False
         return all(image.digest in assignment.pixels for image in job.images)
 
-    async def _wait_for_work(self) -> bool:
-        """Wait up to ``WAIT_S`` for a wake-up, and return whether jobs may be waiting."""
-        try:
-            name = wake_key(self._heartbeat.model, self._waiter.prefix)
-            return bool(await self._waiter.command("BLPOP", name, WAIT_S))
-        except QueueUnavailable:
-            return True  # unknown, but the next pull waits for Redis anyway
-
     def _frame(self, assignment: Assignment, event: Event) -> tuple[Arg, ...]:
         number = self._positions.get(assignment.assignment_id, (0, 0))[0] + 1
         self._positions[assignment.assignment_id] = number, event.next_offset
@@ -301,6 +337,17 @@ class JobConsumer:
 
     async def _call(self, name: str, *args: Arg) -> Any:
         return await self._retry(lambda: self._link.script(name, *args))
+
+    async def _call_once(self, name: str, *args: Arg) -> Any:
+        return await self._try(lambda: self._link.script(name, *args))
+
+    async def _try(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Call once. Record and raise QueueUnavailable."""
+        try:
+            return await call()
+        except QueueUnavailable as error:
+            self._report_unavailable(error)
+            raise
 
     async def _retry(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Repeat ``call`` until Redis is available. Log the first error and the recovery."""

@@ -160,6 +160,8 @@ class RequestHandler:
         errors refer to.
         """
         jobs = job_set.jobs
+        if not is_resumable:
+            jobs = [self.services.controller.on_available_shard(job) for job in jobs]
         self._context.job_id = jobs[0].job_id
         outputs = MergedOutputs(self.services.controller, is_resumable=is_resumable, field=field)
         try:

@@ -1,0 +1,169 @@
+"""The worker side of a queue with one or more shards.
+
+Each worker has a home shard, from which it pulls first, so that most of its jobs belong to one shard and an
+emit is one script call. It also pulls from the other shards: from all of them while it has no jobs, and
+otherwise from one after the other. The worker emits to each of ``shards`` separately, so that a shard whose
+Redis server is unavailable does not delay the jobs of other shards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+
+from llava_wire.errors import QueueUnavailable
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.messages.load_command import CommandStatus, IssuedCommand
+from llava_wire.redis.shards import Shard, shard_index
+from llava_wire.worker_side.consumer import WAIT_S, JobConsumer
+
+__all__ = ["ShardedConsumer"]
+
+_HEARTBEAT_TIMEOUT_S = 0.5  # maximum time that ``send_heartbeat`` waits for a shard
+
+
+class ShardedConsumer:
+    """A worker's connections to all shards of the queue. Only one ``pull`` may run at a time."""
+
+    def __init__(self, shards: Sequence[JobConsumer], *, home: int = 0) -> None:
+        self.shards = tuple(shards)
+        self._home = self.shards[home]
+        self._others = itertools.cycle(shard for shard in self.shards if shard is not self._home)
+        self._wake_ups: dict[JobConsumer, asyncio.Task[bool]] = {}  # waiting for jobs in a shard
+        self._heartbeats: dict[JobConsumer, asyncio.Task[IssuedCommand | None]] = {}
+
+    @classmethod
+    async def connect(
+        cls,
+        shards: Sequence[Shard],
+        heartbeat: Heartbeat,
+        *,
+        lease_s: float = 5.0,
+        hang_timeout_s: float = 30.0,
+    ) -> ShardedConsumer:
+        """Register the worker in all shards. Raise QueueUnavailable if none of them is available.
+
+        The worker's ID selects its home shard.
+        """
+        consumers = [
+            JobConsumer(
+                shard.url, heartbeat, lease_s=lease_s, hang_timeout_s=hang_timeout_s, prefix=shard.prefix
+            )
+            for shard in shards
+        ]
+        consumer = cls(consumers, home=shard_index(heartbeat.worker_id, len(shards)))
+        replies = await asyncio.gather(*(each.register() for each in consumers), return_exceptions=True)
+        errors = [reply for reply in replies if isinstance(reply, BaseException)]
+        defects = [error for error in errors if not isinstance(error, QueueUnavailable)]
+        if defects or len(errors) == len(consumers):
+            await consumer.aclose()
+            raise [*defects, *errors][0]
+        return consumer
+
+    def shard_of(self, job_id: str) -> JobConsumer:
+        """Return the shard that contains a job."""
+        return self.shards[shard_index(job_id, len(self.shards))]
+
+    async def pull(self, max_jobs: int) -> list[Assignment]:
+        """Pull up to ``max_jobs`` jobs of one shard in fair order. If none are waiting, wait a moment."""
+        if len(self.shards) == 1:
+            return await self._home.pull(max_jobs)
+        is_idle = not any(shard.num_held for shard in self.shards)
+        for shard in self._in_turn(is_idle=is_idle):
+            with suppress(QueueUnavailable):  # if the jobs were assigned anyway, ``reconcile`` requeues them
+                if assignments := await shard.try_pull(max_jobs):
+                    return assignments
+        await self._wait_for_work(self.shards if is_idle else [self._home])
+        return []
+
+    async def pull_overflow(self) -> list[Assignment]:
+        """Pull the first waiting job of a tenant that has no job on this worker. See ``JobConsumer``."""
+        if len(self.shards) == 1:
+            return await self._home.pull_overflow()
+        for shard in self._in_turn(is_idle=True):
+            with suppress(QueueUnavailable):
+                if assignments := await shard.try_pull(1, is_overflow=True):
+                    return assignments
+        return []
+
+    async def requeue(self, assignments: Sequence[Assignment]) -> None:
+        """Return jobs to their previous positions in the queue. This does not count as a crash."""
+        by_shard: dict[JobConsumer, list[Assignment]] = {}
+        for each in assignments:
+            by_shard.setdefault(self.shard_of(each.job.job_id), []).append(each)
+        await asyncio.gather(*(shard.requeue(held) for shard, held in by_shard.items()))
+
+    async def send_heartbeat(self, heartbeat: Heartbeat | None = None) -> IssuedCommand | None:
+        """Send the worker's heartbeat to all shards. Return a new operator command, if there is one.
+
+        See ``JobConsumer.send_heartbeat``.
+        """
+        if len(self.shards) == 1:
+            return await self._home.send_heartbeat(heartbeat)
+        for shard in self.shards:
+            if shard in self._heartbeats:  # the shard was unavailable, and this call is still being retried
+                shard.replace_heartbeat(heartbeat)
+            else:
+                self._heartbeats[shard] = asyncio.ensure_future(shard.send_heartbeat(heartbeat))
+        await asyncio.wait(self._heartbeats.values(), timeout=_HEARTBEAT_TIMEOUT_S)
+        sent = [shard for shard, task in self._heartbeats.items() if task.done()]
+        commands = [self._heartbeats.pop(shard).result() for shard in sent]
+        return next((command for command in commands if command is not None), None)
+
+    def report_command(self, status: CommandStatus) -> None:
+        """Set the command status to include in subsequent heartbeats."""
+        for shard in self.shards:
+            shard.report_command(status)
+
+    async def reconcile(self, held: Iterable[str]) -> set[str]:
+        """Compare the held jobs with the worker's assignments in all available shards.
+
+        See ``JobConsumer.reconcile``.
+        """
+        by_shard: dict[JobConsumer, list[str]] = {shard: [] for shard in self.shards if shard.is_available}
+        for job_id in held:
+            by_shard.get(self.shard_of(job_id), []).append(job_id)
+        if len(self.shards) == 1:
+            return await self._home.reconcile(by_shard.get(self._home, []))
+        lost: set[str] = set()
+        for shard, job_ids in by_shard.items():
+            with suppress(QueueUnavailable):
+                lost |= await shard.try_reconcile(job_ids)
+        return lost
+
+    async def deregister(self) -> None:
+        """Remove the worker, and return its jobs to the queue."""
+        await asyncio.gather(*(shard.deregister() for shard in self.shards))
+
+    async def aclose(self) -> None:
+        tasks = [*self._wake_ups.values(), *self._heartbeats.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(shard.aclose() for shard in self.shards))
+
+    def _in_turn(self, *, is_idle: bool) -> Iterator[JobConsumer]:
+        """Yield the available shards from which to pull next: the home shard and others."""
+        others = [next(self._others) for _ in self.shards[1 if is_idle else -1 :]]
+        woken = [shard for shard, task in self._wake_ups.items() if task.done()]
+        for shard in dict.fromkeys([self._home, *woken, *others]):
+            if shard.is_available:
+                yield shard
+
+    async def _wait_for_work(self, shards: Sequence[JobConsumer]) -> None:
+        """Wait up to about a second until one of the shards may have jobs.
+
+        The other waiting calls continue, because a wake-up that one of them has received must not be lost.
+        """
+        available = [shard for shard in shards if shard.is_available]
+        for shard in available:
+            if shard not in self._wake_ups or self._wake_ups[shard].done():
+                self._wake_ups[shard] = asyncio.ensure_future(shard.wait_for_work())
+        if available:
+            wake_ups = [self._wake_ups[shard] for shard in available]
+            await asyncio.wait(wake_ups, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            await asyncio.sleep(WAIT_S)
