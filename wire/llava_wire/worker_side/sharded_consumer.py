@@ -1,7 +1,7 @@
 """The worker side of a queue with one or more shards.
 
 Each worker has a home shard, from which it pulls first, so that most of its jobs belong to one shard and an
-emit is one script call. It also pulls from the other shards: from all of them while it has no jobs, and
+emit is one script call. It also pulls from the other shards: as soon as they have jobs while it has none, and
 otherwise from one after the other. The worker emits to each of ``shards`` separately, so that a shard whose
 Redis server is unavailable does not delay the jobs of other shards.
 """
@@ -18,10 +18,11 @@ from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.load_command import CommandStatus, IssuedCommand
 from llava_wire.redis.shards import Shard, shard_index
-from llava_wire.worker_side.consumer import WAIT_S, JobConsumer
+from llava_wire.worker_side.consumer import JobConsumer
 
 __all__ = ["ShardedConsumer"]
 
+_TURN_S = 0.5  # interval at which a worker with jobs pulls from one of the other shards
 _HEARTBEAT_TIMEOUT_S = 0.5  # maximum time that ``send_heartbeat`` waits for a shard
 
 
@@ -71,19 +72,19 @@ class ShardedConsumer:
         """Pull up to ``max_jobs`` jobs of one shard in fair order. If none are waiting, wait a moment."""
         if len(self.shards) == 1:
             return await self._home.pull(max_jobs)
-        is_idle = not any(shard.num_held for shard in self.shards)
-        for shard in self._in_turn(is_idle=is_idle):
+        shards = self._awaited_shards()
+        for shard in self._in_turn(shards):
             with suppress(QueueUnavailable):  # if the jobs were assigned anyway, ``reconcile`` requeues them
                 if assignments := await shard.try_pull(max_jobs):
                     return assignments
-        await self._wait_for_work(self.shards if is_idle else [self._home])
+        await self._wait_for_work(shards)
         return []
 
     async def pull_overflow(self) -> list[Assignment]:
         """Pull the first waiting job of a tenant that has no job on this worker. See ``JobConsumer``."""
         if len(self.shards) == 1:
             return await self._home.pull_overflow()
-        for shard in self._in_turn(is_idle=True):
+        for shard in self._in_turn(self.shards):
             with suppress(QueueUnavailable):
                 if assignments := await shard.try_pull(1, is_overflow=True):
                     return assignments
@@ -145,25 +146,34 @@ class ShardedConsumer:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(shard.aclose() for shard in self.shards))
 
-    def _in_turn(self, *, is_idle: bool) -> Iterator[JobConsumer]:
-        """Yield the available shards from which to pull next: the home shard and others."""
-        others = [next(self._others) for _ in self.shards[1 if is_idle else -1 :]]
+    def _awaited_shards(self) -> list[JobConsumer]:
+        """Return the available shards from which a job must be pulled as soon as it is submitted.
+
+        While the worker holds jobs, these are its home shard and the shards of these jobs. Other workers pull
+        the jobs of the other shards, unless they are busy.
+        """
+        available = [shard for shard in self.shards if shard.is_available]
+        awaited = [shard for shard in available if shard is self._home or shard.num_held]
+        is_idle = not any(shard.num_held for shard in self.shards)
+        return available if is_idle or self._home not in awaited else awaited
+
+    def _in_turn(self, awaited: Sequence[JobConsumer]) -> Iterator[JobConsumer]:
+        """Yield the shards from which to pull next, beginning with the home shard."""
         woken = [shard for shard, task in self._wake_ups.items() if task.done()]
-        for shard in dict.fromkeys([self._home, *woken, *others]):
+        for shard in dict.fromkeys([self._home, *woken, *awaited, next(self._others)]):
             if shard.is_available:
                 yield shard
 
     async def _wait_for_work(self, shards: Sequence[JobConsumer]) -> None:
-        """Wait up to about a second until one of the shards may have jobs.
+        """Wait up to ``_TURN_S`` until one of the shards may have jobs.
 
         The other waiting calls continue, because a wake-up that one of them has received must not be lost.
         """
-        available = [shard for shard in shards if shard.is_available]
-        for shard in available:
+        for shard in shards:
             if shard not in self._wake_ups or self._wake_ups[shard].done():
                 self._wake_ups[shard] = asyncio.ensure_future(shard.wait_for_work())
-        if available:
-            wake_ups = [self._wake_ups[shard] for shard in available]
-            await asyncio.wait(wake_ups, return_when=asyncio.FIRST_COMPLETED)
+        if shards:
+            wake_ups = [self._wake_ups[shard] for shard in shards]
+            await asyncio.wait(wake_ups, timeout=_TURN_S, return_when=asyncio.FIRST_COMPLETED)
         else:
-            await asyncio.sleep(WAIT_S)
+            await asyncio.sleep(_TURN_S)
