@@ -12,14 +12,13 @@ import sys
 from contextlib import aclosing
 
 from llava_wire.errors import QueueUnavailable
-from llava_wire.operator.inspector import Inspector
+from llava_wire.operator.sharded_inspector import ShardedInspector
 from llava_worker.settings import load_settings
 
 
 async def _problem() -> str | None:
-    url = load_settings([]).redis_url.get_secret_value()
     try:
-        async with aclosing(Inspector(url)) as inspector:
+        async with aclosing(ShardedInspector(load_settings([]).shards)) as inspector:
             status = await inspector.status()  # read-only, so the Redis user of a worker may do it
     except QueueUnavailable as error:
         return str(error)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from llava_wire.controller_side.sharded_producer import ShardedProducer
-from llava_wire.operator.inspector import Inspector
+from llava_wire.operator.sharded_inspector import ShardedInspector
 from llava_wire.operator.worker_commands import CommandSender
 from llava_wire.stores.api_keys import ApiKeyStore
 from llava_wire.stores.batches import BatchStore
@@ -71,7 +71,7 @@ class Services:
     responses: ResponseStore
     batches: BatchStore
     batches_changed: asyncio.Event = field(default_factory=asyncio.Event)  # wakes the batch driver
-    inspector: Inspector
+    inspector: ShardedInspector
     commands: CommandSender
 
 
@@ -115,8 +115,8 @@ async def open_services(
         key_store = await stack.enter_async_context(aclosing(ApiKeyStore(url)))
         rate_limit_store = await stack.enter_async_context(aclosing(RateLimitStore(url)))
         files, responses, batches = await _open_stores(stack, url, settings)
-        inspector = await stack.enter_async_context(aclosing(Inspector(url)))
-        commands = await stack.enter_async_context(aclosing(CommandSender(url)))
+        inspector = await stack.enter_async_context(aclosing(ShardedInspector(settings.shards)))
+        commands = await stack.enter_async_context(aclosing(CommandSender(settings.shards[0].url)))
         image_loader = await stack.enter_async_context(_image_loader(settings, metrics))
         parser_threads = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="parse"))
         api_keys.attach(key_store)

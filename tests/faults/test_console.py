@@ -97,8 +97,8 @@ def test_doctor_reports_an_eviction_policy(cluster: Cluster) -> None:
     ],
 )
 def test_doctor_reports_each_problem(info: dict[str, Any], level: str, text: str) -> None:
-    usual = {finding.text for finding in check(GOOD, NO_WORKERS)}
-    (found,) = [finding for finding in check(GOOD | info, NO_WORKERS) if finding.text not in usual]
+    usual = {finding.text for finding in check([GOOD], NO_WORKERS)}
+    (found,) = [finding for finding in check([GOOD | info], NO_WORKERS) if finding.text not in usual]
     assert found.level == level
     assert text in found.text
 
@@ -106,7 +106,7 @@ def test_doctor_reports_each_problem(info: dict[str, Any], level: str, text: str
 def test_doctor_reports_workers_of_one_model_with_different_digests() -> None:
     def texts(*models: tuple[str, str]) -> list[str]:
         workers = tuple(WorkerStatus(heartbeat(f"w{n}", *model), {}, 0.0) for n, model in enumerate(models))
-        findings = check(GOOD, SystemStatus(workers, {"c": 0.1}, {}, 0))
+        findings = check([GOOD], SystemStatus(workers, {"c": 0.1}, {}, 0))
         return [finding.text for finding in findings if finding.level == "warning"]
 
     assert texts(("m", "a"), ("m", "a"), ("n", "b"), ("m", ""), ("", "")) == []

@@ -11,6 +11,7 @@ import pytest
 from llava_wire.controller_side.limits import QueueLimits
 from llava_wire.controller_side.sharded_producer import ShardedProducer
 from llava_wire.errors import QueueUnavailable, TenantOverLimit
+from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.job import Job
 from llava_wire.redis.keys import PREFIX
 from llava_wire.redis.shards import queue_shards, shard_index
@@ -146,7 +147,7 @@ async def test_a_worker_with_jobs_also_serves_other_shards(server: RedisServer) 
     producer = await ShardedProducer.connect(queue_shards([server.url_of("server")], 3))
     consumer = await ShardedConsumer.connect(queue_shards(urls, 3), heartbeat("w1"))
     home = shard_index("w1", 3)
-    held = []
+    held: list[Assignment] = []
     for shard in (home, (home + 1) % 3, (home + 2) % 3):
         await producer.submit(job_on(shard, 3), {})
         while len(held) <= (shard - home) % 3:

@@ -123,6 +123,16 @@ class ServiceSettings(BaseSettings):
             parse_redis_url(url)
         return value
 
+    @model_validator(mode="after")
+    def _check_shards(self) -> Self:
+        num_urls = len(self.queue_urls.get_secret_value().split())
+        if self.queue_shards is not None and self.queue_shards < num_urls:
+            raise ValueError(
+                f"{_setting('queue_shards')} is {self.queue_shards}, but {_setting('queue_urls')} contains "
+                f"{num_urls} URLs. Each server needs at least one shard"
+            )
+        return self
+
     @property
     def shards(self) -> tuple[Shard, ...]:
         """The shards of the queue."""
@@ -138,7 +148,9 @@ class ServiceSettings(BaseSettings):
             return f"{message}."
         field = cls.model_fields.get(name)
         got = f" (got {detail.get('input')!r})" if field is None or not _is_secret(field) else ""
-        description = f" {field.description}" if field and name != "redis_url" else ""  # has its own remedy
+        description = (
+            f" {field.description}" if field and name not in ("redis_url", "queue_urls") else ""
+        )  # has its own remedy
         return f"{_setting(name)}: {message}{got}.{description}"
 
 

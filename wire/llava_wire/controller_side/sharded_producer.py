@@ -69,7 +69,7 @@ class ShardedProducer:
         If no shard is available, return any ID.
         """
         for _ in range(_MAX_PICKS):
-            if self._shard(job_id).follow_error is None:
+            if self.shard(job_id).follow_error is None:
                 break
             job_id = f"{job_id.partition('-')[0]}-{secrets.token_hex(16)}"
         return job_id
@@ -81,29 +81,29 @@ class ShardedProducer:
         tenant_limits: TenantLimits = DEFAULT_TENANT_LIMITS,
         trace: str = "",
     ) -> QueuePosition | None:
-        return await self._shard(job.job_id).submit(job, pixels, tenant_limits, trace)
+        return await self.shard(job.job_id).submit(job, pixels, tenant_limits, trace)
 
     def is_live(self, job: Job) -> bool:
-        return self._shard(job.job_id).is_live(job)
+        return self.shard(job.job_id).is_live(job)
 
     async def cancel(self, job_id: str, *, tenant: str) -> bool:
-        return await self._shard(job_id).cancel(job_id, tenant=tenant)
+        return await self.shard(job_id).cancel(job_id, tenant=tenant)
 
     async def cancel_unread(self, job_id: str, *, tenant: str) -> bool:
-        return await self._shard(job_id).cancel_unread(job_id, tenant=tenant)
+        return await self.shard(job_id).cancel_unread(job_id, tenant=tenant)
 
     async def delete(self, job_id: str, *, tenant: str) -> bool:
-        return await self._shard(job_id).delete(job_id, tenant=tenant)
+        return await self.shard(job_id).delete(job_id, tenant=tenant)
 
     async def snapshot(
         self, job_id: str, *, tenant: str, num_events: int = 0, offset: int = 0, is_read: bool = True
     ) -> JobSnapshot | None:
-        return await self._shard(job_id).snapshot(
+        return await self.shard(job_id).snapshot(
             job_id, tenant=tenant, num_events=num_events, offset=offset, is_read=is_read
         )
 
     async def attach(self, job_id: str, *, tenant: str) -> list[Event] | None:
-        return await self._shard(job_id).attach(job_id, tenant=tenant)
+        return await self.shard(job_id).attach(job_id, tenant=tenant)
 
     async def heartbeats(self) -> list[Heartbeat]:
         """Return the heartbeats of the live workers, from the first shard that is available.
@@ -138,7 +138,8 @@ class ShardedProducer:
     async def aclose(self) -> None:
         await asyncio.gather(*(shard.aclose() for shard in self.shards))
 
-    def _shard(self, job_id: str) -> JobProducer:
+    def shard(self, job_id: str) -> JobProducer:
+        """Return the shard that contains a job."""
         return self.shards[shard_index(job_id, len(self.shards))]
 
     async def _from_available(self, call: Callable[[JobProducer], Awaitable[Result]]) -> list[Result]:

@@ -11,7 +11,8 @@ from typing import Annotated, TypeVar
 import typer
 from llava_wire.base_settings import redis_url_error
 from llava_wire.errors import QueueUnavailable
-from llava_wire.operator.inspector import Inspector
+from llava_wire.operator.sharded_inspector import ShardedInspector
+from llava_wire.redis.shards import Shard, queue_shards
 from rich.console import Console
 
 from llava_server.operator.cli import dead_letters
@@ -70,7 +71,7 @@ def doctor(
 ) -> None:
     """Check the Redis server, clocks, workers and controllers. Exit with status 1 if a check fails."""
 
-    async def check(inspector: Inspector) -> bool:
+    async def check(inspector: ShardedInspector) -> bool:
         return print_findings(await run_checks(inspector, allow_eviction=allow_eviction), Console())
 
     raise SystemExit(0 if _run_with_inspector(redis_url, check) else 1)
@@ -88,29 +89,35 @@ def replay(
     redis_url: RedisUrl = None,
 ) -> None:
     """Replay a dead letter under a new job ID and print its output. The request may crash workers again."""
-    url = _queue_url(redis_url)
-    raise SystemExit(_run_with_inspector(url, lambda inspector: dead_letters.replay(inspector, url, job_id)))
+    shards = _shards(redis_url)
+    replayed = _run_with_inspector(
+        redis_url, lambda inspector: dead_letters.replay(inspector, shards, job_id)
+    )
+    raise SystemExit(replayed)
 
 
-def _queue_url(flag: str | None) -> str:
-    """Return the URL of the flag or, by default, of the server's settings. Exit if it is invalid."""
+def _shards(flag: str | None) -> tuple[Shard, ...]:
+    """Return the queue at the URL of the flag or, by default, of the server's settings.
+
+    Exit if the URL is invalid.
+    """
     if flag is None:
-        return load_settings(()).redis_url.get_secret_value()
+        return load_settings(()).shards
     if message := redis_url_error(flag):
         sys.stderr.write(f"llava-serve: {message}\n")
         raise SystemExit(_EXIT_USAGE)
-    return flag
+    return queue_shards([flag], load_settings(()).queue_shards or 1)
 
 
-def _run_with_inspector(url: str | None, command: Callable[[Inspector], Awaitable[T]]) -> T:
+def _run_with_inspector(redis_url: str | None, command: Callable[[ShardedInspector], Awaitable[T]]) -> T:
     """Connect to Redis and run a command.
 
     Exit with an error message if the URL is invalid or Redis is unavailable.
     """
-    valid_url = _queue_url(url)
+    shards = _shards(redis_url)
 
     async def run_command() -> T:
-        async with aclosing(Inspector(valid_url)) as inspector:
+        async with aclosing(ShardedInspector(shards)) as inspector:
             return await command(inspector)
 
     try:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import secrets
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from functools import partial
 
 import msgspec
 from llava_wire.controller_side.producer import JobProducer
+from llava_wire.controller_side.sharded_producer import ShardedProducer
 from llava_wire.errors import QueueUnavailable, WireError
-from llava_wire.operator.inspector import DeadLetter, Inspector
+from llava_wire.operator.inspector import DeadLetter
+from llava_wire.operator.sharded_inspector import ShardedInspector
+from llava_wire.redis.shards import Shard
 from rich.console import Console
 
 from llava_server.periodic import run_periodically
@@ -22,7 +26,7 @@ __all__ = ["replay", "show"]
 _EXIT_FAILED = 1
 
 
-async def show(inspector: Inspector, console: Console) -> None:
+async def show(inspector: ShardedInspector, console: Console) -> None:
     """Print all dead letters, one per line."""
     letters = await inspector.dead_letters()
     if not letters:
@@ -39,7 +43,7 @@ async def show(inspector: Inspector, console: Console) -> None:
         )
 
 
-async def replay(inspector: Inspector, url: str, job_id: str) -> int:
+async def replay(inspector: ShardedInspector, shards: Sequence[Shard], job_id: str) -> int:
     """Replay the request in a dead letter and print the output. Return the exit status."""
     letters = [letter for letter in await inspector.dead_letters() if letter.job_id == job_id]
     reason = await _reason_against_replay(inspector, letters)
@@ -48,7 +52,8 @@ async def replay(inspector: Inspector, url: str, job_id: str) -> int:
         sys.stderr.write(f"llava-serve: {job_id}: {reason}\n")
         return _EXIT_FAILED
     job = msgspec.structs.replace(request, job_id=f"chatcmpl-{secrets.token_hex(16)}")
-    producer = await JobProducer.connect(url)
+    queue = await ShardedProducer.connect(shards)
+    producer = queue.shard(job.job_id)
     try:
         await producer.submit(job, await inspector.stored_images(job))
         return await _print_output(producer, job.job_id)
@@ -56,10 +61,10 @@ async def replay(inspector: Inspector, url: str, job_id: str) -> int:
         sys.stderr.write(f"llava-serve: {error}\n")
         return _EXIT_FAILED
     finally:
-        await producer.aclose()
+        await queue.aclose()
 
 
-async def _reason_against_replay(inspector: Inspector, letters: list[DeadLetter]) -> str | None:
+async def _reason_against_replay(inspector: ShardedInspector, letters: list[DeadLetter]) -> str | None:
     if not letters:
         return "No dead letter has this job ID. List all dead letters with 'llava-serve dlq show'."
     job = letters[0].job

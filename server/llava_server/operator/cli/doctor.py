@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llava_wire.operator.inspector import Inspector, SystemStatus
+from llava_wire.operator.inspector import SystemStatus
+from llava_wire.operator.sharded_inspector import ShardedInspector
 from rich.console import Console
 from rich.markup import escape
 
@@ -30,23 +32,27 @@ class Finding:
     text: str
 
 
-async def run_checks(inspector: Inspector, *, allow_eviction: bool = False) -> list[Finding]:
+async def run_checks(inspector: ShardedInspector, *, allow_eviction: bool = False) -> list[Finding]:
     """Run all checks. Raises QueueUnavailable."""
-    info, status = await inspector.server_info(), await inspector.status()
-    return check(info, status, allow_eviction=allow_eviction) + [_gpu()]
+    infos, status = await inspector.server_infos(), await inspector.status()
+    return check(infos, status, allow_eviction=allow_eviction) + [_gpu()]
 
 
-def check(info: dict[str, Any], status: SystemStatus, *, allow_eviction: bool = False) -> list[Finding]:
-    """Check the live processes and the output of Redis's INFO command."""
-    return [
-        _version(info),
-        _policy(info, allow_eviction),
-        _persistence(info),
-        _memory(info),
-        _ping(info),
-        _clock(info),
-        *_processes(status),
-    ]
+def check(
+    infos: Sequence[dict[str, Any]], status: SystemStatus, *, allow_eviction: bool = False
+) -> list[Finding]:
+    """Check the live processes and the output of the INFO command of each Redis server."""
+    findings = []
+    for info in infos:
+        findings += [
+            _version(info),
+            _policy(info, allow_eviction),
+            _persistence(info),
+            _memory(info),
+            _ping(info),
+            _clock(info),
+        ]
+    return [*findings, *_processes(status)]
 
 
 def print_findings(findings: list[Finding], console: Console) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from llava_wire.operator.inspector import Inspector, SystemStatus
+from llava_wire.operator.inspector import SystemStatus
+from llava_wire.operator.sharded_inspector import ShardedInspector
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -37,7 +38,7 @@ class TokenRates:
             self._last[name] = now, tokens
 
 
-async def watch(inspector: Inspector, console: Console, *, is_once: bool) -> None:
+async def watch(inspector: ShardedInspector, console: Console, *, is_once: bool) -> None:
     """Show the screen until cancelled, or print it once. Raises QueueUnavailable."""
     rates = TokenRates()
     status = await inspector.status()

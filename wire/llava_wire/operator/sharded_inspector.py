@@ -1,0 +1,90 @@
+"""A read-only view of a queue with one or more shards, for display."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import reduce
+from itertools import chain
+from typing import Any, TypeVar
+
+from llava_wire.messages.job import Job
+from llava_wire.operator.inspector import DeadLetter, Inspector, QueueDepth, SystemStatus, WorkerStatus
+from llava_wire.redis.shards import Shard, shard_index
+
+__all__ = ["ShardedInspector"]
+
+Result = TypeVar("Result")
+
+
+class ShardedInspector:
+    """Reads the state of all shards. All methods raise QueueUnavailable if any shard is unavailable."""
+
+    def __init__(self, shards: Sequence[Shard], *, timeout_s: float = 2.0) -> None:
+        self._urls = [shard.url for shard in shards]
+        self._shards = [Inspector(shard.url, timeout_s=timeout_s, prefix=shard.prefix) for shard in shards]
+
+    @property
+    def num_redis_errors(self) -> Counter[str]:
+        """The number of errors so far, keyed by kind. See ``Link.num_errors``."""
+        return sum((shard.num_redis_errors for shard in self._shards), Counter())
+
+    async def status(self) -> SystemStatus:
+        """Return the live workers with their jobs in all shards, the controllers, and the queues' sums."""
+        return reduce(_merged, await self._all(lambda shard: shard.status()))
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """Return the dead letters of all shards, newest first."""
+        letters = await self._all(lambda shard: shard.dead_letters())
+        return sorted(chain.from_iterable(letters), key=lambda letter: letter.created_at, reverse=True)
+
+    async def stored_images(self, job: Job) -> dict[str, bytes]:
+        """Return the tiles of the job's images that are still stored, keyed by digest."""
+        return await self._shards[shard_index(job.job_id, len(self._shards))].stored_images(job)
+
+    async def server_infos(self) -> list[dict[str, Any]]:
+        """Return ``Inspector.server_info`` of each URL."""
+        servers = dict(zip(self._urls, self._shards, strict=True))  # one shard of each
+        return await asyncio.gather(*(servers[url].server_info() for url in sorted(servers)))
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*(shard.aclose() for shard in self._shards))
+
+    async def _all(self, call: Callable[[Inspector], Awaitable[Result]]) -> list[Result]:
+        return await asyncio.gather(*map(call, self._shards))
+
+
+def _merged(status: SystemStatus, other: SystemStatus) -> SystemStatus:
+    """Return the status of two shards.
+
+    Each worker and each controller is registered in both. A controller has another ID in each shard.
+    """
+    return SystemStatus(
+        workers=tuple(_merged_workers([*status.workers, *other.workers])),
+        controllers=max(status.controllers, other.controllers, key=len),
+        queues={
+            model: _sum(status.queues.get(model), other.queues.get(model))
+            for model in sorted({*status.queues, *other.queues})
+        },
+        num_dead_letters=status.num_dead_letters + other.num_dead_letters,
+    )
+
+
+def _merged_workers(workers: Iterable[WorkerStatus]) -> Iterable[WorkerStatus]:
+    merged: dict[str, WorkerStatus] = {}
+    for worker in workers:
+        known = merged.setdefault(worker.heartbeat.worker_id, worker)
+        merged[worker.heartbeat.worker_id] = dataclasses.replace(
+            known,
+            num_tokens={**known.num_tokens, **worker.num_tokens},
+            overdue_s=max(known.overdue_s, worker.overdue_s),
+            pending_command_id=known.pending_command_id or worker.pending_command_id,
+        )
+    return merged.values()
+
+
+def _sum(depth: QueueDepth | None, other: QueueDepth | None) -> QueueDepth:
+    pairs = zip(*(dataclasses.astuple(each) for each in (depth, other) if each is not None), strict=True)
+    return QueueDepth(*map(sum, pairs))
