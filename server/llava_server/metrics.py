@@ -165,7 +165,7 @@ class Metrics:
         self.queue_up = gauge("queue_up", "1 if the job queue is available, otherwise 0.")
         self.unavailable_shards = gauge(
             "num_unavailable_queue_shards",
-            "Number of queue shards that are unavailable. 0 or 1 without sharding.",
+            "Number of queue shards that are unavailable.",
         )
         self._task_crashes = counter(
             "task_crashes", "Number of crashes of background tasks in this controller.", ("task",)

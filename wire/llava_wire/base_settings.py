@@ -148,9 +148,8 @@ class ServiceSettings(BaseSettings):
             return f"{message}."
         field = cls.model_fields.get(name)
         got = f" (got {detail.get('input')!r})" if field is None or not _is_secret(field) else ""
-        description = (
-            f" {field.description}" if field and name not in ("redis_url", "queue_urls") else ""
-        )  # has its own remedy
+        has_own_remedy = name in ("redis_url", "queue_urls")
+        description = f" {field.description}" if field and not has_own_remedy else ""
         return f"{_setting(name)}: {message}{got}.{description}"
 
 
