@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Participants:
-    """A controller that follows all shards, and a worker that answers each job with the tokens 1 and 2."""
+    """A controller that follows all shards, and a worker whose output for each job is the tokens 1 and 2."""
 
     def __init__(self, producer: ShardedProducer, consumer: ShardedConsumer) -> None:
         self.producer = producer
