@@ -79,3 +79,29 @@ def test_a_secret_given_twice_or_unreadable_is_rejected(
     with pytest.raises(SystemExit):
         load_settings(["--redis-url-file", str(tmp_path / "url"), "--redis-url", "redis://other"])
     assert "Set only one" in capsys.readouterr().err
+
+
+def test_the_queue_has_one_shard_per_url_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [shard.url for shard in load_settings([]).shards] == ["redis://127.0.0.1:6379/0"]
+    monkeypatch.setenv("LLAVA_QUEUE_URLS", "redis://:secret@a redis+sentinel://b,c/queue")
+    settings = load_settings([])
+    assert [shard.url for shard in settings.shards] == ["redis://:secret@a", "redis+sentinel://b,c/queue"]
+    assert "secret" not in repr(settings)
+    assert len(load_settings(["--queue-shards", "5"]).shards) == 5
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--queue-urls", "redis://:s3cret@a http://b"],
+        ["--queue-urls", "redis://:s3cret@a redis://b", "--queue-shards", "1"],
+    ],
+)
+def test_invalid_shards_are_rejected_without_printing_the_urls(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        load_settings(flags)
+    message = capsys.readouterr().err
+    assert "LLAVA_QUEUE_URLS / --queue-urls" in message
+    assert "s3cret" not in message
