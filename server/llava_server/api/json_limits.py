@@ -34,8 +34,8 @@ class JsonLimits:
     """
 
     max_depth: int = 128
-    max_containers: int = 32_768
-    max_fields: int = 131_072
+    max_containers: int = 16_384
+    max_fields: int = 65_536
     max_values: int = 327_680
 
 
