@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from typing import NamedTuple
 
 from llava_server.metrics import Metrics
 
@@ -18,23 +19,28 @@ _INTERVAL_S = 0.05  # stalls can be underestimated by up to this time
 _WINDOW_S = 60.0
 
 
+class _Sample(NamedTuple):
+    value: float
+    time_s: float
+
+
 class RecentMaximum:
     """The maximum of the values that were added within a time window."""
 
     def __init__(self, window_s: float) -> None:
         self._window_s = window_s
-        # Pairs of time and value. The values decrease: a value that a later one exceeds is dropped.
-        self._candidates: deque[tuple[float, float]] = deque()
+        # The values decrease: a value that a later one exceeds is dropped.
+        self._candidates: deque[_Sample] = deque()
 
     def add(self, value: float, now_s: float) -> float:
         """Add a value at a time that never decreases. Return the maximum of the window that ends then."""
         candidates = self._candidates
-        while candidates and candidates[-1][1] <= value:
+        while candidates and candidates[-1].value <= value:
             candidates.pop()
-        candidates.append((now_s, value))
-        while candidates[0][0] < now_s - self._window_s:
+        candidates.append(_Sample(value, now_s))
+        while candidates[0].time_s < now_s - self._window_s:
             candidates.popleft()
-        return candidates[0][1]
+        return candidates[0].value
 
 
 async def measure_stalls(metrics: Metrics) -> None:

@@ -62,10 +62,7 @@ ATTACKS = {
     "newlines before a lone surrogate": (CHAT, with_field(b'"' + repeated(rb"\n") + rb'\ud800"'), 503),
     "a schema in a string": (
         CHAT,
-        with_field(b"1")[:-1]
-        + b',"response_format":{"type":"json_schema","json_schema":{"name":"a","schema":"'
-        + repeated(b"[],")
-        + b'"}}}',
+        with_field(b"1")[:-1] + b',"guided_json":"[' + repeated(b"[],") + b'1]"}',
         400,
     ),
     "an uploaded file": (FILES, form(repeated(b"\r\n")), 400),

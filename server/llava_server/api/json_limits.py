@@ -46,6 +46,10 @@ TOKEN_LIMITS = JsonLimits(max_values=MAX_TOKEN_IDS + 65_536)
 class JsonTooLarge(ValueError):
     """A JSON text exceeds a limit. The message is a sentence without its subject, which is the text."""
 
+    def about(self, subject: str) -> str:
+        """Return the message with its subject, such as "The request body"."""
+        return f"{subject} {self}"
+
 
 def check_json(text: bytes, limits: JsonLimits) -> None:
     """Raise JsonTooLarge if the text exceeds a limit. The parser reports all other errors.

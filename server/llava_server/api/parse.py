@@ -75,7 +75,7 @@ def _parse_json(body: bytes, limits: JsonLimits) -> Any:
         check_json(body, limits)
         return from_json(body)
     except JsonTooLarge as error:
-        raise ApiError("request_too_large", f"The request body {error}") from error
+        raise ApiError("request_too_large", error.about("The request body")) from error
     except ValueError as error:
         _check_utf8(body)
         try:

@@ -89,9 +89,7 @@ def _decode(value: Any) -> Any:
         check_json(value.encode(), JsonLimits())
         schema = json.loads(value)
     except JsonTooLarge as error:
-        raise PydanticCustomError(
-            "invalid_value", "The schema is a string that {reason}", {"reason": str(error)}
-        ) from error
+        raise PydanticCustomError("invalid_value", error.about("The schema is a string that")) from error
     except ValueError as error:
         raise PydanticCustomError(
             "invalid_value",

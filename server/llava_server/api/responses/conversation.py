@@ -89,7 +89,7 @@ async def conversation_items(
         check_json(b"".join(stored.input for stored in chain), JsonLimits())
     except JsonTooLarge as error:
         raise ApiError(
-            "request_too_large", f"The conversation {error}", param="previous_response_id"
+            "invalid_value", error.about("The conversation"), param="previous_response_id"
         ) from error
     parts: list[bytes] = []
     for number, stored in enumerate(chain, 1):
