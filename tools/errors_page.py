@@ -85,6 +85,7 @@ _CONSTRUCTORS = {
     "StoreFull": Carrier(0, "storage_full"),
     "CommandRefused": Carrier(0, "order_refused"),
     "UnsupportedGrammar": Carrier(0, "invalid_request", "The {kind} cannot be enforced: {}."),
+    "JsonTooLarge": Carrier(0, "request_too_large", "The request body {}"),
     "Unsupported": Carrier(0, "unsupported_parameter", "{name} is not supported. {}"),
     "BatchIssue": Carrier(1, 0),
 }

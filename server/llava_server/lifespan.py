@@ -23,6 +23,7 @@ from llava_wire.stores.responses import ResponseLimits, ResponseStore
 from starlette.requests import Request
 
 from llava_server.engine_metrics import EngineCollector
+from llava_server.event_loop import measure_stalls
 from llava_server.generation.controller import Controller
 from llava_server.images.decoder_pool import DecoderPool
 from llava_server.images.errors import ImageLimits
@@ -139,6 +140,7 @@ async def open_services(
         _warn_about_access(api_keys)
         stack.enter_context(_engine_metrics(metrics, registry))
         controller.start()
+        tasks.start("event loop stalls", partial(measure_stalls, metrics))
         tasks.start("registry", partial(run_periodically, _REGISTRY_REFRESH_S, registry.refresh))
         tasks.start("keys", partial(run_periodically, _KEYS_REFRESH_S, api_keys.refresh))
         yield Services(

@@ -162,6 +162,13 @@ class Metrics:
             "Number of client connections that were closed or rejected because of a limit, by reason.",
             ("reason",),
         )
+        self.event_loop_stall = gauge(
+            "event_loop_stall_seconds", "Longest stall of the event loop in the last minute, in seconds."
+        )
+        self.event_loop_stall_cpu = gauge(
+            "event_loop_stall_cpu_seconds",
+            "Longest stall of the event loop in the last minute, in seconds of this process's CPU time.",
+        )
         self.queue_up = gauge("queue_up", "1 if the job queue is available, otherwise 0.")
         self.unavailable_shards = gauge(
             "num_unavailable_queue_shards",

@@ -35,8 +35,10 @@ class RequestBody:
     @contextmanager
     def consume(self) -> Iterator[bytes]:
         """Yield the whole body and drop it when the block ends."""
+        body = b"".join(self._parts)
+        self._parts = []  # else the body would occupy twice its size until the block ends
         try:
-            yield b"".join(self._parts)
+            yield body
         finally:
             self.release()
 

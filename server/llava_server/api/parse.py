@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import from_json
 
 from llava_server.api.fields.base import RequestModel, renamed
+from llava_server.api.json_limits import JsonLimits, JsonTooLarge, check_json
 from llava_server.errors import ApiError
 
 __all__ = [
@@ -25,41 +26,62 @@ __all__ = [
     "parse_request",
 ]
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound=RequestModel)
 
 _GOOD_KEY = re.compile(r"[!-~]{1,255}")
 MAX_START = 999_999_999  # maximum number of tokens or events that a client can skip
-# An escape sequence in a JSON string. The alternative for surrogate pairs comes first, so "lone" matches only
-# surrogates that are not part of a pair.
-_ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    rb"|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
-    re.DOTALL,
+# The escape of a high surrogate without a low one, or of a low surrogate without a high one. The pattern
+# begins with constant bytes, which makes the search fast.
+_LONE_SURROGATE = re.compile(
+    rb"\\u(?:[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|[dD][c-fC-F][0-9a-fA-F]{2}(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}))"
 )
+_HIDDEN = b"\0"  # replaces escaped backslashes during the search
+_MAX_REPAIRS = 1 << 20  # maximum number of lone surrogates in a body
+# Pydantic's messages for Python objects, and those that use the terms of JSON.
+_JSON_MESSAGES = {
+    "dict_type": "input should be an object",
+    "list_type": "input should be a valid array",
+    "model_attributes_type": "input should be an object",
+    "model_type": "input should be an object",
+    "none_required": "input should be null",
+}
 _SHOWN = 60  # maximum number of characters of an invalid value shown in an error message
 _UNSUPPORTED_PARTS = {"input_audio", "audio_url", "video_url", "image_embeds"}
 
 
 def parse_request(model: type[Model], body: bytes) -> Model:
-    """Parse a request body. Raises ApiError (400), which names the field and its allowed values.
+    """Parse a request body. Raises ApiError (400, 413), which names the field and its allowed values.
+
+    The body's size is checked before any object is built. The body is parsed once: the rules and the model
+    check the same objects.
+    """
+    value = _parse_json(body, model.json_limits)
+    model.rules.check(value)
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _as_api_error(_first_detail(error), model) from error
+
+
+def _parse_json(body: bytes, limits: JsonLimits) -> Any:
+    """Return the parsed body. Raises ApiError (400, 413).
 
     A byte order mark is ignored. Escapes of lone surrogates, which are not valid Unicode, are replaced with
     U+FFFD, as browsers do. Clients that truncate text in the middle of an emoji send such escapes.
     """
     body = body.removeprefix(codecs.BOM_UTF8)
-    if issubclass(model, RequestModel):
-        _check_rules(model, body)
     try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        detail = error.errors(include_url=False, include_input=True)[0]
-        if detail["type"] != "json_invalid":
-            raise _as_api_error(detail, model) from error
+        check_json(body, limits)
+        return from_json(body)
+    except JsonTooLarge as error:
+        raise ApiError("request_too_large", error.about("The request body")) from error
+    except ValueError as error:
         _check_utf8(body)
-        repaired = _ESCAPE.sub(_without_lone_surrogate, body)
-        if repaired == body:
-            raise _as_api_error(detail, model) from error
-    return parse_request(model, repaired)
+        try:
+            return from_json(_without_lone_surrogates(body))
+        except ValueError as reason:
+            raise ApiError("invalid_json", f"The request body is not valid JSON: {reason}.") from error
 
 
 def _check_utf8(body: bytes) -> None:
@@ -79,17 +101,12 @@ def _check_utf8(body: bytes) -> None:
         ) from error
 
 
-def _without_lone_surrogate(escape: re.Match[bytes]) -> bytes:
-    return rb"\ufffd" if escape["lone"] else escape[0]
-
-
-def _check_rules(model: type[RequestModel], body: bytes) -> None:
-    """Raise ApiError (400) if a rule of the model rejects a field. The model itself reports invalid JSON."""
-    try:
-        value = from_json(body)
-    except ValueError:
-        return
-    model.rules.check(value)
+def _without_lone_surrogates(body: bytes) -> bytes:
+    """Replace the escapes of lone surrogates with that of U+FFFD. All other bytes are unchanged."""
+    if _HIDDEN in body:  # a control character, which is not valid JSON
+        return body
+    hidden = body.replace(rb"\\", _HIDDEN)  # a "u" after an escaped backslash is not part of an escape
+    return _LONE_SURROGATE.sub(rb"\\ufffd", hidden, count=_MAX_REPAIRS).replace(_HIDDEN, rb"\\")
 
 
 def parameter_error(detail: Mapping[str, Any]) -> ApiError:
@@ -119,7 +136,7 @@ def convert_request(model: type[Model], fields: Mapping[str, Any], names: Mappin
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
+        detail = _first_detail(error)
         api_error = _as_api_error(detail, model)
         path = api_error.param or ""
         param, message = renamed(path, names), api_error.message
@@ -128,6 +145,10 @@ def convert_request(model: type[Model], fields: Mapping[str, Any], names: Mappin
         for name in detail.get("ctx", {}).get("mentioned", ()):
             message = message.replace(name, renamed(name, names))
         raise ApiError(api_error.code, message, param=param or None) from error
+
+
+def _first_detail(error: ValidationError) -> Mapping[str, Any]:
+    return error.errors(include_url=False)[0]
 
 
 def check_num_images(num_images: int, max_images: int, *, param: str) -> None:
@@ -154,9 +175,6 @@ def check_text(num_bytes: int, max_text_bytes: int, *, param: str) -> None:
 def _as_api_error(detail: Any, model: type[BaseModel] | None) -> ApiError:
     kind, context = detail["type"], detail.get("ctx", {})
     param = context.get("param") or _path(model, (*detail["loc"], *context.get("fields", ())))
-    if kind == "json_invalid":
-        reason = context["error"]
-        return ApiError("invalid_json", f"The request body is not valid JSON: {reason}.")
     if kind == "missing":
         return ApiError("missing_required_parameter", f"{param} is required.", param=param)
     if kind in ("unsupported_parameter", "unsupported_content", "invalid_value"):
@@ -164,7 +182,8 @@ def _as_api_error(detail: Any, model: type[BaseModel] | None) -> ApiError:
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _wrong_tag(param, context)
     code = "invalid_type" if kind.endswith("_type") else "invalid_value"
-    message = (detail["msg"][:1].lower() + detail["msg"][1:]).replace(" after validation", "")
+    message = _JSON_MESSAGES.get(kind) or detail["msg"][:1].lower() + detail["msg"][1:]
+    message = message.replace(" after validation", "")
     where, got = param or "The request body", _got(detail.get("input"))
     return ApiError(code, f"{where}: {message}{got}.", param=param)
 

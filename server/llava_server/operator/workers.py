@@ -15,10 +15,11 @@ from fastapi import APIRouter, Path, Query
 from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.load_command import CommandStatus, ModelCommand
 from llava_wire.operator.inspector import WorkerStatus
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llava_server.api.fields.base import RequestModel
 from llava_server.api.parse import parse_request
 from llava_server.errors import ApiError, from_wire_error
 from llava_server.lifespan import Services, services_of
@@ -36,10 +37,10 @@ WaitS = Annotated[
 ]
 
 
-class LoadRequest(BaseModel):
+class LoadRequest(RequestModel):
     """A command to load a model."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid")
 
     model: str = Field(min_length=1, max_length=512)
     precision: str | None = Field(None, min_length=1, max_length=16)

@@ -96,7 +96,7 @@ class ThinkingBlock(RequestModel):
     )
 
 
-_Texts = Annotated[list[TextBlock], Field(max_length=_MAX_BLOCKS)]
+_Texts = Annotated[list[TextBlock], Field(max_length=_MAX_BLOCKS, fail_fast=True)]
 TextContent = Annotated[
     Annotated[str, Tag("<plain>")] | Annotated[_Texts, Tag("<list>")], Discriminator(text_or_list)
 ]
@@ -146,7 +146,7 @@ class SearchResultBlock(RequestModel):
 
 _ResultParts = Annotated[
     list[Annotated[TextBlock | ImageBlock | DocumentBlock | SearchResultBlock, Field(discriminator="type")]],
-    Field(max_length=_MAX_BLOCKS),
+    Field(max_length=_MAX_BLOCKS, fail_fast=True),
 ]
 ResultContent = Annotated[
     Annotated[str, Tag("<plain>")] | Annotated[_ResultParts, Tag("<list>")], Discriminator(text_or_list)
@@ -178,7 +178,7 @@ Block = Annotated[
     TextBlock | ImageBlock | DocumentBlock | SearchResultBlock | ThinkingBlock | ToolUseBlock | ResultBlock,
     Field(discriminator="type"),
 ]
-Blocks = Annotated[list[Block], Field(max_length=_MAX_BLOCKS)]
+Blocks = Annotated[list[Block], Field(max_length=_MAX_BLOCKS, fail_fast=True)]
 BlockContent = Annotated[
     Annotated[str, Tag("<plain>")] | Annotated[Blocks, Tag("<list>")], Discriminator(text_or_list)
 ]
@@ -239,6 +239,7 @@ class AnthropicTool(RequestModel):
     )
     input_examples: list[dict[str, Any]] | None = Field(
         None,
+        fail_fast=True,
         description="Examples of arguments. Included in the prompt.",
         examples=[[{"city": "Paris"}]],
     )
@@ -312,6 +313,7 @@ class CountTokensRequest(RequestModel):
     messages: list[AnthropicMessage] = Field(
         min_length=1,
         max_length=_MAX_MESSAGES,
+        fail_fast=True,
         description="Conversation so far, with the oldest message first. If the last message is from the "
         "assistant, the model continues it.",
         examples=[[{"role": "user", "content": "What can you do?"}]],
@@ -324,6 +326,7 @@ class CountTokensRequest(RequestModel):
     tools: list[AnthropicTool] | None = Field(
         None,
         max_length=MAX_TOOLS,
+        fail_fast=True,
         description=f"Tools that the model may call. At most {MAX_TOOLS}.",
         examples=[[{"name": "get_weather", "input_schema": {"type": "object"}}]],
     )
@@ -360,6 +363,7 @@ class MessagesRequest(CountTokensRequest, ExtensionFields):
     stop_sequences: list[str] | None = Field(
         None,
         max_length=4,
+        fail_fast=True,
         description="Up to 4 strings of 1 to 256 characters each. Generation stops at the first match, "
         "which is not included in the output.",
         examples=[["\n"]],

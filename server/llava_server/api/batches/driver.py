@@ -27,10 +27,9 @@ from llava_wire.errors import QueueUnavailable
 from llava_wire.stores.batches import BatchSpec, ClaimedBatch, RecordOutcome
 from llava_wire.stores.files import StoredFile
 
-from llava_server.api.batches.jsonl import InputLine, LineResult, read_lines, skipped_result
+from llava_server.api.batches.jsonl import InputLine, LineResult, read_requests, skipped_result
 from llava_server.api.batches.line_runner import LineRunner
-from llava_server.api.batches.request import BatchLine
-from llava_server.api.parse import parse_request
+from llava_server.api.chat.request_handler import run_parser
 from llava_server.lifespan import Services
 from llava_server.periodic import run_periodically
 from llava_server.supervised_tasks import SupervisedTasks
@@ -209,10 +208,7 @@ class BatchRun:
         data = await _until_available(self._read_input)
         if data is None:
             return None
-        return [
-            InputLine(self._batch, number, parse_request(BatchLine, text))
-            for number, text in read_lines(data)
-        ]
+        return await run_parser(self._services, len(data), partial(read_requests, self._batch, data))
 
     async def _read_input(self) -> bytes | None:
         tenant = self._batch.tenant
@@ -245,7 +241,7 @@ class BatchRun:
         if outcome == "not_driver":
             self._driving.cancel()
         elif outcome == "too_large":
-            custom_id = line.request.custom_id[:60]
+            custom_id = line.custom_id[:60]
             logger.warning(
                 "batch %s: the result of %r exceeds the output size limit", self._batch.batch_id, custom_id
             )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 from llava_wire.stores.batches import BatchIssue, BatchSpec
 
-from llava_server.api.batches.request import BatchLine
+from llava_server.api.batches.request import BatchEndpoint, BatchLine
 from llava_server.api.parse import parse_request
 from llava_server.error_response import to_error
 from llava_server.errors import ApiError
@@ -21,7 +21,7 @@ __all__ = [
     "check_input",
     "completed_result",
     "failed_result",
-    "read_lines",
+    "read_requests",
     "skipped_result",
 ]
 
@@ -30,11 +30,17 @@ _ISSUE_CODES = {"invalid_json": "invalid_json_line"}  # other codes are the same
 
 
 class InputLine(NamedTuple):
-    """A request in a batch. ``number`` is its line number in the input file, starting at 1."""
+    """A request in a batch. ``number`` is its line number in the input file, starting at 1.
+
+    ``body`` is JSON, which is parsed when the request runs: the objects for a whole file would need much more
+    memory than its text.
+    """
 
     batch: BatchSpec
     number: int
-    request: BatchLine
+    custom_id: str
+    url: BatchEndpoint
+    body: bytes
 
     @property
     def request_id(self) -> str:
@@ -58,6 +64,16 @@ class LineResult(NamedTuple):
     @classmethod
     def unpack(cls, stored: bytes) -> LineResult:
         return cls(stored[:1] == b"+", stored[1:])
+
+
+def read_requests(batch: BatchSpec, data: bytes) -> list[InputLine]:
+    """Return the requests in a file that ``check_input`` has accepted."""
+    lines = []
+    for number, text in read_lines(data):
+        request = parse_request(BatchLine, text)
+        body = json.dumps(request.body).encode()
+        lines.append(InputLine(batch, number, request.custom_id, request.url, body))
+    return lines
 
 
 def read_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -111,7 +127,7 @@ def _result_line(
 ) -> bytes:
     result = {
         "id": f"batch_req_{line.batch.batch_id.removeprefix('batch_')}_{line.number}",
-        "custom_id": line.request.custom_id,
+        "custom_id": line.custom_id,
         "response": response,
         "error": error,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -64,11 +63,10 @@ class LineRunner:
         services, tenant = self._services, line.batch.tenant
         if not services.api_keys.is_active(tenant):
             raise ApiError("invalid_api_key", "The API key that created this batch has been revoked.")
-        body = json.dumps(line.request.body).encode()
         await services.rate_limiter.charge_request(tenant)
         run_jobs = partial(self._run_jobs, should_cancel)
         context = LineContext(services, tenant, line.request_id, run_jobs)
-        return await ENDPOINTS[line.request.url](context, body)
+        return await ENDPOINTS[line.url](context, line.body)
 
     async def _run_jobs(
         self,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from llava_server.api.chat.request import Metadata
 from llava_server.api.compatibility.completions import BATCH
 from llava_server.api.fields.base import RequestModel
+from llava_server.api.json_limits import TOKEN_LIMITS
 
 __all__ = ["BatchEndpoint", "BatchLine", "BatchRequest"]
 
@@ -40,10 +41,11 @@ class BatchRequest(RequestModel):
     )
 
 
-class BatchLine(BaseModel):
-    """A line in the input file."""
+class BatchLine(RequestModel):
+    """A line in the input file. ``body`` is a request that has further limits of its own."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    json_limits = TOKEN_LIMITS
+    model_config = ConfigDict(extra="forbid")
 
     custom_id: str = Field(min_length=1, max_length=512)
     method: Literal["POST"]

@@ -167,6 +167,7 @@ class ChatRequest(RequestModel, GenerationRequest, StructuredOutputFields, ToolF
     messages: list[ChatMessage] = Field(
         min_length=1,
         max_length=_MAX_MESSAGES,
+        fail_fast=True,
         description="Conversation so far, with the oldest message first. Messages can be in any order.",
         examples=[[{"role": "user", "content": "What can you do?"}]],
     )

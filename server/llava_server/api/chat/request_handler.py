@@ -48,6 +48,7 @@ __all__ = [
     "image_owner",
     "load_image",
     "queue_headers",
+    "run_in_parser_thread",
     "run_parser",
 ]
 
@@ -286,8 +287,11 @@ class RequestHandler:
 
 async def run_parser(services: Services, num_bytes: int, call: Callable[[], T]) -> T:
     """Call a function that parses or encodes this many bytes. If they are many, it runs in a thread."""
-    if num_bytes <= _LARGE_BODY_BYTES:
-        return call()
+    return call() if num_bytes <= _LARGE_BODY_BYTES else await run_in_parser_thread(services, call)
+
+
+async def run_in_parser_thread(services: Services, call: Callable[[], T]) -> T:
+    """Call a function that parses or encodes an unknown number of bytes."""
     return await asyncio.get_running_loop().run_in_executor(services.parser_threads, call)
 
 

@@ -142,7 +142,8 @@ class _Node:
     def check(self, value: Any, path: str) -> None:
         if isinstance(value, list):
             for index, item in enumerate(value):
-                self.check(item, f"{path}[{index}]")
+                if isinstance(item, dict | list):
+                    self.check(item, f"{path}[{index}]")
         elif isinstance(value, dict) and self._selects(value):
             for name in list(value) if "*" in self.fields else value.keys() & self.fields:
                 self._check_field(name, value[name], f"{path}.{name}" if path else name)

@@ -16,11 +16,11 @@ from llava_server.api.compatibility.completions import COMPLETION
 from llava_server.api.fields.base import RequestModel, invalid_value
 from llava_server.api.fields.sampling import TokenId
 from llava_server.api.fields.structured_output import StructuredOutputFields
+from llava_server.api.json_limits import MAX_TOKEN_IDS, TOKEN_LIMITS
 
 __all__ = ["CompletionRequest"]
 
 _MAX_TOTAL_CHOICES = 64
-_MAX_PROMPT_TOKENS = 1 << 20
 _DEFAULT_TOKENS = 16
 
 
@@ -33,12 +33,14 @@ def _prompt_kind(value: Any) -> str:
     return "<tokens>" if isinstance(first, int) and not isinstance(first, bool) else "<texts>"
 
 
-Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=_MAX_PROMPT_TOKENS)]
+Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKEN_IDS, fail_fast=True)]
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[list[str], Field(min_length=1, max_length=_MAX_TOTAL_CHOICES), Tag("<texts>")]
+    | Annotated[list[str], Field(min_length=1, max_length=_MAX_TOTAL_CHOICES, fail_fast=True), Tag("<texts>")]
     | Annotated[Tokens, Tag("<tokens>")]
-    | Annotated[list[Tokens], Field(min_length=1, max_length=_MAX_TOTAL_CHOICES), Tag("<lists>")],
+    | Annotated[
+        list[Tokens], Field(min_length=1, max_length=_MAX_TOTAL_CHOICES, fail_fast=True), Tag("<lists>")
+    ],
     Discriminator(_prompt_kind),
 ]
 
@@ -47,6 +49,7 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
     """A request to complete one or more prompts."""
 
     rules = COMPLETION
+    json_limits = TOKEN_LIMITS
 
     prompt: Prompt = Field(
         description="A string, a list of strings, a list of token IDs, or a list of lists of token IDs. "

@@ -12,11 +12,11 @@ from llava_server.api.fields.base import RequestModel
 from llava_server.api.fields.messages import ImagePart
 from llava_server.api.fields.prompt import PromptFields
 from llava_server.api.fields.sampling import TokenId
+from llava_server.api.json_limits import MAX_TOKEN_IDS, TOKEN_LIMITS
 
 __all__ = ["EmbeddingInput", "EmbeddingRequest"]
 
 _MAX_INPUTS = 2048
-_MAX_TOKENS = 1 << 20
 
 
 def _kind(value: Any) -> str:
@@ -35,16 +35,16 @@ def _item_kind(value: Any) -> str:
 
 
 Text = Annotated[str, Field(min_length=1)]
-Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=_MAX_TOKENS)]
+Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKEN_IDS, fail_fast=True)]
 Item = Annotated[
     Annotated[Text, Tag("<text>")] | Annotated[ImagePart, Tag("<image>")], Discriminator(_item_kind)
 ]
 Input = Annotated[
     Annotated[Text, Tag("<text>")]
     | Annotated[ImagePart, Tag("<image>")]
-    | Annotated[list[Item], Field(min_length=1, max_length=_MAX_INPUTS), Tag("<list>")]
+    | Annotated[list[Item], Field(min_length=1, max_length=_MAX_INPUTS, fail_fast=True), Tag("<list>")]
     | Annotated[Tokens, Tag("<tokens>")]
-    | Annotated[list[Tokens], Field(min_length=1, max_length=_MAX_INPUTS), Tag("<lists>")],
+    | Annotated[list[Tokens], Field(min_length=1, max_length=_MAX_INPUTS, fail_fast=True), Tag("<lists>")],
     Discriminator(_kind),
 ]
 EmbeddingInput = str | list[int] | ImagePart
@@ -54,6 +54,7 @@ class EmbeddingRequest(RequestModel, PromptFields):
     """A request to embed texts and images."""
 
     rules = EMBEDDING
+    json_limits = TOKEN_LIMITS
 
     model: str = Field(
         min_length=1,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 from pydantic_core import PydanticCustomError
 
 from llava_server.api.compatibility.rule import Rules
+from llava_server.api.json_limits import JsonLimits
 
 __all__ = ["RenamedFields", "RequestModel", "invalid_value", "renamed", "text_or_list"]
 
@@ -17,10 +18,13 @@ class RequestModel(BaseModel):
     """The base class of request models and their parts.
 
     Types are not coerced ("5" is not 5). Unknown fields are ignored, because some clients send extra fields.
-    ``rules`` are those for the fields that other servers define but the model does not.
+    ``rules`` are those for the fields that other servers define but the model does not. ``json_limits`` are
+    checked before a request is parsed. All lists are declared with ``fail_fast``, so that a request with many
+    invalid items costs no more than a request with one.
     """
 
     rules: ClassVar[Rules] = Rules()
+    json_limits: ClassVar[JsonLimits] = JsonLimits()
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
 
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
 
+from llava_server.api.json_limits import JsonLimits, JsonTooLarge, check_json
+
 __all__ = ["MAX_SCHEMA_BYTES", "Schema", "SchemaOrText", "as_text", "without_annotations"]
 
 MAX_SCHEMA_BYTES = 64 << 10  # without annotations
@@ -84,8 +86,11 @@ def _decode(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
+        check_json(value.encode(), JsonLimits())
         schema = json.loads(value)
-    except (ValueError, RecursionError) as error:
+    except JsonTooLarge as error:
+        raise PydanticCustomError("invalid_value", error.about("The schema is a string that")) from error
+    except ValueError as error:
         raise PydanticCustomError(
             "invalid_value",
             "The schema is a string that is not valid JSON: {reason}.",

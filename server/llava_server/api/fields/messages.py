@@ -169,8 +169,8 @@ Part = Annotated[TextPart | ImagePart | FilePart, Field(discriminator="type")]
 AssistantPart = Annotated[
     TextPart | ImagePart | FilePart | RefusalPart | ReasoningPart, Field(discriminator="type")
 ]
-_Parts = Annotated[list[Part], Field(max_length=_MAX_PARTS)]
-_AssistantParts = Annotated[list[AssistantPart], Field(max_length=_MAX_PARTS)]
+_Parts = Annotated[list[Part], Field(max_length=_MAX_PARTS, fail_fast=True)]
+_AssistantParts = Annotated[list[AssistantPart], Field(max_length=_MAX_PARTS, fail_fast=True)]
 Content = Annotated[
     Annotated[str, Tag("<plain>")] | Annotated[_Parts, Tag("<list>")], Discriminator(text_or_list)
 ]
@@ -275,6 +275,7 @@ class AssistantMessage(_Message):
     tool_calls: list[ToolCall] | None = Field(
         None,
         max_length=_MAX_CALLS,
+        fail_fast=True,
         description=f"Tool calls in the message. At most {_MAX_CALLS}.",
         examples=[[{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]],
     )

@@ -137,6 +137,7 @@ class SamplingFields(BaseModel):
         None,
         min_length=1,
         max_length=1 << 18,
+        fail_fast=True,
         description="vLLM extension. IDs of the only tokens that can be sampled. To let the model end its "
         "output, include its end-of-sequence token.",
         examples=[[2, 42]],
@@ -144,6 +145,7 @@ class SamplingFields(BaseModel):
     bad_words: list[BadWord] | None = Field(
         None,
         max_length=128,
+        fail_fast=True,
         description="vLLM extension. Up to 128 words or phrases that the output must not contain. Each is "
         "encoded with and without a leading space, and the last token of these token sequences cannot be "
         "sampled after the tokens before it.",
@@ -165,6 +167,7 @@ class SamplingFields(BaseModel):
     stop_token_ids: list[TokenId] | None = Field(
         None,
         max_length=16,
+        fail_fast=True,
         description="Extension. IDs of tokens that end the output. Their text is not included in the output.",
         examples=[[2]],
     )

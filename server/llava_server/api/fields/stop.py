@@ -12,7 +12,8 @@ __all__ = ["StopFields", "StopStrings"]
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopStrings = Annotated[
-    Annotated[StopString, Tag("<plain>")] | Annotated[list[StopString], Field(max_length=4), Tag("<list>")],
+    Annotated[StopString, Tag("<plain>")]
+    | Annotated[list[StopString], Field(max_length=4, fail_fast=True), Tag("<list>")],
     Discriminator(text_or_list),
 ]
 

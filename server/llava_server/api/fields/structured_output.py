@@ -28,7 +28,7 @@ _MAX_GRAMMAR_CHARS = 64 << 10
 
 Regex = Annotated[str, StringConstraints(min_length=1, max_length=_MAX_REGEX_CHARS)]
 Choice = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-Choices = Annotated[list[Choice], Field(min_length=1, max_length=_MAX_CHOICES)]
+Choices = Annotated[list[Choice], Field(min_length=1, max_length=_MAX_CHOICES, fail_fast=True)]
 Gbnf = Annotated[str, StringConstraints(max_length=_MAX_GRAMMAR_CHARS)]
 
 _SCHEMA_EXAMPLES = [{"type": "object"}]

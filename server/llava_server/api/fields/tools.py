@@ -92,6 +92,7 @@ class AllowedTools(RequestModel):
     tools: list[NamedChoice] = Field(
         min_length=1,
         max_length=MAX_TOOLS,
+        fail_fast=True,
         description="Tools that the model may call.",
         examples=[[{"type": "function", "function": {"name": "get_weather"}}]],
     )
@@ -127,6 +128,7 @@ class ToolFields(RenamedFields):
     tools: list[FunctionTool] | None = Field(
         None,
         max_length=MAX_TOOLS,
+        fail_fast=True,
         description=f"Functions that the model may call (at most {MAX_TOOLS}). Their schemas must not "
         "exceed 256 KiB in total, without descriptions. Their descriptions are included in the prompt.",
         examples=[[{"type": "function", "function": {"name": "get_weather"}}]],

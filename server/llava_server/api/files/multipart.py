@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,7 @@ __all__ = ["FileUpload", "Upload", "parse_upload"]
 _MAX_FIELDS = 16
 _MAX_FIELD_BYTES = 1024
 _MAX_NAME = 255
+_PIECE_BYTES = 1 << 18  # takes a few milliseconds to parse
 
 
 class FileUpload(BaseModel):
@@ -61,7 +63,7 @@ async def parse_upload(headers: Headers, body: bytes) -> Upload:
             "The request must be multipart/form-data. Send the file in the field 'file'.",
         )
     parser = MultiPartParser(
-        headers, _once(body), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+        headers, _pieces(body), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
     )
     parser.spool_max_size = len(body) + 1  # keep the file in memory: the disk may be read-only
     try:
@@ -84,5 +86,8 @@ async def parse_upload(headers: Headers, body: bytes) -> Upload:
         await form.close()
 
 
-async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
-    yield body
+async def _pieces(body: bytes) -> AsyncGenerator[bytes, None]:
+    """Yield the body in pieces. Between them, the event loop serves other requests."""
+    for begin in range(0, len(body), _PIECE_BYTES):
+        await asyncio.sleep(0)
+        yield body[begin : begin + _PIECE_BYTES]

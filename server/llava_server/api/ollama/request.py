@@ -41,6 +41,7 @@ _MODEL: Any = Field(
 _IMAGES: Any = Field(
     None,
     max_length=_MAX_IMAGES,
+    fail_fast=True,
     description="Base64-encoded images, or URLs in the same format as image_url.url in the Chat Completions "
     "API. The images precede the text.",
     examples=[["iVBORw0KGgo..."]],
@@ -152,6 +153,7 @@ class OllamaMessage(RequestModel):
     tool_calls: list[OllamaToolCall] | None = Field(
         None,
         max_length=_MAX_CALLS,
+        fail_fast=True,
         description=f"Tool calls in an assistant message. At most {_MAX_CALLS}.",
         examples=[[{"function": {"name": "get_weather", "arguments": {"city": "Paris"}}}]],
     )
@@ -183,6 +185,7 @@ class OllamaChatRequest(_GenerationFields):
     messages: list[OllamaMessage] | None = Field(
         None,
         max_length=_MAX_MESSAGES,
+        fail_fast=True,
         description="Conversation so far, with the oldest message first. If the last message is from the "
         "assistant, the model continues it. Without messages, the request only checks that the model is "
         "served.",
@@ -191,6 +194,7 @@ class OllamaChatRequest(_GenerationFields):
     tools: list[OllamaTool] | None = Field(
         None,
         max_length=_MAX_TOOLS,
+        fail_fast=True,
         description=f"Functions that the model may call. At most {_MAX_TOOLS}.",
         examples=[[{"type": "function", "function": {"name": "get_weather"}}]],
     )
@@ -240,7 +244,7 @@ class GenerateRequest(_GenerationFields):
         return self
 
 
-Inputs = Annotated[list[str], Field(max_length=_MAX_INPUTS)]
+Inputs = Annotated[list[str], Field(max_length=_MAX_INPUTS, fail_fast=True)]
 
 
 class EmbedRequest(RequestModel):

@@ -17,7 +17,8 @@ import msgspec
 from llava_wire.stores.responses import BrokenChain, ResponseHead, StoredResponse
 from pydantic import TypeAdapter
 
-from llava_server.api.chat.request_handler import run_parser
+from llava_server.api.chat.request_handler import run_in_parser_thread, run_parser
+from llava_server.api.json_limits import JsonLimits, JsonTooLarge, check_json
 from llava_server.api.responses.input_items import (
     MAX_ITEMS,
     CallItem,
@@ -58,7 +59,7 @@ async def with_stored_items(
     if request.previous_response_id is None:
         return request, request
     earlier = await _previous_items(services, request.previous_response_id, tenant=tenant)
-    items = [*_items.validate_python(earlier), *own]
+    items = [*await run_in_parser_thread(services, partial(_items.validate_python, earlier)), *own]
     if len(items) > MAX_ITEMS:
         raise _too_long(len(items))
     return request, request.model_copy(update={"input": items})
@@ -84,6 +85,12 @@ async def conversation_items(
         chain = await services.responses.conversation(response_id, tenant=tenant, max_responses=MAX_ITEMS)
     if chain[0].previous_id:
         raise _too_long(MAX_ITEMS + 1)
+    try:
+        check_json(b"".join(stored.input for stored in chain), JsonLimits())
+    except JsonTooLarge as error:
+        raise ApiError(
+            "invalid_value", error.about("The conversation"), param="previous_response_id"
+        ) from error
     parts: list[bytes] = []
     for number, stored in enumerate(chain, 1):
         parts.append(stored.input)

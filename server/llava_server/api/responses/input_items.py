@@ -87,13 +87,14 @@ class InputImage(RequestModel):
 
 _Parts = Annotated[
     list[Annotated[InputText | InputImage | OutputRefusal, Field(discriminator="type")]],
-    Field(max_length=_MAX_PARTS),
+    Field(max_length=_MAX_PARTS, fail_fast=True),
 ]
 InputContent = Annotated[
     Annotated[str, Tag("<plain>")] | Annotated[_Parts, Tag("<list>")], Discriminator(text_or_list)
 ]
 _OutputParts = Annotated[
-    list[Annotated[InputText | InputImage, Field(discriminator="type")]], Field(max_length=_MAX_PARTS)
+    list[Annotated[InputText | InputImage, Field(discriminator="type")]],
+    Field(max_length=_MAX_PARTS, fail_fast=True),
 ]
 OutputContent = Annotated[
     Annotated[str, Tag("<plain>")] | Annotated[_OutputParts, Tag("<list>")], Discriminator(text_or_list)
@@ -194,7 +195,7 @@ Item = Annotated[
     | Annotated[ItemReference, Tag("item_reference")],
     Discriminator(_item_kind),
 ]
-Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
+Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 Input = Annotated[
     Annotated[str, Tag("<plain>")] | Annotated[Items, Tag("<list>")], Discriminator(text_or_list)
 ]

@@ -145,6 +145,7 @@ class ResponseRequest(RequestModel, ExtensionFields, StopFields):
     include: list[str] | None = Field(
         None,
         max_length=16,
+        fail_fast=True,
         description="Additional data to include in the response: message.output_text.logprobs. OpenAI's "
         "other values are accepted, but the response contains no data for them.",
         examples=[["message.output_text.logprobs"]],
@@ -159,6 +160,7 @@ class ResponseRequest(RequestModel, ExtensionFields, StopFields):
     tools: list[ResponseTool] | None = Field(
         None,
         max_length=MAX_TOOLS,
+        fail_fast=True,
         description=f"Functions that the model may call. At most {MAX_TOOLS}.",
         examples=[[{"type": "function", "name": "get_weather"}]],
     )

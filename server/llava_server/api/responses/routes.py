@@ -18,7 +18,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.chat.request_handler import Generation, JobSet, RequestHandler, run_parser
+from llava_server.api.chat.request_handler import (
+    Generation,
+    JobSet,
+    RequestHandler,
+    run_in_parser_thread,
+    run_parser,
+)
 from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.parse import MAX_START
@@ -80,7 +86,8 @@ async def read_request(handler: RequestHandler, raw: bytes) -> tuple[ResponseReq
     if chat is not None:
         return request, chat
     request, whole = await with_stored_items(handler.services, request, tenant=handler.tenant)
-    return request, to_chat(whole, num_earlier=len(whole.items) - len(request.items))
+    convert = partial(to_chat, whole, num_earlier=len(whole.items) - len(request.items))
+    return request, await run_in_parser_thread(handler.services, convert)
 
 
 async def _start(handler: RequestHandler) -> tuple[bool, ResponsesSerializer, Generation | None]:

@@ -11,10 +11,10 @@ from llava_server.api.fields.base import RequestModel, invalid_value
 from llava_server.api.fields.messages import ChatMessage
 from llava_server.api.fields.sampling import TokenId
 from llava_server.api.fields.tools import ToolFields
+from llava_server.api.json_limits import MAX_TOKEN_IDS, TOKEN_LIMITS
 
 __all__ = ["DetokenizeRequest", "TokenizeRequest"]
 
-_MAX_TOKENS = 1 << 20
 _MAX_MESSAGES = 1024
 
 _MODEL: Any = Field(
@@ -40,6 +40,7 @@ class TokenizeRequest(RequestModel, ToolFields):
         None,
         min_length=1,
         max_length=_MAX_MESSAGES,
+        fail_fast=True,
         description="Conversation to tokenize, as an alternative to prompt. The chat template is applied, "
         "and the result includes image tokens.",
         examples=[[{"role": "user", "content": "What can you do?"}]],
@@ -62,9 +63,10 @@ class DetokenizeRequest(RequestModel):
     """A request to convert tokens to text."""
 
     rules = DETOKENIZATION
+    json_limits = TOKEN_LIMITS
 
     model: str = _MODEL
-    tokens: Annotated[list[TokenId], Field(min_length=1, max_length=_MAX_TOKENS)] = Field(
+    tokens: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKEN_IDS, fail_fast=True)] = Field(
         description="One or more token IDs. Special tokens and unknown IDs are skipped.",
         examples=[[1, 42]],
     )

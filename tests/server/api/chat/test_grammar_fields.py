@@ -101,7 +101,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     (format_of(nested(65)), "response_format.json_schema.schema", "64"),
     ({"guided_json": "{"}, "guided_json", "not valid JSON"),
     ({"guided_json": "[]"}, "guided_json", "does not contain a JSON object"),
-    ({"json_schema": "[" * 100_000}, "json_schema", "not valid JSON"),
+    ({"json_schema": "[" * 100_000}, "json_schema", "a string that is nested too deeply"),
     ({"response_format": {"type": "regex"}}, "response_format.pattern", "missing"),
     ({"response_format": {"type": "text", "schema": {}}}, "response_format.schema", "is set"),
     ({"response_format": LOOSE | {"schema": {}}}, "response_format.schema", "only one"),

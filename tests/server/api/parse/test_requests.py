@@ -160,7 +160,7 @@ NOT_JSON = {
     "nothing": b"",
     "half": b'{"model": "x", "mess',
     "single quotes": b"{'model': 'x'}",
-    "very deep": b"[" * 100_000,
+    "unclosed arrays": b"[" * 100,
     "endless number": b'{"seed": ' + b"9" * 5_000 + b"}",
 }
 
