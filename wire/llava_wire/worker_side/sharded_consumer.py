@@ -170,7 +170,9 @@ class ShardedConsumer:
         The other waiting calls continue, because a wake-up that one of them has received must not be lost.
         """
         for shard in shards:
-            if shard not in self._wake_ups or self._wake_ups[shard].done():
+            if shard in self._wake_ups and self._wake_ups[shard].done():
+                self._wake_ups.pop(shard).result()  # raises an error that is not an outage
+            if shard not in self._wake_ups:
                 self._wake_ups[shard] = asyncio.ensure_future(shard.wait_for_work())
         if shards:
             wake_ups = [self._wake_ups[shard] for shard in shards]
