@@ -161,6 +161,26 @@ async def test_a_worker_with_jobs_also_serves_other_shards(server: RedisServer) 
     await producer.aclose()
 
 
+@pytest.mark.parametrize("num_shards", [1, 2])
+async def test_a_worker_keeps_its_jobs_if_it_reconciles_during_an_outage(
+    server: RedisServer, num_shards: int
+) -> None:
+    producer = await ShardedProducer.connect(queue_shards([server.url_of("server")], num_shards))
+    shards = queue_shards([server.url_of("worker")], num_shards)
+    consumer = await ShardedConsumer.connect(shards, heartbeat("w1"))
+    await producer.submit(make_job(), {})
+    held: list[Assignment] = []
+    while not held:
+        held = await consumer.pull(1)
+    for shard in consumer.shards:
+        shard._report_unavailable(QueueUnavailable("down"))
+    assert not await consumer.reconcile([each.job.job_id for each in held])
+    stats = await producer.stats()
+    assert (stats.num_running, sum(stats.num_waiting.values())) == (1, 0)
+    await consumer.aclose()
+    await producer.aclose()
+
+
 async def test_limits_apply_to_the_whole_queue(server: RedisServer) -> None:
     producer = await ShardedProducer.connect(queue_shards([server.url_of("server")], 4), max_tenant_jobs=40)
     num_accepted = 0

@@ -124,11 +124,11 @@ class ShardedConsumer:
 
         See ``JobConsumer.reconcile``.
         """
+        if len(self.shards) == 1:
+            return await self._home.reconcile(held)
         by_shard: dict[JobConsumer, list[str]] = {shard: [] for shard in self.shards if shard.is_available}
         for job_id in held:
             by_shard.get(self.shard_of(job_id), []).append(job_id)
-        if len(self.shards) == 1:
-            return await self._home.reconcile(by_shard.get(self._home, []))
         lost: set[str] = set()
         for shard, job_ids in by_shard.items():
             with suppress(QueueUnavailable):
