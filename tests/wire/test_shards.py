@@ -173,6 +173,7 @@ async def test_a_worker_keeps_its_jobs_if_it_reconciles_during_an_outage(
     while not held:
         held = await consumer.pull(1)
     for shard in consumer.shards:
+        assert not await shard.try_pull(1)  # the first pull is complete
         shard._report_unavailable(QueueUnavailable("down"))
     assert not await consumer.reconcile([each.job.job_id for each in held])
     stats = await producer.stats()
