@@ -11,8 +11,8 @@ import contextlib
 import dataclasses
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from llava_wire.controller_side.limits import DEFAULT_TENANT_LIMITS, TenantLimits
 from llava_wire.controller_side.producer import JobProducer, Pixels
@@ -21,12 +21,11 @@ from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.event import Event
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import Job
-from llava_wire.redis.shards import Shard, shard_index
+from llava_wire.redis.shards import Shard, call_available, shard_index
 
 __all__ = ["ShardedProducer"]
 
 _MAX_PICKS = 64  # IDs tried before a job is given to a shard that is unavailable
-Result = TypeVar("Result")
 
 
 class ShardedProducer:
@@ -52,7 +51,7 @@ class ShardedProducer:
             ]
         )
         try:
-            await producer._from_available(lambda shard: shard.check_connection())
+            await call_available(shard.check_connection() for shard in producer.shards)
         except BaseException:
             await producer.aclose()
             raise
@@ -120,7 +119,7 @@ class ShardedProducer:
         """Return the sums over the available shards. Raise QueueUnavailable if there are none."""
         if heartbeats is None:
             heartbeats = await self.heartbeats()
-        replies = await self._from_available(lambda shard: shard.stats(heartbeats))
+        replies = await call_available(shard.stats(heartbeats) for shard in self.shards)
         num_waiting = sum((Counter(reply.num_waiting) for reply in replies), Counter())
         return dataclasses.replace(
             replies[0],
@@ -132,7 +131,7 @@ class ShardedProducer:
 
     async def eviction_policy(self) -> str:
         """Return a ``maxmemory-policy`` of a shard's server that may evict keys, or "" if none does."""
-        policies = await self._from_available(lambda shard: shard.eviction_policy())
+        policies = await call_available(shard.eviction_policy() for shard in self.shards)
         return next(filter(None, policies), "")
 
     async def aclose(self) -> None:
@@ -141,13 +140,3 @@ class ShardedProducer:
     def shard(self, job_id: str) -> JobProducer:
         """Return the shard that contains a job."""
         return self.shards[shard_index(job_id, len(self.shards))]
-
-    async def _from_available(self, call: Callable[[JobProducer], Awaitable[Result]]) -> list[Result]:
-        """Call all shards. Return the results of those that are available, or raise the first error."""
-        replies = await asyncio.gather(*map(call, self.shards), return_exceptions=True)
-        errors = [reply for reply in replies if isinstance(reply, BaseException)]
-        if defects := [error for error in errors if not isinstance(error, QueueUnavailable)]:
-            raise defects[0]
-        if len(errors) == len(replies):
-            raise errors[0]
-        return [reply for reply in replies if not isinstance(reply, BaseException)]

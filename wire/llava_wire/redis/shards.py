@@ -7,16 +7,20 @@ contains all data that does not belong to a job.
 
 from __future__ import annotations
 
+import asyncio
 import zlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from llava_wire.errors import QueueUnavailable
 from llava_wire.redis.keys import PREFIX
 
-__all__ = ["MAX_SHARDS", "Shard", "queue_shards", "shard_index"]
+__all__ = ["MAX_SHARDS", "Shard", "call_available", "queue_shards", "shard_index"]
 
 
 MAX_SHARDS = 64
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -38,4 +42,17 @@ def queue_shards(urls: Sequence[str], num_shards: int) -> tuple[Shard, ...]:
 
 def shard_index(job_id: str, num_shards: int) -> int:
     """Return the index of the shard that contains a job."""
-    return zlib.crc32(job_id.encode()) % num_shards
+    return zlib.crc32(job_id.encode()) % num_shards if num_shards > 1 else 0
+
+
+async def call_available(calls: Iterable[Awaitable[Result]]) -> list[Result]:
+    """Await one call to each shard. Return the results of the shards that are available.
+
+    Raise the first error if all shards are unavailable, or an error that is not QueueUnavailable.
+    """
+    replies = await asyncio.gather(*calls, return_exceptions=True)
+    errors = [reply for reply in replies if isinstance(reply, BaseException)]
+    defects = [error for error in errors if not isinstance(error, QueueUnavailable)]
+    if defects or len(errors) == len(replies):
+        raise [*defects, *errors][0]
+    return [reply for reply in replies if not isinstance(reply, BaseException)]

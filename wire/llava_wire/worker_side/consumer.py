@@ -103,7 +103,7 @@ class JobConsumer:
 
     async def register(self) -> None:
         """Register the worker. Raise QueueUnavailable if Redis is unavailable."""
-        await self._try(self._renew_lease)
+        await self._renew_lease()
 
     @property
     def is_available(self) -> bool:
@@ -339,12 +339,9 @@ class JobConsumer:
         return await self._retry(lambda: self._link.script(name, *args))
 
     async def _call_once(self, name: str, *args: Arg) -> Any:
-        return await self._try(lambda: self._link.script(name, *args))
-
-    async def _try(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Call once. Record and raise QueueUnavailable."""
+        """Run a script once. Record and raise QueueUnavailable."""
         try:
-            return await call()
+            return await self._link.script(name, *args)
         except QueueUnavailable as error:
             self._report_unavailable(error)
             raise

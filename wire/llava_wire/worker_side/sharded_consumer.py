@@ -17,7 +17,7 @@ from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.load_command import CommandStatus, IssuedCommand
-from llava_wire.redis.shards import Shard, shard_index
+from llava_wire.redis.shards import Shard, call_available, shard_index
 from llava_wire.worker_side.consumer import JobConsumer
 
 __all__ = ["ShardedConsumer"]
@@ -56,12 +56,11 @@ class ShardedConsumer:
             for shard in shards
         ]
         consumer = cls(consumers, home=shard_index(heartbeat.worker_id, len(shards)))
-        replies = await asyncio.gather(*(each.register() for each in consumers), return_exceptions=True)
-        errors = [reply for reply in replies if isinstance(reply, BaseException)]
-        defects = [error for error in errors if not isinstance(error, QueueUnavailable)]
-        if defects or len(errors) == len(consumers):
+        try:
+            await call_available(each.register() for each in consumers)
+        except BaseException:
             await consumer.aclose()
-            raise [*defects, *errors][0]
+            raise
         return consumer
 
     def shard_of(self, job_id: str) -> JobConsumer:

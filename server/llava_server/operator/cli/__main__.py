@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Annotated, TypeVar
 
@@ -54,7 +54,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print the current state and exit.")] = False,
 ) -> None:
     """Show workers, streams and queues, refreshed every second. Press Ctrl-C to exit."""
-    _run_with_inspector(redis_url, lambda inspector: watch(inspector, Console(), is_once=once))
+    _run_with_inspector(_shards(redis_url), lambda inspector: watch(inspector, Console(), is_once=once))
 
 
 @app.command("doctor")
@@ -74,13 +74,13 @@ def doctor(
     async def check(inspector: ShardedInspector) -> bool:
         return print_findings(await run_checks(inspector, allow_eviction=allow_eviction), Console())
 
-    raise SystemExit(0 if _run_with_inspector(redis_url, check) else 1)
+    raise SystemExit(0 if _run_with_inspector(_shards(redis_url), check) else 1)
 
 
 @dead_letter_commands.command("show")
 def show(redis_url: RedisUrl = None) -> None:
     """List the time, job ID and reason of each dead letter, newest first."""
-    _run_with_inspector(redis_url, lambda inspector: dead_letters.show(inspector, Console()))
+    _run_with_inspector(_shards(redis_url), lambda inspector: dead_letters.show(inspector, Console()))
 
 
 @dead_letter_commands.command("replay")
@@ -90,10 +90,9 @@ def replay(
 ) -> None:
     """Replay a dead letter under a new job ID and print its output. The request may crash workers again."""
     shards = _shards(redis_url)
-    replayed = _run_with_inspector(
-        redis_url, lambda inspector: dead_letters.replay(inspector, shards, job_id)
+    raise SystemExit(
+        _run_with_inspector(shards, lambda inspector: dead_letters.replay(inspector, shards, job_id))
     )
-    raise SystemExit(replayed)
 
 
 def _shards(flag: str | None) -> tuple[Shard, ...]:
@@ -109,12 +108,8 @@ def _shards(flag: str | None) -> tuple[Shard, ...]:
     return queue_shards([flag], load_settings(()).queue_shards or 1)
 
 
-def _run_with_inspector(redis_url: str | None, command: Callable[[ShardedInspector], Awaitable[T]]) -> T:
-    """Connect to Redis and run a command.
-
-    Exit with an error message if the URL is invalid or Redis is unavailable.
-    """
-    shards = _shards(redis_url)
+def _run_with_inspector(shards: Sequence[Shard], command: Callable[[ShardedInspector], Awaitable[T]]) -> T:
+    """Connect to Redis and run a command. Exit with an error message if Redis is unavailable."""
 
     async def run_command() -> T:
         async with aclosing(ShardedInspector(shards)) as inspector:
