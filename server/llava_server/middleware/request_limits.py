@@ -6,6 +6,7 @@ it as soon as it is parsed, so that a long stream does not keep the request body
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -22,6 +23,8 @@ from llava_server.shutdown import GracefulShutdown
 __all__ = ["BodyLimitMiddleware", "BodyLimits"]
 
 _RETRY_AFTER_S = 1.0
+_TRIM_BYTES = 16 << 20
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
 _MAX_QUOTED = 40  # maximum number of characters that an error message quotes from a header
 
 
@@ -51,6 +54,7 @@ class BodyLimitMiddleware:
         self._metrics = metrics
         self._num_open_requests = 0
         self._num_inflight_bytes = 0
+        self._num_released_bytes = 0  # since memory was last returned to the operating system
         self._uploads = Uploads()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,6 +74,7 @@ class BodyLimitMiddleware:
         finally:
             body.release()
             self._count_request(-1)
+            self._return_memory()
 
     def _count_request(self, change: int) -> None:
         self._num_open_requests += change
@@ -77,6 +82,17 @@ class BodyLimitMiddleware:
 
     def _subtract_bytes(self, num_bytes: int) -> None:
         self._num_inflight_bytes -= num_bytes
+        self._num_released_bytes += num_bytes
+
+    def _return_memory(self) -> None:
+        """Return free memory to the operating system if many bytes have been released since the last time.
+
+        glibc does not do so if memory in use lies behind the free memory, so that a few large bodies would
+        increase the size of the process permanently. The call takes a few milliseconds.
+        """
+        if self._num_released_bytes >= _TRIM_BYTES and _malloc_trim is not None:
+            self._num_released_bytes = 0
+            _malloc_trim(0)
 
     def _check_before_reading(self, scope: Scope) -> None:
         """Check the limits that can be checked before the body is read. Raises ApiError (413, 415, 503)."""
