@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,31 @@ def test_a_model_is_unloaded_and_another_loaded_while_the_worker_keeps_running(
         assert admin.command(before["id"], "load", model="echo").status_code == 200
         assert admin.chat("echo").status_code == 200
     assert process.status is None
+
+
+def test_the_next_request_finds_a_loaded_model_although_other_requests_keep_asking_for_it(
+    queue_url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """Requests for an unknown model refresh the registry, but not more than four times a second."""
+    start_worker(**SETTINGS, loadable_models=NO_MODELS)
+    stopped = threading.Event()
+
+    def keep_asking(admin: AdminClient) -> None:
+        while not stopped.is_set():
+            admin.chat("echo")
+
+    with running_admin(queue_url, tmp_path / "site") as admin, ThreadPoolExecutor(1) as threads:
+        worker_id = admin.worker()["id"]
+        asking = threads.submit(keep_asking, admin)
+        try:
+            for _ in range(6):
+                assert admin.command(worker_id, "unload").status_code == 200
+                assert code(admin.chat("echo")) == (503, "no_worker")
+                assert admin.command(worker_id, "load", model="echo").status_code == 200
+                assert admin.chat("echo").status_code == 200
+        finally:
+            stopped.set()
+        asking.result()
 
 
 def test_a_hostile_model_is_rejected_in_one_sentence_and_the_worker_keeps_running(
