@@ -21,6 +21,7 @@ from llava_wire.operator.inspector import Inspector
 from llava_wire.operator.worker_commands import CommandSender
 from llava_wire.worker_side.consumer import JobConsumer
 from llava_worker.engine import EngineInterface
+from llava_worker.model.cpu.native import cpu_kernels
 from llava_worker.model_host import LOADER, ModelHost
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
@@ -101,6 +102,7 @@ async def test_unload_frees_the_engine_and_its_threads_but_keeps_the_worker_runn
         await async_wait_until(lambda: psutil.Process().num_threads() <= num_threads - 2)
         heartbeat = await running.heartbeat()
         assert (heartbeat.model, heartbeat.model_digest, heartbeat.capacity) == ("", "", 0)
+        assert heartbeat.kernels is None
         assert heartbeat.worker_id == running.host.heartbeat.worker_id
         assert not running.task.done()
 
@@ -128,6 +130,7 @@ async def test_another_model_is_served_under_the_same_worker_id(queue_url: str) 
         assert await client.complete("What can you do?", max_tokens=8)
         heartbeat = await running.heartbeat()
         assert (heartbeat.model, heartbeat.precision) == ("tiny-llava", "int8")
+        assert heartbeat.kernels == cpu_kernels().info
         assert heartbeat.model_digest not in ("", running.host.heartbeat.model_digest)
         [events] = client.events.values()
         assert events[0].model_digest == heartbeat.model_digest

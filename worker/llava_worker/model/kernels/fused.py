@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+from llava_wire.messages.heartbeat import KernelInfo
 from torch import Tensor
 
 from llava_worker.model.kernels.interface import Kernels
@@ -29,6 +30,10 @@ class FusedKernels(TorchKernels):
     @property
     def name(self) -> str:
         return "Triton"
+
+    @property
+    def info(self) -> KernelInfo:
+        return KernelInfo(source="triton")
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self._norm(x, None, weight, eps)[0]
@@ -109,7 +114,7 @@ def choose_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
         return TorchKernels()
     if importlib.util.find_spec("triton") is None:
         logger.info("RMSNorm, RoPE, cache write and SiLU kernels: torch, because Triton is not installed")
-        return TorchKernels()
+        return TorchKernels(fallback_reason="Triton is not installed")
     fault = self_test(FusedKernels(), dtype, device)
     if fault is None:
         logger.info("RMSNorm, RoPE, cache write and SiLU kernels: fused Triton kernels")
@@ -118,7 +123,7 @@ def choose_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
         "RMSNorm, RoPE, cache write and SiLU kernels: torch, because Triton kernels failed a self-test: %s",
         fault,
     )
-    return TorchKernels()
+    return TorchKernels(fallback_reason=f"Triton kernels failed a self-test: {fault}")
 
 
 @torch.inference_mode()

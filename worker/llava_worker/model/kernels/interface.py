@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from llava_wire.messages.heartbeat import KernelInfo
 from torch import Tensor
 
 from llava_worker.model.kernels.codebook import CODEBOOKS
@@ -73,6 +74,11 @@ class Kernels(ABC):
     @abstractmethod
     def name(self) -> str:
         """The name of the kernels in logs."""
+
+    @property
+    @abstractmethod
+    def info(self) -> KernelInfo:
+        """The origin of the kernels, which the worker reports in its heartbeat."""
 
     def codebook(self, bits: int) -> tuple[int, ...]:
         """Return the values of the codes of a weight with 4 or 5 bits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from llava_wire.messages.heartbeat import KernelInfo
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,11 +23,20 @@ class TorchKernels(Kernels):
     stored as signed bytes. A 4-bit code of input i is in the low half of byte i, and that of input
     padded_in_features / 2 + i is in its high half. These bytes contain the low four bits of 5-bit codes, too.
     They are followed by the fifth bits: that of input j * padded_in_features / 8 + i is bit j of byte i.
+
+    ``fallback_reason`` says why these kernels replace faster ones. It is empty if they are used by design.
     """
+
+    def __init__(self, fallback_reason: str = "") -> None:
+        self._fallback_reason = fallback_reason
 
     @property
     def name(self) -> str:
         return "torch"
+
+    @property
+    def info(self) -> KernelInfo:
+        return KernelInfo(source="torch", fallback_reason=self._fallback_reason)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
