@@ -15,7 +15,7 @@ from pathlib import Path
 import llava_worker
 import psutil
 import pytest
-from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.messages.heartbeat import Heartbeat, KernelInfo
 from llava_wire.messages.load_command import CommandStatus, ModelCommand
 from llava_wire.operator.inspector import Inspector
 from llava_wire.operator.worker_commands import CommandSender
@@ -130,7 +130,7 @@ async def test_another_model_is_served_under_the_same_worker_id(queue_url: str) 
         assert await client.complete("What can you do?", max_tokens=8)
         heartbeat = await running.heartbeat()
         assert (heartbeat.model, heartbeat.precision) == ("tiny-llava", "int8")
-        assert heartbeat.kernels == cpu_kernels().info
+        assert heartbeat.kernels == KernelInfo(**cpu_kernels().origin._asdict())
         assert heartbeat.model_digest not in ("", running.host.heartbeat.model_digest)
         [events] = client.events.values()
         assert events[0].model_digest == heartbeat.model_digest

@@ -173,7 +173,7 @@ def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback
         digest,
         device=info.device,
         precision=info.precision,
-        kernels=info.kernels,
+        kernels=KernelInfo(**info.kernels._asdict()),
         stats=stats,
     )
     traced = _traced(engine, settings, name, engine.timer)

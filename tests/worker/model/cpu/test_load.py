@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from llava_wire.messages.heartbeat import KernelInfo
 from llava_worker.model.cpu.build import KernelsUnavailable, library_name
 from llava_worker.model.cpu.load import capabilities, load, variant_for
 from llava_worker.model.cpu.native import NativeKernels, cpu_kernels
+from llava_worker.model.kernels.interface import KernelOrigin
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_shipped_library_is_loaded_without_a_compiler(compiled: Path, variant:
     library = load(variant, shipped=shipped, cache=cache)
 
     assert (library.source, library.variant) == ("shipped", variant)
-    assert NativeKernels(library).info == KernelInfo(source="shipped", variant=variant)
+    assert NativeKernels(library).origin == KernelOrigin(source="shipped", variant=variant)
     assert not cache.exists()
 
 
@@ -69,4 +69,6 @@ def test_the_reason_for_torch_kernels_is_reported(
 
     kernels = cpu_kernels.__wrapped__()
 
-    assert kernels.info == KernelInfo(source="torch", fallback_reason="compiler no-such-compiler not found")
+    assert kernels.origin == KernelOrigin(
+        source="torch", fallback_reason="compiler no-such-compiler not found"
+    )

@@ -13,12 +13,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from llava_wire.messages.heartbeat import KernelInfo
 from torch import Tensor
 
 from llava_worker.model.cpu.build import KernelsUnavailable
 from llava_worker.model.cpu.load import Library, capabilities, load, variant_for
-from llava_worker.model.kernels.interface import Kernels, LayerCache, QuantizedWeight
+from llava_worker.model.kernels.interface import KernelOrigin, Kernels, LayerCache, QuantizedWeight
 from llava_worker.model.kernels.torch_impl import TorchKernels
 
 __all__ = ["NativeKernels", "cpu_kernels"]
@@ -94,8 +93,8 @@ class NativeKernels(Kernels):
         return f"C++ for {self._variant}"
 
     @property
-    def info(self) -> KernelInfo:
-        return KernelInfo(source=self._source, variant=self._variant)
+    def origin(self) -> KernelOrigin:
+        return KernelOrigin(source=self._source, variant=self._variant)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         num_rows = x.numel() // x.shape[-1]

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from llava_wire.messages.heartbeat import KernelInfo
 from torch import Tensor
 
-from llava_worker.model.kernels.interface import Kernels
+from llava_worker.model.kernels.interface import KernelOrigin, Kernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
 
 __all__ = ["FusedKernels", "choose_kernels", "self_test"]
@@ -32,8 +31,8 @@ class FusedKernels(TorchKernels):
         return "Triton"
 
     @property
-    def info(self) -> KernelInfo:
-        return KernelInfo(source="triton")
+    def origin(self) -> KernelOrigin:
+        return KernelOrigin(source="triton")
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self._norm(x, None, weight, eps)[0]

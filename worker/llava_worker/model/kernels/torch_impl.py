@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import torch
-from llava_wire.messages.heartbeat import KernelInfo
 from torch import Tensor
 from torch.nn import functional as F
 
-from llava_worker.model.kernels.interface import PANEL_OUTPUTS, WEIGHT_GROUP, Kernels, QuantizedWeight
+from llava_worker.model.kernels.interface import (
+    PANEL_OUTPUTS,
+    WEIGHT_GROUP,
+    KernelOrigin,
+    Kernels,
+    QuantizedWeight,
+)
 
 __all__ = ["TorchKernels", "quantize_rows"]
 
@@ -35,8 +40,8 @@ class TorchKernels(Kernels):
         return "torch"
 
     @property
-    def info(self) -> KernelInfo:
-        return KernelInfo(source="torch", fallback_reason=self._fallback_reason)
+    def origin(self) -> KernelOrigin:
+        return KernelOrigin(source="torch", fallback_reason=self._fallback_reason)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
