@@ -16,6 +16,7 @@ from llava_wire.messages.heartbeat import Heartbeat
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from llava_server.kernel_report import kernel_source
 from llava_server.worker_registry import WorkerRegistry
 
 __all__ = ["COUNTERS", "GAUGES", "MAX_WORKERS", "PHASES", "STARTS", "EngineCollector"]
@@ -111,6 +112,21 @@ class EngineCollector(Collector):
             labels=(*_LABELS, "part"),
         )
         yield _with_samples(starts, heartbeats, {stat: (part,) for stat, part in STARTS.items()})
+        yield _kernels(heartbeats)
+
+
+def _kernels(heartbeats: list[Heartbeat]) -> GaugeMetricFamily:
+    """Return one sample for each worker that reports its kernels."""
+    family = GaugeMetricFamily(
+        "llava_engine_kernels",
+        "The kernels of each worker. Always 1. is_fallback is true if torch kernels replace faster ones.",
+        labels=(*_LABELS, "source", "is_fallback"),
+    )
+    for beat in heartbeats:
+        if beat.kernels is not None:
+            is_fallback = str(bool(beat.kernels.fallback_reason)).lower()
+            family.add_metric([beat.model, beat.worker_id, kernel_source(beat.kernels), is_fallback], 1)
+    return family
 
 
 def _with_samples(family: _Family, heartbeats: list[Heartbeat], stats: dict[str, tuple[str, ...]]) -> _Family:

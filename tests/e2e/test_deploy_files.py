@@ -15,6 +15,7 @@ DOCKERFILES = sorted((ROOT / "deploy").glob("Dockerfile.*"))
 OVERLAYS = sorted((ROOT / "deploy").glob("compose.*.yaml"))
 SERVICES = ("redis", "server", "worker")
 LOCKS = {"server": ["server"], "worker": ["torch-cpu", "worker"], "worker-cuda": ["worker-cuda"]}
+VERSION = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)[0]
 SIZES = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 
@@ -231,9 +232,11 @@ def test_dockerfiles_use_the_base_image_of_the_compose_file_and_the_last_stage_h
         "ARG PYTHON_IMAGE",
         "FROM ${PYTHON_IMAGE} AS build",
         "FROM ${PYTHON_IMAGE}",
+        f"ARG VERSION={VERSION}",
+        "ARG REVISION=unknown",
     ]
     final = _final_stage(path)
-    assert not any("pip install" in line for line in final)
+    assert not any("pip" in line.split() for line in final)
     assert path.name == "Dockerfile.worker-cuda" or not any("apt-get" in line for line in final)
 
 
@@ -257,6 +260,43 @@ def test_the_image_runs_as_an_unprivileged_user_and_has_a_health_check(path: Pat
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_the_image_has_the_labels_of_its_version_and_license(path: Path) -> None:
+    (labels,) = [line for line in _final_stage(path) if line.startswith("LABEL ")]
+    for name, value in (
+        ("title", "llava-serve "),
+        ("licenses", "Apache-2.0"),
+        ("version", "${VERSION}"),
+        ("revision", "${REVISION}"),
+    ):
+        assert f'org.opencontainers.image.{name}="{value}' in labels
+
+
+def test_the_cpu_image_contains_compiled_kernels_but_no_compiler() -> None:
+    lines = _instructions(ROOT / "deploy" / "Dockerfile.worker")
+    (wheel,) = [line for line in lines if "pip wheel" in line]
+    assert "LLAVA_BUILD_KERNELS=required" in wheel
+    assert any("apt-get" in line and "g++" in line for line in lines)
+    assert not any("g++" in line for line in _final_stage(ROOT / "deploy" / "Dockerfile.worker"))
+
+
+def test_bake_builds_every_image_with_the_same_version_and_tags_as_compose() -> None:
+    text = (ROOT / "docker-bake.hcl").read_text("utf-8")
+    assert f'default = "{VERSION}"' in text
+    (group,) = re.findall(r"targets = \[(.+)\]", text)
+    assert [f"Dockerfile.{name}" for name in re.findall(r'"(.+?)"', group)] == [
+        path.name for path in DOCKERFILES
+    ]
+    used = {
+        service["image"]
+        for path in (ROOT / "docker-compose.yml", *OVERLAYS)
+        for service in _compose(path)["services"].values()
+        if service.get("image", "").startswith("llava-serve-")
+    }
+    tags = re.findall(r'tags += \["(.+)"\]', text)
+    assert {tag.replace("${VERSION}", VERSION) for tag in tags} == used
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_copied_paths_exist_and_are_not_excluded_by_dockerignore(path: Path) -> None:
     allowed = {
         line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line[:1] == "!"
@@ -269,7 +309,7 @@ def test_copied_paths_exist_and_are_not_excluded_by_dockerignore(path: Path) -> 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_everything_that_an_image_installs_is_verified_by_a_hash(path: Path) -> None:
-    installs = re.findall(r"pip (?:install|wheel) [^&\n]+", "\n".join(_instructions(path)))
+    installs = re.findall(r"pip (?:--python \S+ )?(?:install|wheel) [^&\n]+", "\n".join(_instructions(path)))
     from_an_index = [line for line in installs if "--no-index" not in line]
     assert all("--require-hashes" in line for line in from_an_index)
     assert not any("--extra-index-url" in line for line in installs)

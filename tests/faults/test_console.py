@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from llava_server.operator.cli.doctor import check
+from llava_server.operator.cli.doctor import Finding, check
+from llava_wire.messages.heartbeat import KernelInfo
 from llava_wire.messages.job import Job, Message
 from llava_wire.messages.sampling_params import SamplingParams
 from llava_wire.operator.inspector import SystemStatus, WorkerStatus
@@ -114,6 +115,20 @@ def test_doctor_reports_workers_of_one_model_with_different_digests() -> None:
     assert (
         "the workers of model m have different weights or settings (digests aaaaaaaaaa, bbbbbbbbbb)" in text
     )
+
+
+def test_doctor_reports_the_kernels_of_each_worker() -> None:
+    def findings(kernels: KernelInfo | None) -> list[Finding]:
+        beat = msgspec.structs.replace(heartbeat("w1"), kernels=kernels)
+        found = check(GOOD, SystemStatus((WorkerStatus(beat, {}, 0.0),), {"c": 0.1}, {}, 0))
+        return [finding for finding in found if "kernels" in finding.text]
+
+    assert findings(None) == []
+    shipped = KernelInfo(source="shipped", variant="avx2")
+    assert findings(shipped) == [Finding("ok", "worker w1 uses kernels: shipped (avx2)")]
+    (found,) = findings(KernelInfo(source="torch", fallback_reason="compiler g++ not found"))
+    assert found.level == "warning"
+    assert "worker w1 uses torch kernels, which are slower: compiler g++ not found" in found.text
 
 
 def test_a_dead_letter_is_shown_and_can_be_replayed(cluster: Cluster) -> None:

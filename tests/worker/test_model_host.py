@@ -15,13 +15,14 @@ from pathlib import Path
 import llava_worker
 import psutil
 import pytest
-from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.messages.heartbeat import Heartbeat, KernelInfo
 from llava_wire.messages.load_command import CommandStatus, ModelCommand
 from llava_wire.operator.inspector import Inspector
 from llava_wire.operator.worker_commands import CommandSender
 from llava_wire.redis.shards import Shard
 from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 from llava_worker.engine import EngineInterface
+from llava_worker.model.cpu.native import cpu_kernels
 from llava_worker.model_host import LOADER, ModelHost
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
@@ -102,6 +103,7 @@ async def test_unload_frees_the_engine_and_its_threads_but_keeps_the_worker_runn
         await async_wait_until(lambda: psutil.Process().num_threads() <= num_threads - 2)
         heartbeat = await running.heartbeat()
         assert (heartbeat.model, heartbeat.model_digest, heartbeat.capacity) == ("", "", 0)
+        assert heartbeat.kernels is None
         assert heartbeat.worker_id == running.host.heartbeat.worker_id
         assert not running.task.done()
 
@@ -129,6 +131,7 @@ async def test_another_model_is_served_under_the_same_worker_id(queue_url: str) 
         assert await client.complete("What can you do?", max_tokens=8)
         heartbeat = await running.heartbeat()
         assert (heartbeat.model, heartbeat.precision) == ("tiny-llava", "int8")
+        assert heartbeat.kernels == KernelInfo(**cpu_kernels().origin._asdict())
         assert heartbeat.model_digest not in ("", running.host.heartbeat.model_digest)
         [events] = client.events.values()
         assert events[0].model_digest == heartbeat.model_digest

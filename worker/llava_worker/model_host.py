@@ -156,6 +156,7 @@ class ModelHost:
             precision="none",
             capacity=0,
             context_length=0,
+            kernels=None,
             stats={},
         )
         command = await consumer.send_heartbeat(heartbeat)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
+from llava_wire.messages.heartbeat import Heartbeat, ImageSpec, KernelInfo
 
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import EngineInterface
@@ -167,7 +167,14 @@ def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback
     digest = digest_checkpoint(config, info, template, tokenizer_folder=tokenizer_folder)
     stats = {f"start_{part}": seconds for part, seconds in asdict(times).items()}
     heartbeat = _heartbeat(
-        engine, spec, name, digest, device=info.device, precision=info.precision, stats=stats
+        engine,
+        spec,
+        name,
+        digest,
+        device=info.device,
+        precision=info.precision,
+        kernels=KernelInfo(**info.kernels._asdict()),
+        stats=stats,
     )
     traced = _traced(engine, settings, name, engine.timer)
     return LoadedModel(traced, tokenizer, prompts, heartbeat, times, grammars)
@@ -252,6 +259,7 @@ def _heartbeat(
     *,
     device: str,
     precision: str,
+    kernels: KernelInfo | None = None,
     stats: dict[str, float] | None = None,
 ) -> Heartbeat:
     return Heartbeat(
@@ -263,6 +271,7 @@ def _heartbeat(
         capacity=engine.max_sequences,
         device=device,
         precision=precision,
+        kernels=kernels,
         started_at=time.time(),
         stats=stats or {},
     )

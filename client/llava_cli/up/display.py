@@ -62,13 +62,18 @@ class Display:
         """Print a message, regardless of ``--verbose``."""
         self._err.print(escape(sentence), soft_wrap=True)
 
-    def ready(self, plan: LaunchPlan, model: str) -> None:
-        """Print the URLs, the model name, any generated API key, how to stop, and a curl command to try."""
+    def ready(self, plan: LaunchPlan, model: str, *, kernels: str = "") -> None:
+        """Print the URLs, the model name, any generated API key, how to stop, and a curl command to try.
+
+        ``kernels`` names the kernels of the workers. It is empty if the workers do not report them.
+        """
         rows = [
             f"playground  {plan.base_url}/",
             f"API         {plan.base_url}/v1",
             f"model       {model}",
         ]
+        if kernels:
+            rows.append(f"kernels     {kernels}")
         if plan.generated_key:
             rows.append(f"API key     {plan.generated_key}")
         rows.append("stop        Ctrl-C")

@@ -20,6 +20,7 @@ import httpx2
 import typer
 from llava_client.async_client import AsyncClient
 from llava_client.errors import LlavaError
+from pydantic import BaseModel, ValidationError
 
 from llava_cli.exit_codes import EXIT_FAILED, EXIT_USAGE, fail, handle_errors
 from llava_cli.extras import install_line, missing_modules
@@ -100,7 +101,10 @@ async def run(plan: LaunchPlan, layers: list[list[Program]], display: Display) -
             await _run_until_first(stop.wait(), supervisor.watch(), _start(supervisor, layers, plan.base_url))
         if not stop.is_set():
             supervisor.enable_restarts()
-            display.ready(plan, await _served_name(plan))
+            name, status = await _served_name(plan), await _status(plan.base_url)
+            display.ready(plan, name, kernels=", ".join(status.kernels.get(name, ())))
+            for warning in status.warnings:
+                display.show(f"warning: {warning}")
             await _run_until_first(stop.wait(), supervisor.watch())
         display.show("stopping; press Ctrl-C again to kill the processes")
 
@@ -201,6 +205,22 @@ async def _wait_until_ready(base_url: str) -> None:
             except httpx2.RequestError:  # not listening yet
                 pass
             await asyncio.sleep(_POLL_S)
+
+
+class _Status(BaseModel):
+    """The fields of /readyz that are displayed. Older servers do not send them."""
+
+    kernels: dict[str, list[str]] = {}
+    warnings: list[str] = []
+
+
+async def _status(base_url: str) -> _Status:
+    """Return the server's status, which is empty if the server does not respond correctly."""
+    try:
+        async with httpx2.AsyncClient(trust_env=False, timeout=5.0) as http:
+            return _Status.model_validate_json((await http.get(f"{base_url}/readyz")).content)
+    except (httpx2.RequestError, ValidationError):
+        return _Status()
 
 
 async def _served_name(plan: LaunchPlan) -> str:

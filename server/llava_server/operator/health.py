@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from llava_server.api.openapi.document import Operation
 from llava_server.error_response import Error
+from llava_server.kernel_report import fallback_warnings, kernel_sources
 from llava_server.lifespan import Services, is_admin, services_of
 from llava_server.operator.health_response import Failed, Live, Load, NotReady, Ready, Version
 from llava_server.package_version import package_version
@@ -68,7 +69,15 @@ async def readyz(request: Request) -> Response:
     reasons = _reasons(services, has_details=is_admin(request.app))
     if reasons:
         return JSONResponse(NotReady(reasons=reasons), 503)
-    return JSONResponse(Ready(models=[model.name for model in services.registry.models]))
+    names = [model.name for model in services.registry.models]
+    heartbeats = services.registry.heartbeats
+    return JSONResponse(
+        Ready(
+            models=names,
+            kernels={name: kernel_sources(heartbeats, name) for name in names},
+            warnings=fallback_warnings(heartbeats, has_details=is_admin(request.app)),
+        )
+    )
 
 
 @router.get("/health", summary="Health check")

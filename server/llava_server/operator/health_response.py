@@ -37,6 +37,17 @@ class Ready(ResponseModel, kw_only=True):
         list[str],
         doc("The models that have been served since the server started.", ["tiny-llava"], min_length=1),
     ]
+    kernels: Annotated[
+        dict[str, list[str]],
+        doc(
+            "Kernels of the live workers of each model: shipped or compiled (C++), triton or torch.",
+            {"tiny-llava": ["shipped"]},
+        ),
+    ]
+    warnings: Annotated[
+        list[str],
+        doc("Problems that make requests slower, such as workers without fast kernels.", []),
+    ]
 
 
 class NotReady(ResponseModel, kw_only=True):

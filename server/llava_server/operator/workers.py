@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query
 from llava_wire.errors import QueueUnavailable
+from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.load_command import CommandStatus, ModelCommand
 from llava_wire.operator.inspector import WorkerStatus
 from pydantic import ConfigDict, Field
@@ -55,6 +56,14 @@ class Command(ResponseModel):
     progress: float = 0.0
 
 
+class Kernels(ResponseModel):
+    """The kernels of a worker's model."""
+
+    source: str  # "shipped" or "compiled" (C++), "triton" or "torch"
+    variant: str  # instruction set of C++ kernels
+    fallback_reason: str  # why torch kernels replace faster ones; empty if they do not
+
+
 class Worker(ResponseModel):
     """A live worker, with or without a model."""
 
@@ -63,6 +72,7 @@ class Worker(ResponseModel):
     state: Literal["serving", "draining", "loading", "empty"]
     device: str
     precision: str | None
+    kernels: Kernels | None  # null without a model, for the echo model and in older releases
     model_digest: str | None
     context_length: int
     capacity: int
@@ -192,6 +202,7 @@ def _to_response(worker: WorkerStatus, command_id: str = "") -> Worker:
         state=_state_of(worker),
         device=beat.device,
         precision=beat.precision if beat.model else None,
+        kernels=_kernels(beat),
         model_digest=beat.model_digest or None,
         context_length=beat.context_length,
         capacity=beat.capacity,
@@ -200,6 +211,11 @@ def _to_response(worker: WorkerStatus, command_id: str = "") -> Worker:
         order=_command_response(worker, command_id or worker.pending_command_id),
         stats=beat.stats,
     )
+
+
+def _kernels(beat: Heartbeat) -> Kernels | None:
+    kernels = beat.kernels
+    return Kernels(kernels.source, kernels.variant, kernels.fallback_reason) if kernels else None
 
 
 def _state_of(worker: WorkerStatus) -> Literal["serving", "draining", "loading", "empty"]:

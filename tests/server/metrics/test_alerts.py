@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from llava_server.engine_metrics import GAUGES
 from llava_server.errors import ERRORS
 from llava_server.metrics import Metrics
 
@@ -21,7 +22,8 @@ def series() -> set[str]:
     for family in Metrics().registry.collect():
         suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
         names |= {family.name + suffix for suffix in suffixes}
-    return names
+    engine = {*(name for name, _ in GAUGES.values()), "kernels"}  # read from heartbeats at each scrape
+    return names | {f"llava_engine_{name}" for name in engine}
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])

@@ -14,7 +14,7 @@ from tests.waiting import wait_until
 
 def test_server_is_ready_once_a_worker_has_registered(stack: Stack) -> None:
     response = stack.http.get("/readyz")
-    assert response.json() == {"status": "ready", "models": [MODEL]}
+    assert response.json() == {"status": "ready", "models": [MODEL], "kernels": {MODEL: []}, "warnings": []}
     assert stack.http.get("/livez").json() == {"status": "ok"}
 
 

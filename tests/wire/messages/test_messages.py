@@ -9,7 +9,7 @@ import sys
 import msgspec
 from llava_wire import messages
 from llava_wire.messages.event import Event, TokenLogprob, TokenScore
-from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.messages.heartbeat import Heartbeat, KernelInfo
 from llava_wire.messages.job import Job
 from llava_wire.messages.sampling_params import SamplingParams
 
@@ -64,9 +64,12 @@ def test_messages_do_not_import_redis() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_heartbeat_without_statistics_is_decoded() -> None:
-    new = msgspec.structs.replace(heartbeat("w1"), stats={"num_steps_total": 3})
-    old = {name: value for name, value in msgspec.to_builtins(new).items() if name != "stats"}
+def test_a_heartbeat_without_statistics_and_kernels_is_decoded() -> None:
+    kernels = KernelInfo(source="shipped")
+    new = msgspec.structs.replace(heartbeat("w1"), stats={"num_steps_total": 3}, kernels=kernels)
+    old = {
+        name: value for name, value in msgspec.to_builtins(new).items() if name not in ("stats", "kernels")
+    }
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=Heartbeat) == heartbeat("w1")
 
 

@@ -10,7 +10,9 @@ import msgspec
 
 from llava_wire.messages.load_command import CommandStatus
 
-__all__ = ["Heartbeat", "ImageSpec", "read_heartbeats"]
+__all__ = ["KERNEL_SOURCES", "Heartbeat", "ImageSpec", "KernelInfo", "read_heartbeats"]
+
+KERNEL_SOURCES = ("shipped", "compiled", "triton", "torch")
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +41,19 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     grid: tuple[tuple[int, int], ...] = ()
 
 
+class KernelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The kernels that a model uses.
+
+    ``source`` is one of ``KERNEL_SOURCES``: C++ kernels "shipped" in the wheel or "compiled" on the worker's
+    machine, "triton", or "torch". Newer releases may add others. ``variant`` is the instruction set of C++
+    kernels.
+    """
+
+    source: str
+    variant: str = ""
+    fallback_reason: str = ""  # why torch kernels replace faster ones; empty if they do not
+
+
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's heartbeat, sent once per second. In Redis, it expires with the worker's lease."""
 
@@ -55,6 +70,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     is_draining: bool = False
     started_at: float = 0.0  # Unix seconds, for display only
     command: CommandStatus | None = msgspec.field(name="order", default=None)  # status of the last command
+    kernels: KernelInfo | None = None  # None without a model, for the echo model and in older releases
     stats: dict[str, float] = {}  # engine statistics for display; the names depend on the worker's version
 
 

@@ -37,6 +37,13 @@ class Model(ResponseModel, kw_only=True):
             "69c28378c6f13b7796fbddd57302c769",
         ),
     ]
+    kernels: Annotated[
+        list[str],
+        doc(
+            "Kernels of the live workers of the model: shipped or compiled (C++), triton or torch.",
+            ["shipped"],
+        ),
+    ]
     capabilities: Annotated[Capabilities, doc("Capabilities of the model.")]
 
 
@@ -48,6 +55,7 @@ _MODEL = {
     "max_model_len": 4096,
     "num_workers": 1,
     "digest": "69c28378c6f13b7796fbddd57302c769",
+    "kernels": ["shipped"],
     "capabilities": {"vision": True},
 }
 

@@ -12,6 +12,7 @@ from llava_server.api.anthropic.models import ModelInfo, ModelInfoList, to_model
 from llava_server.api.models.response import Capabilities, Model, ModelList
 from llava_server.api.openapi.document import Operation
 from llava_server.error_response import Error, MessageError
+from llava_server.kernel_report import kernel_sources
 from llava_server.lifespan import services_of
 from llava_server.middleware.server_error import uses_anthropic_format
 from llava_server.response_model import JSONResponse
@@ -101,5 +102,6 @@ def _to_response(model: ServedModel, registry: WorkerRegistry) -> Model:
         max_model_len=model.context_length,
         num_workers=registry.num_workers(model.name),
         digest=model.digest or None,
+        kernels=kernel_sources(registry.heartbeats, model.name),
         capabilities=Capabilities(),
     )

@@ -141,6 +141,7 @@ def _processes(status: SystemStatus) -> list[Finding]:
             name, jobs = worker.heartbeat.worker_id, counted(len(worker.num_tokens), "job")
             findings.append(Finding("error", f"worker {name} is making no progress on {jobs}"))
     findings += _models(status)
+    findings += _kernels(status)
     if status.num_dead_letters:
         letters = counted(status.num_dead_letters, "dead letter")
         findings.append(Finding("warning", f"{letters}; see 'llava-serve dlq show'"))
@@ -162,6 +163,23 @@ def _models(status: SystemStatus) -> list[Finding]:
         for model, found in sorted(digests.items())
         if len(found) > 1
     ]
+
+
+def _kernels(status: SystemStatus) -> list[Finding]:
+    """Return the kernels of each worker that reports them, with a warning if they are a fallback."""
+    findings = []
+    for worker in status.workers:
+        name, kernels = worker.heartbeat.worker_id, worker.heartbeat.kernels
+        if kernels is not None and kernels.fallback_reason:
+            text = (
+                f"worker {name} uses torch kernels, which are slower: {kernels.fallback_reason}; install a "
+                "wheel with compiled kernels or a compiler on its machine, and restart it"
+            )
+            findings.append(Finding("warning", text))
+        elif kernels is not None:
+            variant = f" ({kernels.variant})" if kernels.variant else ""
+            findings.append(Finding("ok", f"worker {name} uses kernels: {kernels.source}{variant}"))
+    return findings
 
 
 def _shortened(digests: set[str]) -> str:

@@ -115,10 +115,17 @@ def test_the_output_without_a_terminal_is_plain_text(capsys: pytest.CaptureFixtu
     display = Display(is_verbose=False)
     with display.waiting("starting"):
         display.line("worker-1", "loading [weights]")
-    display.ready(plan(generated_key="lv-key"), "tiny-llava")
+    display.ready(plan(generated_key="lv-key"), "tiny-llava", kernels="shipped")
     display.tail(["last [line]"])
     shown = capsys.readouterr()
-    for fact in ("http://127.0.0.1:8000/\n", "http://127.0.0.1:8000/v1\n", "tiny-llava", "lv-key", "Ctrl-C"):
+    for fact in (
+        "http://127.0.0.1:8000/\n",
+        "http://127.0.0.1:8000/v1\n",
+        "tiny-llava",
+        "kernels     shipped\n",
+        "lv-key",
+        "Ctrl-C",
+    ):
         assert fact in shown.out
     assert "\x1b" not in shown.out + shown.err
     assert shown.err == "starting\n  last [line]\n"

@@ -15,7 +15,7 @@ from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import read_config
-from llava_worker.model.cpu.native import native_kernels
+from llava_worker.model.cpu.native import NativeKernels, cpu_kernels
 from llava_worker.model.quantization.precision import Precision
 from torch import Tensor
 
@@ -23,17 +23,17 @@ from tests.worker.model.attention_batches import LAYER, attend, make_metadata, r
 
 CPU = torch.device("cpu")
 TINY = Path(llava_worker.__file__).parent / "tiny"
-KERNELS = native_kernels()
+KERNELS = cpu_kernels()
 IS_INT8 = pytest.mark.parametrize("is_int8", [False, True], ids=["exact", "int8"])
 needs_prefill_kernel = pytest.mark.skipif(
-    KERNELS is None or not KERNELS.uses_prefill_attention(torch.bfloat16),
+    not isinstance(KERNELS, NativeKernels) or not KERNELS.uses_prefill_attention(torch.bfloat16),
     reason="torch's attention is faster on this CPU",
 )
 
 
 @pytest.fixture(scope="module")
 def backend() -> CpuBackend:
-    if KERNELS is None:
+    if not isinstance(KERNELS, NativeKernels):
         pytest.skip("C++ kernels are not available on this machine")
     return CpuBackend(KERNELS)
 
@@ -194,6 +194,6 @@ def test_large_scores_do_not_overflow_the_softmax(backend: CpuBackend) -> None:
 
 def test_the_cpu_backend_is_selected_only_with_cpp_kernels(backend: CpuBackend) -> None:
     text = read_config(TINY).text_config
-    assert KERNELS is not None
+    assert isinstance(KERNELS, NativeKernels)
     assert isinstance(choose_backend(Precision("bf16", torch.bfloat16, KERNELS), text, CPU), CpuBackend)
     assert isinstance(choose_backend(Precision("fp32", torch.float32), text, CPU), SdpaBackend)

@@ -6,14 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from llava_worker.model.cpu.build import (
-    VARIANTS,
-    NativeKernelsUnavailable,
-    capabilities,
-    compile_to,
-    load,
-    variant_for,
-)
+from llava_worker.model.cpu.build import VARIANTS, KernelsUnavailable, compile_to
+from llava_worker.model.cpu.load import capabilities, load, variant_for
 from llava_worker.model.cpu.native import NativeKernels
 from llava_worker.model.kernels.interface import Kernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
@@ -35,7 +29,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 def runnable_variants() -> list[str]:
     try:
         best = variant_for(capabilities())
-    except NativeKernelsUnavailable:
+    except KernelsUnavailable:
         return []
     return list(VARIANTS)[list(VARIANTS).index(best) :]
 
@@ -45,8 +39,8 @@ def native(request: pytest.FixtureRequest) -> NativeKernels:
     if not request.param:
         pytest.skip("the CPU does not support AVX2")
     try:
-        return NativeKernels(load(request.param), request.param)
-    except NativeKernelsUnavailable as error:
+        return NativeKernels(load(request.param))
+    except KernelsUnavailable as error:
         pytest.skip(str(error))
 
 
@@ -189,9 +183,9 @@ def test_other_dtypes_are_rejected_or_computed_by_torch(native: NativeKernels) -
 
 def test_a_machine_without_the_required_instructions_is_reported() -> None:
     assert variant_for({"avx2": True, "fma3": True}) == "avx2"
-    with pytest.raises(NativeKernelsUnavailable, match="does not support AVX2"):
+    with pytest.raises(KernelsUnavailable, match="does not support AVX2"):
         variant_for({"avx2": False, "fma3": True})
-    with pytest.raises(NativeKernelsUnavailable, match="does not support AVX2"):
+    with pytest.raises(KernelsUnavailable, match="does not support AVX2"):
         variant_for({})  # another architecture
 
 
@@ -202,12 +196,12 @@ def test_a_failed_compilation_is_reported_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, reason: str
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
-    with pytest.raises(NativeKernelsUnavailable, match=reason):
+    with pytest.raises(KernelsUnavailable, match=reason):
         compile_to(tmp_path / "kernels.so", "avx2")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_library_is_loaded_from_a_folder_that_other_users_can_write_to(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    with pytest.raises(NativeKernelsUnavailable, match="is owned or writable by another user"):
-        load("avx2", tmp_path)
+    with pytest.raises(KernelsUnavailable, match="is owned or writable by another user"):
+        load("avx2", cache=tmp_path)

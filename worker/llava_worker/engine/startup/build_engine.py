@@ -272,6 +272,7 @@ def _model_info(plan: _Plan, cache: KVCacheSpec) -> ModelInfo:
         eos_ids=read_eos_ids(plan.config.config_folder, config),
         precision=plan.precision.name,
         device=str(plan.device),
+        kernels=plan.precision.kernels.origin,
         grid=layout.grid,
         has_image_marks=config.mm_use_im_start_end,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llava_worker.model.config.image_grid import Fit, Resolution
+from llava_worker.model.kernels.interface import KernelOrigin
 
 __all__ = ["ModelInfo"]
 
@@ -27,6 +28,7 @@ class ModelInfo:
     eos_ids: frozenset[int]
     precision: str
     device: str
+    kernels: KernelOrigin
     grid: tuple[Resolution, ...] = ()  # (width, height) in pixels; set only if fit is "anyres" or "hd"
     has_image_marks: bool = False  # images in the prompt are enclosed in <im_start> and <im_end>
     weights_digest: str = ""  # see `digest_weights`

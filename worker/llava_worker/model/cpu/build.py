@@ -1,34 +1,28 @@
-"""Compiles and loads the C++ kernels in this folder.
+"""Compiles the C++ kernels in this folder. Imports only the standard library, because the build hook uses it.
 
-    python -m llava_worker.model.cpu.build     compiles all variants into the package folder, for container
-                                               images without a compiler
-
-A compiled library can be in the package folder or in the user's cache folder. If it is in neither, it is
-compiled into the cache folder. To prevent an outdated library from being loaded, the file name contains a
-digest of the sources and the compiler flags.
+The name of a compiled library contains a digest of the sources and the compiler flags, so that a library of
+other sources is never loaded.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import logging
 import os
 import shutil
-import stat
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-import torch
+__all__ = ["SOURCES", "VARIANTS", "KernelsUnavailable", "compile_to", "find_compiler", "library_name"]
 
-__all__ = ["NativeKernelsUnavailable", "VARIANTS", "capabilities", "compile_to", "load", "variant_for"]
-
-logger = logging.getLogger(__name__)
-
-_SOURCES = Path(__file__).parent
-_FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
+SOURCES = Path(__file__).parent
+_FLAGS = (
+    *("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi"),
+    # Since GCC 11, std::vector calls this function, which older versions of libstdc++ do not have. It throws
+    # a subclass of std::bad_alloc.
+    "-D__throw_bad_array_new_length=__throw_bad_alloc",
+    "-s",  # without symbol tables, which the loader does not need
+)
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 # Compiler flags for each variant, in order of preference.
@@ -38,100 +32,38 @@ VARIANTS = {
     "avx512_vnni": _AVX512,
     "avx2": _AVX2,
 }
-_REQUIRED_AVX512 = ("avx2", "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_vnni")
-_REQUIRED_CAPABILITIES = {
-    "amx": (*_REQUIRED_AVX512, "avx512_bf16", "amx_tile", "amx_int8"),
-    "avx512_bf16": (*_REQUIRED_AVX512, "avx512_bf16"),
-    "avx512_vnni": _REQUIRED_AVX512,
-    "avx2": ("avx2", "fma3"),
-}
 
 
-class NativeKernelsUnavailable(RuntimeError):
+class KernelsUnavailable(RuntimeError):
     """The C++ kernels cannot be used on this machine. The message says why."""
 
 
-def variant_for(capabilities: dict[str, bool]) -> str:
-    """Return the best variant for a CPU with these capabilities.
-
-    Raises NativeKernelsUnavailable if no variant supports the CPU.
-    """
-    for variant, required in _REQUIRED_CAPABILITIES.items():
-        if all(capabilities.get(name, False) for name in required):
-            return variant
-    raise NativeKernelsUnavailable("the CPU does not support AVX2")
-
-
-def load(variant: str, cache: Path | None = None) -> ctypes.CDLL:
-    """Load the kernels. If necessary, compile them first.
-
-    Newly compiled libraries are written to ``cache``, by default the user's cache folder. Raises
-    NativeKernelsUnavailable if compilation is necessary but fails.
-    """
-    name = _file_name(variant)
-    if (_SOURCES / name).is_file():
-        return ctypes.CDLL(str(_SOURCES / name))
-    folder = cache or _user_cache()
-    _make_private(folder)
-    path = folder / name
-    if not path.is_file():
-        logger.info("compiling the C++ kernels for %s into %s", variant, path)
-        compile_to(path, variant)
-    return ctypes.CDLL(str(path))
-
-
-def compile_to(path: Path, variant: str) -> None:
-    """Compile the kernels to ``path`` atomically. Raises NativeKernelsUnavailable if compilation fails."""
+def find_compiler() -> str:
+    """Return the path of ``$CXX``, by default g++. Raises KernelsUnavailable if it is not installed."""
     name = os.environ.get("CXX") or "g++"
     compiler = shutil.which(name)
     if compiler is None:
-        raise NativeKernelsUnavailable(f"compiler {name} not found")
-    sources = [str(source) for source in sorted(_SOURCES.glob("*.cpp"))]
+        raise KernelsUnavailable(f"compiler {name} not found")
+    return compiler
+
+
+def compile_to(path: Path, variant: str) -> None:
+    """Compile the kernels to ``path`` atomically. Raises KernelsUnavailable if compilation fails."""
+    compiler = find_compiler()
+    sources = [str(source) for source in sorted(SOURCES.glob("*.cpp"))]
     # Compile to a temporary file and then rename it, so that no process can load an incomplete library.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         compiled = Path(folder) / path.name
         command = [compiler, *_FLAGS, *VARIANTS[variant], *sources, "-o", str(compiled)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise NativeKernelsUnavailable(f"{compiler} failed: {done.stderr.strip()[:500]}")
+            raise KernelsUnavailable(f"{compiler} failed: {done.stderr.strip()[:500]}")
         compiled.replace(path)
 
 
-def _file_name(variant: str) -> str:
+def library_name(variant: str) -> str:
+    """Return the file name of the library that is compiled from the current sources."""
     digest = hashlib.sha256(repr((_FLAGS, VARIANTS[variant])).encode())
-    for source in sorted([*_SOURCES.glob("*.cpp"), *_SOURCES.glob("*.h")]):
+    for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
         digest.update(source.read_bytes())
     return f"kernels-{variant}-{digest.hexdigest()[:16]}.so"
-
-
-def _user_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "llava-serve"
-
-
-def _make_private(folder: Path) -> None:
-    """Create the cache folder. Raises NativeKernelsUnavailable if another user can write to it."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError as error:
-        raise NativeKernelsUnavailable(f"the cache folder could not be created: {error}") from error
-    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise NativeKernelsUnavailable(f"{folder} is owned or writable by another user")
-
-
-def capabilities() -> dict[str, bool]:
-    """Return the CPU capabilities that torch reports, keyed by name.
-
-    On architectures that torch does not support, the result is empty.
-    """
-    return {
-        name: bool(value) for name, value in torch.cpu.get_capabilities().items() if value in (True, False)
-    }
-
-
-if __name__ == "__main__":
-    for variant in VARIANTS:
-        path = _SOURCES / _file_name(variant)
-        compile_to(path, variant)
-        sys.stdout.write(f"{path}\n")

@@ -15,16 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_worker.model.cpu.build import NativeKernelsUnavailable, capabilities, load, variant_for
-from llava_worker.model.kernels.interface import Kernels, LayerCache, QuantizedWeight
+from llava_worker.model.cpu.build import KernelsUnavailable
+from llava_worker.model.cpu.load import Library, capabilities, load, variant_for
+from llava_worker.model.kernels.interface import KernelOrigin, Kernels, LayerCache, QuantizedWeight
 from llava_worker.model.kernels.torch_impl import TorchKernels
 
-__all__ = ["NativeKernels", "native_kernels"]
+__all__ = ["NativeKernels", "cpu_kernels"]
 
 logger = logging.getLogger(__name__)
 
 # Maximum number of rows for which the bf16 kernel in C++ is faster than torch's matrix product.
 _MAX_BF16_ROWS = 6
+_MAX_REASON_LENGTH = 300  # characters; the reason is sent in each heartbeat
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 # Parameter types, in the order of the C++ declarations. The last parameter is always the number of threads.
 _SIGNATURES: dict[str, list[Any]] = {
@@ -64,34 +66,35 @@ _SIGNATURES: dict[str, list[Any]] = {
 
 
 @cache
-def native_kernels() -> NativeKernels | None:
-    """Return the C++ kernels, which are compiled on first use.
-
-    If they are unavailable, log a warning and return None.
-    """
+def cpu_kernels() -> NativeKernels | TorchKernels:
+    """Return the C++ kernels. If they are unavailable, log a warning and return torch kernels."""
     try:
-        variant = variant_for(capabilities())
-        return NativeKernels(load(variant), variant)
-    except (NativeKernelsUnavailable, OSError) as error:
+        return NativeKernels(load(variant_for(capabilities())))
+    except (KernelsUnavailable, OSError) as error:
         logger.warning("C++ kernels are unavailable; falling back to torch kernels: %s", error)
-        return None
+        return TorchKernels(fallback_reason=" ".join(str(error).split())[:_MAX_REASON_LENGTH])
 
 
 class NativeKernels(Kernels):
-    """The C++ kernels in ``library``, which was compiled for ``variant``, a key of `build.VARIANTS`."""
+    """The C++ kernels in ``library``."""
 
-    def __init__(self, library: ctypes.CDLL, variant: str) -> None:
-        self._variant = variant
+    def __init__(self, library: Library) -> None:
+        self._variant = library.variant
+        self._source = library.source
         self._torch = TorchKernels()
         self._functions = {
-            name: _function(library, name, signature)
+            name: _function(library.functions, name, signature)
             for name, signature in _SIGNATURES.items()
-            if hasattr(library, name)
+            if hasattr(library.functions, name)
         }
 
     @property
     def name(self) -> str:
         return f"C++ for {self._variant}"
+
+    @property
+    def origin(self) -> KernelOrigin:
+        return KernelOrigin(source=self._source, variant=self._variant)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         num_rows = x.numel() // x.shape[-1]

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from llava_worker.model.kernels.interface import Kernels
+from llava_worker.model.kernels.interface import KernelOrigin, Kernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
 
 __all__ = ["FusedKernels", "choose_kernels", "self_test"]
@@ -29,6 +29,10 @@ class FusedKernels(TorchKernels):
     @property
     def name(self) -> str:
         return "Triton"
+
+    @property
+    def origin(self) -> KernelOrigin:
+        return KernelOrigin(source="triton")
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self._norm(x, None, weight, eps)[0]
@@ -109,7 +113,7 @@ def choose_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
         return TorchKernels()
     if importlib.util.find_spec("triton") is None:
         logger.info("RMSNorm, RoPE, cache write and SiLU kernels: torch, because Triton is not installed")
-        return TorchKernels()
+        return TorchKernels(fallback_reason="Triton is not installed")
     fault = self_test(FusedKernels(), dtype, device)
     if fault is None:
         logger.info("RMSNorm, RoPE, cache write and SiLU kernels: fused Triton kernels")
@@ -118,7 +122,7 @@ def choose_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
         "RMSNorm, RoPE, cache write and SiLU kernels: torch, because Triton kernels failed a self-test: %s",
         fault,
     )
-    return TorchKernels()
+    return TorchKernels(fallback_reason=f"Triton kernels failed a self-test: {fault}")
 
 
 @torch.inference_mode()

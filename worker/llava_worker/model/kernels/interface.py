@@ -11,7 +11,15 @@ from torch import Tensor
 
 from llava_worker.model.kernels.codebook import CODEBOOKS
 
-__all__ = ["INT8_GROUP", "PANEL_OUTPUTS", "WEIGHT_GROUP", "Kernels", "LayerCache", "QuantizedWeight"]
+__all__ = [
+    "INT8_GROUP",
+    "PANEL_OUTPUTS",
+    "WEIGHT_GROUP",
+    "KernelOrigin",
+    "Kernels",
+    "LayerCache",
+    "QuantizedWeight",
+]
 
 PANEL_OUTPUTS = 32  # outputs per panel of a packed weight
 # Inputs per scale of a 4-bit or 5-bit weight, and of the x that is multiplied by it. Inputs of 8-bit weights
@@ -20,6 +28,14 @@ WEIGHT_GROUP = 64
 INT8_GROUP = (
     256  # inputs in x that share one scale if the weight has 8 bits; the weight has one scale per output
 )
+
+
+class KernelOrigin(NamedTuple):
+    """The origin of kernels, with the values and meanings of `llava_wire.messages.heartbeat.KernelInfo`."""
+
+    source: str
+    variant: str = ""
+    fallback_reason: str = ""
 
 
 class LayerCache(NamedTuple):
@@ -73,6 +89,11 @@ class Kernels(ABC):
     @abstractmethod
     def name(self) -> str:
         """The name of the kernels in logs."""
+
+    @property
+    @abstractmethod
+    def origin(self) -> KernelOrigin:
+        """The origin of the kernels, which the worker reports in its heartbeat."""
 
     def codebook(self, bits: int) -> tuple[int, ...]:
         """Return the values of the codes of a weight with 4 or 5 bits."""

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llava_worker.model.kernels.interface import PANEL_OUTPUTS, WEIGHT_GROUP, Kernels, QuantizedWeight
+from llava_worker.model.kernels.interface import (
+    PANEL_OUTPUTS,
+    WEIGHT_GROUP,
+    KernelOrigin,
+    Kernels,
+    QuantizedWeight,
+)
 
 __all__ = ["TorchKernels", "quantize_rows"]
 
@@ -22,11 +28,20 @@ class TorchKernels(Kernels):
     stored as signed bytes. A 4-bit code of input i is in the low half of byte i, and that of input
     padded_in_features / 2 + i is in its high half. These bytes contain the low four bits of 5-bit codes, too.
     They are followed by the fifth bits: that of input j * padded_in_features / 8 + i is bit j of byte i.
+
+    ``fallback_reason`` says why these kernels replace faster ones. It is empty if they are used by design.
     """
+
+    def __init__(self, fallback_reason: str = "") -> None:
+        self._fallback_reason = fallback_reason
 
     @property
     def name(self) -> str:
         return "torch"
+
+    @property
+    def origin(self) -> KernelOrigin:
+        return KernelOrigin(source="torch", fallback_reason=self._fallback_reason)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)

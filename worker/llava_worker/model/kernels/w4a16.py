@@ -26,6 +26,7 @@ class W4A16Kernels(TorchKernels):
         """Check that Triton is installed. Raises ValueError if it is not."""
         if importlib.util.find_spec("triton") is None:
             raise ValueError("Precision w4a16 requires Triton. Run pip install triton, or use fp16 or bf16.")
+        super().__init__()
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from llava_worker.model.cpu.native import native_kernels
+from llava_worker.model.cpu.native import cpu_kernels
 from llava_worker.model.kernels.fused import choose_kernels
 from llava_worker.model.kernels.interface import Kernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
@@ -191,8 +191,7 @@ def _require_w8a8(name: str, device: torch.device) -> None:
 
 
 def _native_or_fused(device: torch.device) -> Kernels:
-    native = native_kernels() if device.type == "cpu" else None
-    return native or choose_kernels(torch.bfloat16, device)
+    return cpu_kernels() if device.type == "cpu" else choose_kernels(torch.bfloat16, device)
 
 
 def _auto(device: torch.device, is_small: bool) -> tuple[str, str]:
