@@ -31,7 +31,6 @@ from functools import partial
 from typing import Protocol
 
 import anyio
-import msgspec
 from llava_wire.controller_side.limits import TenantLimits
 from llava_wire.controller_side.producer import JobProducer
 from llava_wire.controller_side.query_results import JobSnapshot
@@ -49,11 +48,10 @@ from llava_server.queue_health import QueueHealth
 from llava_server.supervised_tasks import SupervisedTasks
 from llava_server.tracing import traceparent
 
-__all__ = ["LOWEST_PRIORITY", "Controller", "TokenLimiter"]
+__all__ = ["Controller", "TokenLimiter"]
 
 logger = logging.getLogger(__name__)
 
-LOWEST_PRIORITY, _HIGHEST_PRIORITY = -1, 1
 _INTERVAL_S = 1.0  # interval between checks for lost workers and expired deadlines
 _CANCEL_TIMEOUT_S = 5.0
 _MAX_FOLLOW_RESTARTS = 4
@@ -115,7 +113,6 @@ class Controller:
         *,
         event_arrived: asyncio.Event | None = None,
         is_resumable: bool = False,
-        add_key_priority: bool = True,
     ) -> OutputQueue:
         """Submit a job and return its output queue, which the caller must close.
 
@@ -123,14 +120,10 @@ class Controller:
 
         If the client disconnects, a resumable job continues until the grace period ends, and a background job
         continues until it finishes. If an identical resumable job already exists, the returned queue receives
-        the output of that job. If ``add_key_priority`` is true, the priority of the tenant's API key is added
-        to the job's priority.
+        the output of that job.
         """
         is_resumable = is_resumable or job.is_background
         limits = self._limiter.limits(job.tenant)
-        priority = job.priority + (limits.priority if add_key_priority else 0)
-        priority = min(max(priority, LOWEST_PRIORITY), _HIGHEST_PRIORITY)
-        job = msgspec.structs.replace(job, priority=priority)
         output = self._new_queue(job, job.ttl_s, is_resumable=is_resumable, event_arrived=event_arrived)
         try:
             if not (is_resumable and self._producer.is_live(job)):

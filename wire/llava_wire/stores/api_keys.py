@@ -23,7 +23,7 @@ class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``max_jobs`` limits the number of waiting and running jobs. Among keys with jobs waiting for the same
     model, a key with ``weight`` 2 is served twice as many tokens as a key with ``weight`` 1. ``priority`` is
-    added to the priority of each job.
+    the highest priority of the key's jobs, and the priority of requests that do not select one.
     """
 
     requests_per_min: int | None = None

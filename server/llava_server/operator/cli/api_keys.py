@@ -62,7 +62,13 @@ def create(
         ),
     ] = None,
     priority: Annotated[
-        int, typer.Option(min=-1, max=1, help="Priority of the key's requests: 1 is highest, -1 is lowest.")
+        int,
+        typer.Option(
+            min=-1,
+            max=1,
+            help="Maximum priority of the key's requests: 1 is high, 0 is normal, -1 is low. Requests can "
+            "select a lower priority.",
+        ),
     ] = 0,
     weight: Annotated[
         float,
