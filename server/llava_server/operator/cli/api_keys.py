@@ -61,6 +61,24 @@ def create(
             help="Maximum number of waiting and running jobs. Default: the server's LLAVA_MAX_TENANT_JOBS.",
         ),
     ] = None,
+    max_open_requests: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=10**5,
+            help="Maximum number of concurrent requests per controller. Default: the server's "
+            "LLAVA_MAX_TENANT_REQUESTS.",
+        ),
+    ] = None,
+    max_inflight_body_mb: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65536,
+            help="Maximum total size of request bodies in memory per controller, in MiB. Default: the "
+            "server's LLAVA_MAX_TENANT_INFLIGHT_BODY_MB.",
+        ),
+    ] = None,
     priority: Annotated[
         int,
         typer.Option(
@@ -83,6 +101,8 @@ def create(
         requests_per_min=requests_per_min,
         tokens_per_min=tokens_per_min,
         max_jobs=max_jobs,
+        max_open_requests=max_open_requests,
+        max_inflight_body_mb=max_inflight_body_mb,
         priority=priority,
         weight=weight,
     )
