@@ -47,7 +47,9 @@ def test_a_response_has_few_readers_and_they_read_nothing_from_redis(
     stack = own_stack()
     controller = stack.server.services.controller
     with ThreadPoolExecutor(MAX_READERS) as pool:
-        readers = [pool.submit(repeat, stack) for _ in range(MAX_READERS)]
+        readers = [pool.submit(repeat, stack)]
+        wait_until(lambda: stack.worker.assignments)
+        readers += [pool.submit(repeat, stack) for _ in range(MAX_READERS - 1)]
         wait_until(lambda: controller.num_open == MAX_READERS)
         reads = num_calls(queue_url, "lrange")  # one for each read of a log, also when a worker pulls a job
         for _ in range(32):
