@@ -215,7 +215,7 @@ class DeliveryLedger:
         return self.delivered_events(live)
 
     def delivered_events(self, live: LiveJob) -> list[Event]:
-        """Return the events of a live job that have been taken for delivery."""
+        """Return the events of a live job that ``take_ready`` has returned."""
         num_ready = sum(1 for job_id, _ in self._ready if job_id == live.job.job_id)
         return decode_log(live.frames[: len(live.frames) - num_ready])
 
