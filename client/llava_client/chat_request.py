@@ -32,10 +32,10 @@ class ChatOptions(TypedDict, total=False):
     that matches a schema. The extensions ``guided_regex`` and ``guided_choice`` require the response to match
     a regular expression or to be one of the given strings. ``tools``, ``tool_choice`` and
     ``parallel_tool_calls`` work as in OpenAI's API. The model's calls are returned in ``Choice.tool_calls``.
-    Requests whose ``service_tier`` is "priority" run before all others. Requests whose ``service_tier`` is
-    "flex" run after all others. If the extension ``continue_final_message`` is true, the response continues
-    the last assistant message in ``messages``. Setting the extension ``cache_scope`` to "public" shares
-    cached prompts with other API keys.
+    Requests whose ``service_tier`` is "flex" run after all others. If the API key allows it, requests whose
+    ``service_tier`` is "priority" run before all others. If the extension ``continue_final_message`` is true,
+    the response continues the last assistant message in ``messages``. Setting the extension ``cache_scope``
+    to "public" shares cached prompts with other API keys.
 
     ``timeout`` is the maximum time to wait for more data, in seconds. Requests with the same
     ``idempotency_key`` run only once. By default, each call uses a new key, which makes its retries safe.

@@ -34,11 +34,12 @@ from llava_server.middleware.auth import ApiKeys, AuthMiddleware, is_public
 from llava_server.middleware.cors import cors_middleware
 from llava_server.middleware.head import HeadMiddleware
 from llava_server.middleware.hosts import HostMiddleware, api_host_rules
+from llava_server.middleware.open_requests import RequestBudget
 from llava_server.middleware.origins import OriginMiddleware
 from llava_server.middleware.paths import PathMiddleware
 from llava_server.middleware.rate_limit import RateLimiter, RateLimitMiddleware
 from llava_server.middleware.request_id import RequestIdMiddleware
-from llava_server.middleware.request_limits import BodyLimitMiddleware, BodyLimits
+from llava_server.middleware.request_limits import BodyLimits, RequestLimitMiddleware
 from llava_server.middleware.response_headers import ResponseHeadersMiddleware
 from llava_server.middleware.server_error import ServerErrorMiddleware
 from llava_server.middleware.tracing import TracingMiddleware
@@ -81,12 +82,6 @@ def create_app(
     api_keys = ApiKeys((key.get_secret_value() for key in settings.api_keys), is_required=settings.auth)
     rate_limiter = RateLimiter(api_keys)
     tracing = Tracing()
-    body_limits = BodyLimits(
-        max_open_requests=settings.max_open_requests,
-        max_body_bytes=settings.max_body_mb * _MIB,
-        max_inflight_bytes=settings.max_inflight_body_mb * _MIB,
-        timeout_s=settings.body_timeout_s,
-    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -117,7 +112,7 @@ def create_app(
             Middleware(ServerErrorMiddleware),
             Middleware(AuthMiddleware, keys=api_keys),
             Middleware(RateLimitMiddleware, limiter=rate_limiter),
-            Middleware(BodyLimitMiddleware, limits=body_limits, shutdown=shutdown, metrics=metrics),
+            _request_limits(settings, api_keys, shutdown, metrics),
             Middleware(HeadMiddleware),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
@@ -126,6 +121,22 @@ def create_app(
     )
     _include_routes(app, settings)
     return app
+
+
+def _request_limits(
+    settings: Settings, keys: ApiKeys, shutdown: GracefulShutdown, metrics: Metrics
+) -> Middleware:
+    """Return the middleware that limits open requests and their bodies."""
+    limits = BodyLimits(max_body_bytes=settings.max_body_mb * _MIB, timeout_s=settings.body_timeout_s)
+    budget = RequestBudget(
+        max_requests=settings.max_open_requests,
+        max_bytes=settings.max_inflight_body_mb * _MIB,
+        max_tenant_requests=settings.max_tenant_requests,
+        max_tenant_bytes=settings.max_tenant_inflight_body_mb * _MIB,
+    )
+    return Middleware(
+        RequestLimitMiddleware, limits=limits, budget=budget, keys=keys, shutdown=shutdown, metrics=metrics
+    )
 
 
 def _browser_checks(settings: Settings) -> list[Middleware]:

@@ -56,7 +56,7 @@ class RequestContext:
     arrived_at: float  # time.monotonic()
     metrics: Metrics
     tenant: str = field(init=False)  # set by AuthMiddleware
-    body: RequestBody = field(init=False)  # set by BodyLimitMiddleware for each POST request
+    body: RequestBody = field(init=False)  # set by RequestLimitMiddleware for each POST request
     is_head: bool = False  # set by HeadMiddleware, because routes handle HEAD requests as GET requests
     job_id: str | None = None  # set by the route after it has submitted a job
     error_code: str | None = None

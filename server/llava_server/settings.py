@@ -110,6 +110,13 @@ class Settings(ServiceSettings):
         description="Maximum total size of all request bodies in memory, in MiB. "
         "Requests above the limit fail with 503.",
     )
+    max_tenant_inflight_body_mb: int = Field(
+        128,
+        ge=1,
+        le=65536,
+        description="Maximum total size of the request bodies of one API key in memory, in MiB, for each "
+        "controller. Requests above the limit fail with 429.",
+    )
     body_timeout_s: float = Field(
         60.0, gt=0, le=3600, description="Maximum time to receive a request body, in seconds."
     )
@@ -118,6 +125,13 @@ class Settings(ServiceSettings):
         ge=1,
         le=100_000,
         description="Maximum number of concurrent POST requests. Requests above the limit fail with 503.",
+    )
+    max_tenant_requests: int = Field(
+        384,
+        ge=1,
+        le=100_000,
+        description="Maximum number of concurrent requests per API key and controller, with any method. "
+        "Requests above the limit fail with 429.",
     )
     max_text_kb: int = Field(
         1024, ge=1, le=65536, description="Maximum size of the text in one request, in KiB."

@@ -120,7 +120,7 @@ def test_doctor_reports_workers_of_one_model_with_different_digests() -> None:
 def test_doctor_reports_the_kernels_of_each_worker() -> None:
     def findings(kernels: KernelInfo | None) -> list[Finding]:
         beat = msgspec.structs.replace(heartbeat("w1"), kernels=kernels)
-        found = check(GOOD, SystemStatus((WorkerStatus(beat, {}, 0.0),), {"c": 0.1}, {}, 0))
+        found = check([GOOD], SystemStatus((WorkerStatus(beat, {}, 0.0),), {"c": 0.1}, {}, 0))
         return [finding for finding in found if "kernels" in finding.text]
 
     assert findings(None) == []

@@ -20,7 +20,8 @@ NUM_IMAGES = 20
 @pytest.fixture(scope="module")
 def wide_cluster() -> Iterator[Cluster]:
     """A cluster whose limits are above the number of requests."""
-    limits = {"max_tenant_jobs": 2 * NUM_REQUESTS, "max_queued": 2 * NUM_REQUESTS}
+    names = ("max_tenant_jobs", "max_tenant_requests", "max_queued")
+    limits = dict.fromkeys(names, 2 * NUM_REQUESTS)
     with running_cluster(
         num_controllers=1, num_workers=1, server=limits, worker={"max_num_sequences": 64, "echo_step_s": 0}
     ) as cluster:

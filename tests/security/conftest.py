@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.server.conftest import (
+    api_key_cli,
     own_stack,
     queue_url,
     serve,
@@ -13,7 +14,7 @@ from tests.server.conftest import (
     valkey_socket,
 )
 
-__all__ = ["own_stack", "queue_url", "serve", "shared_stack", "stack", "valkey_socket"]
+__all__ = ["api_key_cli", "own_stack", "queue_url", "serve", "shared_stack", "stack", "valkey_socket"]
 
 
 @pytest.fixture

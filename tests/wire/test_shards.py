@@ -56,6 +56,10 @@ class Participants:
         await self.producer.aclose()
 
 
+async def submit(producer: ShardedProducer, job: Job, pixels: dict[str, bytes] | None = None) -> None:
+    await producer.shard(job.job_id).submit(job, pixels or {})
+
+
 @contextlib.asynccontextmanager
 async def participants(
     servers: list[RedisServer], num_shards: int, worker_id: str = "w1"
@@ -80,7 +84,7 @@ async def test_jobs_with_images_of_all_shards_are_streamed(server: RedisServer) 
         image, tiles = make_image("cat")
         jobs = [make_job(image) for _ in range(40)]
         for job in jobs:
-            await both.producer.submit(job, {image.digest: tiles})
+            await submit(both.producer, job, {image.digest: tiles})
         for job in jobs:
             await both.client(job).receives_end(job)
             assert both.client(job).tokens(job) == (1, 2)
@@ -95,7 +99,7 @@ async def test_jobs_with_images_of_all_shards_are_streamed(server: RedisServer) 
 async def test_one_shard_has_the_keys_of_an_unsharded_queue(server: RedisServer) -> None:
     async with participants([server], 1) as both:
         job = make_job()
-        await both.producer.submit(job, {})
+        await submit(both.producer, job)
         await both.client(job).receives_end(job)
         assert all(name.startswith(PREFIX.encode()) for name in server.client.scan_iter())
 
@@ -106,15 +110,15 @@ async def test_a_lost_shard_affects_only_its_jobs_until_it_returns(
 ) -> None:
     async with participants([server, killable_server], 2, worker_id) as both:
         before = job_on(1, 2)
-        await both.producer.submit(before, {})
+        await submit(both.producer, before)
         await both.client(before).receives_end(before)
         killable_server.kill()
         await async_wait_until(lambda: both.producer.shards[1].follow_error)
         with pytest.raises(QueueUnavailable):
-            await both.producer.submit(job_on(1, 2), {})
+            await submit(both.producer, job_on(1, 2))
         for _ in range(20):
             job = make_job(job_id=both.producer.pick_job_id(job_on(1, 2).job_id))
-            await both.producer.submit(job, {})
+            await submit(both.producer, job)
             await both.client(job).receives_end(job)
             assert both.client(job).tokens(job) == (1, 2)
         await asyncio.wait_for(both.consumer.send_heartbeat(), 5)
@@ -122,7 +126,7 @@ async def test_a_lost_shard_affects_only_its_jobs_until_it_returns(
         killable_server.start()
         await async_wait_until(lambda: not both.producer.shards[1].follow_error)
         after = job_on(1, 2)
-        await both.producer.submit(after, {})
+        await submit(both.producer, after)
         await both.consumer.send_heartbeat()
         await both.client(after).receives_end(after)
         assert both.client(after).tokens(after) == (1, 2)
@@ -149,7 +153,7 @@ async def test_a_worker_with_jobs_also_serves_other_shards(server: RedisServer) 
     home = shard_index("w1", 3)
     held: list[Assignment] = []
     for shard in (home, (home + 1) % 3, (home + 2) % 3):
-        await producer.submit(job_on(shard, 3), {})
+        await submit(producer, job_on(shard, 3))
         while len(held) <= (shard - home) % 3:
             held += await consumer.pull(4)
     lost = await consumer.reconcile([each.job.job_id for each in held])
@@ -168,7 +172,7 @@ async def test_a_worker_keeps_its_jobs_if_it_reconciles_during_an_outage(
     producer = await ShardedProducer.connect(queue_shards([server.url_of("server")], num_shards))
     shards = queue_shards([server.url_of("worker")], num_shards)
     consumer = await ShardedConsumer.connect(shards, heartbeat("w1"))
-    await producer.submit(make_job(), {})
+    await submit(producer, make_job())
     held: list[Assignment] = []
     while not held:
         held = await consumer.pull(1)
@@ -187,7 +191,7 @@ async def test_limits_apply_to_the_whole_queue(server: RedisServer) -> None:
     num_accepted = 0
     for _ in range(80):
         with contextlib.suppress(TenantOverLimit):
-            await producer.submit(make_job(), {})
+            await submit(producer, make_job())
             num_accepted += 1
     assert 35 <= num_accepted <= 52
     await producer.aclose()

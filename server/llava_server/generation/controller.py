@@ -8,8 +8,8 @@ Each job is in one of three collections:
 - ``_open``: this process streams the job. The task "follow" puts its events into its OutputQueue.
 - ``_detached``: the job is resumable and its client has disconnected. The job is cancelled unless a client
   reconnects within the grace period.
-- ``_tails``: another connection, to this or another server, is streaming the job. A task copies the events
-  from the job's log into a second OutputQueue and takes over the stream if the other connection ends.
+- ``_followers``: another connection, to this or another server, is streaming the job. Its events are copied
+  into further OutputQueues. One of them takes over the stream if the other connection ends.
 
 Invariant: an OutputQueue is added to ``_open`` before its job is submitted and stays there until it is
 finished or closed. If it is closed first, a resumable job is detached and any other job is cancelled.
@@ -25,9 +25,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 from typing import Protocol
 
 import anyio
@@ -37,12 +39,13 @@ from llava_wire.controller_side.producer import JobProducer
 from llava_wire.controller_side.query_results import JobSnapshot
 from llava_wire.controller_side.sharded_producer import ShardedProducer
 from llava_wire.errors import AlreadySubmitted, DuplicateJob, QueueFull, QueueUnavailable, TenantOverLimit
+from llava_wire.messages.event import ErrorCode, Event
 from llava_wire.messages.job import Job
 from llava_wire.stores.api_keys import KeyLimits
 
 from llava_server.errors import ApiError, from_wire_error, response_not_found
 from llava_server.generation.detached_jobs import DetachedJobs
-from llava_server.generation.job_log_reader import tail_log
+from llava_server.generation.followers import MAX_READERS, Followers, log_interval_s, read_log
 from llava_server.generation.output_queue import OutputQueue
 from llava_server.metrics import Metrics
 from llava_server.periodic import run_periodically
@@ -50,13 +53,13 @@ from llava_server.queue_health import QueueHealth
 from llava_server.supervised_tasks import SupervisedTasks
 from llava_server.tracing import traceparent
 
-__all__ = ["LOWEST_PRIORITY", "Controller", "TokenLimiter"]
+__all__ = ["Controller", "TokenLimiter"]
 
 logger = logging.getLogger(__name__)
 
-LOWEST_PRIORITY, _HIGHEST_PRIORITY = -1, 1
 _INTERVAL_S = 1.0  # interval between checks for lost workers and expired deadlines
 _CANCEL_TIMEOUT_S = 5.0
+_READERS_RETRY_S = 1.0
 _MAX_FOLLOW_RESTARTS = 4
 _ALL_EVENTS = 2**31  # more than any job has, so a snapshot that skips this many events contains no events
 
@@ -101,13 +104,14 @@ class Controller:
         self._queue_timeout_s = queue_timeout_s
         self._open: dict[str, OutputQueue] = {}  # keyed by job ID
         self._detached = DetachedJobs(producer, metrics, grace_s=orphan_grace_s)
-        self._tails: dict[OutputQueue, asyncio.Task[None]] = {}
+        self._followers: dict[str, Followers] = {}  # keyed by job ID; never empty
+        self._num_reads: Counter[str] = Counter()  # by job ID, of calls that read the whole output from Redis
         self.failure: str | None = None  # set if this process must be restarted
 
     @property
     def num_open(self) -> int:
         """The number of outputs being read by clients of this process."""
-        return len(self._open) + len(self._tails)
+        return len(self._open) + sum(len(each.queues) for each in self._followers.values())
 
     def on_available_shard(self, job: Job) -> Job:
         """Return a new job, with another ID if the queue shard that its ID selects is unavailable."""
@@ -120,7 +124,6 @@ class Controller:
         *,
         event_arrived: asyncio.Event | None = None,
         is_resumable: bool = False,
-        add_key_priority: bool = True,
     ) -> OutputQueue:
         """Submit a job and return its output queue, which the caller must close.
 
@@ -128,17 +131,14 @@ class Controller:
 
         If the client disconnects, a resumable job continues until the grace period ends, and a background job
         continues until it finishes. If an identical resumable job already exists, the returned queue receives
-        the output of that job. If ``add_key_priority`` is true, the priority of the tenant's API key is added
-        to the job's priority.
+        the output of that job.
         """
         is_resumable = is_resumable or job.is_background
+        self._check_num_readers(job.job_id)
         limits = self._limiter.limits(job.tenant)
-        priority = job.priority + (limits.priority if add_key_priority else 0)
-        priority = min(max(priority, LOWEST_PRIORITY), _HIGHEST_PRIORITY)
-        job = msgspec.structs.replace(job, priority=priority)
         output = self._new_queue(job, job.ttl_s, is_resumable=is_resumable, event_arrived=event_arrived)
         try:
-            if not (is_resumable and self._producer.is_live(job)):
+            if not (is_resumable and self._producer.shard(job.job_id).is_live(job)):
                 await self._submit(output, job, pixels, limits)
                 return output
         except AlreadySubmitted:
@@ -147,12 +147,7 @@ class Controller:
             raise from_wire_error(error) from error
         if job.job_id in self._detached:
             return await self.resume(job, timeout_s=job.ttl_s, event_arrived=event_arrived)
-        self._tails[output] = self._supervised.start(
-            "tail",
-            partial(self._tail, output),
-            max_restarts=0,
-            on_final_crash=lambda _: output.put(_defect()),
-        )
+        self._follow_other(output)
         return output
 
     async def resume(
@@ -162,13 +157,13 @@ class Controller:
 
         Any connection that is already reading the stream gets an error.
 
-        Raises ApiError: 404 if the tenant has no such job or the job has expired, 503 if the queue is
-        unavailable.
+        Raises ApiError: 404 if the tenant has no such job or the job has expired, 429 if too many connections
+        read the job, 503 if the queue is unavailable.
         """
         job_id = job.job_id
         output = self._new_queue(job, timeout_s, is_resumable=True, event_arrived=event_arrived)
-        with _queue_errors():
-            events = await self._producer.attach(job_id, tenant=job.tenant)
+        with self._counted_read(job_id), _queue_errors():
+            events = await self._producer.shard(job_id).attach(job_id, tenant=job.tenant)
         if events is None:
             raise response_not_found()
         # Do not await anything below: no event may be distributed before the new queue is in ``_open``.
@@ -181,6 +176,8 @@ class Controller:
         output.has_begun = True
         if not output.is_finished:
             self._open[job_id] = output
+        if (followers := self._followers.get(job_id)) is not None:
+            followers.join_stream(events)
         return output
 
     async def snapshot(
@@ -192,8 +189,8 @@ class Controller:
         detached job alive. Raises the same errors as ``resume``.
         """
         num_events = 0 if has_events else _ALL_EVENTS
-        with _queue_errors():
-            snapshot = await self._producer.snapshot(
+        with self._counted_read(job_id) if is_read and has_events else nullcontext(), _queue_errors():
+            snapshot = await self._producer.shard(job_id).snapshot(
                 job_id, tenant=tenant, num_events=num_events, is_read=is_read
             )
         if snapshot is None:
@@ -206,29 +203,36 @@ class Controller:
         Raises ApiError (503).
         """
         with _queue_errors():
-            is_cancelled = await self._producer.cancel(job_id, tenant=tenant)
+            is_cancelled = await self._producer.shard(job_id).cancel(job_id, tenant=tenant)
         if is_cancelled:
             self._detached.discard(job_id)
+            error = ApiError("answer_cancelled", "The response was cancelled.")
             if (output := self._open.get(job_id)) is not None:
-                output.put(ApiError("answer_cancelled", "The response was cancelled."))
+                output.put(error)
+            if (followers := self._followers.get(job_id)) is not None:
+                followers.fail(error)
         return is_cancelled
 
     async def delete(self, job_id: str, tenant: str) -> bool:
         """Delete a job and its output. Return whether the job existed. Raises ApiError (503)."""
         with _queue_errors():
-            return await self._producer.delete(job_id, tenant=tenant)
+            return await self._producer.shard(job_id).delete(job_id, tenant=tenant)
 
     async def close(self, output: OutputQueue) -> None:
         """Close a queue. See ``OutputQueue.aclose``."""
-        if (tail := self._tails.pop(output, None)) is not None:
-            tail.cancel()
-            await asyncio.gather(tail, return_exceptions=True)
+        followers = self._followers.get(output.job_id)
+        if followers is not None and output in followers.queues:
+            await self._leave(followers, output)
             return
         if self._open.get(output.job_id) is not output:
             return
         del self._open[output.job_id]
         if output.is_finished:
             await self._reconcile_tokens(output)
+        elif followers is not None and followers.is_local:
+            self._open[output.job_id] = followers.queues[0]
+            output.hand_over_charge(followers.queues[0])
+            await self._leave(followers, followers.queues[0])
         elif output.is_resumable:
             self._detached.add(output)
         else:
@@ -237,7 +241,7 @@ class Controller:
 
     def fail_all(self, error: ApiError) -> None:
         """End all open streams with the given error."""
-        for output in (*self._open.values(), *self._tails):
+        for output in self._all_open():
             if not output.is_finished:
                 output.put(error)
 
@@ -271,6 +275,8 @@ class Controller:
                     output.put(event)
                 elif event.final is not None:
                     self._detached.discard(job_id)
+                if (followers := self._followers.get(job_id)) is not None and followers.is_local:
+                    self._put(followers, event)
 
     async def _reap(self, shard: JobProducer, index: int) -> None:
         self._health.report("follow", shard.follow_error, shard=index)
@@ -286,7 +292,7 @@ class Controller:
 
     async def _enforce_deadlines(self) -> None:
         now = time.monotonic()
-        for output in (*self._open.values(), *self._tails):
+        for output in self._all_open():
             if not output.is_finished and (error := output.timeout_error(now)) is not None:
                 output.put(error)
 
@@ -307,18 +313,33 @@ class Controller:
     async def _submit(
         self, output: OutputQueue, job: Job, pixels: Mapping[str, bytes], limits: KeyLimits
     ) -> None:
-        self._open[job.job_id] = output  # first, because an event may arrive before ``submit`` returns
-        is_submitted = False
+        await self._limiter.charge_tokens(job.tenant, job.cost)
+        output.num_charged_tokens = job.cost
+        is_submitted, previous = False, self._open.get(job.job_id)
         try:
-            await self._limiter.charge_tokens(job.tenant, job.cost)
-            output.num_charged_tokens = job.cost
+            if output.is_resumable and self._producer.shard(job.job_id).is_live(job):
+                raise AlreadySubmitted(f"Job {job.job_id} was submitted in the meantime.")
+            self._open[job.job_id] = output  # first, because an event may arrive before ``submit`` returns
             tenant_limits = TenantLimits(weight=limits.weight, max_jobs=limits.max_jobs)
-            output.queue_position = await self._producer.submit(job, pixels, tenant_limits, traceparent())
+            output.queue_position = await self._producer.shard(job.job_id).submit(
+                job, pixels, tenant_limits, traceparent()
+            )
             is_submitted = True
+            self._begin_stream(job.job_id)
         finally:
             if not is_submitted:  # the job will not run unless another client reads it
-                del self._open[job.job_id]
+                self._end_submission(output, previous)
                 await self._reconcile_tokens(output)
+
+    def _end_submission(self, output: OutputQueue, previous: OutputQueue | None) -> None:
+        """Clean up after a submission that failed. ``previous`` was in ``_open`` before, and has finished."""
+        if self._open.get(output.job_id) is not output:
+            return
+        del self._open[output.job_id]
+        if previous is not None:
+            self._open[output.job_id] = previous
+        if (followers := self._followers.get(output.job_id)) is not None and followers.is_local:
+            self._start_reader(followers)
 
     async def _reconcile_tokens(self, output: OutputQueue) -> None:
         """Replace the charged estimate with the number of tokens that the job used.
@@ -331,31 +352,129 @@ class Controller:
             )
             output.num_charged_tokens = 0.0
 
-    async def _tail(self, output: OutputQueue) -> None:
-        """Copy the events of a job that another connection streams.
+    # Followers
 
-        If that connection ends, take over the stream.
+    def _all_open(self) -> Iterator[OutputQueue]:
+        return chain(self._open.values(), *(each.queues for each in self._followers.values()))
+
+    def _check_num_readers(self, job_id: str) -> None:
+        """Raise ApiError (429) if the job cannot have another reader."""
+        followers = self._followers.get(job_id)
+        num_readers = self._num_reads[job_id] + (1 + len(followers.queues) if followers else 0)
+        if num_readers >= MAX_READERS:
+            raise ApiError(
+                "rate_limit_exceeded",
+                f"This response already has {num_readers} readers; the limit is {MAX_READERS}. "
+                "Wait for one to finish. For a new response, use another Idempotency-Key.",
+                retry_after_s=_READERS_RETRY_S,
+            )
+
+    @contextmanager
+    def _counted_read(self, job_id: str) -> Iterator[None]:
+        """Count a call that reads the whole output of a job from Redis. Raises ApiError (429)."""
+        self._check_num_readers(job_id)
+        self._num_reads[job_id] += 1
+        try:
+            yield
+        finally:
+            self._num_reads[job_id] -= 1
+            if not self._num_reads[job_id]:
+                del self._num_reads[job_id]
+
+    def _follow_other(self, output: OutputQueue) -> None:
+        """Copy the events of a job that another connection streams into ``output``."""
+        job_id = output.job_id
+        followers = self._followers.get(job_id)
+        if followers is None:
+            events = self._producer.shard(job_id).delivered_events(job_id)
+            followers = self._followers[job_id] = Followers(job_id, output.tenant, events or ())
+            if events is None:
+                self._start_reader(followers)
+        followers.add(output)
+
+    def _put(self, followers: Followers, event: Event) -> None:
+        error = event.final.error if event.final else None
+        if error is not None and error.code is ErrorCode.STREAM_TAKEN_OVER:
+            self._start_reader(followers)  # another controller streams the job now
+        else:
+            followers.put(event)
+
+    def _begin_stream(self, job_id: str) -> None:
+        """Connect the followers of a job that has just been submitted to its stream.
+
+        Followers with events belong to an earlier job with the same ID, which was cancelled or deleted.
         """
-        num_events = await tail_log(self._producer, output)
-        while num_events is not None:
+        if (followers := self._followers.get(job_id)) is None:
+            return
+        followers.join_stream(())
+        if followers.num_events:
+            followers.fail(ApiError("answer_cancelled", "The response was cancelled. Retry."))
+            del self._followers[job_id]
+
+    async def _leave(self, followers: Followers, output: OutputQueue) -> None:
+        """Remove a follower. If it was the last one, also stop the task that reads the log."""
+        followers.queues.remove(output)
+        if followers.queues:
+            return
+        del self._followers[followers.job_id]
+        if followers.reader is not None:
+            followers.reader.cancel()
+            await asyncio.gather(followers.reader, return_exceptions=True)
+
+    def _start_reader(self, followers: Followers) -> None:
+        if followers.is_finished:
+            return
+
+        def end(_: BaseException) -> None:
+            followers.fail(_defect())
+            self._remove(followers)
+
+        followers.reader = self._supervised.start(
+            "tail", partial(self._read_log, followers), max_restarts=0, on_final_crash=end
+        )
+
+    async def _read_log(self, followers: Followers) -> None:
+        """Copy the events of a job that another controller streams.
+
+        If that controller stops streaming the job, take over the stream.
+        """
+        job_id, tenant = followers.job_id, followers.tenant
+        while await read_log(self._producer, followers, self._log_interval_s):
             try:
-                events = await self._producer.attach(output.job_id, tenant=output.tenant)
+                events = await self._producer.shard(job_id).attach(job_id, tenant=tenant)
             except QueueUnavailable:
                 await asyncio.sleep(_INTERVAL_S)
                 continue
-            self._open[output.job_id] = output
-            del self._tails[output]
-            if events is None:
-                output.put(ApiError("answer_cancelled", "The response was cancelled. Retry."))
-            for event in (events or [])[num_events:]:
-                output.put(event)
+            self._take_over(followers, events)
             return
+        if not followers.is_finished:
+            self._remove(followers)
+
+    def _take_over(self, followers: Followers, events: list[Event] | None) -> None:
+        """Let the first follower own the stream. ``events`` are those of the job, or None if it has ended."""
+        followers.reader = None  # the calling task
+        if events is None:
+            followers.fail(ApiError("answer_cancelled", "The response was cancelled. Retry."))
+            self._remove(followers)
+            return
+        followers.join_stream(events)
+        if followers.job_id not in self._open:
+            self._open[followers.job_id] = followers.queues.pop(0)
+            if not followers.queues:
+                self._remove(followers)
+
+    def _remove(self, followers: Followers) -> None:
+        if self._followers.get(followers.job_id) is followers:
+            del self._followers[followers.job_id]
+
+    def _log_interval_s(self) -> float:
+        return log_interval_s(sum(not each.is_local for each in self._followers.values()))
 
     async def _cancel(self, output: OutputQueue) -> None:
         """Cancel the job, even if the calling task is being cancelled."""
         with anyio.move_on_after(_CANCEL_TIMEOUT_S, shield=True):
             try:
-                await self._producer.cancel(output.job_id, tenant=output.tenant)
+                await self._producer.shard(output.job_id).cancel(output.job_id, tenant=output.tenant)
             except QueueUnavailable:
                 logger.warning("job %s could not be cancelled: the job queue is unavailable", output.job_id)
 

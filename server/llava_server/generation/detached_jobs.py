@@ -48,7 +48,7 @@ class DetachedJobs:
             if deadline > now:
                 continue
             try:
-                is_cancelled = await self._producer.cancel_unread(job_id, tenant=tenant)
+                is_cancelled = await self._producer.shard(job_id).cancel_unread(job_id, tenant=tenant)
             except QueueUnavailable:
                 return
             if is_cancelled and self._jobs.pop(job_id, None) is not None:

@@ -53,9 +53,7 @@ class MergedOutputs:
         """Whether the last event of every choice has been read."""
         return not self._unfinished
 
-    async def submit(
-        self, jobs: Sequence[Job], pixels: Mapping[str, bytes], *, add_key_priority: bool = True
-    ) -> None:
+    async def submit(self, jobs: Sequence[Job], pixels: Mapping[str, bytes]) -> None:
         """Submit one job per choice. Raises the same errors as ``Controller.submit``.
 
         If a job cannot be submitted, the jobs submitted before it are not cancelled.
@@ -67,7 +65,6 @@ class MergedOutputs:
                     pixels,
                     event_arrived=self._event_arrived,
                     is_resumable=self._is_resumable,
-                    add_key_priority=add_key_priority,
                 )
             self._add(queue)
 

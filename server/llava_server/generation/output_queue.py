@@ -96,6 +96,10 @@ class OutputQueue:
             )
         return None
 
+    def hand_over_charge(self, other: OutputQueue) -> None:
+        """Let another queue of the same job account for the tokens that were charged at submission."""
+        other.num_charged_tokens, self.num_charged_tokens = self.num_charged_tokens, 0.0
+
     async def aclose(self) -> None:
         """Stop reading. Cancel the job unless it has ended or is resumable. Further calls are no-ops."""
         await self._close(self)

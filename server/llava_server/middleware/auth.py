@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 
 from llava_wire.errors import QueueUnavailable
+from llava_wire.messages.job import HIGHEST_PRIORITY, LOWEST_PRIORITY
 from llava_wire.stores.api_keys import ApiKeyStore, KeyLimits
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -75,6 +76,15 @@ class ApiKeys:
     def limits(self, tenant: str) -> KeyLimits:
         """Return the tenant's limits. Keys from the settings have the default limits."""
         return self._limits.get(tenant, _NO_LIMITS)
+
+    def priority(self, tenant: str, requested: int | None = None) -> int:
+        """Return the priority of a request: the requested one, limited to the maximum of its key.
+
+        If the request does not select a priority, it has the maximum.
+        """
+        maximum = self.limits(tenant).priority
+        priority = maximum if requested is None else min(requested, maximum)
+        return min(max(priority, LOWEST_PRIORITY), HIGHEST_PRIORITY)
 
     def is_active(self, tenant: str) -> bool:
         """Return whether the tenant still has a valid key.

@@ -15,7 +15,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_server.errors import ApiError, from_wire_error
-from llava_server.middleware.auth import ApiKeys
+from llava_server.middleware.auth import ApiKeys, is_public
 from llava_server.middleware.server_error import send_error
 from llava_server.request_context import context_of
 
@@ -104,14 +104,17 @@ class RateLimiter:
 
 
 class RateLimitMiddleware:
-    """Middleware that charges POST requests and adds rate limit headers. Runs after AuthMiddleware."""
+    """Middleware that charges requests and adds rate limit headers. Runs after AuthMiddleware.
+
+    All requests are charged, with any method, except those to public paths.
+    """
 
     def __init__(self, app: ASGIApp, *, limiter: RateLimiter) -> None:
         self._app = app
         self._limiter = limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or is_public(scope["path"]):
             return await self._app(scope, receive, send)
         tenant = context_of(scope).tenant
 

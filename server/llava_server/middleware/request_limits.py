@@ -14,15 +14,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_server.errors import ApiError
 from llava_server.metrics import Metrics
-from llava_server.middleware.auth import is_public
+from llava_server.middleware.auth import ApiKeys, is_public
+from llava_server.middleware.open_requests import RETRY_AFTER_S, OpenRequests, RequestBudget
 from llava_server.middleware.server_error import send_error
 from llava_server.middleware.uploads import Uploads
 from llava_server.request_context import RequestBody, context_of
 from llava_server.shutdown import GracefulShutdown
 
-__all__ = ["BodyLimitMiddleware", "BodyLimits"]
+__all__ = ["BodyLimits", "RequestLimitMiddleware"]
 
-_RETRY_AFTER_S = 1.0
 _TRIM_BYTES = 16 << 20
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
 _MAX_QUOTED = 40  # maximum number of characters that an error message quotes from a header
@@ -30,42 +30,61 @@ _MAX_QUOTED = 40  # maximum number of characters that an error message quotes fr
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """The limits of BodyLimitMiddleware. ``max_inflight_bytes`` limits the total size of bodies in memory."""
+    """The limits on each request body."""
 
-    max_open_requests: int
     max_body_bytes: int
-    max_inflight_bytes: int
     timeout_s: float
 
 
-class BodyLimitMiddleware:
-    """Middleware that either rejects a POST request early or stores its body in the request context.
+class RequestLimitMiddleware:
+    """Middleware that limits the open requests, and stores the body of a POST request in its context.
 
-    The bodies of requests to public paths are not read, because clients without a key could otherwise use up
-    the limits.
+    Runs after AuthMiddleware. Requests to public paths are not counted and their bodies are not read, because
+    clients without a key could otherwise use up the limits.
     """
 
     def __init__(
-        self, app: ASGIApp, *, limits: BodyLimits, shutdown: GracefulShutdown, metrics: Metrics
+        self,
+        app: ASGIApp,
+        *,
+        limits: BodyLimits,
+        budget: RequestBudget,
+        keys: ApiKeys,
+        shutdown: GracefulShutdown,
+        metrics: Metrics,
     ) -> None:
         self._app = app
         self._limits = limits
+        self._keys = keys
         self._shutdown = shutdown
         self._metrics = metrics
-        self._num_open_requests = 0
-        self._num_inflight_bytes = 0
         self._num_released_bytes = 0  # since memory was last returned to the operating system
+        self._open = OpenRequests(budget)
         self._uploads = Uploads()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or is_public(scope["path"]):
+        if scope["type"] != "http" or is_public(scope["path"]):
             return await self._app(scope, receive, send)
-        body = RequestBody(on_release=self._subtract_bytes)
-        self._count_request(+1)
+        tenant, is_post = context_of(scope).tenant, scope["method"] == "POST"
+        self._count(tenant, +1, is_post=is_post)
+        try:
+            try:
+                self._check_tenant(tenant)
+                if not is_post:
+                    return await self._app(scope, receive, send)
+            except ApiError as error:
+                return await send_error(scope, send, error)
+            await self._handle_post(scope, receive, send)
+        finally:
+            self._count(tenant, -1, is_post=is_post)
+
+    async def _handle_post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        tenant = context_of(scope).tenant
+        body = RequestBody(on_release=lambda num_bytes: self._release(tenant, num_bytes))
         try:
             try:
                 self._check_before_reading(scope)
-                is_complete = await self._read(body, receive, context_of(scope).tenant)
+                is_complete = await self._read(body, receive, tenant)
             except ApiError as error:
                 return await send_error(scope, send, error)
             if is_complete:
@@ -73,15 +92,14 @@ class BodyLimitMiddleware:
                 await self._app(scope, receive, send)
         finally:
             body.release()
-            self._count_request(-1)
             self._return_memory()
 
-    def _count_request(self, change: int) -> None:
-        self._num_open_requests += change
-        self._metrics.open_requests.set(self._num_open_requests)
+    def _count(self, tenant: str, change: int, *, is_post: bool) -> None:
+        self._open.count(tenant, change, is_post=is_post)
+        self._metrics.open_requests.set(self._open.num_posts)
 
-    def _subtract_bytes(self, num_bytes: int) -> None:
-        self._num_inflight_bytes -= num_bytes
+    def _release(self, tenant: str, num_bytes: int) -> None:
+        self._open.count_bytes(tenant, -num_bytes)
         self._num_released_bytes += num_bytes
 
     def _return_memory(self) -> None:
@@ -94,19 +112,20 @@ class BodyLimitMiddleware:
             self._num_released_bytes = 0
             _malloc_trim(0)
 
+    def _check_tenant(self, tenant: str) -> None:
+        """Raise ApiError (429) if the tenant has too many open requests and no slow upload to replace."""
+        limits = self._keys.limits(tenant)
+        if self._open.is_tenant_full(tenant, limits) and not self._uploads.make_room(tenant):
+            raise self._open.tenant_full_error(limits)
+
     def _check_before_reading(self, scope: Scope) -> None:
         """Check the limits that can be checked before the body is read. Raises ApiError (413, 415, 503)."""
         if self._shutdown.rejects_requests:
             raise ApiError(
-                "shutting_down", "The server is shutting down. Retry.", retry_after_s=_RETRY_AFTER_S
+                "shutting_down", "The server is shutting down. Retry.", retry_after_s=RETRY_AFTER_S
             )
-        limits = self._limits
-        if self._num_open_requests > limits.max_open_requests and not self._uploads.make_room():
-            raise ApiError(
-                "overloaded",
-                f"The server has reached its limit of {limits.max_open_requests} open requests. Retry later.",
-                retry_after_s=_RETRY_AFTER_S,
-            )
+        if self._open.is_full() and not self._uploads.make_room():
+            raise self._open.full_error()
         _check_encoding(Headers(scope=scope))
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal():
@@ -125,35 +144,28 @@ class BodyLimitMiddleware:
         """
         timeout_s = self._limits.timeout_s
         with self._uploads.receiving(tenant, timeout_s=timeout_s) as upload:
-            return await self._receive_all(body, receive)
+            return await self._receive_all(body, receive, tenant)
         if upload.was_ended:
             raise ApiError(
                 "overloaded",
-                "The request body arrived too slowly while the server was at its limit of open requests. "
-                "Retry later.",
-                retry_after_s=_RETRY_AFTER_S,
+                "The request body arrived too slowly while the server or the API key was at its limit of "
+                "open requests. Retry later.",
+                retry_after_s=RETRY_AFTER_S,
             )
         raise ApiError(
             "request_timeout", f"The request body was not received within {timeout_s:g} seconds. Retry."
         )
 
-    async def _receive_all(self, body: RequestBody, receive: Receive) -> bool:
+    async def _receive_all(self, body: RequestBody, receive: Receive, tenant: str) -> bool:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return False
             part = message.get("body", b"")
             body.append(part)
-            self._num_inflight_bytes += len(part)
+            self._open.count_bytes(tenant, len(part))
             self._check_size(body.num_bytes)
-            max_inflight_bytes = self._limits.max_inflight_bytes
-            if self._num_inflight_bytes > max_inflight_bytes:
-                raise ApiError(
-                    "overloaded",
-                    "The server has too many concurrent uploads. Their total size exceeds the limit of "
-                    f"{max_inflight_bytes} bytes. Retry later.",
-                    retry_after_s=_RETRY_AFTER_S,
-                )
+            self._open.check_bytes(tenant, self._keys.limits(tenant))
             if not message.get("more_body", False):
                 return True
 

@@ -45,13 +45,17 @@ class Uploads:
             finally:
                 self._uploads.pop(upload, None)
 
-    def make_room(self) -> bool:
-        """End the oldest slow upload of the tenant with the most slow uploads.
+    def make_room(self, tenant: str | None = None) -> bool:
+        """End the oldest slow upload of the tenant, by default of the tenant with the most slow uploads.
 
         Return whether there is such an upload.
         """
         started_before = time.monotonic() - _MIN_DURATION_S
-        slow = [upload for upload in self._uploads if upload.started_at <= started_before]
+        slow = [
+            upload
+            for upload in self._uploads
+            if upload.started_at <= started_before and tenant in (None, upload.tenant)
+        ]
         if not slow:
             return False
         tenant, _ = Counter(upload.tenant for upload in slow).most_common(1)[0]

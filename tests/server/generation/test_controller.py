@@ -16,8 +16,9 @@ from llava_server.middleware.rate_limit import RateLimiter
 from llava_server.queue_health import QueueHealth
 from llava_server.supervised_tasks import SupervisedTasks
 from llava_wire.controller_side.limits import TenantLimits
+from llava_wire.controller_side.query_results import JobSnapshot
 from llava_wire.controller_side.sharded_producer import ShardedProducer
-from llava_wire.errors import QueueUnavailable
+from llava_wire.errors import AlreadySubmitted, QueueUnavailable
 from llava_wire.messages.event import Event, Final, FinishReason
 from llava_wire.messages.job import Job
 from llava_wire.messages.sampling_params import SamplingParams
@@ -46,8 +47,13 @@ class ScriptedProducer:
         self.is_down = False
         self.defect: Exception | None = None  # raised by ``reap``
         self.num_reaps = 0
+        self.log: list[JobSnapshot] = []  # returned by ``snapshot``, one after another
+        self.num_snapshots = 0
         self.follow_error = None
         self.shards = (self,)
+
+    def shard(self, job_id: str) -> ScriptedProducer:
+        return self
 
     def is_live(self, job: Job) -> bool:
         return False
@@ -55,6 +61,15 @@ class ScriptedProducer:
     async def submit(self, job: Job, pixels: Mapping[str, bytes], terms: TenantLimits, trace: str) -> None:
         if self.is_down:
             raise QueueUnavailable("down")
+        if self.log:
+            raise AlreadySubmitted("known")
+
+    def delivered_events(self, job_id: str) -> None:
+        return None
+
+    async def snapshot(self, job_id: str, **_: object) -> JobSnapshot | None:
+        self.num_snapshots += 1
+        return self.log[self.num_snapshots - 1]
 
     async def cancel(self, job_id: str, *, tenant: str) -> bool:
         self.cancelled.append(job_id)
@@ -113,6 +128,23 @@ async def test_a_finished_job_is_not_cancelled_and_an_unfinished_one_is() -> Non
         await left.aclose()
         assert producer.cancelled == [JOB.job_id]
     assert controller.num_open == 0
+
+
+async def test_followers_of_a_job_share_one_reader_of_its_log() -> None:
+    producer = ScriptedProducer()
+    events = [Event(0, (1,), "a"), Event(1, (2,), "b"), Event(2, (3,), "c", LAST.final)]
+    producer.log = [JobSnapshot("running", JOB, [event], 0.0, model_digest="") for event in events]
+    async with running(producer) as controller:
+        first, *others = [await controller.submit(JOB, {}, is_resumable=True) for _ in range(5)]
+        assert await first.get() == events[0]
+        late = await controller.submit(JOB, {}, is_resumable=True)
+        assert [await first.get(), await first.get()] == events[1:]
+        for output in (*others, late):
+            assert [await output.get() for _ in events] == events
+            await output.aclose()
+        assert controller.num_open == 1
+        await first.aclose()
+        assert (producer.num_snapshots, controller.num_open) == (len(events), 0)
 
 
 async def test_a_job_that_cannot_be_submitted_leaves_no_state() -> None:

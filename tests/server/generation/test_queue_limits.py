@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx2
 import pytest
 
-from tests.server.api_key_cli import ApiKeyCli, chat_with_key
-from tests.server.conftest import OwnStack, Stack, text_of
+from tests.machine_speed import scaled
+from tests.server.api_key_cli import ApiKeyCli, bearer, chat_with_key
+from tests.server.conftest import OwnStack, text_of
+from tests.server.queue_order import order_served
 from tests.server.scripted_worker import MODEL, ScriptedWorker
 from tests.waiting import wait_until
 
@@ -76,26 +78,6 @@ def test_a_model_without_a_live_worker_returns_503_and_is_still_listed(own_stack
     assert stack.http.get("/readyz").status_code == 200
 
 
-def order_served(stack: Stack, *batches: tuple[str, str, int]) -> list[str]:
-    """Return the words in the order in which a worker receives the requests that contain them.
-
-    Each batch is (key, word, number of requests). All requests in a batch are queued before those in the next
-    batch.
-    """
-    stack.worker.stop_pulling()
-    controller = stack.server.services.controller
-    with ThreadPoolExecutor(64) as pool:
-        waiting: list[Future[httpx2.Response]] = []
-        for key, word, number in batches:
-            requests = range(number)
-            waiting += [pool.submit(chat_with_key, stack.server.url, key, f"say {word}") for _ in requests]
-            wait_until(partial(lambda total: controller.num_open == total, len(waiting)))
-        stack.worker = ScriptedWorker(stack.worker.url).start()
-        assert {response.result().status_code for response in waiting} == {200}
-    texts = [str(assignment.job.messages[0].parts[0]) for assignment in stack.worker.assignments]
-    return [text.removeprefix("say ") for text in texts]
-
-
 @pytest.mark.parametrize("is_same_key", [False, True])
 def test_many_requests_of_one_key_delay_only_that_key(
     own_stack: OwnStack, api_key_cli: ApiKeyCli, is_same_key: bool
@@ -106,12 +88,75 @@ def test_many_requests_of_one_key_delay_only_that_key(
     assert order.index("late") == 30 if is_same_key else order.index("late") <= 1
 
 
-def test_a_keys_priority_is_sent_with_its_jobs(own_stack: OwnStack, api_key_cli: ApiKeyCli) -> None:
+# For each maximum priority of a key: the requested priority, and the priority and tier that are used.
+GRANTS: dict[str, list[tuple[dict[str, Any], int, str]]] = {
+    "1": [
+        ({}, 1, "priority"),
+        ({"service_tier": "auto"}, 1, "priority"),
+        ({"service_tier": "default"}, 0, "default"),
+        ({"service_tier": "flex"}, -1, "flex"),
+        ({"priority": -1}, 1, "priority"),
+        ({"priority": 1}, -1, "flex"),
+    ],
+    "0": [
+        ({}, 0, "default"),
+        ({"service_tier": "priority"}, 0, "default"),
+        ({"service_tier": "fast"}, 0, "default"),
+        ({"service_tier": "flex"}, -1, "flex"),
+        ({"priority": -1}, 0, "default"),
+    ],
+    "-1": [
+        ({}, -1, "flex"),
+        ({"service_tier": "default"}, -1, "flex"),
+        ({"service_tier": "priority"}, -1, "flex"),
+    ],
+}
+
+
+@pytest.mark.parametrize("maximum", GRANTS)
+def test_a_request_can_lower_but_not_exceed_the_priority_of_its_key(
+    own_stack: OwnStack, api_key_cli: ApiKeyCli, maximum: str
+) -> None:
     stack = own_stack(auth=True)
-    for options in ((), ("--priority", "1"), ("--priority", "-1")):
-        key = api_key_cli.create(*options)
-        assert chat_with_key(stack.server.url, key, max_tokens=10).status_code == 200
-    assert [assignment.job.priority for assignment in stack.worker.assignments] == [0, 1, -1]
+    key = api_key_cli.create("--priority", maximum)
+    http = httpx2.Client(base_url=stack.server.url, headers=bearer(key), timeout=scaled(60))
+    for fields, priority, tier in GRANTS[maximum]:
+        chat = chat_with_key(stack.server.url, key, store=True, **fields).json()
+        assert chat["service_tier"] == tier, fields
+        assert stack.worker.assignments[-1].job.priority == priority, fields
+        assert http.get(f"/v1/chat/completions/{chat['id']}").json()["service_tier"] == tier
+        streamed = chat_with_key(stack.server.url, key, stream=True, **fields).text
+        assert streamed.count(f'"service_tier":"{tier}"') == streamed.count('"service_tier"') > 0
+        if "priority" in fields:
+            continue
+        for options in ({}, {"background": True}):
+            body = {"model": MODEL, "input": "say yes", **options, **fields}
+            response = http.post("/v1/responses", json=body).json()
+            assert response["service_tier"] == tier
+            assert http.get(f"/v1/responses/{response['id']}").json()["service_tier"] == tier
+    http.close()
+
+
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "say yes"},
+    "/v1/embeddings": {"input": "yes"},
+    "/tokenize": {"prompt": "yes"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "say yes"}], "max_tokens": 9},
+    "/api/generate": {"prompt": "say yes", "raw": True},
+}
+
+
+def test_requests_to_all_apis_have_the_priority_of_their_key(
+    own_stack: OwnStack, api_key_cli: ApiKeyCli
+) -> None:
+    stack = own_stack(auth=True)
+    for maximum in (1, -1):
+        headers = bearer(api_key_cli.create("--priority", str(maximum)))
+        for path, body in BODIES.items():
+            url = f"{stack.server.url}{path}"
+            response = httpx2.post(url, json={"model": MODEL, **body}, headers=headers, timeout=scaled(60))
+            assert response.status_code == 200, response.text
+            assert stack.worker.assignments[-1].job.priority == maximum, path
 
 
 @pytest.mark.parametrize(("weight", "maximum", "minimum"), [("4", 9, 7), ("1", 6, 4)])

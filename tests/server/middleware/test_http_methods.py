@@ -48,7 +48,7 @@ def test_head_returns_the_status_and_headers_of_get_without_the_body(stack: Stac
 def test_head_is_logged_as_head_and_keeps_the_route(stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="llava_server.middleware.request_id"):
         stack.http.head(f"/v1/models/{MODEL}")
-    wait_until(lambda: "HEAD /v1/models/{model_id:path} 200" in caplog.text)
+        wait_until(lambda: "HEAD /v1/models/{model_id:path} 200" in caplog.text)
 
 
 def test_head_of_a_stream_ends_at_once_and_does_not_disturb_the_response(stack: Stack) -> None:

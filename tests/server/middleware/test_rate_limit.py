@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import httpx2
+from llava_server.middleware.auth import is_public
 
 from tests.machine_speed import scaled
-from tests.server.api_key_cli import ApiKeyCli, chat_with_key
+from tests.server.api_key_cli import ApiKeyCli, bearer, chat_with_key
 from tests.server.conftest import OwnStack, Serve
 from tests.waiting import wait_until
 
@@ -49,3 +50,21 @@ def test_tokens_are_charged_by_estimate_and_reconciled_with_the_tokens_used(
     rejected = chat_with_key(url, key, max_tokens=4000)
     assert (rejected.status_code, rejected.json()["error"]["code"]) == (429, "rate_limit_exceeded")
     assert "1000 tokens per minute" in rejected.json()["error"]["message"]
+
+
+def test_requests_to_all_routes_that_require_a_key_are_charged(
+    own_stack: OwnStack, api_key_cli: ApiKeyCli
+) -> None:
+    server = own_stack(auth=True).server
+    key = api_key_cli.create("--requests-per-min", "1")
+    with httpx2.Client(base_url=server.url, headers=bearer(key), timeout=scaled(60)) as http:
+        assert http.get("/v1/models").status_code == 200
+        routes = [
+            (method, re.sub(r"{.*?}", "x", path))
+            for path, operations in server.app.openapi()["paths"].items()
+            for method in operations
+        ]
+        assert len(routes) > 40
+        for method, path in routes:
+            status = http.request(method, path).status_code
+            assert (status == 429) != is_public(path), (method, path)

@@ -1,4 +1,4 @@
-"""BodyLimitMiddleware: limits on open requests, body size and upload time."""
+"""RequestLimitMiddleware: limits on open requests, body size and upload time."""
 
 from __future__ import annotations
 

@@ -212,6 +212,10 @@ class DeliveryLedger:
         if epoch > live.epoch:
             live.epoch = epoch
             self.request_resync(live.job.job_id)
+        return self.delivered_events(live)
+
+    def delivered_events(self, live: LiveJob) -> list[Event]:
+        """Return the events of a live job that ``take_ready`` has returned."""
         num_ready = sum(1 for job_id, _ in self._ready if job_id == live.job.job_id)
         return decode_log(live.frames[: len(live.frames) - num_ready])
 

@@ -153,6 +153,11 @@ class JobProducer:
         """
         return self._find(job) is not None
 
+    def delivered_events(self, job_id: str) -> list[Event] | None:
+        """Return the events that ``follow`` has yielded for a job, or None if the job is not live."""
+        live = self._ledger.find(job_id)
+        return None if live is None else self._ledger.delivered_events(live)
+
     async def cancel(self, job_id: str, *, tenant: str) -> bool:
         """Cancel a job without emitting further events. Return whether the job was live.
 

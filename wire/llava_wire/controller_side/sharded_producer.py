@@ -14,13 +14,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from llava_wire.controller_side.limits import DEFAULT_TENANT_LIMITS, TenantLimits
-from llava_wire.controller_side.producer import JobProducer, Pixels
-from llava_wire.controller_side.query_results import JobSnapshot, QueuePosition, QueueStats
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.controller_side.query_results import QueueStats
 from llava_wire.errors import QueueUnavailable
-from llava_wire.messages.event import Event
 from llava_wire.messages.heartbeat import Heartbeat
-from llava_wire.messages.job import Job
 from llava_wire.redis.shards import Shard, call_available, shard_index
 
 __all__ = ["ShardedProducer"]
@@ -31,8 +28,7 @@ _MAX_PICKS = 64  # IDs tried before a job is given to a shard that is unavailabl
 class ShardedProducer:
     """A controller's connections to all shards of the queue.
 
-    The methods that concern one job are those of ``JobProducer``. The caller follows and reaps each of
-    ``shards``.
+    Call the methods that concern one job on ``shard``. The caller follows and reaps each of ``shards``.
     """
 
     def __init__(self, shards: Sequence[JobProducer]) -> None:
@@ -62,6 +58,10 @@ class ShardedProducer:
         """The number of errors so far, keyed by kind. See ``Link.num_errors``."""
         return sum((shard.num_redis_errors for shard in self.shards), Counter())
 
+    def shard(self, job_id: str) -> JobProducer:
+        """Return the shard that contains a job."""
+        return self.shards[shard_index(job_id, len(self.shards))]
+
     def pick_job_id(self, job_id: str) -> str:
         """Return the ID of a new job, or a random ID with the same prefix if its shard is unavailable.
 
@@ -72,37 +72,6 @@ class ShardedProducer:
                 break
             job_id = f"{job_id.partition('-')[0]}-{secrets.token_hex(16)}"
         return job_id
-
-    async def submit(
-        self,
-        job: Job,
-        pixels: Pixels,
-        tenant_limits: TenantLimits = DEFAULT_TENANT_LIMITS,
-        trace: str = "",
-    ) -> QueuePosition | None:
-        return await self.shard(job.job_id).submit(job, pixels, tenant_limits, trace)
-
-    def is_live(self, job: Job) -> bool:
-        return self.shard(job.job_id).is_live(job)
-
-    async def cancel(self, job_id: str, *, tenant: str) -> bool:
-        return await self.shard(job_id).cancel(job_id, tenant=tenant)
-
-    async def cancel_unread(self, job_id: str, *, tenant: str) -> bool:
-        return await self.shard(job_id).cancel_unread(job_id, tenant=tenant)
-
-    async def delete(self, job_id: str, *, tenant: str) -> bool:
-        return await self.shard(job_id).delete(job_id, tenant=tenant)
-
-    async def snapshot(
-        self, job_id: str, *, tenant: str, num_events: int = 0, offset: int = 0, is_read: bool = True
-    ) -> JobSnapshot | None:
-        return await self.shard(job_id).snapshot(
-            job_id, tenant=tenant, num_events=num_events, offset=offset, is_read=is_read
-        )
-
-    async def attach(self, job_id: str, *, tenant: str) -> list[Event] | None:
-        return await self.shard(job_id).attach(job_id, tenant=tenant)
 
     async def heartbeats(self) -> list[Heartbeat]:
         """Return the heartbeats of the live workers, from the first shard that is available.
@@ -136,7 +105,3 @@ class ShardedProducer:
 
     async def aclose(self) -> None:
         await asyncio.gather(*(shard.aclose() for shard in self.shards))
-
-    def shard(self, job_id: str) -> JobProducer:
-        """Return the shard that contains a job."""
-        return self.shards[shard_index(job_id, len(self.shards))]

@@ -13,6 +13,8 @@ import msgspec
 from llava_wire.messages.sampling_params import SamplingParams
 
 __all__ = [
+    "HIGHEST_PRIORITY",
+    "LOWEST_PRIORITY",
     "WIRE_VERSION",
     "CacheScope",
     "ImageRef",
@@ -25,6 +27,8 @@ __all__ = [
 
 # The highest version in `Job.required_version`.
 WIRE_VERSION = 3
+
+LOWEST_PRIORITY, HIGHEST_PRIORITY = -1, 1
 
 Role = Literal["system", "user", "assistant"]
 CacheScope = Literal["tenant", "public"]
@@ -65,7 +69,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     - ``prompt_ids``: the prompt as token IDs, used instead of ``messages``.
     - ``cost``: estimated number of tokens (prompt, images and expected output), used for fair queueing.
     - ``ttl_s``: time in seconds from submission to the deadline, including the time spent in the queue.
-    - ``priority``: jobs with a higher priority are scheduled first.
+    - ``priority``: jobs with a higher priority are scheduled first. From ``LOWEST_PRIORITY`` to
+      ``HIGHEST_PRIORITY``.
     - ``cache_scope``: "tenant" shares cached prefixes with other jobs of the same tenant, "public" with all
       other public jobs.
     - ``version``: the minimum WIRE_VERSION that a worker needs to run the job. Older workers can still run

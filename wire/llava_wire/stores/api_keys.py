@@ -21,14 +21,18 @@ __all__ = ["ApiKey", "ApiKeyStore", "KeyLimits"]
 class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The limits of one key. None means that the key has no limit of its own.
 
-    ``max_jobs`` limits the number of waiting and running jobs. Among keys with jobs waiting for the same
-    model, a key with ``weight`` 2 is served twice as many tokens as a key with ``weight`` 1. ``priority`` is
-    added to the priority of each job.
+    ``max_jobs`` limits the number of waiting and running jobs. For each controller, ``max_open_requests``
+    limits the number of concurrent requests, and ``max_inflight_body_mb`` the size of their bodies in MiB.
+    Among keys with jobs waiting for the same model, a key with ``weight`` 2 is served twice as many tokens as
+    a key with ``weight`` 1. ``priority`` is the highest priority of the key's jobs, and the priority of
+    requests that do not select one.
     """
 
     requests_per_min: int | None = None
     tokens_per_min: int | None = None
     max_jobs: int | None = None
+    max_open_requests: int | None = None
+    max_inflight_body_mb: int | None = None
     priority: int = 0
     weight: float = 1.0
 

@@ -380,5 +380,7 @@ class MessagesRequest(CountTokensRequest, ExtensionFields):
     )
     metadata: AnthropicMetadata | None = Field(None, description="Request metadata.")
     service_tier: Literal["auto", "standard_only"] | None = Field(
-        None, description="Accepted for compatibility. Both values select the default tier."
+        None,
+        description='Scheduling priority. "auto" selects the maximum of the API key, and "standard_only" at '
+        "most normal priority.",
     )

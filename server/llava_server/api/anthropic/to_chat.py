@@ -42,6 +42,7 @@ def parse_messages_request(raw: bytes) -> tuple[MessagesRequest, ChatRequest]:
         **request.extensions,
         "max_tokens": request.max_tokens,
         "stop": request.stop_sequences,
+        "service_tier": "default" if request.service_tier == "standard_only" else None,
     }
     return request, _to_chat({**_chat_fields(request), **sampling})
 

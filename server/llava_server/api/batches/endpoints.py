@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 from llava_wire.errors import ResponseTooLarge
-from llava_wire.messages.job import Job
+from llava_wire.messages.job import LOWEST_PRIORITY, Job
 
 from llava_server.api.batches.request import BatchEndpoint
 from llava_server.api.chat.job_builder import seed_for_key, with_keyed_ids
@@ -35,7 +35,6 @@ from llava_server.api.responses.to_chat import parse_response_request, to_chat
 from llava_server.api.storage.stored import store_too_large, stored
 from llava_server.errors import ApiError
 from llava_server.generation.collect import CollectedChoice
-from llava_server.generation.controller import LOWEST_PRIORITY
 from llava_server.lifespan import Services
 from llava_server.response_model import ResponseModel
 

@@ -77,7 +77,7 @@ class LineRunner:
     ) -> list[CollectedChoice]:
         outputs = MergedOutputs(self._services.controller, is_resumable=True, field=field)
         try:
-            await outputs.submit(jobs, pixels, add_key_priority=False)
+            await outputs.submit(jobs, pixels)
             return await collect(outputs, None, [NoMetrics() for _ in jobs])
         finally:
             await outputs.aclose()

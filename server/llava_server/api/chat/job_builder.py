@@ -71,6 +71,7 @@ def to_jobs(
     model: ServedModel,
     *,
     tenant: str,
+    priority: int,
     ttl_s: float,
     idempotency_key: str | None = None,
 ) -> list[Job]:
@@ -95,6 +96,7 @@ def to_jobs(
         sampling=sampling,
         cost=estimate_cost(messages, sampling, model),
         ttl_s=ttl_s,
+        priority=priority,
         form="continued" if request.is_continued else "chat",
     )
     first, *others = with_choices(with_options(first, request), request.num_choices)
@@ -112,6 +114,7 @@ def raw_job(
     model: ServedModel,
     *,
     tenant: str,
+    priority: int,
     ttl_s: float,
     sampling: SamplingParams | None = None,
     task: Task = "answer",
@@ -132,6 +135,7 @@ def raw_job(
         sampling=sampling,
         cost=cost,
         ttl_s=ttl_s,
+        priority=priority,
         form="raw",
         prompt_ids=prompt_ids,
         task=task,
@@ -139,10 +143,9 @@ def raw_job(
 
 
 def with_options(job: Job, request: GenerationRequest) -> Job:
-    """Return the job with the request's options for scheduling, caching, truncation and the response."""
+    """Return the job with the request's options for caching, truncation and the response."""
     job = msgspec.structs.replace(
         job,
-        priority=request.job_priority,
         cache_scope=request.cache_scope or "tenant",
         cache_salt=request.cache_salt or "",
         truncate_prompt_tokens=request.truncate_prompt_tokens,

@@ -58,7 +58,7 @@ Metadata = Annotated[
 ServiceTier = Literal["auto", "default", "flex", "priority", "fast", "scale", "ultrafast"]
 Hint = Annotated[str, StringConstraints(max_length=1024)]
 
-_TIERS = {"flex": -1, "priority": 1}
+_TIERS = {"flex": -1, "default": 0, "priority": 1}
 
 
 class StreamOptions(RequestModel):
@@ -105,8 +105,9 @@ class GenerationRequest(ExtensionFields, TokenFields, ChoiceFields, StopFields):
     )
     service_tier: ServiceTier | None = Field(
         None,
-        description='"priority" requests are scheduled before other requests, and "flex" requests after '
-        'them. All other values are the same as "default".',
+        description='"flex" requests are scheduled after "default" requests, and "priority" requests before '
+        "them. The tier is limited to the maximum of the API key, which also applies to all other values. "
+        "The response contains the tier that was used.",
         examples=["flex"],
     )
     user: Hint | None = Field(
@@ -116,9 +117,9 @@ class GenerationRequest(ExtensionFields, TokenFields, ChoiceFields, StopFields):
     )
 
     @property
-    def job_priority(self) -> int:
-        """Priority of the job: 1 (before other jobs), -1 (after other jobs) or 0."""
-        return -self.priority if self.priority is not None else _TIERS.get(self.service_tier or "", 0)
+    def requested_priority(self) -> int | None:
+        """Requested priority of the job: 1 (before other jobs), -1 (after other jobs), 0, or None."""
+        return -self.priority if self.priority is not None else _TIERS.get(self.service_tier or "")
 
     @property
     def include_usage(self) -> bool:
@@ -138,7 +139,7 @@ class GenerationRequest(ExtensionFields, TokenFields, ChoiceFields, StopFields):
             raise invalid_value(
                 "prompt_logprobs", "prompt_logprobs is not allowed if stream is true. Set stream to false."
             )
-        if self.priority is not None and self.service_tier in _TIERS:
+        if self.priority is not None and self.service_tier in ("flex", "priority"):
             raise invalid_value(
                 "service_tier",
                 "priority and service_tier both set the scheduling priority. Send only one of them.",

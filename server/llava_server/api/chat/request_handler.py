@@ -317,7 +317,15 @@ async def build_chat_jobs(
     with span("pictures", num_pictures=len(sources)) if sources else nullcontext():
         images = [await load_image(services, source, model, tenant=tenant, owner=owner) for source in sources]
     ttl_s = settings.request_timeout_s
-    jobs = to_jobs(chat, images, model, tenant=tenant, ttl_s=ttl_s, idempotency_key=idempotency_key)
+    jobs = to_jobs(
+        chat,
+        images,
+        model,
+        tenant=tenant,
+        priority=services.api_keys.priority(tenant, chat.requested_priority),
+        ttl_s=ttl_s,
+        idempotency_key=idempotency_key,
+    )
     return JobSet(model, jobs, {image.ref.digest: image.pixels for image in images})
 
 

@@ -21,18 +21,20 @@ async def build_completion_jobs(services: Services, request: CompletionRequest, 
     num_bytes = sum(len(prompt.encode()) for prompt in request.prompts if isinstance(prompt, str))
     check_text(num_bytes, settings.max_text_kb * 1024, param="prompt")
     model = await services.registry.find(request.model)
-    jobs = to_completion_jobs(request, model, tenant=tenant, ttl_s=settings.request_timeout_s)
+    priority = services.api_keys.priority(tenant, request.requested_priority)
+    ttl_s = settings.request_timeout_s
+    jobs = to_completion_jobs(request, model, tenant=tenant, priority=priority, ttl_s=ttl_s)
     return JobSet(model, jobs, {})
 
 
 def to_completion_jobs(
-    request: CompletionRequest, model: ServedModel, *, tenant: str, ttl_s: float
+    request: CompletionRequest, model: ServedModel, *, tenant: str, priority: int, ttl_s: float
 ) -> list[Job]:
     """Return one job per choice, ordered by prompt."""
     sampling = to_sampling_params(request, model, request.grammar)
     jobs: list[Job] = []
     for prompt in request.prompts:
-        job = raw_job(prompt, model, tenant=tenant, ttl_s=ttl_s, sampling=sampling)
+        job = raw_job(prompt, model, tenant=tenant, priority=priority, ttl_s=ttl_s, sampling=sampling)
         job = with_options(msgspec.structs.replace(job, is_echoed=bool(request.echo)), request)
         jobs += with_choices(job, request.num_choices)
     return jobs

@@ -36,6 +36,7 @@ async def build_embedding_jobs(services: Services, request: EmbeddingRequest, *,
     """
     _check_sizes(services.settings, request.inputs)
     model = await services.registry.find(request.model)
+    priority = services.api_keys.priority(tenant)
     jobs: list[Job] = []
     pixels: dict[str, bytes] = {}
     for field, item in zip(request.fields, request.inputs, strict=True):
@@ -48,7 +49,7 @@ async def build_embedding_jobs(services: Services, request: EmbeddingRequest, *,
             prompt, pixels[image.ref.digest] = image.ref, image.pixels
         ttl_s = services.settings.request_timeout_s
         job = msgspec.structs.replace(
-            raw_job(prompt, model, tenant=tenant, ttl_s=ttl_s, task="embed"),
+            raw_job(prompt, model, tenant=tenant, priority=priority, ttl_s=ttl_s, task="embed"),
             cache_salt=request.cache_salt or "",
             truncate_prompt_tokens=request.truncate_prompt_tokens,
             is_normalized=request.normalize is not False,

@@ -27,8 +27,9 @@ class ExtensionFields(PromptFields, SamplingFields, TextFields, GrammarFields):
         None,
         ge=-1,
         le=1,
-        description="vLLM extension. Scheduling priority: -1, 0 (default) or 1. Requests with lower values "
-        "are scheduled first.",
+        description="vLLM extension. Scheduling priority: -1, 0 or 1. Requests with lower values are "
+        "scheduled first. Values below the minimum of the API key, which is also the default, are raised to "
+        "it.",
         examples=[0],
     )
 

@@ -162,10 +162,11 @@ async def _submit(
 
 def _raw_jobs(handler: RequestHandler, prompt: str, chat_request: ChatRequest, model: ServedModel) -> JobSet:
     """Return a job whose prompt bypasses the conversation template. Raises ApiError."""
-    settings = handler.services.settings
+    settings, tenant = handler.services.settings, handler.tenant
     check_text(len(prompt.encode()), settings.max_text_kb * 1024, param="prompt")
     sampling = to_sampling_params(chat_request, model, chat_request.grammar)
-    job = raw_job(prompt, model, tenant=handler.tenant, ttl_s=settings.request_timeout_s, sampling=sampling)
+    priority, ttl_s = handler.services.api_keys.priority(tenant), settings.request_timeout_s
+    job = raw_job(prompt, model, tenant=tenant, priority=priority, ttl_s=ttl_s, sampling=sampling)
     return JobSet(model, [job], {})
 
 

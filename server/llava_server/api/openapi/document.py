@@ -101,10 +101,12 @@ class Operation:
             return None
         return {"required": True, "content": {self.request_type: {"schema": ref(self.request.__name__)}}}
 
-    def responses(self, method: str) -> dict[str, Schema]:
+    def responses(self) -> dict[str, Schema]:
         """Return the operation's ``responses``."""
         found = {200: (self.description, self._content())}
-        for status in sorted({*self.statuses, 403}):  # a middleware can reject any request with 403
+        needs_key = 401 in self.statuses
+        # A middleware can reject any request with 403, and any request with an API key with 429.
+        for status in sorted({*self.statuses, 403, *((429,) if needs_key else ())}):
             found[status] = (f"{_MEANINGS[status]} See the error code for the reason.", _json(self.error))
         for status, (model, description) in self.other_responses.items():
             found[status] = (description, _json(model))
@@ -112,7 +114,7 @@ class Operation:
         responses = {}
         for status, (description, content) in found.items():
             names = [
-                *headers_of(method, status),
+                *headers_of(status, needs_key=needs_key),
                 *((*self.headers, *stream_headers) if status == 200 else ()),
             ]
             headers = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
@@ -171,7 +173,7 @@ def build_document(app: FastAPI, routers: Iterable[APIRouter], *, needs_key: Cal
     for path, methods in document["paths"].items():
         for method, described in methods.items():
             operation = operations[path, method]
-            described["responses"] = operation.responses(method)
+            described["responses"] = operation.responses()
             if (body := operation.request_body()) is not None:
                 described["requestBody"] = body
             everywhere = (

@@ -144,10 +144,13 @@ def header_parameter(name: str) -> Schema:
     return {"name": name, "in": "header", "required": False, **_REQUEST_HEADERS[name]}
 
 
-def headers_of(method: str, status: int) -> list[str]:
-    """Return the names of all headers that a response to this method with this status may contain."""
+def headers_of(status: int, *, needs_key: bool) -> list[str]:
+    """Return the names of all headers that a response with this status may contain.
+
+    ``needs_key`` is whether the operation requires an API key.
+    """
     names = ["x-request-id"]
-    names += _LIMITS if method == "post" and status not in (401, 403) else ()  # limits apply per API key
+    names += _LIMITS if needs_key and status not in (401, 403) else ()  # limits apply per API key
     names += ("retry-after", "retry-after-ms") if status in _RETRY_AFTER_STATUSES else ()
     names += ("x-should-retry",) if status in _SHOULD_RETRY_STATUSES else ()
     names += ("www-authenticate",) if status == 401 else ()

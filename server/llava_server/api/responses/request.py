@@ -175,8 +175,9 @@ class ResponseRequest(RequestModel, ExtensionFields, StopFields):
     )
     service_tier: ServiceTier | None = Field(
         None,
-        description='"priority" requests are scheduled before other requests, and "flex" requests after '
-        'them. All other values are the same as "default".',
+        description='"flex" requests are scheduled after "default" requests, and "priority" requests before '
+        "them. The tier is limited to the maximum of the API key, which also applies to all other values. "
+        "The response contains the tier that was used.",
     )
     metadata: Metadata | None = Field(
         None,

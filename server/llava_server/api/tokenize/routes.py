@@ -84,9 +84,11 @@ def _parse_tokenize(raw: bytes) -> tuple[TokenizeRequest, ChatRequest | None]:
 async def _raw_job_set(
     handler: RequestHandler, model_name: str, prompt: str | list[int], task: Literal["tokenize", "detokenize"]
 ) -> JobSet:
-    model = await handler.services.registry.find(model_name)
-    ttl_s = handler.services.settings.request_timeout_s
-    return JobSet(model, [raw_job(prompt, model, tenant=handler.tenant, ttl_s=ttl_s, task=task)], {})
+    services, tenant = handler.services, handler.tenant
+    model = await services.registry.find(model_name)
+    priority, ttl_s = services.api_keys.priority(tenant), services.settings.request_timeout_s
+    job = raw_job(prompt, model, tenant=tenant, priority=priority, ttl_s=ttl_s, task=task)
+    return JobSet(model, [job], {})
 
 
 def _without_output(job_set: JobSet) -> JobSet:

@@ -33,6 +33,25 @@ _MIN_ID_DIGITS = 8
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
 
+_MaxOpenRequests = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=10**5,
+        help="Maximum number of concurrent requests per controller. Default: the server's "
+        "LLAVA_MAX_TENANT_REQUESTS.",
+    ),
+]
+_MaxInflightBodyMb = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=65536,
+        help="Maximum total size of request bodies in memory per controller, in MiB. Default: the "
+        "server's LLAVA_MAX_TENANT_INFLIGHT_BODY_MB.",
+    ),
+]
+
 app = typer.Typer(
     name="llava-serve keys",
     help="Manage the API keys in Redis. Set LLAVA_REDIS_URL or LLAVA_REDIS_URL_FILE to connect to Redis.",
@@ -61,8 +80,16 @@ def create(
             help="Maximum number of waiting and running jobs. Default: the server's LLAVA_MAX_TENANT_JOBS.",
         ),
     ] = None,
+    max_open_requests: _MaxOpenRequests = None,
+    max_inflight_body_mb: _MaxInflightBodyMb = None,
     priority: Annotated[
-        int, typer.Option(min=-1, max=1, help="Priority of the key's requests: 1 is highest, -1 is lowest.")
+        int,
+        typer.Option(
+            min=-1,
+            max=1,
+            help="Maximum priority of the key's requests: 1 is high, 0 is normal, -1 is low. Requests can "
+            "select a lower priority.",
+        ),
     ] = 0,
     weight: Annotated[
         float,
@@ -72,21 +99,18 @@ def create(
     """Create an API key and print it. The key cannot be displayed again."""
     if not name.isprintable() or not 1 <= len(name) <= 100:
         _fail(f"The name {name!r} is invalid. Use 1 to 100 printable characters.", _EXIT_USAGE)
-    key = f"lv-{secrets.token_urlsafe(_KEY_BYTES)}"
-    limits = KeyLimits(
-        requests_per_min=requests_per_min,
-        tokens_per_min=tokens_per_min,
-        max_jobs=max_jobs,
-        priority=priority,
-        weight=weight,
+    _add_key(
+        name,
+        KeyLimits(
+            requests_per_min=requests_per_min,
+            tokens_per_min=tokens_per_min,
+            max_jobs=max_jobs,
+            max_open_requests=max_open_requests,
+            max_inflight_body_mb=max_inflight_body_mb,
+            priority=priority,
+            weight=weight,
+        ),
     )
-    entry = ApiKey(digest=key_digest(key), name=name, created_at=time.time(), limits=limits)
-    _with_store(lambda store: store.add(entry))
-    typer.echo(
-        f"Created key {tenant_of(entry.digest)} for {name}. Copy it now; it cannot be displayed again:",
-        err=True,
-    )
-    typer.echo(key)
 
 
 @app.command("list")
@@ -122,6 +146,18 @@ def revoke(
         )
     _with_store(lambda store: store.remove(found[0].digest))
     typer.echo(f"Revoked key {tenant_of(found[0].digest)} ({found[0].name}).", err=True)
+
+
+def _add_key(name: str, limits: KeyLimits) -> None:
+    """Store a new key and print it."""
+    key = f"lv-{secrets.token_urlsafe(_KEY_BYTES)}"
+    entry = ApiKey(digest=key_digest(key), name=name, created_at=time.time(), limits=limits)
+    _with_store(lambda store: store.add(entry))
+    typer.echo(
+        f"Created key {tenant_of(entry.digest)} for {name}. Copy it now; it cannot be displayed again:",
+        err=True,
+    )
+    typer.echo(key)
 
 
 def _all_keys() -> list[ApiKey]:

@@ -68,7 +68,7 @@ ROWS: dict[str, Row] = {
         "tool_choice", "auto", "none", "required", {"type": "function", "name": "g"}, tools=TOOLS
     ),
     "ResponseRequest.parallel_tool_calls": response("parallel_tool_calls", True, False, tools=TOOLS),
-    "ResponseRequest.service_tier": response("service_tier", "flex", "priority", "default"),
+    "ResponseRequest.service_tier": response("service_tier", "flex", "default"),
     "ResponseRequest.metadata": response("metadata", {"run": "7"}, {"run": "8"}),
     "ResponseRequest.user": response("user", "u", "v"),
     "ResponseRequest.safety_identifier": hint("safety_identifier", "u", "u" * 1025, RESPONSE),

@@ -118,7 +118,7 @@ ON_THE_JOB: dict[str, Effect] = {
         {"tools": [TOOL], "parallel_tool_calls": False}, calls("is_parallel"), False
     ),
     "cache_scope": Effect({"cache_scope": "public"}, lambda job: job.cache_scope, "public"),
-    "priority": Effect({"priority": -1}, lambda job: job.priority, 1),
+    "priority": Effect({"priority": 1}, lambda job: job.priority, -1),
     "service_tier": Effect({"service_tier": "flex"}, lambda job: job.priority, -1),
     "continue_final_message": Effect(
         {"messages": [USER, {"role": "assistant", "content": "say no"}], "continue_final_message": True},
@@ -208,7 +208,7 @@ def test_continue_final_message_cannot_be_combined_with_a_grammar(stack: Stack) 
 
 def test_the_response_has_the_service_tier(stack: Stack) -> None:
     assert stack.chat("say yes").json()["service_tier"] == "default"
-    assert stack.chat("say yes", service_tier="priority").json()["service_tier"] == "priority"
+    assert stack.chat("say yes", service_tier="flex").json()["service_tier"] == "flex"
 
 
 def test_every_detail_is_valid_for_a_model_with_one_resolution(stack: Stack) -> None:

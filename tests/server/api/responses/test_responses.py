@@ -163,7 +163,7 @@ EFFECTS: list[tuple[dict[str, Any], Any, Any]] = [
     ({"max_output_tokens": 7}, lambda job: job.sampling.max_tokens, 7),
     ({"temperature": 0.5}, lambda job: job.sampling.temperature, 0.5),
     ({"top_p": 0.5}, lambda job: job.sampling.top_p, 0.5),
-    ({"service_tier": "priority"}, lambda job: job.priority, 1),
+    ({"service_tier": "flex"}, lambda job: job.priority, -1),
     (
         {"text": {"format": {"type": "json_object"}}},
         lambda job: job.sampling.grammar,

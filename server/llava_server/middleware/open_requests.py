@@ -1,0 +1,106 @@
+"""The number of open requests and the size of their bodies in memory, in total and for each API key."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from llava_wire.stores.api_keys import KeyLimits
+
+from llava_server.errors import ApiError
+
+__all__ = ["RETRY_AFTER_S", "OpenRequests", "RequestBudget"]
+
+RETRY_AFTER_S = 1.0
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class RequestBudget:
+    """Limits on open requests and on the total size of their bodies in memory.
+
+    The totals apply to POST requests. The limits for one tenant apply to requests with any method, and a key
+    can have other ones (see ``KeyLimits``).
+    """
+
+    max_requests: int
+    max_bytes: int
+    max_tenant_requests: int
+    max_tenant_bytes: int
+
+
+class OpenRequests:
+    """The open requests of a server. The caller counts them, and then checks the limits."""
+
+    def __init__(self, budget: RequestBudget) -> None:
+        self._budget = budget
+        self.num_posts = 0
+        self._num_bytes = 0
+        self._tenant_requests: Counter[str] = Counter()
+        self._tenant_bytes: Counter[str] = Counter()
+
+    def count(self, tenant: str, change: int, *, is_post: bool) -> None:
+        """Add (+1) or remove (-1) a request."""
+        self.num_posts += change if is_post else 0
+        _add(self._tenant_requests, tenant, change)
+
+    def count_bytes(self, tenant: str, change: int) -> None:
+        """Add or remove bytes of a request body."""
+        self._num_bytes += change
+        _add(self._tenant_bytes, tenant, change)
+
+    def is_full(self) -> bool:
+        """Return whether there are more POST requests than allowed."""
+        return self.num_posts > self._budget.max_requests
+
+    def is_tenant_full(self, tenant: str, limits: KeyLimits) -> bool:
+        """Return whether the tenant has more requests than allowed."""
+        return self._tenant_requests[tenant] > self._max_tenant_requests(limits)
+
+    def full_error(self) -> ApiError:
+        """Return the error for a request above the limit on all POST requests."""
+        max_requests = self._budget.max_requests
+        return ApiError(
+            "overloaded",
+            f"The server has reached its limit of {max_requests} open requests. Retry later.",
+            retry_after_s=RETRY_AFTER_S,
+        )
+
+    def tenant_full_error(self, limits: KeyLimits) -> ApiError:
+        """Return the error for a request above the tenant's limit."""
+        max_requests = self._max_tenant_requests(limits)
+        return ApiError(
+            "rate_limit_exceeded",
+            f"This API key has reached its limit of {max_requests} open requests. Wait for one to finish.",
+            retry_after_s=RETRY_AFTER_S,
+        )
+
+    def check_bytes(self, tenant: str, limits: KeyLimits) -> None:
+        """Raise ApiError if the bodies in memory are larger than allowed: 429 or 503."""
+        max_mb = limits.max_inflight_body_mb
+        max_bytes = self._budget.max_tenant_bytes if max_mb is None else max_mb * _MIB
+        if self._tenant_bytes[tenant] > max_bytes:
+            raise ApiError(
+                "rate_limit_exceeded",
+                f"The request bodies that this API key is sending exceed the limit of {max_bytes} bytes in "
+                "total. Wait for a request to finish.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        max_bytes = self._budget.max_bytes
+        if self._num_bytes > max_bytes:
+            raise ApiError(
+                "overloaded",
+                "The server has too many concurrent uploads. Their total size exceeds the limit of "
+                f"{max_bytes} bytes. Retry later.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+
+    def _max_tenant_requests(self, limits: KeyLimits) -> int:
+        own = limits.max_open_requests
+        return self._budget.max_tenant_requests if own is None else own
+
+
+def _add(counter: Counter[str], tenant: str, change: int) -> None:
+    counter[tenant] += change
+    if not counter[tenant]:
+        del counter[tenant]
