@@ -6,13 +6,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from llava_wire.controller_side.producer import JobProducer
+from llava_wire.errors import QueueUnavailable
 from llava_wire.operator.inspector import Inspector
 from llava_wire.operator.worker_commands import CommandSender
 from llava_wire.stores.api_keys import ApiKeyStore
@@ -33,6 +34,7 @@ from llava_server.middleware.auth import ApiKeys
 from llava_server.middleware.rate_limit import RateLimiter
 from llava_server.periodic import run_periodically
 from llava_server.queue_health import QueueHealth
+from llava_server.redis_budgets import RedisBudgets
 from llava_server.settings import Settings
 from llava_server.shutdown import GracefulShutdown
 from llava_server.supervised_tasks import SupervisedTasks
@@ -47,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 _REGISTRY_REFRESH_S = 1.0
 _KEYS_REFRESH_S = 3.0  # a revoked key remains valid for up to this long; new keys are looked up on first use
+_MEMORY_REFRESH_S = 5.0
 _MIB = 2**20
 _DAY_S = 86400.0
 _BATCH_LEASE_S = 5.0  # a server loses a batch if it does not renew its lease within this time
@@ -111,11 +114,12 @@ async def open_services(
     """Connect to the queue and start the image decoders and periodic tasks. Raises QueueUnavailable."""
     url = settings.redis_url.get_secret_value()
     async with AsyncExitStack() as stack:
-        producer = await stack.enter_async_context(aclosing(await _connect(url, settings)))
+        inspector = await stack.enter_async_context(aclosing(Inspector(url)))
+        budgets = await _redis_budgets(inspector, settings, metrics)
+        producer = await stack.enter_async_context(aclosing(await _connect(url, settings, budgets)))
         key_store = await stack.enter_async_context(aclosing(ApiKeyStore(url)))
         rate_limit_store = await stack.enter_async_context(aclosing(RateLimitStore(url)))
-        files, responses, batches = await _open_stores(stack, url, settings)
-        inspector = await stack.enter_async_context(aclosing(Inspector(url)))
+        files, responses, batches = await _open_stores(stack, url, settings, budgets)
         commands = await stack.enter_async_context(aclosing(CommandSender(url)))
         image_loader = await stack.enter_async_context(_image_loader(settings, metrics))
         parser_threads = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="parse"))
@@ -141,6 +145,10 @@ async def open_services(
         controller.start()
         tasks.start("registry", partial(run_periodically, _REGISTRY_REFRESH_S, registry.refresh))
         tasks.start("keys", partial(run_periodically, _KEYS_REFRESH_S, api_keys.refresh))
+        tasks.start(
+            "memory",
+            partial(run_periodically, _MEMORY_REFRESH_S, partial(_report_memory, inspector, metrics)),
+        )
         yield Services(
             settings=settings,
             metrics=metrics,
@@ -161,44 +169,55 @@ async def open_services(
         )
 
 
-async def _connect(url: str, settings: Settings) -> JobProducer:
+async def _redis_budgets(inspector: Inspector, settings: Settings, metrics: Metrics) -> RedisBudgets:
+    memory = await inspector.memory()
+    budgets = RedisBudgets.derive(settings, memory.limit_bytes)
+    if problem := budgets.problem(memory.limit_bytes):
+        logger.warning("%s", problem)
+    metrics.set_redis_budgets(asdict(budgets))
+    return budgets
+
+
+async def _report_memory(inspector: Inspector, metrics: Metrics) -> None:
+    with suppress(QueueUnavailable):  # logged by QueueHealth
+        metrics.set_redis_memory(await inspector.memory())
+
+
+async def _connect(url: str, settings: Settings, budgets: RedisBudgets) -> JobProducer:
     return await JobProducer.connect(
         url,
         max_queued=settings.max_queued,
         max_queued_cost=settings.max_queued_tokens,
         max_tenant_jobs=settings.max_tenant_jobs,
         max_tenant_cost=settings.max_tenant_tokens,
+        max_pixel_bytes=budgets.images,
+        max_job_bytes=budgets.jobs,
         lease_s=settings.lease_s,
         orphan_grace_s=settings.orphan_grace_s,
     )
 
 
 async def _open_stores(
-    stack: AsyncExitStack, url: str, settings: Settings
+    stack: AsyncExitStack, url: str, settings: Settings, budgets: RedisBudgets
 ) -> tuple[FileStore, ResponseStore, BatchStore]:
     """Open the stores of the data that clients store on the server. The stack closes them."""
-    files = await stack.enter_async_context(aclosing(_file_store(url, settings)))
-    responses = await stack.enter_async_context(aclosing(_response_store(url, settings)))
-    batches = await stack.enter_async_context(aclosing(_batch_store(url, settings)))
+    limits = FileLimits(settings.max_files, settings.max_files_mb * _MIB, budgets.files)
+    file_store = FileStore(url, ttl_s=settings.file_days * _DAY_S, limits=limits)
+    response_limits = ResponseLimits(settings.max_stored_mb * _MIB, budgets.stored_responses)
+    response_store = ResponseStore(url, ttl_s=settings.stored_days * _DAY_S, limits=response_limits)
+    files = await stack.enter_async_context(aclosing(file_store))
+    responses = await stack.enter_async_context(aclosing(response_store))
+    batches = await stack.enter_async_context(aclosing(_batch_store(url, settings, limits)))
     return files, responses, batches
 
 
-def _file_store(url: str, settings: Settings) -> FileStore:
-    limits = FileLimits(settings.max_files, settings.max_files_mb * _MIB, settings.max_all_files_mb * _MIB)
-    return FileStore(url, ttl_s=settings.file_days * _DAY_S, limits=limits)
-
-
-def _response_store(url: str, settings: Settings) -> ResponseStore:
-    limits = ResponseLimits(settings.max_stored_mb * _MIB, settings.max_all_stored_mb * _MIB)
-    return ResponseStore(url, ttl_s=settings.stored_days * _DAY_S, limits=limits)
-
-
-def _batch_store(url: str, settings: Settings) -> BatchStore:
+def _batch_store(url: str, settings: Settings, limits: FileLimits) -> BatchStore:
     return BatchStore(
         url,
         keep_s=settings.file_days * _DAY_S,
         lease_s=_BATCH_LEASE_S,
         max_unfinished=settings.max_batches,
+        limits=limits,
     )
 
 

@@ -76,6 +76,7 @@ class JobProducer:
         max_tenant_jobs: int = 256,
         max_tenant_cost: float = 1e7,
         max_pixel_bytes: int = 1 << 30,
+        max_job_bytes: int = 1 << 30,
         lease_s: float = 5.0,
         timeout_s: float = 2.0,
         orphan_grace_s: float = ORPHAN_GRACE_S,
@@ -92,7 +93,12 @@ class JobProducer:
         producer = cls(
             url,
             limits=QueueLimits(
-                max_queued, max_queued_cost, max_tenant_jobs, max_tenant_cost, max_pixel_bytes
+                max_queued,
+                max_queued_cost,
+                max_tenant_jobs,
+                max_tenant_cost,
+                max_pixel_bytes,
+                max_job_bytes,
             ),
             lease_s=lease_s,
             timeout_s=timeout_s,

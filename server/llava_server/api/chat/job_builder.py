@@ -96,6 +96,7 @@ def to_jobs(
         cost=estimate_cost(messages, sampling, model),
         ttl_s=ttl_s,
         form="continued" if request.is_continued else "chat",
+        context_length=model.context_length,
     )
     first, *others = with_choices(with_options(first, request), request.num_choices)
     return [first, *map(_without_prompt_tokens, others)]
@@ -135,6 +136,7 @@ def raw_job(
         form="raw",
         prompt_ids=prompt_ids,
         task=task,
+        context_length=model.context_length,
     )
 
 

@@ -19,6 +19,7 @@ _MIN_VERSIONS = {"redis": (6, 2), "valkey": (7, 2)}
 _MAX_PING_S = 0.05
 _MAX_CLOCK_DIFFERENCE_S = 60.0
 _FULL = 0.9  # fraction of maxmemory
+_MIN_MEMORY = 256 << 20
 _LABELS = {"ok": "[green]ok  [/]", "warning": "[yellow]warn[/]", "error": "[red]FAIL[/]"}
 
 
@@ -98,6 +99,12 @@ def _memory(info: dict[str, Any]) -> Finding:
         return Finding(
             "error",
             f"{used >> 20} of {limit >> 20} MiB used: new jobs will soon be rejected; increase maxmemory",
+        )
+    if limit < _MIN_MEMORY:
+        return Finding(
+            "warning",
+            f"{used >> 20} of {limit >> 20} MiB used: a few requests with large images need more; set maxmemory "
+            f"to at least {_MIN_MEMORY >> 20} MiB",
         )
     return Finding("ok", f"{used >> 20} of {limit >> 20} MiB used")
 
