@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from llava_server.operator.cli.plurals import counted
+from llava_server.redis_budgets import RedisBudgets
+from llava_server.settings import Settings
 
 __all__ = ["Finding", "check", "print_findings", "run_checks"]
 
@@ -31,19 +33,23 @@ class Finding:
     text: str
 
 
-async def run_checks(inspector: Inspector, *, allow_eviction: bool = False) -> list[Finding]:
-    """Run all checks. Raises QueueUnavailable."""
+async def run_checks(
+    inspector: Inspector, settings: Settings, *, allow_eviction: bool = False
+) -> list[Finding]:
+    """Run all checks. ``settings`` are those of the server. Raises QueueUnavailable."""
     info, status = await inspector.server_info(), await inspector.status()
-    return check(info, status, allow_eviction=allow_eviction) + [_gpu()]
+    return check(info, status, settings, allow_eviction=allow_eviction) + [_gpu()]
 
 
-def check(info: dict[str, Any], status: SystemStatus, *, allow_eviction: bool = False) -> list[Finding]:
+def check(
+    info: dict[str, Any], status: SystemStatus, settings: Settings, *, allow_eviction: bool = False
+) -> list[Finding]:
     """Check the live processes and the output of Redis's INFO command."""
     return [
         _version(info),
         _policy(info, allow_eviction),
         _persistence(info),
-        _memory(info),
+        _memory(info, settings),
         _ping(info),
         _clock(info),
         *_processes(status),
@@ -89,7 +95,7 @@ def _persistence(info: dict[str, Any]) -> Finding:
     )
 
 
-def _memory(info: dict[str, Any]) -> Finding:
+def _memory(info: dict[str, Any], settings: Settings) -> Finding:
     used, limit = int(info["used_memory"]), int(info.get("maxmemory") or 0)
     if not limit:
         return Finding(
@@ -100,11 +106,13 @@ def _memory(info: dict[str, Any]) -> Finding:
             "error",
             f"{used >> 20} of {limit >> 20} MiB used: new jobs will soon be rejected; increase maxmemory",
         )
+    if problem := RedisBudgets.derive(settings, limit).problem(limit):
+        return Finding("warning", problem)
     if limit < _MIN_MEMORY:
         return Finding(
             "warning",
-            f"{used >> 20} of {limit >> 20} MiB used: a few requests with large images need more; set maxmemory "
-            f"to at least {_MIN_MEMORY >> 20} MiB",
+            f"{used >> 20} of {limit >> 20} MiB used: maxmemory is too small for concurrent requests with "
+            f"images; set it to at least {_MIN_MEMORY >> 20} MiB",
         )
     return Finding("ok", f"{used >> 20} of {limit >> 20} MiB used")
 

@@ -52,15 +52,17 @@ local function budget(kind, tenant)
     return tonumber(redis.call('GET', own_bytes) or '0'), tonumber(redis.call('GET', all_bytes) or '0')
   end
 
-  -- Returns nil if the tenant may store `size` more bytes. Otherwise, returns 'all' or 'tenant', the number of bytes in
-  -- use and the limit. A tenant may use at most as many bytes as are free after all tenants' objects are counted, so
-  -- that n tenants that store as much as they can leave 1/(n + 1) of the budget to others (the dynamic thresholds of
-  -- Choudhury and Hahne, 1998). `max_tenant` is an additional limit.
+  -- Returns nil if the tenant may store `size` more bytes. Otherwise, returns 'tenant' (if it has reached `max_tenant` or
+  -- its share, or uses more than half of the bytes in use) or 'all', the number of bytes in use and the limit. The share
+  -- of a tenant is the number of bytes that are free. n tenants that store as much as they can therefore leave 1/(n + 1)
+  -- of the budget to others (the dynamic thresholds of Choudhury and Hahne, 1998).
   function self.exceeded(size, max_tenant, max_all)
     local held, used = self.usage()
-    if used + size > max_all then return 'all', used, max_all end
     local limit = math.min(max_tenant, max_all - used)
-    if held + size > limit then return 'tenant', held, limit end
+    if held + size <= limit then return nil end
+    local is_own = held + size > max_tenant or held * 2 > used or used + size <= max_all
+    if is_own then return 'tenant', held, limit end
+    return 'all', used, max_all
   end
 
   -- Returns the ID, size and expiry time of the object that expires first, of the tenant or (if `is_any`) of any
