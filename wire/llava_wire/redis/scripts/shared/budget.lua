@@ -24,10 +24,15 @@ local function discount_all_expired()
   end
 end
 
+local budgets = {} -- those that this call of the script has used
+
 local function budget(kind, tenant)
+  local name = kind .. ' ' .. tenant
+  if budgets[name] then return budgets[name] end
   local all, all_bytes = PREFIX .. kind .. 's', PREFIX .. kind .. '_bytes'
   local own, own_bytes = key(kind .. 's', tenant), key(kind .. '_bytes', tenant)
   local self = {entries = own, all_entries = all}
+  budgets[name] = self
   repair_sum(all, all_bytes)
   repair_sum(own, own_bytes)
 
