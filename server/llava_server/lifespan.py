@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -130,24 +130,19 @@ async def open_services(
         tasks = await stack.enter_async_context(aclosing(SupervisedTasks(metrics.task_crashed)))
         health = QueueHealth(metrics)
         registry = WorkerRegistry(producer, metrics, health)
-        controller = Controller(
-            producer,
-            metrics,
-            rate_limiter,
-            health,
-            tasks,
-            queue_timeout_s=settings.queue_timeout_s,
-            orphan_grace_s=settings.orphan_grace_s,
-        )
+        timeouts = {"queue_timeout_s": settings.queue_timeout_s, "orphan_grace_s": settings.orphan_grace_s}
+        controller = Controller(producer, metrics, rate_limiter, health, tasks, **timeouts)
         await asyncio.gather(registry.refresh(), api_keys.refresh())
         _warn_about_access(api_keys)
         stack.enter_context(_engine_metrics(metrics, registry))
         controller.start()
-        tasks.start("registry", partial(run_periodically, _REGISTRY_REFRESH_S, registry.refresh))
-        tasks.start("keys", partial(run_periodically, _KEYS_REFRESH_S, api_keys.refresh))
-        tasks.start(
-            "memory",
-            partial(run_periodically, _MEMORY_REFRESH_S, partial(_report_memory, inspector, metrics)),
+        _start_refreshing(
+            tasks,
+            {
+                "registry": (_REGISTRY_REFRESH_S, registry.refresh),
+                "keys": (_KEYS_REFRESH_S, api_keys.refresh),
+                "memory": (_MEMORY_REFRESH_S, partial(_report_memory, inspector, metrics)),
+            },
         )
         yield Services(
             settings=settings,
@@ -167,6 +162,14 @@ async def open_services(
             inspector=inspector,
             commands=commands,
         )
+
+
+def _start_refreshing(
+    tasks: SupervisedTasks, steps: Mapping[str, tuple[float, Callable[[], Awaitable[None]]]]
+) -> None:
+    """Run each step periodically in its own task. ``steps`` contains (interval in seconds, step) pairs."""
+    for name, (interval_s, step) in steps.items():
+        tasks.start(name, partial(run_periodically, interval_s, step))
 
 
 async def _redis_budgets(inspector: Inspector, settings: Settings, metrics: Metrics) -> RedisBudgets:

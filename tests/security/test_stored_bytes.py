@@ -105,7 +105,8 @@ def expire_all(server: RedisServer) -> None:
         if kind in ("job", "log", "blob", "users", "file", "bytes", "response", "input", "output"):
             server.client.pexpire(key, 1)
         elif kind in ("jobs", "pixels", "files", "responses"):
-            for entry in server.client.zrange(key, 0, -1):
+            entries: Any = server.client.zrange(key, 0, -1)
+            for entry in entries:
                 server.client.zadd(key, {entry: 1})
 
 
@@ -135,11 +136,11 @@ def test_a_key_that_fills_its_share_of_redis_does_not_affect_the_text_requests_o
                 assert "Retry-After" in response.headers
                 assert "bytes" in json.dumps(response.json())
             if number % 4 == 0 or response.status_code != 200:
-                answer = victim.post(
+                reply = victim.post(
                     "/v1/chat/completions",
                     json={"model": MODEL, "messages": [{"role": "user", "content": "say fine"}]},
                 )
-                assert (answer.status_code, text_of(answer)) == (200, "fine")
+                assert (reply.status_code, text_of(reply)) == (200, "fine")
             assert used_memory(server) < MAX_MEMORY
             if statuses.count(429) == 3:
                 break
@@ -163,9 +164,9 @@ def test_full_budgets_of_images_and_files_leave_room_for_text(stack: Stack, serv
             client.zadd(f"{PREFIX}{kind}s", {f"other {MAX_MEMORY}": 2**53})
         response = upload(victim, b"x")
         assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_full")
-        answer = victim.post(
+        reply = victim.post(
             "/v1/chat/completions",
             json={"model": MODEL, "messages": [{"role": "user", "content": "say fine"}]},
         )
-        assert text_of(answer) == "fine"
+        assert text_of(reply) == "fine"
         expire_all(server)

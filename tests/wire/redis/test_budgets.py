@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from llava_wire.controller_side.producer import JobProducer
 from llava_wire.errors import QueueFull, StoreFull, TenantOverLimit
 from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.event import Event
-from llava_wire.messages.job import Job, Message
+from llava_wire.messages.job import ImageRef, Job, Message
 from llava_wire.redis.keys import PREFIX
 from llava_wire.stores.batches import BatchSpec, BatchStore
 from llava_wire.stores.files import FileLimits, FileStore, StoredFile
@@ -48,7 +49,7 @@ def stored(harness: Harness, kind: str) -> dict[str, int]:
         elif name == "file":
             sizes[object_id] = int(client.hget(key, "size") or -1)
         elif name == "batch":
-            results = sum(map(len, client.hvals(f"{PREFIX}results:{object_id}")))  # type: ignore[arg-type]
+            results = sum(map(len, client.hvals(f"{PREFIX}results:{object_id}")))
             sizes[f"batch:{object_id}"] = 1024 + client.hstrlen(key, "payload") + results
         else:
             data = client.strlen(f"{PREFIX}input:{object_id}")
@@ -108,7 +109,8 @@ class Clients:
 
     async def submit(self) -> None:
         images = self._rng.sample(self._images, self._rng.randrange(3))
-        parts = ("x" * self._rng.randrange(20_000), *(image for image, _ in images))
+        text = "x" * self._rng.randrange(20_000)
+        parts: tuple[str | ImageRef, ...] = (text, *(image for image, _ in images))
         job = make_job(
             tenant=self._rng.choice(TENANTS),
             messages=(Message("user", parts),),
@@ -265,7 +267,7 @@ async def test_finished_jobs_make_room_for_new_ones_but_not_background_jobs_or_r
 ) -> None:
     producer, consumer = await harness.producer(max_job_bytes=200_000), await harness.consumer()
 
-    async def fill(**fields: object) -> Job:
+    async def fill(**fields: Any) -> Job:
         while True:
             job = make_job(messages=(Message("user", ("x" * 20_000,)),), note="x" * 20_000, **fields)
             try:
