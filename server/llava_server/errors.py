@@ -177,5 +177,5 @@ def from_store_error(error: StoreFull | QueueUnavailable) -> ApiError:
     if isinstance(error, QueueUnavailable):
         return from_wire_error(error)
     if error.is_own:
-        return ApiError("too_many_files", str(error))
+        return ApiError("too_many_files", str(error), retry_after_s=60.0)
     return ApiError("storage_full", str(error), retry_after_s=60.0)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from llava_wire.controller_side.sharded_producer import ShardedProducer
+from llava_wire.errors import QueueUnavailable
 from llava_wire.operator.sharded_inspector import ShardedInspector
 from llava_wire.operator.worker_commands import CommandSender
 from llava_wire.stores.api_keys import ApiKeyStore
@@ -34,6 +35,7 @@ from llava_server.middleware.auth import ApiKeys
 from llava_server.middleware.rate_limit import RateLimiter
 from llava_server.periodic import run_periodically
 from llava_server.queue_health import QueueHealth
+from llava_server.redis_budgets import RedisBudgets
 from llava_server.settings import Settings
 from llava_server.shutdown import GracefulShutdown
 from llava_server.supervised_tasks import SupervisedTasks
@@ -48,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 _REGISTRY_REFRESH_S = 1.0
 _KEYS_REFRESH_S = 3.0  # a revoked key remains valid for up to this long; new keys are looked up on first use
+_MEMORY_REFRESH_S = 5.0
 _MIB = 2**20
 _DAY_S = 86400.0
 _BATCH_LEASE_S = 5.0  # a server loses a batch if it does not renew its lease within this time
@@ -112,11 +115,12 @@ async def open_services(
     """Connect to the queue and start the image decoders and periodic tasks. Raises QueueUnavailable."""
     url = settings.redis_url.get_secret_value()
     async with AsyncExitStack() as stack:
-        producer = await stack.enter_async_context(aclosing(await _connect(settings)))
+        inspector = await stack.enter_async_context(aclosing(ShardedInspector(settings.shards)))
+        budgets = await _redis_budgets(inspector, settings, metrics)
+        producer = await stack.enter_async_context(aclosing(await _connect(settings, budgets)))
         key_store = await stack.enter_async_context(aclosing(ApiKeyStore(url)))
         rate_limit_store = await stack.enter_async_context(aclosing(RateLimitStore(url)))
-        files, responses, batches = await _open_stores(stack, url, settings)
-        inspector = await stack.enter_async_context(aclosing(ShardedInspector(settings.shards)))
+        files, responses, batches = await _open_stores(stack, url, settings, budgets)
         commands = await stack.enter_async_context(aclosing(CommandSender(settings.shards[0].url)))
         image_loader = await stack.enter_async_context(_image_loader(settings, metrics))
         parser_threads = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="parse"))
@@ -127,22 +131,21 @@ async def open_services(
         tasks = await stack.enter_async_context(aclosing(SupervisedTasks(metrics.task_crashed)))
         health = QueueHealth(metrics, num_shards=len(settings.shards))
         registry = WorkerRegistry(producer, metrics, health)
-        controller = Controller(
-            producer,
-            metrics,
-            rate_limiter,
-            health,
-            tasks,
-            queue_timeout_s=settings.queue_timeout_s,
-            orphan_grace_s=settings.orphan_grace_s,
-        )
+        timeouts = {"queue_timeout_s": settings.queue_timeout_s, "orphan_grace_s": settings.orphan_grace_s}
+        controller = Controller(producer, metrics, rate_limiter, health, tasks, **timeouts)
         await asyncio.gather(registry.refresh(), api_keys.refresh())
         _warn_about_access(api_keys)
         stack.enter_context(_engine_metrics(metrics, registry))
         controller.start()
         tasks.start("event loop stalls", partial(measure_stalls, metrics))
-        tasks.start("registry", partial(run_periodically, _REGISTRY_REFRESH_S, registry.refresh))
-        tasks.start("keys", partial(run_periodically, _KEYS_REFRESH_S, api_keys.refresh))
+        _start_refreshing(
+            tasks,
+            {
+                "registry": (_REGISTRY_REFRESH_S, registry.refresh),
+                "keys": (_KEYS_REFRESH_S, api_keys.refresh),
+                "memory": (_MEMORY_REFRESH_S, partial(_report_memory, inspector, metrics)),
+            },
+        )
         yield Services(
             settings=settings,
             metrics=metrics,
@@ -163,44 +166,63 @@ async def open_services(
         )
 
 
-async def _connect(settings: Settings) -> ShardedProducer:
+def _start_refreshing(
+    tasks: SupervisedTasks, steps: Mapping[str, tuple[float, Callable[[], Awaitable[None]]]]
+) -> None:
+    """Run each step periodically in its own task. ``steps`` contains (interval in seconds, step) pairs."""
+    for name, (interval_s, step) in steps.items():
+        tasks.start(name, partial(run_periodically, interval_s, step))
+
+
+async def _redis_budgets(inspector: ShardedInspector, settings: Settings, metrics: Metrics) -> RedisBudgets:
+    memory = await inspector.memory()
+    budgets = RedisBudgets.derive(settings, memory.limit_bytes)
+    if problem := budgets.problem(memory.limit_bytes):
+        logger.warning("%s", problem)
+    metrics.set_redis_budgets(budgets.sizes)
+    return budgets
+
+
+async def _report_memory(inspector: ShardedInspector, metrics: Metrics) -> None:
+    with suppress(QueueUnavailable):  # logged by QueueHealth
+        metrics.set_redis_memory(await inspector.memory())
+
+
+async def _connect(settings: Settings, budgets: RedisBudgets) -> ShardedProducer:
     return await ShardedProducer.connect(
         settings.shards,
         max_queued=settings.max_queued,
         max_queued_cost=settings.max_queued_tokens,
         max_tenant_jobs=settings.max_tenant_jobs,
         max_tenant_cost=settings.max_tenant_tokens,
+        max_pixel_bytes=budgets.images,
+        max_job_bytes=budgets.jobs,
         lease_s=settings.lease_s,
         orphan_grace_s=settings.orphan_grace_s,
     )
 
 
 async def _open_stores(
-    stack: AsyncExitStack, url: str, settings: Settings
+    stack: AsyncExitStack, url: str, settings: Settings, budgets: RedisBudgets
 ) -> tuple[FileStore, ResponseStore, BatchStore]:
     """Open the stores of the data that clients store on the server. The stack closes them."""
-    files = await stack.enter_async_context(aclosing(_file_store(url, settings)))
-    responses = await stack.enter_async_context(aclosing(_response_store(url, settings)))
-    batches = await stack.enter_async_context(aclosing(_batch_store(url, settings)))
+    limits = FileLimits(settings.max_files, settings.max_files_mb * _MIB, budgets.files)
+    file_store = FileStore(url, ttl_s=settings.file_days * _DAY_S, limits=limits)
+    response_limits = ResponseLimits(settings.max_stored_mb * _MIB, budgets.stored_responses)
+    response_store = ResponseStore(url, ttl_s=settings.stored_days * _DAY_S, limits=response_limits)
+    files = await stack.enter_async_context(aclosing(file_store))
+    responses = await stack.enter_async_context(aclosing(response_store))
+    batches = await stack.enter_async_context(aclosing(_batch_store(url, settings, limits)))
     return files, responses, batches
 
 
-def _file_store(url: str, settings: Settings) -> FileStore:
-    limits = FileLimits(settings.max_files, settings.max_files_mb * _MIB, settings.max_all_files_mb * _MIB)
-    return FileStore(url, ttl_s=settings.file_days * _DAY_S, limits=limits)
-
-
-def _response_store(url: str, settings: Settings) -> ResponseStore:
-    limits = ResponseLimits(settings.max_stored_mb * _MIB, settings.max_all_stored_mb * _MIB)
-    return ResponseStore(url, ttl_s=settings.stored_days * _DAY_S, limits=limits)
-
-
-def _batch_store(url: str, settings: Settings) -> BatchStore:
+def _batch_store(url: str, settings: Settings, limits: FileLimits) -> BatchStore:
     return BatchStore(
         url,
         keep_s=settings.file_days * _DAY_S,
         lease_s=_BATCH_LEASE_S,
         max_unfinished=settings.max_batches,
+        limits=limits,
     )
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from llava_wire.messages.event import Event
+from llava_wire.operator.inspector import RedisMemory
 from llava_wire.stores.batches import BatchStats
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
@@ -153,6 +154,14 @@ class Metrics:
         self._ended_lines = counter(
             "batch_lines_ended", "Number of batch results written by this controller.", ("outcome",)
         )
+        self._redis_used = gauge("redis_used_bytes", "Memory used by Redis, in bytes.")
+        self._redis_max = gauge("redis_max_bytes", "Redis's maxmemory in bytes, or 0 if it has no limit.")
+        self._redis_stored = gauge(
+            "redis_stored_bytes", "Size of the data that clients have stored in Redis, in bytes.", ("data",)
+        )
+        self._redis_budget = gauge(
+            "redis_budget_bytes", "Maximum size of the data that clients can store in Redis.", ("data",)
+        )
         self.open_requests = gauge(
             "num_open_requests", "Number of POST requests that this controller is processing."
         )
@@ -252,6 +261,18 @@ class Metrics:
             ("failed", stats.num_failed),
         ):
             self._batch_lines.labels(state).set(number)
+
+    def set_redis_memory(self, memory: RedisMemory) -> None:
+        """Set the gauges for Redis's memory. Every controller reports the same values."""
+        self._redis_used.set(memory.used_bytes)
+        self._redis_max.set(memory.limit_bytes)
+        for data, size in memory.stored_bytes.items():
+            self._redis_stored.labels(data).set(size)
+
+    def set_redis_budgets(self, budgets: Mapping[str, int]) -> None:
+        """Set the maximum size of each class of data in bytes."""
+        for data, size in budgets.items():
+            self._redis_budget.labels(data).set(size)
 
     def batch_ended(self, state: str) -> None:
         self._ended_batches.labels(state).inc()

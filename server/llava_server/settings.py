@@ -187,7 +187,23 @@ class Settings(ServiceSettings):
         description="Maximum estimated number of tokens in waiting and running jobs, per API key. "
         "Requests above the limit fail with 429.",
     )
-    # The budgets of the data that clients store in Redis.
+    # The budgets of the data that clients store in Redis (see redis_budgets.py).
+    max_all_jobs_mb: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 20,
+        description="Maximum total size of the prompts and outputs of waiting, running and recently "
+        "finished requests, in MiB of Redis memory. By default, 20% of Redis's maxmemory. Requests above the "
+        "limit fail with 503, or with 429 if the API key uses more than is free.",
+    )
+    max_all_images_mb: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 20,
+        description="Maximum total size of preprocessed images, in MiB of Redis memory. By default, 25% of "
+        "Redis's maxmemory. Requests above the limit fail with 503, or with 429 if the API key uses more "
+        "than is free.",
+    )
     file_days: float = Field(7.0, gt=0, le=365, description="Retention time for files and batches, in days.")
     max_files: int = Field(
         100,
@@ -199,15 +215,16 @@ class Settings(ServiceSettings):
         128,
         ge=1,
         le=65536,
-        description="Maximum total size of files per API key, in MiB of Redis memory. "
+        description="Maximum total size of files and batches per API key, in MiB of Redis memory. "
         "Uploads above the limit fail with 429.",
     )
-    max_all_files_mb: int = Field(
-        256,
+    max_all_files_mb: int | None = Field(
+        None,
         ge=1,
         le=1 << 20,
-        description="Maximum total size of files across all API keys, in MiB of Redis memory. "
-        "Uploads above the limit fail with 503.",
+        description="Maximum total size of files and batches across all API keys, in MiB of Redis memory. "
+        "By default, 20% of Redis's maxmemory. Uploads above the limit fail with 503, or with 429 if the API "
+        "key uses more than is free.",
     )
     stored_days: float = Field(
         7.0,
@@ -223,12 +240,13 @@ class Settings(ServiceSettings):
         description="Maximum total size of stored responses and chat completions per API key, in MiB of "
         "Redis memory. Above the limit, the oldest ones are removed.",
     )
-    max_all_stored_mb: int = Field(
-        256,
+    max_all_stored_mb: int | None = Field(
+        None,
         ge=1,
         le=1 << 20,
         description="Maximum total size of stored responses and chat completions across all API keys, in MiB "
-        "of Redis memory. Above the limit, the oldest ones are removed.",
+        "of Redis memory. By default, 15% of Redis's maxmemory. Above the limit, or if the API key uses more "
+        "than is free, the oldest ones are removed.",
     )
     max_batches: int = Field(
         16,

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from llava_server.operator.cli.doctor import Finding, check
+from llava_server.settings import Settings
 from llava_wire.messages.heartbeat import KernelInfo
 from llava_wire.messages.job import Job, Message
 from llava_wire.messages.sampling_params import SamplingParams
@@ -34,6 +35,7 @@ GOOD = {
     "clock_ahead_s": 0.1,
 }
 NO_WORKERS = SystemStatus((), {"c": 0.1}, {}, 0)
+SETTINGS = Settings()
 
 
 def run(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
@@ -93,21 +95,28 @@ def test_doctor_reports_an_eviction_policy(cluster: Cluster) -> None:
         ({"aof_last_write_status": "err"}, "error", "cannot be written"),
         ({"maxmemory": 0}, "warning", "set maxmemory"),
         ({"used_memory": 1 << 30}, "error", "increase maxmemory"),
+        ({"maxmemory": 128 << 20, "used_memory": 1 << 20}, "warning", "at least 256 MiB"),
         ({"ping_s": 0.2}, "warning", "200.0 ms"),
         ({"clock_ahead_s": -300.0}, "warning", "-300 s"),
     ],
 )
 def test_doctor_reports_each_problem(info: dict[str, Any], level: str, text: str) -> None:
-    usual = {finding.text for finding in check([GOOD], NO_WORKERS)}
-    (found,) = [finding for finding in check([GOOD | info], NO_WORKERS) if finding.text not in usual]
+    usual = {finding.text for finding in check([GOOD], NO_WORKERS, SETTINGS)}
+    found_all = check([GOOD | info], NO_WORKERS, SETTINGS)
+    (found,) = [finding for finding in found_all if finding.text not in usual]
     assert found.level == level
     assert text in found.text
+
+
+def test_doctor_reports_budgets_that_exceed_the_memory_of_redis() -> None:
+    found = check([GOOD], NO_WORKERS, Settings(max_all_files_mb=600))
+    assert any(each.level == "warning" and "LLAVA_MAX_ALL_FILES_MB" in each.text for each in found)
 
 
 def test_doctor_reports_workers_of_one_model_with_different_digests() -> None:
     def texts(*models: tuple[str, str]) -> list[str]:
         workers = tuple(WorkerStatus(heartbeat(f"w{n}", *model), {}, 0.0) for n, model in enumerate(models))
-        findings = check([GOOD], SystemStatus(workers, {"c": 0.1}, {}, 0))
+        findings = check([GOOD], SystemStatus(workers, {"c": 0.1}, {}, 0), SETTINGS)
         return [finding.text for finding in findings if finding.level == "warning"]
 
     assert texts(("m", "a"), ("m", "a"), ("n", "b"), ("m", ""), ("", "")) == []
@@ -120,7 +129,7 @@ def test_doctor_reports_workers_of_one_model_with_different_digests() -> None:
 def test_doctor_reports_the_kernels_of_each_worker() -> None:
     def findings(kernels: KernelInfo | None) -> list[Finding]:
         beat = msgspec.structs.replace(heartbeat("w1"), kernels=kernels)
-        found = check([GOOD], SystemStatus((WorkerStatus(beat, {}, 0.0),), {"c": 0.1}, {}, 0))
+        found = check([GOOD], SystemStatus((WorkerStatus(beat, {}, 0.0),), {"c": 0.1}, {}, 0), SETTINGS)
         return [finding for finding in found if "kernels" in finding.text]
 
     assert findings(None) == []

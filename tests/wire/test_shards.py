@@ -198,9 +198,9 @@ async def test_limits_apply_to_the_whole_queue(server: RedisServer) -> None:
 
 
 def test_each_shard_gets_its_share_of_the_limits_and_a_margin() -> None:
-    limits = QueueLimits(100, 1000.0, 8, 80.0, 4096)
+    limits = QueueLimits(100, 1000.0, 8, 80.0, 4096, 1000)
     assert limits.per_shard(1) is limits
-    assert limits.per_shard(4) == QueueLimits(32, 312.5, 3, 25.0, 1280)
+    assert limits.per_shard(4) == QueueLimits(32, 312.5, 3, 25.0, 1280, 313)
 
 
 def test_shards_are_distributed_over_the_servers() -> None:

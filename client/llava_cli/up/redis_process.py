@@ -2,8 +2,8 @@
 
 It listens only on a Unix socket, in a folder that only the current user can access. It stores nothing on
 disk. The folder is removed when ``up`` exits. If Redis restarts and loses its data, in-flight requests
-survive, because the server resubmits their jobs. The eviction policy is ``noeviction``, because evicting a
-key could lose a job.
+survive, because the server resubmits their jobs. Its memory is limited, and the server derives the limits on
+stored data from this limit. The eviction policy is ``noeviction``, because evicting a key could lose a job.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ __all__ = ["RedisNotFound", "find_redis_binary", "private_redis"]
 
 _PREFIX = "llava-serve-redis-"
 _SOCKET = "redis.sock"
+_MAX_MEMORY_BYTES = 2**30
 _MIN_LEFTOVER_AGE_S = 60.0  # a newer folder may not have been locked yet
 _MAX_SOCKET_PATH = 100  # in bytes; the kernel's limit is 108 on Linux and 104 on macOS
 _NAMES = ("valkey-server", "redis-server")
@@ -66,11 +67,18 @@ def private_redis() -> Iterator[tuple[Program, str]]:
         command = (
             *(binary, "--port", "0", "--unixsocket", str(socket_path), "--unixsocketperm", "700"),
             *("--dir", str(folder), "--save", "", "--appendonly", "no"),
-            *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
+            *("--maxmemory", str(_max_memory_bytes()), "--maxmemory-policy", "noeviction"),
+            *("--daemonize", "no"),
             *("--logfile", "", "--loglevel", "warning"),
         )
         program = Program("redis", command, dict(os.environ), stop_grace_s=5.0, socket_path=socket_path)
         yield program, f"unix://{quote(str(socket_path))}"
+
+
+def _max_memory_bytes() -> int:
+    """Return 1 GiB, or a quarter of the machine's memory if that is less."""
+    machine_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(_MAX_MEMORY_BYTES, machine_bytes // 4)
 
 
 def _bundled_binary() -> str | None:

@@ -123,8 +123,12 @@ async def test_images_over_the_byte_limit_are_rejected(harness: Harness) -> None
     producer = await harness.producer(max_pixel_bytes=20)
     (first, first_tiles), (second, second_tiles) = make_image("cat"), make_image("dog")
     await producer.submit(make_job(first), {first.digest: first_tiles})
-    with pytest.raises(QueueFull, match="12 of 20 bytes"):
+    with pytest.raises(
+        TenantOverLimit, match=r"use 12 bytes, and this request needs 12; the limit is 8 bytes"
+    ):
         await producer.submit(make_job(second), {second.digest: second_tiles})
+    with pytest.raises(QueueFull, match=r"use 12 of 20 bytes, and this request needs 12"):
+        await producer.submit(make_job(second, tenant="bob"), {second.digest: second_tiles})
     await producer.submit(make_job(first), {first.digest: first_tiles})  # already stored
 
 

@@ -29,7 +29,8 @@ def make_spec(batch_id: str, tenant: str = "alice") -> BatchSpec:
 
 def store(harness: Harness) -> BatchStore:
     """Return the batch store of one controller."""
-    return BatchStore(harness.server.url_of("server"), keep_s=60, lease_s=5, max_unfinished=8)
+    limits = FileLimits(3, 10_000, 100_000)
+    return BatchStore(harness.server.url_of("server"), keep_s=60, lease_s=5, max_unfinished=8, limits=limits)
 
 
 @pytest.fixture

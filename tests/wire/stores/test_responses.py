@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 from llava_wire.errors import ResponseTooLarge
 from llava_wire.redis.keys import PREFIX
@@ -22,11 +23,14 @@ pytestmark = pytest.mark.anyio
 HEAD = ResponseHead(model="m", created_at=1)
 ENDED = ResponseHead(model="m", created_at=1, status="completed")
 KIB = 1024
+OVERHEAD = KIB + len(msgspec.msgpack.encode(HEAD))  # counted in addition to the input and the output
+ENDED_OVERHEAD = KIB + len(msgspec.msgpack.encode(ENDED))
+FOUR_KIB = b"x" * (5 * KIB - OVERHEAD)  # the data of a response that counts 5 KiB
 
 
 @pytest.fixture
 async def store(harness: Harness) -> AsyncIterator[ResponseStore]:
-    store = ResponseStore(harness.server.url, ttl_s=60, limits=ResponseLimits(20 * KIB, 30 * KIB))
+    store = ResponseStore(harness.server.url, ttl_s=60, limits=ResponseLimits(20 * KIB, 50 * KIB))
     yield store
     await store.aclose()
 
@@ -65,7 +69,7 @@ async def test_a_conversation_is_returned_oldest_first(store: ResponseStore) -> 
 
 
 async def test_large_responses_of_a_conversation_are_read_in_parts(harness: Harness) -> None:
-    store = ResponseStore(harness.server.url, ttl_s=60, limits=ResponseLimits(1 << 24, 1 << 24))
+    store = ResponseStore(harness.server.url, ttl_s=60, limits=ResponseLimits(1 << 24, 1 << 25))
     sizes = [10, 3 << 20, 700_000, 700_000, (1 << 20) + 1]
     for number, size in enumerate(sizes):
         data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
@@ -130,9 +134,9 @@ async def test_a_partly_written_input_does_not_exist(harness: Harness, store: Re
 async def test_the_oldest_responses_of_a_tenant_are_removed_at_its_limit(
     harness: Harness, store: ResponseStore
 ) -> None:
-    await store.add(response("other", data=b"x" * 4 * KIB), tenant="bob")
+    await store.add(response("other", data=FOUR_KIB), tenant="bob")
     for number in range(5):
-        await store.add(response(f"r{number}", data=b"x" * 4 * KIB), tenant="alice")
+        await store.add(response(f"r{number}", data=FOUR_KIB), tenant="alice")
     found = [await store.find(f"r{number}", tenant="alice") is not None for number in range(5)]
     assert found == [False, True, True, True, True]
     assert await store.find("other", tenant="bob") is not None
@@ -143,19 +147,25 @@ async def test_the_oldest_responses_of_a_tenant_are_removed_at_its_limit(
 async def test_the_oldest_responses_of_all_tenants_are_removed_at_the_total_limit(
     store: ResponseStore,
 ) -> None:
-    for name in ("alice", "bob"):
-        for number in range(3):
-            await store.add(response(f"{name}{number}", data=b"x" * 4 * KIB), tenant=name)
-    await store.add(response("carol0", data=b"x" * 4 * KIB), tenant="carol")
-    assert await store.find("alice0", tenant="alice") is None
-    for name, number in (("alice", 1), ("alice", 2), ("bob", 0), ("carol", 0)):
-        assert await store.find(f"{name}{number}", tenant=name) is not None
+    for name in ("alice", "bob", "carol", "dave"):  # a tenant may use at most as many bytes as are free
+        for number in range(4):
+            await store.add(response(f"{name}{number}", data=FOUR_KIB), tenant=name)
+    counts = {
+        name: sum([await store.find(f"{name}{number}", tenant=name) is not None for number in range(4)])
+        for name in ("alice", "bob", "carol", "dave")
+    }
+    assert counts == {"alice": 3, "bob": 3, "carol": 2, "dave": 1}
+    for name in ("erin", "frank"):
+        await store.add(response(f"{name}0", data=FOUR_KIB), tenant=name)
+        assert await store.find(f"{name}0", tenant=name) is not None
+    assert await store.find("alice1", tenant="alice") is None
+    assert await store.find("bob2", tenant="bob") is not None
 
 
 async def test_a_response_above_the_limit_is_rejected_and_removes_nothing(store: ResponseStore) -> None:
     await add_chain(store, 1)
     with pytest.raises(ResponseTooLarge, match=r"20481 bytes are needed; the limit is 20480 bytes"):
-        await store.add(response("big", data=b"x" * (19 * KIB + 1)), tenant="alice")
+        await store.add(response("big", data=b"x" * (20 * KIB + 1 - OVERHEAD)), tenant="alice")
     await store.add(response("fits", data=b"x" * (16 * KIB)), tenant="alice")
     assert await store.find("r0", tenant="alice") is not None
 
@@ -187,20 +197,20 @@ async def test_an_output_is_stored_only_once(store: ResponseStore) -> None:
 async def test_removed_and_expired_responses_do_not_count(harness: Harness, store: ResponseStore) -> None:
     await add_chain(store, 2)
     await store.remove("r0", tenant="alice")
-    assert harness.redis.get(f"{PREFIX}response_bytes:alice") == b"1029"
+    assert harness.redis.get(f"{PREFIX}response_bytes:alice") == b"%d" % (ENDED_OVERHEAD + 5)
     for name in ("responses", "responses:alice"):
-        harness.redis.zadd(PREFIX + name, {"r1 1029": 1})  # expires the response
+        harness.redis.zadd(PREFIX + name, {f"r1 {ENDED_OVERHEAD + 5}": 1})  # expires the response
     await store.add(response("r2"), tenant="alice")
-    assert harness.redis.get(f"{PREFIX}response_bytes") == b"1026"
-    assert harness.redis.get(f"{PREFIX}response_bytes:alice") == b"1026"
+    assert harness.redis.get(f"{PREFIX}response_bytes") == b"%d" % (OVERHEAD + 2)
+    assert harness.redis.get(f"{PREFIX}response_bytes:alice") == b"%d" % (OVERHEAD + 2)
 
 
 async def test_a_lost_counter_is_repaired(harness: Harness, store: ResponseStore) -> None:
     await add_chain(store, 2)
     harness.redis.delete(f"{PREFIX}response_bytes", f"{PREFIX}response_bytes:alice")
     await store.add(response("r2"), tenant="alice")
-    assert harness.redis.get(f"{PREFIX}response_bytes") == b"3084"
-    assert harness.redis.get(f"{PREFIX}response_bytes:alice") == b"3084"
+    assert harness.redis.get(f"{PREFIX}response_bytes") == b"%d" % (2 * ENDED_OVERHEAD + OVERHEAD + 12)
+    assert harness.redis.get(f"{PREFIX}response_bytes:alice") == b"%d" % (2 * ENDED_OVERHEAD + OVERHEAD + 12)
 
 
 async def test_reading_a_conversation_restarts_its_ttl(harness: Harness, store: ResponseStore) -> None:

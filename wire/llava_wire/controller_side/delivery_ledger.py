@@ -20,6 +20,7 @@ import msgspec
 
 from llava_wire.messages.event import ErrorCode, Event, decode_event, decode_log, error_event
 from llava_wire.messages.job import Job
+from llava_wire.messages.log_size import max_log_bytes
 from llava_wire.redis.connection import Arg
 
 __all__ = ["RECENT_READ_S", "DeliveryLedger", "LiveJob", "PendingCancel"]
@@ -113,6 +114,8 @@ class LiveJob:
             self.nonce,
             msgspec.msgpack.encode(job.outline),
             self.trace,
+            max_log_bytes(job),
+            int(job.is_background),
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llava_wire.errors import AlreadySubmitted, DuplicateJob, QueueFull, TenantOverLimit, WireError
 from llava_wire.messages.job import Job
 
-__all__ = ["DEFAULT_TENANT_LIMITS", "QueueLimits", "TenantLimits", "submit_error"]
+__all__ = ["DEFAULT_TENANT_LIMITS", "SHARD_MARGIN", "QueueLimits", "TenantLimits", "submit_error"]
 
 SHARD_MARGIN = 1.25
 _DEFAULT_RETRY_S = 5.0  # used if the service rate is unknown because no job finished in the last minute
@@ -37,7 +37,8 @@ class QueueLimits:
     """The limits of the queue. Costs are in tokens.
 
     ``queued_*`` limits the waiting jobs per model, and ``tenant_*`` limits the waiting and running jobs per
-    tenant. ``pixel_bytes`` limits the total size of all stored images.
+    tenant. ``pixel_bytes`` limits the total size of all stored images, and ``job_bytes`` the total size of
+    all jobs with their logs. Each tenant can use at most as many bytes of these two as are free.
     """
 
     queued_jobs: int
@@ -45,6 +46,7 @@ class QueueLimits:
     tenant_jobs: int
     tenant_cost: float
     pixel_bytes: int
+    job_bytes: int
 
     def per_shard(self, num_shards: int) -> QueueLimits:
         """Return the limits of each shard of a queue.
@@ -61,6 +63,7 @@ class QueueLimits:
             math.ceil(self.tenant_jobs * share),
             self.tenant_cost * share,
             math.ceil(self.pixel_bytes * share),
+            math.ceil(self.job_bytes * share),
         )
 
     def for_tenant(self, limits: TenantLimits) -> QueueLimits:
@@ -71,6 +74,7 @@ class QueueLimits:
             self.tenant_jobs if limits.max_jobs is None else limits.max_jobs,
             self.tenant_cost if limits.max_cost is None else limits.max_cost,
             self.pixel_bytes,
+            self.job_bytes,
         )
 
 
@@ -95,11 +99,7 @@ def submit_error(job: Job, limits: QueueLimits, reply: list[bytes | int]) -> Wir
             retry_after_s=retry_after_s,
         )
     if kind == "bytes":
-        return QueueFull(
-            f"The images of other requests use {num_used} of {limits.pixel_bytes} bytes. There is no room "
-            "for the images of this request. Retry later.",
-            retry_after_s=retry_after_s,
-        )
+        return _bytes_error(num_used, reply[3:], retry_after_s)
     if kind == "heavy":
         return QueueFull(
             f"The requests waiting for model {job.model} use {num_used} tokens, and this request needs "
@@ -109,6 +109,31 @@ def submit_error(job: Job, limits: QueueLimits, reply: list[bytes | int]) -> Wir
     return QueueFull(
         f"{num_used} requests are waiting for model {job.model}; the limit is {limits.queued_jobs}. "
         "Retry later.",
+        retry_after_s=retry_after_s,
+    )
+
+
+def _bytes_error(num_used: int, details: list[bytes | int], retry_after_s: float) -> WireError:
+    """Return the error for a job without room in Redis.
+
+    ``details`` are the kind of data, the scope of the exceeded limit, the bytes needed and the limit.
+    """
+    kind, scope = details[:2]
+    num_needed, limit = map(int, details[2:])
+    if kind == b"pixel":
+        data, remedy = "The images", "send fewer or smaller images"
+    else:
+        data, remedy = "The prompts and outputs", "use a shorter prompt or a lower max_tokens"
+    if scope == b"tenant":
+        return TenantOverLimit(
+            f"{data} of this API key's recent requests use {num_used} bytes, and this request needs "
+            f"{num_needed}; the limit is {limit} bytes at the moment. Wait for requests to finish, or "
+            f"{remedy}.",
+            retry_after_s=retry_after_s,
+        )
+    return QueueFull(
+        f"{data} of all requests use {num_used} of {limit} bytes, and this request needs {num_needed}. "
+        f"Retry later, or {remedy}.",
         retry_after_s=retry_after_s,
     )
 

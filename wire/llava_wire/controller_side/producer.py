@@ -58,6 +58,7 @@ class JobProducer:
         max_tenant_jobs: int = 256,
         max_tenant_cost: float = 1e7,
         max_pixel_bytes: int = 1 << 30,
+        max_job_bytes: int = 1 << 30,
         lease_s: float = 5.0,
         timeout_s: float = 2.0,
         orphan_grace_s: float = ORPHAN_GRACE_S,
@@ -75,7 +76,7 @@ class JobProducer:
         against Redis.
         """
         self._limits = QueueLimits(
-            max_queued, max_queued_cost, max_tenant_jobs, max_tenant_cost, max_pixel_bytes
+            max_queued, max_queued_cost, max_tenant_jobs, max_tenant_cost, max_pixel_bytes, max_job_bytes
         )
         self._num_shards = num_shards
         self._lease_ms = int(lease_s * 1000)

@@ -87,6 +87,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
       leaves room for ``max_tokens`` in the context. If it is None, prompts are not truncated.
     - ``cache_salt``: cached data is shared only with jobs that have the same salt and ``cache_scope``.
     - ``is_normalized``: whether the vector of an "embed" job is normalized to unit length.
+    - ``context_length``: maximum number of prompt and output tokens, which limits the size of the job's log.
+      0 if it is unknown. Used by the server.
     """
 
     job_id: str
@@ -110,6 +112,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     truncate_prompt_tokens: int | None = None
     cache_salt: str = ""
     is_normalized: bool = True
+    context_length: int = 0
 
     @property
     def required_version(self) -> int:

@@ -15,9 +15,11 @@ from llava_wire.redis.connection import Arg, Link, retry_briefly
 from llava_wire.redis.keys import PREFIX, blob_key
 from llava_wire.redis.link_owner import LinkOwner
 
-__all__ = ["DeadLetter", "Inspector", "QueueDepth", "SystemStatus", "WorkerStatus"]
+__all__ = ["DeadLetter", "Inspector", "QueueDepth", "RedisMemory", "SystemStatus", "WorkerStatus"]
 
 _MAX_LETTERS = 1000
+# The classes of data, and the kinds of their budgets in scripts/shared/budget.lua.
+_BUDGETS = {"jobs": "job", "images": "pixel", "files": "file", "stored_responses": "response"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,23 @@ class DeadLetter:
         return int(self.entry_id.partition("-")[0]) / 1000
 
 
+@dataclass(frozen=True)
+class RedisMemory:
+    """The memory of Redis in bytes. ``limit_bytes`` is 0 if Redis has no limit.
+
+    ``stored_bytes`` contains the counted size of the data of all clients, keyed by class.
+    """
+
+    used_bytes: int
+    limit_bytes: int
+    stored_bytes: Mapping[str, int]
+
+    @property
+    def fullness(self) -> float:
+        """The used fraction of the limit, or 0 if there is no limit."""
+        return self.used_bytes / self.limit_bytes if self.limit_bytes else 0.0
+
+
 class Inspector(LinkOwner):
     """Reads the state of the queue. All methods raise QueueUnavailable if Redis is unavailable."""
 
@@ -126,6 +145,15 @@ class Inspector(LinkOwner):
         info: dict[str, Any] = await self._command("INFO")
         ahead_s = int(seconds) + int(microseconds) / 1e6 - (before + after) / 2
         return {**info, "ping_s": after - before, "clock_ahead_s": ahead_s}
+
+    async def memory(self) -> RedisMemory:
+        """Return the memory that Redis uses, and the sizes of the data that clients have stored."""
+        info: dict[str, Any] = await self._command("INFO", "memory")
+        totals = await self._command(
+            "MGET", *(f"{self._link.prefix}{kind}_bytes" for kind in _BUDGETS.values())
+        )
+        stored = {name: max(int(total or 0), 0) for name, total in zip(_BUDGETS, totals, strict=True)}
+        return RedisMemory(int(info["used_memory"]), int(info.get("maxmemory") or 0), stored)
 
     async def _script(self, name: str, *args: Arg) -> Any:
         return await retry_briefly(lambda: self._link.script(name, *args))

@@ -11,8 +11,15 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from llava_wire.messages.job import Job
-from llava_wire.operator.inspector import DeadLetter, Inspector, QueueDepth, SystemStatus, WorkerStatus
-from llava_wire.redis.shards import Shard, shard_index
+from llava_wire.operator.inspector import (
+    DeadLetter,
+    Inspector,
+    QueueDepth,
+    RedisMemory,
+    SystemStatus,
+    WorkerStatus,
+)
+from llava_wire.redis.shards import Shard, call_available, shard_index
 
 __all__ = ["ShardedInspector"]
 
@@ -20,7 +27,10 @@ Result = TypeVar("Result")
 
 
 class ShardedInspector:
-    """Reads the state of all shards. All methods raise QueueUnavailable if any shard is unavailable."""
+    """Reads the state of all shards.
+
+    All methods except ``memory`` raise QueueUnavailable if any shard is unavailable.
+    """
 
     def __init__(self, shards: Sequence[Shard], *, timeout_s: float = 2.0) -> None:
         self._urls = [shard.url for shard in shards]
@@ -48,6 +58,18 @@ class ShardedInspector:
         """Return ``Inspector.server_info`` of each URL."""
         servers = dict(zip(self._urls, self._shards, strict=True))  # one shard of each
         return await asyncio.gather(*(servers[url].server_info() for url in sorted(servers)))
+
+    async def memory(self) -> RedisMemory:
+        """Return the memory of the server that is closest to its limit, and the sizes of all stored data.
+
+        Shards that are unavailable are omitted. Raise QueueUnavailable if no shard is available.
+        """
+        shards = await call_available(shard.memory() for shard in self._shards)
+        stored = {name: sum(shard.stored_bytes[name] for shard in shards) for name in shards[0].stored_bytes}
+        fullest = max(
+            shards, key=lambda shard: shard.used_bytes / shard.limit_bytes if shard.limit_bytes else 0
+        )
+        return dataclasses.replace(fullest, stored_bytes=stored)
 
     async def aclose(self) -> None:
         await asyncio.gather(*(shard.aclose() for shard in self._shards))

@@ -19,6 +19,8 @@ clock:{model}           STRING virtual time of the fair queue; pull  1 h after l
 wake:{model}            LIST   one element if jobs are waiting       1 min
 job:{job}               HASH   state, payload, owner etc.; all       5 min after the deadline or completion
 log:{job}               LIST   packed events (checkpoint); emit      when its job expires
+jobs:{tenant}           ZSET   "job size" -> expiry time             when the last of its jobs expires
+job_bytes:{tenant}      STRING sum of the sizes in jobs:{tenant}     same as jobs:{tenant}
 tenant:{tenant}         HASH   live job -> cost                      when the last of its jobs expires
 live:{controller}       SET    jobs that the controller streams      when the last of its jobs expires
 inflight:{worker}       HASH   job -> assignment, route, log length  when the last of its jobs expires
@@ -27,10 +29,13 @@ digests:{model}         ZSET   digest of a worker's model -> lease   lease
 speed:{model}           HASH   worker -> time per step, capacity     lease
 moved:{model}           STRING set after a job left a slow worker    0.5 s
 order:{worker}          HASH   pending command; send_command         1 min after the last heartbeat
-out:{controller}        STREAM frames to deliver; emit, reap_workers 10 min after last use; ~10,000 entries
+out:{controller}        STREAM frames to deliver; emit, reap_workers 10 min after last use; 8 MiB
+out_bytes:{controller}  STRING approximate size of the stream        10 min
 beats:{controller}      STRING number of the last beat; reap_workers 10 min after last use
 blob:{digest}           STRING image tiles; submit, supply_images    when the last of its jobs expires
 users:{digest}          SET    live jobs that use the image          when the last of its jobs expires
+pixels:{tenant}         ZSET   "digest size" -> expiry time          when the last of its images expires
+pixel_bytes:{tenant}    STRING sum of the sizes in pixels:{tenant}   same as pixels:{tenant}
 rate:{tenant}           HASH   requests, tokens left; rate_limit     when the buckets are full
 file:{file}             HASH   tenant, size, packed StoredFile       7 days (setting); 10 min during upload
 bytes:{file}            STRING contents of the file; files           when its file expires
@@ -52,6 +57,8 @@ crash:{worker}          SET    jobs doubted because of this crash    4 leases
 workers                 ZSET   worker -> end of lease                permanent; dead workers are removed
 progress                ZSET   worker -> deadline for progress       permanent; dead workers are removed
 controllers             ZSET   controller -> time of last beat       permanent; dead controllers are removed
+jobs                    ZSET   "job size" -> expiry time             permanent; expired entries are removed
+job_bytes               STRING sum of the sizes in jobs              permanent
 pixels                  ZSET   "digest size" -> expiry time          permanent; expired entries are removed
 pixel_bytes             STRING sum of the sizes in pixels            permanent
 files                   ZSET   "file size" -> expiry time            permanent; expired entries are removed
@@ -77,6 +84,8 @@ _NAMES = (
     "workers",
     "progress",
     "controllers",
+    "jobs",
+    "job_bytes",
     "pixels",
     "pixel_bytes",
     "files",

@@ -17,6 +17,7 @@ import msgspec
 from llava_wire.errors import StoreFull
 from llava_wire.redis.connection import Arg, Link, retry_briefly
 from llava_wire.redis.link_owner import LinkOwner
+from llava_wire.stores.files import FileLimits, store_full
 
 __all__ = ["Batch", "BatchIssue", "BatchSpec", "BatchStore", "BatchStats", "ClaimedBatch", "RecordOutcome"]
 
@@ -94,23 +95,33 @@ class BatchStore(LinkOwner):
     """The batches in Redis. All methods raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(
-        self, url: str, *, keep_s: float, lease_s: float, max_unfinished: int, timeout_s: float = 5.0
+        self,
+        url: str,
+        *,
+        keep_s: float,
+        lease_s: float,
+        max_unfinished: int,
+        limits: FileLimits,
+        timeout_s: float = 5.0,
     ) -> None:
         self._keep_ms = int(keep_s * 1000)
         self._lease_ms = int(lease_s * 1000)
         self._max_unfinished = max_unfinished
+        self._limits = (limits.tenant_bytes, limits.bytes)
         self._driver = secrets.token_hex(16)
         super().__init__(Link(url, timeout_s=timeout_s, max_connections=16))
 
     async def create(self, spec: BatchSpec, *, num_lines: int, window_s: float) -> None:
         """Store a batch. If ``spec`` contains issues, the state of the batch is "failed".
 
-        Raise StoreFull if the tenant has too many unfinished batches.
+        Raise StoreFull if the tenant has too many unfinished batches, or if a limit on files is exceeded.
         """
         state, window_ms = "failed" if spec.issues else "validating", int(window_s * 1000)
         payload = msgspec.msgpack.encode(spec)
-        sizes = (num_lines, window_ms, window_ms + self._keep_ms, self._max_unfinished)
+        sizes = (num_lines, window_ms, window_ms + self._keep_ms, self._max_unfinished, *self._limits)
         reply = await self._call("create", spec.batch_id, spec.tenant, payload, state, *sizes)
+        if reply[0] in (b"tenant", b"all"):
+            raise store_full("batch", len(payload), *reply)
         if reply[0] != b"ok":
             num_unfinished, limit = reply[1], self._max_unfinished
             raise StoreFull(
@@ -164,10 +175,11 @@ class BatchStore(LinkOwner):
     ) -> RecordOutcome:
         """Store the result of a line, unless the line already has one.
 
-        ``max_bytes`` limits the total size of the results of the batch.
+        ``max_bytes`` limits the total size of the results of the batch, which also count as files.
         """
         outcome = "completed" if is_completed else "failed"
-        reply = await self._call("result", batch_id, self._driver, line, outcome, data, max_bytes)
+        args = (line, outcome, data, max_bytes, *self._limits)
+        reply = await self._call("result", batch_id, self._driver, *args)
         return _OUTCOMES[reply]
 
     async def results(self, batch_id: str, lines: Sequence[int]) -> list[bytes | None]:

@@ -15,7 +15,7 @@ from llava_wire.errors import StoreFull
 from llava_wire.redis.connection import Arg, Link, retry_briefly
 from llava_wire.redis.link_owner import LinkOwner
 
-__all__ = ["FileLimits", "FileStore", "StoredFile"]
+__all__ = ["FileLimits", "FileStore", "StoredFile", "store_full"]
 
 _PART_BYTES = 1 << 20  # maximum per command, so that Redis can serve token streams between commands
 
@@ -33,7 +33,11 @@ class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class FileLimits:
-    """Limits on stored files. ``bytes`` limits the total size of the files of all tenants."""
+    """Limits on stored files. ``bytes`` limits the total size of the files and batches of all tenants.
+
+    A tenant can use at most as many bytes as are free, so that one tenant alone uses at most half of them.
+    ``tenant_bytes`` is an additional limit.
+    """
 
     tenant_files: int
     tenant_bytes: int
@@ -68,7 +72,7 @@ class FileStore(LinkOwner):
         payload = msgspec.msgpack.encode(file)
         reply = await self._call("reserve", file.file_id, tenant, len(data), payload, *bounds)
         if reply[0] != b"ok":
-            raise _store_full(reply[0].decode(), int(reply[1]), len(data), limits)
+            raise store_full("file", len(data), *reply)
         for offset in range(0, len(data), _PART_BYTES):
             part = data[offset : offset + _PART_BYTES]
             await self._call("write", file.file_id, tenant, offset, part)
@@ -121,20 +125,23 @@ def _stored_file(reply: list[Any]) -> StoredFile:
     return msgspec.structs.replace(file, size=size, expires_at=int(ends_ms) // 1000)
 
 
-def _store_full(limit: str, used: int, size: int, limits: FileLimits) -> StoreFull:
-    if limit == "files":
+def store_full(name: str, size: int, scope: bytes, used: int, limit: int) -> StoreFull:
+    """Return the error for a file or batch that needs ``size`` bytes.
+
+    The other arguments are a reply of the script: the exceeded limit, the current usage and the limit.
+    """
+    if scope == b"files":
         return StoreFull(
-            f"This API key has {used} files; the limit is {limits.tenant_files}. Delete some files.",
-            is_own=True,
+            f"This API key has {used} files; the limit is {limit}. Delete some files.", is_own=True
         )
-    if limit == "tenant_bytes":
+    if scope == b"tenant":
         return StoreFull(
-            f"The files of this API key use {used} bytes, and this file needs {size}; the limit is "
-            f"{limits.tenant_bytes} bytes. Delete some files.",
+            f"The files and batches of this API key use {used} bytes, and this {name} needs {size}; the "
+            f"limit is {limit} bytes at the moment. Delete some files.",
             is_own=True,
         )
     return StoreFull(
-        f"The stored files use {used} bytes, and this file needs {size}; the limit is {limits.bytes} bytes. "
-        "Retry later.",
+        f"The files and batches of all API keys use {used} bytes, and this {name} needs {size}; the limit is "
+        f"{limit} bytes. Retry later.",
         is_own=False,
     )

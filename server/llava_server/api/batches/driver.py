@@ -56,8 +56,8 @@ _SKIPPED: dict[EndReason, tuple[str, str]] = {  # error code and message for unf
     "expired": ("batch_expired", "The batch expired before this request finished."),
     "output_full": (
         "batch_output_full",
-        "The results of the batch exceed the server's size limit (LLAVA_MAX_BATCH_OUTPUT_MB). "
-        "Split the batch into smaller ones.",
+        "The results of the batch exceed the maximum size (LLAVA_MAX_BATCH_OUTPUT_MB), or the space for "
+        "files that this API key has left. Split the batch into smaller ones, or delete some files.",
     ),
 }
 

@@ -98,6 +98,7 @@ def to_jobs(
         ttl_s=ttl_s,
         priority=priority,
         form="continued" if request.is_continued else "chat",
+        context_length=model.context_length,
     )
     first, *others = with_choices(with_options(first, request), request.num_choices)
     return [first, *map(_without_prompt_tokens, others)]
@@ -139,6 +140,7 @@ def raw_job(
         form="raw",
         prompt_ids=prompt_ids,
         task=task,
+        context_length=model.context_length,
     )
 
 

@@ -72,7 +72,8 @@ def doctor(
     """Check the Redis server, clocks, workers and controllers. Exit with status 1 if a check fails."""
 
     async def check(inspector: ShardedInspector) -> bool:
-        return print_findings(await run_checks(inspector, allow_eviction=allow_eviction), Console())
+        findings = await run_checks(inspector, load_settings(()), allow_eviction=allow_eviction)
+        return print_findings(findings, Console())
 
     raise SystemExit(0 if _run_with_inspector(_shards(redis_url), check) else 1)
 

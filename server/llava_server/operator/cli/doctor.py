@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from llava_server.operator.cli.plurals import counted
+from llava_server.redis_budgets import RedisBudgets
+from llava_server.settings import Settings
 
 __all__ = ["Finding", "check", "print_findings", "run_checks"]
 
@@ -21,6 +23,7 @@ _MIN_VERSIONS = {"redis": (6, 2), "valkey": (7, 2)}
 _MAX_PING_S = 0.05
 _MAX_CLOCK_DIFFERENCE_S = 60.0
 _FULL = 0.9  # fraction of maxmemory
+_MIN_MEMORY = 256 << 20
 _LABELS = {"ok": "[green]ok  [/]", "warning": "[yellow]warn[/]", "error": "[red]FAIL[/]"}
 
 
@@ -32,14 +35,16 @@ class Finding:
     text: str
 
 
-async def run_checks(inspector: ShardedInspector, *, allow_eviction: bool = False) -> list[Finding]:
-    """Run all checks. Raises QueueUnavailable."""
+async def run_checks(
+    inspector: ShardedInspector, settings: Settings, *, allow_eviction: bool = False
+) -> list[Finding]:
+    """Run all checks. ``settings`` are those of the server. Raises QueueUnavailable."""
     infos, status = await inspector.server_infos(), await inspector.status()
-    return check(infos, status, allow_eviction=allow_eviction) + [_gpu()]
+    return check(infos, status, settings, allow_eviction=allow_eviction) + [_gpu()]
 
 
 def check(
-    infos: Sequence[dict[str, Any]], status: SystemStatus, *, allow_eviction: bool = False
+    infos: Sequence[dict[str, Any]], status: SystemStatus, settings: Settings, *, allow_eviction: bool = False
 ) -> list[Finding]:
     """Check the live processes and the output of the INFO command of each Redis server."""
     findings = []
@@ -48,7 +53,7 @@ def check(
             _version(info),
             _policy(info, allow_eviction),
             _persistence(info),
-            _memory(info),
+            _memory(info, settings),
             _ping(info),
             _clock(info),
         ]
@@ -94,7 +99,7 @@ def _persistence(info: dict[str, Any]) -> Finding:
     )
 
 
-def _memory(info: dict[str, Any]) -> Finding:
+def _memory(info: dict[str, Any], settings: Settings) -> Finding:
     used, limit = int(info["used_memory"]), int(info.get("maxmemory") or 0)
     if not limit:
         return Finding(
@@ -104,6 +109,14 @@ def _memory(info: dict[str, Any]) -> Finding:
         return Finding(
             "error",
             f"{used >> 20} of {limit >> 20} MiB used: new jobs will soon be rejected; increase maxmemory",
+        )
+    if problem := RedisBudgets.derive(settings, limit).problem(limit):
+        return Finding("warning", problem)
+    if limit < _MIN_MEMORY:
+        return Finding(
+            "warning",
+            f"{used >> 20} of {limit >> 20} MiB used: maxmemory is too small for concurrent requests with "
+            f"images; set it to at least {_MIN_MEMORY >> 20} MiB",
         )
     return Finding("ok", f"{used >> 20} of {limit >> 20} MiB used")
 

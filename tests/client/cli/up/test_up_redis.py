@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from llava_cli.up.child_process import Program
 from llava_cli.up.redis_process import RedisNotFound, find_redis_binary, private_redis
@@ -93,6 +94,10 @@ def is_listening(path: Path | None) -> bool:
         return False
 
 
+def _expected_max_memory() -> int:
+    return min(2**30, psutil.virtual_memory().total // 4)
+
+
 async def run_while(program: Program, commands: dict[str, str]) -> None:
     """Start ``program``, check its replies to ``commands``, and stop it."""
     assert program.socket_path is not None
@@ -124,6 +129,7 @@ def test_a_private_redis_is_private_never_evicts_and_leaves_no_files(
                 {
                     "PING": "PONG",
                     "CONFIG GET maxmemory-policy": "noeviction",
+                    "CONFIG GET maxmemory": f"{_expected_max_memory()}",
                     "CONFIG GET port": "$1\r\n0",
                     "CONFIG GET appendonly": "no",
                 },

@@ -4,20 +4,23 @@
 -- their leases (before the first lease, by arrival time). `batching:{tenant}` contains the unfinished batches of one
 -- tenant. Only one batch per tenant is driven at a time, so that no tenant can occupy all drivers.
 -- ARGV: step, batch, then the arguments of the step:
---   create: tenant, payload, state, total, window_ms, keep_ms, max_unfinished   Reply: {'ok'} or {'batches', number}
+--   create: tenant, payload, state, total, window_ms, keep_ms, max_unfinished, max_tenant_bytes, max_bytes
+--                                 Reply: {'ok'}, {'batches', number} or {'tenant' | 'all', current usage, limit}
 --   read: tenant                  Reply: the hash, or {} if the batch does not belong to the tenant
 --   list: tenant, after, number   Reply: {hash...}, newest first
 --   cancel: tenant                Reply: same as for read
 --   claim: driver, lease_ms       Reply: {batch, hash, ms left} or {}   (the batch argument is unused)
 --   renew: driver, lease_ms       Reply: {state, ms left}, or {} if another controller drives the batch
 --   finished_lines: driver        Reply: the numbers of the lines that have a result
---   result: driver, line, completed | failed, bytes, max_bytes
---                                 Reply: 1 stored, 0 line already has a result, -1 not the driver, -2 over max_bytes
+--   result: driver, line, completed | failed, bytes, max_batch_bytes, max_tenant_bytes, max_bytes
+--                                 Reply: 1 stored, 0 line already has a result, -1 not the driver, -2 over a limit
 --   results: driver, line...      Reply: the results of these lines
 --   finish: driver, state, output file, error file   Reply: 1, or 0 if another controller drives the batch
 --   release: driver
 --   stats                         Reply: {{state, lines, completed, failed}...}, one per unfinished batch
--- Uses shared/base.lua: PREFIX, key, now, extend.
+-- The budget 'file' counts batches with their results, with IDs that start with 'batch:'.
+-- Uses shared/base.lua: PREFIX, key, now, extend; shared/budget.lua: budget.
+local OVERHEAD = 1024 -- counted per batch for its keys and index entries
 local step, id = ARGV[1], ARGV[2]
 local UNFINISHED = PREFIX .. 'batches'
 local batch, results = key('batch', id), key('results', id)
@@ -42,18 +45,32 @@ end
 
 local function set_state(state) redis.call('HSET', batch, 'state', state, state .. '_at', math.floor(now / 1000)) end
 
+-- Counts the batch with its payload and `results_size` bytes of results.
+local function count_batch(results_size)
+  local tenant, counted = unpack(redis.call('HMGET', batch, 'tenant', 'counted'))
+  local size = OVERHEAD + redis.call('HSTRLEN', batch, 'payload') + results_size
+  local space = budget('file', tenant)
+  if counted then space.remove('batch:' .. id, counted) end
+  redis.call('HSET', batch, 'counted', size)
+  space.add('batch:' .. id, size, redis.call('PTTL', batch))
+end
+
 local steps = {}
 
 function steps.create()
-  local tenant, payload, state, total, window, keep, max = unpack(ARGV, 3)
+  local tenant, payload, state, total, window, keep, max, max_tenant, max_all = unpack(ARGV, 3)
   local own, unfinished = key('batches', tenant), key('batching', tenant)
   if redis.call('EXISTS', batch) == 1 then return {'ok'} end
   local has = redis.call('SCARD', unfinished)
   if has >= tonumber(max) then return {'batches', has} end
+  local scope, used, limit =
+    budget('file', tenant).exceeded(OVERHEAD + #payload, tonumber(max_tenant), tonumber(max_all))
+  if scope then return {scope, used, limit} end
   redis.call('HSET', batch, 'tenant', tenant, 'payload', payload, 'total', total, 'ends', now + tonumber(window),
     'driver', '', 'completed', 0, 'failed', 0)
   set_state(state)
   redis.call('PEXPIRE', batch, keep)
+  count_batch(0)
   redis.call('ZREMRANGEBYSCORE', own, '-inf', now - tonumber(keep))
   redis.call('ZADD', own, now, id)
   extend(own, tonumber(keep))
@@ -120,11 +137,15 @@ function steps.result()
   if not is_driver() then return -1 end
   if redis.call('HEXISTS', results, line) == 1 then return 0 end
   local size = tonumber(redis.call('HGET', batch, 'size') or '0') + #bytes
-  if outcome == 'completed' and size > tonumber(ARGV[7]) then return -2 end
+  if outcome == 'completed' then
+    local space = budget('file', redis.call('HGET', batch, 'tenant'))
+    if size > tonumber(ARGV[7]) or space.exceeded(#bytes, tonumber(ARGV[8]), tonumber(ARGV[9])) then return -2 end
+  end
   redis.call('HSET', results, line, bytes)
   extend(results, redis.call('PTTL', batch))
   redis.call('HSET', batch, 'size', size)
   redis.call('HINCRBY', batch, outcome, 1)
+  count_batch(size)
   return 1
 end
 
@@ -137,6 +158,7 @@ function steps.finish()
   redis.call('ZREM', UNFINISHED, id)
   redis.call('SREM', key('batching', redis.call('HGET', batch, 'tenant')), id)
   redis.call('DEL', results)
+  count_batch(0)
   return 1
 end
 

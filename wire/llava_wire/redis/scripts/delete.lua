@@ -4,7 +4,8 @@
 -- the job. A repeated call finds its nonce in the tombstone. As after a cancellation, a job with the same ID can be
 -- submitted again.
 -- ARGV: job, tenant, nonce   Reply: 1 if deleted, 0 if the tenant has no such job
--- Uses shared/base.lua: key, request_resync; shared/jobs.lua: fence, end_job.
+-- Uses shared/base.lua: key, request_resync; shared/jobs.lua: fence, end_job, count_job,
+--   job_size.
 local id, tenant, nonce = unpack(ARGV)
 local job = key('job', id)
 local state, owner_tenant, owner, former = unpack(redis.call('HMGET', job, 'state', 'tenant', 'controller', 'forgotten'))
@@ -18,4 +19,5 @@ end
 redis.call('HDEL', job, 'payload', 'digests', 'outline')
 redis.call('HSET', job, 'state', 'cancelled', 'forgotten', nonce)
 redis.call('DEL', key('log', id))
+count_job(id, tenant, job_size(id), redis.call('PTTL', job))
 return 1

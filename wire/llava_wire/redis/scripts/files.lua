@@ -3,7 +3,7 @@
 -- file counts toward the limits as soon as it is reserved.
 -- ARGV: step, file, tenant, then the arguments of the step:
 --   reserve: size, payload, max_files, max_tenant_bytes, max_bytes (all 0: unlimited)
---                          Reply: {'ok'} or {exceeded limit, current usage}
+--                          Reply: {'ok'} or {'files' | 'tenant' | 'all', current usage, limit}
 --   write: offset, bytes   Reply: 1 if the file still exists, else 0
 --   seal: ttl_ms           Reply: same as for write
 --   read                   Reply: {payload, size, expiry time} or {}
@@ -29,17 +29,26 @@ local function describe(name)
   if ends then return {payload, tonumber(size), tonumber(ends)} end
 end
 
+-- Returns the number of files of the tenant. The budget also counts batches, with IDs that start with 'batch:'.
+local function count_files()
+  local count = 0
+  for _, entry in ipairs(redis.call('ZRANGE', space.entries, 0, -1)) do
+    if not string.match(entry, '^batch:') then count = count + 1 end
+  end
+  return count
+end
+
 local steps = {}
 
 function steps.reserve()
   local size, max_files = tonumber(ARGV[4]), tonumber(ARGV[6])
   local max_tenant_bytes, max_bytes = tonumber(ARGV[7]), tonumber(ARGV[8])
   if redis.call('EXISTS', file) == 1 then return {'ok'} end
-  local num_files, held, all = space.usage()
   if max_files > 0 then
-    if num_files >= max_files then return {'files', num_files} end
-    if held + size > max_tenant_bytes then return {'tenant_bytes', held} end
-    if all + size > max_bytes then return {'bytes', all} end
+    local scope, used, limit = space.exceeded(size, max_tenant_bytes, max_bytes)
+    local num_files = count_files()
+    if num_files >= max_files then return {'files', num_files, max_files} end
+    if scope then return {scope, used, limit} end
   end
   redis.call('HSET', file, 'tenant', tenant, 'payload', ARGV[5], 'size', size)
   redis.call('SET', bytes, '')

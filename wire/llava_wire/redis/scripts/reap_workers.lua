@@ -7,8 +7,8 @@
 -- Redis was probably unavailable and could not receive beats, so all workers and controllers first receive a new lease.
 -- `beat` is the sequence number of the controller's call; if the previous beat is missing, Redis has lost data.
 -- ARGV: controller, beat, max_crashes, orphan_ms, lease_ms, payload   Reply: {jobs requeued, 1 if data was lost}
--- Uses shared/base.lua: PREFIX, key, OUT_MS, touch_controller, extend, now, notify, unpack_slot; shared/images.lua:
---   discount_expired_images; shared/fair_queue.lua: MAX_EXCUSED, requeue, withdraw_doubt; shared/jobs.lua: append_frame, end_job,
+-- Uses shared/base.lua: PREFIX, key, OUT_MS, touch_controller, extend, now, notify, unpack_slot; shared/budget.lua:
+--   discount_all_expired; shared/fair_queue.lua: MAX_EXCUSED, requeue, withdraw_doubt; shared/jobs.lua: append_frame, end_job,
 --   fence.
 local controller, beat, max_crashes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local orphan, lease, payload = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
@@ -68,7 +68,7 @@ local function crash(id, worker, length, reason, was_alone, is_shared)
     'worker', worker, 'crashes', crashes, 'tokens', length, 'reason', reason, 'payload', request)
 end
 
-discount_expired_images()
+discount_all_expired()
 
 local count = 0
 local function release_jobs(worker, lease_end, reason)

@@ -9,6 +9,7 @@ for _, id in ipairs(redis.call('SMEMBERS', key('live', controller))) do
     end_job(id, 'cancelled')
   end
 end
-redis.call('DEL', key('live', controller), key('out', controller), key('beats', controller))
+redis.call('DEL', key('live', controller), key('out', controller), key('out_bytes', controller),
+  key('beats', controller))
 redis.call('ZREM', PREFIX .. 'controllers', controller)
 return 1

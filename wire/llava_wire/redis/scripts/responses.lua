@@ -29,8 +29,9 @@ local UNSAVED, FIRST_LOOK_MS = PREFIX .. 'unsaved', 2000
 local function names(each) return key('response', each), key('input', each), key('output', each) end
 
 local function size_of(each)
-  local input, output = unpack(redis.call('HMGET', key('response', each), 'input_size', 'output_size'))
-  return OVERHEAD + (input or 0) + math.max(output or 0, 0)
+  local name = key('response', each)
+  local input, output = unpack(redis.call('HMGET', name, 'input_size', 'output_size'))
+  return OVERHEAD + redis.call('HSTRLEN', name, 'payload') + (input or 0) + math.max(output or 0, 0)
 end
 
 local function is_own(each) return redis.call('HGET', key('response', each), 'tenant') == tenant end
@@ -48,10 +49,9 @@ end
 -- Removes responses that expire before `expiry` until `size` bytes are available. Returns whether they are.
 local function make_room(space, size, expiry, max_tenant, max_all)
   while true do
-    local _, own, all = space.usage()
-    local is_over_own, is_over_all = own + size > max_tenant, all + size > max_all
-    if not is_over_own and not is_over_all then return true end
-    local oldest, oldest_size, oldest_expiry = space.oldest(not is_over_own)
+    local scope = space.exceeded(size, max_tenant, max_all)
+    if not scope then return true end
+    local oldest, oldest_size, oldest_expiry = space.oldest(scope == 'all')
     if not oldest or oldest_expiry >= expiry then return false end
     remove(oldest, oldest_size)
   end
@@ -81,7 +81,7 @@ local steps = {}
 
 function steps.add()
   local payload, previous, size, ttl, max_tenant, max_all, is_listed = unpack(ARGV, 4)
-  local needed = OVERHEAD + size
+  local needed = OVERHEAD + #payload + size
   if needed > tonumber(max_tenant) or needed > tonumber(max_all) then return {'too_large', needed} end
   local stored_size = is_own(id) and redis.call('HGET', key('response', id), 'input_size')
   if stored_size then -- a repeated call continues only an interrupted one with the same input
@@ -171,7 +171,10 @@ end
 
 function steps.update()
   if not is_own(id) then return 0 end
-  redis.call('HSET', key('response', id), 'payload', ARGV[4])
+  local space, name = budget('response', tenant), key('response', id)
+  space.remove(id, size_of(id))
+  redis.call('HSET', name, 'payload', ARGV[4])
+  space.add(id, size_of(id), redis.call('PTTL', name))
   return 1
 end
 

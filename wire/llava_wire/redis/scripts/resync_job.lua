@@ -3,14 +3,15 @@
 -- the additional frames. If it does not, or if the job runs on no worker, the writer is fenced, the log is replaced
 -- with the delivered frames, and the job is requeued at its previous position. A job that waits in no queue is also
 -- requeued. A job that was cancelled or taken over by another controller is not changed.
--- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, trace, owner, length,
---   digest of the model, frame...
+-- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, trace, log_bytes,
+--   is_background, owner, length, digest of the model, frame...
 -- Reply: {state, {missing digest...}, {frame...}, ID of the last entry in the controller's stream}
 -- Uses shared/base.lua: key, PREFIX, unpack_slot, touch_controller; shared/images.lua: missing_images;
 --   shared/fair_queue.lua: dequeue, requeue, arrival_time; shared/jobs.lua: queue_with,
 --   remove_from_slots, change_owner, fence, create_job, append_frame.
+local FIRST_FRAME = 18
 local id, controller, model, cost = ARGV[1], ARGV[2], ARGV[4], ARGV[5]
-local digests, owner, length = ARGV[8], tonumber(ARGV[13]), ARGV[14]
+local digests, owner, length = ARGV[8], tonumber(ARGV[15]), ARGV[16]
 local job, log = key('job', id), key('log', id)
 delete_if_damaged(id)
 local state, old_owner, score, crashes, doubts =
@@ -26,11 +27,11 @@ end
 
 local function tail_of_log()
   local frames = redis.call('LRANGE', log, 0, -1)
-  for i = 16, #ARGV do
-    if frames[i - 15] ~= ARGV[i] then return nil end
+  for i = FIRST_FRAME, #ARGV do
+    if frames[i - FIRST_FRAME + 1] ~= ARGV[i] then return nil end
   end
   local tail = {}
-  for i = #ARGV - 14, #frames do tail[#tail + 1] = frames[i] end
+  for i = #ARGV - FIRST_FRAME + 2, #frames do tail[#tail + 1] = frames[i] end
   return tail
 end
 
@@ -72,7 +73,7 @@ end
 
 redis.call('DEL', log)
 create_job(score or arrival_time(model), crashes or 0, doubts or 0, owner)
-redis.call('HSET', job, 'weights', ARGV[15])
-for i = 16, #ARGV do append_frame(id, ARGV[i]) end
+redis.call('HSET', job, 'weights', ARGV[17])
+for i = FIRST_FRAME, #ARGV do append_frame(id, ARGV[i]) end
 requeue(id, length)
 return {'queued', park_without_images(), {}, last_entry()}

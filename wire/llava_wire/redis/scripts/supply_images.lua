@@ -4,8 +4,9 @@
 --   requeue.
 local id = ARGV[1]
 local job = key('job', id)
-store_images(3, tonumber(ARGV[2]) + KEEP_MS)
-local state, digests, length = unpack(redis.call('HMGET', job, 'state', 'digests', 'length'))
+local state, tenant, digests, length = unpack(redis.call('HMGET', job, 'state', 'tenant', 'digests', 'length'))
+if not tenant then return {} end
+store_images(tenant, 3, tonumber(ARGV[2]) + KEEP_MS)
 if state ~= 'parked' then return {} end
 local missing = missing_images(digests)
 if #missing == 0 then requeue(id, length) end

@@ -2,6 +2,7 @@
 -- this folder to every script, and before them `local PREFIX = ...`, the prefix of all keys of the shard. All times are in milliseconds, according to the Redis clock.
 local KEEP_MS = 300000 -- a job's hash outlives its deadline by this time, so that late readers find the final event
 local OUT_MS = 600000
+local MAX_OUT_BYTES = 8388608
 local COMMAND_MS = 60000
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -39,10 +40,20 @@ local function wake(model)
   redis.call('PEXPIRE', name, 60000)
 end
 
+-- Adds an entry to the stream of a controller. `out_bytes` is the approximate size of the stream. If it exceeds
+-- MAX_OUT_BYTES, the older half of the entries is removed. A controller that has not read them yet reads the logs of
+-- its jobs.
 local function notify(controller, fields)
-  local name = key('out', controller)
+  local name, total, size = key('out', controller), key('out_bytes', controller), 0
+  for _, field in ipairs(fields) do size = size + #field end
   redis.call('XADD', name, 'MAXLEN', '~', 10000, '*', unpack(fields))
   redis.call('PEXPIRE', name, OUT_MS)
+  local used = redis.call('INCRBY', total, size)
+  if used == size then redis.call('PEXPIRE', total, OUT_MS) end
+  if used > MAX_OUT_BYTES then
+    redis.call('XTRIM', name, 'MAXLEN', math.floor(redis.call('XLEN', name) / 2))
+    redis.call('SET', total, math.floor(used / 2), 'PX', OUT_MS)
+  end
 end
 
 -- Asks the controller to resync the job.

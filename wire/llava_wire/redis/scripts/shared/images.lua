@@ -1,8 +1,9 @@
--- Preprocessed images, stored once per digest. `pixels` contains one entry 'digest size' per image, ordered by expiry
--- time. `pixel_bytes` is the sum of the sizes, and `users:{digest}` contains the live jobs that need the image. An
--- image that no live job needs may be dropped before it expires.
--- Uses shared/base.lua: PREFIX, split, key, now, extend, repair_sum.
-local PIXELS, PIXEL_BYTES = PREFIX .. 'pixels', PREFIX .. 'pixel_bytes'
+-- Preprocessed images, stored once per digest. `users:{digest}` contains the live jobs that need the image. An image that
+-- no live job needs may be dropped before it expires. The budget 'pixel' counts the images: `pixels` contains one entry
+-- 'digest size' per image, and `pixels:{tenant}` one per image that a job of the tenant has used. An image used by
+-- several tenants counts once in total, and once for each of them.
+-- Uses shared/base.lua: key, split, extend; shared/budget.lua: budget.
+local MAX_DROPPED = 1024 -- maximum number of entries that one call examines to make room
 
 local function missing_images(digests)
   local missing = {}
@@ -12,39 +13,57 @@ local function missing_images(digests)
   return missing
 end
 
--- Removes an entry from `pixels` and subtracts its size from `pixel_bytes`.
-local function discount_image(entry)
-  local _, size = string.match(entry, '^(%S+) (%d+)$')
-  if redis.call('ZREM', PIXELS, entry) == 1 then redis.call('DECRBY', PIXEL_BYTES, size) end
-end
-
-local function discount_expired_images()
-  repair_sum(PIXELS, PIXEL_BYTES)
-  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', PIXELS, '-inf', now, 'LIMIT', 0, 256)) do discount_image(entry) end
-end
-
-local function extend_image(digest, ttl)
+-- Extends the TTL of an image and counts it for the tenant.
+local function extend_image(space, digest, ttl)
   local name = key('blob', digest)
-  extend(name, ttl)
   local size = redis.call('STRLEN', name)
   if size == 0 then return end
-  if redis.call('ZADD', PIXELS, now + redis.call('PTTL', name), digest .. ' ' .. size) == 1 then
-    redis.call('INCRBY', PIXEL_BYTES, size)
-  end
+  extend(name, ttl)
+  space.add(digest, size, redis.call('PTTL', name))
 end
 
 -- Stores the (digest, bytes) pairs in ARGV that start at index `first`.
-local function store_images(first, ttl)
+local function store_images(tenant, first, ttl)
+  if first > #ARGV then return end
+  local space = budget('pixel', tenant)
   for i = first, #ARGV, 2 do
     redis.call('SET', key('blob', ARGV[i]), ARGV[i + 1], 'KEEPTTL')
-    extend_image(ARGV[i], ttl)
+    extend_image(space, ARGV[i], ttl)
   end
 end
 
-local function use_images(id, digests, ttl)
+local function use_images(id, tenant, digests, ttl)
+  if digests == '' then return end
+  local space = budget('pixel', tenant)
   for _, digest in ipairs(split(digests)) do
-    extend_image(digest, ttl)
+    extend_image(space, digest, ttl)
     redis.call('SADD', key('users', digest), id)
     extend(key('users', digest), ttl)
   end
+end
+
+-- Drops images that no live job uses, in order of expiry, first those of the tenant, until the tenant may store the
+-- pairs in ARGV that start at index `first`. Keeps the images in `digests`. Returns nil on success. Otherwise, returns
+-- the values of `exceeded` in shared/budget.lua and the number of bytes needed.
+local function make_room_for_images(tenant, digests, first, max_bytes)
+  local needed, is_kept = 0, {}
+  for _, digest in ipairs(split(digests)) do is_kept[digest] = true end
+  for i = first, #ARGV, 2 do
+    if redis.call('EXISTS', key('blob', ARGV[i])) == 0 then needed = needed + #ARGV[i + 1] end
+  end
+  if needed == 0 then return nil end
+  local space = budget('pixel', tenant)
+  if not space.exceeded(needed, max_bytes, max_bytes) then return nil end
+  for _, entries in ipairs({space.entries, space.all_entries}) do
+    for _, entry in ipairs(redis.call('ZRANGE', entries, 0, MAX_DROPPED - 1)) do
+      local digest, size = string.match(entry, '^(%S+) (%d+)$')
+      if not is_kept[digest] and redis.call('SCARD', key('users', digest)) == 0 then
+        redis.call('DEL', key('blob', digest))
+        space.remove(digest, size)
+        if not space.exceeded(needed, max_bytes, max_bytes) then return nil end
+      end
+    end
+  end
+  local scope, used, limit = space.exceeded(needed, max_bytes, max_bytes)
+  return scope, used, limit, needed
 end

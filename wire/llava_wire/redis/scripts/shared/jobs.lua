@@ -1,6 +1,66 @@
 -- Operations on jobs other than queueing: creation, ownership, logging, fencing and completion.
 -- Uses shared/base.lua: PREFIX, key, unpack_slot, split, KEEP_MS, extend, now, pack_slot; shared/images.lua:
---   use_images; shared/fair_queue.lua: QUARANTINE, QUEUES, count_served, dequeue.
+--   use_images; shared/budget.lua: budget; shared/fair_queue.lua: QUARANTINE, QUEUES, count_served, dequeue.
+--
+-- The budget 'job' counts the memory of each job with its log. An unfinished job counts with the largest size that its log
+-- can reach (`log_bytes`), so that `emit` does not have to count. A finished job counts with its actual size.
+local JOB_OVERHEAD = 4096 -- memory of a job's fields, index entries and queue entries
+local DROPPABLE_MS = 30000 -- a finished job is not dropped before its controller has certainly read its last event
+local MAX_DROPPED_JOBS = 64 -- maximum number of entries that one call examines to make room
+
+-- Counts the job with `size` bytes until `ttl` ms from now.
+local function count_job(id, tenant, size, ttl)
+  local job = key('job', id)
+  local space, counted = budget('job', tenant), redis.call('HGET', job, 'bytes')
+  if counted then space.remove(id, counted) end
+  redis.call('HSET', job, 'bytes', size)
+  space.add(id, size, ttl)
+end
+
+-- Returns the memory used by the job.
+local function job_size(id)
+  local size = JOB_OVERHEAD
+  for _, kind in ipairs({'job', 'log'}) do
+    size = size + (redis.call('MEMORY', 'USAGE', key(kind, id), 'SAMPLES', 0) or 0)
+  end
+  return size
+end
+
+-- Deletes a job that no longer runs, and its log.
+local function drop_job(id, space)
+  local counted = redis.call('HGET', key('job', id), 'bytes')
+  if counted then space.remove(id, counted) end
+  redis.call('DEL', key('job', id), key('log', id))
+end
+
+-- Deletes a finished job and returns true, unless its controller or client may not have read the output yet: if it
+-- has just ended, or is a background job. Also discounts an entry whose job was lost.
+local function drop_finished(space, id, counted)
+  local state, is_background, owner, bytes =
+    unpack(redis.call('HMGET', key('job', id), 'state', 'background', 'tenant', 'bytes'))
+  if bytes ~= counted then
+    space.remove(id, counted)
+    return true
+  end
+  if is_background == '1' or (state ~= 'done' and state ~= 'cancelled') then return false end
+  if redis.call('PTTL', key('job', id)) > KEEP_MS - DROPPABLE_MS then return false end
+  drop_job(id, budget('job', owner))
+  return true
+end
+
+-- Drops finished jobs in order of expiry, first those of the tenant, until the tenant may store `size` more bytes.
+-- Returns nil on success. Otherwise, returns the same values as `exceeded` in shared/budget.lua.
+local function make_room_for_job(tenant, size, max_bytes)
+  local space = budget('job', tenant)
+  if not space.exceeded(size, max_bytes, max_bytes) then return nil end
+  for _, entries in ipairs({space.entries, space.all_entries}) do
+    for _, entry in ipairs(redis.call('ZRANGE', entries, 0, MAX_DROPPED_JOBS - 1)) do
+      local is_dropped = drop_finished(space, string.match(entry, '^(%S+) (%d+)$'))
+      if is_dropped and not space.exceeded(size, max_bytes, max_bytes) then return nil end
+    end
+  end
+  return space.exceeded(size, max_bytes, max_bytes)
+end
 
 -- Returns the queue in which the job waits, or nil if it waits in none.
 local function queue_with(id, model)
@@ -65,6 +125,7 @@ local function end_job(id, state)
   if controller then redis.call('SREM', key('live', controller), id) end
   redis.call('PEXPIRE', job, KEEP_MS)
   redis.call('PEXPIRE', key('log', id), KEEP_MS)
+  if tenant then count_job(id, tenant, job_size(id), KEEP_MS) end
 end
 
 -- Adds the job to the live jobs of its tenant and its controller.
@@ -75,9 +136,12 @@ local function register_live(id, tenant, controller, cost, ttl)
   extend(key('live', controller), ttl)
 end
 
--- Stores everything about a job except its position in the queue. Uses the first twelve arguments of `submit` and
+-- Returns the number of bytes with which a new job counts. Uses the same arguments as `create_job`.
+local function new_job_size() return #ARGV[6] + #ARGV[8] + #ARGV[11] + ARGV[13] + JOB_OVERHEAD end
+
+-- Stores everything about a job except its position in the queue. Uses the first 14 arguments of `submit` and
 -- `resync_job`: job, controller, tenant, model, cost, payload, ttl_ms (without KEEP_MS), digests, priority, nonce,
--- outline, trace. `owner` is the epoch, which increases with each takeover. `crashes` counts all worker crashes that
+-- outline, trace, log_bytes, is_background (0 or 1). `owner` is the epoch, which increases with each takeover. `crashes` counts all worker crashes that
 -- occurred while the job was running; `doubts` counts only those since the job was last cleared.
 local function create_job(score, crashes, doubts, owner)
   local id, controller, tenant, model, cost, payload, ttl, digests, priority, nonce, outline = unpack(ARGV, 1, 11)
@@ -85,11 +149,12 @@ local function create_job(score, crashes, doubts, owner)
   redis.call('HSET', job, 'state', 'queued', 'controller', controller, 'tenant', tenant, 'model', model, 'payload', payload,
     'digests', digests, 'print', redis.sha1hex(payload), 'ends', now + tonumber(ttl), 'score', score,
     'crashes', crashes, 'doubts', doubts, 'owner', owner, 'cost', cost, 'priority', priority, 'nonce', nonce,
-    'outline', outline)
+    'outline', outline, 'log_bytes', ARGV[13], 'background', ARGV[14])
   if ARGV[12] ~= '' then redis.call('HSET', job, 'trace', ARGV[12]) end
   redis.call('PEXPIRE', job, life)
-  use_images(id, digests, life)
+  use_images(id, tenant, digests, life)
   register_live(id, tenant, controller, cost, life)
+  count_job(id, tenant, new_job_size(), life)
 end
 
 -- Routes all subsequent events of the job to `controller`.
