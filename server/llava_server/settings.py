@@ -130,7 +130,13 @@ class Settings(ServiceSettings):
         description="How transparent images are converted to RGB. 'white' composites them on white; 'drop' "
         "drops the alpha channel without blending, as the original LLaVA does.",
     )
-    image_workers: int = Field(2, ge=1, le=64, description="Number of image decoder processes.")
+    image_workers: int = Field(
+        3,
+        ge=1,
+        le=64,
+        description="Number of image decoder processes. If there are several, one of them is reserved for "
+        "other API keys while one API key uses the rest.",
+    )
     image_cache_mb: int = Field(
         64, ge=0, le=65536, description="Maximum size of the cache of preprocessed images, in MiB."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -14,7 +15,7 @@ from llava_wire.messages.job import Job
 from llava_server.api.batches.request import BatchEndpoint
 from llava_server.api.chat.job_builder import seed_for_key, with_keyed_ids
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.chat.request_handler import JobSet, build_chat_jobs
+from llava_server.api.chat.request_handler import JobSet, build_chat_jobs, run_parser
 from llava_server.api.chat.serializer import ChatSerializer
 from llava_server.api.chat.stored_chat import new_chat_record
 from llava_server.api.completions.job_builder import build_completion_jobs
@@ -63,17 +64,22 @@ class LineContext:
     key: str
     run_jobs: RunJobs
 
+    async def parse(self, body: bytes, parse: Callable[[bytes], T]) -> T:
+        """Return the result of ``parse`` for the body, as RequestHandler does for requests."""
+        return await run_parser(self.services, self.tenant, len(body), partial(parse, body))
+
 
 async def _chat(context: LineContext, body: bytes) -> ResponseModel:
     services, tenant = context.services, context.tenant
-    chat = parse_request(ChatRequest, body)
+    chat = await context.parse(body, partial(parse_request, ChatRequest))
     _reject_stream(chat.stream)
     job_set = await build_chat_jobs(services, chat, tenant=tenant, idempotency_key=context.key)
     job_set = _at_lowest_priority(job_set)
     first = job_set.jobs[0]
     storing: AbstractAsyncContextManager[None] = nullcontext()
     if chat.store:
-        record = new_chat_record(chat, first.job_id)
+        encode = partial(new_chat_record, chat, first.job_id)
+        record = await run_parser(services, tenant, len(body), encode)
         storing = stored(services.responses, record, tenant=tenant, is_listed=True)
     try:
         async with storing:
@@ -86,7 +92,7 @@ async def _chat(context: LineContext, body: bytes) -> ResponseModel:
 
 async def _response(context: LineContext, body: bytes) -> ResponseModel:
     services, tenant = context.services, context.tenant
-    request, chat = parse_response_request(body)
+    request, chat = await context.parse(body, parse_response_request)
     _reject_stream(request.stream)
     if request.background:
         raise ApiError(
@@ -98,7 +104,8 @@ async def _response(context: LineContext, body: bytes) -> ResponseModel:
     job_set = await build_chat_jobs(services, chat, tenant=tenant, idempotency_key=context.key)
     job_set = _at_lowest_priority(job_set)
     if request.store is not False:
-        record = new_record(request, job_set.jobs[0].job_id)
+        encode = partial(new_record, request, job_set.jobs[0].job_id)
+        record = await run_parser(services, tenant, len(body), encode)
         try:
             async with stored(services.responses, record, tenant=tenant):
                 return await _generated(context, request, job_set)
@@ -117,7 +124,7 @@ async def _generated(context: LineContext, request: ResponseRequest, job_set: Jo
 
 
 async def _completion(context: LineContext, body: bytes) -> ResponseModel:
-    request = parse_request(CompletionRequest, body)
+    request = await context.parse(body, partial(parse_request, CompletionRequest))
     _reject_stream(request.stream)
     if request.seed is None:
         request = request.model_copy(update={"seed": seed_for_key(context.tenant, context.key)})
@@ -129,7 +136,7 @@ async def _completion(context: LineContext, body: bytes) -> ResponseModel:
 
 
 async def _embeddings(context: LineContext, body: bytes) -> ResponseModel:
-    request = parse_request(EmbeddingRequest, body)
+    request = await context.parse(body, partial(parse_request, EmbeddingRequest))
     job_set = await build_embedding_jobs(context.services, request, tenant=context.tenant)
     jobs = with_keyed_ids(_at_lowest_priority(job_set).jobs, context.key)
     outputs: list[CollectedChoice] = []

@@ -21,6 +21,7 @@ __all__ = [
     "check_input",
     "completed_result",
     "failed_result",
+    "parse_lines",
     "read_lines",
     "skipped_result",
 ]
@@ -35,6 +36,7 @@ class InputLine(NamedTuple):
     batch: BatchSpec
     number: int
     request: BatchLine
+    num_bytes: int
 
     @property
     def request_id(self) -> str:
@@ -65,6 +67,14 @@ def read_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
     for number, text in enumerate(data.split(b"\n"), 1):
         if text.strip():
             yield number, text
+
+
+def parse_lines(batch: BatchSpec, data: bytes) -> list[InputLine]:
+    """Parse an input file that ``check_input`` has accepted."""
+    return [
+        InputLine(batch, number, parse_request(BatchLine, text), len(text))
+        for number, text in read_lines(data)
+    ]
 
 
 def check_input(

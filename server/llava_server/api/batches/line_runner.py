@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import anyio
+import msgspec
 from llava_wire.messages.job import Job
 
 from llava_server.api.batches.endpoints import ENDPOINTS, LineContext
 from llava_server.api.batches.jsonl import InputLine, LineResult, completed_result, failed_result
+from llava_server.api.chat.request_handler import run_parser
 from llava_server.errors import ApiError
 from llava_server.generation.collect import CollectedChoice, collect
 from llava_server.generation.merged_outputs import MergedOutputs
@@ -64,7 +65,8 @@ class LineRunner:
         services, tenant = self._services, line.batch.tenant
         if not services.api_keys.is_active(tenant):
             raise ApiError("invalid_api_key", "The API key that created this batch has been revoked.")
-        body = json.dumps(line.request.body).encode()
+        encode = partial(msgspec.json.encode, line.request.body)
+        body = await run_parser(services, tenant, line.num_bytes, encode)
         await services.rate_limiter.charge_request(tenant)
         run_jobs = partial(self._run_jobs, should_cancel)
         context = LineContext(services, tenant, line.request_id, run_jobs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Awaitable
@@ -65,7 +64,7 @@ async def create_batch(request: Request) -> Response:
             max_lines=services.settings.max_batch_lines,
             max_line_bytes=services.settings.max_body_mb * _MIB,
         )
-        num_lines, issues = await asyncio.get_running_loop().run_in_executor(services.parser_threads, check)
+        num_lines, issues = await services.threads.run(tenant, check)
         spec = BatchSpec(
             batch_id=f"batch_{secrets.token_hex(16)}",
             tenant=tenant,

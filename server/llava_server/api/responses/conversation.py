@@ -89,7 +89,7 @@ async def conversation_items(
         parts.append(stored.input)
         if has_output or number < len(chain):
             parts.append(await _output(services, stored, tenant=tenant))
-    return await run_parser(services, sum(map(len, parts)), partial(_decode, parts))
+    return await run_parser(services, tenant, sum(map(len, parts)), partial(_decode, parts))
 
 
 async def _previous_items(services: Services, response_id: str, *, tenant: str) -> list[StoredItem]:
@@ -146,7 +146,7 @@ async def _referenced(services: Services, item_id: str, param: str, *, tenant: s
         stored = await find_response(services, f"resp_{match[1]}", tenant=tenant)
         if stored is not None:
             parts = [stored.input, *([] if stored.output is None else [stored.output])]
-            items = await run_parser(services, sum(map(len, parts)), partial(_decode, parts))
+            items = await run_parser(services, tenant, sum(map(len, parts)), partial(_decode, parts))
             if found := [item for item in items if item["id"] == item_id]:
                 return _items.validate_python(found)[0]
     short_id = item_id[:64]

@@ -91,7 +91,7 @@ async def _start(handler: RequestHandler) -> tuple[bool, ResponsesSerializer, Ge
         num_bytes = len(raw)
     if request.store is not False:
         encode = partial(new_record, request, job_set.jobs[0].job_id)
-        record = await run_parser(handler.services, num_bytes, encode)
+        record = await run_parser(handler.services, handler.tenant, num_bytes, encode)
         try:
             async with stored(handler.services.responses, record, tenant=handler.tenant):
                 return await _submit(handler, request, job_set)
