@@ -11,9 +11,10 @@ from tests.server.conftest import (
     shared_stack,
     stack,
     valkey_socket,
+    worker,
 )
 
-__all__ = ["own_stack", "queue_url", "serve", "shared_stack", "stack", "valkey_socket"]
+__all__ = ["own_stack", "queue_url", "serve", "shared_stack", "stack", "valkey_socket", "worker"]
 
 
 @pytest.fixture

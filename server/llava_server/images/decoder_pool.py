@@ -131,6 +131,9 @@ class DecoderPool:
         for process in tuple(self._processes):
             self._kill(process)
         self._threads.shutdown(wait=True)
+        for process in self._processes:  # that were still starting
+            process.kill()
+            process.wait()
 
     async def _request(
         self, process: _DecoderProcess, data: bytes, spec: ImageSpec, encoding: DataEncoding
@@ -162,20 +165,21 @@ class DecoderPool:
 
     async def _add_process(self, slot: Slot | None = None) -> None:
         """Start a process. If it replaces another one, ``slot`` is released when it is ready."""
-        loop = asyncio.get_running_loop()
-        process = await loop.run_in_executor(self._threads, _DecoderProcess, self._limits.memory_bytes)
-        self._processes.add(process)
+        process = await asyncio.get_running_loop().run_in_executor(self._threads, self._start_process)
         if process.sandbox_error and not self._has_warned:
             self._has_warned = True
             logger.warning(
                 "image decoders are running without the seccomp sandbox: %s", process.sandbox_error
             )
-        if self._is_closed:
-            self._kill(process)
-            return
         self._idle.append(process)
         if slot is not None:
             slot.release()
+
+    def _start_process(self) -> _DecoderProcess:
+        """Start a process. This runs in a thread, and completes even if the caller is cancelled."""
+        process = _DecoderProcess(self._limits.memory_bytes)
+        self._processes.add(process)
+        return process
 
     def _replace(self, process: _DecoderProcess, slot: Slot) -> None:
         self._kill(process)
