@@ -2,13 +2,13 @@
 
 The next free slot is given to the waiting tenant with the lowest virtual time, which is the total time for
 which the tenant has held slots, divided by its weight (start-time fair queueing; Goyal, Vin and Cheng, 1996).
-While several tenants wait, each of them gets a share of the resource in proportion to its weight. The share
-depends neither on the number of its requests nor on their duration. Requests of one tenant are served in the
-order in which they arrive.
+Its share therefore depends neither on the number of its requests nor on their duration. Requests of one
+tenant are served in the order in which they arrive.
 
 - A tenant that was idle resumes at the current virtual time, so that it does not accumulate credit.
-- A tenant can hold all slots but one, or ``max_held``. Another tenant therefore gets a slot immediately,
-  unless several tenants together hold all of them.
+- With a reserve, a tenant that holds ``n`` slots gets another one only if more than ``n`` are free (dynamic
+  thresholds; Choudhury and Hahne, 1998), and tenants that hold fewer slots come first. A single tenant holds
+  half of the slots. Another tenant soon gets a slot unless there are at least as many busy tenants as slots.
 - The number of waiting requests per tenant is limited, and so is the time that each of them waits.
 """
 
@@ -34,12 +34,11 @@ class SlotLimits:
     """The limits of a FairSlots object. None means that there is no limit.
 
     ``max_waiting`` is the maximum number of waiting requests per tenant, and ``timeout_s`` the maximum time
-    that a request waits. ``max_held`` is the maximum number of slots that one tenant holds at a time. By
-    default, it is one less than the number of slots, but at least one.
+    that a request waits. Without ``has_reserve``, a tenant can hold all slots.
     """
 
     num_slots: int
-    max_held: int | None = None
+    has_reserve: bool = True
     max_waiting: int | None = None
     timeout_s: float | None = None
 
@@ -98,7 +97,6 @@ class FairSlots:
         self._stage = stage
         self._work = work
         self._limits = limits
-        self._max_held = limits.max_held or max(1, limits.num_slots - 1)
         self._metrics = metrics
         self._weight_of = weight_of
         self._clock = clock
@@ -168,14 +166,15 @@ class FairSlots:
 
     def _next(self, now: float) -> tuple[_Tenant, float] | None:
         """Return the tenant to serve next and its virtual time, or None if no tenant can be served."""
+        has_reserve = self._limits.has_reserve
         candidates = [
-            (tenant.virtual_s(now), tenant.waiting[0].arrived_at, number, tenant)
+            (len(tenant.held) * has_reserve, tenant.virtual_s(now), number, tenant)
             for number, tenant in enumerate(self._tenants.values())
-            if tenant.waiting and len(tenant.held) < self._max_held
+            if tenant.waiting and (len(tenant.held) < self._num_free or not has_reserve)
         ]
         if not candidates:
             return None
-        virtual_s, _, _, tenant = min(candidates)
+        _, virtual_s, _, tenant = min(candidates)
         return tenant, virtual_s
 
     def _release(self, slot: Slot) -> None:

@@ -131,11 +131,11 @@ class Settings(ServiceSettings):
         "drops the alpha channel without blending, as the original LLaVA does.",
     )
     image_workers: int = Field(
-        3,
+        4,
         ge=1,
         le=64,
-        description="Number of image decoder processes. If there are several, one of them is reserved for "
-        "other API keys while one API key uses the rest.",
+        description="Number of image decoder processes. One API key uses at most half of them at a time "
+        "(rounded up), so that the others can decode images of other API keys.",
     )
     image_cache_mb: int = Field(
         64, ge=0, le=65536, description="Maximum size of the cache of preprocessed images, in MiB."

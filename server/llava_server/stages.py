@@ -12,9 +12,8 @@ from llava_server.settings import Settings
 __all__ = ["Stages"]
 
 _MAX_WAIT_S = 30.0
-_NUM_THREADS = 3
+_NUM_THREADS = 4
 _MAX_FETCHES = 32
-_MAX_TENANT_FETCHES = 8
 
 
 class Stages:
@@ -32,9 +31,8 @@ class Stages:
         new_slots = partial(FairSlots, metrics=metrics, weight_of=weight_of)
         limits = partial(SlotLimits, max_waiting=settings.max_tenant_jobs, timeout_s=_MAX_WAIT_S)
         num_processes, num_batch_requests = settings.image_workers, settings.batch_parallel
-        fetches = limits(num_slots=_MAX_FETCHES, max_held=_MAX_TENANT_FETCHES)
-        unlimited = SlotLimits(num_slots=num_batch_requests, max_held=num_batch_requests)
+        unlimited = SlotLimits(num_slots=num_batch_requests, has_reserve=False)
         self.decoding = new_slots("image_decoding", "image decoding", limits(num_slots=num_processes))
-        self.fetching = new_slots("image_fetching", "image fetching", fetches)
+        self.fetching = new_slots("image_fetching", "image fetching", limits(num_slots=_MAX_FETCHES))
         self.threads = new_slots("threads", "parsing or hashing", limits(num_slots=_NUM_THREADS))
         self.batches = new_slots("batch_requests", "batch requests", unlimited)

@@ -69,7 +69,7 @@ def test_images_of_another_key_do_not_wait_for_a_queue_of_slow_images(
     serve: Serve, num_attackers: int
 ) -> None:
     """Most slow images are still waiting when the other key's responses arrive."""
-    server = serve(auth=True, api_keys=",".join([*ATTACKERS, VICTIM]), image_workers=3)
+    server = serve(auth=True, api_keys=",".join([*ATTACKERS, VICTIM]), image_workers=4)
 
     async def check() -> list[int]:
         num_done = []
@@ -81,7 +81,7 @@ def test_images_of_another_key_do_not_wait_for_a_queue_of_slow_images(
         return num_done
 
     num_done = asyncio.run(check())
-    # One slot is free, or else becomes free when the first of three images has been decoded.
+    # One slot is free, or becomes free when the first of the slow images has been decoded.
     assert num_done[-1] <= NUM_SLOW / 2, num_done
 
 

@@ -94,7 +94,7 @@ def test_tenants_that_always_wait_get_slots_in_proportion_to_their_weights(
         for tenant, number in (("many short", 500), ("long", 80), ("weighted", 300))
         for _ in range(number)
     ]
-    simulation = Simulation(num_slots, {"weighted": weight}, max_held=num_slots)
+    simulation = Simulation(num_slots, {"weighted": weight}, has_reserve=False)
     simulation.run(arrivals, until_s=11.0)
     begin_s, end_s = 2.0, 10.0
     shares = {
@@ -109,16 +109,22 @@ def test_tenants_that_always_wait_get_slots_in_proportion_to_their_weights(
 
 
 @settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 10**6), num_slots=st.integers(2, 5))
-def test_a_tenant_never_waits_behind_one_tenant_that_sends_any_number_of_requests(
-    seed: int, num_slots: int
+@given(seed=st.integers(0, 10**6), num_slots=st.integers(2, 5), num_attackers=st.integers(1, 4))
+def test_a_slot_remains_free_for_another_tenant_if_there_are_fewer_busy_tenants_than_slots(
+    seed: int, num_slots: int, num_attackers: int
 ) -> None:
+    """The slots that a busy tenant has received before others became busy are released first."""
+    num_attackers = min(num_attackers, num_slots - 1)
     rng = random.Random(seed)
-    attack = [Arrival(rng.uniform(0, 10), "attacker", rng.uniform(0.1, 5.0)) for _ in range(100)]
+    attack = [
+        Arrival(rng.uniform(0, 1), f"attacker {number}", rng.uniform(0.1, 5.0))
+        for number in range(num_attackers)
+        for _ in range(40)
+    ]
     simulation = Simulation(num_slots)
-    simulation.run([*attack, *(Arrival(float(at), "victim", 0.5) for at in range(20))])
+    simulation.run([*attack, *(Arrival(7.0 + at, "victim", 0.5) for at in range(20))])
     assert simulation.waited_s["victim"] == 0.0
-    assert len(simulation.held) == 120
+    assert len(simulation.held) == len(attack) + 20
 
 
 @settings(deadline=None, max_examples=20)
@@ -147,8 +153,8 @@ def test_an_idle_tenant_accumulates_no_credit() -> None:
     assert served == [pytest.approx(24.0, abs=1.0)] * 2
 
 
-def test_requests_of_one_tenant_are_served_in_order_and_use_all_slots_but_one() -> None:
-    simulation = Simulation(3)
+def test_requests_of_one_tenant_are_served_in_order_and_use_half_of_the_slots() -> None:
+    simulation = Simulation(4)
     simulation.run([Arrival(number / 100, "only", 1.0 + number) for number in range(20)])
     durations = [end - begin for _, begin, end in simulation.held]
     assert durations == pytest.approx([1.0 + number for number in range(20)])
