@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +24,8 @@ from starlette.requests import Request
 
 from llava_server.engine_metrics import EngineCollector
 from llava_server.event_loop import measure_stalls
+from llava_server.fair_slots import FairSlots
+from llava_server.fair_threads import FairThreads
 from llava_server.generation.controller import Controller
 from llava_server.images.decoder_pool import DecoderPool
 from llava_server.images.errors import ImageLimits
@@ -38,6 +39,7 @@ from llava_server.queue_health import QueueHealth
 from llava_server.redis_budgets import RedisBudgets
 from llava_server.settings import Settings
 from llava_server.shutdown import GracefulShutdown
+from llava_server.stages import Stages
 from llava_server.supervised_tasks import SupervisedTasks
 from llava_server.worker_registry import WorkerRegistry
 
@@ -70,7 +72,8 @@ class Services:
     registry: WorkerRegistry
     controller: Controller
     image_loader: ImageLoader
-    parser_threads: ThreadPoolExecutor  # for bodies too large to parse in the event loop
+    threads: FairThreads  # for bodies too large to parse in the event loop, and for hashing
+    batch_slots: FairSlots  # for the requests of batches
     files: FileStore
     responses: ResponseStore
     batches: BatchStore
@@ -122,8 +125,9 @@ async def open_services(
         rate_limit_store = await stack.enter_async_context(aclosing(RateLimitStore(url)))
         files, responses, batches = await _open_stores(stack, url, settings, budgets)
         commands = await stack.enter_async_context(aclosing(CommandSender(settings.shards[0].url)))
-        image_loader = await stack.enter_async_context(_image_loader(settings, metrics))
-        parser_threads = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="parse"))
+        stages = Stages(settings, metrics, lambda tenant: api_keys.limits(tenant).weight)
+        threads = stack.enter_context(closing(FairThreads(stages.threads)))
+        image_loader = await stack.enter_async_context(_image_loader(settings, metrics, stages, threads))
         api_keys.attach(key_store)
         rate_limiter.attach(rate_limit_store)
         stores = (key_store, rate_limit_store, files, responses, batches)
@@ -157,7 +161,8 @@ async def open_services(
             registry=registry,
             controller=controller,
             image_loader=image_loader,
-            parser_threads=parser_threads,
+            threads=threads,
+            batch_slots=stages.batches,
             files=files,
             responses=responses,
             batches=batches,
@@ -227,7 +232,9 @@ def _batch_store(url: str, settings: Settings, limits: FileLimits) -> BatchStore
 
 
 @asynccontextmanager
-async def _image_loader(settings: Settings, metrics: Metrics) -> AsyncIterator[ImageLoader]:
+async def _image_loader(
+    settings: Settings, metrics: Metrics, stages: Stages, threads: FairThreads
+) -> AsyncIterator[ImageLoader]:
     max_bytes = settings.max_image_mb * _MIB
     limits = ImageLimits(max_pixels=settings.max_image_mp * 1_000_000)
     fetch_rules = FetchRules(
@@ -237,22 +244,21 @@ async def _image_loader(settings: Settings, metrics: Metrics) -> AsyncIterator[I
         max_bytes=max_bytes,
     )
     decoders = DecoderPool(
-        num_processes=settings.image_workers,
+        slots=stages.decoding,
         limits=limits,
         transparency=settings.image_transparency,
         count_crash=metrics.task_crashed,
     )
     async with aclosing(decoders) as pool:
         await pool.start()
-        loader = ImageLoader(
+        yield ImageLoader(
             pool,
-            ImageFetcher(fetch_rules),
+            ImageFetcher(fetch_rules, stages.fetching),
+            threads,
             metrics,
             max_bytes=max_bytes,
             cache_bytes=settings.image_cache_mb * _MIB,
         )
-        with closing(loader):
-            yield loader
 
 
 @contextmanager

@@ -85,6 +85,7 @@ class Metrics:
         self._redis_errors = _RedisErrors()
         registry.register(self._redis_errors)
         self._add_request_metrics(registry)
+        self._add_stage_metrics(registry)
         self._add_queue_metrics(registry)
 
     def _add_request_metrics(self, registry: _Registry) -> None:
@@ -139,6 +140,20 @@ class Metrics:
             "Time to decode and preprocess one image, including the wait for a decoder process, in seconds.",
             buckets=_TTFT_S[:16],
             registry=registry,
+        )
+
+    def _add_stage_metrics(self, registry: _Registry) -> None:
+        self._slot_wait = Histogram(
+            "llava_stage_wait_seconds",
+            "Time that requests waited for a slot of a stage of request processing, in seconds.",
+            ("stage",),
+            buckets=_TTFT_S[:18],
+            registry=registry,
+        )
+        self._refused_slots = registry.counter(
+            "stage_rejections",
+            "Number of requests that were rejected while they waited for a slot of a stage, by reason.",
+            ("stage", "reason"),
         )
 
     def _add_queue_metrics(self, registry: _Registry) -> None:
@@ -233,6 +248,14 @@ class Metrics:
         self._image_cache_queries.inc()
         if is_hit:
             self._image_cache_hits.inc()
+
+    def slot_acquired(self, stage: str, wait_s: float) -> None:
+        """Record how long a request waited for a slot. ``stage`` must be one of a few fixed names."""
+        self._slot_wait.labels(stage).observe(wait_s)
+
+    def slot_refused(self, stage: str, reason: str) -> None:
+        """Count a request that did not get a slot. Both names must be among a few fixed names."""
+        self._refused_slots.labels(stage, reason).inc()
 
     def task_crashed(self, task: str) -> None:
         """Count a crash of a background task. ``task`` must be one of a few fixed names."""

@@ -144,7 +144,13 @@ class Settings(ServiceSettings):
         description="How transparent images are converted to RGB. 'white' composites them on white; 'drop' "
         "drops the alpha channel without blending, as the original LLaVA does.",
     )
-    image_workers: int = Field(2, ge=1, le=64, description="Number of image decoder processes.")
+    image_workers: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Number of image decoder processes. One API key uses at most half of them at a time "
+        "(rounded up), so that the others can decode images of other API keys.",
+    )
     image_cache_mb: int = Field(
         64, ge=0, le=65536, description="Maximum size of the cache of preprocessed images, in MiB."
     )

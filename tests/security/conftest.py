@@ -12,9 +12,19 @@ from tests.server.conftest import (
     shared_stack,
     stack,
     valkey_socket,
+    worker,
 )
 
-__all__ = ["api_key_cli", "own_stack", "queue_url", "serve", "shared_stack", "stack", "valkey_socket"]
+__all__ = [
+    "api_key_cli",
+    "own_stack",
+    "queue_url",
+    "serve",
+    "shared_stack",
+    "stack",
+    "valkey_socket",
+    "worker",
+]
 
 
 @pytest.fixture

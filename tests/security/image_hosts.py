@@ -16,6 +16,8 @@ import httpcore2
 from llava_server.images.errors import ImageError
 from llava_server.images.fetch import FetchRules, ImageFetcher
 
+from tests.server.image_slots import fair_slots
+
 TLS = Path(__file__).parents[1] / "data" / "tls"
 PUBLIC_ADDRESS = "93.184.216.34"
 HOST = "pictures.example"
@@ -151,10 +153,14 @@ async def fetch(
     async with ImageHost(routes or {}, is_tls=is_tls) as host:
         network = Network(host)
         fetcher = ImageFetcher(
-            FetchRules(**rules), resolver=resolver, network=network, tls=tls or trusting_context()
+            FetchRules(**rules),
+            fair_slots(32),
+            resolver=resolver,
+            network=network,
+            tls=tls or trusting_context(),
         )
         try:
-            result: bytes | str = await fetcher.fetch(url)
+            result: bytes | str = await fetcher.fetch(url, tenant="a")
         except ImageError as error:
             result = error.message
         return FetchOutcome(result, host, network, resolver)

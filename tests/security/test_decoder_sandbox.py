@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 from llava_server.images import decoder_process
-from llava_server.images.decoder_pool import DecoderPool
-from llava_server.images.errors import ImageLimits
 from llava_server.images.sandbox import _MACHINES, enter_sandbox
 from llava_wire.messages.heartbeat import ImageSpec
 
 from tests.machine_speed import scaled
 from tests.server.image_files import encoded, scene
+from tests.server.image_slots import decoder_pool
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="seccomp requires Linux")
 
@@ -94,10 +93,10 @@ def test_system_calls_of_another_architecture_kill_the_process() -> None:
 @linux
 def test_a_process_of_the_pool_has_no_environment_no_files_and_a_seccomp_filter() -> None:
     async def check() -> None:
-        pool = DecoderPool(num_processes=1, limits=ImageLimits())
+        pool = decoder_pool()
         await pool.start()
         try:
-            await pool.preprocess(base64.b64encode(encoded(scene())), ImageSpec(side=28))
+            await pool.preprocess(base64.b64encode(encoded(scene())), ImageSpec(side=28), tenant="a")
             process = Path(f"/proc/{pool.pids[0]}")
             status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
             assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
@@ -126,7 +125,7 @@ def test_a_missing_sandbox_is_logged_only_once(
     monkeypatch.setattr("llava_server.images.decoder_pool._PROGRAM", program)
 
     async def start() -> None:
-        pool = DecoderPool(num_processes=2, limits=ImageLimits())
+        pool = decoder_pool(2)
         await pool.start()
         await pool.aclose()
 

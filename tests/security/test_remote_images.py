@@ -27,6 +27,7 @@ from tests.security.image_hosts import (
 )
 from tests.server.conftest import Stack
 from tests.server.image_files import encoded, part, scene
+from tests.server.image_slots import fair_slots
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -206,6 +207,7 @@ def test_a_fetched_image_is_processed_like_an_inline_image(own_stack: Callable[.
             image_loader = stack.server.services.image_loader
             image_loader._fetcher = ImageFetcher(
                 FetchRules(frozenset({HOST})),
+                fair_slots(1),
                 resolver=Resolver(),
                 network=Network(host),
                 tls=trusting_context(),

@@ -1,5 +1,8 @@
 """A pool of decoder processes that are started in advance. Each process decodes one image at a time.
 
+API keys share the processes fairly. Each process is a slot of FairSlots, which the API key of an image holds
+until the process is ready for the next image.
+
 A process is replaced if it crashes, exceeds its time limit, is interrupted while decoding, or has decoded
 ``_IMAGES_PER_PROCESS`` images. Pipe I/O runs in threads, so that large images and slow process startup do not
 block the event loop. Invariant: every process is idle, decoding exactly one image, or being replaced.
@@ -11,15 +14,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from llava_wire.messages.heartbeat import ImageSpec
 
+from llava_server.fair_slots import FairSlots, Slot
 from llava_server.images.color import Transparency
 from llava_server.images.data_url import DataEncoding
 from llava_server.images.errors import ImageLimits, image_error
@@ -54,7 +60,7 @@ class ImageTiles:
 
 
 class DecoderPool:
-    """A pool of ``num_processes`` processes that convert encoded images to tiles.
+    """A pool of processes that convert encoded images to tiles, with one process for each of the slots.
 
     Call ``start`` before use and ``aclose`` after use. If a process fails to start, ``count_crash`` is called
     and the start is retried.
@@ -63,19 +69,19 @@ class DecoderPool:
     def __init__(
         self,
         *,
-        num_processes: int,
+        slots: FairSlots,
         limits: ImageLimits,
         transparency: Transparency = "white",
         count_crash: Callable[[str], None] | None = None,
     ) -> None:
-        self._num_processes = num_processes
+        self._slots = slots
         self._limits = limits
         self._transparency = transparency
-        self._idle: asyncio.LifoQueue[_DecoderProcess] = asyncio.LifoQueue()  # most recently used first
+        self._idle: list[_DecoderProcess] = []  # one for each free slot, most recently used last
         self._processes: set[_DecoderProcess] = set()
         self._replacing = SupervisedTasks(count_crash)
         # Two threads per process, because the thread reading from a replaced process may still be blocked.
-        self._threads = ThreadPoolExecutor(2 * num_processes, thread_name_prefix="image")
+        self._threads = ThreadPoolExecutor(2 * slots.num_slots, thread_name_prefix="image")
         self._is_closed = False
         self._has_warned = False
 
@@ -89,22 +95,28 @@ class DecoderPool:
 
         Raises RuntimeError if one of them fails to start.
         """
-        await asyncio.gather(*(self._add_process() for _ in range(self._num_processes)))
+        await asyncio.gather(*(self._add_process() for _ in range(self._slots.num_slots)))
 
     async def preprocess(
-        self, data: bytes, spec: ImageSpec, *, encoding: DataEncoding = "base64"
+        self, data: bytes, spec: ImageSpec, *, tenant: str, encoding: DataEncoding = "base64"
     ) -> ImageTiles:
-        """Wait for an idle process, then decode and preprocess one image. Raises ImageError."""
-        process = await self._idle.get()
+        """Wait for an idle process, then decode and preprocess one image. ``tenant`` is the API key.
+
+        Raises ImageError, or ApiError (429, 503) if the tenant has too many waiting images or the wait takes
+        too long.
+        """
+        slot = await self._slots.acquire(tenant)
+        process = self._idle.pop()
         try:
             head, pixels = await self._request(process, data, spec, encoding)
         except BaseException:
-            self._replace(process)  # the pipe may contain a partial frame
+            self._replace(process, slot)  # the pipe may contain a partial frame
             raise
         if process.num_images >= _IMAGES_PER_PROCESS:
-            self._replace(process)
+            self._replace(process, slot)
         else:
-            self._idle.put_nowait(process)
+            self._idle.append(process)
+            slot.release()
         if "error" in head:
             raise image_error(str(head["error"]), head, self._limits)
         num_tiles, rest = divmod(len(pixels), spec.side * spec.side * 3)
@@ -119,6 +131,9 @@ class DecoderPool:
         for process in tuple(self._processes):
             self._kill(process)
         self._threads.shutdown(wait=True)
+        for process in self._processes:  # that were still starting
+            process.kill()
+            process.wait()
 
     async def _request(
         self, process: _DecoderProcess, data: bytes, spec: ImageSpec, encoding: DataEncoding
@@ -142,33 +157,43 @@ class DecoderPool:
                 self._limits.timeout_s,
             )
             raise image_error("timeout", {}, self._limits) from error
+        except _CpuTimeExceeded as error:
+            raise image_error("cpu_time", {}, self._limits) from error
         except (BrokenFrame, OSError) as error:
             logger.warning("image decoder %d crashed on an image of %d encoded bytes", process.pid, len(data))
             raise image_error("crashed", {}, self._limits) from error
 
-    async def _add_process(self) -> None:
-        loop = asyncio.get_running_loop()
-        process = await loop.run_in_executor(self._threads, _DecoderProcess, self._limits.memory_bytes)
-        self._processes.add(process)
+    async def _add_process(self, slot: Slot | None = None) -> None:
+        """Start a process. If it replaces another one, ``slot`` is released when it is ready."""
+        process = await asyncio.get_running_loop().run_in_executor(self._threads, self._start_process)
         if process.sandbox_error and not self._has_warned:
             self._has_warned = True
             logger.warning(
                 "image decoders are running without the seccomp sandbox: %s", process.sandbox_error
             )
-        if self._is_closed:
-            self._kill(process)
-        else:
-            self._idle.put_nowait(process)
+        self._idle.append(process)
+        if slot is not None:
+            slot.release()
 
-    def _replace(self, process: _DecoderProcess) -> None:
+    def _start_process(self) -> _DecoderProcess:
+        """Start a process. This runs in a thread, and completes even if the caller is cancelled."""
+        process = _DecoderProcess(self._limits.memory_bytes)
+        self._processes.add(process)
+        return process
+
+    def _replace(self, process: _DecoderProcess, slot: Slot) -> None:
         self._kill(process)
         if not self._is_closed:
-            self._replacing.start("image decoder", self._add_process)
+            self._replacing.start("image decoder", partial(self._add_process, slot))
 
     def _kill(self, process: _DecoderProcess) -> None:
         self._processes.discard(process)
         process.kill()
         self._threads.submit(process.wait)  # in a thread, because the kernel may need time to free memory
+
+
+class _CpuTimeExceeded(Exception):
+    """The process was terminated because an image exceeded the limit on CPU time."""
 
 
 class _DecoderProcess:
@@ -199,10 +224,15 @@ class _DecoderProcess:
         return self._process.pid
 
     def request(self, head: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
-        """Send one image and wait for the response. Raises BrokenFrame or OSError if the process exits."""
+        """Send one image and wait for the response.
+
+        Raises _CpuTimeExceeded, BrokenFrame or OSError if the process exits.
+        """
         write_frame(cast(BinaryIO, self._process.stdin), head, body)
         frame = self._read()
         if frame is None:
+            if self._process.wait() == -signal.SIGPROF:
+                raise _CpuTimeExceeded
             raise BrokenFrame("The decoder process exited before it sent a response.")
         self.num_images += 1
         return frame

@@ -1,20 +1,21 @@
 """The program of a decoder process, which decodes untrusted images in isolation.
 
-The process has no environment variables and no open files except its standard streams. Its memory and CPU
-time are limited. It cannot open files: RLIMIT_NOFILE prevents this, and if the kernel supports seccomp,
-``sandbox`` also blocks the system calls. It reads requests from stdin and writes responses to stdout until
-stdin is closed, which also happens when the server exits. An image that crashes the process does not affect
-other images.
+The process has no environment variables and no open files except its standard streams. Its memory, and the
+CPU time for each image, are limited. It cannot open files: RLIMIT_NOFILE prevents this, and if the kernel
+supports seccomp, ``sandbox`` also blocks the system calls. It reads requests from stdin and writes responses
+to stdout until stdin is closed, which also happens when the server exits. An image that crashes the process
+does not affect other images.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import math
 import resource
+import signal
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 
 from PIL import Image, ImageFile, MpoImagePlugin, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
@@ -22,6 +23,7 @@ from PIL import Image, ImageFile, MpoImagePlugin, TiffImagePlugin, UnidentifiedI
 from llava_server.images.color import Transparency, scale_transparent_color, to_rgb
 from llava_server.images.data_url import DataEncoding, decode_body
 from llava_server.images.image_processing import ResizeMode, apply_orientation, resize
+from llava_server.images.jpeg_scans import num_scans
 from llava_server.images.pipe_frames import read_frame, write_frame
 from llava_server.images.sandbox import enter_sandbox
 
@@ -46,13 +48,16 @@ class DecodeError(Exception):
         self.numbers = numbers
 
 
-def preprocess(request: dict[str, Any], data: bytes) -> tuple[Image.Image, int, int]:
+def preprocess(
+    request: dict[str, Any], data: bytes, *, on_size: Callable[[int], None] = lambda _num_pixels: None
+) -> tuple[Image.Image, int, int]:
     """Return the tiles of an image, and the width and height of the upright image.
 
     ``data`` is the data of a data: URL, encoded as stated in ``request["encoding"]`` (default: base64).
-    Raises DecodeError.
+    ``on_size`` is called with the number of pixels before they are decoded. Raises DecodeError.
     """
     image = _open(_decode(data, cast(DataEncoding, request.get("encoding", "base64"))), request)
+    on_size(image.width * image.height)
     try:
         scale_transparent_color(image)
         image.load()  # loads only the first frame of an animation or the first page of a TIFF
@@ -83,15 +88,19 @@ def main() -> None:
 
 
 def _respond(stdout: BinaryIO, request: dict[str, Any], data: bytes) -> None:
-    _limit_cpu_time(request["cpu_s"])
+    def on_size(num_pixels: int) -> None:
+        _limit_cpu_time(_limit_cpu_time(0) + request["cpu_s_per_mp"] * num_pixels / 1e6)
+
+    _limit_cpu_time(request["cpu_base_s"])
     try:
-        tiles, width, height = preprocess(request, data)
+        tiles, width, height = preprocess(request, data, on_size=on_size)
     except DecodeError as error:
         write_frame(stdout, {"error": error.reason, **error.numbers})
     except MemoryError:
         write_frame(stdout, {"error": "out_of_memory"})
     else:
         write_frame(stdout, {"width": width, "height": height}, tiles.tobytes())
+    _limit_cpu_time(0)
 
 
 def _decode(data: bytes, encoding: DataEncoding) -> bytes:
@@ -103,6 +112,8 @@ def _decode(data: bytes, encoding: DataEncoding) -> bytes:
 
 def _open(file: bytes, request: dict[str, Any]) -> ImageFile.ImageFile:
     """Read the image header and check the size before Pillow allocates memory for the pixels."""
+    if num_scans(file, limit=request["max_scans"]) > request["max_scans"]:
+        raise DecodeError("too_many_scans")
     if (size := _webp_size(file)) is not None:
         _check_size(*size, request)  # Pillow's WEBP reader allocates the canvas when it opens the file
     try:
@@ -173,7 +184,7 @@ def _load_plugins() -> None:
     Image.preinit()
     exif = Image.Exif()
     exif[_ORIENTATION] = 6
-    limits = {"max_pixels": 64, "max_side": 8}
+    limits = {"max_pixels": 64, "max_side": 8, "max_scans": 64}
     request = {"side": 4, "fit": "pad", "background": (0, 0, 0), "transparency": "white", **limits}
     modes = {"JPEG": ("RGB",), "MPO": ("RGB",), "TIFF": ("RGB", "L", "P", "F", "LAB")}
     for name in (*FORMATS, "MPO"):
@@ -187,8 +198,11 @@ def _load_plugins() -> None:
                 preprocess(request, base64.b64encode(file.getvalue()))
 
 
-def _limit_cpu_time(seconds: float) -> None:
-    """Limit the CPU time for the next image. RLIMIT_CPU includes the time already used by the process."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    limit = math.ceil(used.ru_utime + used.ru_stime + seconds)
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+def _limit_cpu_time(seconds: float) -> float:
+    """Terminate this process with SIGPROF after this amount of CPU time, or remove the limit if it is 0.
+
+    Return the remaining time of the previous limit, in seconds. In contrast to RLIMIT_CPU, a limit can be a
+    fraction of a second.
+    """
+    remaining_s, _ = signal.setitimer(signal.ITIMER_PROF, seconds)
+    return remaining_s

@@ -17,7 +17,10 @@ class ImageLimits:
 
     max_pixels: int = 40_000_000
     max_side: int = 16_384  # pixels
-    cpu_s: float = 5.0  # CPU time in the decoder process
+    max_scans: int = 64  # of a JPEG; encoders write up to about 20
+    # CPU time in the decoder process. The slowest images that are not crafted need 0.08 s per megapixel.
+    cpu_base_s: float = 1.0
+    cpu_s_per_mp: float = 0.1
     timeout_s: float = (
         30.0  # wall-clock time in the decoder process; generous because workers may use all cores
     )
@@ -28,7 +31,9 @@ class ImageLimits:
         return {
             "max_pixels": self.max_pixels,
             "max_side": self.max_side,
-            "cpu_s": self.cpu_s,
+            "max_scans": self.max_scans,
+            "cpu_base_s": self.cpu_base_s,
+            "cpu_s_per_mp": self.cpu_s_per_mp,
         }
 
 
@@ -83,9 +88,18 @@ def image_error(reason: str, numbers: dict[str, Any], limits: ImageLimits) -> Im
             f"decoding the image took longer than {limits.timeout_s:g} seconds. "
             "Scale the image down or save it again.",
         ),
+        "too_many_scans": (
+            "invalid_image",
+            f"the JPEG file has more than {limits.max_scans} scans. Save the image again as a JPEG or PNG.",
+        ),
+        "cpu_time": (
+            "invalid_image",
+            f"decoding the image requires more CPU time than the limit of {limits.cpu_base_s:g} seconds plus "
+            f"{limits.cpu_s_per_mp:g} seconds per megapixel. Save the image again as a JPEG or PNG.",
+        ),
         "crashed": (
             "invalid_image",
-            "the decoder crashed or exceeded its CPU time limit on this image. Save the image again as PNG.",
+            "the decoder crashed on this image. Save the image again as PNG.",
         ),
     }[reason]
     return ImageError(code, message)

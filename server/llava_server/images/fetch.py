@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import httpcore2
 
+from llava_server.fair_slots import FairSlots
 from llava_server.images.errors import ImageError
 from llava_server.images.host_rules import ImageUrl, parse_image_url, redirect_target
 from llava_server.images.public_addresses import is_public
@@ -25,7 +26,6 @@ __all__ = ["FetchRules", "ImageFetcher", "Resolver", "is_remote", "resolve"]
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 
 _MAX_REDIRECTS = 3
-_MAX_FETCHES = 32  # maximum number of concurrent fetches in this process; additional fetches wait
 _CONNECT_S = 5.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -55,11 +55,15 @@ def is_remote(url: str) -> bool:
 
 
 class ImageFetcher:
-    """The image fetcher of this process. Tests pass their own resolver and network."""
+    """The image fetcher of this process. A fetch holds one of the slots.
+
+    Tests pass their own resolver and network.
+    """
 
     def __init__(
         self,
         rules: FetchRules,
+        slots: FairSlots,
         *,
         resolver: Resolver = resolve,
         network: httpcore2.AsyncNetworkBackend | None = None,
@@ -69,12 +73,13 @@ class ImageFetcher:
         self._resolver = resolver
         self._network = network or httpcore2.AnyIOBackend()
         self._tls = tls or ssl.create_default_context()
-        self._slots = asyncio.Semaphore(_MAX_FETCHES)
+        self._slots = slots
 
-    async def fetch(self, url: str) -> bytes:
-        """Return the image file.
+    async def fetch(self, url: str, *, tenant: str) -> bytes:
+        """Return the image file. ``tenant`` is the API key.
 
-        Raises ImageError with a message that reveals nothing about internal networks.
+        Raises ImageError with a message that reveals nothing about internal networks, or ApiError (429, 503)
+        if the tenant has too many waiting fetches or the wait takes too long.
         """
         if not self._rules.hosts:
             raise ImageError(
@@ -84,7 +89,8 @@ class ImageFetcher:
         rules = self._rules
         image_url = parse_image_url(url, allow_http=rules.allow_http)
         try:
-            return await asyncio.wait_for(self._follow_redirects(image_url), rules.timeout_s)
+            async with self._slots.hold(tenant):
+                return await asyncio.wait_for(self._follow_redirects(image_url), rules.timeout_s)
         except asyncio.TimeoutError as error:
             raise ImageError(
                 "invalid_image_url",
@@ -102,12 +108,11 @@ class ImageFetcher:
             ) from error
 
     async def _follow_redirects(self, url: ImageUrl) -> bytes:
-        async with self._slots:
-            for _ in range(1 + _MAX_REDIRECTS):
-                result = await self._get(url)
-                if isinstance(result, bytes):
-                    return result
-                url = result
+        for _ in range(1 + _MAX_REDIRECTS):
+            result = await self._get(url)
+            if isinstance(result, bytes):
+                return result
+            url = result
         raise ImageError(
             "invalid_image_url",
             f"the image host redirected more than {_MAX_REDIRECTS} times. Use the final URL.",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import hmac
 import struct
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef
 
+from llava_server.fair_threads import FairThreads
 from llava_server.images.data_url import EncodedImage, parse_data_url
 from llava_server.images.decoder_pool import DecoderPool, ImageTiles
 from llava_server.images.errors import ImageError
@@ -61,13 +61,16 @@ class ImageLoader:
     """A loader for the images in requests.
 
     ``load`` handles one image per call, so a request that awaits one call at a time never uses more than one
-    decoder process.
+    decoder process. ``tenant`` is the API key that the work is accounted to, and ``owner`` the scope in which
+    the preprocessed image is cached. Methods that take a tenant also raise ApiError (429, 503) if the tenant
+    has too many waiting images or the wait takes too long.
     """
 
     def __init__(
         self,
         pool: DecoderPool,
         fetcher: ImageFetcher,
+        threads: FairThreads,
         metrics: Metrics,
         *,
         max_bytes: int,
@@ -75,23 +78,23 @@ class ImageLoader:
     ) -> None:
         self._pool = pool
         self._fetcher = fetcher
+        self._threads = threads
         self._metrics = metrics
         self._max_bytes = max_bytes
         self._cache = ImageCache(cache_bytes)
-        self._hash_thread = ThreadPoolExecutor(1, thread_name_prefix="image-hash")
 
-    async def load(self, url: str, spec: ImageSpec, *, tenant: str) -> PreprocessedImage:
+    async def load(self, url: str, spec: ImageSpec, *, tenant: str, owner: str) -> PreprocessedImage:
         """Fetch or parse one image, then decode and preprocess it. Raises ImageError."""
         if is_remote(url):
-            return await self.load_file(await self._fetcher.fetch(url), spec, tenant=tenant)
-        return await self._load(parse_data_url(url, max_bytes=self._max_bytes), spec, tenant)
+            file = await self._fetcher.fetch(url, tenant=tenant)
+            return await self.load_file(file, spec, tenant=tenant, owner=owner)
+        return await self._load(parse_data_url(url, max_bytes=self._max_bytes), spec, tenant, owner)
 
-    async def load_file(self, file: bytes, spec: ImageSpec, *, tenant: str) -> PreprocessedImage:
+    async def load_file(self, file: bytes, spec: ImageSpec, *, tenant: str, owner: str) -> PreprocessedImage:
         """Decode and preprocess an image file. Raises ImageError."""
         self.check_size(len(file))
-        run = asyncio.get_running_loop().run_in_executor
-        encoded = EncodedImage("", await run(self._hash_thread, base64.b64encode, file))
-        return await self._load(encoded, spec, tenant)
+        encoded = EncodedImage("", await self._threads.run(tenant, partial(base64.b64encode, file)))
+        return await self._load(encoded, spec, tenant, owner)
 
     def check_size(self, num_bytes: int) -> None:
         """Raise ImageError if a file of this size is too large, or empty."""
@@ -103,44 +106,42 @@ class ImageLoader:
                 f"the image is {num_bytes} bytes; the limit is {self._max_bytes} bytes. Send a smaller file.",
             )
 
-    async def _load(self, encoded: EncodedImage, spec: ImageSpec, tenant: str) -> PreprocessedImage:
-        run = asyncio.get_running_loop().run_in_executor
-        key = await run(self._hash_thread, _cache_key, encoded, spec, tenant)
+    async def _load(
+        self, encoded: EncodedImage, spec: ImageSpec, tenant: str, owner: str
+    ) -> PreprocessedImage:
+        key = await self._threads.run(tenant, partial(_cache_key, encoded, spec, owner))
         cached = self._cache.get(key)
         self._metrics.image_cache_lookup(is_hit=cached is not None)
         if cached is not None:
             return cached
         with self._metrics.image_seconds.time():
-            tiles = await self._pool.preprocess(encoded.data, spec, encoding=encoded.encoding)
-        digest = await run(self._hash_thread, image_digest, tiles, spec, tenant)
+            tiles = await self._pool.preprocess(encoded.data, spec, tenant=tenant, encoding=encoded.encoding)
+        digest = await self._threads.run(tenant, partial(image_digest, tiles, spec, owner))
         image = PreprocessedImage(_ref(tiles, spec, digest), tiles.pixels)
         self._cache.put(key, image)
         return image
 
-    def close(self) -> None:
-        self._hash_thread.shutdown(wait=True)
 
-
-def image_digest(tiles: ImageTiles, spec: ImageSpec, tenant: str) -> str:
+def image_digest(tiles: ImageTiles, spec: ImageSpec, owner: str) -> str:
     """Return the ID that identifies an image's pixels in the wire protocol and in caches.
 
-    The tenant is part of the digest, so that timing does not reveal which images other tenants have sent.
+    The owner is part of the digest, so that timing does not reveal which images other tenants have sent.
     """
     return _keyed_digest(
-        tenant,
+        owner,
         _spec_bytes(spec),
         struct.pack(">III", tiles.num_tiles, tiles.width, tiles.height),
         tiles.pixels,
     ).hex()
 
 
-def _cache_key(encoded: EncodedImage, spec: ImageSpec, tenant: str) -> bytes:
-    return _keyed_digest(tenant, _spec_bytes(spec), encoded.encoding.encode(), encoded.data)
+def _cache_key(encoded: EncodedImage, spec: ImageSpec, owner: str) -> bytes:
+    return _keyed_digest(owner, _spec_bytes(spec), encoded.encoding.encode(), encoded.data)
 
 
-def _keyed_digest(tenant: str, *parts: bytes) -> bytes:
+def _keyed_digest(owner: str, *parts: bytes) -> bytes:
     """Hash the parts, each preceded by its length, so that different lists of parts never collide."""
-    digest = hmac.new(f"llava-picture-{_PREPROCESSING_VERSION}:{tenant}".encode(), digestmod=hashlib.sha256)
+    digest = hmac.new(f"llava-picture-{_PREPROCESSING_VERSION}:{owner}".encode(), digestmod=hashlib.sha256)
     for part in parts:
         digest.update(struct.pack(">Q", len(part)))
         digest.update(part)

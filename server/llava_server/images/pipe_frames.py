@@ -1,8 +1,8 @@
 """Messages between the server and a decoder process. Each consists of a small JSON header and a body.
 
     ready     {"ready", "sandbox_error": why the process is not sandboxed, or null}
-    request   {"side", "fit", "background", "grid", "transparency", "max_pixels", "max_side", "cpu_s"}
-              + base64
+    request   {"encoding", "side", "fit", "background", "grid", "transparency", and the limits of one image}
+              + the data of a data: URL
     response  {"width", "height"} + tiles of side * side * 3 bytes of RGB
               {"error": reason, ...numbers}, with an empty body
 

@@ -26,7 +26,7 @@ ASSOCIATED_ALPHA = struct.pack("<HHIH", 338, 3, 1, 1)  # the colors are premulti
 
 def decoded(file: bytes, transparency: Transparency = "white") -> Pixels:
     """Return the pixels that a decoder process computes for a square image of ``SIZE`` pixels."""
-    limits = {"max_pixels": SIZE * SIZE, "max_side": SIZE, "background": (0, 0, 0)}
+    limits = {"max_pixels": SIZE * SIZE, "max_side": SIZE, "max_scans": 64, "background": (0, 0, 0)}
     request = {"side": SIZE, "fit": "squash", "transparency": transparency, **limits}
     return np.asarray(preprocess(request, base64.b64encode(file))[0])
 

@@ -18,13 +18,15 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 from llava_server.images.decoder_pool import DecoderPool
-from llava_server.images.errors import ImageError, ImageLimits
+from llava_server.images.errors import ImageError
 from llava_wire.messages.heartbeat import ImageSpec
 from PIL import Image
 
 from tests.server.image_files import encoded, png_claiming, scene
+from tests.server.image_slots import decoder_pool
 from tests.waiting import wait_until
 
+ROOT = Path(__file__).parents[3]
 T = TypeVar("T")
 
 SPEC = ImageSpec(side=28)
@@ -36,7 +38,7 @@ BIG = base64.b64encode(encoded(NOISE, "BMP"))
 
 def with_pool(use: Callable[[DecoderPool], Awaitable[T]], *, num_processes: int = 1, **limits: Any) -> T:
     async def run() -> T:
-        pool = DecoderPool(num_processes=num_processes, limits=ImageLimits(**limits))
+        pool = decoder_pool(num_processes, **limits)
         await pool.start()
         try:
             return await use(pool)
@@ -50,7 +52,7 @@ def with_pool(use: Callable[[DecoderPool], Awaitable[T]], *, num_processes: int 
 
 async def error_of(pool: DecoderPool, image: bytes) -> ImageError:
     with pytest.raises(ImageError) as caught:
-        await pool.preprocess(image, SPEC)
+        await pool.preprocess(image, SPEC, tenant="a")
     return caught.value
 
 
@@ -60,7 +62,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def test_tiles_have_the_size_of_the_model_and_report_the_size_of_the_image() -> None:
-    tiles = with_pool(lambda pool: pool.preprocess(SMALL, SPEC))
+    tiles = with_pool(lambda pool: pool.preprocess(SMALL, SPEC, tenant="a"))
     assert (tiles.width, tiles.height, tiles.num_tiles) == (40, 20, 1)
     assert len(tiles.pixels) == 28 * 28 * 3
 
@@ -75,7 +77,7 @@ def test_process_that_crashes_fails_only_the_current_image(number: signal.Signal
         os.kill(pid, number)
         error = await failing
         assert error.code == "invalid_image"
-        assert (await pool.preprocess(SMALL, SPEC)).width == 40
+        assert (await pool.preprocess(SMALL, SPEC, tenant="a")).width == 40
         assert pool.pids != [pid]
 
     with_pool(use)
@@ -85,7 +87,7 @@ def test_process_that_crashes_while_idle_is_replaced() -> None:
     async def use(pool: DecoderPool) -> None:
         os.kill(pool.pids[0], signal.SIGKILL)
         await error_of(pool, SMALL)
-        assert (await pool.preprocess(SMALL, SPEC)).width == 40
+        assert (await pool.preprocess(SMALL, SPEC, tenant="a")).width == 40
 
     with_pool(use)
 
@@ -103,13 +105,13 @@ def test_image_that_exceeds_the_time_limit_fails_and_its_process_is_replaced() -
 
 def test_cancelled_request_does_not_shrink_the_pool() -> None:
     async def use(pool: DecoderPool) -> None:
-        request = asyncio.create_task(pool.preprocess(BIG, SPEC))
+        request = asyncio.create_task(pool.preprocess(BIG, SPEC, tenant="a"))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         request.cancel()
         with pytest.raises(asyncio.CancelledError):
             await request
-        assert (await pool.preprocess(SMALL, SPEC)).width == 40
+        assert (await pool.preprocess(SMALL, SPEC, tenant="a")).width == 40
 
     with_pool(use)
 
@@ -121,7 +123,7 @@ def test_image_that_requires_too_much_memory_fails() -> None:
         error = await error_of(pool, bomb)
         assert error.code == "image_too_large"
         assert "96 MiB" in error.message
-        assert (await pool.preprocess(SMALL, SPEC)).width == 40
+        assert (await pool.preprocess(SMALL, SPEC, tenant="a")).width == 40
 
     with_pool(use, memory_bytes=96 * 2**20, timeout_s=60.0)
 
@@ -129,31 +131,35 @@ def test_image_that_requires_too_much_memory_fails() -> None:
 @pytest.mark.parametrize("size", [(9_000, 450), (450, 9_000)])
 def test_long_image_is_padded_without_allocating_its_square_canvas(size: tuple[int, int]) -> None:
     async def use(pool: DecoderPool) -> None:
-        tiles = await pool.preprocess(base64.b64encode(png_claiming(*size, rows=size[1])), SPEC)
+        tiles = await pool.preprocess(base64.b64encode(png_claiming(*size, rows=size[1])), SPEC, tenant="a")
         assert (tiles.width, tiles.height) == size
 
     with_pool(use, memory_bytes=200 * 2**20, timeout_s=60.0)  # the canvas alone would need 309 MiB
 
 
-def test_process_that_exceeds_the_cpu_time_limit_is_replaced() -> None:
+def test_image_that_exceeds_the_cpu_time_limit_fails_and_its_process_is_replaced() -> None:
     async def use(pool: DecoderPool) -> None:
-        for _ in range(100):  # the CPU time limit has a resolution of one second
-            try:
-                await pool.preprocess(BIG, SPEC)
-            except ImageError as error:  # noqa: PERF203
-                assert "CPU time limit" in error.message
-                break
-        else:
-            raise AssertionError("the CPU time limit had no effect")
+        [pid] = pool.pids
+        error = await error_of(pool, BIG)
+        assert error.message.startswith("decoding the image requires more CPU time than the limit of 0.01 s")
+        assert (await pool.preprocess(SMALL, SPEC, tenant="a")).width == 40
+        assert pool.pids != [pid]
 
-    with_pool(use, cpu_s=-1.0, timeout_s=60.0)
+    with_pool(use, cpu_base_s=0.01, cpu_s_per_mp=0.0, timeout_s=60.0)
+
+
+def test_cpu_time_limit_increases_with_the_size_of_the_image() -> None:
+    async def use(pool: DecoderPool) -> None:
+        assert (await pool.preprocess(BIG, SPEC, tenant="a")).width == 4_000
+
+    with_pool(use, cpu_base_s=0.1, cpu_s_per_mp=10.0, timeout_s=60.0)
 
 
 def test_process_has_no_environment_and_no_open_files_except_its_pipes() -> None:
     async def use(pool: DecoderPool) -> None:
         os.environ["LLAVA_SECRET_CANARY"] = "canary"
         try:
-            await pool.preprocess(SMALL, SPEC)
+            await pool.preprocess(SMALL, SPEC, tenant="a")
             folder = Path(f"/proc/{pool.pids[0]}")
             assert b"canary" not in (folder / "environ").read_bytes()
             assert sorted(path.name for path in (folder / "fd").iterdir()) == ["0", "1", "2"]
@@ -169,16 +175,17 @@ def test_process_has_no_environment_and_no_open_files_except_its_pipes() -> None
 def test_processes_exit_when_the_server_is_killed() -> None:
     program = (
         "import asyncio, os\n"
-        "from llava_server.images.decoder_pool import DecoderPool\n"
-        "from llava_server.images.errors import ImageLimits\n"
+        "from tests.server.image_slots import decoder_pool\n"
         "async def main():\n"
-        "    pool = DecoderPool(num_processes=2, limits=ImageLimits())\n"
+        "    pool = decoder_pool(2)\n"
         "    await pool.start()\n"
         "    print(*pool.pids, flush=True)\n"
         "    os.kill(os.getpid(), 9)\n"
         "asyncio.run(main())\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 2, done.stderr
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
@@ -186,7 +193,7 @@ def test_processes_exit_when_the_server_is_killed() -> None:
 
 def test_many_requests_share_few_processes() -> None:
     async def use(pool: DecoderPool) -> None:
-        results = await asyncio.gather(*(pool.preprocess(SMALL, SPEC) for _ in range(20)))
+        results = await asyncio.gather(*(pool.preprocess(SMALL, SPEC, tenant="a") for _ in range(20)))
         assert len({tiles.pixels for tiles in results}) == 1
         assert len(pool.pids) == 2
 

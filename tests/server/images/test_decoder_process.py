@@ -18,6 +18,7 @@ REQUEST: dict[str, Any] = {
     "background": [0, 0, 0],
     "max_pixels": 1_000_000,
     "max_side": 2_000,
+    "max_scans": 64,
     "transparency": "white",
 }
 

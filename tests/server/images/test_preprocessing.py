@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from llava_server.images.decoder_pool import DecoderPool, ImageTiles
+from llava_server.images.decoder_pool import ImageTiles
 from llava_server.images.decoder_process import preprocess
-from llava_server.images.errors import ImageLimits
 from llava_server.images.image_processing import ResizeMode, resize
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_worker.model.config.image_grid import ImageLayout, best_resolution, size_on_canvas
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
+from tests.server.image_slots import decoder_pool
 from tests.server.images.test_image_processing import noise, original_pad, pil_resize, processed
 
 Pixels = NDArray[np.uint8]
@@ -105,7 +105,7 @@ def in_mode(mode: str, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]
 
 def tiles_of(file: bytes, resize_mode: str) -> Pixels:
     """Return the tiles produced by a decoder process."""
-    limits = {"max_pixels": 10**8, "max_side": 10**5, "transparency": "drop"}
+    limits = {"max_pixels": 10**8, "max_side": 10**5, "max_scans": 64, "transparency": "drop"}
     grid = {"anyres": GRID, "hd": HD_GRID}.get(resize_mode, ())
     request: dict[str, Any] = {"side": SIDE, "fit": resize_mode, "background": MEAN_COLOR, "grid": grid}
     return np.asarray(preprocess({**request, **limits}, base64.b64encode(file))[0])
@@ -215,10 +215,12 @@ def test_decoder_process_accepts_extreme_aspect_ratios(
     )
 
     async def run() -> ImageTiles:
-        pool = DecoderPool(num_processes=1, limits=ImageLimits())
+        pool = decoder_pool()
         await pool.start()
         try:
-            return await pool.preprocess(base64.b64encode(saved(Image.new("RGB", size, "teal"))), spec)
+            return await pool.preprocess(
+                base64.b64encode(saved(Image.new("RGB", size, "teal"))), spec, tenant="a"
+            )
         finally:
             await pool.aclose()
 
@@ -236,10 +238,10 @@ def test_decoder_process_returns_all_tiles(resize_mode: ResizeMode) -> None:
     image = noise(100, 31)
 
     async def run() -> tuple[bytes, int]:
-        pool = DecoderPool(num_processes=1, limits=ImageLimits())
+        pool = decoder_pool()
         await pool.start()
         try:
-            tiles = await pool.preprocess(base64.b64encode(saved(image)), spec)
+            tiles = await pool.preprocess(base64.b64encode(saved(image)), spec, tenant="a")
         finally:
             await pool.aclose()
         return tiles.pixels, tiles.num_tiles

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llava_server.images.decoder_pool import DecoderPool, ImageTiles
+from llava_server.images.decoder_pool import ImageTiles
 from llava_server.images.decoder_process import DecodeError, preprocess
-from llava_server.images.errors import ImageError, ImageLimits
+from llava_server.images.errors import ImageError
 from llava_wire.messages.heartbeat import ImageSpec
 from numpy.typing import NDArray
 from PIL import Image
 
 from tests.server.image_files import encoded, scene
+from tests.server.image_slots import decoder_pool
 from tests.server.images.test_color import decoded
 from tests.server.images.test_image_processing import Pixels, noise
 
@@ -56,13 +57,13 @@ def in_pool(*files: bytes) -> list[ImageTiles | ImageError]:
     """Decode files one after another in one sandboxed process. Return the tiles or the error of each."""
 
     async def run() -> list[ImageTiles | ImageError]:
-        pool = DecoderPool(num_processes=1, limits=ImageLimits())
+        pool = decoder_pool()
         await pool.start()
         results: list[ImageTiles | ImageError] = []
         try:
             for file in files:
                 try:
-                    results.append(await pool.preprocess(base64.b64encode(file), SPEC))
+                    results.append(await pool.preprocess(base64.b64encode(file), SPEC, tenant="a"))
                 except ImageError as error:  # noqa: PERF203
                     results.append(error)
         finally:
@@ -92,7 +93,7 @@ def test_orientation_is_applied_exactly_once(compression: str, orientation: int)
     file = tiff(scene(), exif=exif, compression=compression)
     upright = encoded(scene(), exif=exif.tobytes())
     request = {"side": SIDE, "fit": "pad", "background": (0, 0, 0), "transparency": "white"}
-    request |= {"max_pixels": 800, "max_side": 40}
+    request |= {"max_pixels": 800, "max_side": 40, "max_scans": 64}
     (tile, *size), (expected, *expected_size) = (
         preprocess(request, base64.b64encode(f)) for f in (file, upright)
     )

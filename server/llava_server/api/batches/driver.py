@@ -98,8 +98,6 @@ class BatchDriver:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._line_runner = LineRunner(services)
-        # Shared by the requests of all batches.
-        self._slots = asyncio.Semaphore(services.settings.batch_parallel)
         self._running: set[str] = set()  # batch IDs
         self._changed = services.batches_changed
         self._tasks = SupervisedTasks(services.metrics.task_crashed)
@@ -135,7 +133,7 @@ class BatchDriver:
     async def _drive(self, batch: BatchSpec) -> None:
         logger.info("processing batch %s", batch.batch_id)
         try:
-            await BatchRun(self._services, self._line_runner, self._slots, batch).run()
+            await BatchRun(self._services, self._line_runner, batch).run()
         finally:
             try:
                 await self._release(batch.batch_id)
@@ -152,14 +150,12 @@ class BatchDriver:
 class BatchRun:
     """A batch run by this server."""
 
-    def __init__(
-        self, services: Services, line_runner: LineRunner, slots: asyncio.Semaphore, batch: BatchSpec
-    ) -> None:
+    def __init__(self, services: Services, line_runner: LineRunner, batch: BatchSpec) -> None:
         self._services = services
         self._store = services.batches
         self._files = services.files
         self._line_runner = line_runner
-        self._slots = slots
+        self._slots = services.batch_slots  # shared by the requests of all batches
         self._batch = batch
         self._end_reason: EndReason | None = None  # set if the batch ends before all requests have run
         self._running_lines = anyio.CancelScope()
@@ -208,7 +204,8 @@ class BatchRun:
         data = await _until_available(self._read_input)
         if data is None:
             return None
-        return await run_parser(self._services, len(data), partial(read_requests, self._batch, data))
+        parse = partial(read_requests, self._batch, data)
+        return await run_parser(self._services, self._batch.tenant, len(data), parse)
 
     async def _read_input(self) -> bytes | None:
         tenant = self._batch.tenant
@@ -229,7 +226,7 @@ class BatchRun:
     async def _run_each(self, remaining: Iterator[InputLine]) -> None:
         """Run the remaining requests one after another. Multiple tasks share the iterator."""
         for line in remaining:
-            async with self._slots:
+            async with self._slots.hold(self._batch.tenant):
                 with linked_span(
                     "batch line", self._batch.trace, batch_id=self._batch.batch_id, line=line.number
                 ):

@@ -15,7 +15,7 @@ from llava_wire.messages.job import LOWEST_PRIORITY, Job
 from llava_server.api.batches.request import BatchEndpoint
 from llava_server.api.chat.job_builder import seed_for_key, with_keyed_ids
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.chat.request_handler import JobSet, build_chat_jobs, run_in_parser_thread, run_parser
+from llava_server.api.chat.request_handler import JobSet, build_chat_jobs, run_parser
 from llava_server.api.chat.serializer import ChatSerializer
 from llava_server.api.chat.stored_chat import new_chat_record
 from llava_server.api.completions.job_builder import build_completion_jobs
@@ -65,7 +65,7 @@ class LineContext:
 
     async def parse(self, parse: Callable[[bytes], T], body: bytes) -> T:
         """Return the result of ``parse`` for the body."""
-        return await run_parser(self.services, len(body), partial(parse, body))
+        return await run_parser(self.services, self.tenant, len(body), partial(parse, body))
 
 
 async def _chat(context: LineContext, body: bytes) -> ResponseModel:
@@ -77,7 +77,8 @@ async def _chat(context: LineContext, body: bytes) -> ResponseModel:
     first = job_set.jobs[0]
     storing: AbstractAsyncContextManager[None] = nullcontext()
     if chat.store:
-        record = new_chat_record(chat, first.job_id)
+        encode = partial(new_chat_record, chat, first.job_id)
+        record = await run_parser(services, tenant, len(body), encode)
         storing = stored(services.responses, record, tenant=tenant, is_listed=True)
     try:
         async with storing:
@@ -98,11 +99,12 @@ async def _response(context: LineContext, body: bytes) -> ResponseModel:
         )
     if chat is None:
         request, whole = await with_stored_items(services, request, tenant=tenant)
-        chat = await run_in_parser_thread(services, partial(to_chat, whole))
+        chat = await services.threads.run(tenant, partial(to_chat, whole))
     job_set = await build_chat_jobs(services, chat, tenant=tenant, idempotency_key=context.key)
     job_set = _at_lowest_priority(job_set)
     if request.store is not False:
-        record = new_record(request, job_set.jobs[0].job_id)
+        encode = partial(new_record, request, job_set.jobs[0].job_id)
+        record = await run_parser(services, tenant, len(body), encode)
         try:
             async with stored(services.responses, record, tenant=tenant):
                 return await _generated(context, request, job_set)

@@ -18,7 +18,7 @@ from llava_server.api.batches import response
 from llava_server.api.batches.jsonl import check_input
 from llava_server.api.batches.request import BatchRequest
 from llava_server.api.batches.response import BATCH_ID, BatchCounts, BatchErrorLine, BatchErrors, BatchList
-from llava_server.api.chat.request_handler import RequestHandler, run_in_parser_thread
+from llava_server.api.chat.request_handler import RequestHandler
 from llava_server.api.files.routes import stored_file
 from llava_server.api.openapi.document import Operation
 from llava_server.api.parse import parse_request
@@ -64,7 +64,7 @@ async def create_batch(request: Request) -> Response:
             max_lines=services.settings.max_batch_lines,
             max_line_bytes=services.settings.max_body_mb * _MIB,
         )
-        num_lines, issues = await run_in_parser_thread(services, check)
+        num_lines, issues = await services.threads.run(tenant, check)
         spec = BatchSpec(
             batch_id=f"batch_{secrets.token_hex(16)}",
             tenant=tenant,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -48,7 +47,6 @@ __all__ = [
     "image_owner",
     "load_image",
     "queue_headers",
-    "run_in_parser_thread",
     "run_parser",
 ]
 
@@ -130,7 +128,7 @@ class RequestHandler:
     async def parse(self, raw: bytes, parse: Callable[[bytes], T]) -> T:
         """Check the content type and return the result of ``parse`` for the body."""
         self._check_type()
-        return await run_parser(self.services, len(raw), partial(parse, raw))
+        return await run_parser(self.services, self.tenant, len(raw), partial(parse, raw))
 
     def _check_type(self) -> None:
         """Raise ApiError (415) unless the body has a JSON type.
@@ -285,14 +283,15 @@ class RequestHandler:
         )
 
 
-async def run_parser(services: Services, num_bytes: int, call: Callable[[], T]) -> T:
-    """Call a function that parses or encodes this many bytes. If they are many, it runs in a thread."""
-    return call() if num_bytes <= _LARGE_BODY_BYTES else await run_in_parser_thread(services, call)
+async def run_parser(services: Services, tenant: str, num_bytes: int, call: Callable[[], T]) -> T:
+    """Call a function that parses or encodes this many bytes. If they are many, it runs in a thread.
 
-
-async def run_in_parser_thread(services: Services, call: Callable[[], T]) -> T:
-    """Call a function that parses or encodes an unknown number of bytes."""
-    return await asyncio.get_running_loop().run_in_executor(services.parser_threads, call)
+    Raises ApiError (429, 503) if the tenant has too many requests that wait for a thread, or the wait takes
+    too long.
+    """
+    if num_bytes <= _LARGE_BODY_BYTES:
+        return call()
+    return await services.threads.run(tenant, call)
 
 
 async def build_chat_jobs(
@@ -361,8 +360,9 @@ async def load_image(
     loader = services.image_loader
     try:
         if not source.file_id:
-            return await loader.load(source.url, spec, tenant=owner)
-        return await loader.load_file(await _read_file(services, source, tenant), spec, tenant=owner)
+            return await loader.load(source.url, spec, tenant=tenant, owner=owner)
+        file = await _read_file(services, source, tenant)
+        return await loader.load_file(file, spec, tenant=tenant, owner=owner)
     except ImageError as error:
         raise ApiError(error.code, f"{source.param}: {error.message}", param=source.param) from error
 

@@ -148,7 +148,7 @@ async def _start(handler: RequestHandler) -> tuple[ChatRequest, Generation]:
     if not chat.store:
         return chat, await handler.submit(job_set, is_resumable=is_resumable)
     encode = partial(new_chat_record, chat, job_set.jobs[0].job_id)
-    record = await run_parser(handler.services, num_bytes, encode)
+    record = await run_parser(handler.services, handler.tenant, num_bytes, encode)
     try:
         async with stored(handler.services.responses, record, tenant=handler.tenant, is_listed=True):
             return chat, await handler.submit(job_set, is_resumable=is_resumable)

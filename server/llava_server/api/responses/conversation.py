@@ -17,7 +17,7 @@ import msgspec
 from llava_wire.stores.responses import BrokenChain, ResponseHead, StoredResponse
 from pydantic import TypeAdapter
 
-from llava_server.api.chat.request_handler import run_in_parser_thread, run_parser
+from llava_server.api.chat.request_handler import run_parser
 from llava_server.api.json_limits import JsonLimits, JsonTooLarge, check_json
 from llava_server.api.responses.input_items import (
     MAX_ITEMS,
@@ -59,7 +59,7 @@ async def with_stored_items(
     if request.previous_response_id is None:
         return request, request
     earlier = await _previous_items(services, request.previous_response_id, tenant=tenant)
-    items = [*await run_in_parser_thread(services, partial(_items.validate_python, earlier)), *own]
+    items = [*await services.threads.run(tenant, partial(_items.validate_python, earlier)), *own]
     if len(items) > MAX_ITEMS:
         raise _too_long(len(items))
     return request, request.model_copy(update={"input": items})
@@ -96,7 +96,7 @@ async def conversation_items(
         parts.append(stored.input)
         if has_output or number < len(chain):
             parts.append(await _output(services, stored, tenant=tenant))
-    return await run_parser(services, sum(map(len, parts)), partial(_decode, parts))
+    return await run_parser(services, tenant, sum(map(len, parts)), partial(_decode, parts))
 
 
 async def _previous_items(services: Services, response_id: str, *, tenant: str) -> list[StoredItem]:
@@ -153,7 +153,7 @@ async def _referenced(services: Services, item_id: str, param: str, *, tenant: s
         stored = await find_response(services, f"resp_{match[1]}", tenant=tenant)
         if stored is not None:
             parts = [stored.input, *([] if stored.output is None else [stored.output])]
-            items = await run_parser(services, sum(map(len, parts)), partial(_decode, parts))
+            items = await run_parser(services, tenant, sum(map(len, parts)), partial(_decode, parts))
             if found := [item for item in items if item["id"] == item_id]:
                 return _items.validate_python(found)[0]
     short_id = item_id[:64]

@@ -22,7 +22,6 @@ from llava_server.api.chat.request_handler import (
     Generation,
     JobSet,
     RequestHandler,
-    run_in_parser_thread,
     run_parser,
 )
 from llava_server.api.openapi.document import Operation
@@ -87,7 +86,7 @@ async def read_request(handler: RequestHandler, raw: bytes) -> tuple[ResponseReq
         return request, chat
     request, whole = await with_stored_items(handler.services, request, tenant=handler.tenant)
     convert = partial(to_chat, whole, num_earlier=len(whole.items) - len(request.items))
-    return request, await run_in_parser_thread(handler.services, convert)
+    return request, await handler.services.threads.run(handler.tenant, convert)
 
 
 async def _start(handler: RequestHandler) -> tuple[bool, ResponsesSerializer, Generation | None]:
@@ -98,7 +97,7 @@ async def _start(handler: RequestHandler) -> tuple[bool, ResponsesSerializer, Ge
         num_bytes = len(raw)
     if request.store is not False:
         encode = partial(new_record, request, job_set.jobs[0].job_id)
-        record = await run_parser(handler.services, num_bytes, encode)
+        record = await run_parser(handler.services, handler.tenant, num_bytes, encode)
         try:
             async with stored(handler.services.responses, record, tenant=handler.tenant):
                 return await _submit(handler, request, job_set)
