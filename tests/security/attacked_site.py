@@ -1,0 +1,88 @@
+"""A complete system with default limits that can be attacked and measured."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from tests.processes import ControllerProcess, running_controller, worker_factory
+from tests.security.attacks import AttackName
+from tests.server.api_key_cli import ApiKeyCli
+from tests.wire.redis_server import RedisServer, binary
+
+__all__ = ["AttackedSite", "attacked_site", "attackers"]
+
+REDIS_LIMIT_BYTES = 256 << 20
+_STEP_S = 0.1  # of the worker, so that the time to the first token is that of a small model rather than 0
+
+
+@dataclass(frozen=True)
+class AttackedSite:
+    """The processes, and the keys of a legitimate client and of three attackers."""
+
+    controller: ControllerProcess
+    queue: redis.Redis
+    key: str
+    attacker_keys: Sequence[str]
+
+
+@contextmanager
+def attacked_site(folder: Path) -> Iterator[AttackedSite]:
+    """Yield a controller, an echo worker and a Redis whose memory is limited, all with default limits.
+
+    ``folder`` must have a short path.
+    """
+    program = binary("valkey")
+    assert program
+    server = RedisServer(program, folder, options=f"--maxmemory {REDIS_LIMIT_BYTES}")
+    server.start()
+    try:
+        with worker_factory(server.url, folder) as start_worker:
+            start_worker(echo_step_s=_STEP_S)
+            with ThreadPoolExecutor() as pool:
+                keys = list(pool.map(lambda _: ApiKeyCli(server.url).create(), range(4)))
+            with running_controller(server.url, folder, auth=True, image_workers=2) as controller:
+                yield AttackedSite(controller, server.client, keys[0], keys[1:])
+    finally:
+        server.kill()
+
+
+@asynccontextmanager
+async def attackers(
+    site: AttackedSite, chosen: Sequence[tuple[AttackName, int]]
+) -> AsyncIterator[dict[AttackName, Counter[str]]]:
+    """Run attacks in another process. Yield the number of responses of each attack, by status.
+
+    ``chosen`` contains names of attacks, each with the index of an API key, or -1 for an anonymous client. Each
+    client has an address of its own.
+    """
+    keys = (*site.attacker_keys, "")
+    arguments = [(name, f"127.0.0.{index % len(keys) + 2}", keys[index]) for name, index in chosen]
+    command = (sys.executable, "-m", "tests.security.attacks", site.controller.url, json.dumps(arguments))
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    counts: dict[AttackName, Counter[str]] = {name: Counter() for name, _ in chosen}
+
+    async def read() -> None:
+        assert process.stdout
+        async for line in process.stdout:
+            counts.update({name: Counter(each) for name, each in json.loads(line).items()})
+
+    reading = asyncio.create_task(read())
+    try:
+        yield counts
+        assert process.returncode is None, "the attackers have crashed"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        await reading
