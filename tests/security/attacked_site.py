@@ -18,9 +18,10 @@ import redis
 from tests.processes import ControllerProcess, running_controller, worker_factory
 from tests.security.attacks import AttackName
 from tests.server.api_key_cli import ApiKeyCli
+from tests.waiting import async_wait_until
 from tests.wire.redis_server import RedisServer, binary
 
-__all__ = ["AttackedSite", "attacked_site", "attackers"]
+__all__ = ["REDIS_LIMIT_BYTES", "AttackedSite", "Attackers", "attacked_site", "attackers"]
 
 REDIS_LIMIT_BYTES = 256 << 20
 _STEP_S = 0.1  # of the worker, so that the time to the first token is that of a small model rather than 0
@@ -57,29 +58,52 @@ def attacked_site(folder: Path) -> Iterator[AttackedSite]:
         server.kill()
 
 
+class Attackers:
+    """A process that attacks the site. ``counts`` contains the responses of each attack, by status."""
+
+    def __init__(self, site: AttackedSite, process: asyncio.subprocess.Process) -> None:
+        self._keys = (*site.attacker_keys, "")
+        self._process = process
+        self.counts: dict[AttackName, Counter[str]] = {}
+
+    async def start(self, chosen: Sequence[tuple[AttackName, int]]) -> None:
+        """Start attacks and wait until all of them have begun.
+
+        ``chosen`` contains names of attacks, each with the index of an API key, or -1 for an anonymous
+        client. Each client has an address of its own.
+        """
+        keys = self._keys
+        self._send([(name, f"127.0.0.{index % len(keys) + 2}", keys[index]) for name, index in chosen])
+        names = {name for name, _ in chosen}
+        await async_wait_until(
+            lambda: names == {name for name, counts in self.counts.items() if counts}, "the attacks"
+        )
+
+    async def stop(self) -> None:
+        """Close all connections of the attackers."""
+        self._send([])
+        await async_wait_until(lambda: not self.counts, "the end of the attacks")
+
+    async def read_counts(self) -> None:
+        assert self._process.stdout
+        async for line in self._process.stdout:
+            self.counts = {name: Counter(each) for name, each in json.loads(line).items()}
+
+    def _send(self, command: object) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(command).encode() + b"\n")
+
+
 @asynccontextmanager
-async def attackers(
-    site: AttackedSite, chosen: Sequence[tuple[AttackName, int]]
-) -> AsyncIterator[dict[AttackName, Counter[str]]]:
-    """Run attacks in another process. Yield the number of responses of each attack, by status.
-
-    ``chosen`` contains names of attacks, each with the index of an API key, or -1 for an anonymous client. Each
-    client has an address of its own.
-    """
-    keys = (*site.attacker_keys, "")
-    arguments = [(name, f"127.0.0.{index % len(keys) + 2}", keys[index]) for name, index in chosen]
-    command = (sys.executable, "-m", "tests.security.attacks", site.controller.url, json.dumps(arguments))
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    counts: dict[AttackName, Counter[str]] = {name: Counter() for name, _ in chosen}
-
-    async def read() -> None:
-        assert process.stdout
-        async for line in process.stdout:
-            counts.update({name: Counter(each) for name, each in json.loads(line).items()})
-
-    reading = asyncio.create_task(read())
+async def attackers(site: AttackedSite) -> AsyncIterator[Attackers]:
+    """Yield a process that can attack the site."""
+    command = (sys.executable, "-m", "tests.security.attacks", site.controller.url)
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+    attackers = Attackers(site, process)
+    reading = asyncio.create_task(attackers.read_counts())
     try:
-        yield counts
+        yield attackers
         assert process.returncode is None, "the attackers have crashed"
     finally:
         with contextlib.suppress(ProcessLookupError):

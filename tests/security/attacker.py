@@ -21,14 +21,15 @@ __all__ = ["Attacker", "forever"]
 _PAUSE_S = 0.5  # after each error, because floods of rejected requests are not among the attacks
 _SMALL_BUFFER_BYTES = 4096  # receive buffer of clients that do not read
 _HOLD_INTERVAL_S = 1.0
+_START_INTERVAL_S = 0.002  # floods of new connections are not among the attacks either
 
 
 @dataclass
 class Attacker:
     """A client of the server at ``url`` with an IPv4 address and an API key, which is empty if anonymous.
 
-    ``counts`` contains the number of responses by status, and the number of connections that were opened to
-    hold them ("held") and closed by the server ("released").
+    ``counts`` contains the number of requests ("sent"), of responses by status, of connections that were held
+    open ("held") and of those that the server closed ("released").
     """
 
     url: str
@@ -65,6 +66,7 @@ class Attacker:
         loop = asyncio.get_running_loop()
         with self._connection() as connection:
             await self._connect(connection)
+            self.counts["sent"] += 1
             sending = asyncio.ensure_future(loop.sock_sendall(connection, request))
             response = b""
             try:
@@ -106,15 +108,18 @@ class Attacker:
 
 
 async def forever(step: Callable[[], Awaitable[object]], *, concurrency: int) -> None:
-    """Repeat ``step`` in ``concurrency`` tasks. A connection error ends a step."""
+    """Repeat ``step`` in ``concurrency`` tasks, which are started one after another."""
 
     async def repeat() -> None:
         while True:
-            try:
+            is_complete = False
+            with contextlib.suppress(OSError):  # the server has closed the connection
                 await step()
-            except OSError:
+                is_complete = True
+            if not is_complete:
                 await asyncio.sleep(_PAUSE_S)
 
     async with anyio.create_task_group() as tasks:
         for _ in range(concurrency):
             tasks.start_soon(repeat)
+            await asyncio.sleep(_START_INTERVAL_S)

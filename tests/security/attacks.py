@@ -1,8 +1,8 @@
 """Attacks on the availability of the service, for one hostile client each.
 
-``python -m tests.security.attacks URL '[[NAME, ADDRESS, KEY], ...]'`` runs the attacks concurrently until it is
-terminated. Four times per second, it writes the number of responses of each attack to its output, as a line of
-JSON.
+``python -m tests.security.attacks URL`` runs attacks in a separate process. It reads lines of JSON, each a list
+of (name, address, key), and runs these attacks instead of those before. Four times per second, it writes a line
+of JSON with the number of responses of each attack, by status. When it has stopped all attacks, it writes {}.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import asyncio
 import io
 import itertools
 import json
+import resource
 import sys
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -50,10 +52,9 @@ async def many_parts(attacker: Attacker) -> None:
 
 async def priority(attacker: Attacker) -> None:
     """Fill the queue with requests of high priority."""
-    fields = [{"service_tier": "priority"}, {"priority": -1}]
-    requests = itertools.cycle(
-        [attacker.json_request(_CHAT, chat("x", max_tokens=64, ignore_eos=True, **field)) for field in fields]
-    )
+    fields = chat("x", max_tokens=64, ignore_eos=True)
+    levels: list[dict[str, Any]] = [{"service_tier": "priority"}, {"priority": -1}]
+    requests = itertools.cycle([attacker.json_request(_CHAT, fields | level) for level in levels])
     await forever(lambda: attacker.send(next(requests)), concurrency=64)
 
 
@@ -111,7 +112,7 @@ async def idle_connections(attacker: Attacker) -> None:
     await forever(lambda: attacker.hold(next(firsts)), concurrency=1000)
 
 
-ATTACKS: dict[AttackName, Callable[[Attacker], Awaitable[None]]] = {
+ATTACKS: dict[AttackName, Callable[[Attacker], Coroutine[Any, Any, None]]] = {
     attack.__name__: attack
     for attack in (
         nested_arrays,
@@ -143,20 +144,36 @@ def unique_jpeg(jpeg: bytes, number: int) -> bytes:
 
 
 async def run(url: str, chosen: list[tuple[AttackName, str, str]]) -> None:
+    """Run attacks until this task is cancelled. Report the number of responses of each attack."""
     attackers = [(name, Attacker(url, address, key)) for name, address, key in chosen]
     async with anyio.create_task_group() as tasks:
         for name, attacker in attackers:
             tasks.start_soon(ATTACKS[name], attacker)
         while True:
             await asyncio.sleep(_REPORT_INTERVAL_S)
-            counts: dict[str, dict[str, int]] = {}
+            counts: dict[str, Counter[str]] = {name: Counter() for name, _ in attackers}
             for name, attacker in attackers:
-                total = counts.setdefault(name, {})
-                for status, count in attacker.counts.items():
-                    total[status] = total.get(status, 0) + count
-            sys.stdout.write(json.dumps(counts) + "\n")
-            sys.stdout.flush()
+                counts[name].update(attacker.counts)
+            report(counts)
+
+
+def report(counts: dict[str, Counter[str]]) -> None:
+    sys.stdout.write(json.dumps(counts) + "\n")
+    sys.stdout.flush()
+
+
+async def follow_commands(url: str) -> None:
+    running: asyncio.Task[None] | None = None
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        if running:
+            running.cancel()
+            await asyncio.wait([running])
+            report({})
+        chosen = json.loads(line)
+        running = asyncio.create_task(run(url, chosen)) if chosen else None
 
 
 if __name__ == "__main__":
-    asyncio.run(run(sys.argv[1], json.loads(sys.argv[2])))
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+    asyncio.run(follow_commands(sys.argv[1]))

@@ -33,6 +33,14 @@ class Levels:
     redis_bytes: int = 0
     redis_commands_per_s: float = 0.0
 
+    def maximum(self, other: Levels) -> Levels:
+        return Levels(
+            max(self.stall_cpu_s, other.stall_cpu_s),
+            max(self.rss_bytes, other.rss_bytes),
+            max(self.redis_bytes, other.redis_bytes),
+            max(self.redis_commands_per_s, other.redis_commands_per_s),
+        )
+
     def __str__(self) -> str:
         return (
             f"longest stall {self.stall_cpu_s * 1000:.0f} ms of CPU time, RSS {self.rss_bytes >> 20} MiB, "
@@ -44,8 +52,8 @@ class Monitor:
     """Samples a controller and its Redis. ``levels`` contains the highest values since ``reset``.
 
     A stall is measured as the CPU time that the whole process consumes between two responses to ``/livez``,
-    which only the event loop can send. Unlike the wall time, it does not depend on other programs. It includes
-    the CPU time of other threads, because they can block the event loop by holding the GIL.
+    which only the event loop can send. Unlike the wall time, it does not depend on other programs. It
+    includes the CPU time of other threads, because they can block the event loop by holding the GIL.
     """
 
     def __init__(self, controller: ControllerProcess, queue: redis.Redis) -> None:

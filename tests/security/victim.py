@@ -19,7 +19,7 @@ from PIL import Image
 from tests.echo import echo_text
 from tests.machine_speed import scaled
 from tests.server.api_key_cli import bearer
-from tests.server.image_files import encoded, part
+from tests.server.image_files import part
 
 __all__ = ["Response", "Victim", "p95_s", "victim"]
 
