@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.machine_speed import scaled
@@ -18,7 +18,7 @@ from tests.security.attacks import AttackName
 from tests.security.monitor import Levels, Monitor
 from tests.security.victim import Response, Victim, p50_s, p95_s
 
-__all__ = ["Measurement", "measure"]
+__all__ = ["Measurement", "check_recovery", "measure"]
 
 MAX_SLOWDOWN = 2.0
 MAX_STALL_CPU_S = 0.5
@@ -44,6 +44,11 @@ class Measurement:
     @property
     def slowdown(self) -> float:
         return p95_s(self.attacked) / p95_s(self.calm) if self.attacked else math.inf
+
+    def record(self, levels: Levels, counts: Mapping[AttackName, Mapping[str, int]]) -> None:
+        """Record the levels of an attacked interval and the number of responses since the attack began."""
+        self.levels = self.levels.maximum(levels)
+        self.counts = {name: dict(each) for name, each in counts.items()}
 
     def assert_met(self) -> None:
         """Check all limits that apply during an attack."""
@@ -85,8 +90,7 @@ async def measure(
             measurement.attacked += await victim.during(_INTERVAL_S)
             if all(each["sent"] + each["held"] >= num_requests for each in attackers.counts.values()):
                 break
-        measurement.counts = {name: dict(each) for name, each in attackers.counts.items()}
-        measurement.levels = measurement.levels.maximum(monitor.levels)
+        measurement.record(monitor.levels, attackers.counts)
         await attackers.stop()
         await check_recovery(measurement, victim, monitor)
         if measurement.slowdown <= MAX_SLOWDOWN:

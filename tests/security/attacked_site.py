@@ -21,9 +21,10 @@ from tests.server.api_key_cli import ApiKeyCli
 from tests.waiting import async_wait_until
 from tests.wire.redis_server import RedisServer, binary
 
-__all__ = ["REDIS_LIMIT_BYTES", "AttackedSite", "Attackers", "attacked_site", "attackers"]
+__all__ = ["ANONYMOUS", "REDIS_LIMIT_BYTES", "AttackedSite", "Attackers", "attacked_site", "attackers"]
 
 REDIS_LIMIT_BYTES = 256 << 20
+ANONYMOUS = -1  # the index of a client without an API key
 _STEP_S = 0.1  # of the worker, so that the time to the first token is that of a small model rather than 0
 
 
@@ -69,8 +70,8 @@ class Attackers:
     async def start(self, chosen: Sequence[tuple[AttackName, int]]) -> None:
         """Start attacks and wait until all of them have begun.
 
-        ``chosen`` contains names of attacks, each with the index of an API key, or -1 for an anonymous
-        client. Each client has an address of its own.
+        ``chosen`` contains names of attacks, each with the index of an API key, or ANONYMOUS.
+        Each client has an address of its own.
         """
         keys = self._keys
         self._send([(name, f"127.0.0.{index % len(keys) + 2}", keys[index]) for name, index in chosen])

@@ -1,8 +1,9 @@
 """Attacks on the availability of the service, for one hostile client each.
 
-``python -m tests.security.attacks URL`` runs attacks in a separate process. It reads lines of JSON, each a list
-of (name, address, key), and runs these attacks instead of those before. Four times per second, it writes a line
-of JSON with the number of responses of each attack, by status. When it has stopped all attacks, it writes {}.
+``python -m tests.security.attacks URL`` runs attacks in a separate process. It reads lines of JSON, each a
+list of (name, address, key), and runs these attacks instead of those before. Four times per second, it writes
+a line of JSON with the number of responses of each attack, by status. When it has stopped all attacks, it
+writes {}.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.security.attack_criteria import measure
-from tests.security.attacked_site import AttackedSite, attacked_site, attackers
+from tests.security.attacked_site import ANONYMOUS, AttackedSite, attacked_site, attackers
 from tests.security.attacks import ATTACKS
 from tests.security.monitor import monitor
 from tests.security.victim import victim
@@ -38,7 +38,7 @@ def site() -> Iterator[AttackedSite]:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("attack", ATTACKS)
 async def test_other_clients_are_served_during_an_attack(site: AttackedSite, attack: str) -> None:
-    key = -1 if attack == "idle_connections" else 0
+    key = ANONYMOUS if attack == "idle_connections" else 0
     async with (
         attackers(site) as process,
         monitor(site.controller, site.queue) as watch,
