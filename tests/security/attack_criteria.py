@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +28,8 @@ MAX_RSS_GROWTH_AFTER_BYTES = 150 << 20  # the allocator does not return all memo
 RECOVERY_S = 60.0
 _MAX_ROUNDS = 5
 _MAX_EXTENSIONS = 60
+_REJECTIONS = ("413", "429", "503")
+_MAX_REJECTIONS = 30
 _INTERVAL_S = 1.5
 _RECOVERY_INTERVAL_S = 0.5
 
@@ -79,7 +82,8 @@ async def measure(
 ) -> Measurement:
     """Measure undisturbed and attacked intervals alternately, and check that the server recovers.
 
-    An attack lasts until it has sent ``num_requests`` requests or held as many connections.
+    An attack lasts until it has sent ``num_requests`` requests or held as many connections, or most of its
+    requests are rejected.
     """
     measurement = Measurement(monitor.rss_bytes)
     for _ in range(_MAX_ROUNDS):
@@ -88,7 +92,7 @@ async def measure(
         await attackers.start(chosen)
         for _ in range(_MAX_EXTENSIONS):
             measurement.attacked += await victim.during(_INTERVAL_S)
-            if all(each["sent"] + each["held"] >= num_requests for each in attackers.counts.values()):
+            if all(_is_complete(each, num_requests) for each in attackers.counts.values()):
                 break
         measurement.record(monitor.levels, attackers.counts)
         await attackers.stop()
@@ -96,6 +100,11 @@ async def measure(
         if measurement.slowdown <= MAX_SLOWDOWN:
             break
     return measurement
+
+
+def _is_complete(counts: Counter[str], num_requests: int) -> bool:
+    num_rejected = sum(count for status, count in counts.items() if status in _REJECTIONS)
+    return counts["sent"] + counts["held"] >= num_requests or num_rejected >= _MAX_REJECTIONS
 
 
 async def check_recovery(measurement: Measurement, victim: Victim, monitor: Monitor) -> None:

@@ -21,11 +21,20 @@ from tests.server.api_key_cli import ApiKeyCli
 from tests.waiting import async_wait_until
 from tests.wire.redis_server import RedisServer, binary
 
-__all__ = ["ANONYMOUS", "REDIS_LIMIT_BYTES", "AttackedSite", "Attackers", "attacked_site", "attackers"]
+__all__ = [
+    "ANONYMOUS",
+    "REDIS_LIMIT_BYTES",
+    "STEP_S",
+    "AttackedSite",
+    "Attackers",
+    "attacked_site",
+    "attackers",
+]
 
 REDIS_LIMIT_BYTES = 256 << 20
 ANONYMOUS = -1  # the index of a client without an API key
-_STEP_S = 0.1  # of the worker, so that the time to the first token is that of a small model rather than 0
+_NUM_SLOTS = 64  # of the worker, about half of the jobs of one attacker
+STEP_S = 0.1  # of the worker, so that the time to the first token is that of a small model rather than 0
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ class AttackedSite:
     """The processes, and the keys of a legitimate client and of three attackers."""
 
     controller: ControllerProcess
+    process_ids: Sequence[int]  # of the controller, the worker and Redis
     queue: redis.Redis
     key: str
     attacker_keys: Sequence[str]
@@ -50,11 +60,12 @@ def attacked_site(folder: Path) -> Iterator[AttackedSite]:
     server.start()
     try:
         with worker_factory(server.url, folder) as start_worker:
-            start_worker(echo_step_s=_STEP_S)
+            worker = start_worker(echo_step_s=STEP_S, max_num_sequences=_NUM_SLOTS)
             with ThreadPoolExecutor() as pool:
                 keys = list(pool.map(lambda _: ApiKeyCli(server.url).create(), range(4)))
             with running_controller(server.url, folder, auth=True, image_workers=2) as controller:
-                yield AttackedSite(controller, server.client, keys[0], keys[1:])
+                process_ids = (controller.pid, worker.pid, server.pid)
+                yield AttackedSite(controller, process_ids, server.client, keys[0], keys[1:])
     finally:
         server.kill()
 

@@ -53,10 +53,10 @@ async def many_parts(attacker: Attacker) -> None:
 
 async def priority(attacker: Attacker) -> None:
     """Fill the queue with requests of high priority."""
-    fields = chat("x", max_tokens=64, ignore_eos=True)
+    fields = chat("x", max_tokens=16, ignore_eos=True)
     levels: list[dict[str, Any]] = [{"service_tier": "priority"}, {"priority": -1}]
     requests = itertools.cycle([attacker.json_request(_CHAT, fields | level) for level in levels])
-    await forever(lambda: attacker.send(next(requests)), concurrency=64)
+    await forever(lambda: attacker.send(next(requests)), concurrency=128)
 
 
 async def slow_images(attacker: Attacker) -> None:
@@ -80,12 +80,15 @@ async def stored_responses(attacker: Attacker) -> None:
 
 async def unread_downloads(attacker: Attacker) -> None:
     """Request a large file many times and do not read the responses."""
+    listing = attacker.request("/v1/files", method="GET")
     boundary = b"--x\r\nContent-Disposition: form-data; name="
     form = boundary + b'"purpose"\r\n\r\nbatch\r\n' + boundary + b'"file"; filename="a"\r\n\r\n'
     form += bytes(24 * _MIB) + b"\r\n--x--\r\n"
     multipart = ("Content-Type: multipart/form-data; boundary=x",)
-    file = json.loads(await attacker.send(attacker.request("/v1/files", form, headers=multipart)))
-    download = attacker.request(f"/v1/files/{file['id']}/content", method="GET")
+    upload = attacker.request("/v1/files", form, headers=multipart)
+    while not (files := json.loads(await attacker.send(listing))["data"]):
+        await attacker.send(upload)
+    download = attacker.request(f"/v1/files/{files[0]['id']}/content", method="GET")
     await forever(lambda: attacker.hold(download), concurrency=40)
 
 

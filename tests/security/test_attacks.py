@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 NUM_REQUESTS = {
     "nested_arrays": 6,
     "many_parts": 8,
-    "priority": 64,
+    "priority": 256,
     "slow_images": 8,
     "stored_responses": 300,
     "unread_downloads": 40,
@@ -42,7 +42,7 @@ async def test_other_clients_are_served_during_an_attack(site: AttackedSite, att
     async with (
         attackers(site) as process,
         monitor(site.controller, site.queue) as watch,
-        victim(site.controller.url, site.key, num_streams=8, max_tokens=3) as clients,
+        victim(site, num_streams=8, max_tokens=3) as clients,
     ):
         measurement = await measure(
             clients, process, watch, [(attack, key)], num_requests=NUM_REQUESTS[attack]

@@ -33,7 +33,7 @@ async def test_every_legitimate_text_is_right_during_all_attacks_at_once(
         async with (
             attackers(site) as process,
             monitor(site.controller, site.queue) as watch,
-            victim(site.controller.url, site.key, num_streams=16, max_tokens=32) as clients,
+            victim(site, num_streams=16, max_tokens=32) as clients,
         ):
             measurement = Measurement(watch.rss_bytes, await clients.during(_CALM_S))
             watch.reset()

@@ -6,6 +6,8 @@ import asyncio
 import io
 import itertools
 import json
+import math
+import os
 import statistics
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -18,6 +20,8 @@ from PIL import Image
 
 from tests.echo import echo_text
 from tests.machine_speed import scaled
+from tests.security.attacked_site import STEP_S, AttackedSite
+from tests.security.cpu_wait import CpuWait
 from tests.server.api_key_cli import bearer
 from tests.server.image_files import part
 
@@ -28,7 +32,11 @@ _RETRY_INTERVAL_S = 0.1
 
 @dataclass(frozen=True)
 class Response:
-    """One streamed response. ``first_token_s`` is infinite if it failed."""
+    """One streamed response. ``first_token_s`` is infinite if it failed.
+
+    ``first_token_s`` does not include the time for which the processes that handled the request waited for a
+    CPU, but it is at least the duration of one step of the worker.
+    """
 
     started_at: float  # time.monotonic()
     ended_at: float
@@ -43,8 +51,11 @@ class Victim:
     the same text.
     """
 
-    def __init__(self, http: httpx2.AsyncClient, key: str, *, num_streams: int, max_tokens: int) -> None:
+    def __init__(
+        self, http: httpx2.AsyncClient, key: str, cpu_wait: CpuWait, *, num_streams: int, max_tokens: int
+    ) -> None:
         self._http = http
+        self._cpu_wait = cpu_wait
         self._headers = bearer(key)
         self._num_streams = num_streams
         self._max_tokens = max_tokens
@@ -82,10 +93,13 @@ class Victim:
 
     async def _measure(self, stream: int, started_at: float) -> Response:
         first_token_s = float("inf")
+        waited_before_s = self._cpu_wait.seconds()
 
         def has_begun() -> None:
             nonlocal first_token_s
-            first_token_s = min(first_token_s, time.monotonic() - started_at)
+            if math.isinf(first_token_s):
+                waited_s = self._cpu_wait.seconds() - waited_before_s
+                first_token_s = max(time.monotonic() - started_at - waited_s, STEP_S)
 
         try:
             text = await self._receive(stream, has_begun)
@@ -133,11 +147,12 @@ class ServerError(Exception):
 
 
 @asynccontextmanager
-async def victim(url: str, key: str, *, num_streams: int, max_tokens: int) -> AsyncIterator[Victim]:
+async def victim(site: AttackedSite, *, num_streams: int, max_tokens: int) -> AsyncIterator[Victim]:
     """Yield clients that are sending requests."""
+    cpu_wait = CpuWait([os.getpid(), *site.process_ids])
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=num_streams)
-    async with httpx2.AsyncClient(base_url=url, timeout=scaled(60), limits=limits) as http:
-        clients = Victim(http, key, num_streams=num_streams, max_tokens=max_tokens)
+    async with httpx2.AsyncClient(base_url=site.controller.url, timeout=scaled(60), limits=limits) as http:
+        clients = Victim(http, site.key, cpu_wait, num_streams=num_streams, max_tokens=max_tokens)
         await clients.learn_texts()
         tasks = [asyncio.create_task(clients.run_stream(stream)) for stream in range(num_streams)]
         try:
