@@ -7,7 +7,6 @@ limit.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from tests.machine_speed import scaled
 from tests.security.attacked_site import REDIS_LIMIT_BYTES, Attackers
 from tests.security.attacks import AttackName
 from tests.security.monitor import Levels, Monitor
-from tests.security.victim import Response, Victim, p50_s, p95_s
+from tests.security.victim import Response, Victim, of_kind, p50_s, p95_s
 
 __all__ = ["Measurement", "check_recovery", "measure"]
 
@@ -46,7 +45,11 @@ class Measurement:
 
     @property
     def slowdown(self) -> float:
-        return p95_s(self.attacked) / p95_s(self.calm) if self.attacked else math.inf
+        """The larger of the slowdowns of requests with and without images."""
+        return max(
+            p95_s(of_kind(self.attacked, has_image)) / p95_s(of_kind(self.calm, has_image))
+            for has_image in (False, True)
+        )
 
     def record(self, levels: Levels, counts: Mapping[AttackName, Mapping[str, int]]) -> None:
         """Record the levels of an attacked interval and the number of responses since the attack began."""
@@ -63,10 +66,11 @@ class Measurement:
 
     def __str__(self) -> str:
         lines = [
-            f"{name}: first token {p50_s(responses):.3f} s (median), {p95_s(responses):.3f} s (p95), "
-            f"{len(responses)} responses"
-            for name, responses in (("undisturbed", self.calm), ("attacked", self.attacked))
-            if responses
+            f"{phase}, {kind}: first token after {p50_s(chosen):.3f} s (median) and {p95_s(chosen):.3f} s (p95) "
+            f"in {len(chosen)} responses"
+            for phase, responses in (("undisturbed", self.calm), ("attacked", self.attacked))
+            for kind in ("text", "image")
+            for chosen in [of_kind(responses, kind == "image")]
         ]
         grown_bytes = self.levels.rss_bytes - self.rss_before_bytes
         return "\n".join([*lines, f"{self.levels}, RSS grew by {grown_bytes >> 20} MiB", f"{self.counts}"])

@@ -53,9 +53,14 @@ async def many_parts(attacker: Attacker) -> None:
 
 async def priority(attacker: Attacker) -> None:
     """Fill the queue with requests of high priority."""
-    fields = chat("x", max_tokens=16, ignore_eos=True)
     levels: list[dict[str, Any]] = [{"service_tier": "priority"}, {"priority": -1}]
-    requests = itertools.cycle([attacker.json_request(_CHAT, fields | level) for level in levels])
+    requests = itertools.cycle(
+        [
+            attacker.json_request(_CHAT, chat("x", max_tokens=max_tokens, ignore_eos=True, **level))
+            for max_tokens in range(8, 24)  # so that jobs do not end at the same time
+            for level in levels
+        ]
+    )
     await forever(lambda: attacker.send(next(requests)), concurrency=128)
 
 

@@ -20,5 +20,5 @@ class CpuWait:
 
     def seconds(self) -> float:
         """Return the waiting time since the processes were started."""
-        # The fields are the time on a CPU and the time waiting for a CPU, in ns, and the number of time slices.
+        # The fields: time on a CPU and time waiting for a CPU, both in ns, and the number of time slices.
         return sum(int(file.read_text().split()[1]) for file in self._files) / 1e9

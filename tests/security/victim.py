@@ -25,7 +25,7 @@ from tests.security.cpu_wait import CpuWait
 from tests.server.api_key_cli import bearer
 from tests.server.image_files import part
 
-__all__ = ["Response", "Victim", "p95_s", "victim"]
+__all__ = ["Response", "Victim", "of_kind", "p50_s", "p95_s", "victim"]
 
 _RETRY_INTERVAL_S = 0.1
 
@@ -40,6 +40,7 @@ class Response:
 
     started_at: float  # time.monotonic()
     ended_at: float
+    has_image: bool
     first_token_s: float
     error: str = ""  # empty if the text is right
 
@@ -105,10 +106,10 @@ class Victim:
             text = await self._receive(stream, has_begun)
         except (httpx2.HTTPError, ServerError) as error:
             await asyncio.sleep(_RETRY_INTERVAL_S)
-            return Response(started_at, time.monotonic(), float("inf"), repr(error))
+            return Response(started_at, time.monotonic(), _has_image(stream), float("inf"), repr(error))
         expected = self._expected[_prompt(stream)]
         error_text = "" if text == expected else f"{text!r} != {expected!r}"
-        return Response(started_at, time.monotonic(), first_token_s, error_text)
+        return Response(started_at, time.monotonic(), _has_image(stream), first_token_s, error_text)
 
     async def _receive(self, stream: int, has_begun: Any) -> str:
         content: Any = _prompt(stream)
@@ -166,15 +167,20 @@ async def victim(site: AttackedSite, *, num_streams: int, max_tokens: int) -> As
             raise errors[0]
 
 
+def of_kind(responses: Sequence[Response], has_image: bool) -> list[Response]:
+    """Return the responses to requests with or without images."""
+    return [response for response in responses if response.has_image == has_image]
+
+
 def p95_s(responses: Sequence[Response]) -> float:
     """Return the 95th percentile of the time to the first token."""
     times = sorted(response.first_token_s for response in responses)
-    return times[int(0.95 * len(times))]
+    return times[int(0.95 * len(times))] if times else math.inf
 
 
 def p50_s(responses: Sequence[Response]) -> float:
     """Return the median time to the first token."""
-    return statistics.median(response.first_token_s for response in responses)
+    return statistics.median([response.first_token_s for response in responses] or [math.inf])
 
 
 def _prompt(stream: int) -> str:
