@@ -66,8 +66,8 @@ class Measurement:
 
     def __str__(self) -> str:
         lines = [
-            f"{phase}, {kind}: first token after {p50_s(chosen):.3f} s (median) and {p95_s(chosen):.3f} s (p95) "
-            f"in {len(chosen)} responses"
+            f"{phase}, {kind}: first token after {p50_s(chosen):.3f} s (median) and {p95_s(chosen):.3f} s "
+            f"(p95) in {len(chosen)} responses"
             for phase, responses in (("undisturbed", self.calm), ("attacked", self.attacked))
             for kind in ("text", "image")
             for chosen in [of_kind(responses, kind == "image")]
