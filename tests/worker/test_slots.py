@@ -117,6 +117,18 @@ def test_first_job_of_a_tenant_has_priority_over_its_other_jobs() -> None:
     assert sequence_priority(first, []) > sequence_priority(further, [first])
 
 
+def test_jobs_have_priority_until_their_tenant_has_half_of_an_equal_share() -> None:
+    def job(tenant: str) -> Job:
+        return Job(
+            job_id=tenant, model="m", tenant=tenant, messages=(), sampling=SamplingParams(seed=1), cost=1.0
+        )
+
+    burst = [job("burst")] * 16
+    priorities = [sequence_priority(job("other"), [*burst, *[job("other")] * num]) for num in range(8)]
+    assert priorities == [1, 1, 1, 1, 1, 1, 0, 0]
+    assert sequence_priority(job("burst"), burst) == 0
+
+
 def test_overflow_slots_add_a_quarter_of_the_slots_once_all_slots_are_in_use() -> None:
     assert [num_jobs for num_jobs in range(30) if has_overflow_slot(num_jobs, 16)] == [16, 17, 18, 19]
     assert [num_jobs for num_jobs in range(30) if has_overflow_slot(num_jobs, 1)] == [1]

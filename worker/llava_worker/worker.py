@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
@@ -191,16 +192,20 @@ class Worker:
             self._slot_freed.clear()
             num_free = self._num_slots - len(self._in_engine)
             if num_free > 0:
-                assignments = await self._consumer.pull(num_free)
+                for assignment in await self._consumer.pull(num_free):
+                    await self._start_job(assignment)
             else:
                 await _wait(self._slot_freed, _RECONCILE_S)
-                assignments = await self._consumer.pull_overflow() if self._has_overflow_slot() else []
-            for assignment in assignments:
-                await self._start_job(assignment)
+                await self._fill_overflow_slots()
             if time.monotonic() >= next_reconcile:
                 for job_id in await self._consumer.reconcile(self.job_ids):
                     self._drop(job_id)
                 next_reconcile = time.monotonic() + _RECONCILE_S
+
+    async def _fill_overflow_slots(self) -> None:
+        while self._has_overflow_slot() and (assignments := await self._consumer.pull_overflow()):
+            for assignment in assignments:
+                await self._start_job(assignment)
 
     def _has_overflow_slot(self) -> bool:
         return has_overflow_slot(len(self._in_engine), self._num_slots)
@@ -346,7 +351,7 @@ def has_overflow_slot(num_jobs: int, num_slots: int) -> bool:
 
     Without overflow slots, a burst of requests from one tenant would take all slots, and other tenants would
     have to wait until one of those requests ended. The queue assigns an overflow slot only to a tenant that
-    has no job on this worker. The engine prioritizes the job in the overflow slot and, if necessary,
+    has few jobs on this worker. The engine prioritizes the job in the overflow slot and, if necessary,
     preempts the most recent of the other jobs.
     """
     return num_slots <= num_jobs < num_slots + max(1, num_slots // 4)
@@ -355,8 +360,10 @@ def has_overflow_slot(num_jobs: int, num_slots: int) -> bool:
 def sequence_priority(job: Job, running_jobs: Iterable[Job]) -> int:
     """Return the priority of a job's sequence. The job's own priority takes precedence.
 
-    Among jobs with the same priority, each tenant's first running job ranks above all tenants' additional
-    jobs.
+    Among jobs with the same priority, the jobs of a tenant with fewer jobs on this worker than half of an
+    equal share rank above all others.
     """
-    is_first = all(other.tenant != job.tenant for other in running_jobs)
-    return 2 * job.priority + is_first
+    num_jobs = Counter(other.tenant for other in running_jobs)
+    num_own = num_jobs[job.tenant]
+    has_few = not num_own or 2 * num_own * len(num_jobs) < sum(num_jobs.values())
+    return 2 * job.priority + has_few

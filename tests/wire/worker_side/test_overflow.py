@@ -1,4 +1,4 @@
-"""A worker without a free slot can pull the first waiting job of a tenant that has no job on this worker."""
+"""A worker without a free slot can pull the first waiting job of a tenant that has few jobs on this worker."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.wire.harness import STOP, Harness, frame, make_job
 pytestmark = pytest.mark.anyio
 
 
-async def full(harness: Harness) -> tuple[JobProducer, JobConsumer]:
-    """Fill the queue with jobs from the tenant "flood", and let a worker pull two of them."""
+async def full(harness: Harness, num_held: int = 2) -> tuple[JobProducer, JobConsumer]:
+    """Fill the queue with jobs from the tenant "flood", and let a worker pull some of them."""
     producer, consumer = await harness.producer(), await harness.consumer()
-    for _ in range(6):
+    for _ in range(num_held + 4):
         await producer.submit(make_job(tenant="flood"), {})
-    assert len(await consumer.pull(2)) == 2
+    assert len(await consumer.pull(num_held)) == num_held
     return producer, consumer
 
 
@@ -35,6 +35,14 @@ async def test_a_tenant_with_a_job_on_the_worker_gets_no_overflow_slot(harness: 
         await producer.submit(make_job(tenant="other"), {})
     assert len(await consumer.pull_overflow()) == 1
     assert await consumer.pull_overflow() == []
+
+
+async def test_a_tenant_gets_overflow_slots_until_it_has_half_of_an_equal_share(harness: Harness) -> None:
+    producer, consumer = await full(harness, num_held=16)
+    for tenant in ("other", "flood") * 8:
+        await producer.submit(make_job(tenant=tenant), {})
+    pulled = [await consumer.pull_overflow() for _ in range(7)]
+    assert [[each.job.tenant for each in jobs] for jobs in pulled] == [["other"]] * 6 + [[]]
 
 
 async def test_overflow_pulls_do_not_change_the_fair_order_of_other_jobs(harness: Harness) -> None:

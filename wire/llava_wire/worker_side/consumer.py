@@ -123,7 +123,9 @@ class JobConsumer:
         return assignments
 
     async def pull_overflow(self) -> list[Assignment]:
-        """Pull the first waiting job of a tenant that has no job on this worker, even if no slot is free.
+        """Pull a job of a tenant that has few jobs on this worker, even if no slot is free.
+
+        A tenant has few jobs if they are fewer than half of an equal share of the worker's jobs.
 
         Return at most one assignment, without waiting.
         """

@@ -80,7 +80,7 @@ class ShardedConsumer:
         return []
 
     async def pull_overflow(self) -> list[Assignment]:
-        """Pull the first waiting job of a tenant that has no job on this worker. See ``JobConsumer``."""
+        """Pull a job of a tenant that has few jobs on this worker. See ``JobConsumer``."""
         if len(self.shards) == 1:
             return await self._home.pull_overflow()
         for shard in self._in_turn(self.shards):

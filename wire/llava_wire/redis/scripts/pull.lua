@@ -4,8 +4,8 @@
 -- Queues are served in order of priority. A job that has waited for PROMOTE_MS is promoted to high priority. A
 -- quarantined job is assigned only to a worker that holds no jobs, and that worker receives no other jobs until the
 -- quarantined job has been cleared. If no worker becomes idle within DRAIN_AFTER_MS, one of them is selected to finish
--- its current jobs first (key `ward`). Between two quarantined jobs, other waiting jobs are served. A worker without a free slot can request an overflow job: the first job of a tenant that has no job on
--- the worker. A slow worker leaves waiting jobs to faster workers with free slots for a moment. A worker that finds no
+-- its current jobs first (key `ward`). Between two quarantined jobs, other waiting jobs are served. A worker without a
+-- free slot can request an overflow job: the first job of a tenant that has few jobs on the worker. A slow worker leaves waiting jobs to faster workers with free slots for a moment. A worker that finds no
 -- waiting job takes over a job of a slow worker. Each job is moved at most once.
 -- ARGV: worker, model, lease_ms, hang_ms, 1 to pull an overflow job, digest of the model, event for a job whose model
 --   no longer exists, nonce...

@@ -113,18 +113,22 @@ local function dequeue(id, model, cost)
   if removed > 0 then subtract_backlog(model, id, cost) end
 end
 
--- Returns the first waiting job of a tenant that has no job on the worker, and the queue of that job. Searches only the
--- highest-priority queue that is not empty. `slots` is the worker's `inflight` hash as returned by HGETALL.
+-- Returns the first waiting job of a tenant that has fewer jobs on the worker than half of an equal share, and the queue
+-- of that job. Searches only the highest-priority queue that is not empty. `slots` is the worker's `inflight` hash as
+-- returned by HGETALL.
 local NUM_CANDIDATES = 64 -- with equal costs, the first job of each tenant is near the front
 local function find_overflow(model, slots)
   for _, name in ipairs(QUEUES) do
-    local queue, tenants = key(name, model), {}
+    local queue, num_jobs, num_tenants = key(name, model), {}, 0
     local ids = redis.call('ZRANGE', queue, 0, NUM_CANDIDATES - 1)
     for i = 1, #ids > 0 and #slots or 0, 2 do
-      tenants[redis.call('HGET', key('job', slots[i]), 'tenant') or ''] = true
+      local tenant = redis.call('HGET', key('job', slots[i]), 'tenant') or ''
+      if not num_jobs[tenant] then num_tenants = num_tenants + 1 end
+      num_jobs[tenant] = (num_jobs[tenant] or 0) + 1
     end
     for _, id in ipairs(ids) do
-      if not tenants[redis.call('HGET', key('job', id), 'tenant')] then return id, queue end
+      local own = num_jobs[redis.call('HGET', key('job', id), 'tenant') or '']
+      if not own or 2 * own * num_tenants < #slots / 2 then return id, queue end
     end
     if #ids > 0 then return nil end
   end
