@@ -31,6 +31,7 @@ from llava_server.images.loader import ImageLoader
 from llava_server.metrics import Metrics
 from llava_server.middleware.auth import ApiKeys
 from llava_server.middleware.rate_limit import RateLimiter
+from llava_server.on_demand_models import OnDemandModels
 from llava_server.periodic import run_periodically
 from llava_server.queue_health import QueueHealth
 from llava_server.settings import Settings
@@ -125,7 +126,8 @@ async def open_services(
         metrics.set_redis_errors((producer, *stores, inspector, commands))
         tasks = await stack.enter_async_context(aclosing(SupervisedTasks(metrics.task_crashed)))
         health = QueueHealth(metrics)
-        registry = WorkerRegistry(producer, metrics, health)
+        on_demand = OnDemandModels(settings.on_demand_models, shutdown, timeout_s=settings.queue_timeout_s)
+        registry = WorkerRegistry(producer, metrics, health, on_demand)
         controller = Controller(
             producer,
             metrics,
