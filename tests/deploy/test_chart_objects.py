@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.deploy.conftest import Rendered
-from tests.deploy.helm import Helm, HelmError, Manifest
+from tests.deploy.helm import Helm, HelmError, named
 from tests.deploy.object_schemas import problems
 from tests.deploy.value_sets import EXTERNAL, SCALED, VALUE_SETS
 
@@ -28,11 +28,6 @@ KINDS = {
     "ServiceMonitor",
     "StatefulSet",
 }
-
-
-def named(manifests: list[Manifest], kind: str, name: str) -> Manifest:
-    [found] = [each for each in manifests if (each["kind"], each["metadata"]["name"]) == (kind, name)]
-    return found
 
 
 @pytest.mark.parametrize("name", VALUE_SETS)
@@ -87,9 +82,7 @@ def test_an_invalid_object_is_detected(
         ({"gateway": {"enabled": True}}, "Set gateway.parentRefs"),
     ],
 )
-def test_invalid_values_are_rejected_with_a_message(
-    helm: Helm, values: dict[str, Any], message: str
-) -> None:
+def test_invalid_values_are_rejected_with_a_message(helm: Helm, values: dict[str, Any], message: str) -> None:
     with pytest.raises(HelmError, match=message):
         helm.render(values)
 

@@ -167,3 +167,13 @@ def test_the_chart_and_compose_use_the_same_valkey(rendered: Rendered) -> None:
     for old, new in variables.items():
         expected = [word.replace(old, new) for word in expected]
     assert container["command"] == expected
+
+
+def test_the_default_images_are_those_that_compose_builds(rendered: Rendered) -> None:
+    images = {
+        component(labels): container["image"]
+        for _, labels, pod in pods(rendered("default"))
+        for container in pod["containers"]
+    }
+    for name in ("server", "worker"):
+        assert images[name] == COMPOSE["services"][name]["image"]

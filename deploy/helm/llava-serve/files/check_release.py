@@ -1,7 +1,7 @@
 """The test of a release, which `helm test` runs in the server's image.
 
-Checks that the server is ready and that authentication is enforced. If an API key is available, or if none is required,
-it also requests one token.
+Checks that the server is ready and that authentication is enforced. If an API key is available, or if none is
+required, it also requests one token.
 """
 
 import json
