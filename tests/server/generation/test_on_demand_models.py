@@ -101,7 +101,7 @@ def test_a_request_fails_with_a_retry_time_if_no_worker_starts_in_time(serve: Se
 
 
 def test_a_waiting_request_fails_when_the_server_shuts_down(serve: Serve) -> None:
-    server = serve(**SETTINGS)
+    server = serve(**SETTINGS, queue_timeout_s=scaled(20))
     with sent(server, "say yes") as [response]:
         wait_until(lambda: waiting(server)[0] == 1)
         server.services.shutdown.begin()
