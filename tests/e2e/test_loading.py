@@ -127,7 +127,7 @@ def test_a_model_is_unloaded_and_another_loaded_while_the_worker_keeps_running(
 def test_the_next_request_finds_a_loaded_model_although_other_requests_keep_asking_for_it(
     queue_url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    """Requests for an unknown model refresh the registry, but not more than four times a second."""
+    """Requests for an unknown model refresh the registry, but not more than four times per second."""
     start_worker(**SETTINGS, loadable_models=NO_MODELS)
     stopped = threading.Event()
 
