@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +34,7 @@ from llava_server.images.loader import ImageLoader
 from llava_server.metrics import Metrics
 from llava_server.middleware.auth import ApiKeys
 from llava_server.middleware.rate_limit import RateLimiter
+from llava_server.on_demand_models import OnDemandModels
 from llava_server.periodic import run_periodically
 from llava_server.queue_health import QueueHealth
 from llava_server.redis_budgets import RedisBudgets
@@ -134,7 +135,8 @@ async def open_services(
         metrics.set_redis_errors((producer, *stores, inspector, commands))
         tasks = await stack.enter_async_context(aclosing(SupervisedTasks(metrics.task_crashed)))
         health = QueueHealth(metrics, num_shards=len(settings.shards))
-        registry = WorkerRegistry(producer, metrics, health)
+        on_demand = OnDemandModels(settings.on_demand_models, shutdown, timeout_s=settings.queue_timeout_s)
+        registry = WorkerRegistry(producer, metrics, health, on_demand)
         timeouts = {"queue_timeout_s": settings.queue_timeout_s, "orphan_grace_s": settings.orphan_grace_s}
         controller = Controller(producer, metrics, rate_limiter, health, tasks, **timeouts)
         await asyncio.gather(registry.refresh(), api_keys.refresh())
@@ -144,11 +146,9 @@ async def open_services(
         tasks.start("event loop stalls", partial(measure_stalls, metrics))
         _start_refreshing(
             tasks,
-            {
-                "registry": (_REGISTRY_REFRESH_S, registry.refresh),
-                "keys": (_KEYS_REFRESH_S, api_keys.refresh),
-                "memory": (_MEMORY_REFRESH_S, partial(_report_memory, inspector, metrics)),
-            },
+            registry=(_REGISTRY_REFRESH_S, registry.refresh),
+            keys=(_KEYS_REFRESH_S, api_keys.refresh),
+            memory=(_MEMORY_REFRESH_S, partial(_report_memory, inspector, metrics)),
         )
         yield Services(
             settings=settings,
@@ -171,9 +171,7 @@ async def open_services(
         )
 
 
-def _start_refreshing(
-    tasks: SupervisedTasks, steps: Mapping[str, tuple[float, Callable[[], Awaitable[None]]]]
-) -> None:
+def _start_refreshing(tasks: SupervisedTasks, **steps: tuple[float, Callable[[], Awaitable[None]]]) -> None:
     """Run each step periodically in its own task. ``steps`` contains (interval in seconds, step) pairs."""
     for name, (interval_s, step) in steps.items():
         tasks.start(name, partial(run_periodically, interval_s, step))

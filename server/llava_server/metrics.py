@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from llava_wire.messages.event import Event
@@ -19,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-__all__ = ["ChoiceMetrics", "EventObserver", "Metrics", "NoMetrics", "RedisErrorSource"]
+__all__ = ["ChoiceMetrics", "EventObserver", "Metrics", "ModelLoad", "NoMetrics", "RedisErrorSource"]
 
 _TTFT_S = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
@@ -75,6 +76,21 @@ class _RedisErrors(Collector):
         for kind, number in sorted(total.items()):
             family.add_metric((kind,), number)
         yield family
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelLoad:
+    """The jobs and workers of one model. All servers that use the same queue report about the same values.
+
+    ``num_tokens_waiting`` is the estimated number of tokens in the waiting jobs. ``is_on_demand`` is whether
+    the model's workers are started on demand.
+    """
+
+    num_running: int
+    num_waiting: int
+    num_tokens_waiting: float
+    num_workers: int
+    is_on_demand: bool
 
 
 class Metrics:
@@ -158,8 +174,14 @@ class Metrics:
 
     def _add_queue_metrics(self, registry: _Registry) -> None:
         model, counter, gauge = ("model_name",), registry.counter, registry.gauge
-        self._running = gauge("num_requests_running", "Number of jobs assigned to workers.")
+        self._running = gauge("num_requests_running", "Number of jobs assigned to workers.", model)
         self._waiting = gauge("num_requests_waiting", "Number of jobs waiting for a worker.", model)
+        self._tokens_waiting = gauge(
+            "num_tokens_waiting", "Estimated number of tokens in jobs waiting for a worker.", model
+        )
+        self._on_demand = gauge(
+            "on_demand_model", "1 if the workers of the model are started on demand, otherwise 0.", model
+        )
         self._workers = gauge("num_workers", "Number of live workers that accept jobs.", model)
         self._batches = gauge("batches", "Number of unfinished batches across all API keys.", ("state",))
         self._batch_lines = gauge("batch_lines", "Number of lines in unfinished batches.", ("state",))
@@ -265,14 +287,13 @@ class Metrics:
         """Export the sums of the errors that these objects count."""
         self._redis_errors.sources = sources
 
-    def set_queue(
-        self, *, num_running: int, num_waiting: dict[str, int], num_workers: dict[str, int]
-    ) -> None:
-        """Set the gauges for the queue and the workers. The dictionaries are keyed by model name."""
-        self._running.set(num_running)
-        for gauge, values in ((self._waiting, num_waiting), (self._workers, num_workers)):
-            for model, value in values.items():
-                gauge.labels(model).set(value)
+    def set_load(self, model: str, load: ModelLoad) -> None:
+        """Set the gauges for the jobs and workers of a model."""
+        self._running.labels(model).set(load.num_running)
+        self._waiting.labels(model).set(load.num_waiting)
+        self._tokens_waiting.labels(model).set(load.num_tokens_waiting)
+        self._workers.labels(model).set(load.num_workers)
+        self._on_demand.labels(model).set(load.is_on_demand)
 
     def set_batches(self, stats: BatchStats) -> None:
         """Set the gauges for unfinished batches. Every controller reports the same values."""

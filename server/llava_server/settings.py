@@ -286,6 +286,12 @@ class Settings(ServiceSettings):
         description="Maximum time for a client to read the next 64 KiB of a response that is ready to be "
         "sent, in seconds. If exceeded, the connection is closed.",
     )
+    on_demand_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated names of models whose workers are started on demand, for example by "
+        "KEDA. While such a model has no worker, its requests wait for up to LLAVA_QUEUE_TIMEOUT_S instead "
+        "of failing with 503.",
+    )
     keepalive_s: float = Field(
         10.0,
         gt=0,
@@ -321,7 +327,9 @@ class Settings(ServiceSettings):
         "text", description="Log format: text, or json for one JSON object per line."
     )
 
-    @field_validator("api_keys", "image_hosts", "cors_origins", "allowed_hosts", mode="before")
+    @field_validator(
+        "api_keys", "image_hosts", "cors_origins", "allowed_hosts", "on_demand_models", mode="before"
+    )
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         if isinstance(value, str):

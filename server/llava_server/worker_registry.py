@@ -1,7 +1,8 @@
 """The registry of live workers and served models: a copy of the workers' heartbeats, refreshed every second.
 
 Readers such as ``GET /v1/models`` use the copy, so they do not wait for Redis. A model stays registered after
-its last worker has exited, so that requests for it fail with 503 (retry) instead of 404 (unknown model).
+its last worker has exited, so that requests for it fail with 503 (retry) instead of 404 (unknown model), or
+wait for a worker if the model's workers are started on demand.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import logging
 import time
 from dataclasses import dataclass
 
+from llava_wire.controller_side.query_results import QueueStats
 from llava_wire.controller_side.sharded_producer import ShardedProducer
 from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
 
 from llava_server.errors import ApiError, queue_unavailable
-from llava_server.metrics import Metrics
+from llava_server.metrics import Metrics, ModelLoad
+from llava_server.on_demand_models import OnDemandModels
 from llava_server.queue_health import QueueHealth
 
 __all__ = ["ServedModel", "WorkerRegistry"]
@@ -55,8 +58,11 @@ class ServedModel:
 class WorkerRegistry:
     """The live workers and served models. Only ``refresh`` changes them; every request reads them."""
 
-    def __init__(self, producer: ShardedProducer, metrics: Metrics, health: QueueHealth) -> None:
+    def __init__(
+        self, producer: ShardedProducer, metrics: Metrics, health: QueueHealth, on_demand: OnDemandModels
+    ) -> None:
         self._producer = producer
+        self._on_demand = on_demand
         self._metrics = metrics
         self._health = health
         self._models: dict[str, ServedModel] = {}  # keyed by name
@@ -79,34 +85,39 @@ class WorkerRegistry:
         return self._num_workers.get(model, 0)
 
     @property
+    def accepts_requests(self) -> bool:
+        """Whether this server knows any model: one that was served, or one that is started on demand."""
+        return bool(self._models or self._on_demand.names)
+
+    @property
     def has_workers(self) -> bool:
         """Whether any live worker accepts jobs."""
         return any(self._num_workers.values())
 
     async def find(self, name: str) -> ServedModel:
-        """Return a model.
+        """Return a model. Wait for its first worker if its workers are started on demand.
 
-        Raises ApiError: 404 if the model is unknown, 503 if no live worker serves it. While the queue is
+        Raises ApiError: 404 if the model is unknown, 503 if no live worker serves it and none is started on
+        demand, 408 if none has started within the queue timeout. While the queue is
         unavailable and shortly afterwards, and until this server has found its first worker, unknown models
         are a 503 too, because workers could not announce them.
         """
         if not self.num_workers(name) and self._age_s() > _MIN_REFRESH_S:
             await self.refresh()  # a worker may have started since the last refresh
+        if name in self._on_demand.names:
+            await self._on_demand.wait(name, lambda: name in self._models)
+            return self._models[name]
         if self._models or not self._health.is_settled:
             self.get(name)
         # Otherwise, this server has not found any worker yet, so it cannot know which models exist.
         if not self.num_workers(name):
-            raise ApiError(
-                "no_worker",
-                f"No worker currently serves the model {name!r}. Retry later, or start a worker with "
-                "'llava-serve worker'.",
-                param="model",
-                retry_after_s=_RETRY_AFTER_S,
-            )
+            raise _no_worker(name)
         return self._models[name]
 
     def get(self, name: str) -> ServedModel:
         """Return a model, even if it has no live worker. Raises ApiError (404, 503)."""
+        if name not in self._models and name in self._on_demand.names:
+            raise _no_worker(name)
         if name not in self._models:
             raise self._not_found(name) if self._health.is_settled else queue_unavailable(_RETRY_AFTER_S)
         return self._models[name]
@@ -117,9 +128,13 @@ class WorkerRegistry:
 
     async def refresh(self) -> None:
         """Read the heartbeats. If the queue is unavailable, report this to ``QueueHealth``."""
+        await self._read_heartbeats()
+        await self._on_demand.wake()
+
+    async def _read_heartbeats(self) -> None:
         try:
             heartbeats = await self._producer.heartbeats()
-            stats = await self._producer.stats(heartbeats)
+            stats = await self._producer.stats(heartbeats, models=self._on_demand.names)
         except QueueUnavailable as error:
             self._health.report("read", error)
             return
@@ -132,11 +147,24 @@ class WorkerRegistry:
         self._num_workers = dict.fromkeys(self._models, 0)
         for heartbeat in heartbeats:
             self._num_workers[heartbeat.model] += not heartbeat.is_draining
-        self._metrics.set_queue(
-            num_running=stats.num_running,
-            num_waiting=dict.fromkeys(self._models, 0) | dict(stats.num_waiting),
-            num_workers=self._num_workers,
-        )
+        self._export(stats)
+
+    def _export(self, stats: QueueStats) -> None:
+        """Update the metrics of all models, including those that are started on demand and not served.
+
+        The cost of a request that waits for the first worker of its model is unknown. It counts as one token.
+        """
+        num_held = self._on_demand.num_waiting
+        for name in {*self._models, *self._on_demand.names, *stats.num_waiting}:
+            held = num_held.get(name, 0)
+            load = ModelLoad(
+                num_running=stats.num_running.get(name, 0),
+                num_waiting=stats.num_waiting.get(name, 0) + held,
+                num_tokens_waiting=stats.cost_waiting.get(name, 0.0) + held,
+                num_workers=self.num_workers(name),
+                is_on_demand=name in self._on_demand.names,
+            )
+            self._metrics.set_load(name, load)
 
     def _add_model(self, heartbeat: Heartbeat) -> None:
         known = self._models.get(heartbeat.model)
@@ -165,3 +193,13 @@ class WorkerRegistry:
             f"The model {model_name!a} does not exist. Available models: {served_models}.",
             param="model",
         )
+
+
+def _no_worker(name: str) -> ApiError:
+    return ApiError(
+        "no_worker",
+        f"No worker currently serves the model {name!r}. Retry later, or start a worker with "
+        "'llava-serve worker'.",
+        param="model",
+        retry_after_s=_RETRY_AFTER_S,
+    )

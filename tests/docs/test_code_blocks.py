@@ -40,6 +40,7 @@ REASONS = {
     "clones the repository",
     "downloads a model",
     "requires Docker",
+    "requires a cluster",
     "requires a model of your own",
     "requires a second machine",
     "runs until it is stopped",

@@ -58,10 +58,18 @@ class Measurement:
 
     def assert_met(self) -> None:
         """Check all limits that apply during an attack."""
-        assert [each.error for each in (*self.calm, *self.attacked) if each.error] == []
+        self.assert_right_texts()
         assert self.slowdown <= MAX_SLOWDOWN, self
         assert self.levels.stall_cpu_s < MAX_STALL_CPU_S, self
-        assert self.levels.rss_bytes - self.rss_before_bytes < MAX_RSS_GROWTH_BYTES, self
+        self.assert_memory_limits()
+
+    def assert_right_texts(self) -> None:
+        assert [each.error for each in (*self.calm, *self.attacked) if each.error] == []
+
+    def assert_memory_limits(self, *, num_attackers: int = 1) -> None:
+        """Check that each attacker uses no more memory than a single one may."""
+        growth_bytes = self.levels.rss_bytes - self.rss_before_bytes
+        assert growth_bytes < MAX_RSS_GROWTH_BYTES * num_attackers, self
         assert self.levels.redis_bytes < REDIS_LIMIT_BYTES, self
 
     def __str__(self) -> str:

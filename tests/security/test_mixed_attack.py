@@ -1,5 +1,8 @@
 """All attacks at once, from three clients with API keys and an anonymous one.
 
+Every text must be right, and everything must return to the initial level afterwards. The time to the first
+token is not limited, because the attackers' requests use all of the controller's CPU time.
+
 ``--exhaustive`` attacks for ten minutes instead of one.
 """
 
@@ -10,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.security.attack_criteria import Measurement, check_recovery
+from tests.security.attack_criteria import MAX_STALL_CPU_S, Measurement, check_recovery
 from tests.security.attacked_site import ANONYMOUS, attacked_site, attackers
 from tests.security.attacks import ATTACKS
 from tests.security.monitor import monitor
@@ -44,4 +47,6 @@ async def test_every_legitimate_text_is_right_during_all_attacks_at_once(
                 print(measurement)  # noqa: T201
             await process.stop()
             await check_recovery(measurement, clients, watch)
-            measurement.assert_met()
+            measurement.assert_right_texts()
+            measurement.assert_memory_limits(num_attackers=3)
+            assert measurement.levels.reported_stall_cpu_s < MAX_STALL_CPU_S

@@ -7,6 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 from llava_wire.controller_side.limits import QueueLimits
 from llava_wire.controller_side.sharded_producer import ShardedProducer
@@ -92,7 +93,7 @@ async def test_jobs_with_images_of_all_shards_are_streamed(server: RedisServer) 
         names = {name.partition(b":")[0] for name in server.client.scan_iter("*:job:*")}
         assert names == {b"{lv}", b"{lv1}", b"{lv2}", b"{lv3}"}
         stats = await both.producer.stats()
-        assert (stats.num_workers, stats.num_running, stats.num_live) == (1, 0, 0)
+        assert (stats.num_workers, sum(stats.num_running.values()), stats.num_live) == (1, 0, 0)
         assert [beat.worker_id for beat in await both.producer.heartbeats()] == ["w1"]
 
 
@@ -159,8 +160,25 @@ async def test_a_worker_with_jobs_also_serves_other_shards(server: RedisServer) 
     lost = await consumer.reconcile([each.job.job_id for each in held])
     assert not lost
     await consumer.requeue(held)
-    assert (await producer.stats()).num_running == 0
+    assert set((await producer.stats()).num_running.values()) == {0}
     await consumer.deregister()
+    await consumer.aclose()
+    await producer.aclose()
+
+
+async def test_the_stats_are_sums_over_all_shards(server: RedisServer) -> None:
+    producer = await ShardedProducer.connect(queue_shards([server.url_of("server")], 2))
+    shards = queue_shards([server.url_of("worker")], 2)
+    consumer = await ShardedConsumer.connect(shards, heartbeat("w1"))
+    for shard in (0, 1):
+        await submit(producer, job_on(shard, 2))
+        await submit(producer, msgspec.structs.replace(job_on(shard, 2), model="idle", cost=40.5))
+        while not await consumer.shards[shard].try_pull(1):
+            pass
+    stats = await producer.stats(models=iter(("idle", "unused")))
+    assert stats.num_running == {"m": 2}
+    assert stats.num_waiting == {"m": 0, "idle": 2, "unused": 0}
+    assert stats.cost_waiting == {"m": 0, "idle": 81, "unused": 0}
     await consumer.aclose()
     await producer.aclose()
 
@@ -181,7 +199,7 @@ async def test_a_worker_keeps_its_jobs_if_it_reconciles_during_an_outage(
         shard._report_unavailable(QueueUnavailable("down"))
     assert not await consumer.reconcile([each.job.job_id for each in held])
     stats = await producer.stats()
-    assert (stats.num_running, sum(stats.num_waiting.values())) == (1, 0)
+    assert (sum(stats.num_running.values()), sum(stats.num_waiting.values())) == (1, 0)
     await consumer.aclose()
     await producer.aclose()
 

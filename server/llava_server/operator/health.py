@@ -61,9 +61,9 @@ async def readyz(request: Request) -> Response:
     """Return 200 if the server should receive requests, otherwise 503 with the reasons.
 
     Possible reasons are that the server is draining, that the job queue is unavailable, or that no worker has
-    registered yet. If all workers later exit, the server remains ready, so that clients receive its 503
-    responses, which have a Retry-After header. The admin port adds the error text from Redis, which can
-    contain addresses and user names.
+    registered yet and no model is started on demand. If all workers later exit, the server remains ready, so
+    that clients receive its 503 responses, which have a Retry-After header. The admin port adds the error
+    text from Redis, which can contain addresses and user names.
     """
     services = services_of(request)
     reasons = _reasons(services, has_details=is_admin(request.app))
@@ -156,6 +156,6 @@ def _reasons(services: Services, *, has_details: bool) -> list[str]:
     reasons = ["The server is shutting down."] if services.shutdown.is_draining else []
     reasons += [problem] if (problem := services.health.problem(has_details=has_details)) else []
     reasons += [failure] if (failure := services.controller.failure) else []
-    if not services.registry.models:
+    if not services.registry.accepts_requests:
         reasons.append("No worker has registered yet.")
     return reasons

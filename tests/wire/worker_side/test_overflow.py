@@ -1,4 +1,4 @@
-"""A worker without a free slot can pull the first waiting job of a tenant that has few jobs on this worker."""
+"""A worker without a free slot can pull waiting jobs of a tenant that has few jobs on this worker."""
 
 from __future__ import annotations
 

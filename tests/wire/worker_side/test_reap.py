@@ -193,4 +193,15 @@ async def test_the_stats_count_jobs_workers_and_controllers(harness: Harness) ->
     await producer.submit(make_job(model="other"), {})
     stats = await producer.stats()
     assert stats.num_waiting == {"m": 1, "other": 1}
-    assert (stats.num_running, stats.num_workers, stats.num_controllers, stats.num_live) == (1, 1, 1, 3)
+    assert stats.num_running == {"m": 1}
+    assert (stats.num_workers, stats.num_controllers, stats.num_live) == (1, 1, 3)
+
+
+async def test_the_stats_of_a_model_without_workers_are_read_if_it_is_named(harness: Harness) -> None:
+    producer, other = await harness.producer(), await harness.producer()
+    await producer.submit(make_job(model="idle", cost=40.5), {})
+    await producer.submit(make_job(model="idle", cost=2.0), {})
+    assert (await other.stats()).num_waiting == {}
+    stats = await other.stats(models=["idle", "unused"])
+    assert stats.num_waiting == {"idle": 2, "unused": 0}
+    assert stats.cost_waiting == {"idle": 42.5, "unused": 0.0}

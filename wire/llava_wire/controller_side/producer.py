@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any, TypeAlias
 
@@ -278,17 +278,30 @@ class JobProducer:
         self._ledger.record_beat(controller_id, beat, has_lost_memory=bool(has_lost_memory))
         return int(num_requeued)
 
-    async def stats(self, heartbeats: Sequence[Heartbeat] | None = None) -> QueueStats:
-        """Return statistics for all models that have a worker, or a live job on this controller.
+    async def stats(
+        self, heartbeats: Sequence[Heartbeat] | None = None, *, models: Iterable[str] = ()
+    ) -> QueueStats:
+        """Return statistics for ``models``, and models with a worker or a live job on this controller.
 
         If ``heartbeats`` is None, they are read from Redis.
         """
         if heartbeats is None:
             heartbeats = await self.heartbeats()
-        models = sorted(({heartbeat.model for heartbeat in heartbeats} | self._ledger.models) - {""})
-        waiting, running, workers, controllers, dead_letters = await self._call("queue_stats", *models)
-        num_waiting, num_live = dict(zip(models, waiting, strict=True)), self._ledger.num_live
-        return QueueStats(num_waiting, running, workers, controllers, dead_letters, num_live)
+        model_of = {heartbeat.worker_id: heartbeat.model for heartbeat in heartbeats}
+        names = sorted({*models, *model_of.values(), *self._ledger.models} - {""})
+        waiting, running, workers, controllers, dead_letters = await self._call("queue_stats", *names)
+        num_running: Counter[str] = Counter()
+        for worker, number in zip(running[::2], running[1::2], strict=True):
+            num_running[model_of.get(worker.decode(), "")] += number
+        return QueueStats(
+            num_waiting=dict(zip(names, waiting[::2], strict=True)),
+            cost_waiting=dict(zip(names, map(float, waiting[1::2]), strict=True)),
+            num_running=num_running,
+            num_workers=workers,
+            num_controllers=controllers,
+            num_dead_letters=dead_letters,
+            num_live=self._ledger.num_live,
+        )
 
     async def ping(self) -> None:
         """Check the connection to Redis."""

@@ -25,11 +25,13 @@ class CancelReply(IntEnum):
 class QueueStats:
     """Counts for the whole system, except for ``num_live``, which counts only the jobs of this controller.
 
-    ``num_waiting`` is keyed by model.
+    ``num_waiting`` (jobs), ``cost_waiting`` (estimated tokens in these jobs) and ``num_running`` (jobs) are
+    keyed by model. ``num_running`` contains only models with a live worker.
     """
 
     num_waiting: Mapping[str, int]
-    num_running: int
+    cost_waiting: Mapping[str, float]
+    num_running: Mapping[str, int]
     num_workers: int
     num_controllers: int
     num_dead_letters: int

@@ -11,8 +11,8 @@ import contextlib
 import dataclasses
 import secrets
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from llava_wire.controller_side.producer import JobProducer
 from llava_wire.controller_side.query_results import QueueStats
@@ -23,6 +23,7 @@ from llava_wire.redis.shards import Shard, call_available, shard_index
 __all__ = ["ShardedProducer"]
 
 _MAX_PICKS = 64  # IDs tried before a job is given to a shard that is unavailable
+Number = TypeVar("Number", int, float)
 
 
 class ShardedProducer:
@@ -84,16 +85,22 @@ class ShardedProducer:
                 return await shard.heartbeats()
         return await last.heartbeats()
 
-    async def stats(self, heartbeats: Sequence[Heartbeat] | None = None) -> QueueStats:
-        """Return the sums over the available shards. Raise QueueUnavailable if there are none."""
+    async def stats(
+        self, heartbeats: Sequence[Heartbeat] | None = None, *, models: Iterable[str] = ()
+    ) -> QueueStats:
+        """Return the sums over the available shards. Raise QueueUnavailable if there are none.
+
+        The arguments are those of ``JobProducer.stats``.
+        """
+        models = tuple(models)
         if heartbeats is None:
             heartbeats = await self.heartbeats()
-        replies = await call_available(shard.stats(heartbeats) for shard in self.shards)
-        num_waiting = sum((Counter(reply.num_waiting) for reply in replies), Counter())
+        replies = await call_available(shard.stats(heartbeats, models=models) for shard in self.shards)
         return dataclasses.replace(
             replies[0],
-            num_waiting=num_waiting,
-            num_running=sum(reply.num_running for reply in replies),
+            num_waiting=_sum_by_model(reply.num_waiting for reply in replies),
+            cost_waiting=_sum_by_model(reply.cost_waiting for reply in replies),
+            num_running=_sum_by_model(reply.num_running for reply in replies),
             num_dead_letters=sum(reply.num_dead_letters for reply in replies),
             num_live=sum(reply.num_live for reply in replies),
         )
@@ -105,3 +112,12 @@ class ShardedProducer:
 
     async def aclose(self) -> None:
         await asyncio.gather(*(shard.aclose() for shard in self.shards))
+
+
+def _sum_by_model(shards: Iterable[Mapping[str, Number]]) -> dict[str, Number]:
+    """Return the sum for each model over all shards, including sums of 0."""
+    total: dict[str, Number] = {}
+    for numbers in shards:
+        for model, number in numbers.items():
+            total[model] = total.get(model, 0) + number
+    return total

@@ -1,0 +1,76 @@
+{{/* Pod settings that all components share. Takes (dict "root" $ "user" UID "group" GID "pod" VALUES). */}}
+{{- define "llava.pod" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: {{ .user }}
+  runAsGroup: {{ .group }}
+  fsGroup: {{ .group }}
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile:
+    type: RuntimeDefault
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- with .pod.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .pod.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* The security context of all containers. */}}
+{{- define "llava.container" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+{{- end }}
+
+{{/* A volume with one role's Redis URLs. Takes (dict "root" $ "role" NAME). */}}
+{{- define "llava.redisVolume" -}}
+name: redis
+projected:
+  defaultMode: 0440
+  sources:
+    - secret:
+        name: {{ include "llava.redisSecret" .root }}
+        items:
+          - key: {{ .role }}_redis_url
+            path: redis_url
+          {{- if .root.Values.redis.queueUrls.enabled }}
+          - key: {{ .role }}_queue_urls
+            path: queue_urls
+          {{- end }}
+{{- with .root.Values.redis.tlsSecret }}
+    - secret:
+        name: {{ . }}
+{{- end }}
+{{- end }}
+
+{{/* The environment variables of the queue, which must be the same for all servers and workers. */}}
+{{- define "llava.queueEnv" -}}
+- { name: LLAVA_REDIS_URL_FILE, value: /run/secrets/redis/redis_url }
+{{- if .Values.redis.queueUrls.enabled }}
+- { name: LLAVA_QUEUE_URLS_FILE, value: /run/secrets/redis/queue_urls }
+{{- end }}
+{{- with .Values.redis.queueShards }}
+- { name: LLAVA_QUEUE_SHARDS, value: {{ . | quote }} }
+{{- end }}
+{{- end }}
+
+{{/* Additional environment variables from a map. */}}
+{{- define "llava.env" -}}
+{{- range $name, $value := . }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end }}
