@@ -64,7 +64,8 @@ class Measurement:
         self.assert_memory_limits()
 
     def assert_right_texts(self) -> None:
-        assert [each.error for each in (*self.calm, *self.attacked) if each.error] == []
+        errors = [each.error for each in (*self.calm, *self.attacked) if each.error]
+        assert not errors, f"{len(errors)} responses, for example {errors[:3]}"
 
     def assert_memory_limits(self, *, num_attackers: int = 1) -> None:
         """Check that each attacker uses no more memory than a single one may."""

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import psutil
-import redis
 
-from tests.processes import ControllerProcess
+from tests.security.attacked_site import AttackedSite
 from tests.waiting import async_wait_until
 
 __all__ = ["Levels", "Monitor", "monitor"]
@@ -61,10 +60,11 @@ class Monitor:
     includes the CPU time of other threads, because they can block the event loop by holding the GIL.
     """
 
-    def __init__(self, controller: ControllerProcess, queue: redis.Redis) -> None:
-        self._controller = controller
-        self._queue = queue
-        self._process = psutil.Process(controller.pid)
+    def __init__(self, site: AttackedSite) -> None:
+        self._controller = site.controller
+        self._queue = site.queue
+        self._key = site.key
+        self._process = psutil.Process(site.controller.pid)
         self.levels = Levels()
 
     def reset(self) -> None:
@@ -111,7 +111,8 @@ class Monitor:
     async def _request(self, path: str) -> bytes:
         url = urlsplit(self._controller.url)
         assert url.hostname and url.port
-        request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        headers = f"Host: localhost\r\nAuthorization: Bearer {self._key}\r\nConnection: close"
+        request = f"GET {path} HTTP/1.1\r\n{headers}\r\n\r\n".encode()
         while True:
             assert self._controller.status is None, f"{_KILLED} with status {self._controller.status}"
             with contextlib.suppress(OSError):  # retried, because the connection can be replaced by another
@@ -126,9 +127,9 @@ class Monitor:
 
 
 @asynccontextmanager
-async def monitor(controller: ControllerProcess, queue: redis.Redis) -> AsyncIterator[Monitor]:
+async def monitor(site: AttackedSite) -> AsyncIterator[Monitor]:
     """Yield a monitor that is sampling."""
-    monitor = Monitor(controller, queue)
+    monitor = Monitor(site)
     watches = (monitor.watch_event_loop, monitor.watch_reported_stalls, monitor.watch_redis)
     tasks = [asyncio.create_task(watch()) for watch in watches]
     try:

@@ -41,7 +41,7 @@ async def test_other_clients_are_served_during_an_attack(site: AttackedSite, att
     key = ANONYMOUS if attack == "idle_connections" else 0
     async with (
         attackers(site) as process,
-        monitor(site.controller, site.queue) as watch,
+        monitor(site) as watch,
         victim(site, num_streams=8, max_tokens=3) as clients,
     ):
         measurement = await measure(

@@ -35,7 +35,7 @@ async def test_every_legitimate_text_is_right_during_all_attacks_at_once(
     with tempfile.TemporaryDirectory() as folder, attacked_site(Path(folder)) as site:
         async with (
             attackers(site) as process,
-            monitor(site.controller, site.queue) as watch,
+            monitor(site) as watch,
             victim(site, num_streams=16, max_tokens=32) as clients,
         ):
             measurement = Measurement(watch.rss_bytes, await clients.during(_CALM_S))
