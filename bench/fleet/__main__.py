@@ -95,7 +95,7 @@ def measure_fleet(num_workers: int, num_shards: int, steps_per_s: float, seconds
             num_jobs=int(num_workers * NUM_SLOTS * BACKLOG),
             num_tenants=NUM_TENANTS,
             max_tokens=MAX_TOKENS,
-            warm_up_s=5.0 + 2 * step_s,
+            num_slots=num_workers * NUM_SLOTS,
             seconds=max(seconds, 4 * step_s),
             lease_s=4 * beat_s,
         )

@@ -2,7 +2,7 @@
 
     python -m bench.fleet.load '{"urls": [...], "num_shards": 1, "num_jobs": 320, ...}'
 
-After the warm-up, it prints "measuring", and at the end a `LoadResult` as JSON.
+Once the workers are busy, it prints "measuring", and at the end a `LoadResult` as JSON.
 """
 
 from __future__ import annotations
@@ -29,17 +29,21 @@ __all__ = ["LoadConfig", "LoadResult", "fleet_job"]
 _NO_LIMIT = 10**9
 _REAP_S = 1.0
 _SUBMITTERS = 8
+_BUSY = 0.95
 
 
 class LoadConfig(msgspec.Struct, frozen=True):
-    """The load of one controller: ``num_jobs`` unfinished jobs of ``num_tenants`` tenants."""
+    """The load of one controller: ``num_jobs`` unfinished jobs of ``num_tenants`` tenants.
+
+    The measurement begins once ``_BUSY`` of all ``num_slots`` slots of the workers are in use.
+    """
 
     urls: list[str]
     num_shards: int
     num_jobs: int
     num_tenants: int
     max_tokens: int
-    warm_up_s: float
+    num_slots: int
     seconds: float
     lease_s: float
 
@@ -93,9 +97,10 @@ class Load:
         tasks = [asyncio.create_task(self._submit()) for _ in range(_SUBMITTERS)]
         for shard in self._producer.shards:
             tasks += [asyncio.create_task(self._follow(shard)), asyncio.create_task(self._reap(shard))]
-        await asyncio.sleep(config.warm_up_s)
-        while not self._to_submit.empty():
-            await asyncio.sleep(0.1)
+        while (await self._producer.stats()).num_running < _BUSY * config.num_slots:
+            await asyncio.sleep(_REAP_S)
+            if crashed := [task for task in tasks if task.done()]:
+                crashed[0].result()
         self._reset()
         print("measuring", flush=True)
         await asyncio.wait(tasks, timeout=config.seconds, return_when=asyncio.FIRST_EXCEPTION)
