@@ -26,7 +26,7 @@ live:{controller}       SET    jobs that the controller streams      when the la
 inflight:{worker}       HASH   job -> assignment, route, log length  when the last of its jobs expires
 heartbeat:{worker}      STRING packed Heartbeat; heartbeat           lease
 digests:{model}         ZSET   digest of a worker's model -> lease   lease
-speed:{model}           HASH   worker -> time per step, capacity     lease
+steps:{model}           ZSET   worker -> time per engine step        lease
 moved:{model}           STRING set after a job left a slow worker    0.5 s
 order:{worker}          HASH   pending command; send_command         1 min after the last heartbeat
 out:{controller}        STREAM frames to deliver; emit, reap_workers 10 min after last use; 8 MiB

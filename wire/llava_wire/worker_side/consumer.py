@@ -242,7 +242,7 @@ class JobConsumer:
         packed, status = msgspec.msgpack.encode(self._heartbeat), self._heartbeat.command
         finished_id = status.command_id if status and status.is_finished else ""
         beat = self._heartbeat
-        model = (beat.model, beat.model_digest, beat.stats.get(STEP_STAT, 0), beat.capacity)
+        model = (beat.model, beat.model_digest, beat.stats.get(STEP_STAT, 0))
         return await self._link.script(
             "heartbeat", self._worker_id, self._lease_ms, packed, finished_id, *model
         )

@@ -20,6 +20,7 @@ local DRAIN_AFTER_MS = 10000
 -- A worker is slow compared with another one if its engine steps take SLOW_FACTOR times as long, and at least MIN_SLOWER_S
 -- longer.
 local SLOW_FACTOR, MIN_SLOWER_S = 3, 0.02
+local MAX_COMPARED = 16 -- maximum number of workers with which a worker is compared
 local SLOW_WAIT_MS = 1000 -- time that a waiting job is left to faster workers
 local MOVE_INTERVAL_MS = 500
 local MODEL_WAIT_MS = 30000 -- time that an output waits for a worker with its model
@@ -161,31 +162,37 @@ local function pop_overflow()
   return {id, 0, queue, score}
 end
 
--- Returns the time per engine step of this worker, and {worker, time, free slots} of each other live worker.
-local function read_speeds()
-  local own, others = 0, {}
-  local flat = redis.call('HGETALL', key('speed', model))
-  for i = 1, #flat, 2 do
-    local step, capacity = string.match(flat[i + 1], '^(%S+) (%d+)$')
-    step = tonumber(step)
-    if flat[i] == worker then
-      own = step
-    elseif step > 0 and tonumber(redis.call('ZSCORE', PREFIX .. 'workers', flat[i]) or 0) > now then
-      others[#others + 1] = {flat[i], step, capacity - redis.call('HLEN', key('inflight', flat[i]))}
-    end
-  end
-  return own, others
-end
-
 local function is_slow(step, other_step)
   return step > SLOW_FACTOR * other_step and step - other_step > MIN_SLOWER_S
 end
 
+-- Returns up to MAX_COMPARED live workers of this model, and the times of their engine steps, as {worker, time}... The
+-- command is 'ZRANGE' for the fastest workers or 'ZREVRANGE' for the slowest ones.
+local function read_speeds(command)
+  local workers, steps = {}, key('steps', model)
+  local flat = redis.call(command, steps, 0, MAX_COMPARED - 1, 'WITHSCORES')
+  for i = 1, #flat, 2 do
+    if tonumber(redis.call('ZSCORE', PREFIX .. 'workers', flat[i]) or 0) > now then
+      workers[#workers + 1] = {flat[i], tonumber(flat[i + 1])}
+    else
+      redis.call('ZREM', steps, flat[i])
+    end
+  end
+  return workers
+end
+
+local function has_free_slot(other)
+  local packed = redis.call('GET', key('heartbeat', other))
+  local heartbeat = packed and cmsgpack.unpack(packed)
+  return heartbeat and heartbeat.model == model and redis.call('HLEN', key('inflight', other)) < heartbeat.capacity
+end
+
 -- Returns whether this worker is slow and must leave the first waiting job to a faster worker that has a free slot.
-local function leaves_jobs_to_faster_workers(own, others)
+local function leaves_jobs_to_faster_workers(own_step)
   local has_faster = false
-  for _, other in ipairs(others) do
-    has_faster = has_faster or (is_slow(own, other[2]) and other[3] > 0)
+  for _, other in ipairs(read_speeds('ZRANGE')) do
+    if not is_slow(own_step, other[2]) then break end
+    has_faster = has_faster or has_free_slot(other[1])
   end
   if not has_faster then return false end
   for _, name in ipairs(QUEUES) do
@@ -196,9 +203,9 @@ local function leaves_jobs_to_faster_workers(own, others)
 end
 
 -- Moves one job from a slow worker to this worker, which has found no waiting job.
-local function take_over_from_slow_worker(own, others)
-  for _, other in ipairs(others) do
-    local has_jobs_to_move = own > 0 and is_slow(other[2], own)
+local function take_over_from_slow_worker(own_step)
+  for _, other in ipairs(read_speeds('ZREVRANGE')) do
+    local has_jobs_to_move = own_step > 0 and is_slow(other[2], own_step)
     for _, id in ipairs(has_jobs_to_move and redis.call('HKEYS', key('inflight', other[1])) or {}) do
       local moved, doubts = unpack(redis.call('HMGET', key('job', id), 'moved', 'doubts'))
       if not moved and tonumber(doubts or QUARANTINE_CRASHES) < QUARANTINE_CRASHES and not has_other_model(id) then
@@ -218,8 +225,8 @@ end
 
 local is_reserved = serve_quarantine()
 if not is_reserved then promote_aged() end
-local own_step, other_workers = read_speeds()
-local is_leaving = not is_reserved and leaves_jobs_to_faster_workers(own_step, other_workers)
+local own_step = tonumber(redis.call('ZSCORE', key('steps', model), worker) or 0)
+local is_leaving = not is_reserved and own_step > 0 and leaves_jobs_to_faster_workers(own_step)
 local virtual = virtual_time(model)
 local last = virtual
 for _ = 1, num_nonces + MAX_SKIPPED do
@@ -235,7 +242,7 @@ if last > virtual then
   redis.call('ZREMRANGEBYSCORE', key('fair', model), '-inf', last) -- these tenants restart at the current virtual time
 end
 local is_idle = #assigned == 0 and #held == 0 and not is_reserved and not is_overflow
-if is_idle and num_queued(model) == 0 then take_over_from_slow_worker(own_step, other_workers) end
+if is_idle and num_queued(model) == 0 then take_over_from_slow_worker(own_step) end
 if #assigned > 0 and #held == 0 then redis.call('ZADD', PREFIX .. 'progress', now + hang, worker) end
 local num_passed_over = 0
 for _, each in ipairs(passed_over) do
