@@ -3,7 +3,8 @@
 Importing the controller takes a second of CPU time, and importing torch takes two. A `ForkServer` imports
 them once, so that tests can start many controllers and workers. Each program is a process of its own and runs
 its module as ``python -m`` does. Programs share only what imports have created, so tests of start-up itself
-must start an interpreter instead.
+must start an interpreter instead. Imports can depend on environment variables, such as PYTHONPATH and
+OMP_NUM_THREADS, so there is a server for each environment.
 """
 
 from __future__ import annotations
@@ -21,12 +22,19 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypedDict
 
 __all__ = ["ForkServer", "Program", "fork_server"]
 
 _MAX_REQUEST_BYTES = 1 << 20
+
+
+class _Request(TypedDict):
+    module: str
+    folder: str
+    settings: dict[str, str]
 
 
 class Program:
@@ -64,13 +72,14 @@ class Program:
 class ForkServer:
     """The process that imports ``modules`` and starts programs. It ends together with this process."""
 
-    def __init__(self, *modules: str) -> None:
+    def __init__(self, modules: Iterable[str], environment: Mapping[str, str]) -> None:
         self._requests, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with requests:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(requests.fileno()), *modules],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[requests.fileno()],
+                env=environment,
             )
         atexit.register(self.close)
 
@@ -78,19 +87,26 @@ class ForkServer:
         self._requests.close()
         self._process.wait()
 
-    def start(self, module: str, log: int, environment: Mapping[str, str]) -> Program:
-        """Run a module as ``__main__``, with ``log`` (a file descriptor) as its output."""
-        request = json.dumps({"module": module, "folder": str(Path.cwd()), "environment": dict(environment)})
+    def start(self, module: str, log: int, settings: Mapping[str, str]) -> Program:
+        """Run a module as ``__main__``, with ``log`` (a file descriptor) as its output.
+
+        ``settings`` are added to the environment. Modules must read them after their import.
+        """
+        request: _Request = {"module": module, "folder": str(Path.cwd()), "settings": dict(settings)}
         status, reported = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with reported:
-            socket.send_fds(self._requests, [request.encode()], [log, reported.fileno()])
+            socket.send_fds(self._requests, [json.dumps(request).encode()], [log, reported.fileno()])
         return Program(int(status.recv(16)), status)
 
 
+def fork_server(modules: Iterable[str], environment: Mapping[str, str]) -> ForkServer:
+    """Return the server with these modules and this environment, which all tests of this process share."""
+    return _shared_server(frozenset(modules), frozenset(environment.items()))
+
+
 @functools.cache
-def fork_server(*modules: str) -> ForkServer:
-    """Return the server with these modules, which all tests of this process share."""
-    return ForkServer(*modules)
+def _shared_server(modules: frozenset[str], environment: frozenset[tuple[str, str]]) -> ForkServer:
+    return ForkServer(sorted(modules), dict(environment))
 
 
 def _serve(requests: socket.socket) -> str:
@@ -133,21 +149,17 @@ def _report_exits(running: dict[int, socket.socket]) -> None:
             reported.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
-def _enter(request: dict[str, object], log: int) -> str:
+def _enter(request: _Request, log: int) -> str:
     """Change this process's state into that of a new interpreter. Return the name of the module to run."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for output in (1, 2):
         os.dup2(log, output)
     os.close(log)
-    os.chdir(str(request["folder"]))
-    os.environ.clear()
-    environment = request["environment"]
-    assert isinstance(environment, dict)
-    os.environ.update(environment)
-    module = str(request["module"])
-    sys.argv = [module]
-    return module
+    os.chdir(request["folder"])
+    os.environ.update(request["settings"])
+    sys.argv = [request["module"]]
+    return request["module"]
 
 
 def _main() -> None:

@@ -68,14 +68,17 @@ class Process:
 
     def start(self) -> None:
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("LLAVA_")}
-        environment = inherited | self._settings
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(("LLAVA_", "PYTEST_"))
+        }
         with self._log.open("ab") as sink:
             if self.prefix:
                 command = [*self.prefix, sys.executable, "-m", self._module]
+                environment = inherited | self._settings
                 self._process = subprocess.Popen(command, stdout=sink, stderr=sink, env=environment)
             else:
-                self._process = fork_server(*self._imports).start(self._module, sink.fileno(), environment)
+                server = fork_server(self._imports, inherited)
+                self._process = server.start(self._module, sink.fileno(), self._settings)
 
     def send(self, number: signal.Signals) -> None:
         assert self._process

@@ -12,17 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.fork_server import ForkServer, Program
+from tests.fork_server import ForkServer, Program, fork_server
 from tests.machine_speed import scaled
 from tests.waiting import wait_until
 
 MODULE = "tests.forked_program"
+ENVIRONMENT = {"PATH": os.environ["PATH"], "OF_THE_SERVER": "1"}
 Start = Callable[..., Program]
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ForkServer]:
-    server = ForkServer("json")
+    server = ForkServer(["json"], ENVIRONMENT)
     yield server
     server.close()
 
@@ -36,32 +37,41 @@ def log(tmp_path: Path) -> Path:
 def start(server: ForkServer, log: Path) -> Start:
     def start(module: str = MODULE, **variables: str) -> Program:
         with log.open("wb") as sink:
-            return server.start(module, sink.fileno(), {"PATH": os.environ["PATH"], **variables})
+            return server.start(module, sink.fileno(), variables)
 
     return start
 
 
-def test_a_program_has_its_own_variables_folder_and_process(start: Start, log: Path) -> None:
-    program = start(STATUS="0")
-
-    assert program.wait(scaled(30)) == 0
-    process = json.loads(log.read_text())
-    assert process["variables"] == {"PATH": os.environ["PATH"], "STATUS": "0"}
-    assert process["folder"] == str(Path.cwd())
-    assert process["pid"] == program.pid != os.getpid()
-
-
 def test_a_program_equals_one_that_an_interpreter_starts(start: Start, log: Path) -> None:
-    start(STATUS="0").wait(scaled(30))
-    command = [sys.executable, "-m", MODULE]
-    variables = {"PATH": os.environ["PATH"], "STATUS": "0"}
-    interpreted = json.loads(
-        subprocess.run(command, env=variables, stdout=subprocess.PIPE, check=True).stdout
-    )
-
+    program = start(STATUS="0")
+    assert program.wait(scaled(30)) == 0
     forked = json.loads(log.read_text())
-    assert forked["argv"] == interpreted["argv"]
-    assert forked["folder"] == interpreted["folder"]
+
+    command = [sys.executable, "-m", MODULE]
+    variables = {**ENVIRONMENT, "STATUS": "0"}
+    interpreted = subprocess.run(command, env=variables, stdout=subprocess.PIPE, check=True)
+
+    assert forked.pop("pid") == program.pid != os.getpid()
+    assert forked == {key: value for key, value in json.loads(interpreted.stdout).items() if key != "pid"}
+
+
+def test_programs_with_the_same_environment_share_their_imports(tmp_path: Path) -> None:
+    (tmp_path / "imported.py").write_text("import os\nNUMBER = f\"{os.environ['NUMBER']} {os.getpid()}\"\n")
+    (tmp_path / "program.py").write_text("import imported\nprint(imported.NUMBER)\n")
+
+    def output(number: str) -> list[str]:
+        environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path), "NUMBER": number}
+        with (tmp_path / "log").open("w+") as log:
+            program = fork_server(["imported"], environment).start("program", log.fileno(), {})
+            assert program.wait(scaled(30)) == 0
+            log.seek(0)
+            return log.read().split()
+
+    first, again, other = output("1"), output("1"), output("2")
+
+    assert first == again
+    assert first[0] == "1" and other[0] == "2"
+    assert first[1] != other[1]
 
 
 def test_the_exit_status_is_that_of_the_program(start: Start) -> None:
