@@ -145,7 +145,7 @@ def _report_exits(running: dict[int, socket.socket]) -> None:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             return
-        with running.pop(pid) as reported, contextlib.suppress(BrokenPipeError):  # nobody waits for it
+        with running.pop(pid) as reported, contextlib.suppress(BrokenPipeError):  # no test waits for it
             reported.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
