@@ -11,6 +11,9 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 SUPPLY_CHAIN := $(VENV)/supply-chain
 HAS_GPU   := $(shell command -v nvidia-smi 2>/dev/null)
 
+# If this variable is set, every program that a test starts compiles all of its modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: up test test-fast interop check format bench train eval lock sbom audit clean
 .DEFAULT_GOAL := up
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -103,6 +105,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if excluded:
         config.hook.pytest_deselected(items=excluded)
         items[:] = [item for item in items if item not in excluded]
+
+
+def pytest_collection_finish() -> None:
+    """Exclude imported modules from garbage collection, which takes most of a second with them."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # triton reports modules that are never collected as leaks
 
 
 def pytest_runtest_setup() -> None:

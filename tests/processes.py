@@ -8,28 +8,43 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 import psutil
 
+from tests.fork_server import Program, fork_server
 from tests.machine_speed import scaled
 from tests.waiting import async_wait_until, wait_until
 
+# The modules that each program imports. A worker imports the engine's unless it serves the echo model.
+_CONTROLLER_MODULES = ("llava_server.__main__",)
+_ECHO_MODULES = ("llava_worker.__main__", "llava_worker.echo_engine")
+_ENGINE_MODULES = (
+    "llava_worker.__main__",
+    "llava_worker.engine.startup.build_engine",
+    "llava_worker.engine.structured_output.grammar_cache",
+    "llava_worker.language.hf_tokenizer",
+)
+
 
 class Process:
-    """A program configured through LLAVA_* variables. Its output is written to a log file."""
+    """A program configured through LLAVA_* variables. Its output is written to a log file.
+
+    It is forked from a process that has imported ``imports``, or started by ``prefix`` if that is set.
+    """
 
     prefix: tuple[str, ...] = ()  # a command that runs the program, such as prlimit
 
-    def __init__(self, module: str, log: Path, **settings: object) -> None:
-        self._command = [sys.executable, "-m", module]
+    def __init__(self, module: str, log: Path, imports: Sequence[str], **settings: object) -> None:
+        self._module = module
+        self._imports = imports
         self._settings = {f"LLAVA_{name.upper()}": str(value) for name, value in settings.items()}
         self._log = log
         self._log_start = 0  # offset of the current run's output
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Program | None = None
 
     @property
     def log(self) -> str:
@@ -53,11 +68,17 @@ class Process:
 
     def start(self) -> None:
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("LLAVA_")}
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(("LLAVA_", "PYTEST_"))
+        }
         with self._log.open("ab") as sink:
-            self._process = subprocess.Popen(
-                [*self.prefix, *self._command], stdout=sink, stderr=sink, env=inherited | self._settings
-            )
+            if self.prefix:
+                command = [*self.prefix, sys.executable, "-m", self._module]
+                environment = inherited | self._settings
+                self._process = subprocess.Popen(command, stdout=sink, stderr=sink, env=environment)
+            else:
+                server = fork_server(self._imports, inherited)
+                self._process = server.start(self._module, sink.fileno(), self._settings)
 
     def send(self, number: signal.Signals) -> None:
         assert self._process
@@ -86,7 +107,7 @@ class ControllerProcess(Process):
         self.url = f"http://127.0.0.1:{port}"
         self.redis_url = redis_url
         defaults = {"redis_url": redis_url, "port": port, "auth": False, "image_workers": 1}
-        super().__init__("llava_server", log, **{**defaults, **settings})
+        super().__init__("llava_server", log, _CONTROLLER_MODULES, **{**defaults, **settings})
 
     @property
     def is_ready(self) -> bool:
@@ -106,7 +127,9 @@ class WorkerProcess(Process):
     """A worker. It serves the echo model by default."""
 
     def __init__(self, redis_url: str, log: Path, **settings: object) -> None:
-        super().__init__("llava_worker", log, **{"model": "echo", "redis_url": redis_url, **settings})
+        settings = {"model": "echo", "redis_url": redis_url, **settings}
+        modules = _ECHO_MODULES if settings["model"] == "echo" else _ENGINE_MODULES
+        super().__init__("llava_worker", log, modules, **settings)
 
     @property
     def is_ready(self) -> bool:

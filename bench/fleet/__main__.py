@@ -161,7 +161,8 @@ async def _measure_waiting(servers: Servers, num_waiting: int) -> dict[str, Any]
 
 async def _submit(producer: ShardedProducer, number: int) -> None:
     for index in range(number):
-        await producer.submit(fleet_job(f"tenant-{index % NUM_TENANTS}", MAX_TOKENS), {})
+        job = fleet_job(f"tenant-{index % NUM_TENANTS}", MAX_TOKENS)
+        await producer.shard(job.job_id).submit(job, {})
 
 
 def _ms_each(usage: Usage, number: int) -> float:

@@ -97,7 +97,7 @@ class Load:
         tasks = [asyncio.create_task(self._submit()) for _ in range(_SUBMITTERS)]
         for shard in self._producer.shards:
             tasks += [asyncio.create_task(self._follow(shard)), asyncio.create_task(self._reap(shard))]
-        while (await self._producer.stats()).num_running < _BUSY * config.num_slots:
+        while sum((await self._producer.stats()).num_running.values()) < _BUSY * config.num_slots:
             await asyncio.sleep(_REAP_S)
             if crashed := [task for task in tasks if task.done()]:
                 crashed[0].result()
@@ -119,7 +119,7 @@ class Load:
             began = time.monotonic()
             self._submitted[job.job_id] = tenant, began
             self._waiting.add(job.job_id)
-            await self._producer.submit(job, {})
+            await self._producer.shard(job.job_id).submit(job, {})
             self._submit_s.append(time.monotonic() - began)
 
     async def _follow(self, shard: JobProducer) -> None:

@@ -9,6 +9,7 @@ commands are still checked: the shell must be able to parse them, and the option
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -152,6 +153,16 @@ def _named_files(words: Sequence[str]) -> list[str]:
 def _unknown_options(words: Sequence[str]) -> list[str]:
     names = [word for word in words if re.fullmatch(r"[a-z-]+", word)]
     command = names[: 2 if names[:1] in (["keys"], ["dlq"]) else 1]
+    shown = _help_of(*command)
+    if shown is None:
+        return [f"no command {' '.join(command)}"]
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    return [f"no option {option} of {' '.join(command)}" for option in options if option not in shown]
+
+
+@functools.cache
+def _help_of(*command: str) -> str | None:
+    """Return the options of a command, or None if there is no such command."""
     shown = subprocess.run(
         [BIN / "llava-serve", *command, "--help"],
         env={**os.environ, "COLUMNS": "200", "TERM": "dumb"},
@@ -159,10 +170,7 @@ def _unknown_options(words: Sequence[str]) -> list[str]:
         text=True,
         check=False,
     )
-    if shown.returncode:
-        return [f"no command {' '.join(command)}"]
-    options = [word.partition("=")[0] for word in words if word.startswith("--")]
-    return [f"no option {option} of {' '.join(command)}" for option in options if option not in shown.stdout]
+    return None if shown.returncode else shown.stdout
 
 
 def _has_target(name: str) -> bool:

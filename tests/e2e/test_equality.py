@@ -5,6 +5,7 @@ The conversations have 1 to 3 turns and 0 to 2 images.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,16 +21,23 @@ from tests.machine_speed import scaled
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 NUM_PROMPTS = 200
+NUM_OF_EACH_SHAPE = 12  # of the prompts with the same number of images and turns
 MAX_TOKENS = 32
 TINY = Path(__file__).parents[2] / "worker" / "llava_worker" / "tiny"
 
 
 @pytest.fixture(scope="module")
-def eval_questions() -> list[Question]:
+def eval_questions(pytestconfig: pytest.Config) -> list[Question]:
+    """Return 12 conversations of each shape, or 200 of random shapes with ``--exhaustive``."""
     found = list(evaluation_questions(NUM_PROMPTS // 3 + 1, "equality"))[:NUM_PROMPTS]
     assert {len(question.scenes) for question in found} == {0, 1, 2}
     assert {len(question.turns) for question in found} == {1, 2, 3}
-    return found
+    if pytestconfig.getoption("exhaustive"):
+        return found
+    of_shape: defaultdict[tuple[int, int], list[Question]] = defaultdict(list)
+    for question in found:
+        of_shape[len(question.scenes), len(question.turns)].append(question)
+    return [question for same in of_shape.values() for question in same[:NUM_OF_EACH_SHAPE]]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,14 @@ time.time_ns = lambda: _time_ns() + {shift_s} * 10**9
 """
 
 
+def has_clock(log: str, shift_s: int) -> bool:
+    """Return whether the first time in the log differs by ``shift_s`` from this process's clock."""
+    found = re.search(r"\d{4}-\d\d-\d\d.\d\d:\d\d:\d\d", log)
+    assert found, log
+    ahead = datetime.fromisoformat(found[0]) - datetime.now()
+    return abs(ahead.total_seconds() - shift_s) < 600
+
+
 @pytest.mark.parametrize("shift_s", [-3600, 3600])
 async def test_streams_survive_a_crash_with_wrong_clocks(
     shift_s: int, streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -32,6 +42,9 @@ async def test_streams_survive_a_crash_with_wrong_clocks(
             process.start()
         monkeypatch.delenv("PYTHONPATH")
         wait_until(lambda: cluster.controllers[0].is_ready and cluster.workers[0].is_ready, "the processes")
+        for process in (cluster.controllers[0], cluster.workers[0]):
+            assert has_clock(process.log, shift_s)
+        assert has_clock(cluster.workers[1].log, 0)
         started = streams.start_many(cluster.urls, 8, max_tokens=200)
         await async_wait_until(lambda: all(stream.num_deltas >= 10 for stream in started), "the streams")
         cluster.workers[1].kill()

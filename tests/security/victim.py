@@ -184,7 +184,7 @@ def p50_s(responses: Sequence[Response]) -> float:
 
 
 def _prompt(stream: int) -> str:
-    return f"Tell story number {stream}."
+    return f"Describe picture number {stream}."
 
 
 def _has_image(stream: int) -> bool:

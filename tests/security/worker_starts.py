@@ -79,6 +79,7 @@ class WorkerStarts:
 
 
 def _serve() -> None:
+    import llava_worker.__main__
     import llava_worker.engine.startup.build_engine
     import llava_worker.engine.structured_output.grammar_cache
     import llava_worker.language.hf_tokenizer  # noqa: F401

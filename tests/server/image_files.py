@@ -45,5 +45,6 @@ def png_claiming(width: int, height: int, *, rows: int = 0) -> bytes:
         )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(bytes((width * 3 + 1) * rows), 9)
+    compressor, row = zlib.compressobj(9), bytes(width * 3 + 1 if rows else 0)
+    pixels = b"".join(compressor.compress(row) for _ in range(rows)) + compressor.flush()
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")

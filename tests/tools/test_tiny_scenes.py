@@ -13,8 +13,12 @@ from tiny.packing import make_batch, prompt_ids, training_ids
 from tiny.questions import MAKERS
 from tiny.scenes import SHAPES, sample_scene
 from tiny.tokenizer import BOS, EOS, IMAGE, SIZE, build
+from tokenizers import Tokenizer
 
-TOKENIZER = build()
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return build()
 
 
 def test_the_same_seed_renders_the_same_image() -> None:
@@ -84,7 +88,7 @@ def test_yes_and_no_answers_are_correct() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_prompt_is_a_prefix_of_the_training_tokens(kind: str) -> None:
+def test_the_prompt_is_a_prefix_of_the_training_tokens(kind: str, tokenizer: Tokenizer) -> None:
     rng = random.Random(kind)
     for index in range(30):
         scene = sample_scene("prefix", index)
@@ -104,7 +108,7 @@ def test_the_prompt_is_a_prefix_of_the_training_tokens(kind: str) -> None:
         assert prompt[len(prompt) - start :] == trained[:start]
         assert prompt[0] == BOS
         assert prompt.count(IMAGE) == num_images * GRID * GRID
-        assert TOKENIZER.decode(trained[start:-1]).strip() == conversation.turns[-1].answer
+        assert tokenizer.decode(trained[start:-1]).strip() == conversation.turns[-1].answer
         assert trained[-1] == EOS
 
 
@@ -118,15 +122,15 @@ def test_rows_contain_every_image_once_and_answers_end_with_eos() -> None:
 
 
 @pytest.mark.parametrize("text", ["Grüße, 日本 🙂", "a\tb\n\n c", "CAT 4205", "'quoted'  twice"])
-def test_the_tokenizer_round_trips_any_text(text: str) -> None:
-    assert TOKENIZER.decode(TOKENIZER.encode(text).ids) == text
+def test_the_tokenizer_round_trips_any_text(text: str, tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-def test_characters_of_text_in_images_are_single_tokens() -> None:
-    assert TOKENIZER.encode('"HOUSE"').tokens == ["▁", '"', *"HOUSE", '"']
-    assert TOKENIZER.encode("4205").tokens == ["▁", *"4205"]
-    assert TOKENIZER.encode("USER: a ASSISTANT:").tokens == ["▁USER", ":", "▁a", "▁ASSISTANT", ":"]
-    assert TOKENIZER.get_vocab_size() == SIZE - 2
+def test_characters_of_text_in_images_are_single_tokens(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode('"HOUSE"').tokens == ["▁", '"', *"HOUSE", '"']
+    assert tokenizer.encode("4205").tokens == ["▁", *"4205"]
+    assert tokenizer.encode("USER: a ASSISTANT:").tokens == ["▁USER", ":", "▁a", "▁ASSISTANT", ":"]
+    assert tokenizer.get_vocab_size() == SIZE - 2
 
 
 def test_scoring_ignores_the_order_only_in_descriptions() -> None:
