@@ -18,6 +18,7 @@ import pytest_timeout
 from tests.machine_speed import SPEED, scaled
 
 TESTS = Path(__file__).parent
+LONG_FILES = frozenset({"test_mixed_attack.py", "test_attacks.py", "test_clients.py", "test_lost_keys.py"})
 HAS_NVIDIA_DRIVER = Path("/dev/nvidiactl").exists()
 
 # Without a GPU, kernels run in Triton's interpreter. Triton reads this variable when it is first imported.
@@ -95,9 +96,10 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect excluded paths given on the command line.
+    """Deselect excluded paths given on the command line, and begin with the files that take longest.
 
-    ``pytest_ignore_collect`` is not called for such paths.
+    ``pytest_ignore_collect`` is not called for such paths. If a long file ran last, one process would run it
+    while the others had nothing to do.
     """
     excluded = [
         item for item in items if not not_collected().keys().isdisjoint((item.path, *item.path.parents))
@@ -105,6 +107,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if excluded:
         config.hook.pytest_deselected(items=excluded)
         items[:] = [item for item in items if item not in excluded]
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 
 def pytest_collection_finish() -> None:

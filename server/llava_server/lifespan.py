@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -143,13 +143,7 @@ async def open_services(
         _warn_about_access(api_keys)
         stack.enter_context(_engine_metrics(metrics, registry))
         controller.start()
-        tasks.start("event loop stalls", partial(measure_stalls, metrics))
-        _start_refreshing(
-            tasks,
-            registry=(_REGISTRY_REFRESH_S, registry.refresh),
-            keys=(_KEYS_REFRESH_S, api_keys.refresh),
-            memory=(_MEMORY_REFRESH_S, partial(_report_memory, inspector, metrics)),
-        )
+        _start_tasks(tasks, metrics, registry, api_keys, inspector)
         yield Services(
             settings=settings,
             metrics=metrics,
@@ -171,10 +165,18 @@ async def open_services(
         )
 
 
-def _start_refreshing(tasks: SupervisedTasks, **steps: tuple[float, Callable[[], Awaitable[None]]]) -> None:
-    """Run each step periodically in its own task. ``steps`` contains (interval in seconds, step) pairs."""
-    for name, (interval_s, step) in steps.items():
-        tasks.start(name, partial(run_periodically, interval_s, step))
+def _start_tasks(
+    tasks: SupervisedTasks,
+    metrics: Metrics,
+    registry: WorkerRegistry,
+    api_keys: ApiKeys,
+    inspector: ShardedInspector,
+) -> None:
+    refresh_memory = partial(_report_memory, inspector, metrics)
+    tasks.start("event loop stalls", partial(measure_stalls, metrics))
+    tasks.start("registry", partial(run_periodically, _REGISTRY_REFRESH_S, registry.refresh))
+    tasks.start("keys", partial(run_periodically, _KEYS_REFRESH_S, api_keys.refresh))
+    tasks.start("memory", partial(run_periodically, _MEMORY_REFRESH_S, refresh_memory))
 
 
 async def _redis_budgets(inspector: ShardedInspector, settings: Settings, metrics: Metrics) -> RedisBudgets:
