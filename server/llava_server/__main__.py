@@ -36,6 +36,9 @@ logger = logging.getLogger("llava_server")
 
 _MAX_HEADER_BYTES = 32 * 1024
 _FLUSH_TIMEOUT_S = 2  # extra time after the drain timeout to send the final bytes of aborted responses
+# Time after which a thread that parses a large body must leave the interpreter to the event loop. Python's
+# default is 5 ms.
+_SWITCH_INTERVAL_S = 0.0005
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
 
@@ -63,6 +66,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 f"llava-server: {error} Start Redis or Valkey, or set LLAVA_REDIS_URL / --redis-url.\n"
             )
             return _EXIT_FAILED
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         server = DrainingServer(settings, limits, admin)
         server.run(sockets=[listener])
     return 0 if server.has_served and not server.failure else _EXIT_FAILED

@@ -22,8 +22,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import h11
 import msgspec
-from h11 import SEND_BODY
+from h11 import IDLE, SEND_BODY, SEND_RESPONSE, SERVER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llava_server.error_response import to_error
@@ -52,6 +53,10 @@ class Wait(enum.Enum):
     READ = "write_timeout"  # read the response
 
 
+_MAX_HEADERS = 256
+_MAX_HEAD_BYTES = 64 * 1024  # unless uvicorn's setting is used
+# A client may send 1024 small chunks, and further ones if the average size is at least 256 bytes.
+_NUM_SMALL_CHUNKS, _MIN_CHUNK_BYTES = 1024, 256
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
 _IDLE = (Wait.REQUEST, Wait.HEADER)
 
@@ -218,6 +223,38 @@ class ConnectionGuard:
         self._metrics.open_connections.inc(change)
 
 
+class LimitedParser(h11.Connection):
+    """A parser that rejects requests whose parts are so many that they delay other clients.
+
+    Each header and each chunk of a body takes tens of microseconds of the event loop, whatever its size.
+    """
+
+    def __init__(self, role: type[SERVER], max_incomplete_event_size: int) -> None:
+        super().__init__(role, max_incomplete_event_size)
+        self._max_head_bytes = max_incomplete_event_size
+        self._num_chunks = self._num_body_bytes = 0
+
+    def next_event(self) -> Any:
+        """Return the next event. Raises h11.RemoteProtocolError."""
+        if self.their_state is IDLE:
+            self._check_head(self.trailing_data[0])
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._num_chunks = self._num_body_bytes = 0
+        elif isinstance(event, h11.Data):
+            self._num_chunks += 1
+            self._num_body_bytes += len(event.data)
+            if self._num_chunks > _NUM_SMALL_CHUNKS + self._num_body_bytes // _MIN_CHUNK_BYTES:
+                raise h11.RemoteProtocolError("too many small chunks")
+        return event
+
+    def _check_head(self, data: bytes) -> None:
+        """Raise h11.RemoteProtocolError if a request line and its headers are too large to be parsed."""
+        end = data.find(b"\r\n\r\n")
+        if end > self._max_head_bytes or data.count(b"\n", 0, max(end, 0)) > _MAX_HEADERS:
+            raise h11.RemoteProtocolError("too many headers", 431)
+
+
 class Connection(H11Protocol):
     """A client's connection. ``wait`` is what its client has to do next, since ``waiting_since``.
 
@@ -226,6 +263,7 @@ class Connection(H11Protocol):
 
     def __init__(self, *args: Any, guard: ConnectionGuard, **fields: Any) -> None:
         super().__init__(*args, **fields)
+        self.conn = LimitedParser(SERVER, self.config.h11_max_incomplete_event_size or _MAX_HEAD_BYTES)
         self._guard = guard
         self._is_rejected = False
         self._waited_request: object = None  # the request or response that the client has to continue
@@ -247,6 +285,13 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._is_rejected:
             super().data_received(data)
+
+    def send_400_response(self, msg: str) -> None:
+        """Reject an invalid request. If the response to it has begun, close the connection instead."""
+        if self.conn.our_state in (IDLE, SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.end()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -16,7 +16,7 @@ import pytest
 
 from tests.machine_speed import scaled
 from tests.processes import ControllerProcess
-from tests.security.raw_http import connect, is_closed, slow_reader
+from tests.security.raw_http import connect, is_closed, slow_reader, status_line
 from tests.server.conftest import OwnStack, Stack
 from tests.server.scripted_worker import MODEL
 from tests.waiting import wait_until
@@ -343,3 +343,42 @@ def test_a_thousand_pipelined_requests_are_processed_while_others_are_served(sta
         received = b"".join(iter(lambda: connection.recv(65536), b""))
         sender.join()
     assert (received.count(b"HTTP/1.1 404 "), received.count(b"HTTP/1.1 200 ")) == (1000, 1)
+
+
+@pytest.mark.parametrize("headers", [b"", b"Authorization: Bearer unknown\r\n"], ids=["no key", "wrong key"])
+def test_a_body_in_many_small_chunks_is_rejected_before_it_takes_much_time(
+    own_stack: OwnStack, headers: bytes
+) -> None:
+    """A chunk of one byte takes as much time as a large one, so a limit on bytes is not enough."""
+    stack = own_stack(auth=bool(headers))
+    body = b"1\r\n \r\n" * 100_000
+    with connect(stack) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(POST + headers + b"Transfer-Encoding: chunked\r\n\r\n" + body)
+        while connection.recv(65536):
+            pass
+        assert is_closed(connection)
+    assert stack.server.metric("llava_event_loop_stall_cpu_seconds") < 0.5
+
+
+def test_a_body_in_chunks_of_usual_sizes_is_accepted(stack: Stack) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "say yes"}]}
+    content = json.dumps(body) + " " * 99_000
+
+    def chunks(num_bytes: int) -> Iterator[bytes]:
+        for start in range(0, len(content), num_bytes):
+            yield content[start : start + num_bytes].encode()
+
+    for num_bytes in (150, 1000, 65_536):
+        headers = {"content-type": "application/json"}
+        response = stack.http.post("/v1/chat/completions", content=chunks(num_bytes), headers=headers)
+        assert response.status_code == 200, response.text
+
+
+def test_a_request_with_thousands_of_headers_is_rejected_before_they_are_parsed(stack: Stack) -> None:
+    def status(num_headers: int) -> bytes:
+        headers = b"".join(b"X-%d: 1\r\n" % number for number in range(num_headers))
+        return status_line(stack, GET.replace(b"\r\n\r\n", b"\r\n" + headers + b"\r\n"))
+
+    assert status(200) == b"HTTP/1.1 200 OK"
+    assert status(300) in (b"HTTP/1.1 400 Bad Request", b"closed")
+    assert status(5000) in (b"HTTP/1.1 400 Bad Request", b"closed")

@@ -221,9 +221,9 @@ class Worker:
             model_digest=self._heartbeat.model_digest,
         )
         try:
-            # Use a thread, because tokenizing a long text must not delay running streams.
+            # Use a thread, because tokenizing or detokenizing a long text must not delay running streams.
             prompt = await asyncio.to_thread(self._prompts.build, job)
-            output.start(prompt)
+            await asyncio.to_thread(output.start, prompt)
             sequence = make_sequence(assignment, prompt, context_length=self._context_length)
         except PromptError as error:
             output.fail(error.error)

@@ -16,7 +16,7 @@ from itertools import accumulate
 
 __all__ = ["MAX_TOKEN_IDS", "TOKEN_LIMITS", "JsonLimits", "JsonTooLarge", "check_json"]
 
-MAX_TOKEN_IDS = 1 << 20  # maximum number of token IDs in a prompt
+MAX_TOKEN_IDS = 1 << 17  # maximum number of token IDs in a prompt; more than any LLaVA model's context length
 
 _PIECE_BYTES = 1 << 16  # fits in the CPU's cache
 _BRACKETS = b"[]{}"
@@ -39,8 +39,8 @@ class JsonLimits:
     max_values: int = 327_680
 
 
-# For requests that can contain prompts as token IDs.
-TOKEN_LIMITS = JsonLimits(max_values=MAX_TOKEN_IDS + 65_536)
+# For requests that can contain several prompts as token IDs.
+TOKEN_LIMITS = JsonLimits(max_values=8 * MAX_TOKEN_IDS + 65_536)
 
 
 class JsonTooLarge(ValueError):

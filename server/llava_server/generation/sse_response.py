@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Protocol
@@ -24,6 +25,8 @@ from llava_server.response_model import ResponseModel
 __all__ = ["EventStream", "Serializer"]
 
 logger = logging.getLogger(__name__)
+
+_BURST_EVENTS = 4
 
 
 class Serializer(Protocol):
@@ -109,8 +112,12 @@ class EventStream(Response):
 
     async def _send_events(self, send: Send) -> bytes:
         """Send all events except the last one, which is encoded and returned. Raises ApiError."""
+        num_events = 0
         while True:
             index, event = await self._next_event(send)
+            num_events += 1
+            if num_events % _BURST_EVENTS == 0:
+                await asyncio.sleep(0)  # so that a long replay does not delay other requests
             self._observers[index].observe(event)
             if event.final is not None and event.final.error is not None:
                 raise self._outputs.api_error(index, event.final.error)
