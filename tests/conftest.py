@@ -73,6 +73,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="test the server with all third-party clients instead of those that start quickly",
     )
+    parser.addoption(
+        "--containers",
+        action="store_true",
+        help="build the images, deploy docker-compose.yml with Podman and test the deployment",
+    )
 
 
 def pytest_configure() -> None:
@@ -95,12 +100,16 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect excluded paths given on the command line.
+    """Deselect excluded paths given on the command line, and tests of containers without ``--containers``.
 
-    ``pytest_ignore_collect`` is not called for such paths.
+    ``pytest_ignore_collect`` is not called for paths given on the command line.
     """
+    has_containers = config.getoption("--containers")
     excluded = [
-        item for item in items if not not_collected().keys().isdisjoint((item.path, *item.path.parents))
+        item
+        for item in items
+        if not not_collected().keys().isdisjoint((item.path, *item.path.parents))
+        or (not has_containers and item.get_closest_marker("containers"))
     ]
     if excluded:
         config.hook.pytest_deselected(items=excluded)
