@@ -1,4 +1,4 @@
-# Targets: up, test, test-fast, interop, check, format, bench, train, eval, lock, sbom, audit, clean. Each target installs
+# Targets: up, test, test-fast, interop, containers, check, format, bench, train, eval, lock, sbom, audit, clean. Each target installs
 # its dependencies first.
 PYTHON ?= python3
 VENV   := .venv
@@ -14,7 +14,7 @@ HAS_GPU   := $(shell command -v nvidia-smi 2>/dev/null)
 # If this variable is set, every program that a test starts compiles all of its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: up test test-fast interop check format bench train eval lock sbom audit clean
+.PHONY: up test test-fast interop containers check format bench train eval lock sbom audit clean
 .DEFAULT_GOAL := up
 
 up: $(VENV)/.up
@@ -31,6 +31,11 @@ test-fast: $(VENV)/.dev
 # Tests the server with all third-party clients. Downloads about 800 MB of packages, most of them for benchmarks.
 interop: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interop --all-clients $(ARGS)
+
+# Builds the images, deploys docker-compose.yml with Podman, tests the deployment and prints a transcript.
+containers: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/containers --containers -o log_cli=true --log-cli-level=INFO \
+	  --log-cli-format='%(asctime)s %(message)s' --log-cli-date-format=%H:%M:%S $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -74,6 +74,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="test the server with all third-party clients instead of those that start quickly",
     )
+    parser.addoption(
+        "--containers",
+        action="store_true",
+        help="build the images, deploy docker-compose.yml with Podman and test the deployment",
+    )
 
 
 def pytest_configure() -> None:
@@ -96,13 +101,17 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect excluded paths given on the command line, and begin with the files that take longest.
+    """Deselect tests that must not run, and begin with the files that take longest.
 
-    ``pytest_ignore_collect`` is not called for such paths. If a long file ran last, one process would run it
-    while the others had nothing to do.
+    Tests of containers run only with ``--containers``. ``pytest_ignore_collect`` is not called for paths on the
+    command line. If a long file ran last, one process would run it while the others had nothing to do.
     """
+    has_containers = config.getoption("--containers")
     excluded = [
-        item for item in items if not not_collected().keys().isdisjoint((item.path, *item.path.parents))
+        item
+        for item in items
+        if not not_collected().keys().isdisjoint((item.path, *item.path.parents))
+        or (not has_containers and item.get_closest_marker("containers"))
     ]
     if excluded:
         config.hook.pytest_deselected(items=excluded)

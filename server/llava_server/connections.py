@@ -224,7 +224,7 @@ class ConnectionGuard:
 
 
 class LimitedParser(h11.Connection):
-    """A parser that rejects requests whose parts are so many that they delay other clients.
+    """A parser that rejects requests with an excessive number of headers or small chunks.
 
     Each header and each chunk of a body takes tens of microseconds of the event loop, whatever its size.
     """

@@ -100,15 +100,24 @@ class ApiKeys:
         Raises ApiError (503) if the key is not cached and the store is unavailable.
         """
         digest = key_digest(key)
+        requested_at = time.monotonic()
         if not self._is_known(digest):
             async with self._refreshing:  # concurrent requests share one refresh
-                if not self._is_known(digest) and time.monotonic() - self._refreshed_at > _MIN_REFRESH_S:
-                    await self.refresh()
+                # The key may have been created after the last refresh.
+                if not self._is_known(digest) and self._refreshed_at <= requested_at:
+                    await self._refresh_soon()
         if self._is_known(digest):
             return tenant_of(digest)
         if self._is_store_unavailable:  # the key may be valid, and a client does not retry after a 401
             raise queue_unavailable(_RETRY_AFTER_S)
         return None
+
+    async def _refresh_soon(self) -> None:
+        """Refresh the keys, but not before the minimum interval has elapsed."""
+        if self._store is not None:
+            next_at = self._refreshed_at + _MIN_REFRESH_S
+            await asyncio.sleep(max(0.0, next_at - time.monotonic()))
+            await self.refresh()
 
     async def refresh(self) -> None:
         """Read the store. If Redis is unavailable, keep the cached keys and log one warning."""
