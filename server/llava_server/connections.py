@@ -41,6 +41,10 @@ _PROGRESS_BYTES = 1 << 16  # a client that reads less than this within the timeo
 _MIN_STALL_S = 1.0  # uploads and downloads that are slower than this can be closed to make room
 _MAX_REJECTED = 16  # rejected connections that are open at a time; others are closed without a response
 _REJECTED_S = 1.0
+_MAX_HEAD_BYTES = 16 * 1024  # h11's default, used without uvicorn's setting
+_MAX_HEADERS = 256
+# A client may send 1024 small chunks, and further ones if the average size is at least 256 bytes.
+_NUM_SMALL_CHUNKS, _MIN_CHUNK_BYTES = 1024, 256
 _IPV6_PREFIX = 64  # one client usually has all addresses of such a network
 
 
@@ -53,10 +57,6 @@ class Wait(enum.Enum):
     READ = "write_timeout"  # read the response
 
 
-_MAX_HEADERS = 256
-_MAX_HEAD_BYTES = 64 * 1024  # unless uvicorn's setting is used
-# A client may send 1024 small chunks, and further ones if the average size is at least 256 bytes.
-_NUM_SMALL_CHUNKS, _MIN_CHUNK_BYTES = 1024, 256
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
 _IDLE = (Wait.REQUEST, Wait.HEADER)
 
@@ -229,9 +229,9 @@ class LimitedParser(h11.Connection):
     Each header and each chunk of a body takes tens of microseconds of the event loop, whatever its size.
     """
 
-    def __init__(self, role: type[SERVER], max_incomplete_event_size: int) -> None:
-        super().__init__(role, max_incomplete_event_size)
-        self._max_head_bytes = max_incomplete_event_size
+    def __init__(self, max_head_bytes: int) -> None:
+        super().__init__(SERVER, max_head_bytes)
+        self._max_head_bytes = max_head_bytes
         self._num_chunks = self._num_body_bytes = 0
 
     def next_event(self) -> Any:
@@ -263,7 +263,7 @@ class Connection(H11Protocol):
 
     def __init__(self, *args: Any, guard: ConnectionGuard, **fields: Any) -> None:
         super().__init__(*args, **fields)
-        self.conn = LimitedParser(SERVER, self.config.h11_max_incomplete_event_size or _MAX_HEAD_BYTES)
+        self.conn = LimitedParser(self.config.h11_max_incomplete_event_size or _MAX_HEAD_BYTES)
         self._guard = guard
         self._is_rejected = False
         self._waited_request: object = None  # the request or response that the client has to continue

@@ -7,7 +7,6 @@ the others, so text requests succeed even if images or files have used all of th
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 from llava_wire.controller_side.limits import SHARD_MARGIN
@@ -15,8 +14,6 @@ from llava_wire.controller_side.limits import SHARD_MARGIN
 from llava_server.settings import Settings
 
 __all__ = ["RedisBudgets"]
-
-logger = logging.getLogger(__name__)
 
 _MIB = 2**20
 # Fractions of maxmemory. tests/server/test_redis_budgets.py checks that they leave the reserve.

@@ -98,9 +98,9 @@ class WorkerRegistry:
         """Return a model. Wait for its first worker if its workers are started on demand.
 
         Raises ApiError: 404 if the model is unknown, 503 if no live worker serves it and none is started on
-        demand, 408 if none has started within the queue timeout. While the queue is
-        unavailable and shortly afterwards, and until this server has found its first worker, unknown models
-        are a 503 too, because workers could not announce them.
+        demand, 408 if none has started within the queue timeout. While the queue is unavailable and shortly
+        afterwards, and until this server has found its first worker, unknown models are a 503 too, because
+        workers could not announce them.
         """
         if not self.num_workers(name) and self._age_s() > _MIN_REFRESH_S:
             await self.refresh()  # a worker may have started since the last refresh

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from tests.security.attacked_site import AttackedSite
+from tests.security.running_tasks import running
 from tests.waiting import async_wait_until
 
 __all__ = ["Levels", "Monitor", "monitor"]
@@ -131,14 +132,6 @@ async def monitor(site: AttackedSite) -> AsyncIterator[Monitor]:
     """Yield a monitor that is sampling."""
     monitor = Monitor(site)
     watches = (monitor.watch_event_loop, monitor.watch_reported_stalls, monitor.watch_redis)
-    tasks = [asyncio.create_task(watch()) for watch in watches]
-    try:
+    async with running(watch() for watch in watches):
         await async_wait_until(lambda: monitor.levels.redis_bytes and monitor.levels.rss_bytes)
         yield monitor
-    finally:
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-    errors = [each for each in results if isinstance(each, Exception)]
-    if errors:
-        raise errors[0]

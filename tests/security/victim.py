@@ -22,6 +22,7 @@ from tests.echo import echo_text
 from tests.machine_speed import scaled
 from tests.security.attacked_site import STEP_S, AttackedSite
 from tests.security.cpu_wait import CpuWait
+from tests.security.running_tasks import running
 from tests.server.api_key_cli import bearer
 from tests.server.image_files import part
 
@@ -155,16 +156,8 @@ async def victim(site: AttackedSite, *, num_streams: int, max_tokens: int) -> As
     async with httpx2.AsyncClient(base_url=site.controller.url, timeout=scaled(60), limits=limits) as http:
         clients = Victim(http, site.key, cpu_wait, num_streams=num_streams, max_tokens=max_tokens)
         await clients.learn_texts()
-        tasks = [asyncio.create_task(clients.run_stream(stream)) for stream in range(num_streams)]
-        try:
+        async with running(clients.run_stream(stream) for stream in range(num_streams)):
             yield clients
-        finally:
-            for task in tasks:
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-        errors = [each for each in results if isinstance(each, Exception)]
-        if errors:
-            raise errors[0]
 
 
 def of_kind(responses: Sequence[Response], has_image: bool) -> list[Response]:
@@ -184,7 +177,7 @@ def p50_s(responses: Sequence[Response]) -> float:
 
 
 def _prompt(stream: int) -> str:
-    return f"Describe picture number {stream}."
+    return f"Describe image number {stream}."
 
 
 def _has_image(stream: int) -> bool:

@@ -35,7 +35,7 @@ from llava_worker.engine import EngineInterface, Sequence, StepOutput
 from llava_worker.engine_thread import EXIT_BROKEN, EngineThread
 from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.job_sequence import GrammarError, compile_grammar, make_sequence
-from llava_worker.language.prompt_builder import PromptBuilder, PromptError
+from llava_worker.language.prompt_builder import Prompt, PromptBuilder, PromptError
 from llava_worker.language.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -220,10 +220,15 @@ class Worker:
             stop=self._prompts.stop,
             model_digest=self._heartbeat.model_digest,
         )
+
+        def start() -> Prompt:
+            prompt = self._prompts.build(job)
+            output.start(prompt)
+            return prompt
+
         try:
             # Use a thread, because tokenizing or detokenizing a long text must not delay running streams.
-            prompt = await asyncio.to_thread(self._prompts.build, job)
-            await asyncio.to_thread(output.start, prompt)
+            prompt = await asyncio.to_thread(start)
             sequence = make_sequence(assignment, prompt, context_length=self._context_length)
         except PromptError as error:
             output.fail(error.error)

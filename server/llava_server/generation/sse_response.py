@@ -26,7 +26,7 @@ __all__ = ["EventStream", "Serializer"]
 
 logger = logging.getLogger(__name__)
 
-_BURST_EVENTS = 4
+_BURST_EVENTS = 4  # events after which other requests are served, even if more events are available
 
 
 class Serializer(Protocol):
@@ -117,7 +117,7 @@ class EventStream(Response):
             index, event = await self._next_event(send)
             num_events += 1
             if num_events % _BURST_EVENTS == 0:
-                await asyncio.sleep(0)  # so that a long replay does not delay other requests
+                await asyncio.sleep(0)
             self._observers[index].observe(event)
             if event.final is not None and event.final.error is not None:
                 raise self._outputs.api_error(index, event.final.error)
