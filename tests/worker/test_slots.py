@@ -83,6 +83,17 @@ async def test_burst_of_one_tenant_at_most_doubles_the_latency_of_another(
             assert end <= 2 * end_alone
 
 
+async def test_overflow_slots_are_filled_without_a_step_when_a_pull_has_filled_the_other_slots(
+    queue_url: str, client: JobClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava_worker.worker._RECONCILE_S", 3600.0)  # a timeout would also fill them
+    for number in range(NUM_SLOTS + 1):
+        await submit(client, f"tenant {number}", "Hi?", NUM_TOKENS)
+    async with running_worker(queue_url, SteppedEngine(max_sequences=NUM_SLOTS), is_stepped=True) as running:
+        await async_wait_until(lambda: running.engine.num_added == NUM_SLOTS + 1)
+        assert running.engine.stats().num_steps_total == 0
+
+
 async def test_tenant_with_a_slot_gets_no_overflow_slot(queue_url: str, client: JobClient) -> None:
     async with running_worker(queue_url, SteppedEngine(max_sequences=NUM_SLOTS), is_stepped=True) as running:
         stepper = await start_burst(running, client)

@@ -196,7 +196,7 @@ class Worker:
                     await self._start_job(assignment)
             else:
                 await _wait(self._slot_freed, _RECONCILE_S)
-                await self._fill_overflow_slots()
+            await self._fill_overflow_slots()
             if time.monotonic() >= next_reconcile:
                 for job_id in await self._consumer.reconcile(self.job_ids):
                     self._drop(job_id)
