@@ -34,7 +34,6 @@ __all__ = ["main"]
 
 logger = logging.getLogger("llava_server")
 
-_MAX_HEADER_BYTES = 32 * 1024
 _FLUSH_TIMEOUT_S = 2  # extra time after the drain timeout to send the final bytes of aborted responses
 # Time after which a thread that parses a large body must leave the interpreter to the event loop. Python's
 # default is 5 ms.
@@ -94,7 +93,6 @@ class DrainingServer(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
             timeout_graceful_shutdown=_FLUSH_TIMEOUT_S,
         )
         super().__init__(config)

@@ -41,7 +41,7 @@ _PROGRESS_BYTES = 1 << 16  # a client that reads less than this within the timeo
 _MIN_STALL_S = 1.0  # uploads and downloads that are slower than this can be closed to make room
 _MAX_REJECTED = 16  # rejected connections that are open at a time; others are closed without a response
 _REJECTED_S = 1.0
-_MAX_HEAD_BYTES = 16 * 1024  # h11's default, used without uvicorn's setting
+_MAX_HEAD_BYTES = 32 * 1024  # replaces uvicorn's setting h11_max_incomplete_event_size
 _MAX_HEADERS = 256
 # A client may send 1024 small chunks, and further ones if the average size is at least 256 bytes.
 _NUM_SMALL_CHUNKS, _MIN_CHUNK_BYTES = 1024, 256
@@ -229,9 +229,8 @@ class LimitedParser(h11.Connection):
     Each header and each chunk of a body takes tens of microseconds of the event loop, whatever its size.
     """
 
-    def __init__(self, max_head_bytes: int) -> None:
-        super().__init__(SERVER, max_head_bytes)
-        self._max_head_bytes = max_head_bytes
+    def __init__(self) -> None:
+        super().__init__(SERVER, _MAX_HEAD_BYTES)
         self._num_chunks = self._num_body_bytes = 0
 
     def next_event(self) -> Any:
@@ -251,7 +250,7 @@ class LimitedParser(h11.Connection):
     def _check_head(self, data: bytes) -> None:
         """Raise h11.RemoteProtocolError if a request line and its headers are too large to be parsed."""
         end = data.find(b"\r\n\r\n")
-        if end > self._max_head_bytes or data.count(b"\n", 0, max(end, 0)) > _MAX_HEADERS:
+        if end > _MAX_HEAD_BYTES or data.count(b"\n", 0, max(end, 0)) > _MAX_HEADERS:
             raise h11.RemoteProtocolError("too many headers", 431)
 
 
@@ -263,7 +262,7 @@ class Connection(H11Protocol):
 
     def __init__(self, *args: Any, guard: ConnectionGuard, **fields: Any) -> None:
         super().__init__(*args, **fields)
-        self.conn = LimitedParser(self.config.h11_max_incomplete_event_size or _MAX_HEAD_BYTES)
+        self.conn = LimitedParser()
         self._guard = guard
         self._is_rejected = False
         self._waited_request: object = None  # the request or response that the client has to continue

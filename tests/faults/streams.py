@@ -54,7 +54,8 @@ class Stream:
 
     def assert_complete(self) -> None:
         """Check that the text and the usage match those of a response without faults."""
-        assert (self.error, self.has_done_event, self.finish_reason) == (None, True, "length")
+        end = (self.error, self.has_done_event, self.finish_reason)
+        assert end == (None, True, "length"), end
         assert self.text == echo_text(self.prompt, max_tokens=self.max_tokens)
         assert self.usage
         assert self.usage["completion_tokens"] == self.max_tokens
