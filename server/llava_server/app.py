@@ -43,6 +43,7 @@ from llava_server.middleware.request_limits import BodyLimits, RequestLimitMiddl
 from llava_server.middleware.response_headers import ResponseHeadersMiddleware
 from llava_server.middleware.server_error import ServerErrorMiddleware
 from llava_server.middleware.tracing import TracingMiddleware
+from llava_server.middleware.turns import Turns
 from llava_server.operator import health
 from llava_server.package_version import package_version
 from llava_server.playground import routes as playground
@@ -81,6 +82,7 @@ def create_app(
     )
     api_keys = ApiKeys((key.get_secret_value() for key in settings.api_keys), is_required=settings.auth)
     rate_limiter = RateLimiter(api_keys)
+    turns = Turns(metrics, lambda tenant: api_keys.limits(tenant).weight)
     tracing = Tracing()
 
     @asynccontextmanager
@@ -110,7 +112,7 @@ def create_app(
             *_browser_checks(settings),
             *([Middleware(TracingMiddleware, tracing=tracing)] if settings.otel else []),
             Middleware(ServerErrorMiddleware),
-            Middleware(AuthMiddleware, keys=api_keys),
+            Middleware(AuthMiddleware, keys=api_keys, turns=turns),
             Middleware(RateLimitMiddleware, limiter=rate_limiter),
             _request_limits(settings, api_keys, shutdown, metrics),
             Middleware(HeadMiddleware),

@@ -5,7 +5,7 @@ RequestIdMiddleware creates the context; all other code gets it through ``contex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +56,7 @@ class RequestContext:
     arrived_at: float  # time.monotonic()
     metrics: Metrics
     tenant: str = field(init=False)  # set by AuthMiddleware
+    take_turn: Callable[[], Awaitable[None]] = field(init=False)  # see Turns; set by AuthMiddleware
     body: RequestBody = field(init=False)  # set by RequestLimitMiddleware for each POST request
     is_head: bool = False  # set by HeadMiddleware, because routes handle HEAD requests as GET requests
     job_id: str | None = None  # set by the route after it has submitted a job

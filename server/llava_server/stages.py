@@ -12,7 +12,7 @@ from llava_server.settings import Settings
 __all__ = ["Stages"]
 
 _MAX_WAIT_S = 30.0
-_NUM_THREADS = 4
+_NUM_THREADS = 2
 _MAX_FETCHES = 32
 
 

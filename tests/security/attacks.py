@@ -9,6 +9,7 @@ writes {}.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import itertools
 import json
@@ -91,9 +92,13 @@ async def unread_downloads(attacker: Attacker) -> None:
     form += bytes(24 * _MIB) + b"\r\n--x--\r\n"
     multipart = ("Content-Type: multipart/form-data; boundary=x",)
     upload = attacker.request("/v1/files", form, headers=multipart)
-    while not (files := json.loads(await attacker.send(listing))["data"]):
-        await attacker.send(upload)
-    download = attacker.request(f"/v1/files/{files[0]['id']}/content", method="GET")
+    file_id = ""
+    while not file_id:
+        with contextlib.suppress(OSError):
+            await attacker.send(upload)
+            files = json.loads(await attacker.send(listing) or b"{}").get("data", [])
+            file_id = files[0]["id"] if files else ""
+    download = attacker.request(f"/v1/files/{file_id}/content", method="GET")
     await forever(lambda: attacker.hold(download), concurrency=40)
 
 
@@ -172,14 +177,15 @@ def report(counts: dict[str, Counter[str]]) -> None:
 
 
 async def follow_commands(url: str) -> None:
-    running: asyncio.Task[None] | None = None
-    while line := await asyncio.to_thread(sys.stdin.readline):
-        if running:
-            running.cancel()
-            await asyncio.wait([running])
-            report({})
-        chosen = json.loads(line)
-        running = asyncio.create_task(run(url, chosen)) if chosen else None
+    """Run the attacks of the latest command. An unexpected error of an attack ends the process."""
+    line = await asyncio.to_thread(sys.stdin.readline)
+    while line:
+        async with anyio.create_task_group() as tasks:
+            if chosen := json.loads(line):
+                tasks.start_soon(run, url, chosen)
+            line = await asyncio.to_thread(sys.stdin.readline)
+            tasks.cancel_scope.cancel()
+        report({})
 
 
 if __name__ == "__main__":

@@ -74,15 +74,15 @@ class MergedOutputs:
 
     async def next(self) -> tuple[int, Event]:
         """Wait for the next event of any choice. Raises ApiError if a choice cannot continue."""
-        while (item := self._get_nowait()) is None:
+        while (item := self.get_nowait()) is None:
             await self._event_arrived.wait()
         return item
 
     async def next_or_woken(self) -> tuple[int, Event] | None:
         """Like ``next``, but return None if ``wake`` is called before an event arrives."""
-        if (item := self._get_nowait()) is None:
+        if (item := self.get_nowait()) is None:
             await self._event_arrived.wait()
-            item = self._get_nowait()
+            item = self.get_nowait()
         return item
 
     def wake(self) -> None:
@@ -102,7 +102,7 @@ class MergedOutputs:
         self._unfinished.append(len(self._queues))
         self._queues.append(queue)
 
-    def _get_nowait(self) -> tuple[int, Event] | None:
+    def get_nowait(self) -> tuple[int, Event] | None:
         """Clear ``_event_arrived``. Return the next event in round-robin order, or None if there is none."""
         self._event_arrived.clear()
         for index in list(self._unfinished):

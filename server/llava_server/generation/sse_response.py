@@ -84,6 +84,7 @@ class EventStream(Response):
         self._serializer = serializer
         self._observers = observers
         self._start = start
+        self._num_ready = 0  # events since the last one that had to be waited for
         self._keepalive = stream_format.keepalive
         # A stream of several jobs cannot be resumed, because an event ID is a position in a single job.
         self._resumable_job_id = outputs.job_id if len(outputs) == 1 else None
@@ -99,6 +100,7 @@ class EventStream(Response):
             await self._outputs.aclose()
 
     async def _stream(self, scope: Scope, send: Send) -> None:
+        self._take_turn = context_of(scope).take_turn
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             if not self._start:
@@ -112,12 +114,8 @@ class EventStream(Response):
 
     async def _send_events(self, send: Send) -> bytes:
         """Send all events except the last one, which is encoded and returned. Raises ApiError."""
-        num_events = 0
         while True:
             index, event = await self._next_event(send)
-            num_events += 1
-            if num_events % _BURST_EVENTS == 0:
-                await asyncio.sleep(0)
             self._observers[index].observe(event)
             if event.final is not None and event.final.error is not None:
                 raise self._outputs.api_error(index, event.final.error)
@@ -136,11 +134,22 @@ class EventStream(Response):
         if self._first is not None:
             first, self._first = self._first, None
             return first
+        item = self._outputs.get_nowait()
+        if item is not None:
+            await self._pause_burst()
+            return item
+        self._num_ready = 0
         self._keepalive_timer.start()
         while (item := await self._outputs.next_or_woken()) is None:
             await self._send(send, self._keepalive)
         self._keepalive_timer.stop()
         return item
+
+    async def _pause_burst(self) -> None:
+        """Let others take their turns after each few events that were ready, as those of a stored output are."""
+        self._num_ready += 1
+        if self._num_ready % _BURST_EVENTS == 0:
+            await self._take_turn()
 
     def _event_id(self, event: Event) -> str | None:
         """Return the ID of the position after this event, or None if the stream cannot be resumed."""

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterable
+from functools import partial
 
 from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.job import HIGHEST_PRIORITY, LOWEST_PRIORITY
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_server.errors import ApiError, queue_unavailable
 from llava_server.middleware.server_error import send_error
+from llava_server.middleware.turns import Turns
 from llava_server.request_context import context_of
 
 __all__ = ["ANONYMOUS", "ApiKeys", "AuthMiddleware", "is_public", "key_digest", "tenant_of"]
@@ -143,22 +145,30 @@ class ApiKeys:
 
 
 class AuthMiddleware:
-    """Middleware that stores the tenant in the request context, or responds with 401."""
+    """Middleware that stores the tenant in the request context, or responds with 401.
 
-    def __init__(self, app: ASGIApp, *, keys: ApiKeys) -> None:
+    Requests continue, or are rejected, in turns that tenants share fairly.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: ApiKeys, turns: Turns) -> None:
         self._app = app
         self._keys = keys
+        self._turns = turns
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        tenant = ANONYMOUS
+        tenant, rejection = ANONYMOUS, None
         if self._keys.is_required and not is_public(scope["path"]):
             try:
                 tenant = await self._authenticate(Headers(scope=scope))
             except ApiError as error:
-                return await send_error(scope, send, error)
-        context_of(scope).tenant = tenant
+                rejection = error
+        context = context_of(scope)
+        context.tenant, context.take_turn = tenant, partial(self._turns.take, tenant)
+        await context.take_turn()
+        if rejection is not None:
+            return await send_error(scope, send, rejection)
         return await self._app(scope, receive, send)
 
     async def _authenticate(self, headers: Headers) -> str:
