@@ -151,6 +151,10 @@ class ConnectionGuard:
         if not self._by_address.get(connection.address):
             self._by_address.pop(connection.address, None)
 
+    def count_invalid(self) -> None:
+        """Count a connection that closes because its client sent an invalid request."""
+        self._metrics.connection_closed("invalid_request")
+
     def limit_unsent(self) -> None:
         """Close the connections that have been stalled longest until the unsent data is below the limit."""
         stalled = [connection for connection in self._connections() if connection.num_unsent_bytes]
@@ -287,6 +291,7 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Reject an invalid request. If the response to it has begun, close the connection instead."""
+        self._guard.count_invalid()
         if self.conn.our_state in (IDLE, SEND_RESPONSE):
             super().send_400_response(msg)
         else:

@@ -16,6 +16,8 @@ LogFormat = Literal["text", "json"]
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
+_INVALID_REQUEST = "Invalid HTTP request received."  # uvicorn's warning
+
 
 class JsonFormatter(logging.Formatter):
     """A formatter that writes each record as one line of ASCII JSON and escapes control characters."""
@@ -38,3 +40,5 @@ def configure_logging(level: str, log_format: LogFormat) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    # A client could fill the log with them. ConnectionGuard counts them.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != _INVALID_REQUEST)

@@ -21,12 +21,12 @@ from llava_server.errors import ApiError, queue_unavailable
 from llava_server.metrics import Metrics, ModelLoad
 from llava_server.on_demand_models import OnDemandModels
 from llava_server.queue_health import QueueHealth
+from llava_server.shared_refresh import SharedRefresh
 
 __all__ = ["ServedModel", "WorkerRegistry"]
 
 logger = logging.getLogger(__name__)
 
-_MIN_REFRESH_S = 0.25  # minimum interval between refreshes triggered by requests for models without workers
 _RETRY_AFTER_S = 5.0
 _FINGERPRINT_DIGITS = 10
 
@@ -68,7 +68,7 @@ class WorkerRegistry:
         self._models: dict[str, ServedModel] = {}  # keyed by name
         self._num_workers: dict[str, int] = {}  # keyed by model name
         self._heartbeats: list[Heartbeat] = []
-        self._refreshed_at: float | None = None  # time.monotonic()
+        self._refreshing = SharedRefresh(self._refresh)
 
     @property
     def models(self) -> list[ServedModel]:
@@ -102,8 +102,8 @@ class WorkerRegistry:
         afterwards, and until this server has found its first worker, unknown models are a 503 too, because
         workers could not announce them.
         """
-        if not self.num_workers(name) and self._age_s() > _MIN_REFRESH_S:
-            await self.refresh()  # a worker may have started since the last refresh
+        if not self.num_workers(name):
+            await self._refreshing.run_after(time.monotonic())  # a worker may have just loaded the model
         if name in self._on_demand.names:
             await self._on_demand.wait(name, lambda: name in self._models)
             return self._models[name]
@@ -128,6 +128,9 @@ class WorkerRegistry:
 
     async def refresh(self) -> None:
         """Read the heartbeats. If the queue is unavailable, report this to ``QueueHealth``."""
+        await self._refreshing.run()
+
+    async def _refresh(self) -> None:
         await self._read_heartbeats()
         await self._on_demand.wake()
 
@@ -139,7 +142,6 @@ class WorkerRegistry:
             self._health.report("read", error)
             return
         self._health.report("read", None)
-        self._refreshed_at = time.monotonic()
         heartbeats = [heartbeat for heartbeat in heartbeats if heartbeat.model]
         for heartbeat in sorted(heartbeats, key=lambda heartbeat: heartbeat.started_at):
             self._add_model(heartbeat)
@@ -182,9 +184,6 @@ class WorkerRegistry:
                 "model %s is served on %s with precision %s", model.name, heartbeat.device, model.precision
             )
         self._models[model.name] = model
-
-    def _age_s(self) -> float:
-        return float("inf") if self._refreshed_at is None else time.monotonic() - self._refreshed_at
 
     def _not_found(self, name: str) -> ApiError:
         model_name, served_models = name[:64], ", ".join(sorted(self._models)) or "none"

@@ -88,18 +88,25 @@ class Attackers:
         self._send([(name, f"127.0.0.{index % len(keys) + 2}", keys[index]) for name, index in chosen])
         names = {name for name, _ in chosen}
         await async_wait_until(
-            lambda: names == {name for name, counts in self.counts.items() if counts}, "the attacks"
+            lambda: self._has_crashed or names == {name for name, counts in self.counts.items() if counts},
+            "the attacks",
         )
+        assert not self._has_crashed
 
     async def stop(self) -> None:
         """Close all connections of the attackers."""
         self._send([])
-        await async_wait_until(lambda: not self.counts, "the end of the attacks")
+        await async_wait_until(lambda: self._has_crashed or not self.counts, "the end of the attacks")
+        assert not self._has_crashed
 
     async def read_counts(self) -> None:
         assert self._process.stdout
         async for line in self._process.stdout:
             self.counts = {name: Counter(each) for name, each in json.loads(line).items()}
+
+    @property
+    def _has_crashed(self) -> bool:
+        return self._process.returncode is not None
 
     def _send(self, command: object) -> None:
         assert self._process.stdin
@@ -116,7 +123,6 @@ async def attackers(site: AttackedSite) -> AsyncIterator[Attackers]:
     reading = asyncio.create_task(attackers.read_counts())
     try:
         yield attackers
-        assert process.returncode is None, "the attackers have crashed"
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -18,10 +19,11 @@ from tests.security.raw_http import is_closed
 
 __all__ = ["Attacker", "forever"]
 
-_PAUSE_S = 0.5  # after each error, because floods of rejected requests are not among the attacks
+_PAUSE_S = 0.5  # after each error, so that the attackers leave some CPU time to the server
+_MAX_ABORT_S = 0.05
 _SMALL_BUFFER_BYTES = 4096  # receive buffer of clients that do not read
 _HOLD_INTERVAL_S = 1.0
-_START_INTERVAL_S = 0.002  # floods of new connections are not among the attacks either
+_START_INTERVAL_S = 0.002
 
 
 @dataclass
@@ -79,6 +81,15 @@ class Attacker:
         if not response.startswith(b"HTTP/1.1 200 "):
             await asyncio.sleep(_PAUSE_S)
         return response.partition(b"\r\n\r\n")[2]
+
+    async def abort(self, request: bytes) -> None:
+        """Send a request, and close the connection after up to 50 ms without reading the response."""
+        loop = asyncio.get_running_loop()
+        with self._connection() as connection:
+            await self._connect(connection)
+            self.counts["sent"] += 1
+            await loop.sock_sendall(connection, request)
+            await asyncio.sleep(random.uniform(0, _MAX_ABORT_S))
 
     async def hold(self, request: bytes, *, more: bytes = b"") -> None:
         """Send a request and do not read the response. Send ``more`` once per second until it is closed."""

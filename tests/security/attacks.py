@@ -126,6 +126,19 @@ async def idle_connections(attacker: Attacker) -> None:
     await forever(lambda: attacker.hold(next(firsts)), concurrency=1000)
 
 
+async def aborted_requests(attacker: Attacker) -> None:
+    """Send requests and close each connection at once or a moment later."""
+    request = attacker.json_request(_CHAT, chat("x", max_tokens=500, stream=True))
+    await forever(lambda: attacker.abort(request), concurrency=64)
+
+
+async def pipelined_requests(attacker: Attacker) -> None:
+    """Send thousands of small requests without waiting for the responses."""
+    last = attacker.request("/v1/models", method="GET")
+    request = last.replace(b"Connection: close\r\n", b"")
+    await forever(lambda: attacker.send(request * 2000 + last), concurrency=16)
+
+
 ATTACKS: dict[AttackName, Callable[[Attacker], Coroutine[Any, Any, None]]] = {
     attack.__name__: attack
     for attack in (
@@ -138,6 +151,8 @@ ATTACKS: dict[AttackName, Callable[[Attacker], Coroutine[Any, Any, None]]] = {
         slow_uploads,
         shared_result,
         idle_connections,
+        aborted_requests,
+        pipelined_requests,
     )
 }
 

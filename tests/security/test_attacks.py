@@ -26,6 +26,8 @@ NUM_REQUESTS = {
     "slow_uploads": 1000,
     "shared_result": 400,
     "idle_connections": 1000,
+    "aborted_requests": 1000,
+    "pipelined_requests": 16,
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Protocol
@@ -146,7 +145,7 @@ class EventStream(Response):
         return item
 
     async def _pause_burst(self) -> None:
-        """Let others take their turns after each few events that were ready, as those of a stored output are."""
+        """Give others a turn after a few events that were ready, such as those of a stored output."""
         self._num_ready += 1
         if self._num_ready % _BURST_EVENTS == 0:
             await self._take_turn()

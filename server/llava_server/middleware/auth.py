@@ -7,7 +7,6 @@ caches the store's keys and continues to accept them while Redis is unavailable.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import time
@@ -24,6 +23,7 @@ from llava_server.errors import ApiError, queue_unavailable
 from llava_server.middleware.server_error import send_error
 from llava_server.middleware.turns import Turns
 from llava_server.request_context import context_of
+from llava_server.shared_refresh import SharedRefresh
 
 __all__ = ["ANONYMOUS", "ApiKeys", "AuthMiddleware", "is_public", "key_digest", "tenant_of"]
 
@@ -35,7 +35,6 @@ _PUBLIC_PATHS = frozenset(
 )
 _PUBLIC_FOLDER = "/playground/"  # static files; the page prompts the user for the key
 _TENANT_HEX_DIGITS = 16
-_MIN_REFRESH_S = 0.25  # minimum interval between refreshes triggered by unknown keys
 _RETRY_AFTER_S = 5.0
 _NO_LIMITS = KeyLimits()
 
@@ -63,9 +62,8 @@ class ApiKeys:
         self._store_version = ""
         self._from_store: frozenset[str] = frozenset()
         self._limits: dict[str, KeyLimits] = {}  # keyed by tenant
-        self._refreshed_at = float("-inf")  # time.monotonic()
         self._is_store_unavailable = False
-        self._refreshing = asyncio.Lock()
+        self._refreshing = SharedRefresh(self._read_store)
 
     @property
     def num_keys(self) -> int:
@@ -102,30 +100,21 @@ class ApiKeys:
         Raises ApiError (503) if the key is not cached and the store is unavailable.
         """
         digest = key_digest(key)
-        requested_at = time.monotonic()
-        if not self._is_known(digest):
-            async with self._refreshing:  # concurrent requests share one refresh
-                # The key may have been created after the last refresh.
-                if not self._is_known(digest) and self._refreshed_at <= requested_at:
-                    await self._refresh_soon()
+        if not self._is_known(digest) and self._store is not None:
+            await self._refreshing.run_after(time.monotonic())  # the key may have just been created
         if self._is_known(digest):
             return tenant_of(digest)
         if self._is_store_unavailable:  # the key may be valid, and a client does not retry after a 401
             raise queue_unavailable(_RETRY_AFTER_S)
         return None
 
-    async def _refresh_soon(self) -> None:
-        """Refresh the keys, but not before the minimum interval has elapsed."""
-        if self._store is not None:
-            next_at = self._refreshed_at + _MIN_REFRESH_S
-            await asyncio.sleep(max(0.0, next_at - time.monotonic()))
-            await self.refresh()
-
     async def refresh(self) -> None:
         """Read the store. If Redis is unavailable, keep the cached keys and log one warning."""
+        await self._refreshing.run()
+
+    async def _read_store(self) -> None:
         if self._store is None:
             return
-        self._refreshed_at = time.monotonic()
         try:
             changes = await self._store.read(self._store_version)
         except QueueUnavailable as error:

@@ -1,16 +1,17 @@
 """Turns of the event loop, which API keys share fairly.
 
-Receiving a request takes CPU time of the event loop: reading its headers and body, parsing it, and submitting
-its job or rejecting it. A client that sends thousands of requests per second would therefore delay all others.
-At most one request per iteration of the event loop takes its turn, and the API key with the least CPU time is
-first (see ``FairSlots``). A flood of requests of one key therefore waits for itself, and a request of another
-key waits for one turn of each key that is sending requests.
+Receiving a request takes CPU time of the event loop: its headers and body are read and parsed, and its job is
+submitted, or it is rejected. A client that sends thousands of requests per second would delay all others. At
+most one request per iteration of the event loop therefore takes its turn, and the API key whose turns have
+taken the least time is first (see ``FairSlots``). The requests of a flood wait for each other, and a request
+of another key waits for one turn of each key that is sending requests.
+
+While a request waits, its body is not read. If its client disconnects, the request costs nothing more.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 from llava_server.fair_slots import FairSlots, SlotLimits
@@ -24,10 +25,7 @@ class Turns:
 
     def __init__(self, metrics: Metrics, weight_of: Callable[[str], float]) -> None:
         limits = SlotLimits(num_slots=1, has_reserve=False)
-        clock = time.thread_time
-        self._slots = FairSlots(
-            "event_loop", "the event loop", limits, metrics, weight_of=weight_of, clock=clock
-        )
+        self._slots = FairSlots("event_loop", "the event loop", limits, metrics, weight_of=weight_of)
 
     async def take(self, tenant: str) -> None:
         """Wait for a turn. It ends when the caller waits for something else."""

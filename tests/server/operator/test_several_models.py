@@ -51,6 +51,16 @@ def test_each_request_is_run_by_a_worker_of_its_model(two: TwoModels) -> None:
     assert [len(two.workers[name].assignments) for name in ("plain", "gridded")] == [2, 1]
 
 
+def test_a_new_model_is_served_at_once_by_a_controller_that_has_just_read_the_models(
+    two: TwoModels, queue_url: str, request: pytest.FixtureRequest
+) -> None:
+    for number in range(4):  # one of them follows a periodic refresh in less than the minimum interval
+        name = f"new-{number}"
+        assert two.chat(name, "say fine").status_code == 404
+        request.addfinalizer(ScriptedWorker(queue_url, model=name, spec=SPEC).start().stop)
+        assert text_of(two.chat(name, "say fine")) == "fine"
+
+
 def test_a_model_without_a_worker_is_listed_and_its_requests_return_503(two: TwoModels) -> None:
     two.workers["gridded"].stop()
     wait_until(lambda: two.num_workers() == {"plain": 1, "gridded": 0})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
@@ -23,6 +24,7 @@ from tests.server.batch_requests import (
     wait_for_end,
 )
 from tests.server.conftest import OwnStack, Stack, Valkey, running_stack
+from tests.server.scripted_worker import MODEL
 from tests.waiting import wait_until
 
 NUM_LINES = 500
@@ -78,13 +80,19 @@ def test_every_line_is_completed_although_the_queue_refuses_commands(valkey: Val
         assert num_crashes(stack, "batch") == num_crashes(stack, "batch driver") == 0
 
 
-def test_every_line_is_completed_although_the_queue_is_full(own_stack: OwnStack) -> None:
+def test_every_line_is_completed_although_the_queue_is_full(own_stack: OwnStack, queue_url: str) -> None:
     stack = own_stack(max_queued=2, capacity=2, batch_parallel=25)
-    lines = [request_line(str(number), "hold") for number in range(30)]
-    batch = create_batch(stack.http, input_file(*lines))
-    wait_until(lambda: stack.chat("say yes").status_code == 503, "the queue to be full")
-    stack.worker.release.set()
-    batch = wait_for_end(stack.http, batch, timeout_s=90)
+    with ThreadPoolExecutor(4) as pool, redis.Redis.from_url(queue_url) as client:
+        held = [pool.submit(stack.chat, "hold") for _ in range(4)]
+        wait_until(lambda: client.zcard(f"{PREFIX}wait:{MODEL}") == 2, "the queue to be full")
+        assert stack.chat("say yes").status_code == 503
+        batch = create_batch(
+            stack.http, input_file(*(request_line(str(number), "say yes") for number in range(30)))
+        )
+        wait_until(lambda: stack.http.get(f"/v1/batches/{batch['id']}").json()["status"] == "in_progress")
+        stack.worker.release.set()
+        batch = wait_for_end(stack.http, batch, timeout_s=90)
+        assert [each.result().status_code for each in held] == [200] * 4
     assert batch["request_counts"] == {"total": 30, "completed": 30, "failed": 0}
 
 
