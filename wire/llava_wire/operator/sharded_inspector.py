@@ -34,7 +34,10 @@ class ShardedInspector:
 
     def __init__(self, shards: Sequence[Shard], *, timeout_s: float = 2.0) -> None:
         self._urls = [shard.url for shard in shards]
-        self._shards = [Inspector(shard.url, timeout_s=timeout_s, prefix=shard.prefix) for shard in shards]
+        self._shards = [
+            Inspector(shard.url, timeout_s=timeout_s, prefix=shard.prefix, image_store=shard.image_store)
+            for shard in shards
+        ]
 
     @property
     def num_redis_errors(self) -> Counter[str]:
@@ -53,6 +56,14 @@ class ShardedInspector:
     async def stored_images(self, job: Job) -> dict[str, bytes]:
         """Return the tiles of the job's images that are still stored, keyed by digest."""
         return await self._shards[shard_index(job.job_id, len(self._shards))].stored_images(job)
+
+    async def image_capacity_bytes(self) -> int:
+        """Return the number of bytes that a separate image store can hold, or 0 if it is unknown.
+
+        Raise ImageStoreUnavailable.
+        """
+        store = self._shards[0].image_store  # the same server or file system as that of the other shards
+        return 0 if store is None else await store.capacity_bytes()
 
     async def server_infos(self) -> list[dict[str, Any]]:
         """Return ``Inspector.server_info`` of each URL."""
