@@ -13,6 +13,7 @@ import pytest
 from llava_wire.errors import ImageStoreUnavailable
 from llava_wire.image_stores import folder as module
 from llava_wire.image_stores.folder import FolderImageStore
+from llava_wire.worker_side import image_reader
 from llava_wire.worker_side.image_reader import ImageReader
 
 from tests.wire.harness import make_image
@@ -88,7 +89,10 @@ async def test_a_file_system_that_does_not_respond_is_an_outage(tmp_path: Path) 
     await store.aclose()
 
 
-async def test_a_worker_does_not_wait_for_each_image_while_the_store_does_not_respond(tmp_path: Path) -> None:
+async def test_a_worker_does_not_wait_for_each_image_while_the_store_does_not_respond(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_reader, "_PAUSE_S", 600.0)
     os.mkfifo(tmp_path / "a.rgb")
     store = FolderImageStore(tmp_path, timeout_s=0.1)
     await store.put("b", b"1" * 12, ttl_s=60)
