@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 import httpx2
 import pytest
+from llava_server.operator.cli.doctor import run_checks
+from llava_server.settings import Settings
+from llava_wire.operator.sharded_inspector import ShardedInspector
 
 from tests.faults.streams import Stream, Streams, story
 from tests.machine_speed import scaled
@@ -119,3 +122,15 @@ async def test_no_job_is_lost_if_the_image_store_loses_all_data(system: System, 
     system.place.lose_data()
     await streams.wait_for_all()
     await check_texts(system, streams, running, waiting)
+
+
+async def test_doctor_reports_whether_the_image_store_works(system: System) -> None:
+    store = system.place.url_of("server")
+    settings = Settings(redis_url=system.queue.url_of("server"), image_store=store)
+    async with aclosing(ShardedInspector(settings.shards)) as inspector:
+        found = [each for each in await run_checks(inspector, settings) if "image store" in each.text]
+        system.place.make_unavailable()
+        found += [each for each in await run_checks(inspector, settings) if "image store" in each.text]
+    system.place.make_available()
+    assert [each.level for each in found] == ["ok", "error"]
+    assert "The image store is unavailable" in found[1].text
