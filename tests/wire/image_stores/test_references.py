@@ -10,6 +10,7 @@ import pytest
 from llava_wire.controller_side import image_supplier
 from llava_wire.controller_side.producer import JobProducer
 from llava_wire.errors import ImageStoreUnavailable, QueueFull, TenantOverLimit
+from llava_wire.image_stores.redis_server import RedisImageStore
 from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.job import ImageRef
 from llava_wire.operator.inspector import Inspector
@@ -17,6 +18,8 @@ from llava_wire.redis.keys import PREFIX
 from llava_wire.redis.shards import queue_shards
 from llava_wire.worker_side.consumer import JobConsumer
 
+from tests.waiting import async_wait_until
+from tests.wire.conftest import running
 from tests.wire.harness import STOP, Harness, frame, make_image, make_job
 from tests.wire.image_stores.places import PLACES, FolderPlace, Place
 
@@ -47,7 +50,7 @@ def queue_bytes(harness: Harness) -> int:
     return sum(harness.redis.memory_usage(key, samples=0) or 0 for key in harness.keys(""))
 
 
-def forget_lost_images(harness: Harness) -> None:
+def drop_counts(harness: Harness) -> None:
     """Delete the counts of images whose references were deleted, which would expire with the jobs."""
     assert not harness.keys("ref:")
     harness.redis.delete(PREFIX + "pixels", PREFIX + "pixel_bytes")
@@ -132,6 +135,26 @@ async def test_an_outage_of_the_store_affects_only_jobs_with_images(harness: Har
     assert await client.receives_end(waiting) == STOP
 
 
+async def test_a_store_that_does_not_respond_delays_no_stream(harness: Harness) -> None:
+    with running("valkey") as server:
+        producer, consumer = await harness.producer(image_store=server.url), await harness.consumer()
+        assert producer._uploader
+        producer._uploader.store = RedisImageStore(server.url, timeout_s=600)
+        job, assignment = await harness.running(producer, consumer)
+        image, tiles = make_image("cat")
+        waiting = make_job(image)
+        await producer.submit(waiting, {image.digest: tiles})
+        harness.redis.delete(f"{PREFIX}ref:{image.digest}")
+        server.pause()
+        client = harness.client(producer)
+        assert await consumer._pull(1) == []  # the job is parked, and its images are to be stored again
+        await async_wait_until(lambda: producer._reader._supplier and producer._reader._supplier._tasks)
+        await consumer.emit([frame(assignment, 0, 1)])
+        await client.receives(job, 1)
+        server.resume()
+        await async_wait_until(lambda: harness.redis.zcard(PREFIX + "wait:m"), "the job in the queue")
+
+
 async def test_images_over_the_byte_limit_are_rejected_and_not_stored(harness: Harness, place: Place) -> None:
     producer = await open_producer(harness, place, max_pixel_bytes=20)
     (first, first_tiles), (second, second_tiles) = make_image("cat"), make_image("dog")
@@ -202,7 +225,7 @@ async def test_a_worker_with_another_store_does_not_run_the_job_and_the_error_na
     final = await client.receives_end(job)
     assert final.error
     assert "LLAVA_IMAGE_STORE" in final.error.message
-    forget_lost_images(harness)
+    drop_counts(harness)
 
 
 async def test_operators_can_read_the_stored_images_of_a_job(harness: Harness, place: Place) -> None:

@@ -325,7 +325,7 @@ class JobConsumer:
             return assignments
         found = await self._images.read(images)
         if missing := {image.digest for image in images} - found.keys():
-            await self._call("forget_images", *sorted(missing))
+            await self._call("drop_references", *sorted(missing))
         return [
             dataclasses.replace(each, pixels=_pixels(each.job, {**found, **each.pixels}))
             for each in assignments
