@@ -135,6 +135,19 @@ async def test_an_outage_of_the_store_affects_only_jobs_with_images(harness: Har
     assert await client.receives_end(waiting) == STOP
 
 
+async def test_a_full_store_rejects_only_jobs_with_images(harness: Harness) -> None:
+    with running("valkey") as server:
+        producer = await harness.producer(image_store=server.url_of("server"))
+        server.client.config_set("maxmemory", 1)
+        image, tiles = make_image("cat")
+        with pytest.raises(ImageStoreUnavailable, match="out of memory|OOM"):
+            await producer.submit(make_job(image), {image.digest: tiles})
+        await producer.submit(make_job(), {})
+        assert producer.num_image_store_errors == {"OOM": 1}
+        harness.redis.delete(PREFIX + f"ref:{image.digest}")
+        drop_counts(harness)
+
+
 async def test_a_store_that_does_not_respond_delays_no_stream(harness: Harness) -> None:
     with running("valkey") as server:
         producer, consumer = await harness.producer(image_store=server.url), await harness.consumer()
