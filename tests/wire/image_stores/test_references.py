@@ -81,6 +81,19 @@ async def test_without_an_image_store_the_queue_contains_the_images(harness: Har
     assert not harness.keys("ref:")
 
 
+async def test_a_worker_with_a_store_also_runs_jobs_whose_images_are_in_the_queue(
+    harness: Harness, place: Place
+) -> None:
+    """As while controllers are restarted with another setting."""
+    before, after = await harness.producer(), await open_producer(harness, place)
+    consumer = await open_consumer(harness, place)
+    (cat, cat_tiles), (dog, dog_tiles) = make_image("cat"), make_image("dog")
+    await before.submit(make_job(cat), {cat.digest: cat_tiles})
+    await after.submit(make_job(dog), {dog.digest: dog_tiles})
+    pulled = await consumer.pull(2)
+    assert [each.pixels for each in pulled] == [{cat.digest: cat_tiles}, {dog.digest: dog_tiles}]
+
+
 async def test_jobs_share_an_image_that_is_still_stored(harness: Harness, place: Place) -> None:
     producer, other = await open_producer(harness, place), await open_producer(harness, place)
     consumer, (image, tiles) = await open_consumer(harness, place), make_image("cat")
