@@ -21,6 +21,7 @@ SUPERVISORS = {
     "server/llava_server/supervised_tasks.py:SupervisedTasks.start": "catches and reports every error",
     "server/llava_server/generation/disconnect.py:cancel_on_disconnect": "waits for both tasks",
     "wire/llava_wire/redis/connection.py:Link._run": "waits for the task and returns its result",
+    "wire/llava_wire/controller_side/image_supplier.py:ImageSupplier.supply": "the task fails the job",
     "wire/llava_wire/worker_side/sharded_consumer.py:ShardedConsumer.send_heartbeat": "returns the results",
     "wire/llava_wire/worker_side/sharded_consumer.py:ShardedConsumer._wait_for_work": "raises their errors",
     "client/llava_cli/up/child_process.py:Child.start": "reader_error returns the error of the task",

@@ -9,7 +9,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from llava_wire.errors import DuplicateJob, QueueFull, QueueUnavailable, StoreFull, TenantOverLimit
+from llava_wire.errors import (
+    DuplicateJob,
+    ImageStoreUnavailable,
+    QueueFull,
+    QueueUnavailable,
+    StoreFull,
+    TenantOverLimit,
+)
 from llava_wire.messages.event import ErrorCode, JobError
 
 __all__ = [
@@ -164,6 +171,9 @@ def from_wire_error(error: DuplicateJob | QueueFull | TenantOverLimit | QueueUna
         return ApiError("rate_limit_exceeded", str(error), retry_after_s=error.retry_after_s)
     if isinstance(error, QueueFull):
         return ApiError("queue_full", str(error), retry_after_s=error.retry_after_s)
+    if isinstance(error, ImageStoreUnavailable):
+        message = "The image store is unavailable. Retry, or send the request without images."
+        return ApiError("queue_unavailable", message, retry_after_s=error.retry_after_s)
     return queue_unavailable(error.retry_after_s)
 
 

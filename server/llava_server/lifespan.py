@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from llava_wire.controller_side.sharded_producer import ShardedProducer
-from llava_wire.errors import QueueUnavailable
+from llava_wire.errors import ImageStoreUnavailable, QueueUnavailable
 from llava_wire.operator.sharded_inspector import ShardedInspector
 from llava_wire.operator.worker_commands import CommandSender
 from llava_wire.stores.api_keys import ApiKeyStore
@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 _REGISTRY_REFRESH_S = 1.0
 _KEYS_REFRESH_S = 3.0  # a revoked key remains valid for up to this long; new keys are looked up on first use
 _MEMORY_REFRESH_S = 5.0
+_EXPIRED_IMAGES_S = 60.0
 _MIB = 2**20
 _DAY_S = 86400.0
 _BATCH_LEASE_S = 5.0  # a server loses a batch if it does not renew its lease within this time
@@ -133,6 +134,7 @@ async def open_services(
         rate_limiter.attach(rate_limit_store)
         stores = (key_store, rate_limit_store, files, responses, batches)
         metrics.set_redis_errors((producer, *stores, inspector, commands))
+        metrics.set_image_store_errors(lambda: producer.num_image_store_errors)
         tasks = await stack.enter_async_context(aclosing(SupervisedTasks(metrics.task_crashed)))
         health = QueueHealth(metrics, num_shards=len(settings.shards))
         on_demand = OnDemandModels(settings.on_demand_models, shutdown, timeout_s=settings.queue_timeout_s)
@@ -144,6 +146,9 @@ async def open_services(
         stack.enter_context(_engine_metrics(metrics, registry))
         controller.start()
         _start_tasks(tasks, metrics, registry, api_keys, inspector)
+        if settings.image_store.get_secret_value():
+            remove_images = partial(_remove_expired_images, producer)
+            tasks.start("expired images", partial(run_periodically, _EXPIRED_IMAGES_S, remove_images))
         yield Services(
             settings=settings,
             metrics=metrics,
@@ -181,7 +186,12 @@ def _start_tasks(
 
 async def _redis_budgets(inspector: ShardedInspector, settings: Settings, metrics: Metrics) -> RedisBudgets:
     memory = await inspector.memory()
-    budgets = RedisBudgets.derive(settings, memory.limit_bytes)
+    image_store_bytes = 0
+    try:
+        image_store_bytes = await inspector.image_capacity_bytes()
+    except ImageStoreUnavailable as error:  # requests without images do not need it
+        logger.warning("%s", error)
+    budgets = RedisBudgets.derive(settings, memory.limit_bytes, image_store_bytes)
     if problem := budgets.problem(memory.limit_bytes):
         logger.warning("%s", problem)
     metrics.set_redis_budgets(budgets.sizes)
@@ -191,6 +201,11 @@ async def _redis_budgets(inspector: ShardedInspector, settings: Settings, metric
 async def _report_memory(inspector: ShardedInspector, metrics: Metrics) -> None:
     with suppress(QueueUnavailable):  # logged by QueueHealth
         metrics.set_redis_memory(await inspector.memory())
+
+
+async def _remove_expired_images(producer: ShardedProducer) -> None:
+    with suppress(ImageStoreUnavailable):  # counted by the store
+        await producer.remove_expired_images()
 
 
 async def _connect(settings: Settings, budgets: RedisBudgets) -> ShardedProducer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,22 +58,17 @@ class RedisErrorSource(Protocol):
     def num_redis_errors(self) -> collections.Counter[str]: ...
 
 
-class _RedisErrors(Collector):
-    """Sums the errors of all connections to Redis, by kind."""
+class _ErrorsByKind(Collector):
+    """Exports the errors that other objects count, by kind. ``count`` returns the numbers so far."""
 
-    def __init__(self) -> None:
-        self.sources: Sequence[RedisErrorSource] = ()
+    def __init__(self, name: str, description: str) -> None:
+        self._name = name
+        self._description = description
+        self.count: Callable[[], collections.Counter[str]] = collections.Counter
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        family = CounterMetricFamily(
-            "llava_redis_errors",
-            "Number of failed Redis commands, by the first word of the error reply.",
-            labels=("kind",),
-        )
-        total: collections.Counter[str] = collections.Counter()
-        for source in self.sources:
-            total.update(source.num_redis_errors)
-        for kind, number in sorted(total.items()):
+        family = CounterMetricFamily(self._name, self._description, labels=("kind",))
+        for kind, number in sorted(self.count().items()):
             family.add_metric((kind,), number)
         yield family
 
@@ -98,8 +93,14 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = _Registry()
-        self._redis_errors = _RedisErrors()
+        self._redis_errors = _ErrorsByKind(
+            "llava_redis_errors", "Number of failed Redis commands, by the first word of the error reply."
+        )
+        self._image_store_errors = _ErrorsByKind(
+            "llava_image_store_errors", "Number of failed operations of a separate image store, by kind."
+        )
         registry.register(self._redis_errors)
+        registry.register(self._image_store_errors)
         self._add_request_metrics(registry)
         self._add_stage_metrics(registry)
         self._add_queue_metrics(registry)
@@ -285,7 +286,15 @@ class Metrics:
 
     def set_redis_errors(self, sources: Sequence[RedisErrorSource]) -> None:
         """Export the sums of the errors that these objects count."""
-        self._redis_errors.sources = sources
+
+        def total() -> collections.Counter[str]:
+            return sum((source.num_redis_errors for source in sources), collections.Counter())
+
+        self._redis_errors.count = total
+
+    def set_image_store_errors(self, count: Callable[[], collections.Counter[str]]) -> None:
+        """Export the numbers of errors that ``count`` returns."""
+        self._image_store_errors.count = count
 
     def set_load(self, model: str, load: ModelLoad) -> None:
         """Set the gauges for the jobs and workers of a model."""

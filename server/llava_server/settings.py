@@ -206,9 +206,9 @@ class Settings(ServiceSettings):
         None,
         ge=1,
         le=1 << 20,
-        description="Maximum total size of preprocessed images, in MiB of Redis memory. By default, 25% of "
-        "Redis's maxmemory. Requests above the limit fail with 503, or with 429 if the API key uses more "
-        "than is free.",
+        description="Maximum total size of preprocessed images, in MiB. By default, 25% of Redis's "
+        "maxmemory or, with LLAVA_IMAGE_STORE, 70% of the space in the store. Requests above the limit fail "
+        "with 503, or with 429 if the API key uses more than is free.",
     )
     file_days: float = Field(7.0, gt=0, le=365, description="Retention time for files and batches, in days.")
     max_files: int = Field(

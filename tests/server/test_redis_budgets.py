@@ -41,3 +41,14 @@ def test_the_budgets_of_a_sharded_queue_leave_the_same_reserve_on_the_server_wit
     assert sharded.problem(GIB) is None
     too_large = Settings(queue_urls=urls, queue_shards=4, max_all_images_mb=1000)
     assert "1188 MiB" in (RedisBudgets.derive(too_large, GIB).problem(GIB) or "")
+
+
+def test_images_in_a_separate_store_are_limited_by_its_size_and_use_no_memory_of_the_queue() -> None:
+    settings = Settings(image_store="redis://images", max_all_jobs_mb=480)
+    budgets = RedisBudgets.derive(settings, GIB, 10 * GIB)
+    assert budgets.images == pytest.approx(7 * GIB, abs=1)
+    assert budgets.problem(GIB) is None
+    assert RedisBudgets.derive(Settings(max_all_jobs_mb=480), GIB).problem(GIB)
+    sharded = RedisBudgets.derive(Settings(image_store="redis://images", queue_shards=4), GIB, 10 * GIB)
+    assert sharded.images == pytest.approx(7 * GIB / 1.25, abs=1)  # each shard accepts 1.25 times its share
+    assert RedisBudgets.derive(settings, GIB).images == pytest.approx(0.7 * GIB, abs=1)

@@ -105,3 +105,33 @@ def test_invalid_shards_are_rejected_without_printing_the_urls(
     message = capsys.readouterr().err
     assert "LLAVA_QUEUE_URLS / --queue-urls" in message
     assert "s3cret" not in message
+
+
+def test_all_shards_have_the_same_image_store(tmp_path: Path) -> None:
+    assert [shard.image_store for shard in load_settings([]).shards] == [""]
+    for url in ("redis+sentinel://:secret@a,b/images", "rediss://a", f"file://{tmp_path}"):
+        settings = load_settings(["--image-store", url, "--queue-shards", "2"])
+        assert [shard.image_store for shard in settings.shards] == [url, url]
+        assert "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("s3://:s3cret@bucket", "use one of redis://"),
+        ("/images", "for a shared folder, use file:///path/of/folder"),
+        ("file://images/s3cret", "is not absolute"),
+        ("file:///nowhere/at/all", "create it, and mount it at the same path"),
+        ("redis://:s3cret@a/x", "the database after the host is not a number"),
+        ("redis://127.0.0.1:6379/0", "is the URL of the queue"),
+    ],
+)
+def test_an_invalid_image_store_is_rejected_with_the_reason(
+    url: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        load_settings(["--image-store", url])
+    message = capsys.readouterr().err
+    assert "LLAVA_IMAGE_STORE / --image-store" in message
+    assert reason in message
+    assert ":s3cret@" not in message

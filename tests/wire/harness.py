@@ -202,6 +202,7 @@ class Harness:
         ):
             assert not self.keys(kind), kind
         stored = sum(self.redis.strlen(key) for key in self.keys("blob:"))
+        stored += sum(int(self.redis.get(key) or 0) for key in self.keys("ref:"))
         assert int(self.redis.get(PREFIX + "pixel_bytes") or 0) == stored
 
 

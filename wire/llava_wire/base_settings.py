@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 from typing_extensions import Self
 
+from llava_wire.image_stores.location import check_image_store
 from llava_wire.redis.address import RedisURLError, parse_redis_url
 from llava_wire.redis.shards import MAX_SHARDS, Shard, queue_shards
 
@@ -65,6 +66,15 @@ class ServiceSettings(BaseSettings):
         le=MAX_SHARDS,
         description="Number of shards of the queue, which must be the same for all servers and workers. "
         "Defaults to the number of LLAVA_QUEUE_URLS, or 1.",
+    )
+    image_store: SecretStr = Field(
+        SecretStr(""),
+        description="Store of preprocessed images, which must be the same for all servers and workers: the "
+        "URL of another Redis server, or file:///path/of/folder for a folder that they share. If empty, the "
+        "queue stores them.",
+    )
+    image_store_file: Path | None = Field(
+        None, description="File that contains the URL of the image store (a secret)."
     )
     lease_s: float = Field(
         5.0,
@@ -123,6 +133,12 @@ class ServiceSettings(BaseSettings):
             parse_redis_url(url)
         return value
 
+    @field_validator("image_store")
+    @classmethod
+    def _check_image_store(cls, value: SecretStr) -> SecretStr:
+        check_image_store(value.get_secret_value())
+        return value
+
     @model_validator(mode="after")
     def _check_shards(self) -> Self:
         num_urls = len(self.queue_urls.get_secret_value().split())
@@ -133,11 +149,21 @@ class ServiceSettings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_image_store_is_separate(self) -> Self:
+        if self.image_store.get_secret_value() in {shard.url for shard in self.shards}:
+            raise ValueError(
+                f"{_setting('image_store')} is the URL of the queue. Leave it empty to store images there"
+            )
+        return self
+
     @property
     def shards(self) -> tuple[Shard, ...]:
         """The shards of the queue."""
         urls = self.queue_urls.get_secret_value().split()
-        return queue_shards(urls or [self.redis_url.get_secret_value()], self.queue_shards or len(urls) or 1)
+        num_shards = self.queue_shards or len(urls) or 1
+        image_store = self.image_store.get_secret_value()
+        return queue_shards(urls or [self.redis_url.get_secret_value()], num_shards, image_store)
 
     @classmethod
     def _error_line(cls, detail: Any) -> str:
@@ -148,7 +174,7 @@ class ServiceSettings(BaseSettings):
             return f"{message}."
         field = cls.model_fields.get(name)
         got = f" (got {detail.get('input')!r})" if field is None or not _is_secret(field) else ""
-        has_own_remedy = name in ("redis_url", "queue_urls")
+        has_own_remedy = name in ("redis_url", "queue_urls", "image_store")
         description = f" {field.description}" if field and not has_own_remedy else ""
         return f"{_setting(name)}: {message}{got}.{description}"
 

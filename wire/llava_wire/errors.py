@@ -2,6 +2,7 @@
 
 WireError
 ├── QueueUnavailable       Redis is unavailable (HTTP 503)
+│   └── ImageStoreUnavailable   the image store is unavailable, but the queue is not (HTTP 503)
 ├── DuplicateJob           a job with the same ID but different contents exists
 ├── AlreadySubmitted       the job was submitted through another controller, or has ended
 ├── QueueFull              the model's queue is full (HTTP 503)
@@ -15,6 +16,7 @@ from __future__ import annotations
 __all__ = [
     "AlreadySubmitted",
     "DuplicateJob",
+    "ImageStoreUnavailable",
     "QueueFull",
     "QueueUnavailable",
     "ResponseTooLarge",
@@ -59,6 +61,13 @@ class QueueUnavailable(WireError):
         self.kind = kind
         self.retry_after_s = retry_after_s
         self.is_disconnect = is_disconnect
+
+
+class ImageStoreUnavailable(QueueUnavailable):
+    """The image store is temporarily unavailable. Jobs without images are not affected."""
+
+    def __init__(self, reason: str, *, kind: str) -> None:
+        super().__init__(f"The image store is unavailable: {reason}", kind=kind)
 
 
 class QueueFull(WireError):

@@ -79,6 +79,7 @@ class LiveJob:
         self.model_digest = next((event.model_digest for event in reversed(events) if event.model_digest), "")
         self.deadline = time.monotonic() + ttl_s
         self.last_active = time.monotonic()
+        self.num_supplies = 0  # how often images that workers could not read were stored again
         # ID of the last stream entry at the last resync. Entries up to and including this one are obsolete.
         self.resynced_to = (0, 0)
 

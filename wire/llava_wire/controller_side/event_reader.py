@@ -18,6 +18,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
 from llava_wire.controller_side.delivery_ledger import RECENT_READ_S, DeliveryLedger, LiveJob
+from llava_wire.controller_side.image_supplier import IMAGES_LOST, ImageSupplier
+from llava_wire.controller_side.image_uploader import ImageUploader
 from llava_wire.controller_side.query_results import CancelReply
 from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.event import ErrorCode, Event
@@ -36,12 +38,21 @@ class EventReader:
 
     ``link`` is used to call scripts. Blocking reads use a separate connection. If a live job receives no
     events for ``check_interval_s`` seconds, its state is checked against Redis, in case a stream entry was
-    lost.
+    lost. ``uploader`` is None if the queue stores the images.
     """
 
-    def __init__(self, url: str, link: Link, ledger: DeliveryLedger, *, check_interval_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        link: Link,
+        ledger: DeliveryLedger,
+        uploader: ImageUploader | None = None,
+        *,
+        check_interval_s: float,
+    ) -> None:
         self._link = link
         self._ledger = ledger
+        self._supplier = None if uploader is None else ImageSupplier(link, ledger, uploader)
         self._reader = Link(
             url,
             timeout_s=BLOCK_MS / 1000 + 3,
@@ -111,6 +122,8 @@ class EventReader:
             self._known_connection, self._run_id = connection, run_id
 
     async def aclose(self) -> None:
+        if self._supplier is not None:
+            await self._supplier.aclose()
         await self._reader.aclose()
 
     def _count_connection(self) -> None:
@@ -184,10 +197,12 @@ class EventReader:
             await self._supply_images(live, controller_id, [digest.decode() for digest in missing])
 
     async def _supply_images(self, live: LiveJob, controller_id: str, digests: list[str]) -> None:
-        """Resend images that Redis has lost. Fail the job if this controller does not have all of them."""
+        """Resend images that were lost. Fail the job if this controller does not have all of them."""
+        if self._supplier is not None:
+            self._supplier.supply(live)
+            return
         if not all(digest in live.pixels for digest in digests):
-            message = "The images of this request are no longer stored. Send the request again."
-            self._ledger.fail(live, ErrorCode.INTERNAL_ERROR, message)
+            self._ledger.fail(live, ErrorCode.INTERNAL_ERROR, IMAGES_LOST)
             return
         job_id = live.job.job_id
         pairs = [arg for digest in digests for arg in (digest, live.pixels[digest])]

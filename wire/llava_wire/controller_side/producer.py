@@ -18,10 +18,12 @@ import msgspec
 
 from llava_wire.controller_side.delivery_ledger import RECENT_READ_S, DeliveryLedger, LiveJob
 from llava_wire.controller_side.event_reader import EventReader
+from llava_wire.controller_side.image_uploader import ImageUploader
 from llava_wire.controller_side.limits import DEFAULT_TENANT_LIMITS, QueueLimits, TenantLimits, submit_error
 from llava_wire.controller_side.query_results import CancelReply, JobSnapshot, QueuePosition, QueueStats
 from llava_wire.controller_side.sent_images import SentImages
 from llava_wire.errors import DuplicateJob, QueueUnavailable
+from llava_wire.image_stores.location import open_image_store
 from llava_wire.messages.event import ErrorCode, Event, decode_log, error_event
 from llava_wire.messages.heartbeat import Heartbeat, read_heartbeats
 from llava_wire.messages.job import Job
@@ -65,6 +67,7 @@ class JobProducer:
         check_interval_s: float = 5.0,
         num_shards: int = 1,
         prefix: str = PREFIX,
+        image_store: str = "",
     ) -> None:
         """Create a producer without connecting.
 
@@ -73,7 +76,7 @@ class JobProducer:
         If no controller has called ``reap`` for a while, the next call renews the leases of all workers for
         ``lease_s``. If a controller has not called ``reap`` for ``orphan_grace_s``, its jobs are stopped,
         except for background jobs. If a job receives no events for ``check_interval_s``, its state is checked
-        against Redis.
+        against Redis. ``image_store`` is the URL of a separate store for images (see ``image_stores``).
         """
         self._limits = QueueLimits(
             max_queued, max_queued_cost, max_tenant_jobs, max_tenant_cost, max_pixel_bytes, max_job_bytes
@@ -83,7 +86,11 @@ class JobProducer:
         self._orphan_ms = int(orphan_grace_s * 1000)
         self._link = Link(url, timeout_s=timeout_s, prefix=prefix)
         self._ledger = DeliveryLedger()
-        self._reader = EventReader(url, self._link, self._ledger, check_interval_s=check_interval_s)
+        store = open_image_store(image_store, prefix)
+        self._uploader = None if store is None else ImageUploader(self._link, store)
+        self._reader = EventReader(
+            url, self._link, self._ledger, self._uploader, check_interval_s=check_interval_s
+        )
         self._sent_images = SentImages()
 
     @classmethod
@@ -146,6 +153,16 @@ class JobProducer:
     def num_redis_errors(self) -> Counter[str]:
         """The number of errors so far, keyed by kind. See ``Link.num_errors``."""
         return self._link.num_errors + self._reader.num_redis_errors
+
+    @property
+    def num_image_store_errors(self) -> Counter[str]:
+        """The number of errors of a separate image store so far, keyed by kind."""
+        return Counter() if self._uploader is None else self._uploader.store.num_errors
+
+    async def remove_expired_images(self) -> None:
+        """Remove the expired images in a separate image store. Raises ImageStoreUnavailable."""
+        if self._uploader is not None:
+            await self._uploader.store.remove_expired()
 
     def is_live(self, job: Job) -> bool:
         """Return whether this controller is streaming the job.
@@ -325,6 +342,8 @@ class JobProducer:
                 await self._link.script("remove_controller", self.controller_id)
         await self._reader.aclose()
         await self._link.aclose()
+        if self._uploader is not None:
+            await self._uploader.store.aclose()
 
     def _find(self, job: Job) -> LiveJob | None:
         live = self._ledger.find(job.job_id)
@@ -336,6 +355,10 @@ class JobProducer:
         args = (*live.creation_args(self.controller_id), weight, *astuple(limits))
         digests = self._sent_images.unknown(live.pixels)
         for _ in range(NUM_TRIES):  # Redis may drop images between attempts
+            if self._uploader is not None:
+                if exceeded := await self._uploader.upload(live, max_bytes=limits.pixel_bytes):
+                    return exceeded
+                digests = []
             pairs = [arg for digest in digests for arg in (digest, live.pixels[digest])]
             reply: list[Any] = await self._call("submit", *args, *pairs)
             if reply[0] != b"pixels":

@@ -43,7 +43,13 @@ class ShardedProducer:
         """
         producer = cls(
             [
-                JobProducer(shard.url, prefix=shard.prefix, num_shards=len(shards), **options)
+                JobProducer(
+                    shard.url,
+                    prefix=shard.prefix,
+                    image_store=shard.image_store,
+                    num_shards=len(shards),
+                    **options,
+                )
                 for shard in shards
             ]
         )
@@ -58,6 +64,16 @@ class ShardedProducer:
     def num_redis_errors(self) -> Counter[str]:
         """The number of errors so far, keyed by kind. See ``Link.num_errors``."""
         return sum((shard.num_redis_errors for shard in self.shards), Counter())
+
+    @property
+    def num_image_store_errors(self) -> Counter[str]:
+        """The number of errors of a separate image store so far, keyed by kind."""
+        return sum((shard.num_image_store_errors for shard in self.shards), Counter())
+
+    async def remove_expired_images(self) -> None:
+        """Remove the expired images in a separate image store. Raises ImageStoreUnavailable."""
+        for shard in self.shards:
+            await shard.remove_expired_images()
 
     def shard(self, job_id: str) -> JobProducer:
         """Return the shard that contains a job."""

@@ -40,7 +40,7 @@ class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
     """A reference to an image that was preprocessed according to the model's ImageSpec.
 
     The tiles are stored under ``digest``, one after another, as uint8 RGB values in row-major HWC order
-    (``num_tiles * side * side * 3`` bytes). ``width`` and ``height`` are the dimensions of the original image
+    (``num_bytes`` bytes). ``width`` and ``height`` are the dimensions of the original image
     in pixels, in upright orientation. Anyres models need them to remove the padding.
     """
 
@@ -49,6 +49,11 @@ class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
     side: int
     width: int
     height: int
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the tiles."""
+        return self.num_tiles * self.side**2 * 3
 
 
 class Message(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from llava_wire.image_stores.location import open_image_store
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import Job
 from llava_wire.redis.connection import Arg, Link, retry_briefly
@@ -106,8 +107,11 @@ class RedisMemory:
 class Inspector(LinkOwner):
     """Reads the state of the queue. All methods raise QueueUnavailable if Redis is unavailable."""
 
-    def __init__(self, url: str, *, timeout_s: float = 2.0, prefix: str = PREFIX) -> None:
+    def __init__(
+        self, url: str, *, timeout_s: float = 2.0, prefix: str = PREFIX, image_store: str = ""
+    ) -> None:
         super().__init__(Link(url, timeout_s=timeout_s, max_connections=2, prefix=prefix))
+        self.image_store = open_image_store(image_store, prefix)
 
     async def status(self) -> SystemStatus:
         """Return the live workers and controllers, and the queues for the models that these workers serve."""
@@ -134,7 +138,10 @@ class Inspector(LinkOwner):
         digests = list(dict.fromkeys(image.digest for image in job.images))
         if not digests:
             return {}
-        tiles = await self._command("MGET", *(blob_key(digest, self._link.prefix) for digest in digests))
+        if self.image_store is not None:
+            tiles = [await self.image_store.get(digest) for digest in digests]
+        else:
+            tiles = await self._command("MGET", *(blob_key(digest, self._link.prefix) for digest in digests))
         return {digest: found for digest, found in zip(digests, tiles, strict=True) if found is not None}
 
     async def server_info(self) -> dict[str, Any]:
@@ -154,6 +161,11 @@ class Inspector(LinkOwner):
         )
         stored = {name: max(int(total or 0), 0) for name, total in zip(_BUDGETS, totals, strict=True)}
         return RedisMemory(int(info["used_memory"]), int(info.get("maxmemory") or 0), stored)
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        if self.image_store is not None:
+            await self.image_store.aclose()
 
     async def _script(self, name: str, *args: Arg) -> Any:
         return await retry_briefly(lambda: self._link.script(name, *args))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
+import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import reduce
 from itertools import chain
 from typing import Any, TypeVar
 
+from llava_wire.errors import ImageStoreUnavailable
 from llava_wire.messages.job import Job
 from llava_wire.operator.inspector import (
     DeadLetter,
@@ -34,7 +37,10 @@ class ShardedInspector:
 
     def __init__(self, shards: Sequence[Shard], *, timeout_s: float = 2.0) -> None:
         self._urls = [shard.url for shard in shards]
-        self._shards = [Inspector(shard.url, timeout_s=timeout_s, prefix=shard.prefix) for shard in shards]
+        self._shards = [
+            Inspector(shard.url, timeout_s=timeout_s, prefix=shard.prefix, image_store=shard.image_store)
+            for shard in shards
+        ]
 
     @property
     def num_redis_errors(self) -> Counter[str]:
@@ -53,6 +59,29 @@ class ShardedInspector:
     async def stored_images(self, job: Job) -> dict[str, bytes]:
         """Return the tiles of the job's images that are still stored, keyed by digest."""
         return await self._shards[shard_index(job.job_id, len(self._shards))].stored_images(job)
+
+    async def image_capacity_bytes(self) -> int:
+        """Return the number of bytes that a separate image store can hold, or 0 if it is unknown.
+
+        Raise ImageStoreUnavailable.
+        """
+        store = self._shards[0].image_store  # the same server or file system as that of the other shards
+        return 0 if store is None else await store.capacity_bytes()
+
+    async def measure_image_store(self) -> float:
+        """Write, read and delete an image in the separate image store. Return the time in seconds.
+
+        Raise ImageStoreUnavailable, also if the image cannot be read. There must be a separate store.
+        """
+        store = self._shards[0].image_store
+        if store is None:
+            raise ValueError("There is no separate image store.")
+        digest, begin = f"check-{uuid.uuid4().hex}", time.monotonic()
+        await store.put(digest, digest.encode(), ttl_s=60)
+        if await store.get(digest) != digest.encode():
+            raise ImageStoreUnavailable("an image that was just stored could not be read", kind="lost")
+        await store.delete([digest])
+        return time.monotonic() - begin
 
     async def server_infos(self) -> list[dict[str, Any]]:
         """Return ``Inspector.server_info`` of each URL."""

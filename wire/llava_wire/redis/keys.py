@@ -1,7 +1,8 @@
 """Redis keys. All keys of a shard contain the same hash tag, so that a Redis cluster stores them in one slot.
 
 A shard is a complete queue (see ``shards``). Files, stored responses, batches, API keys and rate limits are
-always in the first shard, whose prefix is ``PREFIX``.
+always in the first shard, whose prefix is ``PREFIX``. A separate Redis server for images (see
+``image_stores``) contains only ``blob:{digest}``.
 
 ======================= ====== ===================================== ======================================
 key                     type   contents; written by                  expiry
@@ -33,6 +34,7 @@ out:{controller}        STREAM frames to deliver; emit, reap_workers 10 min afte
 out_bytes:{controller}  STRING approximate size of the stream        10 min
 beats:{controller}      STRING number of the last beat; reap_workers 10 min after last use
 blob:{digest}           STRING image tiles; submit, supply_images    when the last of its jobs expires
+ref:{digest}            STRING size of an image in an image store    when the last of its jobs expires
 users:{digest}          SET    live jobs that use the image          when the last of its jobs expires
 pixels:{tenant}         ZSET   "digest size" -> expiry time          when the last of its images expires
 pixel_bytes:{tenant}    STRING sum of the sizes in pixels:{tenant}   same as pixels:{tenant}

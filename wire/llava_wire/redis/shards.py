@@ -25,19 +25,23 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Shard:
-    """One queue: the URL of its Redis server, and the prefix of its keys."""
+    """One queue: the URL of its Redis server, the prefix of its keys, and the URL of its image store.
+
+    If ``image_store`` is empty, the queue's Redis server stores the images.
+    """
 
     url: str
     prefix: str = PREFIX
+    image_store: str = ""
 
 
-def queue_shards(urls: Sequence[str], num_shards: int) -> tuple[Shard, ...]:
+def queue_shards(urls: Sequence[str], num_shards: int, image_store: str = "") -> tuple[Shard, ...]:
     """Return the shards of a queue. They are distributed evenly over the servers.
 
     A Redis cluster has one URL and distributes the shards itself, because their hash tags differ.
     """
     prefixes = (PREFIX, *(PREFIX.replace("}", f"{index}}}") for index in range(1, num_shards)))
-    return tuple(Shard(urls[index % len(urls)], prefix) for index, prefix in enumerate(prefixes))
+    return tuple(Shard(urls[index % len(urls)], prefix, image_store) for index, prefix in enumerate(prefixes))
 
 
 def shard_index(job_id: str, num_shards: int) -> int:

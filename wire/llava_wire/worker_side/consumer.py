@@ -6,15 +6,17 @@ arguments until Redis replies. Nonces in ``pull`` and frame numbers in ``emit`` 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import msgspec
 
 from llava_wire.errors import QueueUnavailable
+from llava_wire.image_stores.location import open_image_store
 from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.event import ErrorCode, Event, decode_log, error_event
 from llava_wire.messages.heartbeat import Heartbeat
@@ -22,6 +24,7 @@ from llava_wire.messages.job import WIRE_VERSION, Job
 from llava_wire.messages.load_command import CommandStatus, IssuedCommand, ModelCommand
 from llava_wire.redis.connection import Arg, Link, retry_forever
 from llava_wire.redis.keys import PREFIX, wake_key
+from llava_wire.worker_side.image_reader import ImageReader
 
 __all__ = ["STEP_STAT", "EmitResult", "JobConsumer"]
 
@@ -68,14 +71,23 @@ class JobConsumer:
     """A worker's connection to the queue. Only one ``pull`` and one ``emit`` may run at a time."""
 
     def __init__(
-        self, url: str, heartbeat: Heartbeat, *, lease_s: float, hang_timeout_s: float, prefix: str = PREFIX
+        self,
+        url: str,
+        heartbeat: Heartbeat,
+        *,
+        lease_s: float,
+        hang_timeout_s: float,
+        prefix: str = PREFIX,
+        image_store: str = "",
     ) -> None:
+        """Create a consumer without connecting. ``image_store`` is the URL of a separate store for images."""
         self._heartbeat = heartbeat
         self._worker_id = heartbeat.worker_id
         self._lease_ms = int(lease_s * 1000)
         self._hang_ms = int(hang_timeout_s * 1000)
         self._link = Link(url, timeout_s=COMMAND_TIMEOUT_S, prefix=prefix)
         self._waiter = Link(url, timeout_s=WAIT_S + 3, max_connections=1, prefix=prefix)
+        self._images = ImageReader(open_image_store(image_store, prefix))
         self._held: dict[str, str] = {}  # job ID -> assignment ID
         # Assignment ID -> number of its last frame and length of the job's log in tokens.
         self._positions: dict[str, tuple[int, int]] = {}
@@ -90,10 +102,18 @@ class JobConsumer:
 
     @classmethod
     async def connect(
-        cls, url: str, heartbeat: Heartbeat, *, lease_s: float = 5.0, hang_timeout_s: float = 30.0
+        cls,
+        url: str,
+        heartbeat: Heartbeat,
+        *,
+        lease_s: float = 5.0,
+        hang_timeout_s: float = 30.0,
+        image_store: str = "",
     ) -> JobConsumer:
         """Register the worker. Raise QueueUnavailable if Redis is unavailable."""
-        consumer = cls(url, heartbeat, lease_s=lease_s, hang_timeout_s=hang_timeout_s)
+        consumer = cls(
+            url, heartbeat, lease_s=lease_s, hang_timeout_s=hang_timeout_s, image_store=image_store
+        )
         try:
             await consumer.register()
         except BaseException:
@@ -228,6 +248,7 @@ class JobConsumer:
     async def aclose(self) -> None:
         await self._waiter.aclose()
         await self._link.aclose()
+        await self._images.aclose()
 
     async def _reconcile(self, held: Iterable[str], call: ScriptCall) -> set[str]:
         assignments = {job_id: self._held.get(job_id, "") for job_id in held}
@@ -263,10 +284,10 @@ class JobConsumer:
                 MODEL_CHANGED,
                 *nonces,
             )
+            pixels = {digest.decode(): tiles for digest, tiles in zip(blobs[::2], blobs[1::2], strict=True)}
+            assignments = await self._with_images(await self._decode(jobs, pixels, now_ms))
         finally:
             self._pulling = []
-        pixels = {digest.decode(): tiles for digest, tiles in zip(blobs[::2], blobs[1::2], strict=True)}
-        assignments = await self._decode(jobs, pixels, now_ms)
         rejected = [each for each in assignments if not self._can_accept(each)]
         if rejected:
             await self.requeue(rejected)
@@ -290,6 +311,25 @@ class JobConsumer:
         if frames:
             await self._call("emit", self._worker_id, self._lease_ms, self._hang_ms, "", *frames)
         return assignments
+
+    async def _with_images(self, assignments: list[Assignment]) -> list[Assignment]:
+        """Add the images that the queue only refers to.
+
+        If images cannot be read, delete their references, so that the controllers of the jobs store them
+        again.
+        """
+        images = [
+            image for each in assignments for image in each.job.images if image.digest not in each.pixels
+        ]
+        if not images:
+            return assignments
+        found = await self._images.read(images)
+        if missing := {image.digest for image in images} - found.keys():
+            await self._call("drop_references", *sorted(missing))
+        return [
+            dataclasses.replace(each, pixels=_pixels(each.job, {**found, **each.pixels}))
+            for each in assignments
+        ]
 
     def _can_accept(self, assignment: Assignment) -> bool:
         """Return False if images are missing, or if the job is still running under an older assignment.
@@ -398,7 +438,12 @@ def _assignment(row: list[Any], pixels: dict[str, bytes], now_ms: int) -> Assign
         assignment_id=assignment_id.decode(),
         token_ids=tuple(token for event in events for token in event.token_ids),
         text="".join(event.text for event in events),
-        pixels={image.digest: pixels[image.digest] for image in job.images if image.digest in pixels},
+        pixels=_pixels(job, pixels),
         remaining_s=max(ends_ms - now_ms, 0) / 1000,
         trace=trace.decode(),
     )
+
+
+def _pixels(job: Job, tiles: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the tiles of the job's images that are in ``tiles``."""
+    return {image.digest: tiles[image.digest] for image in job.images if image.digest in tiles}

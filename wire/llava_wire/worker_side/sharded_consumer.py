@@ -51,7 +51,12 @@ class ShardedConsumer:
         """
         consumers = [
             JobConsumer(
-                shard.url, heartbeat, lease_s=lease_s, hang_timeout_s=hang_timeout_s, prefix=shard.prefix
+                shard.url,
+                heartbeat,
+                lease_s=lease_s,
+                hang_timeout_s=hang_timeout_s,
+                prefix=shard.prefix,
+                image_store=shard.image_store,
             )
             for shard in shards
         ]

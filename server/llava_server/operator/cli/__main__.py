@@ -106,7 +106,8 @@ def _shards(flag: str | None) -> tuple[Shard, ...]:
     if message := redis_url_error(flag):
         sys.stderr.write(f"llava-serve: {message}\n")
         raise SystemExit(_EXIT_USAGE)
-    return queue_shards([flag], load_settings(()).queue_shards or 1)
+    settings = load_settings(())
+    return queue_shards([flag], settings.queue_shards or 1, settings.image_store.get_secret_value())
 
 
 def _run_with_inspector(shards: Sequence[Shard], command: Callable[[ShardedInspector], Awaitable[T]]) -> T:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llava_wire.errors import ImageStoreUnavailable
 from llava_wire.operator.inspector import SystemStatus
 from llava_wire.operator.sharded_inspector import ShardedInspector
 from rich.console import Console
@@ -40,7 +41,10 @@ async def run_checks(
 ) -> list[Finding]:
     """Run all checks. ``settings`` are those of the server. Raises QueueUnavailable."""
     infos, status = await inspector.server_infos(), await inspector.status()
-    return check(infos, status, settings, allow_eviction=allow_eviction) + [_gpu()]
+    findings = check(infos, status, settings, allow_eviction=allow_eviction)
+    if settings.image_store.get_secret_value():
+        findings.append(await _image_store(inspector))
+    return [*findings, _gpu()]
 
 
 def check(
@@ -197,6 +201,14 @@ def _kernels(status: SystemStatus) -> list[Finding]:
 
 def _shortened(digests: set[str]) -> str:
     return ", ".join(sorted(digest[:10] for digest in digests))
+
+
+async def _image_store(inspector: ShardedInspector) -> Finding:
+    try:
+        seconds = await inspector.measure_image_store()
+    except ImageStoreUnavailable as error:
+        return Finding("error", f"{error}; requests with images are rejected")
+    return Finding("ok", f"image store: wrote, read and deleted an image in {seconds * 1000:.1f} ms")
 
 
 def _gpu() -> Finding:
