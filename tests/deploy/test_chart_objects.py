@@ -79,6 +79,10 @@ def test_an_invalid_object_is_detected(
         ({"valkey": {"enabled": False}}, "Set redis.existingSecret, or redis.serverUrl"),
         ({**EXTERNAL, "redis": {**EXTERNAL["redis"], "peers": []}}, "Set redis.peers"),
         ({"redis": {"queueUrls": {"enabled": True}}}, "Set redis.existingSecret, or redis.queueUrls.server"),
+        (
+            {"imageStore": {"redis": {"enabled": True}}},
+            "Set redis.existingSecret, or imageStore.redis.server",
+        ),
         ({"ingress": {"enabled": True}}, "Set ingress.host"),
         ({"gateway": {"enabled": True}}, "Set gateway.parentRefs"),
     ],

@@ -45,15 +45,36 @@ def test_every_variable_is_a_valid_setting(
         url = secrets.get(f"{role}_redis_url", "redis+sentinel://user:pass@a:26379,b:26379/mymaster")
         (tmp_path / "redis_url").write_text(url)
         (tmp_path / "queue_urls").write_text(secrets.get(f"{role}_queue_urls", ""))
+        (tmp_path / "image_store").write_text(secrets.get(f"{role}_image_store", ""))
         (tmp_path / "api_keys").write_text(KEY)
         with monkeypatch.context() as patch:
             for variable in container["env"]:
                 value = variable.get("value", "token").replace("/run/secrets/redis", str(tmp_path))
-                patch.setenv(variable["name"], value.replace("/run/secrets/keys", str(tmp_path)))
+                value = value.replace("/run/secrets/keys", str(tmp_path))
+                patch.setenv(variable["name"], value.replace("file:///images", f"file://{tmp_path}"))
             settings = {"server": load_server_settings, "worker": load_worker_settings}[role]([])
         assert settings.redis_url.get_secret_value() == url
         names = {each["name"].removeprefix("LLAVA_").lower() for each in container["env"]}
         assert names - {"hf_token", "hf_hub_offline"} <= set(type(settings).model_fields), role
+
+
+def test_servers_and_workers_use_the_same_image_store(rendered: Rendered) -> None:
+    manifests = rendered("images on another Redis")
+    [secret] = [each["stringData"] for each in manifests if each["kind"] == "Secret"]
+    assert secret["server_image_store"] == "redis://server:e@images"
+    assert secret["worker_image_store"] == "redis://worker:f@images"
+    for role, container in containers(manifests, "Deployment"):
+        variables = {each["name"]: each.get("value") for each in container["env"]}
+        assert variables["LLAVA_IMAGE_STORE_FILE"] == "/run/secrets/redis/image_store", role
+    for manifest in (each for each in rendered("images in a volume") if each["kind"] == "Deployment"):
+        pod = manifest["spec"]["template"]["spec"]
+        [container] = pod["containers"]
+        variables = {each["name"]: each.get("value") for each in container["env"]}
+        assert variables["LLAVA_IMAGE_STORE"] == "file:///images"
+        assert {"name": "images", "mountPath": "/images"} in container["volumeMounts"]
+        assert {"name": "images", "persistentVolumeClaim": {"claimName": "images"}} in pod["volumes"]
+    for _, container in containers(rendered("default"), "Deployment"):
+        assert not [each for each in container["env"] if "IMAGE_STORE" in each["name"]]
 
 
 def test_servers_and_workers_have_the_same_shards(rendered: Rendered) -> None:

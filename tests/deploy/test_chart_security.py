@@ -63,8 +63,8 @@ def test_every_pod_runs_without_privileges(rendered: Rendered, name: str) -> Non
 @pytest.mark.parametrize("name", VALUE_SETS)
 def test_each_pod_receives_only_the_secrets_of_its_role(rendered: Rendered, name: str) -> None:
     allowed = {
-        "server": {"server_redis_url", "server_queue_urls", "api_keys"},
-        "worker": {"worker_redis_url", "worker_queue_urls"},
+        "server": {"server_redis_url", "server_queue_urls", "server_image_store", "api_keys"},
+        "worker": {"worker_redis_url", "worker_queue_urls", "worker_image_store"},
         "valkey": {"users.acl", "admin_password"},
         "test": {"api_keys"},
     }

@@ -70,6 +70,17 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
             "peers": [{"podSelector": {"matchLabels": {"app": "queue"}}}],
         },
     },
+    "images on another Redis": {
+        "imageStore": {
+            "redis": {
+                "enabled": True,
+                "serverUrl": "redis://server:e@images",
+                "workerUrl": "redis://worker:f@images",
+            }
+        },
+        "redis": {"peers": [{"podSelector": {"matchLabels": {"app": "images"}}}]},
+    },
+    "images in a volume": {"imageStore": {"volume": {"persistentVolumeClaim": {"claimName": "images"}}}},
     "shards of a cluster": {**EXTERNAL, "redis": {**EXTERNAL["redis"], "queueShards": 3}},
     "external Sentinel": {
         "valkey": {"enabled": False},

@@ -50,6 +50,10 @@ projected:
           - key: {{ .role }}_queue_urls
             path: queue_urls
           {{- end }}
+          {{- if .root.Values.imageStore.redis.enabled }}
+          - key: {{ .role }}_image_store
+            path: image_store
+          {{- end }}
 {{- with .root.Values.redis.tlsSecret }}
     - secret:
         name: {{ . }}
@@ -64,6 +68,25 @@ projected:
 {{- end }}
 {{- with .Values.redis.queueShards }}
 - { name: LLAVA_QUEUE_SHARDS, value: {{ . | quote }} }
+{{- end }}
+{{- if .Values.imageStore.redis.enabled }}
+- { name: LLAVA_IMAGE_STORE_FILE, value: /run/secrets/redis/image_store }
+{{- else if .Values.imageStore.volume }}
+- { name: LLAVA_IMAGE_STORE, value: file:///images }
+{{- end }}
+{{- end }}
+
+{{/* The volume that all servers and workers share for images. */}}
+{{- define "llava.imageVolume" -}}
+{{- with .Values.imageStore.volume }}
+- name: images
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "llava.imageMount" -}}
+{{- if .Values.imageStore.volume }}
+- { name: images, mountPath: /images }
 {{- end }}
 {{- end }}
 
