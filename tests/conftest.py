@@ -106,7 +106,8 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect tests that must not run, and begin with the files that take longest.
 
-    ``pytest_ignore_collect`` is not called for paths on the command line. If a long file ran last, one process would run it while the others had nothing to do.
+    ``pytest_ignore_collect`` is not called for paths on the command line. If a long file ran last, one
+    process would run it while the others had nothing to do.
     """
     not_requested = [marker for marker in ON_REQUEST if not config.getoption(f"--{marker}")]
     excluded = [
