@@ -1,5 +1,5 @@
-# Targets: up, test, test-fast, interop, containers, check, format, bench, train, eval, lock, sbom, audit, clean. Each target installs
-# its dependencies first.
+# Targets: up, test, test-fast, interop, wheel, lowest, containers, check, format, bench, train, eval, lock, sbom, audit,
+# clean. Each target installs its dependencies first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -9,12 +9,16 @@ TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 # Tools with dependencies that the project does not need. They require Python 3.11 or newer.
 SUPPLY_CHAIN := $(VENV)/supply-chain
+# The lowest versions of dependencies, and the packages that the tests with these versions import.
+LOWEST := $(VENV)/lowest
+LOWEST_TOOLS := anthropic hypothesis jsonschema jsonschema-rs langchain-openai mypy ollama openai psutil pytest \
+  pytest-cov pytest-timeout pytest-xdist pyyaml
 HAS_GPU   := $(shell command -v nvidia-smi 2>/dev/null)
 
 # If this variable is set, every program that a test starts compiles all of its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: up test test-fast interop containers check format bench train eval lock sbom audit clean
+.PHONY: up test test-fast interop wheel lowest containers check format bench train eval lock sbom audit clean
 .DEFAULT_GOAL := up
 
 up: $(VENV)/.up
@@ -32,10 +36,23 @@ test-fast: $(VENV)/.dev
 interop: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interop --all-clients $(ARGS)
 
+# Builds the wheel, installs it without a compiler in a new environment, tests the installation and prints the times.
+wheel: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/wheel --wheel -o log_cli=true --log-cli-level=INFO $(ARGS)
+
 # Builds the images, deploys docker-compose.yml with Podman, tests the deployment and prints a transcript.
 containers: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/containers --containers -o log_cli=true --log-cli-level=INFO \
 	  --log-cli-format='%(asctime)s %(message)s' --log-cli-date-format=%H:%M:%S $(ARGS)
+
+# Tests the lowest versions of dependencies that pyproject.toml allows, except those of torch and the test tools. The
+# ignored tests require schemathesis, which needs a newer version of rich, or the newest versions of third-party clients.
+LOWEST_IGNORED := openapi/test_api_cases.py openapi/test_response_shapes.py fields/test_request_fields.py \
+  compatibility/test_vocabularies.py
+lowest: $(LOWEST)/.done
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -W ignore::DeprecationWarning \
+	  $(LOWEST_IGNORED:%=--ignore tests/server/api/%) \
+	  tests/wire tests/client tests/server tests/worker/language tests/worker/engine/structured_output $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -58,7 +75,7 @@ train: $(VENV)/.dev
 eval: $(VENV)/.dev
 	$(BIN)/python tools/eval_tiny.py $(ARGS)
 
-# Update deploy/requirements after a change of pyproject.toml or constraints.txt.
+# Update deploy/requirements and constraints-lowest.txt after a change of pyproject.toml or constraints.txt.
 lock: $(SUPPLY_CHAIN)/.done
 	$(SUPPLY_CHAIN)/bin/python tools/lock_requirements.py $(ARGS)
 
@@ -98,6 +115,12 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	$(PIP) install -q -c constraints.txt --no-deps litellm
 	@touch $@ $(VENV)/.up
+
+$(LOWEST)/.done: pyproject.toml constraints.txt constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install -q $(TORCH)+cpu --extra-index-url $(CPU_INDEX) --retries 1 2>/dev/null || $(LOWEST)/bin/pip install -q $(TORCH)
+	$(LOWEST)/bin/pip install -q -c constraints-lowest.txt -e '.[all,otel]' $(LOWEST_TOOLS)
+	@touch $@
 
 $(SUPPLY_CHAIN)/.done: deploy/requirements/supply-chain.txt
 	$(PYTHON) -m venv $(SUPPLY_CHAIN)

@@ -50,6 +50,12 @@ REQUIREMENTS: dict[Path, tuple[str, Callable[[], bool]]] = {
     TESTS / "e2e" / "test_docker_compose.py": ("docker compose is not installed", has_docker_compose),
 }
 
+# Markers of tests that run only with the option of the same name, and what these tests do.
+ON_REQUEST = {
+    "containers": "build the images, deploy docker-compose.yml with Podman and test the deployment",
+    "wheel": "build the wheel, install it without a compiler in a new environment, and test llava-serve up",
+}
+
 
 @functools.cache
 def not_collected() -> dict[Path, str]:
@@ -74,11 +80,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="test the server with all third-party clients instead of those that start quickly",
     )
-    parser.addoption(
-        "--containers",
-        action="store_true",
-        help="build the images, deploy docker-compose.yml with Podman and test the deployment",
-    )
+    for marker, description in ON_REQUEST.items():
+        parser.addoption(f"--{marker}", action="store_true", help=description)
 
 
 def pytest_configure() -> None:
@@ -103,15 +106,15 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect tests that must not run, and begin with the files that take longest.
 
-    Tests of containers run only with ``--containers``. ``pytest_ignore_collect`` is not called for paths on
-    the command line. If a long file ran last, one process would run it while the others had nothing to do.
+    ``pytest_ignore_collect`` is not called for paths on the command line. If a long file ran last, one
+    process would run it while the others had nothing to do.
     """
-    has_containers = config.getoption("--containers")
+    not_requested = [marker for marker in ON_REQUEST if not config.getoption(f"--{marker}")]
     excluded = [
         item
         for item in items
         if not not_collected().keys().isdisjoint((item.path, *item.path.parents))
-        or (not has_containers and item.get_closest_marker("containers"))
+        or any(item.get_closest_marker(marker) for marker in not_requested)
     ]
     if excluded:
         config.hook.pytest_deselected(items=excluded)

@@ -3,6 +3,10 @@
 Each file contains exact versions and the hashes of all files that PyPI offers for them. Versions come from
 ``constraints.txt``; other versions change only with ``--upgrade``. Usage: ``make lock [ARGS=--upgrade]``.
 
+``constraints-lowest.txt`` contains the lower bounds in ``pyproject.toml``, and for the other packages the
+newest versions that are compatible with them and with Python 3.10. It does not contain torch, whose old
+versions are on PyPI only as CUDA builds with gigabytes of dependencies.
+
 The CPU build of torch is not on PyPI. Its hashes are in ``torch-cpu.txt``, which this program does not
 change. Copy them from https://download.pytorch.org/whl/cpu/torch/ when you change the version of torch.
 """
@@ -26,6 +30,8 @@ LOCKS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 # The worker with the CPU build of torch, which has no dependencies in addition to those of the CUDA build.
 WORKER = "worker"
+LOWEST_EXTRAS = ("all", "otel")
+UNTESTED = frozenset({"torch"})  # packages of these extras whose lower bounds are not tested
 CUDA_ONLY = re.compile(r"torch|triton|(nvidia|cuda)-.+")
 
 
@@ -49,6 +55,23 @@ def lock(name: str, *arguments: str) -> None:
     )
 
 
+def lock_lowest() -> None:
+    """Resolve the lowest versions of all direct dependencies with uv. Raises CalledProcessError."""
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--quiet", "--no-annotate"),
+            *(f"--extra={extra}" for extra in LOWEST_EXTRAS),
+            *("--resolution", "lowest-direct", "--python-version", "3.10", "--excludes", "-"),
+            *("--index-url", "https://pypi.org/simple", "--custom-compile-command", "make lock"),
+            *("--output-file", "constraints-lowest.txt"),
+        ],
+        cwd=ROOT,
+        input="\n".join(UNTESTED),
+        text=True,
+        check=True,
+    )
+
+
 def without_cuda(text: str) -> str:
     """Return a lock file without torch and the packages that only its CUDA build requires."""
     head, *entries = re.split(r"^(?=[a-zA-Z0-9])", text, flags=re.MULTILINE)
@@ -58,5 +81,6 @@ def without_cuda(text: str) -> str:
 if __name__ == "__main__":
     for lock_name in LOCKS:
         lock(lock_name, *sys.argv[1:])
+    lock_lowest()
     cuda = (FOLDER / "worker-cuda.txt").read_text("utf-8")
     (FOLDER / f"{WORKER}.txt").write_text(without_cuda(cuda), "utf-8")

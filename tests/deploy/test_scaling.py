@@ -1,4 +1,7 @@
-"""KEDA scales a model from zero to several workers and back, according to the metrics of a real server."""
+"""KEDA scales a model from zero to several workers and back, according to the metrics of a real server.
+
+With several shards, the metrics are the sums over all shards.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +51,14 @@ def scaled_object(manifests: list[Manifest]) -> Manifest:
 class Cluster:
     """A server, and as many workers as the autoscaler requests."""
 
-    def __init__(self, server: ControllerProcess, admin_url: str, redis_url: str) -> None:
+    def __init__(
+        self, server: ControllerProcess, admin_url: str, redis_url: str, *, num_shards: int = 1
+    ) -> None:
         self.workers: list[ScriptedWorker] = []
         self._server = server
         self._admin_url = admin_url
         self._redis_url = redis_url
+        self._num_shards = num_shards
         self._pool = ThreadPoolExecutor(8)
 
     def metrics(self) -> str:
@@ -76,7 +82,8 @@ class Cluster:
 
     def scale(self, replicas: int) -> None:
         while len(self.workers) < replicas:
-            self.workers.append(ScriptedWorker(self._redis_url, capacity=CAPACITY).start())
+            worker = ScriptedWorker(self._redis_url, capacity=CAPACITY, num_shards=self._num_shards)
+            self.workers.append(worker.start())
         while len(self.workers) > replicas:
             self.workers.pop().stop()
 
@@ -91,13 +98,19 @@ class Cluster:
         self._pool.shutdown()
 
 
-@pytest.fixture
-def cluster(manifests: list[Manifest], tmp_path: Path) -> Iterator[Cluster]:
+# With 8 shards, it is practically impossible that all jobs which must be counted are in the same shard.
+@pytest.fixture(params=[1, 8], ids=["one shard", "8 shards"])
+def cluster(manifests: list[Manifest], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A cluster without workers, whose server has the chart's setting for models on demand."""
     port = free_port()
-    settings = {"admin_port": port, "on_demand_models": on_demand_models(manifests)}
+    shards: int = request.param
+    settings = {
+        "admin_port": port,
+        "on_demand_models": on_demand_models(manifests),
+        "queue_shards": shards,
+    }
     with running_redis() as url, running_controller(url, tmp_path, **settings) as process:
-        cluster = Cluster(process, f"http://127.0.0.1:{port}", url)
+        cluster = Cluster(process, f"http://127.0.0.1:{port}", url, num_shards=shards)
         try:
             yield cluster
         finally:

@@ -12,10 +12,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.project_requirements import constraints, requirements, strings
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "requirements"
 FILES = sorted(path.stem for path in FOLDER.glob("*.txt"))
-MARKERS = {"sys_platform": "linux", "platform_machine": "x86_64", "python_version": "3.13"}
 ENTRY = re.compile(
     r"^([a-z0-9-]+)==([\w.+]+)(?: ; [^\\\n]+)?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", re.MULTILINE
 )
@@ -31,35 +32,6 @@ def locked(name: str) -> dict[str, Version]:
     return {package: Version(version) for package, version, _ in entries}
 
 
-@cache
-def constraints() -> dict[str, Version]:
-    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
-    pairs = [line.split("==") for line in lines if not line.startswith("#")]
-    return {canonicalize_name(name): Version(version) for name, version in pairs}
-
-
-def _strings(text: str, start: str) -> list[str]:
-    """Return the strings of a list in pyproject.toml. tomllib requires Python 3.11."""
-    (items,) = re.findall(rf"^{start} = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
-    return re.findall(r'"([^"]+)"', items)
-
-
-def requirements(*extras: str) -> list[Requirement]:
-    """Return the direct requirements of the project with these extras on an image's platform."""
-    text = (ROOT / "pyproject.toml").read_text("utf-8")
-    found = _strings(text, "dependencies")
-    waiting = list(extras)
-    while waiting:
-        for item in _strings(text, waiting.pop()):
-            own = re.fullmatch(r"llava-serve\[(.+)\]", item)
-            if own:
-                waiting += own[1].split(",")
-            else:
-                found.append(item)
-    parsed = [Requirement(item) for item in found]
-    return [item for item in parsed if item.marker is None or item.marker.evaluate(MARKERS)]
-
-
 def test_these_tests_cover_every_lock_file() -> None:
     assert sorted([*LOCKS, "worker", "torch-cpu"]) == FILES
 
@@ -68,7 +40,7 @@ def test_these_tests_cover_every_lock_file() -> None:
 def test_locked_versions_are_those_of_the_constraints(name: str) -> None:
     assert locked(name)
     for package, version in locked(name).items():
-        expected = constraints().get(package, version)
+        expected = constraints(ROOT / "constraints.txt").get(package, version)
         assert version.public == str(expected), f"{package}: run make lock"
 
 
@@ -90,8 +62,7 @@ def test_every_direct_requirement_is_locked(files: list[str], extras: list[str])
 
 
 def test_the_build_backend_is_locked() -> None:
-    text = (ROOT / "pyproject.toml").read_text("utf-8")
-    (requirement,) = map(Requirement, _strings(text, "requires"))
+    (requirement,) = map(Requirement, strings("requires"))
     assert requirement.specifier.contains(locked("build")[requirement.name])
 
 

@@ -39,7 +39,9 @@ from llava_wire.messages.event import (
 )
 from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
 from llava_wire.messages.job import ImageRef
+from llava_wire.redis.shards import queue_shards
 from llava_wire.worker_side.consumer import JobConsumer
+from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 
 from tests.machine_speed import scaled
 
@@ -66,12 +68,14 @@ class ScriptedWorker:
         context_length: int = 4096,
         capacity: int = 64,
         model_digest: str = "",
+        num_shards: int = 1,
     ) -> None:
         self.model_digest = model_digest
         self.assignments: list[Assignment] = []
         self.refused: set[str] = set()
         self.release = threading.Event()
         self.url = url
+        self._shards = queue_shards([url], num_shards)
         self._heartbeat = Heartbeat(
             worker_id=f"scripted-{id(self)}",
             model=model,
@@ -105,14 +109,14 @@ class ScriptedWorker:
         self.stop()
 
         async def announce() -> None:
-            consumer = await JobConsumer.connect(self.url, self._heartbeat, lease_s=60)
+            consumer = await ShardedConsumer.connect(self._shards, self._heartbeat, lease_s=60)
             await consumer.send_heartbeat()
             await consumer.aclose()
 
         asyncio.run(announce())
 
     async def _run(self) -> None:
-        consumer = await JobConsumer.connect(self.url, self._heartbeat)
+        consumer = await ShardedConsumer.connect(self._shards, self._heartbeat)
         self._is_up.set()
         tasks = [asyncio.create_task(self._beat(consumer)), asyncio.create_task(self._pull(consumer))]
         while not self._is_stopping.is_set() and not any(task.done() for task in tasks):
@@ -125,14 +129,15 @@ class ScriptedWorker:
         await consumer.deregister()
         await consumer.aclose()
 
-    async def _beat(self, consumer: JobConsumer) -> None:
+    async def _beat(self, consumer: ShardedConsumer) -> None:
         while True:
             await consumer.send_heartbeat()
             async with self._emitting:
-                await consumer.emit([])
+                for shard in consumer.shards:
+                    await shard.emit([])
             await asyncio.sleep(0.3)
 
-    async def _pull(self, consumer: JobConsumer) -> None:
+    async def _pull(self, consumer: ShardedConsumer) -> None:
         running: set[asyncio.Task[None]] = set()
         try:
             while True:
@@ -140,7 +145,8 @@ class ScriptedWorker:
                     _, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for assignment in await consumer.pull(self._heartbeat.capacity - len(running)):
                     self.assignments.append(assignment)
-                    running.add(asyncio.create_task(self._generate(consumer, assignment)))
+                    shard = consumer.shard_of(assignment.job.job_id)
+                    running.add(asyncio.create_task(self._generate(shard, assignment)))
         finally:
             for task in running:
                 task.cancel()

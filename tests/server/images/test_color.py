@@ -9,6 +9,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from llava_server.images.color import Transparency, to_rgb
 from llava_server.images.decoder_process import preprocess
@@ -182,7 +183,13 @@ def test_transparency_can_be_dropped_as_in_the_original_bit_for_bit(name: str) -
     assert np.array_equal(decoded(file, "white"), original) == is_opaque
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "RGBA",
+        pytest.param("LA", marks=pytest.mark.skipif(PIL.__version__ < "13", reason="requires Pillow 13")),
+    ],
+)
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
 def test_tiff_with_premultiplied_alpha_is_composited_on_white(mode: str, compression: str) -> None:
     straight = RGBA if mode == "RGBA" else LA

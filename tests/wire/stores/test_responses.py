@@ -150,10 +150,10 @@ async def test_the_oldest_responses_of_all_tenants_are_removed_at_the_total_limi
     for name in ("alice", "bob", "carol", "dave"):  # a tenant may use at most as many bytes as are free
         for number in range(4):
             await store.add(response(f"{name}{number}", data=FOUR_KIB), tenant=name)
-    counts = {
-        name: sum([await store.find(f"{name}{number}", tenant=name) is not None for number in range(4)])
-        for name in ("alice", "bob", "carol", "dave")
-    }
+    counts = dict.fromkeys(("alice", "bob", "carol", "dave"), 0)
+    for name in counts:
+        for number in range(4):
+            counts[name] += await store.find(f"{name}{number}", tenant=name) is not None
     assert counts == {"alice": 3, "bob": 3, "carol": 2, "dave": 1}
     for name in ("erin", "frank"):
         await store.add(response(f"{name}0", data=FOUR_KIB), tenant=name)

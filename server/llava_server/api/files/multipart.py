@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, Field
+from python_multipart.exceptions import MultipartParseError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -68,6 +69,8 @@ async def parse_upload(headers: Headers, body: bytes) -> Upload:
     parser.spool_max_size = len(body) + 1  # keep the file in memory: the disk may be read-only
     try:
         form = await parser.parse()
+    except MultipartParseError as error:  # starlette before 1.7 does not convert it
+        raise ApiError("invalid_value", f"The form could not be parsed: {str(error)[:200]}.") from error
     except (MultiPartException, KeyError, UnicodeDecodeError) as error:
         text = getattr(error, "message", "the boundary is missing or a field name is not valid text")
         reason = text[:200].rstrip(".")
