@@ -1,4 +1,4 @@
-"""The number and cost of a tenant's jobs are counted exactly, and submitting a job does not read all of them."""
+"""A tenant's jobs and their cost are counted exactly, and a submit does not read all of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from llava_wire.controller_side.producer import JobProducer
 from llava_wire.errors import TenantOverLimit
 from llava_wire.messages.assignment import Assignment
 from llava_wire.redis.keys import PREFIX
+from llava_wire.worker_side.consumer import JobConsumer
 
 from tests.wire.harness import STOP, Harness, frame, make_job
 
@@ -32,44 +33,58 @@ async def reported_load(producer: JobProducer) -> tuple[int, int]:
     return num_jobs, int(str(by_cost.value).split(" use ")[1].split()[0])
 
 
+class Tenant:
+    """A tenant's jobs. ``live`` maps those that Redis should count to their costs."""
+
+    def __init__(self, harness: Harness, producer: JobProducer, consumer: JobConsumer) -> None:
+        self.live: dict[str, int] = {}
+        self._held: list[Assignment] = []
+        self._harness, self._producer, self._consumer = harness, producer, consumer
+        self._rng = random.Random(7)
+
+    async def run_random_operation(self) -> None:
+        operations = {self._submit: 8, self._pull: 3, self._finish: 6}
+        losses = {self._lose_sum: 1, self._lose_jobs: 0.3, self._lose_job: 1}
+        weights = operations | losses
+        (operation,) = self._rng.choices([*weights], [*weights.values()])
+        await operation()
+
+    async def _submit(self) -> None:
+        job = make_job(cost=float(self._rng.randrange(1, 50)))
+        await self._producer.submit(job, {})
+        self.live[job.job_id] = int(job.cost)
+
+    async def _pull(self) -> None:
+        self._held.extend(await self._consumer.pull(2))
+
+    async def _finish(self) -> None:
+        if self._held:
+            assignment = self._held.pop()
+            await self._consumer.emit([frame(assignment, 0, 1, final=STOP)])
+            self.live.pop(assignment.job.job_id, None)
+
+    async def _lose_sum(self) -> None:
+        self._harness.redis.delete(LOAD)
+
+    async def _lose_jobs(self) -> None:
+        self._harness.redis.delete(JOBS)
+        self.live.clear()
+
+    async def _lose_job(self) -> None:
+        if self.live:
+            job_id = self._rng.choice(sorted(self.live))
+            self._harness.redis.hdel(JOBS, job_id)
+            del self.live[job_id]
+
+
 async def test_the_load_is_exact_after_any_sequence_of_jobs_and_lost_keys(harness: Harness) -> None:
-    rng = random.Random(7)
-    producer, consumer = await harness.producer(), await harness.consumer()
-    live: dict[str, int] = {}  # job ID -> cost, of the jobs that Redis counts
-    held: list[Assignment] = []
-
-    async def submit() -> None:
-        job = make_job(cost=float(rng.randrange(1, 50)))
-        await producer.submit(job, {})
-        live[job.job_id] = int(job.cost)
-
-    async def pull() -> None:
-        held.extend(await consumer.pull(2))
-
-    async def finish() -> None:
-        if held:
-            assignment = held.pop()
-            await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-            live.pop(assignment.job.job_id, None)
-
-    async def lose_sum() -> None:
-        harness.redis.delete(LOAD)
-
-    async def lose_jobs() -> None:
-        harness.redis.delete(JOBS)
-        live.clear()
-
-    async def lose_job() -> None:
-        if live:
-            job_id = rng.choice(sorted(live))
-            harness.redis.hdel(JOBS, job_id)
-            del live[job_id]
-
+    producer = await harness.producer()
+    tenant = Tenant(harness, producer, await harness.consumer())
     for _ in range(150):
-        await rng.choices([submit, pull, finish, lose_sum, lose_jobs, lose_job], [8, 3, 6, 1, 0.3, 1])[0]()
-        assert await reported_load(producer) == (len(live), sum(live.values()))
-    assert len(live) > 3
-    for job_id in list(live):
+        await tenant.run_random_operation()
+        assert await reported_load(producer) == (len(tenant.live), sum(tenant.live.values()))
+    assert len(tenant.live) > 3
+    for job_id in tenant.live:
         await producer.cancel(job_id, tenant="alice")
     assert await reported_load(producer) == (0, 0)
 
