@@ -1,4 +1,4 @@
-"""``python -m bench.fleet PART [NUMBER...]``: simulate fleets of up to thousands of workers on real Redis servers.
+"""Simulate fleets of up to thousands of workers on real Redis servers.
 
     python -m bench.fleet full 10:1 500:1 2000:4    (numbers of workers and shards)
     python -m bench.fleet waiting 100 100000        (numbers of waiting jobs)
