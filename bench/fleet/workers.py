@@ -189,7 +189,7 @@ class ScriptedWorker:
                 continue
             if is_due:
                 pacer.begin()
-            result = await shard.emit(events, check_overflow=self._has_overflow_slot())
+            result = await shard.emit(events, check_overflow=is_due and self._has_overflow_slot())
             ended = {assignment.job.job_id for assignment, event in events if event.final}
             self._drop(ended | result.refused)
             if result.has_overflow_waiting:

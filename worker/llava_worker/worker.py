@@ -297,7 +297,7 @@ class Worker:
                 num_steps = self._engine.num_steps
                 if is_due:
                     pacer.begin()
-                result = await shard.emit(events, check_overflow=self._has_overflow_slot())
+                result = await shard.emit(events, check_overflow=is_due and self._has_overflow_slot())
                 if result.has_overflow_waiting:
                     self._slot_freed.set()
                 ended = {assignment.job.job_id for assignment, event in events if event.final}
