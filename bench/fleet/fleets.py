@@ -14,6 +14,7 @@ from llava_wire.worker_side.emit_pacer import MAX_INTERVAL_S
 from bench.fleet.load import LoadConfig, LoadResult
 from bench.fleet.servers import running_servers
 from bench.fleet.workers import STEP_S, WorkersConfig
+from bench.record import ROOT
 
 __all__ = ["NUM_TENANTS", "FleetSettings", "fleet_row", "measure_fleet"]
 
@@ -108,7 +109,6 @@ def _start(
     stack: ExitStack, module: str, config: msgspec.Struct, *, stdout: int | None = None
 ) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", module, msgspec.json.encode(config).decode()]
-    process = subprocess.Popen(command, stdout=stdout)
-    stack.callback(process.wait)
-    stack.callback(process.kill)
+    process = stack.enter_context(subprocess.Popen(command, stdout=stdout, cwd=ROOT))
+    stack.callback(process.kill)  # called before the process is waited for
     return process

@@ -48,6 +48,10 @@ class Servers:
         self.urls = urls
         self._clients = [redis.Redis.from_url(url, socket_timeout=60) for url in urls]
 
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
     def usage(self) -> Usage:
         infos: list[dict[str, Any]] = [client.info("all") for client in self._clients]
         return Usage(
@@ -83,5 +87,6 @@ def running_servers(number: int) -> Iterator[Servers]:
             stack.callback(process.kill)
             urls.append(url)
         servers = Servers(urls)
+        stack.callback(servers.close)
         servers.wait_until_ready()
         yield servers

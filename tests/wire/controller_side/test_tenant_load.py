@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import statistics
 
 import pytest
 from llava_wire.controller_side.limits import TenantLimits
@@ -103,24 +102,22 @@ async def test_the_time_of_a_submit_does_not_grow_with_the_number_of_jobs(harnes
     limits = {"max_queued": 10**6, "max_tenant_jobs": 10**6, "max_tenant_cost": 1e9}
     producer = await harness.producer(**limits)
 
-    async def median_us() -> float:
-        """Return the median time of the script, because the mean includes delays by other programs."""
+    async def minimum_us() -> int:
+        """Return the minimum time of the script, because other programs delay some of the calls."""
         harness.redis.slowlog_reset()
         for _ in range(50):
             await producer.submit(make_job(), {})
         entries = harness.redis.slowlog_get(128)
-        return statistics.median(
-            entry["duration"] for entry in entries if entry["command"].startswith(b"EVAL")
-        )
+        durations = [entry["duration"] for entry in entries if entry["command"].startswith(b"EVAL")]
+        return int(min(durations))
 
-    former = harness.redis.config_get("slowlog-*")
     harness.redis.config_set("slowlog-log-slower-than", 0)
     try:
         await producer.submit(make_job(), {})
-        few = await median_us()
+        few = await minimum_us()
         harness.redis.hset(JOBS, mapping={f"other-{number}": 10 for number in range(20_000)})
         await producer.submit(make_job(), {})
-        assert await median_us() < 2 * few
+        assert await minimum_us() < 4 * few  # 20 times as long if all costs are read
     finally:
-        harness.redis.config_set("slowlog-log-slower-than", former["slowlog-log-slower-than"])
+        harness.redis.config_set("slowlog-log-slower-than", 10_000)  # the default
         harness.redis.delete(JOBS)
