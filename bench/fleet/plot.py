@@ -49,6 +49,5 @@ def _read(folder: Path, part: str) -> list[dict[str, Any]]:
 
 
 def _plot_fleets(axes: Any, fleets: Sequence[dict[str, Any]], label: str, style: str = "-") -> None:
-    workers = [fleet["num_workers"] for fleet in fleets]
-    costs = [fleet["redis_us_per_token"] for fleet in fleets]
-    axes.plot(workers, costs, style, marker="o", label=label)
+    points = sorted((fleet["num_workers"], fleet["redis_us_per_token"]) for fleet in fleets)
+    axes.plot(*zip(*points, strict=True), style, marker="o", label=label)
