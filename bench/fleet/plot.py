@@ -49,5 +49,7 @@ def _read(folder: Path, part: str) -> list[dict[str, Any]]:
 
 
 def _plot_fleets(axes: Any, fleets: Sequence[dict[str, Any]], label: str, style: str = "-") -> None:
-    points = sorted((fleet["num_workers"], fleet["redis_us_per_token"]) for fleet in fleets)
-    axes.plot(*zip(*points, strict=True), style, marker="o", label=label)
+    in_order = sorted(fleets, key=lambda fleet: fleet["num_workers"])
+    workers = [fleet["num_workers"] for fleet in in_order]
+    costs = [fleet["redis_us_per_token"] for fleet in in_order]
+    axes.plot(workers, costs, style, marker="o", label=label)
