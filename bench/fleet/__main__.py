@@ -1,233 +1,98 @@
-"""``python -m bench.fleet``: simulate fleets of up to thousands of workers on real Redis servers.
+"""Simulate fleets of up to thousands of workers on real Redis servers.
+
+    python -m bench.fleet full 10:1 500:1 2000:4    (numbers of workers and shards)
+    python -m bench.fleet waiting 100 100000        (numbers of waiting jobs)
+    python -m bench.fleet plot
 
 The queue and the connections of the controller and the workers to it are real. Only the engines are
-simulated: each worker generates one token for each of its 16 jobs per step. Two kinds of measurements are
-made:
+simulated: each worker generates one token per step (30 ms) for each of its jobs. The parts are:
 
-- **Workers.** All slots of all workers are in use. To fit thousands of workers on one machine, they run in
-  slow motion: the total number of steps per second is the same for all fleets, and the intervals of
-  heartbeats are extended by the same factor. The cost of a token is therefore comparable between fleets.
-- **Waiting jobs.** Without workers, the cost of submitting and pulling a job is measured while many jobs
-  wait.
+- ``full``: all 16 slots of all workers are in use, as in a fleet that is as large as its load requires. To
+  fit thousands of workers on one machine, they run in slow motion: all intervals, such as those of steps,
+  heartbeats and checks, are multiplied by the same factor. The simulation generates the same number of tokens
+  per second for all fleets, and the cost of a token is that of a fleet in real time.
+- ``unpaced``: the same, but each worker emits after every step.
+- ``drained``: with 4 slots, and all jobs are completed at the end, to find those that are lost.
+- ``sparse``: in real time, with the same 40 jobs for all numbers of workers.
+- ``waiting``: the cost of submitting and pulling a job while many jobs wait.
+- ``calls``: the cost of single calls for different numbers of workers.
 
-The CPU time of Redis does not depend on other programs that use the machine, but the latencies do.
+The CPU time of Redis does not depend on how much of the machine other programs use, but it varies by about
+20 % with what they do. The fleets are therefore measured several times in alternation, and the record
+contains the run with the lowest cost. Latencies do depend on other programs.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import msgspec
-from llava_wire.controller_side.sharded_producer import ShardedProducer
-from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
-from llava_wire.redis.shards import queue_shards
-from llava_wire.worker_side.sharded_consumer import ShardedConsumer
-
-from bench.fleet.load import LoadConfig, LoadResult, fleet_job
-from bench.fleet.servers import Servers, Usage, running_servers
-from bench.fleet.workers import MODEL, WorkersConfig
+from bench.fleet.calls import call_row, measure_calls
+from bench.fleet.fleets import FleetSettings, fleet_row, measure_fleet
+from bench.fleet.plot import plot
+from bench.fleet.waiting import measure_waiting, waiting_row
 from bench.record import RESULTS, write_record
 
-NUM_SLOTS = 16
-REAL_STEP_S = 0.03  # duration of a step of a real worker, relative to which the simulation is slowed down
-REAL_BEAT_S = 1.0
-BACKLOG = 1.25  # unfinished jobs per slot
-MAX_TOKENS = 64
-NUM_TENANTS = 20
-NUM_TRIALS = 500  # submitted or pulled jobs per measurement
-WORKERS_PER_PROCESS = 1000
-FLEETS = ((10, 1), (50, 1), (100, 1), (500, 1), (1000, 1), (2000, 1), (500, 4), (2000, 4), (2000, 8))
-WAITING = (100, 1000, 10_000, 100_000)
+FLEETS = {
+    "full": FleetSettings(),
+    "unpaced": FleetSettings(is_paced=False),
+    "drained": FleetSettings(num_slots=4, max_tokens=32, drains=True),
+    "sparse": FleetSettings(num_jobs=40),
+}
+ROWS: dict[str, tuple[Callable[[int], dict[str, Any]], Callable[[dict[str, Any]], str]]] = {
+    "waiting": (measure_waiting, waiting_row),
+    "calls": (measure_calls, call_row),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.fleet", description=__doc__)
-    parser.add_argument(
-        "--fleets",
-        type=_fleets,
-        default=FLEETS,
-        metavar="WORKERS:SHARDS,...",
-        help="numbers of workers and shards (default: 10 to 2,000 workers on 1 to 8 shards)",
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.fleet",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--waiting", type=_numbers, default=WAITING, metavar="JOBS,...", help="numbers of waiting jobs"
-    )
-    parser.add_argument("--steps-per-s", type=float, default=300.0, help="of all workers (default 300)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="per measurement (default 20)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record and the plot")
+    parser.add_argument("part", choices=(*FLEETS, *ROWS, "plot"))
+    parser.add_argument("numbers", nargs="*", help="WORKERS:SHARDS, numbers of jobs, or numbers of workers")
+    parser.add_argument("--runs", type=int, default=1, help="of each fleet (default 1)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="minimum time per run (default 20)")
+    parser.add_argument("--tokens-per-s", type=float, default=6000.0, help="of each fleet (default 6000)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "fleet", help="folder of the records")
     args = parser.parse_args()
-    fleets = []
-    for num_workers, num_shards in args.fleets:
-        fleets.append(measure_fleet(num_workers, num_shards, args.steps_per_s, args.seconds))
-        print(_fleet_row(fleets[-1]), flush=True)
-    queues = []
-    for num_waiting in args.waiting:
-        queues.append(measure_waiting(num_waiting))
-        print(_queue_row(queues[-1]), flush=True)
-    settings = {"slots": NUM_SLOTS, "steps_per_s": args.steps_per_s, "seconds": args.seconds}
-    print(write_record("fleet", {"fleets": fleets, "waiting": queues}, settings=settings, folder=args.out))
-    print(plot(fleets, queues, args.out / "fleet.png"))
+    if args.part == "plot":
+        print(plot(args.out))
+        return
+    settings: dict[str, Any] = {}
+    if args.part in FLEETS:
+        fleet = dataclasses.replace(FLEETS[args.part], tokens_per_s=args.tokens_per_s, seconds=args.seconds)
+        settings = dataclasses.asdict(fleet)
+        results = _measure_fleets(args.numbers, fleet, args.runs)
+    else:
+        measure, row = ROWS[args.part]
+        results = [_printed(measure(int(number)), row) for number in args.numbers]
+    print(write_record(args.part, results, settings=settings, folder=args.out))
 
 
-def measure_fleet(num_workers: int, num_shards: int, steps_per_s: float, seconds: float) -> dict[str, Any]:
-    """Measure a fleet whose slots are all in use. Each shard has its own server."""
-    step_s = num_workers / steps_per_s
-    slowdown = max(step_s / REAL_STEP_S, 1.0)
-    beat_s = REAL_BEAT_S * slowdown
-    with ExitStack() as stack:
-        servers = stack.enter_context(running_servers(num_shards))
-        for first in range(0, num_workers, WORKERS_PER_PROCESS):
-            number = min(WORKERS_PER_PROCESS, num_workers - first)
-            workers = WorkersConfig(servers.urls, num_shards, first, number, NUM_SLOTS, step_s, beat_s)
-            _start(stack, "bench.fleet.workers", workers)
-        load = LoadConfig(
-            servers.urls,
-            num_shards,
-            num_jobs=int(num_workers * NUM_SLOTS * BACKLOG),
-            num_tenants=NUM_TENANTS,
-            max_tokens=MAX_TOKENS,
-            num_slots=num_workers * NUM_SLOTS,
-            seconds=max(seconds, 4 * step_s),
-            lease_s=4 * beat_s,
-        )
-        controller = _start(stack, "bench.fleet.load", load, stdout=subprocess.PIPE)
-        assert controller.stdout is not None
-        if controller.stdout.readline().strip() != b"measuring":
-            raise RuntimeError("The controller of the simulation failed. Its error is printed above.")
-        before = servers.usage()
-        result = msgspec.json.decode(controller.stdout.readline(), type=LoadResult)
-        usage = servers.usage().since(before)
-    return {
-        "num_workers": num_workers,
-        "num_shards": num_shards,
-        "slowdown": round(slowdown, 1),
-        "tokens_per_s": round(result.num_tokens / result.seconds),
-        "redis_us_per_token": round(usage.cpu_s / result.num_tokens * 1e6, 2),
-        "commands_per_token": round(usage.num_commands / result.num_tokens, 4),
-        "peak_mib": round(usage.peak_bytes / 2**20),
-        **msgspec.structs.asdict(result),
-    }
+def _measure_fleets(sizes: Sequence[str], settings: FleetSettings, num_runs: int) -> list[dict[str, Any]]:
+    """Measure each fleet ``num_runs`` times in alternation. Return its runs with the lowest cost."""
+    runs: dict[str, list[dict[str, Any]]] = {size: [] for size in sizes}
+    for _ in range(num_runs):
+        for size in sizes:
+            num_workers, num_shards = map(int, size.split(":"))
+            runs[size].append(_printed(measure_fleet(num_workers, num_shards, settings), fleet_row))
+    return [_best(of_fleet) for of_fleet in runs.values()]
 
 
-def measure_waiting(num_waiting: int) -> dict[str, Any]:
-    """Measure the CPU time of Redis per submitted job, and per pulled job, while jobs wait."""
-    with running_servers(1) as servers:
-        return asyncio.run(_measure_waiting(servers, num_waiting))
+def _best(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    costs = [run["redis_us_per_token"] for run in runs]
+    return min(runs, key=lambda run: run["redis_us_per_token"]) | {"redis_us_per_token_of_runs": costs}
 
 
-async def _measure_waiting(servers: Servers, num_waiting: int) -> dict[str, Any]:
-    shards = queue_shards(servers.urls, 1)
-    limits = dict.fromkeys(("max_queued", "max_queued_cost", "max_tenant_jobs", "max_tenant_cost"), 10**9)
-    producer = await ShardedProducer.connect(shards, timeout_s=30.0, **limits)
-    heartbeat = Heartbeat(
-        worker_id="w",
-        model=MODEL,
-        image_spec=ImageSpec(side=2),
-        context_length=4096,
-        capacity=NUM_SLOTS,
-        device="cpu",
-        precision="none",
-    )
-    consumer = await ShardedConsumer.connect(shards, heartbeat, lease_s=600.0)
-    await _submit(producer, num_waiting)
-    before, began = servers.usage(), time.perf_counter()
-    await _submit(producer, NUM_TRIALS)
-    submit_s, submitted = time.perf_counter() - began, servers.usage().since(before)
-    before, num_pulled = servers.usage(), 0
-    while num_pulled < NUM_TRIALS:
-        assignments = await consumer.pull(NUM_SLOTS)
-        num_pulled += len(assignments)
-        await consumer.requeue(assignments)
-    pulled = servers.usage().since(before)
-    await consumer.aclose()
-    await producer.aclose()
-    return {
-        "num_waiting": num_waiting,
-        "submit_cpu_ms": _ms_each(submitted, NUM_TRIALS),
-        "submit_ms": round(submit_s / NUM_TRIALS * 1000, 3),
-        "pull_and_requeue_cpu_ms": _ms_each(pulled, num_pulled),
-        "peak_mib": round(pulled.peak_bytes / 2**20),
-    }
-
-
-async def _submit(producer: ShardedProducer, number: int) -> None:
-    for index in range(number):
-        job = fleet_job(f"tenant-{index % NUM_TENANTS}", MAX_TOKENS)
-        await producer.shard(job.job_id).submit(job, {})
-
-
-def _ms_each(usage: Usage, number: int) -> float:
-    return round(usage.cpu_s / number * 1000, 4)
-
-
-def plot(fleets: Sequence[dict[str, Any]], queues: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Plot the costs of a token and of a submitted job, save the plot to ``path`` and return ``path``."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8))
-    for num_shards in sorted({fleet["num_shards"] for fleet in fleets}):
-        points = [fleet for fleet in fleets if fleet["num_shards"] == num_shards]
-        label = f"{num_shards} shard" + "s" * (num_shards > 1)
-        left.plot(
-            [point["num_workers"] for point in points],
-            [point["redis_us_per_token"] for point in points],
-            marker="o",
-            label=label,
-        )
-    left.set(xscale="log", xlabel="workers", ylabel="CPU time of Redis per token (µs)", ylim=(0, None))
-    left.legend()
-    for name, label in (("submit_cpu_ms", "submit"), ("pull_and_requeue_cpu_ms", "pull and requeue")):
-        right.plot([q["num_waiting"] for q in queues], [q[name] for q in queues], marker="o", label=label)
-    right.set(xscale="log", xlabel="waiting jobs", ylabel="CPU time of Redis per job (ms)", ylim=(0, None))
-    right.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return path
-
-
-def _start(
-    stack: ExitStack, module: str, config: msgspec.Struct, *, stdout: int | None = None
-) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", module, msgspec.json.encode(config).decode()]
-    process = subprocess.Popen(command, stdout=stdout)
-    stack.callback(process.wait)
-    stack.callback(process.kill)
-    return process
-
-
-def _fleet_row(fleet: dict[str, Any]) -> str:
-    return (
-        "{num_workers:5} workers, {num_shards} shards: {tokens_per_s:6} tokens/s, "
-        "{redis_us_per_token:6.2f} µs of Redis and {commands_per_token:.3f} commands per token, "
-        "submit {submit_ms[0]:.1f} ms, fairness {fairness:.3f}, {num_errors} errors, {peak_mib} MiB"
-    ).format(**fleet)
-
-
-def _queue_row(queue: dict[str, Any]) -> str:
-    return (
-        "{num_waiting:6} waiting jobs: submit {submit_cpu_ms:.3f} ms of Redis CPU, "
-        "pull and requeue {pull_and_requeue_cpu_ms:.3f} ms, {peak_mib} MiB"
-    ).format(**queue)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part)
-
-
-def _fleets(text: str) -> tuple[tuple[int, int], ...]:
-    pairs = (part.split(":") for part in text.split(",") if part)
-    return tuple((int(num_workers), int(num_shards)) for num_workers, num_shards in pairs)
+def _printed(result: dict[str, Any], row: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+    print(row(result), flush=True)
+    return result
 
 
 if __name__ == "__main__":

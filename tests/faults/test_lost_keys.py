@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 KINDS = (
     "wait", "wait-high", "wait-low", "since", "backlog", "clock", "fair", "served", "wake", "job", "log",
-    "tenant", "live", "inflight", "heartbeat", "out", "beats", "blob", "users", "reaped", "workers",
+    "tenant", "load", "live", "inflight", "heartbeat", "out", "beats", "blob", "users", "reaped", "workers",
     "progress", "controllers", "pixels", "pixel_bytes", "jobs", "job_bytes", "out_bytes",
 )  # fmt: skip
 

@@ -76,6 +76,11 @@ class JobOutput:
     def is_finished(self) -> bool:
         return self._final is not None
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether the next event is the first or the last one."""
+        return self.is_finished or not self._has_event
+
     def start(self, prompt: Prompt) -> None:
         """Record the prompt, and finish the job if it does not require a forward pass."""
         self.num_prompt_tokens = len(prompt.token_ids)

@@ -4,9 +4,10 @@
               heartbeat every second       reconcile every few seconds
 
 One event loop owns everything except the engine. At most one emit per queue shard is in flight. Engine
-outputs that arrive during an emit are sent with the next one. Emits also signal progress: while the worker
-has jobs, it emits at least once per second, provided that the engine has finished a step since the last emit.
-If the engine hangs, the emits stop, and the queue treats the worker as hung.
+outputs that arrive during an emit, or before the next one is due (``EmitPacer``), are sent with the next one.
+Emits also signal progress: while the worker has jobs, it emits at least once per second, provided that the
+engine has finished a step since the last emit. If the engine hangs, the emits stop, and the queue treats the
+worker as hung.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from llava_wire.messages.job import Job
 from llava_wire.messages.load_command import IssuedCommand
 from llava_wire.messages.sampling_params import Grammar
 from llava_wire.worker_side.consumer import STEP_STAT, JobConsumer
+from llava_wire.worker_side.emit_pacer import EmitPacer
 from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 
 from llava_worker.engine import EngineInterface, Sequence, StepOutput
@@ -273,23 +275,29 @@ class Worker:
         self._has_outputs[self._consumer.shard_of(job_id)].set()
 
     async def _emit_loop(self, shard: JobConsumer) -> None:
+        pacer = EmitPacer(shard)
         num_steps = 0
         is_last = False
         while not is_last:
-            await _wait(self._has_outputs[shard], _PROGRESS_S)
+            await _wait(self._has_outputs[shard], pacer.delay_s or _PROGRESS_S)
             self._has_outputs[shard].clear()
             is_last = self._closing.is_set()
+            is_due = is_last or not pacer.delay_s
             outputs = {
                 job_id: output
                 for job_id, output in self._outputs.items()
                 if self._consumer.shard_of(job_id) is shard
             }
             events = [
-                (output.assignment, event) for output in outputs.values() if (event := output.next_event())
+                (output.assignment, event)
+                for output in outputs.values()
+                if (is_due or output.is_urgent) and (event := output.next_event())
             ]
-            if events or (outputs and self._engine.num_steps > num_steps):
+            if events or (is_due and outputs and self._engine.num_steps > num_steps):
                 num_steps = self._engine.num_steps
-                result = await shard.emit(events, check_overflow=self._has_overflow_slot())
+                if is_due:
+                    pacer.begin()
+                result = await shard.emit(events, check_overflow=is_due and self._has_overflow_slot())
                 if result.has_overflow_waiting:
                     self._slot_freed.set()
                 ended = {assignment.job.job_id for assignment, event in events if event.final}

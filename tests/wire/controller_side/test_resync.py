@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
+from llava_wire.controller_side.event_reader import MAX_CHECKED
 from llava_wire.controller_side.producer import JobProducer
 from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.event import ErrorCode
@@ -233,3 +235,21 @@ async def test_a_cancel_that_redis_did_not_receive_is_sent_later(harness: Harnes
     await async_wait_until(lambda: not harness.redis.zcard(PREFIX + "wait:m"))
     assert await consumer._pull(1) == []
     assert client.events == {}
+
+
+async def test_many_idle_jobs_are_checked_in_short_calls(harness: Harness) -> None:
+    """A single call for all jobs would block Redis. Each job that is lost from its queue is found."""
+    producer = await harness.producer(check_interval_s=0, max_queued=2000, max_tenant_jobs=2000)
+    jobs = [make_job() for _ in range(2 * MAX_CHECKED + 1)]
+    for job in jobs:
+        await producer.submit(job, {})
+    harness.redis.zrem(PREFIX + "wait:m", jobs[0].job_id, jobs[-1].job_id)
+    harness.redis.config_set("slowlog-log-slower-than", 0)
+    client = harness.client(producer)
+    await async_wait_until(lambda: harness.redis.zcard(PREFIX + "wait:m") == len(jobs))
+    await client.close()
+    calls = b" ".join(entry["command"] for entry in harness.redis.slowlog_get(1000))
+    num_arguments = [int(number) for number in re.findall(rb"\((\d+) more arguments\)", calls)]
+    assert MAX_CHECKED < max(num_arguments) <= 2 * MAX_CHECKED
+    for job in jobs:
+        await producer.cancel(job.job_id, tenant=job.tenant)

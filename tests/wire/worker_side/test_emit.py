@@ -64,7 +64,7 @@ async def test_an_emit_sent_twice_is_applied_once(harness: Harness) -> None:
             packed,
         )
         for _ in range(2):
-            assert await link.script("emit", "w1", 5000, 30_000, "", *args) == [0, []]
+            assert await link.script("emit", "w1", 5000, 30_000, "", *args) == [0, [], 1]
     await client.receives_end(job)
     assert client.events[job.job_id] == events
     await link.aclose()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from llava_wire.controller_side.delivery_ledger import RECENT_READ_S, DeliveryLedger, LiveJob
 from llava_wire.controller_side.image_supplier import IMAGES_LOST, ImageSupplier
@@ -29,6 +29,8 @@ from llava_wire.redis.keys import out_key
 __all__ = ["EventReader"]
 
 BLOCK_MS = 2000
+MAX_CHECKED = 500  # idle jobs per script call, which then blocks Redis for a few milliseconds
+MAX_CHECKS_PER_S = 1000  # a controller with more than 5,000 live jobs checks each of them less often
 _NOTICE = re.compile(rb"([!-~]+) ([0-9]{1,9}|\?)")  # job ID, then the index of a frame in its log, or "?"
 _log = logging.getLogger(__name__)
 
@@ -143,9 +145,12 @@ class EventReader:
             self._ledger.cancel_sent(cancel)
 
     async def _check_idle_jobs(self) -> None:
-        idle = self._ledger.idle_jobs(self._check_interval_s)
-        if not idle:
-            return
+        interval_s = max(self._check_interval_s, self._ledger.num_live / MAX_CHECKS_PER_S)
+        idle = self._ledger.idle_jobs(interval_s)
+        for start in range(0, len(idle), MAX_CHECKED):
+            await self._check_jobs(idle[start : start + MAX_CHECKED])
+
+    async def _check_jobs(self, idle: Sequence[LiveJob]) -> None:
         pairs = [arg for live in idle for arg in (live.job.job_id, len(live.frames))]
         try:
             changed = await self._link.script("find_changed_jobs", self._ledger.controller_id, *pairs)

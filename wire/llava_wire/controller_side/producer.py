@@ -75,8 +75,9 @@ class JobProducer:
         ``QueueLimits`` and apply to a queue with ``num_shards`` shards, of which ``prefix`` selects one.
         If no controller has called ``reap`` for a while, the next call renews the leases of all workers for
         ``lease_s``. If a controller has not called ``reap`` for ``orphan_grace_s``, its jobs are stopped,
-        except for background jobs. If a job receives no events for ``check_interval_s``, its state is checked
-        against Redis. ``image_store`` is the URL of a separate store for images (see ``image_stores``).
+        except for background jobs. If a job receives no events for ``check_interval_s``, or longer if the
+        controller has thousands of jobs, its state is checked against Redis. ``image_store`` is the URL of a
+        separate store for images (see ``image_stores``).
         """
         self._limits = QueueLimits(
             max_queued, max_queued_cost, max_tenant_jobs, max_tenant_cost, max_pixel_bytes, max_job_bytes

@@ -23,6 +23,7 @@ log:{job}               LIST   packed events (checkpoint); emit      when its jo
 jobs:{tenant}           ZSET   "job size" -> expiry time             when the last of its jobs expires
 job_bytes:{tenant}      STRING sum of the sizes in jobs:{tenant}     same as jobs:{tenant}
 tenant:{tenant}         HASH   live job -> cost                      when the last of its jobs expires
+load:{tenant}           STRING "jobs cost", sums of tenant:{tenant}  10 min; then computed again
 live:{controller}       SET    jobs that the controller streams      when the last of its jobs expires
 inflight:{worker}       HASH   job -> assignment, route, log length  when the last of its jobs expires
 heartbeat:{worker}      STRING packed Heartbeat; heartbeat           lease

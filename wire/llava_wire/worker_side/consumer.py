@@ -97,6 +97,7 @@ class JobConsumer:
         self._pulling: list[str] = []
         # Job ID -> assignment ID of the jobs that the worker has lost, to be reported by the next emit.
         self._lost: dict[str, str] = {}
+        self.num_writers = 1  # workers that have recently held jobs of this shard, as of the last emit
         self._last_command_id = ""  # ID of the last command that send_heartbeat returned
         self._is_unavailable = False  # whether the last call to Redis failed
 
@@ -174,8 +175,8 @@ class JobConsumer:
     ) -> EmitResult:
         """Append events to the logs of their jobs. An event must start where the job's previous event ended.
 
-        Because ``emit`` also reports progress, it must be called after each engine step, and at least once
-        per second while the worker holds jobs, even if there are no events.
+        Because ``emit`` also reports progress, it must be called at least once per second while the worker
+        holds jobs and its engine runs steps, even if there are no events.
         ``EmitResult.has_overflow_waiting`` is set only if ``check_overflow`` is True.
         """
         model = self._heartbeat.model if check_overflow else ""
@@ -185,7 +186,7 @@ class JobConsumer:
         self._emitting = {assignment.job.job_id for assignment, _ in events}
         for part in _parts(events):
             args = [arg for assignment, event in part for arg in self._frame(assignment, event)]
-            has_overflow, refused_ids = await self._call(
+            has_overflow, refused_ids, self.num_writers = await self._call(
                 "emit", self._worker_id, self._lease_ms, self._hang_ms, model, *args
             )
             has_overflow_waiting |= bool(has_overflow)

@@ -5,7 +5,7 @@
 -- notified with a single XADD. If the worker's slot for a job was lost, it is restored. If the worker passes its model,
 -- the reply indicates whether `pull` would return an overflow job.
 -- ARGV: worker, lease_ms, hang_ms, model or '', (job, assignment, frame, offset, num_tokens, is_final, payload)...
--- Reply: {1 if an overflow job is waiting, else 0; {rejected job...}}
+-- Reply: {1 if an overflow job is waiting, else 0; {rejected job...}; number of workers that have recently held jobs}
 -- Uses shared/base.lua: key, PREFIX, now, wake, pack_slot, unpack_slot, notify; shared/fair_queue.lua:
 --   QUARANTINE_CRASHES, QUARANTINE, num_queued, pause_quarantine, requeue, find_overflow; shared/jobs.lua: append_frame, end_job,
 --   is_assigned, restore_slot.
@@ -15,7 +15,8 @@ local worker, model = ARGV[1], ARGV[4]
 local slots = key('inflight', worker)
 redis.call('ZADD', PREFIX .. 'workers', now + tonumber(ARGV[2]), worker)
 redis.call('ZADD', PREFIX .. 'progress', now + tonumber(ARGV[3]), worker)
-if #ARGV == 4 then return {0, {}} end
+local num_writers = redis.call('ZCARD', PREFIX .. 'progress')
+if #ARGV == 4 then return {0, {}, num_writers} end
 
 local held, refused, changed, released, outs = {}, {}, {}, {}, {}
 local flat = redis.call('HGETALL', slots)
@@ -93,4 +94,4 @@ if #fields > 0 then redis.call('HSET', slots, unpack(fields)) end
 if #released > 0 then redis.call('HDEL', slots, unpack(released)) end
 for controller, out in pairs(outs) do notify(controller, out) end
 local has_overflow = model ~= '' and find_overflow(model, redis.call('HGETALL', slots))
-return {has_overflow and 1 or 0, refused}
+return {has_overflow and 1 or 0, refused, num_writers}

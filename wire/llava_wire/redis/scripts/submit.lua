@@ -11,8 +11,8 @@
 -- If there is no space, the reply is {'bytes', bytes in use, retry time, 'job' or 'pixel', 'all' or 'tenant', bytes
 -- needed, limit}.
 -- Uses shared/base.lua: key, KEEP_MS, touch_controller; shared/images.lua: make_room_for_images, store_images,
---   missing_images; shared/fair_queue.lua: service_rate, num_waiting, fair_score, requeue; shared/jobs.lua: create_job,
---   new_job_size, make_room_for_job, drop_job; shared/budget.lua: budget.
+--   missing_images; shared/tenant_load.lua: tenant_load; shared/fair_queue.lua: service_rate, num_waiting, fair_score,
+--   requeue; shared/jobs.lua: create_job, new_job_size, make_room_for_job, drop_job; shared/budget.lua: budget.
 local FIRST_IMAGE = 22
 local id, controller, tenant, model, cost, payload = unpack(ARGV, 1, 6)
 local ttl, digests, priority, nonce = tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9]), ARGV[10]
@@ -41,10 +41,7 @@ local function exceeded_limit()
   if waiting > 0 and backlog + cost > max_queued_cost then
     return {'heavy', math.ceil(backlog), time_to_serve(backlog + cost - max_queued_cost)}
   end
-  local num_jobs, load = 0, 0
-  for _, job_cost in ipairs(redis.call('HVALS', key('tenant', tenant))) do
-    num_jobs, load = num_jobs + 1, load + tonumber(job_cost)
-  end
+  local num_jobs, load = tenant_load(tenant)
   if num_jobs >= max_tenant_jobs then return {'tenant', num_jobs, time_to_serve(load / num_jobs)} end
   if num_jobs > 0 and load + cost > max_tenant_cost then
     return {'tenant_cost', math.ceil(load), time_to_serve(load + cost - max_tenant_cost)}

@@ -1,6 +1,7 @@
 -- Operations on jobs other than queueing: creation, ownership, logging, fencing and completion.
 -- Uses shared/base.lua: PREFIX, key, unpack_slot, split, KEEP_MS, extend, now, pack_slot; shared/images.lua:
---   use_images; shared/budget.lua: budget; shared/fair_queue.lua: QUARANTINE, QUEUES, count_served, dequeue.
+--   use_images; shared/budget.lua: budget; shared/tenant_load.lua: add_tenant_job, remove_tenant_job;
+--   shared/fair_queue.lua: QUARANTINE, QUEUES, count_served, dequeue.
 --
 -- The budget 'job' counts the memory of each job with its log. An unfinished job counts with the largest size that its log
 -- can reach (`log_bytes`), so that `emit` does not have to count. A finished job counts with its actual size.
@@ -121,7 +122,7 @@ local function end_job(id, state)
   for _, digest in ipairs(split(digests or '')) do redis.call('SREM', key('users', digest), id) end
   if state ~= 'orphaned' then redis.call('HDEL', job, 'payload', 'digests') end -- an orphan can be taken over
   dequeue(id, model, cost or 0)
-  if tenant then redis.call('HDEL', key('tenant', tenant), id) end
+  if tenant then remove_tenant_job(tenant, id) end
   if controller then redis.call('SREM', key('live', controller), id) end
   redis.call('PEXPIRE', job, KEEP_MS)
   redis.call('PEXPIRE', key('log', id), KEEP_MS)
@@ -130,8 +131,7 @@ end
 
 -- Adds the job to the live jobs of its tenant and its controller.
 local function register_live(id, tenant, controller, cost, ttl)
-  redis.call('HSET', key('tenant', tenant), id, cost)
-  extend(key('tenant', tenant), ttl)
+  add_tenant_job(tenant, id, cost, ttl)
   redis.call('SADD', key('live', controller), id)
   extend(key('live', controller), ttl)
 end
