@@ -44,6 +44,11 @@ def has_docker_compose() -> bool:
     return subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 # Tests that are collected only if the required hardware or program is available.
 REQUIREMENTS: dict[Path, tuple[str, Callable[[], bool]]] = {
     TESTS / "gpu": ("torch finds no CUDA device", has_cuda_device),

@@ -30,6 +30,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from llava_server.error_response import to_error
 from llava_server.errors import ApiError, error_headers
 from llava_server.metrics import Metrics
+from llava_server.request_context import abandon_request
 from llava_server.settings import Settings
 
 __all__ = ["ConnectionGuard", "ConnectionLimits"]
@@ -244,6 +245,9 @@ class LimitedParser(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._num_chunks = self._num_body_bytes = 0
+            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
+                # A proxy that uses the other header would take a part of the body for another request.
+                raise h11.RemoteProtocolError("two lengths of the body")
         elif isinstance(event, h11.Data):
             self._num_chunks += 1
             self._num_body_bytes += len(event.data)
@@ -283,6 +287,8 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._guard.remove(self)
+        if self.cycle is not None:
+            abandon_request(self.cycle.scope)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

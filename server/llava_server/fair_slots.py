@@ -27,6 +27,7 @@ from llava_server.metrics import Metrics
 __all__ = ["FairSlots", "Slot", "SlotLimits"]
 
 _RETRY_AFTER_S = 2.0
+_MIN_REST_S, _MAX_REST_S = 0.004, 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +68,27 @@ class _Request:
 class Slot:
     """A slot that a tenant holds until it calls ``release``. Further calls of ``release`` have no effect."""
 
-    def __init__(self, release: Callable[[Slot], None], tenant: str, began_at: float) -> None:
+    def __init__(
+        self, release: Callable[[Slot], None], tenant: str, began_at: float, clock: Callable[[], float]
+    ) -> None:
         self._release = release
+        self._clock = clock
         self.tenant = tenant
         self.began_at = began_at
 
     def release(self) -> None:
         self._release(self)
+
+    def rest(self) -> None:
+        """Release the slot after a pause, which is as long as the slot was held if this was a long time.
+
+        During the pause, the event loop and its other callbacks can use the interpreter.
+        """
+        held_s = self._clock() - self.began_at
+        if held_s < _MIN_REST_S:
+            self.release()
+        else:
+            asyncio.get_running_loop().call_later(min(held_s, _MAX_REST_S), self.release)
 
 
 class FairSlots:
@@ -158,7 +173,7 @@ class FairSlots:
             if request.slot.cancelled():
                 continue
             self._virtual_s = max(self._virtual_s, virtual_s)
-            slot = Slot(self._release, request.tenant, now)
+            slot = Slot(self._release, request.tenant, now, self._clock)
             tenant.held.add(slot)
             self._num_free -= 1
             self._metrics.slot_acquired(self._stage, now - request.arrived_at)

@@ -25,11 +25,12 @@ class FairThreads:
         """Return the result of ``call``, which runs in a thread.
 
         Raises the same errors as ``FairSlots.acquire``. If the caller is cancelled, the slot is released when
-        ``call`` returns, because a thread cannot be interrupted.
+        ``call`` returns, because a thread cannot be interrupted. After a long call, the slot rests, because
+        the call shared the interpreter's lock with the event loop.
         """
         slot = await self._slots.acquire(tenant)
         result = asyncio.get_running_loop().run_in_executor(self._threads, call)
-        result.add_done_callback(lambda _: slot.release())
+        result.add_done_callback(lambda _: slot.rest())
         return await asyncio.shield(result)
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ RequestIdMiddleware creates the context; all other code gets it through ``contex
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from starlette.types import Scope
 from llava_server.errors import ApiError
 from llava_server.metrics import Metrics
 
-__all__ = ["RequestBody", "RequestContext", "add_context", "context_of"]
+__all__ = ["RequestBody", "RequestContext", "abandon_request", "add_context", "context_of"]
 
 _KEY = "llava_server.context"
 
@@ -61,6 +62,26 @@ class RequestContext:
     is_head: bool = False  # set by HeadMiddleware, because routes handle HEAD requests as GET requests
     job_id: str | None = None  # set by the route after it has submitted a job
     error_code: str | None = None
+    _waiting: asyncio.Task[Any] | None = None  # while the request waits for its turn
+    _is_abandoned: bool = False
+
+    async def wait_for_turn(self) -> bool:
+        """Wait for a turn before the request is processed. Return False if its client has disconnected."""
+        self._waiting = asyncio.current_task()
+        try:
+            await self.take_turn()
+        except asyncio.CancelledError:
+            if not self._is_abandoned:
+                raise
+        finally:
+            self._waiting = None
+        return not self._is_abandoned
+
+    def abandon(self) -> None:
+        """Record that the client has disconnected. A request that waits for its turn ends."""
+        self._is_abandoned = True
+        if self._waiting is not None:
+            self._waiting.cancel()
 
     def record_error(self, error: ApiError) -> None:
         """Count the error in the metrics and add its code to the request's log line."""
@@ -71,6 +92,12 @@ class RequestContext:
 def add_context(scope: Scope, context: RequestContext) -> None:
     """Attach the context to an ASGI scope."""
     scope[_KEY] = context
+
+
+def abandon_request(scope: Mapping[str, Any]) -> None:
+    """Record in the context, if there is one, that the client has disconnected."""
+    if _KEY in scope:
+        context_of(scope).abandon()
 
 
 def context_of(scope: Mapping[str, Any]) -> RequestContext:

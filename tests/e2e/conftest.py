@@ -18,11 +18,6 @@ TINY = {"model": "tiny", "device": "cpu", "threads": 1, "precision": "fp32"}
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def queue_url() -> Iterator[str]:
     with running_redis() as url:
         yield url

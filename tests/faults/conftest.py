@@ -10,11 +10,6 @@ from tests.faults.cluster import Cluster, running_cluster
 from tests.faults.streams import Streams, open_streams
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="session")
 def shared_cluster() -> Iterator[Cluster]:
     with running_cluster() as cluster:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.server.conftest import (
     api_key_cli,
     own_stack,
@@ -25,8 +23,3 @@ __all__ = [
     "valkey_socket",
     "worker",
 ]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"

@@ -148,6 +148,11 @@ def test_a_key_whose_uploads_are_too_large_is_rejected_while_another_key_is_serv
         assert rejected.headers["retry-after"] == "1"
         assert chat_with_key(url, OTHER_KEY, "x" * 500_000).status_code == 200
         assert chat_with_key(url, KEY).status_code == 200
+        alone = chat_with_key(
+            url, KEY, "x" * (1 << 20)
+        )  # exceeds the limit by itself, so a retry cannot succeed
+        assert (alone.status_code, alone.json()["error"]["code"]) == (413, "request_too_large")
+        assert "retry-after" not in alone.headers
     wait_until(lambda: chat_with_key(url, KEY, "x" * 500_000).status_code == 200)
 
 

@@ -19,6 +19,21 @@ def test_oversized_headers_are_not_read_completely(stack: Stack, headers: bytes)
     assert status_line(stack, b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx-a: b\r\n\r\n").endswith(b"200 OK")
 
 
+@pytest.mark.parametrize("first", [b"content-length: 30", b"transfer-encoding: chunked"])
+def test_a_request_whose_body_has_two_lengths_is_rejected(stack: Stack, first: bytes) -> None:
+    """RFC 9112, section 6.1: the request may be an attempt at request smuggling."""
+    lengths = sorted([b"content-length: 30", b"transfer-encoding: chunked"], key=lambda name: name != first)
+    head = b"\r\n".join([b"POST /livez HTTP/1.1", b"host: localhost", *lengths])
+    line = status_line(stack, head + b"\r\n\r\n0\r\n\r\nGET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    assert line.split()[1] == b"400"
+
+
+def test_invalid_requests_are_counted(stack: Stack) -> None:
+    before = stack.server.metric("llava_connections_closed_total", reason="invalid_request")
+    assert status_line(stack, b"no request\r\n\r\n").split()[1] == b"400"
+    assert stack.server.metric("llava_connections_closed_total", reason="invalid_request") == before + 1
+
+
 def test_a_thousand_ranges_return_the_file_once(stack: Stack) -> None:
     plain = stack.http.get("/playground/app.js")
     ranges = {"range": "bytes=" + ",".join(f"{n}-" for n in range(1000))}

@@ -277,3 +277,22 @@ def test_a_cancelled_call_holds_its_thread_until_it_returns() -> None:
         threads.close()
 
     run(check())
+
+
+async def duration_until_free(held_s: float) -> float:
+    """Hold the only slot, let it rest, and return how long another request then waits."""
+    now = 0.0
+    slots = FairSlots("test", "a test", SlotLimits(num_slots=1), Metrics(), clock=lambda: now)
+    slot = await slots.acquire("a")
+    now = held_s
+    slot.rest()
+    loop = asyncio.get_running_loop()
+    start_s = loop.time()
+    (await slots.acquire("b")).release()
+    return loop.time() - start_s
+
+
+def test_a_slot_rests_as_long_as_it_was_held_if_this_was_long() -> None:
+    assert asyncio.run(duration_until_free(held_s=0.2)) >= 0.19
+    assert asyncio.run(duration_until_free(held_s=0.001)) < 0.19
+    assert 0.24 <= asyncio.run(duration_until_free(held_s=3600.0)) < 3600

@@ -12,11 +12,6 @@ from tests.wire.harness import Harness
 from tests.wire.redis_server import KINDS, RedisServer, binary
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @contextlib.contextmanager
 def running(kind: str) -> Iterator[RedisServer]:
     program = binary(kind)

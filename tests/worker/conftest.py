@@ -11,11 +11,6 @@ from tests.worker.job_client import JobClient, connect_job_client
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def queue_url() -> Iterator[str]:
     with running_redis() as url:
         yield url

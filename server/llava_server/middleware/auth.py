@@ -30,6 +30,7 @@ __all__ = ["ANONYMOUS", "ApiKeys", "AuthMiddleware", "is_public", "key_digest", 
 logger = logging.getLogger(__name__)
 
 ANONYMOUS = "anonymous"  # the tenant of requests without a key
+_PUBLIC = "public"  # takes the turns of requests to public paths
 _PUBLIC_PATHS = frozenset(
     {"/", "/livez", "/readyz", "/health", "/ping", "/version", "/docs", "/openapi.json"}
 )
@@ -148,14 +149,18 @@ class AuthMiddleware:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         tenant, rejection = ANONYMOUS, None
-        if self._keys.is_required and not is_public(scope["path"]):
+        has_public_path = is_public(scope["path"])
+        if self._keys.is_required and not has_public_path:
             try:
                 tenant = await self._authenticate(Headers(scope=scope))
             except ApiError as error:
                 rejection = error
         context = context_of(scope)
-        context.tenant, context.take_turn = tenant, partial(self._turns.take, tenant)
-        await context.take_turn()
+        # Health checks do not wait for floods of requests without a valid key.
+        context.take_turn = partial(self._turns.take, _PUBLIC if has_public_path else tenant)
+        context.tenant = tenant
+        if not await context.wait_for_turn():
+            return None
         if rejection is not None:
             return await send_error(scope, send, rejection)
         return await self._app(scope, receive, send)

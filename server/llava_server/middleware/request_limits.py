@@ -165,7 +165,7 @@ class RequestLimitMiddleware:
             body.append(part)
             self._open.count_bytes(tenant, len(part))
             self._check_size(body.num_bytes)
-            self._open.check_bytes(tenant, self._keys.limits(tenant))
+            self._open.check_bytes(tenant, self._keys.limits(tenant), body.num_bytes)
             if not message.get("more_body", False):
                 return True
 

@@ -6,7 +6,7 @@ most one request per iteration of the event loop therefore takes its turn, and t
 taken the least time is first (see ``FairSlots``). The requests of a flood wait for each other, and a request
 of another key waits for one turn of each key that is sending requests.
 
-While a request waits, its body is not read. If its client disconnects, the request costs nothing more.
+While a request waits, its body is not read. If its client disconnects, the request ends.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ class Turns:
         self._slots = FairSlots("event_loop", "the event loop", limits, metrics, weight_of=weight_of)
 
     async def take(self, tenant: str) -> None:
-        """Wait for a turn. It ends when the caller waits for something else."""
+        """Wait for a turn. It ends when the caller waits for something else.
+
+        After a long turn, no other one begins for the same time, in which jobs and streams make progress.
+        """
         slot = await self._slots.acquire(tenant)
-        asyncio.get_running_loop().call_soon(slot.release)
+        asyncio.get_running_loop().call_soon(slot.rest)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 import pytest
 from llava_server.metrics import Metrics
 from llava_server.middleware.turns import Turns
+from llava_server.request_context import RequestContext
 
 pytestmark = pytest.mark.anyio
 
@@ -85,3 +87,25 @@ async def test_a_cancelled_request_gives_up_its_turn(turns: Turns) -> None:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     await asyncio.wait_for(turns.take("other"), 10)
+
+
+async def test_a_request_whose_client_disconnects_while_it_waits_gives_up_its_turn(turns: Turns) -> None:
+    contexts = [RequestContext("id", 0.0, Metrics()) for _ in range(3)]
+    for context in contexts:
+        context.take_turn = partial(turns.take, "key")
+    waiting = [asyncio.ensure_future(context.wait_for_turn()) for context in contexts]
+    await asyncio.sleep(0)
+    contexts[1].abandon()
+    assert await asyncio.gather(*waiting) == [True, False, True]
+
+
+async def test_a_request_that_is_cancelled_while_it_waits_ends(turns: Turns) -> None:
+    context = RequestContext("id", 0.0, Metrics())
+    context.take_turn = partial(turns.take, "key")
+    blocking = asyncio.ensure_future(turns.take("other"))
+    waiting = asyncio.ensure_future(context.wait_for_turn())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await blocking
