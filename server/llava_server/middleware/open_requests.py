@@ -75,19 +75,19 @@ class OpenRequests:
             retry_after_s=RETRY_AFTER_S,
         )
 
-    def check_bytes(self, tenant: str, limits: KeyLimits, body_bytes: int) -> None:
-        """Raise ApiError if the bodies in memory are larger than allowed: 413, 429 or 503.
-
-        ``body_bytes`` is the size of the body that is being received.
-        """
-        max_mb = limits.max_inflight_body_mb
-        max_bytes = self._budget.max_tenant_bytes if max_mb is None else max_mb * _MIB
-        if body_bytes > max_bytes:
+    def check_body(self, limits: KeyLimits, num_bytes: int) -> None:
+        """Raise ApiError (413) if a single body is larger than the tenant's bodies may be in total."""
+        max_bytes = self._max_tenant_bytes(limits)
+        if num_bytes > max_bytes:
             raise ApiError(
                 "request_too_large",
                 f"The request body exceeds this API key's limit of {max_bytes} bytes for all of its request "
                 "bodies. Send less text, or fewer or smaller images.",
             )
+
+    def check_bytes(self, tenant: str, limits: KeyLimits) -> None:
+        """Raise ApiError if the bodies in memory are larger than allowed: 429 or 503."""
+        max_bytes = self._max_tenant_bytes(limits)
         if self._tenant_bytes[tenant] > max_bytes:
             raise ApiError(
                 "rate_limit_exceeded",
@@ -107,6 +107,10 @@ class OpenRequests:
     def _max_tenant_requests(self, limits: KeyLimits) -> int:
         own = limits.max_open_requests
         return self._budget.max_tenant_requests if own is None else own
+
+    def _max_tenant_bytes(self, limits: KeyLimits) -> int:
+        own_mb = limits.max_inflight_body_mb
+        return self._budget.max_tenant_bytes if own_mb is None else own_mb * _MIB
 
 
 def _add(counter: Counter[str], tenant: str, change: int) -> None:

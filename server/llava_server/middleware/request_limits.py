@@ -136,6 +136,7 @@ class RequestLimitMiddleware:
                     f"The request body is {num_bytes} bytes; the limit is {max_body_bytes}. Send less text, "
                     "or fewer or smaller images.",
                 )
+            self._open.check_body(self._keys.limits(context_of(scope).tenant), num_bytes)
 
     async def _read(self, body: RequestBody, receive: Receive, tenant: str) -> bool:
         """Read the body. Return False if the client disconnected before it had sent the whole body.
@@ -165,7 +166,8 @@ class RequestLimitMiddleware:
             body.append(part)
             self._open.count_bytes(tenant, len(part))
             self._check_size(body.num_bytes)
-            self._open.check_bytes(tenant, self._keys.limits(tenant), body.num_bytes)
+            self._open.check_body(self._keys.limits(tenant), body.num_bytes)
+            self._open.check_bytes(tenant, self._keys.limits(tenant))
             if not message.get("more_body", False):
                 return True
 
