@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable
 
 __all__ = ["SharedRefresh"]
 
-_MIN_INTERVAL_S = 0.25  # between refreshes for requests, so that they cannot overload Redis
+# Refreshes for requests must not overload Redis: their interval is 10 times as long as one takes, within limits.
+_MIN_INTERVAL_S, _INTERVAL_PER_DURATION = 0.05, 10.0
+_MAX_INTERVAL_S = 1.0
 
 
 class SharedRefresh:
@@ -17,12 +19,15 @@ class SharedRefresh:
     def __init__(self, refresh: Callable[[], Awaitable[None]]) -> None:
         self._refresh = refresh
         self._began_at = float("-inf")  # time.monotonic() of the latest refresh
+        self._interval_s = _MIN_INTERVAL_S
         self._lock = asyncio.Lock()
 
     async def run(self) -> None:
         """Refresh now."""
-        self._began_at = time.monotonic()
+        self._began_at = began_at = time.monotonic()
         await self._refresh()
+        duration_s = time.monotonic() - began_at
+        self._interval_s = min(max(_MIN_INTERVAL_S, _INTERVAL_PER_DURATION * duration_s), _MAX_INTERVAL_S)
 
     async def run_after(self, requested_at: float) -> None:
         """Wait for a refresh that began after a request arrived (``time.monotonic()``).
@@ -31,5 +36,5 @@ class SharedRefresh:
         """
         async with self._lock:
             if self._began_at <= requested_at:
-                await asyncio.sleep(max(0.0, self._began_at + _MIN_INTERVAL_S - time.monotonic()))
+                await asyncio.sleep(max(0.0, self._began_at + self._interval_s - time.monotonic()))
                 await self.run()

@@ -80,6 +80,7 @@ async def slow_images(attacker: Attacker) -> None:
 async def stored_responses(attacker: Attacker) -> None:
     """Create background responses with 1 MB of instructions, which are stored for minutes."""
     fields = {"model": "echo", "input": "x", "instructions": "x" * 1_000_000, "background": True}
+    fields["max_output_tokens"] = 8  # the jobs end soon after the attack
     request = attacker.json_request("/v1/responses", fields)
     await forever(lambda: attacker.send(request), concurrency=8)
 

@@ -135,6 +135,7 @@ async def _run_command(services: Services, worker_id: str, command: ModelCommand
                 "load_failed", f"The command failed, and the worker no longer has a model: {status.message}"
             )
         if status is not None and status.state == "done":
+            await services.registry.refresh()  # else the next request could wait for an unloaded model
             return JSONResponse(_to_response(worker, command_id))
         if time.monotonic() >= deadline or services.shutdown.is_draining:
             headers = {"location": f"/workers/{worker_id}"}
