@@ -32,6 +32,7 @@ from llava_worker.model.config.model_config import (
     read_eos_ids,
     read_image_config,
 )
+from llava_worker.model.gpu.current_gpu import use_device
 from llava_worker.model.llava import Llava
 from llava_worker.model.loading.weights import Progress, load_weights
 from llava_worker.model.memory_estimate import WORKING_BYTES, available_bytes, require_memory, weight_bytes
@@ -53,7 +54,7 @@ def build_engine(
     on_progress: Progress | None = None,
     on_lost_rank: Callable[[str], None] = lambda _: None,
 ) -> tuple[Engine, ModelInfo]:
-    """Load the checkpoint and build an engine.
+    """Load the checkpoint and build an engine. Select the model's GPU in the calling thread.
 
     If ``config`` does not specify the vision tower, the local folder that the checkpoint names is used.
     If a tensor-parallel rank exits, ``on_lost_rank`` is called in another thread. Its argument is the device
@@ -65,7 +66,9 @@ def build_engine(
     """
     _set_threads(config)
     config = replace(config, vision_tower=config.vision_tower or find_vision_tower(config.config_folder))
-    plan = _Plan.make(config)
+    device = choose_device(config.device, config.tensor_parallel_size)
+    use_device(device)
+    plan = _Plan.make(config, device)
     stopwatch = _Stopwatch()
     ranks = SINGLE_RANK if config.tensor_parallel_size == 1 else _start_ranks(plan, on_lost_rank)
     model = Llava(
@@ -98,7 +101,8 @@ def build_engine(
 def choose_device(name: str, num_ranks: int = 1) -> torch.device:
     """Return the device of the first rank.
 
-    Raises ValueError if torch does not recognize the name, or if there are fewer GPUs than ranks.
+    Raises ValueError if torch does not recognize the name, if the GPU does not exist, or if there are fewer
+    GPUs than ranks.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -109,8 +113,15 @@ def choose_device(name: str, num_ranks: int = 1) -> torch.device:
         raise ValueError(
             f"device {name!r} is not recognized. Use auto, cpu, or a GPU such as cuda:0."
         ) from error
-    if num_ranks > 1 and device.type == "cuda":
+    if device.type == "cuda":
         num_left = torch.cuda.device_count() - (device.index or 0)
+        if num_left < 1:
+            num_gpus = torch.cuda.device_count()
+            available = f"only {num_gpus} GPUs are available" if num_gpus else "no GPU is available"
+            raise ValueError(
+                f"device is {name}, but {available}, numbered from 0. Choose another device, or auto to use "
+                "a GPU if there is one."
+            )
         if num_left < num_ranks:
             maximum = max(1, num_left)
             raise ValueError(
@@ -133,9 +144,8 @@ class _Plan:
     cache: KVCacheSpec  # its maximum size; reduced if the largest step needs more memory
 
     @classmethod
-    def make(cls, config: EngineConfig) -> _Plan:
+    def make(cls, config: EngineConfig, device: torch.device) -> _Plan:
         num_ranks = config.tensor_parallel_size
-        device = choose_device(config.device, num_ranks)
         model = read_config(config.config_folder, config.vision_tower)
         image = read_image_config(config.config_folder, config.vision_tower, vision=model.vision_config)
         _require_image_token(config, model)
