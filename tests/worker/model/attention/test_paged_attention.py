@@ -84,6 +84,20 @@ class RaisingKernel(ReferenceKernel):
         raise RuntimeError("no kernel image is available for execution on the device")
 
 
+class LateError(Tensor):
+    """A tensor whose kernel failed, which is reported only when the tensor is used."""
+
+    def float(self, *args: Any, **options: Any) -> Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+class LateKernel(ReferenceKernel):
+    name = "late"
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
+        return super().attend(q, keys, values, rows, window).as_subclass(LateError)
+
+
 def unavailable() -> PagedKernel:
     raise KernelUnavailable("the kernel is not installed")
 
@@ -196,13 +210,14 @@ def test_an_int8_cache_uses_the_reference() -> None:
 def test_the_first_kernel_that_passes_is_used_and_the_reasons_are_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    candidates = iter([unavailable, RaisingKernel, WrongKernel, ReferenceKernel])
+    candidates = iter([unavailable, RaisingKernel, LateKernel, WrongKernel, ReferenceKernel])
 
     with caplog.at_level(logging.INFO):
         backend = first_passing(candidates, TEXT, torch.float32, CPU)
 
     assert backend.name == "reference"
     assert "raising failed its self-test: RuntimeError: no kernel image" in caplog.text
+    assert "late failed its self-test: RuntimeError: CUDA error: an illegal memory access" in caplog.text
     assert "wrong failed its self-test: the maximum error is" in caplog.text
     assert "attention: reference; the kernel is not installed; raising failed its self-test" in caplog.text
 

@@ -50,7 +50,7 @@ class FlashAttnKernel(PagedKernel):
 
 
 class VarlenKernel(PagedKernel):
-    """The varlen_attn kernel in torch. Versions after 2.10 support a paged cache."""
+    """The varlen_attn kernel in torch. Not all versions support a paged cache."""
 
     name = "torch's varlen_attn"
     block_size = _BLOCK_SIZE
