@@ -12,6 +12,7 @@ import torch
 
 from llava_worker.engine.core.encoder_cache import EncoderCache
 from llava_worker.engine.core.kv_cache_size import allocate_cache, fit_cache, plan_cache
+from llava_worker.engine.core.scheduler import require_batch_tokens
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.parallel.rank_group import RankGroup, RankSetup
@@ -39,11 +40,13 @@ from llava_worker.model.memory_estimate import WORKING_BYTES, available_bytes, r
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 
-__all__ = ["CheckpointError", "ModelInfo", "build_engine", "choose_device"]
+__all__ = ["CheckpointError", "ModelInfo", "build_engine", "choose_device", "default_batch_tokens"]
 
 # By default, models up to this size run in fp32, which is exact and not noticeably slower for such small
 # models.
 SMALL_BYTES = 256 << 20
+# Default token budgets of a step. A GPU needs more tokens than a CPU to be fully used by a prompt.
+GPU_BATCH_TOKENS, CPU_BATCH_TOKENS = 2048, 512
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +93,7 @@ def build_engine(
         eos_ids=info.eos_ids,
         context_length=info.context_length,
         max_num_sequences=config.max_num_sequences,
-        max_batch_tokens=config.max_batch_tokens,
+        max_batch_tokens=plan.max_batch_tokens,
         drafter=PromptLookupDrafter() if config.use_speculation else None,
         is_async=config.use_async_scheduling and plan.device.type == "cuda",
     )
@@ -131,6 +134,11 @@ def choose_device(name: str, num_ranks: int = 1) -> torch.device:
     return device
 
 
+def default_batch_tokens(device: torch.device) -> int:
+    """Return the default of ``max_batch_tokens``. On a CPU, a larger step would delay running sequences."""
+    return GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """Everything that is derived from the settings and the config files before weights are loaded."""
@@ -141,11 +149,16 @@ class _Plan:
     precision: Precision
     device: torch.device
     backend: AttentionBackend
+    max_batch_tokens: int
     cache: KVCacheSpec  # its maximum size; reduced if the largest step needs more memory
 
     @classmethod
     def make(cls, config: EngineConfig, device: torch.device) -> _Plan:
         num_ranks = config.tensor_parallel_size
+        max_batch_tokens = config.max_batch_tokens
+        if max_batch_tokens is None:
+            max_batch_tokens = default_batch_tokens(device)
+        require_batch_tokens(max_batch_tokens, config.max_num_sequences)
         model = read_config(config.config_folder, config.vision_tower)
         image = read_image_config(config.config_folder, config.vision_tower, vision=model.vision_config)
         _require_image_token(config, model)
@@ -168,7 +181,7 @@ class _Plan:
             max_num_sequences=config.max_num_sequences,
         )
         require_memory(model, image, precision=precision.name, device=device, cache_bytes=cache.num_bytes)
-        return cls(config, model, image, precision, device, backend, cache)
+        return cls(config, model, image, precision, device, backend, max_batch_tokens, cache)
 
     @property
     def captures_graphs(self) -> bool:
@@ -199,7 +212,7 @@ def _measure_cache(model: Llava, plan: _Plan) -> KVCacheSpec:
         plan.backend,
         plan.cache,
         max_num_sequences=config.max_num_sequences,
-        max_batch_tokens=config.max_batch_tokens,
+        max_batch_tokens=plan.max_batch_tokens,
     )
     if plan.device.type == "cuda":
         torch.cuda.empty_cache()  # release the memory that the warm-up steps used
@@ -231,7 +244,7 @@ def _build_runner(model: Llava, plan: _Plan, shape: KVCacheSpec, context_length:
             runner,
             includes_decoding=plan.precision.is_capturable,
             max_rows=config.max_num_sequences,
-            max_tiles=max_tiles_per_step(model, config.max_batch_tokens),
+            max_tiles=max_tiles_per_step(model, plan.max_batch_tokens),
             context_length=context_length,
         )
     return runner
