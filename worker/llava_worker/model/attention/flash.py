@@ -87,7 +87,7 @@ def _without_splits(function: Callable[..., Any]) -> Callable[..., Any]:
 
     In torch 2.13 and some versions of flash-attn, a paged kernel that splits the contexts of several rows
     writes only the outputs of the first row (pytorch issue 194167). Versions without the parameter do not
-    split them.
+    split such batches.
     """
     has_splits = "num_splits" in inspect.signature(function).parameters
     return partial(function, num_splits=1) if has_splits else function
