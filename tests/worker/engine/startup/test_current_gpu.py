@@ -6,6 +6,8 @@ A stub replaces CUDA's own function.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 from llava_worker.engine.parallel.rank_group import RankSetup, join
 from llava_worker.engine.startup.build_engine import build_engine, choose_device
 from llava_worker.engine.startup.engine_config import EngineConfig
-from llava_worker.model.gpu.current_gpu import use_device
+from llava_worker.model.gpu.current_gpu import release_cached_memory, use_device
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tests.worker.checkpoints import write_checkpoint
@@ -99,6 +101,27 @@ def test_the_thread_that_runs_the_engine_selects_the_models_gpu(
     thread.join()
 
     assert selected == [(thread.ident, 1)]
+
+
+def test_memory_is_released_only_on_gpus_that_the_process_uses(
+    selected: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emptied: list[int] = []
+    current = [0]
+
+    @contextmanager
+    def device(index: int) -> Iterator[None]:
+        current.append(index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: 1 << 20 if index == 1 else 0)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(current[-1]))
+
+    release_cached_memory()
+
+    assert emptied == [1]
 
 
 def test_a_gpu_that_does_not_exist_is_rejected(selected: list[tuple[int, int]]) -> None:
