@@ -42,6 +42,9 @@ class ClockedEngine:
     def num_sequences(self) -> int:
         return self._engine.num_sequences
 
+    def bind_thread(self) -> None:
+        self._engine.bind_thread()
+
     def add(self, sequence: Sequence) -> None:
         prompt = bytes(token_id for token_id in sequence.prompt_ids if token_id < 256)
         found = _NUMBER.search(prompt)

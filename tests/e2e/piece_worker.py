@@ -86,6 +86,9 @@ class PieceEngine:
     def create_output(self, *args: Any, **options: Any) -> JobOutput:
         return _PacedOutput(self._is_emitted, *args, **options)
 
+    def bind_thread(self) -> None:
+        pass
+
     def add(self, sequence: Sequence) -> None:
         self._is_emitted.set()
         prompt = bytes(token_id for token_id in sequence.prompt_ids if token_id < 256).decode()

@@ -8,7 +8,9 @@ from llava_worker.model.attention.base import DecodeMetadata
 from llava_worker.model.attention.flash import FlashAttnKernel, VarlenKernel
 from llava_worker.model.attention.paged import KernelUnavailable, PagedBackend, PagedKernel
 from llava_worker.model.attention.sdpa import SdpaBackend
+from llava_worker.model.attention.self_test import self_test
 from llava_worker.model.attention.triton import TritonKernel
+from llava_worker.model.config.text_config import TextConfig
 from llava_worker.model.gpu.cuda_graphs import cuda_graph_capture
 
 from tests.worker.model.attention_batches import LAYER, attend, make_metadata, random_cache, random_qkv
@@ -54,6 +56,23 @@ def test_a_kernel_agrees_with_the_reference(
 
             expected = attend(SdpaBackend(), batch, cache, qkv, window)
             torch.testing.assert_close(actual, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_kernel_passes_the_self_test_that_workers_run(
+    kernel: PagedKernel, device: torch.device, dtype: torch.dtype, heads: str
+) -> None:
+    if dtype == torch.float32 and not isinstance(kernel, TritonKernel):
+        pytest.skip("FlashAttention supports only 16-bit dtypes")
+    num_heads, kv_heads, head_dim = HEADS[heads]
+    text = TextConfig(
+        hidden_size=num_heads * head_dim,
+        num_attention_heads=num_heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=8192,
+    )
+    assert self_test(kernel, text, dtype, device) is None
 
 
 @torch.inference_mode()

@@ -117,6 +117,7 @@ def test_async_scheduling_does_not_change_the_output(use_cuda_graphs: bool) -> N
     assert [own[-1].finish for own in outputs.values()] == [own[-1].finish for own in expected.values()]
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature:UserWarning")
 def test_launching_a_step_ahead_does_not_synchronize_with_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch is configured to raise an error on synchronization. The sequences cover all sampling methods."""
     engine, info = build(device="cuda")

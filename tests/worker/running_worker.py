@@ -34,6 +34,9 @@ class SteppedEngine:
         self._allowed_steps = threading.Semaphore(0)
         self._is_running_freely = False
 
+    def bind_thread(self) -> None:
+        self.echo.bind_thread()
+
     def add(self, sequence: Sequence) -> None:
         self.echo.add(sequence)
         self.num_sequences = self.echo.num_sequences

@@ -122,6 +122,41 @@ def test_sequence_is_processed_before_preparation_is_complete(listener: Listener
     assert engine.num_left > 0
 
 
+class RecordingEngine(EchoEngine):
+    """An engine that records the names of its methods and the threads that call them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, int]] = []
+
+    def bind_thread(self) -> None:
+        self.calls.append(("bind_thread", threading.get_ident()))
+
+    def add(self, sequence: Sequence) -> None:
+        self.calls.append(("add", threading.get_ident()))
+        super().add(sequence)
+
+    def step(self) -> list[StepOutput]:
+        self.calls.append(("step", threading.get_ident()))
+        return super().step()
+
+    def idle(self) -> bool:
+        self.calls.append(("idle", threading.get_ident()))
+        return super().idle()
+
+
+def test_the_engine_is_bound_to_its_thread_before_any_other_call(listener: Listener) -> None:
+    engine = RecordingEngine()
+    thread = start(listener, engine)
+    thread.add(sequence("Hi?"))
+    listener.outputs_until_end("one")
+    stop(thread)
+
+    names = [name for name, _ in engine.calls]
+    assert names[0] == "bind_thread" and {"add", "step", "idle"} < set(names)
+    assert len({thread_id for _, thread_id in engine.calls}) == 1
+
+
 def test_stats_are_updated_after_each_step(listener: Listener) -> None:
     engine = EchoEngine()
     thread = start(listener, engine)

@@ -49,6 +49,12 @@ def test_int8_kv_cache_has_at_least_three_times_the_blocks_of_fp32() -> None:
     assert 3 < blocks["int8"] / blocks["auto"] < 4
 
 
+def test_more_sequences_than_tokens_in_a_step_are_rejected() -> None:
+    flags = ["--model", "tiny", "--device", "cpu", "--max-num-sequences", "9", "--max-batch-tokens", "8"]
+    with pytest.raises(StartupError, match="max_num_sequences is 9, but a step has at most 8 tokens"):
+        open_model(load_settings(flags))
+
+
 def test_served_model_name_can_be_configured() -> None:
     assert open_model(load_settings(["--model", "echo", "--served-model-name", "x"])).heartbeat.model == "x"
 

@@ -78,6 +78,9 @@ class EchoEngine:
     def num_sequences(self) -> int:
         return len(self._sequences)
 
+    def bind_thread(self) -> None:
+        """Do nothing, because this engine uses no device."""
+
     def add(self, sequence: Sequence) -> None:
         """Add a sequence. Raises SequenceRejected if the prompt leaves no room for output."""
         num_tokens = len(sequence.prompt_ids)

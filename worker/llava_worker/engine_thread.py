@@ -107,6 +107,7 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
+            self._engine.bind_thread()
             while not self._stopped.is_set():
                 outputs = self._take_inbox()
                 if not self._stopped.is_set() and self._engine.num_sequences:
@@ -125,7 +126,7 @@ class EngineThread:
         rejections: list[StepOutput] = []
         is_waiting = not self._engine.num_sequences
         while is_waiting and self._inbox.empty() and self._engine.idle():
-            pass
+            self._engine.bind_thread()
         while True:
             try:
                 item = self._inbox.get(block=is_waiting)

@@ -211,6 +211,7 @@ def _release_memory() -> None:
     gc.collect()
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc only
         trim(0)
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if "torch" in sys.modules:
+        from llava_worker.model.gpu.current_gpu import release_cached_memory
+
+        release_cached_memory()

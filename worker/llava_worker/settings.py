@@ -70,6 +70,14 @@ class Settings(ServiceSettings):
     max_num_sequences: int = Field(
         16, ge=1, le=1024, description="Maximum number of sequences processed concurrently."
     )
+    max_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=32768,
+        description="Maximum number of tokens processed in one step, at least one for each sequence. More "
+        "tokens increase the throughput of prompts, but also the longest gap between the tokens of a running "
+        "response. Defaults to 2048 on a GPU and 512 on a CPU.",
+    )
     kv_cache_mb: int | None = Field(
         None,
         ge=1,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from llava_client.connection import is_loopback
 
 from llava_cli.up.child_process import Program
+from llava_cli.up.gpus import Gpu
 
 __all__ = ["LaunchPlan"]
 
@@ -35,7 +36,7 @@ class LaunchPlan:
     device: str
     host: str
     port: int
-    gpus: tuple[str, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
     generated_key: str | None = field(default=None, repr=False)
 
     @staticmethod
@@ -72,7 +73,7 @@ class LaunchPlan:
         command = _python("llava_worker", *flags)
         if self.gpus:  # each worker sees only its own GPU, as cuda:0
             return [
-                Program(f"worker-{i + 1}", command, {**environment, "CUDA_VISIBLE_DEVICES": gpu})
+                Program(f"worker-{i + 1}", command, {**environment, **gpu.environment})
                 for i, gpu in enumerate(self.gpus)
             ]
         return [Program(f"worker-{i + 1}", command, environment) for i in range(self.num_workers)]

@@ -26,7 +26,7 @@ from llava_cli.exit_codes import EXIT_FAILED, EXIT_USAGE, fail, handle_errors
 from llava_cli.extras import install_line, missing_modules
 from llava_cli.up.child_process import Program
 from llava_cli.up.display import Display
-from llava_cli.up.gpus import GpusUnavailable, choose_gpus
+from llava_cli.up.gpus import Gpu, GpusUnavailable, choose_gpus
 from llava_cli.up.plan import LaunchPlan
 from llava_cli.up.port import PortUnavailable, check_port
 from llava_cli.up.redis_process import RedisNotFound, private_redis
@@ -67,14 +67,14 @@ def up(
     display = Display(is_verbose=verbose)
     with handle_errors(), ExitStack() as stack:
         try:
-            gpu_names = _choose_gpus(gpus, workers, device)
+            selected_gpus = _choose_gpus(gpus, workers, device)
             plan = LaunchPlan(
                 model=model,
                 served_model_name=served_model_name,
-                num_workers=len(gpu_names) or workers,
+                num_workers=len(selected_gpus) or workers,
                 precision=precision,
-                device="cuda" if gpu_names else device,
-                gpus=gpu_names,
+                device="cuda" if selected_gpus else device,
+                gpus=selected_gpus,
                 host=host,
                 port=check_port(host, port),
                 generated_key=LaunchPlan.generate_key(host, os.environ),
@@ -118,7 +118,7 @@ def _check_extras(model: str) -> None:
         fail(f"`up` requires modules that are not installed: {names}. Run: {command}", EXIT_USAGE)
 
 
-def _choose_gpus(gpus: str | None, num_workers: int, device: str) -> tuple[str, ...]:
+def _choose_gpus(gpus: str | None, num_workers: int, device: str) -> tuple[Gpu, ...]:
     """Return the selected GPUs, or an empty tuple if --gpus is not set.
 
     Raises GpusUnavailable if the options conflict or the GPUs are invalid.

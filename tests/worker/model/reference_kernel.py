@@ -18,13 +18,13 @@ class ReferenceKernel(PagedKernel):
         group = q.shape[1] // keys.shape[2]
         starts, tables = rows.starts.tolist(), rows.tables.tolist()
         for row, context in enumerate(rows.contexts.tolist()):
-            slots = [(tables[row][n // BLOCK_SIZE], n % BLOCK_SIZE) for n in range(context)]
+            slots = [tables[row][n // BLOCK_SIZE] * BLOCK_SIZE + n % BLOCK_SIZE for n in range(context)]
+            row_keys, row_values = (x.flatten(0, 1)[slots].float() for x in (keys, values))
             for token in range(starts[row], starts[row + 1]):
                 end = context - (starts[row + 1] - token) + 1
                 begin = 0 if window is None else max(0, end - window)
                 for head in range(q.shape[1]):
-                    k = torch.stack([keys[b, s, head // group] for b, s in slots[begin:end]]).float()
-                    v = torch.stack([values[b, s, head // group] for b, s in slots[begin:end]]).float()
+                    k, v = (x[begin:end, head // group] for x in (row_keys, row_values))
                     weights = (k @ q[token, head].float() / q.shape[-1] ** 0.5).softmax(0)
                     out[token, head] = (weights @ v).to(q.dtype)
         return out

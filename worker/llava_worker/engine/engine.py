@@ -32,6 +32,7 @@ from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.speculation.drafter import Drafter
 from llava_worker.engine.speculation.speculative_decoding import SpeculativeDecoding
 from llava_worker.engine.stats.counters import EngineCounters
+from llava_worker.model.gpu.current_gpu import use_device
 
 __all__ = ["Engine"]
 
@@ -121,6 +122,10 @@ class Engine:
     @is_async.setter
     def is_async(self, value: bool) -> None:
         self._pipeline.is_async = value
+
+    def bind_thread(self) -> None:
+        """Select the model's GPU in the calling thread, which will run the engine."""
+        use_device(self._runner.model.device)
 
     def add(self, sequence: Sequence) -> None:
         """Add a sequence. Raises SequenceRejected if the engine cannot serve it."""

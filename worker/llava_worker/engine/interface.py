@@ -11,7 +11,7 @@ __all__ = ["EngineInterface"]
 
 
 class EngineInterface(Protocol):
-    """The interface of all engines. Only one thread may use an engine."""
+    """The interface of all engines. Only one thread may use an engine. It must call `bind_thread` first."""
 
     @property
     def max_sequences(self) -> int: ...
@@ -20,6 +20,10 @@ class EngineInterface(Protocol):
     @property
     def num_sequences(self) -> int:
         """The number of waiting and running sequences."""
+        ...
+
+    def bind_thread(self) -> None:
+        """Prepare the calling thread for running the engine, for example by selecting the GPU."""
         ...
 
     def add(self, sequence: Sequence) -> None:

@@ -43,6 +43,9 @@ class TracedEngine:
     def num_sequences(self) -> int:
         return self._engine.num_sequences
 
+    def bind_thread(self) -> None:
+        self._engine.bind_thread()
+
     def add(self, sequence: Sequence) -> None:
         """Add a sequence. Raises SequenceRejected."""
         self._engine.add(sequence)

@@ -262,5 +262,5 @@ def test_a_removed_sequence_frees_its_blocks_immediately() -> None:
 
 
 def test_a_token_budget_below_the_number_of_sequences_is_rejected() -> None:
-    with pytest.raises(ValueError, match="max_batch_tokens is 3"):
+    with pytest.raises(ValueError, match="max_num_sequences is 4, but a step has at most 3 tokens"):
         Bench(max_num_sequences=4, max_batch_tokens=3)

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from llava_worker.engine.startup.build_engine import build_engine, choose_device
+from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.model.tensor_parallel import RankFailed
 
@@ -126,11 +126,3 @@ def test_quantized_precisions_are_rejected_with_several_ranks(tmp_path: Path, pr
     assert message.startswith(
         f"Precision {precision} does not support tensor parallelism. Use one of fp32, bf16"
     )
-
-
-@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are enough GPUs")
-def test_fewer_gpus_than_ranks_are_rejected_with_their_number() -> None:
-    with pytest.raises(
-        ValueError, match=r"tensor_parallel is 2, but only [01] GPUs are available from cuda:0 onward"
-    ):
-        choose_device("cuda:0", 2)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from llava_worker.engine.startup.build_engine import CheckpointError, build_engine
+import torch
+from llava_worker.engine.startup.build_engine import CheckpointError, build_engine, default_batch_tokens
 from llava_worker.engine.startup.engine_config import EngineConfig
 
 from tests.worker.checkpoints import Prompt, Reference, random_prompt
@@ -75,6 +76,25 @@ def test_a_small_kv_cache_reduces_the_context_and_logs_a_warning(
 def test_a_kv_cache_too_small_for_an_image_is_rejected(folder: Path) -> None:
     with pytest.raises(ValueError, match="The KV cache is limited to 1000 bytes"):
         build_engine(EngineConfig(folder, precision="fp32", kv_cache_bytes=1000))
+
+
+def test_more_sequences_than_tokens_in_a_step_are_rejected_before_the_weights_are_read(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.rename(folder / "elsewhere")
+    with pytest.raises(
+        ValueError,
+        match=r"max_num_sequences is 513, but a step has at most 512 tokens.*Set max_num_sequences to",
+    ):
+        build_engine(EngineConfig(folder, device="cpu", max_num_sequences=513))
+    (folder / "elsewhere").rename(weights)
+
+    engine, _ = build_engine(EngineConfig(folder, device="cpu", max_num_sequences=513, max_batch_tokens=513))
+
+    assert engine.max_sequences == 513
+
+
+def test_the_default_number_of_tokens_in_a_step_depends_on_the_device() -> None:
+    assert [default_batch_tokens(torch.device(name)) for name in ("cpu", "cuda:1")] == [512, 2048]
 
 
 def test_an_unknown_device_is_rejected(folder: Path) -> None:

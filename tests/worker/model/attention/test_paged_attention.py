@@ -7,7 +7,9 @@ FlashAttention kernels are tested only on GPUs (tests/gpu).
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import llava_worker
@@ -23,6 +25,7 @@ from llava_worker.model.attention.select import first_passing
 from llava_worker.model.attention.triton import TritonKernel
 from llava_worker.model.config.model_config import read_config
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.worker.model.attention_batches import (
     BLOCK_SIZE,
@@ -60,11 +63,39 @@ class WrongKernel(ReferenceKernel):
         return out
 
 
+class FirstRowKernel(ReferenceKernel):
+    """A kernel that writes only the outputs of the first row if it has several rows with long contexts."""
+
+    name = "first row"
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
+        out = super().attend(q, keys, values, rows, window)
+        if rows.max_context < 200:
+            return out
+        written, end = torch.empty_like(out), int(rows.starts[1])
+        written[:end] = out[:end]
+        return written
+
+
 class RaisingKernel(ReferenceKernel):
     name = "raising"
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
         raise RuntimeError("no kernel image is available for execution on the device")
+
+
+class LateError(Tensor):
+    """A tensor whose kernel failed, which is reported only when the tensor is used."""
+
+    def float(self, *args: Any, **options: Any) -> Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+class LateKernel(ReferenceKernel):
+    name = "late"
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
+        return super().attend(q, keys, values, rows, window).as_subclass(LateError)
 
 
 def unavailable() -> PagedKernel:
@@ -179,15 +210,26 @@ def test_an_int8_cache_uses_the_reference() -> None:
 def test_the_first_kernel_that_passes_is_used_and_the_reasons_are_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    candidates = iter([unavailable, RaisingKernel, WrongKernel, ReferenceKernel])
+    candidates = iter([unavailable, RaisingKernel, LateKernel, WrongKernel, ReferenceKernel])
 
     with caplog.at_level(logging.INFO):
         backend = first_passing(candidates, TEXT, torch.float32, CPU)
 
     assert backend.name == "reference"
     assert "raising failed its self-test: RuntimeError: no kernel image" in caplog.text
+    assert "late failed its self-test: RuntimeError: CUDA error: an illegal memory access" in caplog.text
     assert "wrong failed its self-test: the maximum error is" in caplog.text
     assert "attention: reference; the kernel is not installed; raising failed its self-test" in caplog.text
+
+
+def test_a_kernel_that_leaves_the_outputs_of_some_rows_unwritten_is_not_used(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    backend = first_passing(iter([FirstRowKernel]), TEXT, torch.float32, CPU)
+
+    assert isinstance(backend, SdpaBackend)
+    assert "first row failed its self-test: the maximum error is nan for rows with (1, 1)" in caplog.text
+    assert not torch.are_deterministic_algorithms_enabled()  # requested only during the self-test
 
 
 def test_without_a_kernel_that_passes_the_reference_is_used_and_logged(
@@ -216,6 +258,56 @@ def test_the_torch_kernel_has_the_expected_signature() -> None:
 
     with pytest.raises(NotImplementedError, match="_flash_attention_forward"):
         kernel.attend(q, blocks, blocks, rows, None)
+
+
+class ArgumentsOfAttention(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Collects the arguments of torch's variable-length attention."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.arguments: tuple[Any, ...] = ()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.torch_attn._varlen_attn.default:
+            self.arguments = args
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_torch_kernel_does_not_split_contexts() -> None:
+    kernel, meta = VarlenKernel(), torch.device("meta")
+    q, blocks = torch.zeros(2, 2, 16, device=meta), torch.zeros(8, kernel.block_size, 2, 16, device=meta)
+    starts, contexts = (torch.zeros(num, dtype=torch.int32, device=meta) for num in (3, 2))
+    tables = torch.zeros(2, 4, dtype=torch.int32, device=meta)
+
+    with ArgumentsOfAttention() as collected:
+        kernel.attend(q, blocks, blocks, QueryRows(starts, contexts, starts, tables, 1, 1024), None)
+
+    names = [each.name for each in torch.ops.torch_attn._varlen_attn.default._schema.arguments]
+    assert dict(zip(names, collected.arguments, strict=False))["num_splits"] == 1
+
+
+@pytest.mark.parametrize("has_splits", [True, False])
+def test_flash_attn_does_not_split_contexts(monkeypatch: pytest.MonkeyPatch, has_splits: bool) -> None:
+    passed: dict[str, Any] = {}
+
+    def with_splits(q: Tensor, k: Tensor, v: Tensor, *, num_splits: int = 0, **options: Any) -> Tensor:
+        passed.update(options, num_splits=num_splits)
+        return q
+
+    def without_splits(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        passed.update(options)
+        return q
+
+    package = ModuleType("flash_attn")
+    package.flash_attn_varlen_func = with_splits if has_splits else without_splits  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    q, lens = torch.zeros(1, 2, 16), torch.tensor([0, 1], dtype=torch.int32)
+
+    FlashAttnKernel().attend(q, q, q, QueryRows(lens, lens[1:], lens, lens[None], 1, 1), None)
+
+    assert passed.get("num_splits") == (1 if has_splits else None)
 
 
 def test_decodes_are_passed_in_a_separate_kernel_call() -> None:

@@ -202,6 +202,13 @@ class WrongSlots(FusedKernels):
         return super().rope_and_cache(qkv, cos, sin, keys, values, slots + 1)
 
 
+class UnwrittenSum(FusedKernels):
+    """Kernels that do not write the second output of a kernel."""
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return super().add_rms_norm(x, residual, weight, eps)[0], torch.empty_like(x)
+
+
 class Raising(FusedKernels):
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         raise RuntimeError("no kernel image is available for execution on the device")
@@ -213,6 +220,9 @@ def test_the_self_test_passes_and_detects_errors(fused: FusedKernels) -> None:
         assert (self_test(WrongGate(), dtype, CPU) or "").startswith("the maximum error of silu_and_mul is ")
         assert (self_test(WrongSlots(), dtype, CPU) or "").startswith(
             "the maximum error of rope_and_cache is "
+        )
+        assert (self_test(UnwrittenSum(), dtype, CPU) or "").startswith(
+            "the maximum error of add_rms_norm is nan"
         )
         assert self_test(Raising(), dtype, CPU) == (
             "RuntimeError: no kernel image is available for execution on the device"

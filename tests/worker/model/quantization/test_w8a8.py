@@ -6,6 +6,7 @@ These tests use torch's CPU implementation of the products. The GPU tests are in
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -165,8 +166,23 @@ class RaisingFormat(Int8Format):
         raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED\nsecond line")
 
 
+class LateError(Tensor):
+    """A product whose kernel failed, which is reported only when the product is used."""
+
+    def float(self, *args: Any, **options: Any) -> Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nsecond line")
+
+
+class LateFormat(Int8Format):
+    def matmul(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
+        return super().matmul(x, x_scales, w, w_scales).as_subclass(LateError)
+
+
 def test_the_self_test_passes_and_detects_errors() -> None:
     for fmt in W8A8_FORMATS.values():
         assert self_test(fmt, CPU) is None
     assert (self_test(WrongFormat(), CPU) or "").startswith("the maximum error of a product is ")
     assert self_test(RaisingFormat(), CPU) == "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_SUPPORTED"
+    assert (
+        self_test(LateFormat(), CPU) == "RuntimeError: CUDA error: an illegal memory access was encountered"
+    )

@@ -74,6 +74,16 @@ class SchedulerOutput:
     copies: list[BlockCopy]
 
 
+def require_batch_tokens(max_batch_tokens: int, max_num_sequences: int) -> None:
+    """Raise ValueError if a step is too small for one token of every running sequence."""
+    if max_batch_tokens < max_num_sequences:
+        raise ValueError(
+            f"max_num_sequences is {max_num_sequences}, but a step has at most {max_batch_tokens} tokens. "
+            f"Every running sequence needs one. Set max_num_sequences to at most {max_batch_tokens}, or set "
+            f"max_batch_tokens to at least {max_num_sequences}."
+        )
+
+
 class Scheduler:
     """Moves sequences between the waiting queue and the running batch.
 
@@ -94,11 +104,7 @@ class Scheduler:
 
         ``encoded`` contains the `ImageKey` of each image that has already been encoded.
         """
-        if max_batch_tokens < max_num_sequences:
-            raise ValueError(
-                f"max_batch_tokens is {max_batch_tokens}; it must be at least max_num_sequences "
-                f"({max_num_sequences}), so that every running sequence gets a token in each step."
-            )
+        require_batch_tokens(max_batch_tokens, max_num_sequences)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_added = 0

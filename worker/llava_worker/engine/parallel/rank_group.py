@@ -23,6 +23,7 @@ import torch
 from torch import distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from llava_worker.model.gpu.current_gpu import use_device
 from llava_worker.model.tensor_parallel import TensorParallel, send_frame
 
 __all__ = ["RankGroup", "RankSetup", "join"]
@@ -64,8 +65,7 @@ def join(setup: RankSetup, store: TCPStore | None = None) -> None:
     device = torch.device(setup.device)
     if store is None:
         store = TCPStore(_HOST, setup.port, setup.size, is_master=False, timeout=_TIMEOUT)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    use_device(device)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=store,

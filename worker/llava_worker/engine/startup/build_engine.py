@@ -12,6 +12,7 @@ import torch
 
 from llava_worker.engine.core.encoder_cache import EncoderCache
 from llava_worker.engine.core.kv_cache_size import allocate_cache, fit_cache, plan_cache
+from llava_worker.engine.core.scheduler import require_batch_tokens
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.parallel.rank_group import RankGroup, RankSetup
@@ -32,17 +33,20 @@ from llava_worker.model.config.model_config import (
     read_eos_ids,
     read_image_config,
 )
+from llava_worker.model.gpu.current_gpu import use_device
 from llava_worker.model.llava import Llava
 from llava_worker.model.loading.weights import Progress, load_weights
 from llava_worker.model.memory_estimate import WORKING_BYTES, available_bytes, require_memory, weight_bytes
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 
-__all__ = ["CheckpointError", "ModelInfo", "build_engine", "choose_device"]
+__all__ = ["CheckpointError", "ModelInfo", "build_engine", "choose_device", "default_batch_tokens"]
 
 # By default, models up to this size run in fp32, which is exact and not noticeably slower for such small
 # models.
 SMALL_BYTES = 256 << 20
+# Default token budgets of a step. A GPU needs more tokens than a CPU to be fully used by a prompt.
+GPU_BATCH_TOKENS, CPU_BATCH_TOKENS = 2048, 512
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +57,7 @@ def build_engine(
     on_progress: Progress | None = None,
     on_lost_rank: Callable[[str], None] = lambda _: None,
 ) -> tuple[Engine, ModelInfo]:
-    """Load the checkpoint and build an engine.
+    """Load the checkpoint and build an engine. Select the model's GPU in the calling thread.
 
     If ``config`` does not specify the vision tower, the local folder that the checkpoint names is used.
     If a tensor-parallel rank exits, ``on_lost_rank`` is called in another thread. Its argument is the device
@@ -65,7 +69,9 @@ def build_engine(
     """
     _set_threads(config)
     config = replace(config, vision_tower=config.vision_tower or find_vision_tower(config.config_folder))
-    plan = _Plan.make(config)
+    device = choose_device(config.device, config.tensor_parallel_size)
+    use_device(device)
+    plan = _Plan.make(config, device)
     stopwatch = _Stopwatch()
     ranks = SINGLE_RANK if config.tensor_parallel_size == 1 else _start_ranks(plan, on_lost_rank)
     model = Llava(
@@ -87,7 +93,7 @@ def build_engine(
         eos_ids=info.eos_ids,
         context_length=info.context_length,
         max_num_sequences=config.max_num_sequences,
-        max_batch_tokens=config.max_batch_tokens,
+        max_batch_tokens=plan.max_batch_tokens,
         drafter=PromptLookupDrafter() if config.use_speculation else None,
         is_async=config.use_async_scheduling and plan.device.type == "cuda",
     )
@@ -98,7 +104,8 @@ def build_engine(
 def choose_device(name: str, num_ranks: int = 1) -> torch.device:
     """Return the device of the first rank.
 
-    Raises ValueError if torch does not recognize the name, or if there are fewer GPUs than ranks.
+    Raises ValueError if torch does not recognize the name, if the GPU does not exist, or if there are fewer
+    GPUs than ranks.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -109,8 +116,15 @@ def choose_device(name: str, num_ranks: int = 1) -> torch.device:
         raise ValueError(
             f"device {name!r} is not recognized. Use auto, cpu, or a GPU such as cuda:0."
         ) from error
-    if num_ranks > 1 and device.type == "cuda":
+    if device.type == "cuda":
         num_left = torch.cuda.device_count() - (device.index or 0)
+        if num_left < 1:
+            num_gpus = torch.cuda.device_count()
+            available = f"only {num_gpus} GPUs are available" if num_gpus else "no GPU is available"
+            raise ValueError(
+                f"device is {name}, but {available}, numbered from 0. Choose another device, or auto to use "
+                "a GPU if there is one."
+            )
         if num_left < num_ranks:
             maximum = max(1, num_left)
             raise ValueError(
@@ -118,6 +132,11 @@ def choose_device(name: str, num_ranks: int = 1) -> torch.device:
                 f"onward. Set tensor_parallel to {maximum}, or choose another device."
             )
     return device
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """Return the default of ``max_batch_tokens``. On a CPU, a larger step would delay running sequences."""
+    return GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +149,16 @@ class _Plan:
     precision: Precision
     device: torch.device
     backend: AttentionBackend
+    max_batch_tokens: int
     cache: KVCacheSpec  # its maximum size; reduced if the largest step needs more memory
 
     @classmethod
-    def make(cls, config: EngineConfig) -> _Plan:
+    def make(cls, config: EngineConfig, device: torch.device) -> _Plan:
         num_ranks = config.tensor_parallel_size
-        device = choose_device(config.device, num_ranks)
+        max_batch_tokens = config.max_batch_tokens
+        if max_batch_tokens is None:
+            max_batch_tokens = default_batch_tokens(device)
+        require_batch_tokens(max_batch_tokens, config.max_num_sequences)
         model = read_config(config.config_folder, config.vision_tower)
         image = read_image_config(config.config_folder, config.vision_tower, vision=model.vision_config)
         _require_image_token(config, model)
@@ -158,7 +181,7 @@ class _Plan:
             max_num_sequences=config.max_num_sequences,
         )
         require_memory(model, image, precision=precision.name, device=device, cache_bytes=cache.num_bytes)
-        return cls(config, model, image, precision, device, backend, cache)
+        return cls(config, model, image, precision, device, backend, max_batch_tokens, cache)
 
     @property
     def captures_graphs(self) -> bool:
@@ -189,7 +212,7 @@ def _measure_cache(model: Llava, plan: _Plan) -> KVCacheSpec:
         plan.backend,
         plan.cache,
         max_num_sequences=config.max_num_sequences,
-        max_batch_tokens=config.max_batch_tokens,
+        max_batch_tokens=plan.max_batch_tokens,
     )
     if plan.device.type == "cuda":
         torch.cuda.empty_cache()  # release the memory that the warm-up steps used
@@ -221,7 +244,7 @@ def _build_runner(model: Llava, plan: _Plan, shape: KVCacheSpec, context_length:
             runner,
             includes_decoding=plan.precision.is_capturable,
             max_rows=config.max_num_sequences,
-            max_tiles=max_tiles_per_step(model, config.max_batch_tokens),
+            max_tiles=max_tiles_per_step(model, plan.max_batch_tokens),
             context_length=context_length,
         )
     return runner

@@ -14,7 +14,8 @@ class EngineConfig:
 
     ``checkpoint``, ``vision_tower`` and ``base`` are folders. ``precision`` is "auto" or one of PRECISIONS;
     ``device`` is "auto" or the name of a torch device. If ``num_threads`` is None, torch's default number of
-    threads is divided among the ranks. The KV cache is as large as possible within three limits:
+    threads is divided among the ranks. If ``max_batch_tokens`` is None, the default for the device is used.
+    It must not be less than ``max_num_sequences``. The KV cache is as large as possible within three limits:
     ``kv_cache_bytes`` (if None, a fraction of the memory that is free after the weights are loaded), the size
     of ``max_num_sequences`` full contexts, and the memory that remains during the largest step. If
     ``block_size`` is None, the attention backend determines it. CUDA graphs and async scheduling are used
@@ -31,7 +32,7 @@ class EngineConfig:
     num_threads: int | None = None
     tensor_parallel_size: int = 1
     max_num_sequences: int = 16
-    max_batch_tokens: int = 512
+    max_batch_tokens: int | None = None
     block_size: int | None = None
     kv_cache_bytes: int | None = None
     kv_cache_dtype: str = "auto"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -30,7 +31,7 @@ class FlashAttnKernel(PagedKernel):
             from flash_attn import flash_attn_varlen_func
         except (ImportError, OSError) as error:  # OSError: built for another version of torch
             raise KernelUnavailable(f"flash-attn could not be imported: {error}") from error
-        self._function: Callable[..., Any] = flash_attn_varlen_func
+        self._function: Callable[..., Any] = _without_splits(flash_attn_varlen_func)
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
         out: Tensor = self._function(
@@ -49,7 +50,7 @@ class FlashAttnKernel(PagedKernel):
 
 
 class VarlenKernel(PagedKernel):
-    """The varlen_attn kernel in torch. Versions after 2.10 support a paged cache."""
+    """The varlen_attn kernel in torch. Not all versions support a paged cache."""
 
     name = "torch's varlen_attn"
     block_size = _BLOCK_SIZE
@@ -62,7 +63,7 @@ class VarlenKernel(PagedKernel):
             raise KernelUnavailable("this version of torch has no varlen_attn") from error
         if not {"block_table", "seqused_k", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys():
             raise KernelUnavailable("varlen_attn in this version of torch does not support a paged cache")
-        self._function: Callable[..., Any] = varlen_attn
+        self._function: Callable[..., Any] = _without_splits(varlen_attn)
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
         out: Tensor = self._function(
@@ -79,6 +80,17 @@ class VarlenKernel(PagedKernel):
             block_table=rows.tables,
         )
         return out
+
+
+def _without_splits(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Disable splitting of contexts, if the function has a parameter for it.
+
+    In torch 2.13 and some versions of flash-attn, a paged kernel that splits the contexts of several rows
+    writes only the outputs of the first row (pytorch issue 194167). Versions without the parameter do not
+    split such batches.
+    """
+    has_splits = "num_splits" in inspect.signature(function).parameters
+    return partial(function, num_splits=1) if has_splits else function
 
 
 def _window_size(window: int | None) -> tuple[int, int]:

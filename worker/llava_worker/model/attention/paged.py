@@ -1,8 +1,8 @@
 """The backend for kernels that use block tables to read the paged KV cache in place.
 
 A kernel receives rows of queries and their block tables. Decodes and prompt chunks differ only in the number
-of queries. Decodes nevertheless get a separate call, because a kernel can split long contexts if all rows
-have a single token.
+of queries. Decodes nevertheless get a separate call, because a kernel can use smaller tiles if all rows have
+a single token.
 """
 
 from __future__ import annotations

@@ -155,9 +155,10 @@ def self_test(fmt: W8A8Format, device: torch.device) -> str | None:
         expected = fmt.reference(x, x_scales, w, w_scales)
         try:
             actual = fmt.matmul(x, x_scales, w, w_scales)
+            # Reading the result waits for the device, so errors in kernels are raised here.
+            max_error = float((actual.float() - expected).abs().max() / expected.abs().max())
         except Exception as error:  # the caller reports it
             return f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        max_error = float((actual.float() - expected).abs().max() / expected.abs().max())
         if not max_error <= _TOLERANCE:
             return f"the maximum error of a product is {max_error:.3g}"
     return None
