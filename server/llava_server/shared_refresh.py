@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 __all__ = ["SharedRefresh"]
 
-# Refreshes for requests must not overload Redis: their interval is 10 times as long as one takes, within limits.
+# Refreshes must not overload Redis: their interval is 10 times as long as one takes, within limits.
 _MIN_INTERVAL_S, _INTERVAL_PER_DURATION = 0.05, 10.0
 _MAX_INTERVAL_S = 1.0
 
