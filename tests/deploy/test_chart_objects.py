@@ -92,6 +92,39 @@ def test_invalid_values_are_rejected_with_a_message(helm: Helm, values: dict[str
         helm.render(values)
 
 
+@pytest.mark.parametrize("name", VALUE_SETS)
+def test_every_volume_has_one_type_and_every_strategy_one_form(rendered: Rendered, name: str) -> None:
+    for manifest in (each for each in rendered(name) if each["kind"] in ("Deployment", "StatefulSet")):
+        spec = manifest["spec"]
+        for volume in spec["template"]["spec"].get("volumes", []):
+            assert len(volume) == 2, volume  # the name and the type
+        strategy = spec.get("strategy", {})
+        assert strategy.get("type") != "Recreate" or set(strategy) == {"type"}
+
+
+def test_volumes_and_strategies_of_a_model_replace_the_defaults(rendered: Rendered) -> None:
+    manifests = rendered("replaced defaults")
+    found = {}
+    for key in "ab":
+        spec = named(manifests, "Deployment", f"demo-llava-serve-worker-{key}")["spec"]
+        volumes = {each["name"]: each for each in spec["template"]["spec"]["volumes"]}
+        found[key] = (set(volumes["models"]), set(volumes["cache"]), set(spec["strategy"]))
+    assert found["a"] == ({"name", "hostPath"}, {"name", "hostPath"}, {"type"})
+    claim = {"name", "persistentVolumeClaim"}
+    assert found["b"] == (claim, claim, {"rollingUpdate"})
+
+
+def test_large_numbers_in_variables_are_not_written_as_floats(rendered: Rendered) -> None:
+    values = {}
+    for manifest in (each for each in rendered("replaced defaults") if each["kind"] == "Deployment"):
+        [container] = manifest["spec"]["template"]["spec"]["containers"]
+        values |= {each["name"]: each.get("value") for each in container["env"]}
+    assert values["LLAVA_MAX_QUEUED_TOKENS"] == "20000000"
+    assert values["LLAVA_KV_CACHE_MB"] == "1048576"
+    assert values["LLAVA_HANG_TIMEOUT_S"] == "90.5"
+    assert values["LLAVA_OTEL"] == "false"
+
+
 def test_grace_periods_are_longer_than_drain_timeouts(rendered: Rendered) -> None:
     for name in VALUE_SETS:
         for manifest in (each for each in rendered(name) if each["kind"] == "Deployment"):

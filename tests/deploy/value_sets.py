@@ -56,6 +56,22 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
             "tiny": {},
         }
     },
+    "replaced defaults": {
+        "worker": {
+            "modelVolume": {"persistentVolumeClaim": {"claimName": "models"}},
+            "hub": {"enabled": True, "cacheVolume": {"persistentVolumeClaim": {"claimName": "hub"}}},
+            "env": {"LLAVA_KV_CACHE_MB": 1_048_576, "LLAVA_HANG_TIMEOUT_S": 90.5, "LLAVA_OTEL": False},
+        },
+        "server": {"env": {"LLAVA_MAX_QUEUED_TOKENS": 20_000_000, "LLAVA_MAX_QUEUED": 1_000_000}},
+        "models": {
+            "a": {
+                "modelVolume": {"hostPath": {"path": "/srv"}},
+                "hub": {"cacheVolume": {"hostPath": {"path": "/cache"}}},
+                "strategy": {"type": "Recreate"},
+            },
+            "b": {},
+        },
+    },
     "scale to zero": SCALED,
     "scaling with Prometheus": {**SCALED, "keda": {"metricsSource": "prometheus"}},
     "external cluster": EXTERNAL,

@@ -29,6 +29,18 @@ app.kubernetes.io/component: {{ .component }}
 {{- $models := dict -}}
 {{- range $key, $model := .Values.models | default (dict "tiny" dict) -}}
 {{- $merged := mergeOverwrite (deepCopy $.Values.worker) (deepCopy ($model | default dict)) -}}
+{{- $own := $model | default dict -}}
+{{- range $name := list "modelVolume" "strategy" -}}
+{{- if hasKey $own $name -}}
+{{- $_ := set $merged $name (get $own $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $own.hub $own.hub.cacheVolume -}}
+{{- $_ := set $merged.hub "cacheVolume" $own.hub.cacheVolume -}}
+{{- end -}}
+{{- if eq ($merged.strategy.type | default "") "Recreate" -}}
+{{- $_ := set $merged "strategy" (dict "type" "Recreate") -}}
+{{- end -}}
 {{- $_ := set $merged "servedName" ($merged.servedName | default $key) -}}
 {{- $_ := set $models $key $merged -}}
 {{- end -}}

@@ -90,10 +90,10 @@ projected:
 {{- end }}
 {{- end }}
 
-{{/* Additional environment variables from a map. */}}
+{{/* Additional environment variables from a map. Helm would write numbers of one million and more as 1e+06. */}}
 {{- define "llava.env" -}}
 {{- range $name, $value := . }}
 - name: {{ $name }}
-  value: {{ $value | quote }}
+  value: {{ ternary (int64 $value | toString) ($value | toString) (and (kindIs "float64" $value) (eq (toString $value) (toString (float64 (int64 $value))))) | quote }}
 {{- end }}
 {{- end }}
