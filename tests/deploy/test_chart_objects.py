@@ -115,7 +115,7 @@ def test_volumes_and_strategies_of_a_model_replace_the_defaults(rendered: Render
 
 
 def test_large_numbers_in_variables_are_not_written_as_floats(rendered: Rendered) -> None:
-    values = {}
+    values: dict[str, str | None] = {}
     for manifest in (each for each in rendered("replaced defaults") if each["kind"] == "Deployment"):
         [container] = manifest["spec"]["template"]["spec"]["containers"]
         values |= {each["name"]: each.get("value") for each in container["env"]}

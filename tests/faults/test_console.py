@@ -179,3 +179,10 @@ def test_every_command_reports_an_unusable_redis(
     assert message in done.stderr
     assert "secret" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("num_shards", "is_error"), [(1, False), (4, True)])
+def test_doctor_fails_if_a_worker_has_another_number_of_shards(num_shards: int, is_error: bool) -> None:
+    beat = msgspec.structs.replace(heartbeat("w"), num_shards=num_shards)
+    found = check([GOOD], SystemStatus((WorkerStatus(beat, {}, 0.0),), {"c": 0.1}, {}, 0), SETTINGS)
+    assert any(each.level == "error" and "LLAVA_QUEUE_SHARDS" in each.text for each in found) == is_error

@@ -13,6 +13,7 @@ from llava_server.lifespan import Services, is_admin, services_of
 from llava_server.operator.health_response import Failed, Live, Load, NotReady, Ready, Version
 from llava_server.package_version import package_version
 from llava_server.response_model import JSONResponse
+from llava_server.shard_report import shard_errors
 
 __all__ = ["metrics_router", "router"]
 
@@ -75,7 +76,10 @@ async def readyz(request: Request) -> Response:
         Ready(
             models=names,
             kernels={name: kernel_sources(heartbeats, name) for name in names},
-            warnings=fallback_warnings(heartbeats, has_details=is_admin(request.app)),
+            warnings=[
+                *shard_errors(heartbeats, len(services.settings.shards)),
+                *fallback_warnings(heartbeats, has_details=is_admin(request.app)),
+            ],
         )
     )
 

@@ -71,6 +71,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float = 0.0  # Unix seconds, for display only
     command: CommandStatus | None = msgspec.field(name="order", default=None)  # status of the last command
     kernels: KernelInfo | None = None  # None without a model, for the echo model and in older releases
+    num_shards: int = 1  # number of the queue's shards in the worker's settings
     stats: dict[str, float] = {}  # engine statistics for display; the names depend on the worker's version
 
 

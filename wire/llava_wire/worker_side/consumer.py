@@ -79,9 +79,11 @@ class JobConsumer:
         hang_timeout_s: float,
         prefix: str = PREFIX,
         image_store: str = "",
+        num_shards: int = 1,
     ) -> None:
         """Create a consumer without connecting. ``image_store`` is the URL of a separate store for images."""
         self._heartbeat = heartbeat
+        self._num_shards = num_shards
         self._worker_id = heartbeat.worker_id
         self._lease_ms = int(lease_s * 1000)
         self._hang_ms = int(hang_timeout_s * 1000)
@@ -261,9 +263,9 @@ class JobConsumer:
         return lost
 
     async def _renew_lease(self) -> Any:
-        packed, status = msgspec.msgpack.encode(self._heartbeat), self._heartbeat.command
+        beat = msgspec.structs.replace(self._heartbeat, num_shards=self._num_shards)
+        packed, status = msgspec.msgpack.encode(beat), beat.command
         finished_id = status.command_id if status and status.is_finished else ""
-        beat = self._heartbeat
         model = (beat.model, beat.model_digest, beat.stats.get(STEP_STAT, 0))
         return await self._link.script(
             "heartbeat", self._worker_id, self._lease_ms, packed, finished_id, *model

@@ -57,6 +57,7 @@ class ShardedConsumer:
                 hang_timeout_s=hang_timeout_s,
                 prefix=shard.prefix,
                 image_store=shard.image_store,
+                num_shards=len(shards),
             )
             for shard in shards
         ]

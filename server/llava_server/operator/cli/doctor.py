@@ -17,6 +17,7 @@ from rich.markup import escape
 from llava_server.operator.cli.plurals import counted
 from llava_server.redis_budgets import RedisBudgets
 from llava_server.settings import Settings
+from llava_server.shard_report import shard_errors
 
 __all__ = ["Finding", "check", "print_findings", "run_checks"]
 
@@ -61,6 +62,8 @@ def check(
             _ping(info),
             _clock(info),
         ]
+    beats = [worker.heartbeat for worker in status.workers]
+    findings += [Finding("error", error) for error in shard_errors(beats, len(settings.shards))]
     return [*findings, *_processes(status)]
 
 
