@@ -49,9 +49,8 @@ class RedisBudgets:
         """
         total = maxmemory or _UNLIMITED_BYTES
         num_servers = len({shard.url for shard in settings.shards})
-        margin, spread = (
-            (SHARD_MARGIN, num_servers / SHARD_MARGIN) if len(settings.shards) > 1 else (1.0, 1.0)
-        )
+        margin = SHARD_MARGIN if len(settings.shards) > 1 else 1.0
+        spread = num_servers / margin
         has_image_store = bool(settings.image_store.get_secret_value())
         images = total * _IMAGES * spread
         if has_image_store:

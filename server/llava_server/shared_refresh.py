@@ -24,17 +24,22 @@ class SharedRefresh:
 
     async def run(self) -> None:
         """Refresh now."""
+        async with self._lock:
+            await self._run()
+
+    async def run_after_now(self) -> None:
+        """Wait for a refresh that begins after this call, and that may serve other callers, too.
+
+        What was written to Redis before the call is then in the copy.
+        """
+        called_at = time.monotonic()
+        async with self._lock:
+            if self._began_at <= called_at:
+                await asyncio.sleep(max(0.0, self._began_at + self._interval_s - time.monotonic()))
+                await self._run()
+
+    async def _run(self) -> None:
         self._began_at = began_at = time.monotonic()
         await self._refresh()
         duration_s = time.monotonic() - began_at
         self._interval_s = min(max(_MIN_INTERVAL_S, _INTERVAL_PER_DURATION * duration_s), _MAX_INTERVAL_S)
-
-    async def run_after(self, requested_at: float) -> None:
-        """Wait for a refresh that began after a request arrived (``time.monotonic()``).
-
-        What was written to Redis before the request arrived is then in the copy.
-        """
-        async with self._lock:
-            if self._began_at <= requested_at:
-                await asyncio.sleep(max(0.0, self._began_at + self._interval_s - time.monotonic()))
-                await self.run()

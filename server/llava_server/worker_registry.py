@@ -103,7 +103,7 @@ class WorkerRegistry:
         workers could not announce them.
         """
         if not self.num_workers(name):
-            await self._refreshing.run_after(time.monotonic())  # a worker may have just loaded the model
+            await self._refreshing.run_after_now()  # a worker may have just loaded the model
         if name in self._on_demand.names:
             await self._on_demand.wait(name, lambda: name in self._models)
             return self._models[name]

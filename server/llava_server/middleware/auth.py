@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Iterable
 from functools import partial
 
@@ -102,7 +101,7 @@ class ApiKeys:
         """
         digest = key_digest(key)
         if not self._is_known(digest) and self._store is not None:
-            await self._refreshing.run_after(time.monotonic())  # the key may have just been created
+            await self._refreshing.run_after_now()  # the key may have just been created
         if self._is_known(digest):
             return tenant_of(digest)
         if self._is_store_unavailable:  # the key may be valid, and a client does not retry after a 401

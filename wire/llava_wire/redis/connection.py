@@ -32,14 +32,8 @@ Arg: TypeAlias = str | bytes | int | float
 
 NUM_BRIEF_TRIES = 3
 NUM_SLICES = 10  # parts into which a timeout is divided, so that delays of the event loop can be discounted
-SHARED_PARTS = (
-    "base",
-    "budget",
-    "images",
-    "tenant_load",
-    "fair_queue",
-    "jobs",
-)  # each part uses only earlier ones
+# Each part uses only earlier ones.
+SHARED_PARTS = ("base", "budget", "images", "tenant_load", "fair_queue", "jobs")
 
 
 class Link:
