@@ -223,6 +223,7 @@ def _engine_config(settings: Settings, folder: Path, base: Path | None) -> Engin
         tensor_parallel_size=settings.tensor_parallel,
         max_num_sequences=settings.max_num_sequences,
         max_batch_tokens=settings.max_batch_tokens,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
         kv_cache_bytes=settings.kv_cache_mb << 20 if settings.kv_cache_mb else None,
         kv_cache_dtype=settings.kv_cache_dtype,
         encoder_cache_bytes=settings.vision_cache_mb << 20,

@@ -29,7 +29,7 @@ from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.config.image_grid import ImagePlan
 from llava_worker.model.device_copy import copy_to_device
-from llava_worker.model.gpu.decode_graphs import DecodeGraphs
+from llava_worker.model.gpu.step_graphs import StepGraphs
 from llava_worker.model.llava import Llava
 
 __all__ = ["InFlightStep", "ModelRunner", "completed"]
@@ -78,7 +78,7 @@ class ModelRunner:
     def __init__(
         self, model: Llava, cache: KVCache, backend: AttentionBackend, encoder_cache: EncoderCache
     ) -> None:
-        self.graphs: DecodeGraphs | None = None  # CUDA graphs for decode steps with this model and cache
+        self.graphs: StepGraphs | None = None  # CUDA graphs for short steps with this model and cache
         self.encode: Callable[[Tensor], Tensor] = model.encode  # replaced once CUDA graphs have been captured
         self.model = model
         self.cache = cache
@@ -167,12 +167,15 @@ class ModelRunner:
 
     def _replay(self, batch: Batch) -> Tensor | None:
         """Compute the logits by replaying a CUDA graph. Return None if there is no suitable graph."""
-        has_embeddings = any(chunk.sequence.is_embedding for chunk in batch.sampled)
-        if self.graphs is None or not batch.is_decoding or has_embeddings:
+        if self.graphs is None or not batch.is_short or len(batch.token_ids) > self.graphs.max_tokens:
             return None
         with self.timer("forward"):
-            rows = batch.rows
-            return self.graphs.logits(batch.token_ids, batch.positions, rows.slot_mapping, rows.block_tables)
+            tables, slots = batch.rows.block_tables, batch.rows.slot_mapping
+            if batch.row_of_token is None:
+                return self.graphs.logits(batch.token_ids, batch.positions, slots, tables)
+            tables = tables[batch.row_of_token]
+            logits = self.graphs.logits(batch.token_ids, batch.positions, slots, tables)
+            return logits[batch.sampled_rows]
 
     def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the last hidden states and the logits of the sampled rows.
