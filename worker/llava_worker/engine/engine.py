@@ -53,6 +53,7 @@ class Engine:
         context_length: int,
         max_num_sequences: int,
         max_batch_tokens: int,
+        encoder_cost: float = 0.0,
         is_sharing_prefixes: bool = True,
         drafter: Drafter | None = None,
         is_async: bool = False,
@@ -62,7 +63,8 @@ class Engine:
 
         If ``drafter`` is None, a sequence gets at most one token per step. If ``is_async`` is true, the
         engine launches each step before it reads the previous one, if possible. This does not change the
-        outputs. Deadlines are compared with ``now()``, which returns seconds.
+        outputs. Deadlines are compared with ``now()``, which returns seconds. For ``encoder_cost``, see
+        `Scheduler`.
         """
         cache = runner.cache
         capacity = cache.num_blocks * cache.block_size
@@ -87,6 +89,7 @@ class Engine:
             max_num_sequences=max_num_sequences,
             max_batch_tokens=max_batch_tokens,
             encoded=runner.encoder_cache,
+            encoder_cost=encoder_cost,
         )
         self._image_embeddings = ImageEmbeddingQueue(runner, max_tokens=max_batch_tokens)
         self._speculation = SpeculativeDecoding(

@@ -24,9 +24,11 @@ from llava_worker.model.attention.base import AttentionMetadata, AttentionPlan
 from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.attention.paged import PagedBackend
 from llava_worker.model.attention.sdpa import SdpaBackend
+from llava_worker.model.config.model_config import ImageConfig, ModelConfig
 from llava_worker.model.gpu.cuda_graphs import EagerPool, Replay
 from llava_worker.model.llava import Llava
 from llava_worker.model.memory_estimate import WORKING_BYTES, InsufficientMemory
+from llava_worker.model.quantization.precision import choose_precision
 from torch import Tensor
 
 from tests.worker.checkpoints import Prompt, Reference
@@ -168,3 +170,17 @@ def test_a_step_that_does_not_fit_ends_the_measurement(model: Llava, make_engine
         measure_batch_tokens(steps, lambda: None)
     backend.max_tokens = 2048
     assert measure_batch_tokens(steps, lambda: None) == 2048
+
+
+def test_the_cost_of_encoding_is_relative_to_the_decoder() -> None:
+    """An image of LLaVA-1.5-7B takes 0.38 TFLOP to encode and, in the decoder, 7.5 TFLOP."""
+    meta = torch.device("meta")
+
+    def cost(config: ModelConfig) -> float:
+        return Llava(
+            config, ImageConfig(), precision=choose_precision("fp16", meta), device=meta
+        ).encoder_cost
+
+    config = ModelConfig(model_type="llava")
+    assert 0.045 < cost(config) < 0.052
+    assert cost(config.shard(2)) == pytest.approx(2 * cost(config), rel=0.01)  # the tower is not sharded

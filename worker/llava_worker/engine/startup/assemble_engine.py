@@ -61,6 +61,7 @@ def assemble_engine(
         context_length=context_length,
         max_num_sequences=config.max_num_sequences,
         max_batch_tokens=max_batch_tokens,
+        encoder_cost=model.encoder_cost,
         drafter=PromptLookupDrafter() if config.use_speculation else None,
         is_async=config.use_async_scheduling and plan.device.type == "cuda",
     )
