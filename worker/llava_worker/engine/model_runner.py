@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llava_worker.engine.core.block_manager import BlockCopy
 from llava_worker.engine.core.encoder_cache import EncoderCache, ImageKey
-from llava_worker.engine.core.input_batch import Batch, FeatureSpan
+from llava_worker.engine.core.input_batch import Batch, FeatureSpan, PaddedTables
 from llava_worker.engine.core.model_runner_output import ChunkResult
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.sequence import Pixels, Sequence
@@ -60,10 +60,12 @@ class InFlightStep:
         This step must not contain drafts.
         """
         assert self.token_ids is not None
-        row_of = {chunk.sequence: row for row, chunk in enumerate(self.sampled)}
-        rows = [row_of[chunk.sequence] for chunk in chunks]
-        if rows == list(range(len(self.token_ids))):
+        sampled = [chunk.sequence for chunk in self.sampled]
+        sequences = [chunk.sequence for chunk in chunks]
+        if sequences == sampled:
             return self.token_ids
+        row_of = {sequence: row for row, sequence in enumerate(sampled)}
+        rows = [row_of[sequence] for sequence in sequences]
         return self.token_ids[copy_to_device(np.array(rows), self.token_ids.device)]
 
 
@@ -87,6 +89,7 @@ class ModelRunner:
         self.timer = StepTimer()
         self.backend = backend
         self._image_layout = model.config.image_layout()
+        self._tables = PaddedTables()
         self._bitmasks = BitmaskBuilder()
         self._sampler = Sampler()
         model.ranks.send_cache(cache.num_blocks, cache.block_size)
@@ -116,9 +119,13 @@ class ModelRunner:
         of the chunks.
         """
         with self.timer("prepare"):
-            batch = Batch.build(chunks, block_size=self.cache.block_size, device=self.model.device)
-            if after is not None:
-                batch = replace(batch, token_ids=after.token_ids_for(batch.sampled))
+            batch = Batch.build(
+                chunks,
+                block_size=self.cache.block_size,
+                device=self.model.device,
+                token_ids=None if after is None else after.token_ids_for(chunks),
+                tables=self._tables,
+            )
         bitmask = self._bitmasks.start(
             _sequences_of_rows(batch.sampled), self.model.config.text_config.vocab_size
         )
@@ -262,7 +269,7 @@ def _embeddings(chunks: Items[Chunk], hidden: Tensor) -> dict[int, bytes | None]
 
 def _sequences_of_rows(chunks: Items[Chunk]) -> list[Sequence]:
     """Return the sequence to which each row of logits belongs."""
-    return [chunk.sequence for chunk in chunks for _ in range(chunk.num_sampled)]
+    return [sequence for chunk in chunks for sequence in [chunk.sequence] * (1 + len(chunk.drafts))]
 
 
 def _key(span: FeatureSpan) -> ImageKey:

@@ -30,14 +30,15 @@ from bisect import insort
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
+import msgspec
+
 from llava_worker.engine.core.block_manager import BlockCopy, BlockManager
 from llava_worker.engine.core.sequence import ImageSpan, Sequence
 
 __all__ = ["Chunk", "Scheduler", "SchedulerOutput", "priority_key"]
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """The tokens [start, end) of a sequence that are computed in this step.
 
     ``drafts`` are draft tokens that follow the last token of the sequence. If the chunk does not contain that
@@ -59,7 +60,8 @@ class Chunk:
     @property
     def num_prompt_tokens(self) -> int:
         """The number of prompt tokens in the chunk. Its other tokens are output tokens or drafts."""
-        return max(0, min(self.end, len(self.sequence.prompt_ids)) - self.start)
+        num_left = len(self.sequence.prompt_ids) - self.start
+        return min(self.end - self.start, num_left) if num_left > 0 else 0
 
     @property
     def num_sampled(self) -> int:
@@ -166,11 +168,13 @@ class Scheduler:
         """
         if self.waiting and (len(sequences) < self._max_num_sequences or self._can_preempt_last()):
             return []
-        if not all(self._blocks.append_slots(sequence, 1) for sequence in sequences):
-            return []
+        for sequence in sequences:
+            if not self._blocks.append_slots(sequence, 1):
+                return []
+        lengths = [sequence.num_tokens for sequence in sequences]
         return [
-            Chunk(sequence, sequence.num_tokens, sequence.num_tokens + 1, is_ahead=True)
-            for sequence in sequences
+            Chunk(sequence, length, length + 1, (), True)
+            for sequence, length in zip(sequences, lengths, strict=True)
         ]
 
     def _preempt_for_priority(self) -> None:
