@@ -22,7 +22,7 @@ from tests.security.victim import victim
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
 _CALM_S = 5
-_REPORTS = 10
+_REPORTS = 4
 
 
 @pytest.mark.timeout(900)

@@ -49,6 +49,8 @@ class Response:
 class Victim:
     """Clients that send one request after another, with and without images, until they are stopped.
 
+    Each request uses a new connection, so that attacks on connections affect it.
+
     Every image is new to the server, so it must be decoded. All images have the same pixels, and thus lead to
     the same text.
     """
@@ -152,7 +154,7 @@ class ServerError(Exception):
 async def victim(site: AttackedSite, *, num_streams: int, max_tokens: int) -> AsyncIterator[Victim]:
     """Yield clients that are sending requests."""
     cpu_wait = CpuWait([os.getpid(), *site.process_ids])
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=num_streams)
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx2.AsyncClient(base_url=site.controller.url, timeout=scaled(60), limits=limits) as http:
         clients = Victim(http, site.key, cpu_wait, num_streams=num_streams, max_tokens=max_tokens)
         await clients.learn_texts()
