@@ -48,17 +48,17 @@ class Levels:
     def __str__(self) -> str:
         return (
             f"longest stall {self.reported_stall_cpu_s * 1000:.0f} ms of CPU time, "
-            f"{self.probe_cpu_s * 1000:.0f} ms between two responses to a probe, RSS {self.rss_bytes >> 20} MiB, "
-            f"Redis {self.redis_bytes >> 20} MiB, {self.redis_commands_per_s:.0f} commands/s"
+            f"{self.probe_cpu_s * 1000:.0f} ms between two responses to a probe, "
+            f"RSS {self.rss_bytes >> 20} MiB, Redis {self.redis_bytes >> 20} MiB, {self.redis_commands_per_s:.0f} commands/s"
         )
 
 
 class Monitor:
     """Samples a controller and its Redis. ``levels`` contains the highest values since ``reset``.
 
-    Stalls are reported by the server, in CPU time, which does not depend on other programs. The CPU time of the
-    whole process between two responses to ``/livez`` is measured from outside. It includes other requests
-    that take their turns in between.
+    Stalls are reported by the server, in CPU time, which does not depend on other programs. The CPU time of
+    the whole process between two responses to ``/livez`` is measured from outside. It includes other
+    requests that take their turns in between.
     """
 
     def __init__(self, site: AttackedSite) -> None:
