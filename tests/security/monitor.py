@@ -49,7 +49,8 @@ class Levels:
         return (
             f"longest stall {self.reported_stall_cpu_s * 1000:.0f} ms of CPU time, "
             f"{self.probe_cpu_s * 1000:.0f} ms between two responses to a probe, "
-            f"RSS {self.rss_bytes >> 20} MiB, Redis {self.redis_bytes >> 20} MiB, {self.redis_commands_per_s:.0f} commands/s"
+            f"RSS {self.rss_bytes >> 20} MiB, Redis {self.redis_bytes >> 20} MiB, "
+            f"{self.redis_commands_per_s:.0f} commands/s"
         )
 
 
