@@ -67,7 +67,7 @@ true
 {{- end -}}
 {{- if $model.scaling.enabled -}}
 {{- include "llava.checkReplicas" (list (printf "%s.scaling" $path) $model.scaling) -}}
-{{- $slots := int (get $model.env "LLAVA_MAX_NUM_SEQUENCES" | default 16) -}}
+{{- $slots := int (get ($model.env | default dict) "LLAVA_MAX_NUM_SEQUENCES" | default 16) -}}
 {{- if ge (int $model.scaling.runningRequestsPerWorker) $slots -}}
 {{- fail (printf "%s.scaling.runningRequestsPerWorker is %d, but a worker runs at most %d requests, so running requests would never add a worker. Set it to about %d, or increase LLAVA_MAX_NUM_SEQUENCES in %s.env." $path (int $model.scaling.runningRequestsPerWorker) $slots (div (mul $slots 3) 4) $path) -}}
 {{- end -}}

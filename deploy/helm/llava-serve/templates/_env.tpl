@@ -67,7 +67,7 @@ Kubernetes rejects a container with two variables of the same name. Helm would w
 */}}
 {{- define "llava.env" -}}
 {{- $path := index . 0 -}}
-{{- $values := index . 2 -}}
+{{- $values := index . 2 | default dict -}}
 {{- range index . 1 | fromYamlArray -}}
 {{- if hasKey $values .name -}}
 {{- fail (printf "%s contains %s, which the chart sets from other values. Remove it, and use those values instead." $path .name) -}}
