@@ -28,6 +28,7 @@ from typing import Any
 import h11
 import msgspec
 from h11 import IDLE, SEND_BODY, SEND_RESPONSE, SERVER
+from h11._readers import ChunkedReader
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llava_server.error_response import to_error
@@ -47,6 +48,7 @@ _MAX_REJECTED = 16  # rejected connections that are open at a time; others are c
 _REJECTED_S = 1.0
 _MAX_HEAD_BYTES = 32 * 1024  # replaces uvicorn's setting h11_max_incomplete_event_size
 _MAX_HEADERS = 256
+_MAX_CHUNK_BYTES = 2**30  # more than LLAVA_MAX_BODY_MB allows; a smaller chunk can exceed only that limit
 # A client may send 1024 small chunks, and further ones if the average size is at least 256 bytes.
 _NUM_SMALL_CHUNKS, _MIN_CHUNK_BYTES = 1024, 256
 _IPV6_PREFIX = 64  # one client usually has all addresses of such a network
@@ -264,9 +266,10 @@ class ConnectionGuard:
 
 
 class LimitedParser(h11.Connection):
-    """A parser that rejects requests with an excessive number of headers or small chunks.
+    """A parser that rejects requests with an excessive number of headers or small chunks, or a huge chunk.
 
-    Each header and each chunk of a body takes tens of microseconds of the event loop, whatever its size.
+    Each header and each chunk of a body takes tens of microseconds of the event loop, whatever its size. h11
+    accepts a chunk of any size and waits for its data.
     """
 
     def __init__(self) -> None:
@@ -288,7 +291,16 @@ class LimitedParser(h11.Connection):
             self._num_body_bytes += len(event.data)
             if self._num_chunks > _NUM_SMALL_CHUNKS + self._num_body_bytes // _MIN_CHUNK_BYTES:
                 raise h11.RemoteProtocolError("too many small chunks")
+        self._check_chunk_size()
         return event
+
+    def _check_chunk_size(self) -> None:
+        """Raise h11.RemoteProtocolError if the current chunk is larger than any body may be.
+
+        h11 has no public attribute for the size of a chunk.
+        """
+        if isinstance(self._reader, ChunkedReader) and self._reader._bytes_in_chunk > _MAX_CHUNK_BYTES:
+            raise h11.RemoteProtocolError("a chunk of the body is too large")
 
     def _check_head(self, data: bytes) -> None:
         """Raise h11.RemoteProtocolError if a request line and its headers are too large to be parsed."""
