@@ -2,7 +2,7 @@
 
 Every text must be right, and everything must return to the initial level afterwards. The time to the first
 token is not limited, because the attackers' requests use all of the controller's CPU time. The other clients
-keep their connections, because thousands of attempts to connect can fill the kernel's queue of new connections.
+keep their connections, because attackers can fill the kernel's queue of new connections.
 
 ``--exhaustive`` attacks for ten minutes instead of one.
 """
