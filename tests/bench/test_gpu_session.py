@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import psutil
 import pytest
 import torch
 
+from bench.gpu.session import performance
 from bench.gpu.session.ceilings import Ceilings
 from bench.gpu.session.profiler import kernel_pattern
 from bench.gpu.session.results import Results
@@ -39,6 +41,8 @@ def test_a_rehearsal_on_a_cpu_runs_all_stages_without_a_failure(tmp_path: Path) 
     assert rows >= {
         "fp32 decode step, 1 stream",
         "int8 decode step, 2 streams",
+        "fp32, int8 KV cache decode step, 1 stream",
+        "attention, Triton, 1 x 1 tokens",
         "transformers decode step, 1 stream",
         "vision tower, 16 images, as served",
         "HTTP, time per token, 2 streams",
@@ -47,6 +51,33 @@ def test_a_rehearsal_on_a_cpu_runs_all_stages_without_a_failure(tmp_path: Path) 
     assert table in done.stdout
     assert len(done.stdout) <= MAX_CHARACTERS and len(table.splitlines()) <= MAX_LINES
     assert len(list(out.iterdir())) <= 8
+
+
+@pytest.mark.parametrize("is_rehearsal", [True, False])
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_measurements_of_a_stage_have_unique_names(
+    stage: str, is_rehearsal: bool, tmp_path: Path
+) -> None:
+    module = importlib.import_module(f"bench.gpu.session.{stage}")
+    names = [measurement.name for measurement in module.measurements(Setup(tmp_path, is_rehearsal))]
+    assert names and len(names) == len(set(names))
+
+
+def test_transformers_is_measured_after_the_two_most_important_precisions(tmp_path: Path) -> None:
+    names = [each.name for each in performance.measurements(Setup(tmp_path, is_rehearsal=False))]
+    assert names == [
+        "fp16",
+        "decode attention, Triton",
+        "decode attention, flash-attn",
+        "decode attention, torch's varlen_attn",
+        "w4a16",
+        "transformers generate",
+        "fp8",
+        "w8a8",
+        "int4",
+        "fp16, int8 KV cache",
+        "transformers continuous batching",
+    ]
 
 
 @pytest.mark.e2e

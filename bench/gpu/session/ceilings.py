@@ -19,14 +19,13 @@ import torch
 from llava_worker.model.attention.flash import FlashAttnKernel, VarlenKernel
 from llava_worker.model.attention.paged import KernelUnavailable, PagedKernel
 from llava_worker.model.attention.triton import TritonKernel
-from llava_worker.model.gpu.cuda_graphs import cuda_graph_capture
 from llava_worker.model.quantization.precision import precisions_on
 from torch import Tensor
 
 from bench.gpu.session.measurement import Measurement, NotApplicable
 from bench.gpu.session.results import Results
 from bench.gpu.session.setup import Setup
-from bench.gpu.timing import median_s
+from bench.gpu.timing import captured, median_s
 from bench.record import machine_facts, versions
 
 __all__ = ["ATTENTION_KERNELS", "Ceilings", "measurements"]
@@ -179,5 +178,4 @@ def _launches(device: torch.device) -> Iterator[dict[str, Any]]:
         torch.cuda.synchronize(device)
     yield {"launch_s": (time.perf_counter() - began) / _NUM_LAUNCHES}
     if device.type == "cuda":
-        _, replay = cuda_graph_capture(device)(launch)
-        yield {"graph_launch_s": median_s(replay, device) / _NUM_LAUNCHES}
+        yield {"graph_launch_s": median_s(captured(launch, device), device) / _NUM_LAUNCHES}

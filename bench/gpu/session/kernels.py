@@ -5,7 +5,6 @@ Outputs contain NaN until a kernel writes to them. On a CPU, Triton kernels run 
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -73,13 +72,16 @@ REHEARSAL_SIZES = Sizes(
 
 
 def measurements(setup: Setup) -> list[Measurement]:
-    if setup.is_rehearsal:
-        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this when it is first imported
     sizes = REHEARSAL_SIZES if setup.is_rehearsal else _GPU_SIZES
     dtypes = ("fp32",) if setup.is_rehearsal else ("fp16", "bf16", "fp32")
     device = setup.device
     attention = [
-        Measurement(f"attention, {kernel.name}, {name}", partial(_attention, kernel, name, sizes, device))
+        Measurement(
+            f"attention, {kernel.name}, {name}",
+            partial(_attention, kernel, name, sizes, device),
+            needs_s=10,
+            limit_s=90,
+        )
         for name in dtypes
         for kernel in ATTENTION_KERNELS
     ]
@@ -100,7 +102,12 @@ def _attention(
         raise NotApplicable(str(reason)) from reason
     if dtype == "fp32" and not isinstance(kernel, TritonKernel):
         raise NotApplicable("FlashAttention supports only 16-bit data types.")
-    yield check_attention(kernel, dtype, sizes, device)
+    try:
+        yield check_attention(kernel, dtype, sizes, device)
+    except Exception as error:
+        if "only 0-dimensional arrays" in str(error):  # Triton 3.6 with NumPy 2.5
+            raise NotApplicable("Triton's interpreter does not support this version of NumPy.") from error
+        raise
 
 
 def _fused(dtype: str, sizes: Sizes, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -114,16 +121,24 @@ def _linear(name: str, sizes: Sizes, device: torch.device) -> Iterator[dict[str,
 @torch.inference_mode()
 def check_attention(kernel: PagedKernel, dtype: str, sizes: Sizes, device: torch.device) -> dict[str, Any]:
     """Check attention over unquantized and int8 caches. Raises CheckFailed."""
-    rng = random.Random(_SEED)
+    rng = _seeded()
     errors: list[tuple[float, str]] = []
     for heads in sizes.heads:
         for is_int8 in (False, True):
             for _ in range(sizes.num_trials):
                 rows = _random_rows(rng, sizes)
-                window = rng.choice([None, None, max(2, sizes.max_context // 10)])
+                # Each window requires the compilation of another variant, which takes seconds.
+                windows = [None, max(2, sizes.max_context // 10)] if heads == sizes.heads[0] else [None]
+                window = rng.choice(windows)
                 error = _attention_error(kernel, _DTYPES[dtype], heads, rows, window, is_int8, device)
                 errors.append((error, f"{heads}, rows {rows[:4]}, window {window}, int8 cache {is_int8}"))
     return _checked(errors, _TOLERANCE[dtype])
+
+
+def _seeded() -> random.Random:
+    """Seed torch and return a generator for sizes."""
+    torch.manual_seed(_SEED)
+    return random.Random(_SEED)
 
 
 def _random_rows(rng: random.Random, sizes: Sizes) -> list[tuple[int, int]]:
@@ -202,7 +217,7 @@ def _metadata(
 @torch.inference_mode()
 def check_fused(kernels: Kernels, dtype: str, sizes: Sizes, device: torch.device) -> dict[str, Any]:
     """Check the kernels for operations between matrix products. Raises CheckFailed."""
-    rng = random.Random(_SEED)
+    rng = _seeded()
     errors = []
     for hidden, inner, heads in sizes.hidden:
         for _ in range(sizes.num_trials):
@@ -260,7 +275,7 @@ def check_linear(precision: Precision, sizes: Sizes, device: torch.device) -> It
     The product with the identity matrix returns the weights as stored. For random inputs from {-1, 0, 1},
     which all formats represent exactly, the product with these weights is then known.
     """
-    rng = random.Random(_SEED)
+    rng = _seeded()
     errors, weight_errors = [], []
     for outputs, inputs in sizes.weights:
         shape = LinearShape.plain(inputs, outputs)
@@ -282,8 +297,8 @@ def check_linear(precision: Precision, sizes: Sizes, device: torch.device) -> It
             errors.append((_row_error(actual, x.double() @ weights), f"{rows} rows, {outputs} x {inputs}"))
     bits = precision.weight_bits(shape, "decoder") or 16
     yield {"weights": _checked(weight_errors, _WEIGHT_ERROR[bits])}
-    # Products of 8-bit formats are rounded to bf16.
-    yield _checked(errors, _TOLERANCE["fp32" if precision.name == "fp32" else "bf16"])
+    # In fp8, products are rounded to bf16, whose relative error is at most 0.4%.
+    yield _checked(errors, _TOLERANCE["fp32" if precision.name == "fp32" else "fp16"])
 
 
 def _draw(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from llava_worker.engine.engine import Engine
-from llava_worker.model.attention.base import AttentionPlan, DecodeMetadata
+from llava_worker.model.attention.base import DecodeMetadata
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.paged import KernelUnavailable, PagedBackend, PagedKernel
-from llava_worker.model.gpu.cuda_graphs import cuda_graph_capture
+from llava_worker.model.attention.triton import TritonKernel
+from llava_worker.model.layers.rotary import Rotation
 from llava_worker.model.llava import Llava
 from torch import Tensor
 
@@ -26,74 +28,101 @@ from bench.gpu.session.ceilings import ATTENTION_KERNELS, Ceilings
 from bench.gpu.session.measurement import Measurement, NotApplicable
 from bench.gpu.session.rows import decode_floor_s, make_row
 from bench.gpu.session.setup import Setup
-from bench.gpu.timing import median_s
+from bench.gpu.timing import captured, median_s
 from bench.gpu.transformers import measure_continuous, measure_generate
-from bench.shape import Shape
 
 __all__ = ["measurements"]
 
 # Targets, as multiples of the floor.
 _DECODE_TARGETS = {"fp16": 1.3, "fp8": 1.5, "w8a8": 1.5, "w4a16": 1.8, "int4": 2.0}  # 1 stream
 _MANY_TARGET = 1.12  # 128 streams in 16 bits
-_ATTENTION_TARGET = 1.36
+_ATTENTION_TARGET = 1.5  # 1 stream
 _PREFILL_TARGET, _TOWER_TARGET = 1 / 0.55, 1 / 0.45  # fractions of the matrix rate
 _TRANSFORMERS_SPEEDUP = 6
 _NUM_PROMPTS, _NUM_TILES = 8, 16
 
 
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A configuration of the engine whose speed is measured."""
+
+    precision: str
+    kv_cache_dtype: str = "auto"
+
+    @property
+    def title(self) -> str:
+        return self.precision if self.kv_cache_dtype == "auto" else f"{self.precision}, int8 KV cache"
+
+
 def measurements(setup: Setup) -> list[Measurement]:
-    first, *others = setup.precisions
-    own = {name: _measurement(name, partial(_precision, setup, name)) for name in (first, *others)}
+    first, *others = [_Case(name) for name in setup.precisions]
+    own = {case: _measurement(case.title, partial(_measure, setup, case)) for case in (first, *others)}
     attention = [
         Measurement(f"decode attention, {kernel.name}", partial(_attention, setup, kernel), needs_s=5)
         for kernel in ATTENTION_KERNELS
     ]
     batched = _measurement("transformers generate", partial(_transformers, setup))
     continuous = _measurement("transformers continuous batching", partial(_continuous, setup))
-    return [own[first], *attention, own[others[0]], batched, *(own[name] for name in others[1:]), continuous]
+    int8 = _Case(setup.precision, kv_cache_dtype="int8")
+    return [
+        *(own[first], *attention, own[others[0]], batched),
+        *(own[case] for case in others[1:]),
+        *(_measurement(int8.title, partial(_measure, setup, int8)), continuous),
+    ]
 
 
 def _measurement(name: str, measure: Callable[[], Iterator[dict[str, Any]]]) -> Measurement:
     return Measurement(name, measure, needs_s=20, limit_s=150)
 
 
-def _precision(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
+def _measure(setup: Setup, case: _Case) -> Iterator[dict[str, Any]]:
     shape, streams = setup.shape, setup.streams
     try:
-        precision = precision_on(name, setup.device)
+        precision = precision_on(case.precision, setup.device)
     except ValueError as reason:
         raise NotApplicable(str(reason)) from reason
     began = time.perf_counter()
     model = make_model(shape, precision, setup.device)
     engine = make_engine(
-        model, precision, max_num_sequences=max(streams), max_batch_tokens=max(512, 16 * max(streams))
+        model,
+        precision,
+        max_num_sequences=max(streams),
+        max_batch_tokens=max(512, 16 * max(streams)),
+        kv_cache_dtype=case.kv_cache_dtype,
     )
-    yield {"precision": name, "ready_s": time.perf_counter() - began, "is_captured": engine.has_cuda_graphs}
+    yield {"case": case.title, "ready_s": time.perf_counter() - began, "is_captured": engine.has_cuda_graphs}
     generator = SequenceGenerator(
         shape.image_token_id, shape.image_tokens, shape.image_side, shape.vocabulary
     )
     generate(engine, [generator.sequence(2)])  # warm-up: the first kernel calls are slower
     for num in streams:
-        yield from _decoding(setup, name, engine, generator, num)
-    yield _prefill(setup, name, engine, generator)
-    if name == setup.precision:
+        yield from _decoding(setup, case, engine, generator, num)
+    yield _prefill(setup, case, engine, generator)
+    if case == _Case(setup.precision):
         yield _tower(setup, "eager", model.encode, model)
         yield _tower(setup, "as served", engine._runner.encode, model)
 
 
 def _decoding(
-    setup: Setup, name: str, engine: Engine, generator: SequenceGenerator, num: int
+    setup: Setup, case: _Case, engine: Engine, generator: SequenceGenerator, num: int
 ) -> Iterator[dict[str, Any]]:
     sequences = [generator.sequence(setup.num_tokens) for _ in range(num)]
     figures = generate(engine, sequences)
     context = figures["prompt_tokens"] + setup.num_tokens / 2
-    floor_s = decode_floor_s(setup.shape, Ceilings.read(setup.results), name, num_rows=num, context=context)
-    ratio, limit_s = _decode_target(setup, name, num)
-    title = _decode_title(name, num)
+    floor_s = decode_floor_s(
+        setup.shape,
+        Ceilings.read(setup.results),
+        case.precision,
+        num_rows=num,
+        context=context,
+        kv_bits=16 if case.kv_cache_dtype == "auto" else 8,
+    )
+    ratio, limit_s = _decode_target(setup, case, num)
+    title = _decode_title(case.title, num)
     yield make_row(title, figures["decode_step_s"], floor_s, ratio=ratio, limit_s=limit_s)
     yield {
         "title": title,
-        f"{name}, {num} streams": {
+        f"{case.title}, {num} streams": {
             "ttft_s": [figures["ttft_s"][0], figures["ttft_s"][-1]],
             "output_tokens_per_s": figures["output_tokens_per_s"],
             "wall_s": figures["wall_s"],
@@ -105,14 +134,14 @@ def _decode_title(name: str, num: int) -> str:
     return f"{name} decode step, {num} stream{'s' if num > 1 else ''}"
 
 
-def _decode_target(setup: Setup, name: str, num: int) -> tuple[float | None, float | None]:
+def _decode_target(setup: Setup, case: _Case, num: int) -> tuple[float | None, float | None]:
     """Return the target as a multiple of the floor, and as a duration. At least one of them is None.
 
-    With several streams, quantized weights must be faster than unquantized ones.
+    With several streams, quantized weights and caches must be faster than unquantized ones.
     """
     if num == 1:
-        return _DECODE_TARGETS.get(name), None
-    if name == setup.precision:
+        return _DECODE_TARGETS.get(case.precision), None
+    if case == _Case(setup.precision):
         return (_MANY_TARGET if num == 128 else None), None
     return None, _recorded_s(setup, _decode_title(setup.precision, num))
 
@@ -123,14 +152,14 @@ def _recorded_s(setup: Setup, title: str) -> float | None:
     return next((row["seconds"] for row in rows), None)
 
 
-def _prefill(setup: Setup, name: str, engine: Engine, generator: SequenceGenerator) -> dict[str, Any]:
+def _prefill(setup: Setup, case: _Case, engine: Engine, generator: SequenceGenerator) -> dict[str, Any]:
     """Measure text-only prompts that arrive at the same time, until the last one has its first token."""
     prompts = [generator.text(1) for _ in range(_NUM_PROMPTS)]
     length = len(prompts[0].prompt_ids)
     seconds = generate(engine, prompts)["ttft_s"][-1]
     operations = _NUM_PROMPTS * setup.shape.prefill_operations(length)
-    floor_s = Ceilings.read(setup.results).matrix_s(operations, name)
-    title = f"{name} prefill, {_NUM_PROMPTS} x {length} tokens"
+    floor_s = Ceilings.read(setup.results).matrix_s(operations, case.precision)
+    title = f"{case.title} prefill, {_NUM_PROMPTS} x {length} tokens"
     return make_row(title, seconds, floor_s, ratio=_PREFILL_TARGET)
 
 
@@ -151,64 +180,63 @@ def _tower(setup: Setup, kind: str, encode: Callable[[Tensor], Tensor], model: L
 
 @torch.inference_mode()
 def _attention(setup: Setup, make: type[PagedKernel]) -> Iterator[dict[str, Any]]:
-    """Measure the attention of all layers in a decode step, without the other operations.
+    """Measure RoPE and attention of all layers in a decode step, without the other operations.
 
     Each layer has its own cache, as in the model, so that the caches of the GPU contain nothing useful.
     """
-    if setup.is_rehearsal:
-        raise NotApplicable("Attention kernels run only on a GPU.")
     try:
         kernel = make()
     except KernelUnavailable as reason:
         raise NotApplicable(str(reason)) from reason
+    if setup.is_rehearsal and not isinstance(kernel, TritonKernel):
+        raise NotApplicable("This kernel requires a GPU.")
     ceilings = Ceilings.read(setup.results)
-    for num_rows, context in ((1, 2048), (1, 640), (16, 1024), (128, 640)):
-        seconds = _attention_s(setup.shape, kernel, num_rows, context, setup.device)
+    sizes = ((1, 2048), (1, 640), (16, 1024), (128, 640))
+    for num_rows, context in ((1, 1), (2, 20)) if setup.is_rehearsal else sizes:
+        seconds = _attention_s(setup, kernel, num_rows, context)
         floor_s = ceilings.memory_s(num_rows * context * setup.shape.kv_bytes_per_token)
         title = f"attention, {kernel.name}, {num_rows} x {context} tokens"
         yield make_row(title, seconds, floor_s, ratio=_ATTENTION_TARGET if num_rows == 1 else None)
 
 
-def _attention_s(
-    shape: Shape, kernel: PagedKernel, num_rows: int, context: int, device: torch.device
-) -> float:
+def _attention_s(setup: Setup, kernel: PagedKernel, num_rows: int, context: int) -> float:
+    shape, device, precision = setup.shape, setup.device, precision_on(setup.precision, setup.device)
     size, heads, head_dim = kernel.block_size, shape.heads, shape.hidden // shape.heads
     width = -(-context // size)
-    spec = KVCacheSpec(num_rows * width, size, shape.layers, heads, head_dim, torch.float16)
+    spec = KVCacheSpec(num_rows * width, size, shape.layers, heads, head_dim, precision.dtype)
     cache = KVCache(spec, device)
-    slots = torch.arange(spec.num_tokens, device=device)
-    k, v = torch.randn(2, spec.num_tokens, heads, head_dim, dtype=torch.float16, device=device)
+    draw = partial(torch.randn, dtype=precision.dtype, device=device)
+    k, v = draw(2, spec.num_tokens, heads, head_dim)
     for layer in range(shape.layers):
-        cache.write(layer, slots, k, v)
+        cache.write(layer, torch.arange(spec.num_tokens, device=device), k, v)
     tables = torch.randperm(spec.num_blocks, device=device).view(num_rows, width).int()
     last = tables[:, (context - 1) // size].long() * size + (context - 1) % size
     contexts = torch.full((num_rows,), context, dtype=torch.int32, device=device)
     metadata, backend = DecodeMetadata(last, contexts, tables), PagedBackend(kernel)
-    q, k, v = torch.randn(3, num_rows, heads, head_dim, dtype=torch.float16, device=device)
+    qkv, angles = draw(num_rows, 3 * heads, head_dim), draw(num_rows, 1, head_dim // 2)
+    rotation = Rotation(angles.cos(), angles.sin(), precision.kernels)
 
-    def compute() -> Tensor:
+    def compute() -> list[Tensor]:
         plan = backend.decode_plan(metadata, cache)
-        assert isinstance(plan, AttentionPlan)
-        return torch.stack([plan.attend(layer, q, k, v) for layer in range(shape.layers)])
+        assert plan is not None
+        return [plan.rope_and_attend(layer, qkv, rotation, kv_heads=heads) for layer in range(shape.layers)]
 
-    _, replay = cuda_graph_capture(device)(compute)
-    return median_s(replay, device)
+    return median_s(captured(compute, device), device)
 
 
 def _transformers(setup: Setup) -> Iterator[dict[str, Any]]:
-    shape, few, many = setup.shape, setup.streams[0], setup.streams[-1]
+    shape, (few, *_, many) = setup.shape, setup.streams
+    results = measure_generate(shape, setup.device, [few, many], setup.num_tokens)
+    yield {"transformers generate": results}
     for num in (few, many):
-        figures = measure_generate(shape, setup.device, [num], setup.num_tokens)[str(num)]
-        length = shape.image_tokens + 62 + setup.num_tokens / 2
-        floor_s = decode_floor_s(
-            shape, Ceilings.read(setup.results), setup.precision, num_rows=num, context=length
-        )
+        figures, context = results[str(num)], shape.image_tokens + 62 + setup.num_tokens / 2
+        ceilings = Ceilings.read(setup.results)
+        floor_s = decode_floor_s(shape, ceilings, setup.precision, num_rows=num, context=context)
         yield make_row(_decode_title("transformers", num), figures["decode_step_s"], floor_s)
-        yield {f"transformers generate, {num} streams": figures}
     own = setup.results.values("performance").get(f"{setup.precision}, {many} streams")
     if own is not None:
         own_s = 1 / own["output_tokens_per_s"]
-        limit_s = 1 / figures["output_tokens_per_s"] / _TRANSFORMERS_SPEEDUP
+        limit_s = 1 / results[str(many)]["output_tokens_per_s"] / _TRANSFORMERS_SPEEDUP
         title = f"time per token, {many} streams; target: transformers / {_TRANSFORMERS_SPEEDUP}"
         yield make_row(title, own_s, None, limit_s=limit_s)
 

@@ -34,11 +34,11 @@ def make_row(
 
 
 def decode_floor_s(
-    shape: Shape, ceilings: Ceilings, precision: str, *, num_rows: int, context: float
+    shape: Shape, ceilings: Ceilings, precision: str, *, num_rows: int, context: float, kv_bits: int = 16
 ) -> float | None:
     """Return the minimum duration of a decode step for sequences with ``context`` tokens each on average."""
     head = shape.vocabulary * shape.hidden
     weights = (shape.decoder_parameters - head) * WEIGHT_BITS[precision] / 8 + head * _HEAD_BITS / 8
-    memory_s = ceilings.memory_s(weights + num_rows * context * shape.kv_bytes_per_token)
+    memory_s = ceilings.memory_s(weights + num_rows * context * shape.kv_bytes_per_token * kv_bits / 16)
     matrix_s = ceilings.matrix_s(2.0 * num_rows * shape.decoder_parameters, precision)
     return None if memory_s is None or matrix_s is None else max(memory_s, matrix_s)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import importlib
+import os
 import sys
 import time
 import traceback
@@ -39,6 +40,8 @@ def main() -> int:
     parser.add_argument("--rehearse", action="store_true", help="use a CPU and tiny models")
     args = parser.parse_args()
     deadline = time.monotonic() + args.seconds
+    if args.rehearse:
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this when it is first imported
     setup = Setup(args.out, args.rehearse)
     measurements = importlib.import_module(args.module).measurements(setup)
     stage = args.module.rpartition(".")[2]
