@@ -30,8 +30,7 @@ folder=$(cd "$folder" && pwd)
 trap 'test $? = 0 || rm -rf "$folder"' EXIT
 cd "$(dirname "$0")/.."
 
-git archive HEAD LICENSE pyproject.toml wire server worker client bench tests/conftest.py \
-  tests/machine_speed.py tests/gpu tests/worker | tar -x -C "$folder/src"
+git archive HEAD LICENSE pyproject.toml wire server worker client bench tests | tar -x -C "$folder/src"
 rm -rf "$folder/src/bench/results"
 
 # The packages that torch, triton, transformers and Pillow require.

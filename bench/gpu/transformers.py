@@ -17,7 +17,8 @@ from bench.shape import Shape
 
 __all__ = ["measure_continuous", "measure_generate"]
 
-_CPU_BLOCKS = 64  # of 256 tokens each; on a CPU, the default number of blocks takes up most of the memory
+# On a CPU, the defaults would take up most of the memory.
+_CPU_LIMITS: Any = {"num_blocks": 64, "max_batch_tokens": 256}
 
 
 def measure_generate(
@@ -77,7 +78,7 @@ def measure_continuous(
             # Disable the EOS token, so that all outputs have the same length.
             generation_config=generation_config(do_sample=False, max_new_tokens=num_tokens, eos_token_id=-1),
             continuous_batching_config=ContinuousBatchingConfig(
-                num_blocks=_CPU_BLOCKS if device.type == "cpu" else None
+                **(_CPU_LIMITS if device.type == "cpu" else {})
             ),
             record_timestamps=True,
         )

@@ -102,12 +102,7 @@ def _attention(
         raise NotApplicable(str(reason)) from reason
     if dtype == "fp32" and not isinstance(kernel, TritonKernel):
         raise NotApplicable("FlashAttention supports only 16-bit data types.")
-    try:
-        yield check_attention(kernel, dtype, sizes, device)
-    except Exception as error:
-        if "only 0-dimensional arrays" in str(error):  # Triton 3.6 with NumPy 2.5
-            raise NotApplicable("Triton's interpreter does not support this version of NumPy.") from error
-        raise
+    yield check_attention(kernel, dtype, sizes, device)
 
 
 def _fused(dtype: str, sizes: Sizes, device: torch.device) -> Iterator[dict[str, Any]]:
