@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from bench.gpu.session.setup import Setup
 from bench.gpu.session.table import MAX_CHARACTERS, MAX_LINES, make_table
 from bench.record import ROOT
 from tests.machine_speed import scaled
+from tests.waiting import wait_until
 
 STAGES = ["ceilings", "kernels", "model", "gpu_tests", "performance", "end_to_end", "profiler"]
 SESSION = [sys.executable, "-m", "bench.gpu.session"]
@@ -98,6 +100,20 @@ def test_the_results_of_an_earlier_session_are_not_overwritten(tmp_path: Path) -
     assert "already exists. Choose a different folder, or delete the file." in done.stderr
 
 
+@pytest.mark.e2e
+@pytest.mark.timeout(scaled(120))
+def test_a_terminated_session_kills_its_stage_and_prints_the_table(tmp_path: Path) -> None:
+    command = [*SESSION, "--out", str(tmp_path), "--rehearse"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as session:
+        wait_until(lambda: any(Results(tmp_path).lines()), "the first result", timeout_s=60)
+        stages = psutil.Process(session.pid).children()
+        session.terminate()
+        stdout, _ = session.communicate()
+    assert session.returncode == 128 + signal.SIGTERM
+    assert "ceilings: " in stdout and "profiler: no results (0 s)" in stdout
+    assert stages and not any(stage.is_running() for stage in stages)
+
+
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, str]:
     """The results of a stage with faulty measurements, and the reason why it ended."""
@@ -152,6 +168,14 @@ def test_processes_that_a_crashed_stage_leaves_behind_are_killed(faulty: tuple[R
     results, _ = faulty
     orphan = results.values("faulty_stage")["orphan"]
     assert not psutil.pid_exists(orphan) or "sleep" not in psutil.Process(orphan).name()
+
+
+def test_a_line_that_was_not_written_completely_is_ignored(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    results.add("model", "logits", "done")
+    with results.path.open("a", encoding="utf-8") as file:
+        file.write('{"stage": "model", "name": "gre')
+    assert [line.name for line in results.lines()] == ["logits"]
 
 
 def test_a_table_with_hundreds_of_results_is_short(tmp_path: Path) -> None:

@@ -5,14 +5,16 @@
 
 The session needs no network and no checkpoint. The most important stages run first. Each stage runs in child
 processes until its share of the remaining time is used up, and is then killed. Each result is appended to
-FOLDER/results.jsonl at once. FOLDER also contains the output of the stages (session.log), the table that is
-printed at the end (table.txt), and the output of ncu (ncu.txt). The exit status is 1 if a check failed.
+FOLDER/results.jsonl at once. FOLDER also contains the output of the stages (session.log) and of the server
+(llava-serve.log), the table that is printed at the end and updated after each stage (table.txt), and the
+output of ncu (ncu.txt). The exit status is 1 if a check failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -57,24 +59,38 @@ def main(arguments: list[str]) -> int:
         sys.exit(f"{results.path} already exists. Choose a different folder, or delete the file.")
     if args.rehearse:
         os.environ["OMP_NUM_THREADS"] = "1"  # more threads are slower for tiny models
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # still prints the table
     adopt_orphans()
+    endings: dict[str, str] = {}
+    try:
+        _run_stages(args, results, endings)
+    finally:
+        print(_write_table(results, endings))
+    return int(any(line.status == "failed" for line in results.lines()))
+
+
+def _run_stages(args: argparse.Namespace, results: Results, endings: dict[str, str]) -> None:
+    """Run all stages, and store the reasons why they ended early in ``endings``."""
     deadline = time.monotonic() + args.budget_s
-    endings = {}
     for stage in _STAGES:
         left_s = max(0.0, deadline - time.monotonic())
-        module = f"bench.gpu.session.{stage.name}"
         endings[stage.name] = run_stage(
-            module,
+            f"bench.gpu.session.{stage.name}",
             results,
             seconds=left_s * stage.share,
             is_rehearsal=args.rehearse,
             log=args.out / "session.log",
         )
+        _write_table(results, endings)
         print(f"{stage.name} ended, {deadline - time.monotonic():.0f} s left", flush=True)
+    if args.rehearse:
+        print("In a rehearsal, durations and verdicts are not meaningful.")
+
+
+def _write_table(results: Results, endings: dict[str, str]) -> str:
     table = make_table(results, [stage.name for stage in _STAGES], endings)
-    (args.out / "table.txt").write_text(f"{table}\n", encoding="utf-8")
-    print(table)
-    return int(any(line.status == "failed" for line in results.lines()))
+    (results.path.parent / "table.txt").write_text(f"{table}\n", encoding="utf-8")
+    return table
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

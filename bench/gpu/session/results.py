@@ -35,6 +35,14 @@ class Line:
     message: str
 
 
+def _parse(text: str) -> Line | None:
+    """Return None for a line that a process did not write completely before it was killed."""
+    try:
+        return Line(**{"values": {}, "message": "", **json.loads(text)})
+    except ValueError:
+        return None
+
+
 class Results:
     """The file of results in a folder. The processes of a session append to it one at a time."""
 
@@ -52,10 +60,10 @@ class Results:
         message: str = "",
     ) -> None:
         """Append a line and write it to disk."""
-        line = {"stage": stage, "name": name, "status": status, "seconds": round(seconds, 3)}
-        line |= {key: value for key, value in (("values", values), ("message", message)) if value}
+        fields = {"stage": stage, "name": name, "status": status, "seconds": round(seconds, 3)}
+        fields |= {key: value for key, value in (("values", values), ("message", message)) if value}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(f"{json.dumps(fields, ensure_ascii=False)}\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -63,10 +71,10 @@ class Results:
         """Yield all lines, or those of one stage, in the order in which they were written."""
         if not self.path.exists():
             return
-        for text in self.path.read_text("utf-8").splitlines():
-            fields = {"values": {}, "message": "", **json.loads(text)}
-            if stage is None or fields["stage"] == stage:
-                yield Line(**fields)
+        for text in self.path.read_text("utf-8", "replace").splitlines():
+            line = _parse(text)
+            if line is not None and stage in (None, line.stage):
+                yield line
 
     def values(self, stage: str) -> dict[str, Any]:
         """Return the values of a stage, merged into one dictionary."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -19,7 +19,7 @@ from bench.gpu.session.results import Results
 __all__ = ["adopt_orphans", "run_stage"]
 
 _PR_SET_CHILD_SUBREAPER = 36  # from linux/prctl.h
-_MAX_LOG_BYTES = 2 << 20  # per process of a stage
+_MAX_LOG_BYTES = 8 << 20
 _GRACE_S = 2.0  # time for the child to record the end of a measurement after its deadline
 _KILL_S = 10.0
 _MIN_LEFT_S = 3.0  # a process needs at least this long to start
@@ -75,29 +75,28 @@ def _run_child(module: str, folder: Path, seconds: float, is_rehearsal: bool, lo
 
 
 def _copy(source: IO[bytes], target: BinaryIO) -> None:
-    """Copy the output of a process until its end, but write only the first few megabytes."""
-    num_bytes = 0
+    """Copy the output of a process until its end, but do not let the log exceed its maximum size."""
     while chunk := source.read1(65536):  # type: ignore[attr-defined]
-        target.write(chunk[: max(0, _MAX_LOG_BYTES - num_bytes)])
+        target.write(chunk[: max(0, _MAX_LOG_BYTES - target.tell())])
         target.flush()
-        num_bytes += len(chunk)
 
 
 def _kill_descendants() -> None:
     """Kill all descendants of this process. Repeat this, because a process may be starting another one."""
     deadline = time.monotonic() + _KILL_S
     while time.monotonic() < deadline:
-        children = psutil.Process().children(recursive=True)
-        running = [child for child in children if child.is_running() and child.status() != "zombie"]
+        running = [each for each in psutil.Process().children(recursive=True) if _is_running(each)]
         if not running:
             return
-        for child in running:
-            _kill(child)
+        for process in running:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         psutil.wait_procs(running, timeout=1.0)
 
 
-def _kill(process: psutil.Process) -> None:
+def _is_running(process: psutil.Process) -> bool:
+    """Return whether the process has not ended. The kernel lists it until its parent reads its status."""
     try:
-        process.send_signal(signal.SIGKILL)
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
-        return
+        return False

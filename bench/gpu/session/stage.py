@@ -101,7 +101,7 @@ def _run(stage: str, measurement: Measurement, results: Results, left_s: float) 
         name,
         "failed" if fault else status,  # type: ignore[arg-type]
         seconds=time.monotonic() - began,
-        message=(fault or message)[:_MAX_MESSAGE],
+        message=" ".join(text for text in (message, fault) if text)[:_MAX_MESSAGE],
     )
     faulthandler.cancel_dump_traceback_later()
     return not fault
@@ -114,7 +114,7 @@ def _device_fault() -> str:
             torch.cuda.synchronize()
         release_memory()
     except RuntimeError as error:
-        return f"device error: {error}"
+        return f"After this measurement, the device reported: {error}"
     return ""
 
 
