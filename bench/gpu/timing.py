@@ -1,4 +1,4 @@
-"""Timing of operations on a GPU or a CPU, and a CUDA graph without the host's work between them."""
+"""Timing of operations on a GPU or a CPU, and CUDA graphs, which exclude the work of the host."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def captured(call: Callable[[], object], device: torch.device) -> Callable[[], o
     if device.type != "cuda":
         return call
     stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))  # the inputs may still be computed
     with torch.cuda.stream(stream):
         call()  # compiles kernels and allocates workspaces
     stream.synchronize()

@@ -32,8 +32,9 @@ from bench.shape import Shape
 __all__ = ["first_difference", "forced_logits", "measurements"]
 
 # The largest norm of the difference between the logits of a token and those in fp32, relative to their norm.
-_LOGITS_ERROR = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.3, "w8a8": 0.3, "fp8": 0.4}
-_LOGITS_ERROR_4_BITS = 0.7
+# On a CPU, it is 0.011 in bf16, 0.035 in int8 and 0.12 in int4.
+_LOGITS_ERROR = {"fp32": 1e-3, "fp16": 0.01, "bf16": 0.05, "int8": 0.15, "w8a8": 0.15, "fp8": 0.2}
+_LOGITS_ERROR_4_BITS = 0.4
 _PROMPT_LENS = (23, 1, 190)
 _NUM_FORCED = 4  # decode steps after the prompts
 _NUM_SEQUENCES, _NUM_TOKENS = 9, 24
