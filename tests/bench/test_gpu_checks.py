@@ -9,12 +9,15 @@ import pytest
 import torch
 from llava_worker.engine import StepOutput
 from llava_worker.engine.core.outputs import TokenLogprobs
-from llava_worker.model.attention.paged import QueryRows
+from llava_worker.model.attention.base import AttentionMetadata, AttentionPlan
+from llava_worker.model.attention.kv_cache import KVCache
+from llava_worker.model.attention.paged import PagedBackend, QueryRows
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.attention.triton import TritonKernel
 from llava_worker.model.kernels.fused import FusedKernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.layers.linear import Linear
+from llava_worker.model.layers.rotary import Rotation
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from torch import Tensor
 
@@ -55,14 +58,41 @@ class ShiftedAttention(TritonKernel):
 
 
 def test_a_correct_attention_kernel_passes() -> None:
-    figures = check_attention(TritonKernel(), "fp32", SIZES, CPU)
-    assert figures["max_error"] < 1e-5 and figures["num_cases"] == 6
+    figures = check_attention(PagedBackend(TritonKernel()), "fp32", SIZES, CPU)
+    assert figures["max_error"] < 1e-3 and figures["num_cases"] == 6
+
+
+class WrongCacheBackend(SdpaBackend):
+    """A backend that writes unrotated keys to the cache."""
+
+    def plan(self, metadata: AttentionMetadata, cache: KVCache) -> AttentionPlan:
+        return UnrotatedPlan(super().plan(metadata, cache))
+
+
+class UnrotatedPlan(AttentionPlan):
+    def __init__(self, plan: AttentionPlan) -> None:
+        self._plan = plan
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
+        return self._plan.attend(layer, q, k, v, window=window)
+
+    def rope_and_attend(
+        self, layer: int, qkv: Tensor, rotation: Rotation, *, kv_heads: int, window: int | None = None
+    ) -> Tensor:
+        q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
+        return self.attend(layer, rotation.apply(q), k, v, window=window)
+
+
+def test_wrong_keys_in_the_cache_are_found() -> None:
+    assert check_attention(SdpaBackend(), "fp32", SIZES, CPU)["max_error"] < 1e-3
+    with pytest.raises(CheckFailed, match=r"6 of 6 cases exceed the tolerance"):
+        check_attention(WrongCacheBackend(), "fp32", SIZES, CPU)
 
 
 @pytest.mark.parametrize("kernel", [IncompleteAttention, ShiftedAttention])
 def test_a_wrong_attention_kernel_is_found(kernel: type[TritonKernel]) -> None:
     with pytest.raises(CheckFailed, match=r"exceed the tolerance of 0.001"):
-        check_attention(kernel(), "fp32", SIZES, CPU)
+        check_attention(PagedBackend(kernel()), "fp32", SIZES, CPU)
 
 
 class IncompleteNorm(FusedKernels):

