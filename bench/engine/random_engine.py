@@ -6,6 +6,7 @@ just like the weights of a checkpoint, so all precisions are supported.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import tempfile
@@ -20,6 +21,7 @@ from llava_worker.engine.startup.graph_capture import capture_graphs
 from llava_worker.engine.startup.warmup import max_tiles_per_step
 from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import read_config, read_image_config
+from llava_worker.model.gpu.current_gpu import release_cached_memory
 from llava_worker.model.layers.linear import Linear
 from llava_worker.model.llava import Llava
 from llava_worker.model.memory_estimate import available_bytes
@@ -28,7 +30,7 @@ from torch import nn
 
 from bench.shape import Shape
 
-__all__ = ["make_engine", "make_model", "precision_on"]
+__all__ = ["make_engine", "make_model", "precision_on", "release_memory"]
 
 _CHUNK_ROWS = 4096
 _STEP_BYTES = 2 << 30  # reserved for activations and CUDA graphs
@@ -61,6 +63,7 @@ def make_engine(
     max_batch_tokens: int,
     kv_cache_dtype: str = "auto",
     eos_ids: frozenset[int] = frozenset(),
+    use_cuda_graphs: bool = True,
 ) -> Engine:
     """Return an engine configured like a worker's, but without speculative decoding.
 
@@ -83,7 +86,7 @@ def make_engine(
     cache = allocate_cache(shape, device)
     cache.prefault(shape.num_tokens)
     runner = ModelRunner(model, cache, backend, EncoderCache(1 << 30))
-    if device.type == "cuda":
+    if device.type == "cuda" and use_cuda_graphs:
         capture_graphs(
             runner,
             includes_decoding=precision.is_capturable,
@@ -99,6 +102,12 @@ def make_engine(
         max_batch_tokens=max_batch_tokens,
         is_async=device.type == "cuda",
     )
+
+
+def release_memory() -> None:
+    """Release the memory of engines that are no longer used. An engine takes nearly all of a GPU's memory."""
+    gc.collect()
+    release_cached_memory()
 
 
 def precision_on(name: str, device: torch.device) -> Precision:
@@ -118,7 +127,7 @@ def _draw(name: str, module: nn.Module, parameter: nn.Parameter, noise: torch.Ge
     if parameter.ndim == 1:
         parameter.fill_(0.0 if name == "bias" else 1.0)
         return
-    size = math.prod(parameter.shape[1:])
-    parameter.normal_(
-        0.0, 1.0 if "Embedding" in type(module).__name__ else 1 / math.sqrt(size), generator=noise
-    )
+    deviation = 1.0 if "Embedding" in type(module).__name__ else 1 / math.sqrt(math.prod(parameter.shape[1:]))
+    # In fp32, so that models in different precisions have the same weights.
+    values = torch.empty(parameter.shape, device=parameter.device)
+    parameter.copy_(values.normal_(0.0, deviation, generator=noise))
