@@ -6,9 +6,11 @@ just like the weights of a checkpoint, so all precisions are supported.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from llava_worker.engine.startup.plan import StartupPlan
 from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import ImageConfig, read_config, read_image_config
 from llava_worker.model.gpu.cuda_graphs import CudaGraphPool
+from llava_worker.model.gpu.current_gpu import release_cached_memory
 from llava_worker.model.layers.linear import Linear
 from llava_worker.model.llava import Llava
 from llava_worker.model.quantization.precision import Precision, choose_precision
@@ -28,7 +31,7 @@ from torch import nn
 
 from bench.shape import Shape
 
-__all__ = ["make_engine", "make_model", "precision_on"]
+__all__ = ["make_engine", "make_model", "precision_on", "release_memory"]
 
 _CHUNK_ROWS = 4096
 
@@ -60,6 +63,7 @@ def make_engine(
     max_batch_tokens: int,
     kv_cache_dtype: str = "auto",
     eos_ids: frozenset[int] = frozenset(),
+    use_cuda_graphs: bool = True,
 ) -> Engine:
     """Return an engine configured like a worker's, but without speculative decoding.
 
@@ -73,8 +77,11 @@ def make_engine(
         kv_cache_dtype=kv_cache_dtype,
         encoder_cache_bytes=1 << 30,
         use_speculation=False,
+        use_cuda_graphs=use_cuda_graphs,
     )
     memory = MemoryBudget.measure(device, num_ranks=1, gpu_utilization=config.gpu_memory_utilization)
+    weights = sum(tensor.nbytes for tensor in model.parameters())  # allocated before this measurement
+    memory = replace(memory, free_bytes=memory.free_bytes + weights)
     backend = choose_backend(precision, text, device)
     spec = plan_cache(
         model.config,
@@ -91,6 +98,12 @@ def make_engine(
     )
     pool = CudaGraphPool(device) if plan.captures_graphs else None
     return assemble_engine(model, plan, pool, eos_ids=eos_ids)
+
+
+def release_memory() -> None:
+    """Release the memory of engines that are no longer used. An engine takes nearly all of a GPU's memory."""
+    gc.collect()
+    release_cached_memory()
 
 
 def precision_on(name: str, device: torch.device) -> Precision:
@@ -110,7 +123,7 @@ def _draw(name: str, module: nn.Module, parameter: nn.Parameter, noise: torch.Ge
     if parameter.ndim == 1:
         parameter.fill_(0.0 if name == "bias" else 1.0)
         return
-    size = math.prod(parameter.shape[1:])
-    parameter.normal_(
-        0.0, 1.0 if "Embedding" in type(module).__name__ else 1 / math.sqrt(size), generator=noise
-    )
+    deviation = 1.0 if "Embedding" in type(module).__name__ else 1 / math.sqrt(math.prod(parameter.shape[1:]))
+    # In fp32, so that models in different precisions have the same weights.
+    values = torch.empty(parameter.shape, device=parameter.device)
+    parameter.copy_(values.normal_(0.0, deviation, generator=noise))

@@ -4,7 +4,9 @@ uvicorn has a timeout only for idle connections that have already sent a request
 HTTP/1.1 protocol so that a ``ConnectionGuard`` knows all connections. Twice per second or more, the guard
 determines what each connection is waiting for, and closes the connections whose clients are too slow. If a
 limit on the number of connections is reached, a new connection replaces the one that has waited longest for
-its client, so that connections that do nothing cannot keep clients out.
+its client, so that connections that do nothing cannot keep clients out. Active connections are never closed.
+Instead, an address may have at most as many connections as are free, so that n addresses leave 1/(n + 1) of
+all connections to others.
 
 Only the client's side is timed: a connection whose request is being processed, or whose response is read as
 fast as it is generated, has no deadline.
@@ -20,11 +22,13 @@ import struct
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import h11
 import msgspec
 from h11 import IDLE, SEND_BODY, SEND_RESPONSE, SERVER
+from h11._readers import ChunkedReader
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llava_server.error_response import to_error
@@ -44,6 +48,7 @@ _MAX_REJECTED = 16  # rejected connections that are open at a time; others are c
 _REJECTED_S = 1.0
 _MAX_HEAD_BYTES = 32 * 1024  # replaces uvicorn's setting h11_max_incomplete_event_size
 _MAX_HEADERS = 256
+_MAX_CHUNK_BYTES = 2**30  # more than LLAVA_MAX_BODY_MB allows; a smaller chunk can exceed only that limit
 # A client may send 1024 small chunks, and further ones if the average size is at least 256 bytes.
 _NUM_SMALL_CHUNKS, _MIN_CHUNK_BYTES = 1024, 256
 _IPV6_PREFIX = 64  # one client usually has all addresses of such a network
@@ -68,6 +73,7 @@ class ConnectionLimits:
 
     max_connections: int
     max_address_connections: int
+    has_shares: bool  # whether an address may have only as many connections as are free
     max_unsent_bytes: int
     header_timeout_s: float
     body_timeout_s: float
@@ -81,6 +87,7 @@ class ConnectionLimits:
         return cls(
             max_connections=most,
             max_address_connections=min(settings.max_address_connections, most),
+            has_shares=settings.max_address_connections < settings.max_connections,
             max_unsent_bytes=settings.max_unsent_mb * _MIB,
             header_timeout_s=settings.header_timeout_s,
             body_timeout_s=settings.body_timeout_s,
@@ -127,13 +134,8 @@ class ConnectionGuard:
 
     def admit(self, connection: Connection) -> None:
         """Add a new connection. If a limit is reached, close another connection or reject this one."""
-        limits, address = self._limits, connection.address
-        has_room = True
-        if address is not None and len(self._by_address[address]) >= limits.max_address_connections:
-            has_room = self._make_room(address, "address_limit")
-        if has_room and self._num_connections >= limits.max_connections:
-            has_room = self._make_room(None, "connection_limit")
-        if not has_room:
+        address = connection.address
+        if not self._has_room(address):
             self._reject(connection)
             return
         self._by_address[address].add(connection)
@@ -178,23 +180,41 @@ class ConnectionGuard:
             if wait and now - connection.waiting_since >= self._limits.timeout_s(wait):
                 self._close(connection, wait.value)
 
-    def _make_room(self, address: str | None, reason: str) -> bool:
+    def _has_room(self, address: str | None) -> bool:
+        """Return whether an address may have another connection. If necessary, close one that is waiting."""
+        limits = self._limits
+        num_free = limits.max_connections - self._num_connections
+        if address is None:
+            return num_free > 0 or self._make_room(None, "connection_limit", more_than=0)
+        num_held = len(self._by_address.get(address, ()))
+        if num_held >= limits.max_address_connections:
+            return self._make_room(address, "address_limit")
+        if num_held < num_free or (num_free and not limits.has_shares):
+            return True
+        return self._make_room(None, "connection_limit", more_than=num_held) or (
+            num_held > 0 and self._make_room(address, "connection_limit")
+        )
+
+    def _make_room(self, address: str | None, reason: str, *, more_than: int = 0) -> bool:
         """Close the connection that has waited longest for its client, and return whether there is one.
 
         Idle connections are closed first. ``address`` restricts the search to the connections of a client.
-        The candidates are sorted once per sweep, because an attacker could open thousands of connections per
-        second.
+        If it is None, the connections of the addresses that have the most are closed first, and only those of
+        addresses that have more than ``more_than``. The candidates are sorted once per sweep, because an
+        attacker could open thousands of connections per second.
         """
         if address not in self._candidates:
-            connections = self._connections() if address is None else self._by_address[address]
-            waiting = [connection for connection in connections if connection.wait]
-            waiting.sort(key=lambda connection: (connection.wait not in _IDLE, connection.waiting_since))
-            self._candidates[address] = deque(waiting)
+            self._candidates[address] = deque(
+                self._all_waiting() if address is None else self._waiting(address)
+            )
         candidates = self._candidates[address]
         while candidates:
             connection = candidates.popleft()
             if not self._is_open(connection):
                 continue
+            if len(self._by_address[connection.address]) <= more_than:
+                candidates.appendleft(connection)
+                return False
             now = connection.loop.time()
             connection.observe(now)  # it may have become active since the last sweep
             if connection.wait in _IDLE or (
@@ -203,6 +223,23 @@ class ConnectionGuard:
                 self._close(connection, reason)
                 return True
         return False
+
+    def _waiting(self, address: str | None) -> list[Connection]:
+        """Return the connections of an address that wait for their client, the first to be closed first."""
+        waiting = [connection for connection in self._by_address[address] if connection.wait]
+        return sorted(
+            waiting, key=lambda connection: (connection.wait not in _IDLE, connection.waiting_since)
+        )
+
+    def _all_waiting(self) -> list[Connection]:
+        """Return all connections that wait for their client, those of the addresses with the most first."""
+        numbered = [
+            (num_left, connection)
+            for address, group in self._by_address.items()
+            for num_left, connection in zip(count(len(group), -1), self._waiting(address))
+        ]
+        numbered.sort(key=lambda each: (-each[0], each[1].wait not in _IDLE, each[1].waiting_since))
+        return [connection for _, connection in numbered]
 
     def _reject(self, connection: Connection) -> None:
         self._metrics.connection_closed("rejected")
@@ -229,9 +266,10 @@ class ConnectionGuard:
 
 
 class LimitedParser(h11.Connection):
-    """A parser that rejects requests with an excessive number of headers or small chunks.
+    """A parser that rejects requests with an excessive number of headers or small chunks, or a huge chunk.
 
-    Each header and each chunk of a body takes tens of microseconds of the event loop, whatever its size.
+    Each header and each chunk of a body takes tens of microseconds of the event loop, whatever its size. h11
+    accepts a chunk of any size and waits for its data.
     """
 
     def __init__(self) -> None:
@@ -253,7 +291,16 @@ class LimitedParser(h11.Connection):
             self._num_body_bytes += len(event.data)
             if self._num_chunks > _NUM_SMALL_CHUNKS + self._num_body_bytes // _MIN_CHUNK_BYTES:
                 raise h11.RemoteProtocolError("too many small chunks")
+        self._check_chunk_size()
         return event
+
+    def _check_chunk_size(self) -> None:
+        """Raise h11.RemoteProtocolError if the current chunk is larger than any body may be.
+
+        h11 has no public attribute for the size of a chunk.
+        """
+        if isinstance(self._reader, ChunkedReader) and self._reader._bytes_in_chunk > _MAX_CHUNK_BYTES:
+            raise h11.RemoteProtocolError("a chunk of the body is too large")
 
     def _check_head(self, data: bytes) -> None:
         """Raise h11.RemoteProtocolError if a request line and its headers are too large to be parsed."""

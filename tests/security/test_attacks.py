@@ -10,7 +10,7 @@ import pytest
 
 from tests.security.attack_criteria import measure
 from tests.security.attacked_site import ANONYMOUS, AttackedSite, attacked_site, attackers
-from tests.security.attacks import ATTACKS
+from tests.security.attacks import ATTACKS, NUM_HELD
 from tests.security.monitor import monitor
 from tests.security.victim import victim
 
@@ -23,11 +23,11 @@ NUM_REQUESTS = {
     "slow_images": 8,
     "stored_responses": 300,
     "unread_downloads": 40,
-    "slow_uploads": 1000,
-    "shared_result": 400,
-    "idle_connections": 1000,
+    "slow_uploads": NUM_HELD,
+    "shared_result": 1600,
+    "idle_connections": NUM_HELD,
     "aborted_requests": 1000,
-    "pipelined_requests": 16,
+    "pipelined_requests": 128,
 }
 
 
