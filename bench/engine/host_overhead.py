@@ -32,7 +32,6 @@ from llava_worker.engine.core.input_batch import Batch
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.speculation.drafter import PromptLookupDrafter
-from llava_worker.engine.startup.graph_capture import max_graph_tokens
 from llava_worker.model.attention.base import (
     AttentionBackend,
     AttentionMetadata,
@@ -144,14 +143,14 @@ def make_engine(num_streams: int, context_length: int) -> Engine:
         dtype=torch.float32,
     )
     runner = StubRunner(model, KVCache(spec, cpu), StubBackend(), EncoderCache(0))
-    max_tokens = max_graph_tokens(num_streams, BATCH_TOKENS)
     runner.graphs = StepGraphs(
         model,
         runner.cache,
         runner.backend,
-        StubPool(runner.random_logits, max_tokens),
-        max_tokens=max_tokens,
+        StubPool(runner.random_logits, num_streams),
+        max_tokens=num_streams,
         context_length=context_length,
+        is_mixed=False,
     )
     return Engine(
         runner,
@@ -216,7 +215,9 @@ class StubBackend(AttentionBackend):
     def plan(self, metadata: AttentionMetadata, cache: KVCache) -> AttentionPlan:
         raise NotImplementedError
 
-    def decode_plan(self, metadata: DecodeMetadata, cache: KVCache) -> AttentionPlan | None:
+    def decode_plan(
+        self, metadata: DecodeMetadata, cache: KVCache, *, is_mixed: bool = False
+    ) -> AttentionPlan | None:
         raise NotImplementedError
 
 

@@ -80,7 +80,9 @@ class ModelRunner:
     def __init__(
         self, model: Llava, cache: KVCache, backend: AttentionBackend, encoder_cache: EncoderCache
     ) -> None:
-        self.graphs: StepGraphs | None = None  # CUDA graphs for short steps with this model and cache
+        # CUDA graphs for this model and cache: for steps that only decode, and for other short steps
+        self.graphs: StepGraphs | None = None
+        self.mixed_graphs: StepGraphs | None = None
         self.encode: Callable[[Tensor], Tensor] = model.encode  # replaced once CUDA graphs have been captured
         self.model = model
         self.cache = cache
@@ -174,14 +176,15 @@ class ModelRunner:
 
     def _replay(self, batch: Batch) -> Tensor | None:
         """Compute the logits by replaying a CUDA graph. Return None if there is no suitable graph."""
-        if self.graphs is None or not batch.is_short or len(batch.token_ids) > self.graphs.max_tokens:
+        graphs = self.graphs if batch.row_of_token is None else self.mixed_graphs
+        if graphs is None or not batch.is_short or len(batch.token_ids) > graphs.max_tokens:
             return None
         with self.timer("forward"):
             tables, slots = batch.rows.block_tables, batch.rows.slot_mapping
             if batch.row_of_token is None:
-                return self.graphs.logits(batch.token_ids, batch.positions, slots, tables)
+                return graphs.logits(batch.token_ids, batch.positions, slots, tables)
             tables = tables[batch.row_of_token]
-            logits = self.graphs.logits(batch.token_ids, batch.positions, slots, tables)
+            logits = graphs.logits(batch.token_ids, batch.positions, slots, tables)
             return logits[batch.sampled_rows]
 
     def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,7 @@ def make_capture(
         pool,
         **{"includes_steps": True} | options,
         max_tiles=4,  # graphs for 1, 2 and 4 tiles
+        max_rows=2,  # graphs for 1 and 2 rows
         max_tokens=8,  # graphs for 1, 2, 4 and 8 tokens
         context_length=64,
     )
@@ -64,17 +65,18 @@ def test_the_memory_of_all_graphs_is_measured_and_released(model: Llava, make_en
     capture = make_capture(model, pool)
     scratch, runner = make_engine(num_blocks=1)._runner.cache, make_engine()._runner
 
-    assert capture.measure(scratch, pool.free_bytes) == 7 * GRAPH_BYTES
+    assert capture.measure(scratch, pool.free_bytes) == 9 * GRAPH_BYTES
     assert pool.num_live == 0 and runner.graphs is None
 
     capture.apply(runner)
 
-    assert pool.num_live == 7
-    assert runner.graphs is not None and runner.graphs.max_tokens == 8
+    assert pool.num_live == 9
+    assert runner.graphs is not None and runner.graphs.max_tokens == 2
+    assert runner.mixed_graphs is not None and runner.mixed_graphs.max_tokens == 8
     assert runner.encode != model.encode
 
 
-@pytest.mark.parametrize("fails_at", [0, 3, 6])
+@pytest.mark.parametrize("fails_at", [0, 3, 5, 8])
 def test_if_one_capture_fails_no_graph_remains_and_the_reason_is_logged(
     model: Llava, make_engine: MakeEngine, caplog: pytest.LogCaptureFixture, fails_at: int
 ) -> None:

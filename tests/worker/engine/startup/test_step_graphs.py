@@ -17,7 +17,7 @@ from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.sequence import Sequence
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.startup.graph_capture import max_graph_tokens
-from llava_worker.model.attention.base import AttentionBackend
+from llava_worker.model.attention.base import AttentionBackend, AttentionPlan, DecodeMetadata
 from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.attention.paged import PagedBackend
 from llava_worker.model.attention.sdpa import SdpaBackend
@@ -44,9 +44,17 @@ class GraphRunner(ModelRunner):
     ) -> None:
         backend = PagedBackend(ReferenceKernel())
         context = cache.num_blocks * cache.block_size
-        graphs = StepGraphs(model, cache, backend, EagerPool(), max_tokens=MAX_TOKENS, context_length=context)
+        graphs = [
+            StepGraphs(
+                *(model, cache, backend, EagerPool()),
+                max_tokens=MAX_TOKENS,
+                context_length=context,
+                is_mixed=is_mixed,
+            )
+            for is_mixed in (False, True)
+        ]
         super().__init__(model, cache, backend, encoder_cache)
-        self.graphs = graphs
+        self.graphs, self.mixed_graphs = graphs
 
     def _replay(self, batch: Batch) -> torch.Tensor | None:
         logits = super()._replay(batch)
@@ -173,6 +181,30 @@ def test_padding_rows_do_not_overwrite_used_slots(
     num_written = int(cache.layer(0).keys[:, 0, 0].isfinite().sum())
     num_needed = sum(len(prompts[name].token_ids) + 6 - 1 for name in "bde")
     assert num_written in (num_needed, num_needed + 1)
+
+
+class RecordingBackend(PagedBackend):
+    """Records for which kinds of steps plans are created."""
+
+    def __init__(self) -> None:
+        super().__init__(ReferenceKernel())
+        self.mixed: list[bool] = []
+
+    def decode_plan(
+        self, metadata: DecodeMetadata, cache: KVCache, *, is_mixed: bool = False
+    ) -> AttentionPlan | None:
+        self.mixed.append(is_mixed)
+        return super().decode_plan(metadata, cache, is_mixed=is_mixed)
+
+
+@pytest.mark.parametrize("is_mixed", [True, False])
+def test_the_backend_knows_whether_rows_may_belong_to_the_same_sequence(
+    model: Llava, make_engine: MakeEngine, is_mixed: bool
+) -> None:
+    """A kernel that writes and reads keys in one launch must not be used for such rows."""
+    backend, cache = RecordingBackend(), make_engine()._runner.cache
+    StepGraphs(*(model, cache, backend, EagerPool()), max_tokens=2, context_length=16, is_mixed=is_mixed)
+    assert set(backend.mixed) == {is_mixed}
 
 
 def test_steps_with_an_int8_cache_or_sdpa_attention_are_not_captured(

@@ -44,6 +44,7 @@ def assemble_engine(
         pool,
         includes_steps=plan.precision.is_capturable,
         max_tiles=max_tiles_per_step(model, max_batch_tokens),
+        max_rows=config.max_num_sequences,
         max_tokens=max_graph_tokens(config.max_num_sequences, max_batch_tokens),
         context_length=steps.context,
     )

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def max_graph_tokens(max_num_sequences: int, max_batch_tokens: int) -> int:
-    """Return the number of tokens of the largest captured step.
+    """Return the number of tokens of the largest captured step that does not only decode.
 
     It is large enough for a step in which all sequences decode and which has as many drafts as possible.
     """
@@ -39,7 +39,8 @@ def max_graph_tokens(max_num_sequences: int, max_batch_tokens: int) -> int:
 @dataclass(frozen=True, slots=True)
 class _Graphs:
     tower: TowerGraphs
-    steps: StepGraphs | None
+    decodes: StepGraphs | None
+    mixed: StepGraphs | None
 
 
 @dataclass(slots=True)
@@ -55,7 +56,8 @@ class GraphCapture:
     pool: GraphPool | None
     includes_steps: bool
     max_tiles: int
-    max_tokens: int
+    max_rows: int  # of steps that only decode
+    max_tokens: int  # of other steps
     context_length: int
 
     def measure(self, scratch: KVCache, free_bytes: Callable[[], int | None]) -> int:
@@ -79,8 +81,8 @@ class GraphCapture:
         graphs = self._capture(runner.cache)
         if graphs is not None:
             runner.encode = graphs.tower.encode
-            runner.graphs = graphs.steps
-            steps = "no steps" if graphs.steps is None else f"steps of up to {self.max_tokens} tokens"
+            runner.graphs, runner.mixed_graphs = graphs.decodes, graphs.mixed
+            steps = "no steps" if graphs.mixed is None else f"steps of up to {self.max_tokens} tokens"
             logger.info("captured CUDA graphs for %s and up to %d image tiles", steps, self.max_tiles)
 
     def _capture(self, cache: KVCache) -> _Graphs | None:
@@ -101,14 +103,19 @@ class GraphCapture:
         return None
 
     def _capture_all(self, pool: GraphPool, cache: KVCache) -> _Graphs:
-        steps = None
+        decodes = mixed = None
         if self.includes_steps and is_capturable(self.backend, cache, self.model.device):
-            steps = StepGraphs(
-                self.model,
-                cache,
-                self.backend,
-                pool,
-                max_tokens=self.max_tokens,
-                context_length=self.context_length,
-            )
-        return _Graphs(TowerGraphs(self.model, pool, max_tiles=self.max_tiles), steps)
+            mixed = self._capture_steps(pool, cache, self.max_tokens, is_mixed=True)
+            decodes = self._capture_steps(pool, cache, self.max_rows, is_mixed=False)
+        return _Graphs(TowerGraphs(self.model, pool, max_tiles=self.max_tiles), decodes, mixed)
+
+    def _capture_steps(self, pool: GraphPool, cache: KVCache, size: int, *, is_mixed: bool) -> StepGraphs:
+        return StepGraphs(
+            self.model,
+            cache,
+            self.backend,
+            pool,
+            max_tokens=size,
+            context_length=self.context_length,
+            is_mixed=is_mixed,
+        )

@@ -1,9 +1,10 @@
 """CUDA graphs for short steps. A graph replaces hundreds of kernel launches per step with a single one.
 
-In a graph, each token is a row of its own, whose context ends with this token. This is correct for draft
-tokens and for prompts, too: all keys and values of a step are written before attention reads them. The tokens
-of a prompt then read their common context once each. Therefore, only short steps are captured. In long steps,
-the device needs more time than the launches.
+In a graph, each token is a row of its own, whose context ends with this token. Steps that only decode have
+their own graphs, because some kernels write the key and value of a row and read its context in one launch. In
+the graphs for mixed steps, which may contain draft tokens and prompts, all keys and values are written before
+any are read. The tokens of a prompt then read their common context once each. Therefore, only short steps are
+captured. In long steps, the device needs more time than the launches.
 
 If a graph has more rows than the step, the unused rows are copies of the step's first row. They write the
 same values to the same slot of the KV cache, so they have no effect.
@@ -27,7 +28,8 @@ __all__ = ["StepGraphs", "is_capturable"]
 
 def is_capturable(backend: AttentionBackend, cache: KVCache, device: torch.device) -> bool:
     """Return whether the backend can compute attention for this cache without using the host."""
-    return backend.decode_plan(_make_metadata(1, 1, device), cache) is not None
+    metadata = _make_metadata(1, 1, device)
+    return all(backend.decode_plan(metadata, cache, is_mixed=mixed) is not None for mixed in (False, True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +66,17 @@ class StepGraphs:
         *,
         max_tokens: int,
         context_length: int,
+        is_mixed: bool,
     ) -> None:
         """Capture all graphs, beginning with the largest, so that the others can reuse its memory.
 
-        `is_capturable` must be true for the backend and the cache.
+        `is_capturable` must be true for the backend and the cache. If ``is_mixed`` is false, the graphs are
+        only for steps that decode one token per sequence.
         """
         self._model = model
         self._cache = cache
         self._backend = backend
+        self._is_mixed = is_mixed
         self.max_tokens = max_tokens
         self._sizes = capture_sizes(max_tokens)
         self._graphs: dict[int, tuple[_Inputs, Tensor, Replay]] = {}  # keyed by number of rows
@@ -98,7 +103,7 @@ class StepGraphs:
     def _compute(self, inputs: _Inputs) -> Tensor:  # fp32 [rows, vocab]
         # Capture the creation of the plan, too, because each replay must update the tensors that the plan
         # derives from the inputs.
-        plan = self._backend.decode_plan(inputs.metadata, self._cache)
+        plan = self._backend.decode_plan(inputs.metadata, self._cache, is_mixed=self._is_mixed)
         assert plan is not None
         x = self._model.embed(inputs.token_ids)
         return self._model.logits(self._model(x, inputs.positions, plan))
