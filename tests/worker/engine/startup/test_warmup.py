@@ -93,6 +93,12 @@ def test_images_are_part_of_the_estimate(model: Llava) -> None:
     assert StepMemory(tower=5, prefill=3, decode=4).num_bytes == 7
 
 
+def test_a_step_with_more_tokens_than_the_context_is_measured_with_several_prompts(model: Llava) -> None:
+    steps = WarmupSteps(model, SdpaBackend(), plan(model))
+    assert steps.context == 256
+    assert steps.prefill(3 * 256 + 10) > 2 * steps.prefill(256)
+
+
 def test_warm_up_does_not_change_the_outputs(
     model: Llava, make_engine: MakeEngine, make_sequence: MakeSequence, run: Run
 ) -> None:
