@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from llava_worker.model.gpu.cuda_graphs import cuda_graph_capture
+from llava_worker.model.gpu.cuda_graphs import CudaGraphPool
 from llava_worker.model.quantization.precision import precisions_on
 from llava_worker.model.quantization.w8a8 import W8A8_FORMATS
 
@@ -26,7 +26,7 @@ def test_products_are_correct_with_and_without_a_cuda_graph(
     def compute() -> torch.Tensor:
         return fmt.matmul(*fmt.quantize(x), w, w_scales)
 
-    out, replay = cuda_graph_capture(device)(compute)
+    out, replay = CudaGraphPool(device).capture(compute)
     for _ in range(2):
         x.normal_()
         replay()

@@ -76,7 +76,10 @@ class PagedBackend(AttentionBackend):
         parts = [_query_rows(metadata, first, last) for first, last in zip(ends, ends[1:], strict=False)]
         return _PagedPlan(self._kernel, cache, metadata.slot_mapping, parts)
 
-    def decode_plan(self, metadata: DecodeMetadata, cache: KVCache) -> AttentionPlan | None:
+    def decode_plan(
+        self, metadata: DecodeMetadata, cache: KVCache, *, is_mixed: bool = False
+    ) -> AttentionPlan | None:
+        del is_mixed  # all keys and values are always written before any are read
         if cache.is_int8:
             return None
         contexts = metadata.context_lens
