@@ -9,14 +9,14 @@ Instead, an address may have at most as many connections as are free, so that n 
 all connections to others.
 
 Only the client's side is timed: a connection whose request is being processed, or whose response is read as
-fast as it is generated, has no deadline.
+fast as it is generated, has no deadline. Data is parsed in turns (see ``ParseTurns``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
-import ipaddress
+import re
 import socket
 import struct
 from collections import defaultdict, deque
@@ -29,11 +29,14 @@ import h11
 import msgspec
 from h11 import IDLE, SEND_BODY, SEND_RESPONSE, SERVER
 from h11._readers import ChunkedReader
+from h11._receivebuffer import ReceiveBuffer
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from llava_server.client_address import client_of
 from llava_server.error_response import to_error
 from llava_server.errors import ApiError, error_headers
 from llava_server.metrics import Metrics
+from llava_server.parse_turns import ParseTurns
 from llava_server.request_context import abandon_request
 from llava_server.settings import Settings
 
@@ -48,10 +51,10 @@ _MAX_REJECTED = 16  # rejected connections that are open at a time; others are c
 _REJECTED_S = 1.0
 _MAX_HEAD_BYTES = 32 * 1024  # replaces uvicorn's setting h11_max_incomplete_event_size
 _MAX_HEADERS = 256
+_BLANK_LINE = re.compile(rb"\n\r?\n")  # h11 accepts lines that end with LF
 _MAX_CHUNK_BYTES = 2**30  # more than LLAVA_MAX_BODY_MB allows; a smaller chunk can exceed only that limit
 # A client may send 1024 small chunks, and further ones if the average size is at least 256 bytes.
 _NUM_SMALL_CHUNKS, _MIN_CHUNK_BYTES = 1024, 256
-_IPV6_PREFIX = 64  # one client usually has all addresses of such a network
 
 
 class Wait(enum.Enum):
@@ -120,6 +123,7 @@ class ConnectionGuard:
         self._timer: asyncio.TimerHandle | None = None
         error = ApiError("overloaded", "The server has too many open connections. Retry.", retry_after_s=1.0)
         self._rejection = _encoded_response(error)
+        self.parse_turns = ParseTurns()
 
     @property
     def protocol_class(self) -> type[asyncio.Protocol]:
@@ -268,45 +272,57 @@ class ConnectionGuard:
 class LimitedParser(h11.Connection):
     """A parser that rejects requests with an excessive number of headers or small chunks, or a huge chunk.
 
-    Each header and each chunk of a body takes tens of microseconds of the event loop, whatever its size. h11
-    accepts a chunk of any size and waits for its data.
+    Each header and each chunk of a body takes microseconds of the event loop, whatever its size.
     """
 
     def __init__(self) -> None:
         super().__init__(SERVER, _MAX_HEAD_BYTES)
-        self._num_chunks = self._num_body_bytes = 0
 
     def next_event(self) -> Any:
         """Return the next event. Raises h11.RemoteProtocolError."""
         if self.their_state is IDLE:
-            self._check_head(self.trailing_data[0])
+            _check_head(self.trailing_data[0])
         event = super().next_event()
         if isinstance(event, h11.Request):
-            self._num_chunks = self._num_body_bytes = 0
+            if isinstance(self._reader, ChunkedReader):
+                self._reader = LimitedChunkedReader()
             if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
                 # A proxy that uses the other header would take a part of the body for another request.
                 raise h11.RemoteProtocolError("two lengths of the body")
-        elif isinstance(event, h11.Data):
+        return event
+
+
+class LimitedChunkedReader(ChunkedReader):
+    """A reader of chunked bodies that limits the number of small chunks, the sizes of chunks, and trailers.
+
+    h11 accepts a chunk of any size and waits for its data. It has no public interface for other readers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._num_chunks = self._num_body_bytes = 0
+
+    def __call__(self, buf: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
+        """Return the next part of the body, if it is complete. Raises h11.RemoteProtocolError."""
+        if self._reading_trailer and (rest := bytes(buf))[:1] not in (b"\r", b"\n"):
+            _check_head(rest)
+        event = super().__call__(buf)
+        if self._bytes_in_chunk > _MAX_CHUNK_BYTES:
+            raise h11.RemoteProtocolError("a chunk of the body is too large")
+        if isinstance(event, h11.Data):
             self._num_chunks += 1
             self._num_body_bytes += len(event.data)
             if self._num_chunks > _NUM_SMALL_CHUNKS + self._num_body_bytes // _MIN_CHUNK_BYTES:
                 raise h11.RemoteProtocolError("too many small chunks")
-        self._check_chunk_size()
         return event
 
-    def _check_chunk_size(self) -> None:
-        """Raise h11.RemoteProtocolError if the current chunk is larger than any body may be.
 
-        h11 has no public attribute for the size of a chunk.
-        """
-        if isinstance(self._reader, ChunkedReader) and self._reader._bytes_in_chunk > _MAX_CHUNK_BYTES:
-            raise h11.RemoteProtocolError("a chunk of the body is too large")
-
-    def _check_head(self, data: bytes) -> None:
-        """Raise h11.RemoteProtocolError if a request line and its headers are too large to be parsed."""
-        end = data.find(b"\r\n\r\n")
-        if end > _MAX_HEAD_BYTES or data.count(b"\n", 0, max(end, 0)) > _MAX_HEADERS:
-            raise h11.RemoteProtocolError("too many headers", 431)
+def _check_head(data: bytes) -> None:
+    """Raise h11.RemoteProtocolError if the headers or trailers at the start of ``data`` are too large."""
+    found = _BLANK_LINE.search(data)
+    end = found.start() if found else 0
+    if end > _MAX_HEAD_BYTES or data.count(b"\n", 0, end) > _MAX_HEADERS:
+        raise h11.RemoteProtocolError("too many headers", 431)
 
 
 class Connection(H11Protocol):
@@ -322,13 +338,14 @@ class Connection(H11Protocol):
         self._is_rejected = False
         self._waited_request: object = None  # the request or response that the client has to continue
         self._num_unread_bytes = 0  # unsent data when the client last made progress
+        self._unparsed = b""  # received data that waits for a turn
         self.address: str | None = None
         self.wait: Wait | None = Wait.HEADER
         self.waiting_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.address = _client_of(self.client)
+        self.address = client_of(self.client)
         self.waiting_since = self.loop.time()
         self._guard.admit(self)
 
@@ -339,8 +356,20 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self._is_rejected:
-            super().data_received(data)
+        if self._is_rejected:
+            return
+        is_waiting = bool(self._unparsed)
+        self._unparsed += data
+        if not is_waiting and not self._guard.parse_turns.take(self.address, self._parse, self.loop):
+            self.transport.pause_reading()
+
+    def _parse(self) -> None:
+        data, self._unparsed = self._unparsed, b""
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if not (self.flow.read_paused or self.transport.is_closing() or self.transport.is_reading()):
+            self.transport.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Reject an invalid request. If the response to it has begun, close the connection instead."""
@@ -397,6 +426,8 @@ class Connection(H11Protocol):
     def _awaited(self) -> Wait | None:
         if self.flow.write_paused or self.transport.is_closing():
             return Wait.READ
+        if self._unparsed:
+            return None
         if self.cycle is None:
             return Wait.HEADER
         if not self.cycle.response_complete:
@@ -404,18 +435,6 @@ class Connection(H11Protocol):
         if self.conn.their_state is SEND_BODY:
             return Wait.BODY  # the response did not require the whole body
         return Wait.HEADER if self.conn.trailing_data[0] else Wait.REQUEST
-
-
-def _client_of(peer: tuple[str, int] | None) -> str | None:
-    """Return the address that the limit per address applies to, or None for a Unix socket."""
-    if peer is None:
-        return None
-    address = ipaddress.ip_address(peer[0].partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, _IPV6_PREFIX), strict=False))
-    return str(address)
 
 
 def _encoded_response(error: ApiError) -> bytes:

@@ -402,11 +402,27 @@ def test_a_body_in_chunks_of_usual_sizes_is_accepted(stack: Stack) -> None:
         assert response.status_code == 200, response.text
 
 
-def test_a_request_with_thousands_of_headers_is_rejected_before_they_are_parsed(stack: Stack) -> None:
+def with_headers(headers: bytes) -> bytes:
+    return GET.replace(b"\r\n\r\n", b"\r\n" + headers + b"\r\n")
+
+
+def with_lf(headers: bytes) -> bytes:
+    return with_headers(headers).replace(b"\r\n", b"\n")
+
+
+def with_trailers(trailers: bytes) -> bytes:
+    chunked = GET.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+    return chunked + b"1\r\n \r\n0\r\n" + trailers + b"\r\n"
+
+
+@pytest.mark.parametrize("request_with", [with_headers, with_lf, with_trailers])
+def test_a_request_with_thousands_of_headers_is_rejected_before_they_are_parsed(
+    stack: Stack, request_with: Callable[[bytes], bytes]
+) -> None:
     def status(num_headers: int) -> bytes:
         headers = b"".join(b"X-%d: 1\r\n" % number for number in range(num_headers))
-        return status_line(stack, GET.replace(b"\r\n\r\n", b"\r\n" + headers + b"\r\n"))
+        return status_line(stack, request_with(headers))
 
-    assert status(200) == b"HTTP/1.1 200 OK"
+    assert status(0) == status(200) == b"HTTP/1.1 200 OK"
     assert status(300) in (b"HTTP/1.1 400 Bad Request", b"closed")
     assert status(5000) in (b"HTTP/1.1 400 Bad Request", b"closed")
