@@ -128,14 +128,6 @@ async def idle_connections(attacker: Attacker) -> None:
     await forever(lambda: attacker.hold(next(firsts)), concurrency=NUM_HELD)
 
 
-async def small_chunks(attacker: Attacker) -> None:
-    """Send bodies in as many small chunks as a request may have, on many connections at once."""
-    head = attacker.request(_CHAT, headers=("Transfer-Encoding: chunked",))
-    head = head.replace(b"Content-Length: 0\r\n", b"")
-    request = head + b"1\r\n \r\n" * 1000 + b"0\r\n\r\n"
-    await forever(lambda: attacker.send(request), concurrency=400)
-
-
 async def aborted_requests(attacker: Attacker) -> None:
     """Send requests and close each connection at once or a moment later."""
     request = attacker.json_request(_CHAT, chat("x", max_tokens=500, stream=True))
@@ -161,7 +153,6 @@ ATTACKS: dict[AttackName, Callable[[Attacker], Coroutine[Any, Any, None]]] = {
         slow_uploads,
         shared_result,
         idle_connections,
-        small_chunks,
         aborted_requests,
         pipelined_requests,
     )

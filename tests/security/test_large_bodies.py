@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
@@ -129,6 +132,27 @@ def test_an_expensive_body_neither_stalls_the_event_loop_nor_occupies_memory(
     assert send(controller, path, body) == status
     assert controller.metric("llava_event_loop_stall_cpu_seconds") < MAX_STALL_CPU_S
     assert peak.growth_mib < MAX_GROWTH_MIB
+
+
+def test_bodies_in_small_chunks_that_arrive_at_once_do_not_stall_the_event_loop(
+    controller: ControllerProcess,
+) -> None:
+    """Each request has the maximum number of small chunks. The server is stopped until all have arrived."""
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    url = httpx2.URL(controller.url)
+    with ExitStack() as stack:
+        connections = [
+            stack.enter_context(socket.create_connection((url.host, url.port))) for _ in range(300)
+        ]
+        wait_until(lambda: controller.metric("llava_open_connections") >= len(connections))
+        controller.send(signal.SIGSTOP)
+        try:
+            for connection in connections:
+                connection.sendall(head + b"1\r\n \r\n" * 1000)
+        finally:
+            controller.send(signal.SIGCONT)
+        wait_until(lambda: controller.metric("llava_num_open_requests") == 300)
+    assert 0 < controller.metric("llava_event_loop_stall_cpu_seconds") < MAX_STALL_CPU_S
 
 
 def test_others_are_served_while_expensive_bodies_arrive_and_memory_is_returned(
