@@ -78,8 +78,3 @@ app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 {{- $names | sortAlpha | uniq | join "," -}}
 {{- end }}
-
-{{/* The name of the Secret with the Redis URLs and passwords. */}}
-{{- define "llava.redisSecret" -}}
-{{- .Values.redis.existingSecret | default (include "llava.name" (list . "redis")) -}}
-{{- end }}
