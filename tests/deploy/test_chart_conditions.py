@@ -186,6 +186,19 @@ def test_a_default_of_all_models_needs_an_effect_for_one_of_them(helm: Helm) -> 
         ({"worker": {"model": "llava-hf/llava-1.5-7b-hf"}}, "models.tiny.hub.enabled is false"),
         ({"worker": {"modelVolume": {"emptyDir": {}, "hostPath": {"path": "/"}}}}, "maxProperties"),
         (
+            {
+                "redis": {
+                    "queueUrls": {
+                        **QUEUE_URLS,
+                        "server": "redis://s:p@x@a/0 redis://b?client_name=s",
+                        "worker": "redis://b redis://w@a/0",
+                    },
+                    "peers": PEERS,
+                }
+            },
+            "contains the servers a/0 b, but redis.queueUrls.worker contains them in the order b a/0",
+        ),
+        (
             {"redis": {"queueUrls": {**QUEUE_URLS, "worker": "redis://c"}, "peers": PEERS}},
             "redis.queueUrls.server contains 2 URLs, but redis.queueUrls.worker contains 1",
         ),

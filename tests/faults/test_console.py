@@ -19,6 +19,7 @@ from llava_wire.operator.inspector import SystemStatus, WorkerStatus
 from llava_wire.operator.sharded_inspector import ServerReport
 from llava_wire.redis.address import parse_redis_url
 from llava_wire.redis.keys import PREFIX
+from llava_wire.redis.shards import queue_shards, shard_servers_digest
 from pydantic import SecretStr
 
 from tests.echo import echo_text
@@ -198,6 +199,26 @@ def test_doctor_fails_if_a_worker_has_another_number_of_shards(num_shards: int, 
     beat = msgspec.structs.replace(heartbeat("w"), num_shards=num_shards)
     found = check([server(GOOD)], SystemStatus((WorkerStatus(beat, {}, 0.0),), {"c": 0.1}, {}, 0), SETTINGS)
     assert any(each.level == "error" and "LLAVA_QUEUE_SHARDS" in each.text for each in found) == is_error
+
+
+@pytest.mark.parametrize(
+    ("of_worker", "is_reported"),
+    [
+        ("redis://worker:other@a redis://b:6379/0", False),
+        ("redis://b redis://a", True),
+        (None, False),  # an older release, which does not report its servers
+    ],
+)
+def test_doctor_reports_workers_with_another_order_of_the_shards(
+    of_worker: str | None, is_reported: bool
+) -> None:
+    settings = Settings(queue_urls=SecretStr("redis://server:secret@a redis://b"))
+    digest = None if of_worker is None else shard_servers_digest(queue_shards(of_worker.split(), 2))
+    beat = msgspec.structs.replace(heartbeat("w"), num_shards=2, shard_servers=digest)
+    status = SystemStatus((WorkerStatus(beat, {}, 0.0),), {"c": 0.1}, {}, 0)
+    found = [each for each in check([server(GOOD)], status, settings) if "LLAVA_QUEUE_URLS" in each.text]
+    assert [each.level for each in found] == ["warning"] * is_reported
+    assert not any("secret" in each.text for each in found)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,11 @@ true
 {{- if and .enabled (ne $number (len (regexFindAll "\\S+" .worker -1))) -}}
 {{- fail (printf "redis.queueUrls.server contains %d URLs, but redis.queueUrls.worker contains %d. Set both to URLs of the same servers in the same order." $number (len (regexFindAll "\\S+" .worker -1))) -}}
 {{- end -}}
+{{- $servers := include "llava.redisServers" .server -}}
+{{- $workers := include "llava.redisServers" .worker -}}
+{{- if and .enabled (ne $servers $workers) (eq (splitList " " $servers | sortAlpha | toJson) (splitList " " $workers | sortAlpha | toJson)) -}}
+{{- fail (printf "redis.queueUrls.server contains the servers %s, but redis.queueUrls.worker contains them in the order %s, so requests would not be run. Use the same order." $servers $workers) -}}
+{{- end -}}
 {{- if and .enabled $redis.queueShards (lt (int $redis.queueShards) $number) -}}
 {{- fail (printf "redis.queueShards is %d, but redis.queueUrls contains %d URLs. Set it to at least %d, or to 0 for one shard per URL." (int $redis.queueShards) $number $number) -}}
 {{- end -}}

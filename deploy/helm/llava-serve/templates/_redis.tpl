@@ -3,6 +3,15 @@
 {{- .Values.redis.existingSecret | default (include "llava.name" (list . "redis")) -}}
 {{- end }}
 
+{{/* The hosts, ports and databases of Redis URLs, without credentials and options, separated by spaces. */}}
+{{- define "llava.redisServers" -}}
+{{- $servers := list -}}
+{{- range regexFindAll "\\S+" . -1 -}}
+{{- $servers = append $servers (regexReplaceAll "^[^:]*://(.*@)?|[?].*$" . "") -}}
+{{- end -}}
+{{- join " " $servers -}}
+{{- end }}
+
 {{/* The keys of the Secret with the URLs of a role. Takes (list $ ROLE PASSWORD); the password is that of Valkey. */}}
 {{- define "llava.redisUrls" -}}
 {{- $root := index . 0 -}}
