@@ -264,6 +264,8 @@ def test_doctor_reports_each_server_of_the_queue_and_which_one_is_unavailable() 
     assert f"{locations[1]}: shards 0" in broken.stdout
     [line] = [each for each in broken.stdout.splitlines() if "FAIL /nowhere/s/0" in each]
     assert "Check the server and LLAVA_QUEUE_URLS." in line
+    assert "/nowhere/s/0: shards 1: " in line
+    assert broken.stdout.count("/nowhere/s/0: ") == 1, "no check of an unavailable server is reported as ok"
     assert "--redis-url" not in broken.stdout + broken.stderr
     assert "secret" not in broken.stdout + broken.stderr
 

@@ -79,6 +79,7 @@ async def readyz(request: Request) -> Response:
             models=names,
             kernels={name: kernel_sources(heartbeats, name) for name in names},
             warnings=[
+                *services.health.shard_problems(has_details=is_admin(request.app)),
                 *(text for _, text in shard_problems(heartbeats, services.settings.shards)),
                 *(text for _, text in image_store_problems(heartbeats, image_store)),
                 *fallback_warnings(heartbeats, has_details=is_admin(request.app)),

@@ -92,8 +92,11 @@ def _server(server: ServerReport, settings: Settings, allow_eviction: bool) -> l
 def _named(server: ServerReport, findings: list[Finding]) -> list[Finding]:
     """Return the findings of one of several servers, with its location and a list of its shards."""
     shards = ", ".join(map(str, server.shards))
-    contents = Finding("ok", f"shards {shards}" if shards else "no shards, but all data other than jobs")
-    return [Finding(each.level, f"{server.location}: {each.text}") for each in (contents, *findings)]
+    contents = f"shards {shards}" if shards else "no shards, but all data other than jobs"
+    if server.info is None:
+        return [Finding(each.level, f"{server.location}: {contents}: {each.text}") for each in findings]
+    found = [Finding("ok", contents), *findings]
+    return [Finding(each.level, f"{server.location}: {each.text}") for each in found]
 
 
 def _version(info: dict[str, Any]) -> Finding:
