@@ -63,6 +63,13 @@ class QueueHealth:
         problems = [shard.problem(has_details=has_details) for shard in self._shards]
         return problems[0] if all(problems) else None
 
+    def shard_problems(self, *, has_details: bool = False) -> list[str]:
+        """Return the reason for each unavailable shard of a queue with several shards, as in ``problem``."""
+        if len(self._shards) == 1:
+            return []
+        problems = [shard.problem(has_details=has_details) for shard in self._shards]
+        return [f"Shard {index}: {text}" for index, text in enumerate(problems) if text]
+
 
 @dataclass
 class _CallState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 import yaml
 from llava_worker.settings import Settings as WorkerSettings
 
-from tests.deploy.helm import CHART, Helm, HelmError
+from tests.deploy.helm import CHART, Helm, HelmError, named
 
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
 RULES: list[dict[str, Any]] = yaml.safe_load((CHART / "files" / "conditions.yaml").read_text("utf-8"))
 QUEUE_URLS = {"enabled": True, "server": "redis://a redis://b", "worker": "redis://c redis://d"}
 PEERS = [{"ipBlock": {"cidr": "10.1.2.0/24"}}]
+VOLUME = {"hostPath": {"path": "/srv"}}
+GATEWAY = {"enabled": True, "parentRefs": [{"name": "a"}], "hostnames": ["x.a.com"]}
 OTHER_VALUES: dict[type, Any] = {
     bool: True,
     int: 7,
@@ -26,6 +29,10 @@ OTHER_VALUES: dict[type, Any] = {
 }
 VALID_VALUES: dict[str, Any] = {  # for values that the schema would reject otherwise
     "gateway.hostnames": ["a.b"],
+    "imageStore.volume": {"persistentVolumeClaim": {"claimName": "a"}},
+    **{f"networkPolicy.{name}": PEERS for name in ("clients", "operators", "dns")},
+    "redis.peers": PEERS,
+    "worker.hub.cacheVolume": {"hostPath": {"path": "/a"}},
     "keda.metricsSource": "prometheus",
     "networkPolicy.privateCidrs": ["10.0.0.0/8"],
     "redis.ports": [7],
@@ -186,6 +193,19 @@ def test_a_default_of_all_models_needs_an_effect_for_one_of_them(helm: Helm) -> 
         ({"worker": {"model": "llava-hf/llava-1.5-7b-hf"}}, "models.tiny.hub.enabled is false"),
         ({"worker": {"modelVolume": {"emptyDir": {}, "hostPath": {"path": "/"}}}}, "maxProperties"),
         (
+            {
+                "redis": {
+                    "queueUrls": {
+                        **QUEUE_URLS,
+                        "server": "redis://s:p@x@a/0 redis://b?client_name=s",
+                        "worker": "redis://b redis://w@a/0",
+                    },
+                    "peers": PEERS,
+                }
+            },
+            "contains the servers a/0 b, but redis.queueUrls.worker contains them in the order b a/0",
+        ),
+        (
             {"redis": {"queueUrls": {**QUEUE_URLS, "worker": "redis://c"}, "peers": PEERS}},
             "redis.queueUrls.server contains 2 URLs, but redis.queueUrls.worker contains 1",
         ),
@@ -198,6 +218,53 @@ def test_a_default_of_all_models_needs_an_effect_for_one_of_them(helm: Helm) -> 
             {"worker": {"env": {"LLAVA_MODEL": "x"}}},
             "models.tiny.env contains LLAVA_MODEL, which the chart sets",
         ),
+        *(
+            (
+                {"server": {"env": {name: "4"}}},
+                f"server.env contains {name}, which the chart sets from {value}",
+            )
+            for name, value in (
+                ("LLAVA_REDIS_URL", "redis"),
+                ("LLAVA_QUEUE_URLS", "redis.queueUrls"),
+                ("LLAVA_QUEUE_SHARDS", "redis.queueShards"),
+                ("LLAVA_IMAGE_STORE_FILE", "imageStore"),
+                ("LLAVA_ALLOWED_HOSTS", "server.allowedHosts"),
+            )
+        ),
+        ({"models": {"a": {"model": "/models/x"}}}, "models.a.modelVolume is not set"),
+        ({"models": {"a": {"model": "/srv/x", "modelVolume": VOLUME}}}, "to a folder under /models"),
+        (
+            {"ingress": {"enabled": True, "host": "a.com"}, "server": {"allowedHosts": ["b.com", "*.a.com"]}},
+            'ingress.host is "a.com", but server.allowedHosts does not contain it',
+        ),
+        (
+            {"gateway": GATEWAY, "server": {"allowedHosts": ["b.com"]}},
+            'gateway.hostnames is "x.a.com", but server.allowedHosts does not contain it',
+        ),
+        ({"imageStore": {"volume": {"emptyDir": {}}}}, "imageStore.volume is of the type emptyDir"),
+        (
+            {"imageStore": {"volume": {"nfs": {"server": "a", "path": "/", "readOnly": True}}}},
+            "imageStore.volume.nfs.readOnly is true",
+        ),
+        (
+            {
+                "worker": {"servedName": "llava", "modelVolume": VOLUME},
+                "models": {"a": {"model": "/models/7b"}, "b": {"model": "/models/13b"}},
+            },
+            'models.a and models.b have the same servedName, "llava"',
+        ),
+        (
+            {"worker": {"scaling": {"enabled": True}}, "networkPolicy": {"operators": []}},
+            "networkPolicy.operators is empty, so KEDA cannot read",
+        ),
+        (
+            {"worker": {"scaling": {"enabled": True}, "env": {"LLAVA_MAX_NUM_SEQUENCES": "abc"}}},
+            'LLAVA_MAX_NUM_SEQUENCES is "abc"',
+        ),
+        ({"valkey": {"maxMemory": "1025mb"}}, "valkey.maxMemory is 1025mb, more than half of"),
+        ({"worker": {"modelVolume": {"claimName": "a"}}}, "got string, want object"),
+        ({"networkPolicy": {"operators": [{"foo": "bar"}]}}, "'foo' not allowed"),
+        ({"worker": {"replicas": 1_000_000}}, "maximum"),
     ],
 )
 def test_contradictory_values_are_rejected(helm: Helm, values: dict[str, Any], message: str) -> None:
@@ -216,3 +283,86 @@ def test_the_target_of_running_requests_is_lower_than_the_number_of_slots(helm: 
     render(slots, LLAVA_MAX_NUM_SEQUENCES=slots + 1)
     with pytest.raises(HelmError, match=f"is {slots}, but a worker runs at most {slots} requests"):
         render(slots)
+
+
+@pytest.mark.parametrize("path", ["server.resources", "models.a.resources", "valkey.resources"])
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"requests": {"memory": "64Gi"}}, r"requests.memory is 64Gi, but .*limits.memory is \d+Gi"),
+        ({"limits": {"memory": "512M"}}, r"requests.memory is \d+Gi, but .*limits.memory is 512M"),
+        (
+            {"requests": {"cpu": "1500m"}, "limits": {"cpu": 1}},
+            "requests.cpu is 1500m, but .*limits.cpu is 1",
+        ),
+        ({"limits": {"memory": "8GB"}}, 'limits.memory is "8GB", which is not a quantity'),
+    ],
+)
+def test_a_request_that_exceeds_its_limit_is_rejected(
+    helm: Helm, path: str, resources: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(HelmError, match=message):
+        helm.render(nested(path, resources))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"worker": {"resources": {"limits": {"memory": "4096Mi", "cpu": 2}}}},
+        {"server": {"resources": {"requests": {"memory": "4294967296"}, "limits": None}}},
+        {"valkey": {"resources": {"limits": {"memory": "3e9"}}, "maxMemory": "1gb"}},
+        {
+            "models": {"a": {"servedName": "x"}, "b": {"servedName": "x"}},
+            "ingress": {"enabled": True, "host": "eu.a.com"},
+            "server": {"allowedHosts": ["*.a.com"]},
+        },
+        {
+            "worker": {
+                "scaling": {"enabled": True, "runningRequestsPerWorker": 1},
+                "env": {"LLAVA_MAX_NUM_SEQUENCES": 1},
+            }
+        },
+    ],
+)
+def test_consistent_values_are_accepted(helm: Helm, values: dict[str, Any]) -> None:
+    helm.render(values)
+
+
+def with_defaults(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the path of each value whose default is not empty."""
+    for key, value in values.items():
+        if value not in ("", [], {}):
+            yield f"{prefix}{key}"
+            if isinstance(value, dict) and key not in ("resources", "strategy", "labels"):
+                yield from with_defaults(value, f"{prefix}{key}.")
+
+
+def test_a_default_that_is_removed_with_null_is_rejected_by_the_schema(helm: Helm) -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text("utf-8"))
+    [constraint] = schema["allOf"]
+    for path in with_defaults(VALUES):
+        required = constraint
+        *parents, name = path.split(".")
+        for each in parents:
+            required = required["properties"][each]
+        assert name in required["required"], path
+    for path in ("worker", "worker.strategy", "server.queueTimeoutSeconds"):
+        with pytest.raises(HelmError, match=f"missing property '{path.rpartition('.')[2]}'"):
+            helm.render(nested(path, None))
+    optional = {
+        "server": {"env": None, "nodeSelector": None},
+        "ingress": {"annotations": None},
+        "models": None,
+    }
+    assert helm.render(merged({"ingress": {"enabled": True, "host": "a"}}, optional))
+
+
+def test_null_removes_a_variable_of_all_models_from_one_model(helm: Helm) -> None:
+    worker = {"env": {"LLAVA_THREADS": 2, "LLAVA_OTEL": True}}
+    manifests = helm.render({"worker": worker, "models": {"a": {"env": {"LLAVA_THREADS": None}}, "b": {}}})
+    for key, is_set in (("a", False), ("b", True)):
+        spec = named(manifests, "Deployment", f"demo-llava-serve-worker-{key}")["spec"]
+        [container] = spec["template"]["spec"]["containers"]
+        variables = {each["name"] for each in container["env"]}
+        assert "LLAVA_OTEL" in variables
+        assert ("LLAVA_THREADS" in variables) == is_set

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.deploy.helm import Helm, HelmError, Manifest
+from tests.deploy.object_schemas import problems
 
 LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1035, the strictest rule (for Services)
 LONG_KEY = "k" * 30
@@ -77,3 +78,16 @@ def test_references_between_objects_use_the_shortened_names(helm: Helm) -> None:
 def test_a_release_name_that_services_cannot_have_is_rejected(helm: Helm, release: str) -> None:
     with pytest.raises(HelmError, match=f'The release name "{release}" cannot be a part'):
         helm.render({}, release)
+
+
+@pytest.mark.parametrize("word", ["true", "no", "null", "e1"])
+def test_names_that_yaml_reads_as_other_types_remain_strings(helm: Helm, word: str) -> None:
+    keys = {"7": {}, "1e5": {}, "0x1f": {}, "0o7": {}, word: {"hub": {"enabled": True, "tokenSecret": "1"}}}
+    values = {
+        "nameOverride": word,
+        "models": keys,
+        "server": {"apiKeysSecret": "7"},
+        "imagePullSecrets": ["8"],
+    }
+    for manifest in helm.render({**ALL, **values}, word):
+        assert problems(manifest) == [], manifest["metadata"]["name"]

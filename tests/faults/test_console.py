@@ -19,6 +19,7 @@ from llava_wire.operator.inspector import SystemStatus, WorkerStatus
 from llava_wire.operator.sharded_inspector import ServerReport
 from llava_wire.redis.address import parse_redis_url
 from llava_wire.redis.keys import PREFIX
+from llava_wire.redis.shards import queue_shards, shard_servers_digest
 from pydantic import SecretStr
 
 from tests.echo import echo_text
@@ -201,6 +202,26 @@ def test_doctor_fails_if_a_worker_has_another_number_of_shards(num_shards: int, 
 
 
 @pytest.mark.parametrize(
+    ("of_worker", "is_reported"),
+    [
+        ("redis://worker:other@a redis://b:6379/0", False),
+        ("redis://b redis://a", True),
+        (None, False),  # an older release, which does not report its servers
+    ],
+)
+def test_doctor_reports_workers_with_another_order_of_the_shards(
+    of_worker: str | None, is_reported: bool
+) -> None:
+    settings = Settings(queue_urls=SecretStr("redis://server:secret@a redis://b"))
+    digest = None if of_worker is None else shard_servers_digest(queue_shards(of_worker.split(), 2))
+    beat = msgspec.structs.replace(heartbeat("w"), num_shards=2, shard_servers=digest)
+    status = SystemStatus((WorkerStatus(beat, {}, 0.0),), {"c": 0.1}, {}, 0)
+    found = [each for each in check([server(GOOD)], status, settings) if "LLAVA_QUEUE_URLS" in each.text]
+    assert [each.level for each in found] == ["warning"] * is_reported
+    assert not any("secret" in each.text for each in found)
+
+
+@pytest.mark.parametrize(
     ("of_server", "of_worker", "level"),
     [
         ("", "", None),
@@ -243,6 +264,8 @@ def test_doctor_reports_each_server_of_the_queue_and_which_one_is_unavailable() 
     assert f"{locations[1]}: shards 0" in broken.stdout
     [line] = [each for each in broken.stdout.splitlines() if "FAIL /nowhere/s/0" in each]
     assert "Check the server and LLAVA_QUEUE_URLS." in line
+    assert "/nowhere/s/0: shards 1: " in line
+    assert broken.stdout.count("/nowhere/s/0: ") == 1, "no check of an unavailable server is reported as ok"
     assert "--redis-url" not in broken.stdout + broken.stderr
     assert "secret" not in broken.stdout + broken.stderr
 

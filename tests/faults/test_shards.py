@@ -65,7 +65,10 @@ async def test_the_loss_of_one_server_affects_only_the_streams_of_its_shard(syst
         during = streams.start_many([url], 12, max_tokens=20)
         await async_wait_until(lambda: all(stream.is_finished for stream in during))
         assert system.streams_on(0, during) == during
-        assert httpx2.get(f"{url}/readyz").status_code == 200
+        ready = httpx2.get(f"{url}/readyz")
+        assert ready.status_code == 200
+        [warning] = [each for each in ready.json()["warnings"] if each.startswith("Shard ")]
+        assert warning.startswith("Shard 1: The job queue ")
         assert system.controller.metric("llava_num_workers") == 2
         system.restart(1)
         await streams.wait_for_all()

@@ -69,6 +69,7 @@ class ScriptedWorker:
         capacity: int = 64,
         model_digest: str = "",
         num_shards: int = 1,
+        queue_urls: Sequence[str] = (),
         image_store: str = "",
     ) -> None:
         self.model_digest = model_digest
@@ -76,7 +77,7 @@ class ScriptedWorker:
         self.refused: set[str] = set()
         self.release = threading.Event()
         self.url = url
-        self._shards = queue_shards([url], num_shards, image_store)
+        self._shards = queue_shards(queue_urls or [url], num_shards, image_store)
         self._heartbeat = Heartbeat(
             worker_id=f"scripted-{id(self)}",
             model=model,

@@ -39,6 +39,7 @@ class ServiceSettings(BaseSettings):
     program: ClassVar[str]
     model_config = SettingsConfigDict(
         env_prefix="LLAVA_",
+        env_ignore_empty=True,  # docker-compose.yml passes every variable
         frozen=True,
         extra="ignore",
         hide_input_in_errors=True,

@@ -14,7 +14,7 @@ from llava_server.lifespan import Services, is_admin, services_of
 from llava_server.operator.health_response import Failed, Live, Load, NotReady, Ready, Version
 from llava_server.package_version import package_version
 from llava_server.response_model import JSONResponse
-from llava_server.shard_report import shard_errors
+from llava_server.shard_report import shard_problems
 
 __all__ = ["metrics_router", "router"]
 
@@ -79,7 +79,8 @@ async def readyz(request: Request) -> Response:
             models=names,
             kernels={name: kernel_sources(heartbeats, name) for name in names},
             warnings=[
-                *shard_errors(heartbeats, len(services.settings.shards)),
+                *services.health.shard_problems(has_details=is_admin(request.app)),
+                *(text for _, text in shard_problems(heartbeats, services.settings.shards)),
                 *(text for _, text in image_store_problems(heartbeats, image_store)),
                 *fallback_warnings(heartbeats, has_details=is_admin(request.app)),
             ],

@@ -46,7 +46,9 @@ class Ready(ResponseModel, kw_only=True):
     ]
     warnings: Annotated[
         list[str],
-        doc("Problems that make requests slower, such as workers without fast kernels.", []),
+        doc(
+            "Problems that delay requests, such as workers without fast kernels or an unavailable shard.", []
+        ),
     ]
 
 

@@ -1,22 +1,24 @@
 """Shards: complete queues with different hash tags, so that several Redis servers can share the load.
 
 A job belongs to the shard that its ID selects, so that every process finds it. All processes must therefore
-be configured with the same number of shards. The first shard has the prefix of an unsharded queue, and also
-contains all data that does not belong to a job.
+be configured with the same number of shards, on the same servers in the same order. The first shard has the
+prefix of an unsharded queue, and also contains all data that does not belong to a job.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import zlib
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from llava_wire.errors import QueueUnavailable
+from llava_wire.redis.address import parse_redis_url
 from llava_wire.redis.keys import PREFIX
 
-__all__ = ["MAX_SHARDS", "Shard", "call_available", "queue_shards", "shard_index"]
+__all__ = ["MAX_SHARDS", "Shard", "call_available", "queue_shards", "shard_index", "shard_servers_digest"]
 
 
 MAX_SHARDS = 64
@@ -42,6 +44,18 @@ def queue_shards(urls: Sequence[str], num_shards: int, image_store: str = "") ->
     """
     prefixes = (PREFIX, *(PREFIX.replace("}", f"{index}}}") for index in range(1, num_shards)))
     return tuple(Shard(urls[index % len(urls)], prefix, image_store) for index, prefix in enumerate(prefixes))
+
+
+def shard_servers_digest(shards: Sequence[Shard]) -> str:
+    """Return a digest of the servers of all shards in their order, without credentials.
+
+    It is empty if all shards have the same server. The same servers can have different digests if a server
+    has several names. Raises RedisURLError.
+    """
+    locations = [parse_redis_url(shard.url).location for shard in shards]
+    if len(set(locations)) == 1:
+        return ""
+    return hashlib.sha256(" ".join(locations).encode()).hexdigest()[:16]
 
 
 def shard_index(job_id: str, num_shards: int) -> int:

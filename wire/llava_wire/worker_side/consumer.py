@@ -80,11 +80,19 @@ class JobConsumer:
         prefix: str = PREFIX,
         image_store: str = "",
         num_shards: int = 1,
+        shard_servers: str = "",
     ) -> None:
-        """Create a consumer without connecting. ``image_store`` is the URL of a separate store for images."""
+        """Create a consumer without connecting. ``image_store`` is the URL of a separate store for images.
+
+        ``shard_servers`` is the digest of the servers of all shards.
+        """
         self._heartbeat = heartbeat
         # What the worker's settings add to each heartbeat.
-        self._settings = {"num_shards": num_shards, "image_store": image_store_digest(image_store)}
+        self._settings = {
+            "num_shards": num_shards,
+            "shard_servers": shard_servers,
+            "image_store": image_store_digest(image_store),
+        }
         self._worker_id = heartbeat.worker_id
         self._lease_ms = int(lease_s * 1000)
         self._hang_ms = int(hang_timeout_s * 1000)

@@ -17,7 +17,7 @@ from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.load_command import CommandStatus, IssuedCommand
-from llava_wire.redis.shards import Shard, call_available, shard_index
+from llava_wire.redis.shards import Shard, call_available, shard_index, shard_servers_digest
 from llava_wire.worker_side.consumer import JobConsumer
 
 __all__ = ["ShardedConsumer"]
@@ -49,6 +49,7 @@ class ShardedConsumer:
 
         The worker's ID selects its home shard.
         """
+        servers = shard_servers_digest(shards)
         consumers = [
             JobConsumer(
                 shard.url,
@@ -58,6 +59,7 @@ class ShardedConsumer:
                 prefix=shard.prefix,
                 image_store=shard.image_store,
                 num_shards=len(shards),
+                shard_servers=servers,
             )
             for shard in shards
         ]

@@ -56,26 +56,39 @@
 - { name: HF_HUB_OFFLINE, value: "1" }
 {{- else if $model.hub.tokenSecret }}
 - name: HF_TOKEN
-  valueFrom: { secretKeyRef: { name: {{ $model.hub.tokenSecret }}, key: token } }
+  valueFrom: { secretKeyRef: { name: {{ $model.hub.tokenSecret | quote }}, key: token } }
 {{- end }}
+{{- end }}
+
+{{/* A value of a variable as text. Helm would write numbers of one million and more as 1e+06. */}}
+{{- define "llava.text" -}}
+{{- $isWhole := and (kindIs "float64" .) (eq (toString .) (toString (float64 (int64 .)))) -}}
+{{- ternary (int64 . | toString) (toString .) $isWhole -}}
 {{- end }}
 
 {{/*
 The variables of a container: those that the chart sets, and those in the values. Takes (list PATH ENV VALUES).
-Kubernetes rejects a container with two variables of the same name. Helm would write numbers of one million and more as
-1e+06.
+Kubernetes rejects a container with two variables of the same name. A variable and the same variable with the suffix
+_FILE exclude each other.
 */}}
 {{- define "llava.env" -}}
 {{- $path := index . 0 -}}
 {{- $values := index . 2 | default dict -}}
+{{- $reserved := dict "LLAVA_REDIS_URL" "redis" "LLAVA_QUEUE_URLS" "redis.queueUrls" "LLAVA_QUEUE_SHARDS" "redis.queueShards" "LLAVA_IMAGE_STORE" "imageStore" "LLAVA_ALLOWED_HOSTS" "server.allowedHosts" "LLAVA_IMAGE_HOSTS" "server.imageHosts" "LLAVA_API_KEYS" "server.apiKeysSecret" -}}
 {{- range index . 1 | fromYamlArray -}}
-{{- if hasKey $values .name -}}
-{{- fail (printf "%s contains %s, which the chart sets from other values. Remove it, and use those values instead." $path .name) -}}
+{{- $name := trimSuffix "_FILE" .name -}}
+{{- $_ := set $reserved $name (get $reserved $name | default "other values") -}}
+{{- end -}}
+{{- range $name, $_ := $values -}}
+{{- with get $reserved (trimSuffix "_FILE" $name) -}}
+{{- fail (printf "%s contains %s, which the chart sets from %s. Remove it, and use those values instead." $path $name .) -}}
 {{- end -}}
 {{- end -}}
 {{- index . 1 | trim }}
 {{- range $name, $value := $values }}
+{{- if not (kindIs "invalid" $value) }}
 - name: {{ $name }}
-  value: {{ ternary (int64 $value | toString) ($value | toString) (and (kindIs "float64" $value) (eq (toString $value) (toString (float64 (int64 $value))))) | quote }}
+  value: {{ include "llava.text" $value | quote }}
+{{- end }}
 {{- end }}
 {{- end }}

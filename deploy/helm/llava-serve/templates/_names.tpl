@@ -23,7 +23,7 @@ so that the objects of different releases have different names.
 {{/* The labels of all objects. */}}
 {{- define "llava.labels" -}}
 app.kubernetes.io/name: llava-serve
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
@@ -32,7 +32,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{/* The labels that select the pods of a component. Takes (dict "root" $ "component" NAME). */}}
 {{- define "llava.selector" -}}
 app.kubernetes.io/name: llava-serve
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
@@ -45,6 +45,11 @@ app.kubernetes.io/component: {{ .component }}
 {{- range $name := list "modelVolume" "strategy" -}}
 {{- if hasKey $own $name -}}
 {{- $_ := set $merged $name (get $own $name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $value := $own.env -}}
+{{- if kindIs "invalid" $value -}}
+{{- $_ := unset $merged.env $name -}}
 {{- end -}}
 {{- end -}}
 {{- if and $own.hub $own.hub.cacheVolume -}}
@@ -77,9 +82,4 @@ app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 {{- end -}}
 {{- $names | sortAlpha | uniq | join "," -}}
-{{- end }}
-
-{{/* The name of the Secret with the Redis URLs and passwords. */}}
-{{- define "llava.redisSecret" -}}
-{{- .Values.redis.existingSecret | default (include "llava.name" (list . "redis")) -}}
 {{- end }}

@@ -13,7 +13,7 @@ securityContext:
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets:
 {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
 {{- end }}
 {{- end }}
 {{- with .pod.nodeSelector }}
@@ -42,7 +42,7 @@ projected:
   defaultMode: 0440
   sources:
     - secret:
-        name: {{ include "llava.redisSecret" .root }}
+        name: {{ include "llava.redisSecret" .root | quote }}
         items:
           - key: {{ .role }}_redis_url
             path: redis_url
@@ -56,7 +56,7 @@ projected:
           {{- end }}
 {{- with .root.Values.redis.tlsSecret }}
     - secret:
-        name: {{ . }}
+        name: {{ . | quote }}
 {{- end }}
 {{- end }}
 

@@ -18,7 +18,7 @@ from llava_server.image_store_report import image_store_problems
 from llava_server.operator.cli.plurals import counted
 from llava_server.redis_budgets import RedisBudgets
 from llava_server.settings import Settings
-from llava_server.shard_report import shard_errors
+from llava_server.shard_report import shard_problems
 
 __all__ = ["Finding", "check", "print_findings", "run_checks"]
 
@@ -60,7 +60,7 @@ def check(
         found = _server(server, settings, allow_eviction)
         findings += _named(server, found) if len(servers) > 1 else found
     beats = [worker.heartbeat for worker in status.workers]
-    findings += [Finding("error", error) for error in shard_errors(beats, len(settings.shards))]
+    findings += [Finding(*problem) for problem in shard_problems(beats, settings.shards)]
     image_store = settings.image_store.get_secret_value()
     findings += [Finding(*problem) for problem in image_store_problems(beats, image_store)]
     return [*findings, *_processes(status)]
@@ -92,8 +92,11 @@ def _server(server: ServerReport, settings: Settings, allow_eviction: bool) -> l
 def _named(server: ServerReport, findings: list[Finding]) -> list[Finding]:
     """Return the findings of one of several servers, with its location and a list of its shards."""
     shards = ", ".join(map(str, server.shards))
-    contents = Finding("ok", f"shards {shards}" if shards else "no shards, but all data other than jobs")
-    return [Finding(each.level, f"{server.location}: {each.text}") for each in (contents, *findings)]
+    contents = f"shards {shards}" if shards else "no shards, but all data other than jobs"
+    if server.info is None:
+        return [Finding(each.level, f"{server.location}: {contents}: {each.text}") for each in findings]
+    found = [Finding("ok", contents), *findings]
+    return [Finding(each.level, f"{server.location}: {each.text}") for each in found]
 
 
 def _version(info: dict[str, Any]) -> Finding:
