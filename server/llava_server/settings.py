@@ -131,8 +131,8 @@ class Settings(ServiceSettings):
         384,
         ge=1,
         le=100_000,
-        description="Maximum number of concurrent requests per API key and controller, with any method. If it "
-        "is less than the maximum number of all requests, a key may also have only as many as are left. "
+        description="Maximum number of concurrent requests per API key and controller, with any method. If "
+        "it is less than the maximum number of all requests, a key may also have only as many as are left. "
         "Requests above the limit fail with 429.",
     )
     max_text_kb: int = Field(
