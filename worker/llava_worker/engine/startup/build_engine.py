@@ -167,7 +167,9 @@ class _Plan:
         if num_ranks > 1:
             precision.require_shardable()
             model = model.shard(num_ranks)
-        backend = choose_backend(precision, model.text_config, device)
+        backend = choose_backend(
+            precision, model.text_config, device, is_int8_cache=config.kv_cache_dtype == "int8"
+        )
         require_memory(model, image, precision=precision.name, device=device, cache_bytes=0)
         free = _free_bytes(device, num_ranks)
         cache = plan_cache(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llava_worker.model.kernels.codebook import CODEBOOKS
+from llava_worker.model.kernels.kv_quantization import quantize_kv_rows
 
 __all__ = [
     "INT8_GROUP",
@@ -46,6 +47,20 @@ class LayerCache(NamedTuple):
     block_size: int
     key_scales: Tensor | None = None  # fp32 [slots, kv_heads]
     value_scales: Tensor | None = None  # fp32 [slots, kv_heads]
+
+    @property
+    def is_int8(self) -> bool:
+        return self.key_scales is not None
+
+    def write(self, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Write keys and values, both [tokens, kv_heads, head_dim], to ``slots``, int64 [tokens]."""
+        for stored, scales, rows in ((self.keys, self.key_scales, k), (self.values, self.value_scales, v)):
+            if scales is None:
+                stored.index_copy_(0, slots, rows)
+            else:
+                codes, row_scales = quantize_kv_rows(rows)
+                stored.index_copy_(0, slots, codes)
+                scales.index_copy_(0, slots, row_scales)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +147,17 @@ class Kernels(ABC):
         """
 
     def rope_and_cache(
-        self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache, slots: Tensor
     ) -> Tensor:
         """Apply RoPE to q and k, write k and v to the cache, and return q [tokens, heads, head_dim].
 
         ``qkv`` [tokens, heads + 2 * kv_heads, head_dim] contains q, k and v, in this order. k and v of each
-        token are written to the cache tensors ``keys`` and ``values`` [slots, kv_heads, head_dim], in the
-        token's slot in ``slots``, int64 [tokens]. Two tokens can share a slot only if they are identical.
+        token are written to the token's slot in ``slots``, int64 [tokens]. Two tokens can share a slot only
+        if they are identical.
         """
-        kv_heads = keys.shape[1]
+        kv_heads = cache.keys.shape[1]
         q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
-        keys.index_copy_(0, slots, self.rope(k, cos, sin))
-        values.index_copy_(0, slots, v)
+        cache.write(slots, self.rope(k, cos, sin), v)
         return self.rope(q, cos, sin)
 
     @abstractmethod
