@@ -10,9 +10,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from llava_worker.model.kernels import fused_w8a8
 from llava_worker.model.kernels.interface import KernelOrigin, Kernels, LayerCache
 from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.kernels.triton_launch import LAUNCH_OPTIONS, dense, next_power_of_two
+from llava_worker.model.kernels.w8a8 import QuantizedRows, W8A8Format
 from llava_worker.model.uninitialized_memory import uninitialized_memory_is_nan
 
 __all__ = ["FusedKernels", "choose_kernels", "self_test"]
@@ -55,6 +57,7 @@ class FusedKernels(TorchKernels):
                 *(out, total, x, added, weight, size, eps),
                 HAS_RESIDUAL=residual is not None,
                 N=next_power_of_two(size),
+                num_warps=min(16, max(4, next_power_of_two(size) // 512)),
                 **LAUNCH_OPTIONS,
             )
         return out, total
@@ -107,6 +110,27 @@ class FusedKernels(TorchKernels):
             grid = (out.numel() // size, -(-size // _GATE_WIDTH))
             silu_and_mul[grid](out, x, size, N=_GATE_WIDTH, **LAUNCH_OPTIONS)
         return out
+
+    def rms_norm_w8a8(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, fmt: W8A8Format
+    ) -> tuple[QuantizedRows, Tensor]:
+        return fused_w8a8.rms_norm(x, residual, weight, eps, fmt)
+
+    def silu_and_mul_w8a8(self, x: Tensor, fmt: W8A8Format) -> QuantizedRows:
+        return fused_w8a8.silu_and_mul(x, fmt)
+
+    def quantize_w8a8(self, x: Tensor, fmt: W8A8Format) -> QuantizedRows:
+        return fused_w8a8.quantize(x, fmt)
+
+    def linear_w8a8(
+        self, x: QuantizedRows, w: QuantizedRows, bias: Tensor | None, fmt: W8A8Format, dtype: torch.dtype
+    ) -> Tensor:
+        if len(x.codes) <= fused_w8a8.MAX_ROWS:
+            return fused_w8a8.linear(x, w, bias, dtype)
+        if fmt.dtype == torch.int8:
+            products = torch._int_mm(x.codes, w.codes.t())
+            return fused_w8a8.scale_products(products, x.scales, w.scales, bias, dtype)
+        return super().linear_w8a8(x, w, bias, fmt, dtype)
 
 
 @cache  # called again for each precision whose memory usage is estimated

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llava_worker.model.kernels.codebook import CODEBOOKS
 from llava_worker.model.kernels.kv_quantization import quantize_kv_rows
+from llava_worker.model.kernels.w8a8 import QuantizedRows, W8A8Format
 
 __all__ = [
     "INT8_GROUP",
@@ -138,6 +139,32 @@ class Kernels(ABC):
         """Return the `rms_norm` of x + residual, and x + residual itself, which is the new residual."""
         total = x + residual
         return self.rms_norm(total, weight, eps), total
+
+    def rms_norm_w8a8(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, fmt: W8A8Format
+    ) -> tuple[QuantizedRows, Tensor]:
+        """Return the quantized `rms_norm` of x + residual [rows, size], and x + residual."""
+        if residual is None:
+            normed, total = self.rms_norm(x, weight, eps), x
+        else:
+            normed, total = self.add_rms_norm(x, residual, weight, eps)
+        return self.quantize_w8a8(normed, fmt), total
+
+    def silu_and_mul_w8a8(self, x: Tensor, fmt: W8A8Format) -> QuantizedRows:
+        """Return the quantized `silu_and_mul` of x [rows, 2 * size]."""
+        return self.quantize_w8a8(self.silu_and_mul(x), fmt)
+
+    def quantize_w8a8(self, x: Tensor, fmt: W8A8Format) -> QuantizedRows:
+        """Quantize x [rows, size]."""
+        return fmt.quantize(x.float())
+
+    def linear_w8a8(
+        self, x: QuantizedRows, w: QuantizedRows, bias: Tensor | None, fmt: W8A8Format, dtype: torch.dtype
+    ) -> Tensor:
+        """Return x W^T + b in ``dtype``, [rows, outputs]. W is [outputs, inputs]."""
+        y = fmt.matmul(*x, *w)
+        y = y if bias is None else y + bias
+        return y.to(dtype)
 
     @abstractmethod
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from llava_worker.model.kernels.interface import (
     Kernels,
     QuantizedWeight,
 )
+from llava_worker.model.kernels.w8a8 import quantize_rows
 
-__all__ = ["TorchKernels", "quantize_rows"]
+__all__ = ["TorchKernels"]
 
 # Outputs per product of 4-bit or 5-bit weights: enough to be efficient, but few enough that unpacked weights
 # take little memory.
@@ -120,18 +121,6 @@ class TorchKernels(Kernels):
     def vision_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize x, fp32 [rows, n]. Return fp32 codes from -127 to 127, and fp32 scales [rows, 1].
-
-    If a row contains an infinity or a NaN, its scale is not finite, so its products are not finite either.
-    """
-    top = x.abs().amax(1, keepdim=True)
-    # The dividend is a tensor, because torch would multiply a Python number by the reciprocal of ``top``,
-    # which rounds twice.
-    factor = torch.where(top > 0, torch.tensor(127.0, device=x.device) / top, 0.0)
-    return (x * factor).nan_to_num().round(), top / 127.0
 
 
 def _values(weight: QuantizedWeight) -> Tensor:
