@@ -67,7 +67,7 @@ def make_engine(
     A model with random weights repeats itself, so drafts would be accepted more often than in practice.
     """
     device, text = model.device, model.config.text_config
-    backend = choose_backend(precision, text, device)
+    backend = choose_backend(precision, text, device, is_int8_cache=kv_cache_dtype == "int8")
     free = available_bytes(device)
     shape = plan_cache(
         model.config,

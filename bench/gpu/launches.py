@@ -38,10 +38,12 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 __all__ = [
+    "CONTEXT",
     "TEXT_CONFIGS",
     "KernelResources",
     "Launch",
     "compile_launch",
+    "launches_per_layer",
     "make_decoder",
     "record_prefill",
     "record_step",
@@ -61,7 +63,7 @@ TEXT_CONFIGS = {
     ),
 }
 _BLOCK_SIZE = 256  # tokens, as with FlashAttention
-_CONTEXT = 2048  # tokens per sequence
+CONTEXT = 2048  # tokens per sequence
 _CUOBJDUMP = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
 # Operations that launch no kernels, although their schemas do not mark their outputs as views.
@@ -98,14 +100,15 @@ class KernelResources:
 class _Target:
     """A Triton driver for a GPU that is not present. It can compile kernels, but not launch them."""
 
-    def __init__(self, capability: int) -> None:
+    def __init__(self, capability: int, device: int) -> None:
         self.capability = capability
+        self._device = device
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        return self.capability  # Triton caches kernels by device
+        return self._device
 
     def get_current_stream(self, device: int | None = None) -> int:
         del device
@@ -113,6 +116,17 @@ class _Target:
 
     def get_active_torch_device(self) -> torch.device:
         return META
+
+
+class _Pointer:
+    """A tensor with the alignment that it would have in memory, as far as Triton needs to know it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.dtype = tensor.dtype
+        self._offset = int(tensor.storage_offset()) * tensor.element_size()
+
+    def data_ptr(self) -> int:
+        return self._offset
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -148,9 +162,9 @@ def recorded_launches() -> Iterator[list[Launch]]:
         JITFunction.run = _run
 
 
-def _prepare(launch: Launch, capability: int) -> Any:
+def _prepare(launch: Launch, target: _Target) -> Any:
     """Let Triton specialize and compile the kernel. This process cannot launch kernels later."""
-    driver.set_active(_Target(capability))
+    driver.set_active(target)
     return _run(launch.kernel, *launch.args, grid=launch.grid, warmup=True, **(launch.options or {}))
 
 
@@ -163,8 +177,9 @@ def specialization_key(launch: Launch) -> str:
         return True  # do not compile
 
     triton.knobs.runtime.jit_cache_hook = hook
+    args = tuple(_Pointer(arg) if isinstance(arg, torch.Tensor) else arg for arg in launch.args)
     try:
-        _prepare(launch, capability=90)
+        _prepare(replace(launch, args=args), _Target(90, device=0))  # no kernel is compiled for device 0
     finally:
         triton.knobs.runtime.jit_cache_hook = None
     return f"{launch.name} {keys[0]}"
@@ -172,7 +187,7 @@ def specialization_key(launch: Launch) -> str:
 
 def compile_launch(launch: Launch, capability: int) -> KernelResources:
     """Compile the kernel of this launch for GPUs with this compute capability, such as 90."""
-    compiled = _prepare(launch, capability)
+    compiled = _prepare(launch, _Target(capability, device=capability))  # Triton caches kernels by device
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -186,14 +201,18 @@ def compile_launch(launch: Launch, capability: int) -> KernelResources:
 
 
 def make_decoder(text: TextConfig, precision: str, *, num_layers: int = 1) -> LlamaDecoder:
-    """Return a decoder on the meta device that uses the same kernels as on a GPU. It computes in fp16."""
+    """Return a decoder on the meta device that uses the same kernels as on a GPU.
+
+    Unless the precision is fp16, it computes in bf16, which is the default on Ampere and newer GPUs.
+    """
     text = text.model_copy(update={"num_hidden_layers": num_layers})
     return LlamaDecoder(text, precision=_gpu_precision(precision), device=META)
 
 
 def _gpu_precision(name: str) -> Precision:
     precision = choose_precision(name, torch.device("cuda"))
-    return replace(precision, dtype=torch.float16, kernels=FusedKernels())
+    dtype = torch.float16 if name == "fp16" else torch.bfloat16
+    return replace(precision, dtype=dtype, kernels=FusedKernels())
 
 
 def record_step(
@@ -204,23 +223,47 @@ def record_step(
     metadata = DecodeMetadata(
         slot_mapping=_meta(rows, dtype=torch.int64),
         context_lens=_meta(rows, dtype=torch.int32),
-        block_tables=_meta(rows, _CONTEXT // _BLOCK_SIZE, dtype=torch.int32),
+        block_tables=_meta(rows, CONTEXT // _BLOCK_SIZE, dtype=torch.int32),
     )
     plan = PagedBackend(TritonKernel(), TritonDecodeKernel()).decode_plan(metadata, cache)
     assert plan is not None
     return _record(decoder, text, plan, rows)
 
 
-def record_prefill(
-    decoder: LlamaDecoder, text: TextConfig, query_lens: Sequence[int], *, is_int8_cache: bool = False
+def launches_per_layer(
+    text: TextConfig, precision: str, rows: int, *, is_int8_cache: bool = False
 ) -> list[Launch]:
-    """Return the launches of a step with these numbers of new tokens. Single-token rows come first."""
+    """Return the launches of one layer in a step that decodes one token each for ``rows`` sequences."""
+
+    def record(num_layers: int) -> list[Launch]:
+        decoder = make_decoder(text, precision, num_layers=num_layers)
+        return record_step(decoder, text, rows, is_int8_cache=is_int8_cache)
+
+    record(1)  # creates semaphores, which later steps use again
+    one, two = record(1), record(2)
+    num_layer = len(two) - len(one)
+    first = next(index for index, launch in enumerate(one) if launch.name.startswith("rms_norm"))
+    return two[first + num_layer : first + 2 * num_layer]  # unlike the first, the second adds a residual
+
+
+def record_prefill(
+    decoder: LlamaDecoder,
+    text: TextConfig,
+    query_lens: Sequence[int],
+    *,
+    context: int = CONTEXT,
+    is_int8_cache: bool = False,
+) -> list[Launch]:
+    """Return the launches of a step with these numbers of new tokens. Single-token rows come first.
+
+    ``context`` is the length of all sequences.
+    """
     rows, tokens = len(query_lens), sum(query_lens)
     metadata = AttentionMetadata(
         query_lens=tuple(query_lens),
-        context_lens=(_CONTEXT,) * rows,
+        context_lens=(context,) * rows,
         num_decodes=sum(num == 1 for num in query_lens),
-        block_tables=_meta(rows, _CONTEXT // _BLOCK_SIZE, dtype=torch.int64),
+        block_tables=_meta(rows, -(-context // _BLOCK_SIZE), dtype=torch.int64),
         slot_mapping=_meta(tokens, dtype=torch.int64),
     )
     backend = PagedBackend(TritonKernel(), TritonDecodeKernel())
@@ -229,18 +272,22 @@ def record_prefill(
 
 
 def _record(decoder: LlamaDecoder, text: TextConfig, plan: AttentionPlan, tokens: int) -> list[Launch]:
-    x, positions = _meta(tokens, text.hidden_size, dtype=torch.float16), _meta(tokens, dtype=torch.int64)
+    x, positions = _meta(tokens, text.hidden_size, dtype=_dtype(decoder)), _meta(tokens, dtype=torch.int64)
     with torch.no_grad(), recorded_launches() as launches:  # inference mode would record compound operations
         decoder(x, positions, plan)
     return launches
 
 
 def _cache(decoder: LlamaDecoder, text: TextConfig, is_int8: bool) -> KVCache:
-    num_layers, blocks = len(decoder.layers), 256 * _CONTEXT // _BLOCK_SIZE
+    num_layers, blocks = len(decoder.layers), 256 * CONTEXT // _BLOCK_SIZE
     spec = KVCacheSpec(
-        blocks, _BLOCK_SIZE, num_layers, text.num_key_value_heads, text.head_dim, torch.float16, is_int8
+        blocks, _BLOCK_SIZE, num_layers, text.num_key_value_heads, text.head_dim, _dtype(decoder), is_int8
     )
     return KVCache(spec, META)
+
+
+def _dtype(decoder: LlamaDecoder) -> torch.dtype:
+    return decoder.norm.weight.dtype
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:

@@ -29,7 +29,7 @@ from llava_worker.model.llava import Llava
 from llava_worker.model.memory_estimate import InsufficientMemory
 from llava_worker.model.peak_memory import PeakMemory
 
-__all__ = ["StepMemory", "WarmupError", "max_tiles_per_step", "warm_up"]
+__all__ = ["StepMemory", "WarmupError", "max_tiles_per_step", "sizes_up_to", "warm_up"]
 
 _FEW, _MANY = 8, 24  # chunk sizes measured on a CPU to determine the memory per prompt token
 _SAMPLINGS = (
@@ -96,11 +96,13 @@ def warm_up(
 def _measure_largest(
     steps: _Steps, num_tiles: int, max_num_sequences: int, max_batch_tokens: int
 ) -> StepMemory:
-    for size in _sizes_up_to(num_tiles):
+    for size in sizes_up_to(num_tiles):
         tower = steps.encode(size)
-    for size in _sizes_up_to(max_num_sequences):
+    for size in sizes_up_to(max_num_sequences):
         decode = steps.decode(size)
-    return StepMemory(tower, steps.prefill(max_batch_tokens), decode)
+    for size in sizes_up_to(max_batch_tokens):
+        prefill = steps.prefill(size)
+    return StepMemory(tower, prefill, decode)
 
 
 def _extrapolate(steps: _Steps, num_tiles: int, max_num_sequences: int, max_batch_tokens: int) -> StepMemory:
@@ -167,8 +169,12 @@ def max_tiles_per_step(model: Llava, max_batch_tokens: int) -> int:
     return min(MAX_TILES_PER_PASS, max(largest, max_batch_tokens // model.config.tokens_per_tile))
 
 
-def _sizes_up_to(maximum: int) -> Iterator[int]:
-    """Yield the powers of two below ``maximum``, followed by ``maximum``."""
+def sizes_up_to(maximum: int) -> Iterator[int]:
+    """Yield the powers of two below ``maximum``, followed by ``maximum``.
+
+    Kernels select tiles by the number of rows. All limits are powers of two, so steps of these sizes compile
+    every variant of every kernel.
+    """
     size = 1
     while size < maximum:
         yield size

@@ -94,6 +94,7 @@ def _without_splits(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _blocks(cache: LayerCache) -> list[Tensor]:
     """Return the keys and the values, each [blocks, block_size, kv_heads, head_dim]."""
+    assert not cache.is_int8  # these kernels are not selected for int8 caches
     return [rows.view(-1, cache.block_size, *rows.shape[1:]) for rows in (cache.keys, cache.values)]
 
 

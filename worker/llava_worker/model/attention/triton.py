@@ -58,7 +58,9 @@ class TritonKernel(PagedKernel):
             M=lanes,
             N=16 if is_wide else 64,
             D=max(_MIN_DOT, next_power_of_two(head_dim)),
-            num_warps=8 if lanes >= _LANES else 4,  # with 4, registers would be spilled
+            # With fewer warps or more stages, registers would be spilled on some GPUs.
+            num_warps=8 if lanes >= _LANES else 4,
+            num_stages=2,
             **LAUNCH_OPTIONS,
         )
         return out
