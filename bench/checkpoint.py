@@ -63,12 +63,22 @@ def ensure_checkpoint(folder: Path = DEFAULT_FOLDER, shape: Shape = LLAVA_1_5_SM
     return folder
 
 
-def write_checkpoint(folder: Path, shape: Shape, *, dtype: str = "bfloat16", seed: int = 0) -> None:
-    """Write the checkpoint, replacing any existing one. ``config.json`` is written last."""
+def write_checkpoint(
+    folder: Path,
+    shape: Shape,
+    *,
+    dtype: str = "bfloat16",
+    seed: int = 0,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> None:
+    """Write the checkpoint, replacing any existing one. ``config.json`` is written last.
+
+    The weights are generated on ``device``. They depend on the seed and on the type of device.
+    """
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    _write_weights(folder, shape, getattr(torch, dtype), torch.Generator().manual_seed(seed))
+    _write_weights(folder, shape, getattr(torch, dtype), torch.Generator(device).manual_seed(seed))
     write_tokenizer(folder, WORDS, size=shape.vocabulary, image_id=shape.image_token_id)
     (folder / "chat_template.jinja").write_text(chat_template(), encoding="utf-8")
     for name, content in processor_settings(shape).items():
@@ -81,7 +91,9 @@ def _write_weights(folder: Path, shape: Shape, dtype: torch.dtype, generator: to
     where: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {tensor: draw_weight(tensor, size, generator).to(dtype) for tensor, size in shard.items()}
+        tensors = {
+            tensor: draw_weight(tensor, size, generator).to("cpu", dtype) for tensor, size in shard.items()
+        }
         save_file(tensors, folder / name, metadata={"format": "pt"})
         where |= dict.fromkeys(shard, name)
     total = sum(math.prod(size) for shard in shards for size in shard.values()) * dtype.itemsize
@@ -102,14 +114,17 @@ def _shards(shape: Shape, dtype: torch.dtype) -> Iterator[dict[str, tuple[int, .
 
 
 def draw_weight(name: str, size: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Return random fp32 weights of this size, scaled by the role of the tensor with this name."""
+    """Return random fp32 weights of this size, scaled by the role of the tensor with this name.
+
+    Random weights are on the device of the generator.
+    """
     if name.endswith("norm.weight") or "layrnorm.weight" in name or "layer_norm" in name and "weight" in name:
         return torch.ones(size)
     if name.endswith("bias"):
         return torch.zeros(size)
     fan_in = math.prod(size[1:]) if len(size) > 1 else size[0]
     deviation = 1.0 if "embed_tokens" in name else 1 / math.sqrt(fan_in)
-    return torch.empty(size).normal_(0.0, deviation, generator=generator)
+    return torch.empty(size, device=generator.device).normal_(0.0, deviation, generator=generator)
 
 
 def processor_settings(shape: Shape) -> dict[str, dict[str, object]]:

@@ -165,11 +165,18 @@ def worker_factory(redis_url: str, folder: Path) -> Iterator[StartWorker]:
 def running_controller(redis_url: str, folder: Path, **settings: object) -> Iterator[ControllerProcess]:
     """Yield a controller once it has found a worker."""
     controller = ControllerProcess(redis_url, folder / "controller.log", **settings)
+    with started(controller):
+        yield controller
+
+
+@contextmanager
+def started(controller: ControllerProcess) -> Iterator[None]:
+    """Start a controller and wait until it has found a worker. Kill it at the end."""
     try:
         controller.start()
         wait_until(lambda: controller.is_ready or controller.status is not None, "a controller")
         assert controller.status is None, controller.log
-        yield controller
+        yield
     finally:
         controller.kill()
 

@@ -6,32 +6,34 @@ just like the weights of a checkpoint, so all precisions are supported.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from llava_worker.engine.core.encoder_cache import EncoderCache
-from llava_worker.engine.core.kv_cache_size import allocate_cache, plan_cache
+from llava_worker.engine.core.kv_cache_size import plan_cache
 from llava_worker.engine.engine import Engine
-from llava_worker.engine.model_runner import ModelRunner
-from llava_worker.engine.startup.graph_capture import capture_graphs
-from llava_worker.engine.startup.warmup import max_tiles_per_step
+from llava_worker.engine.startup.assemble_engine import assemble_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
+from llava_worker.engine.startup.memory_budget import MemoryBudget
+from llava_worker.engine.startup.plan import StartupPlan
 from llava_worker.model.attention.select import choose_backend
-from llava_worker.model.config.model_config import read_config, read_image_config
+from llava_worker.model.config.model_config import ImageConfig, read_config, read_image_config
+from llava_worker.model.gpu.cuda_graphs import CudaGraphPool
+from llava_worker.model.gpu.current_gpu import release_cached_memory
 from llava_worker.model.layers.linear import Linear
 from llava_worker.model.llava import Llava
-from llava_worker.model.memory_estimate import available_bytes
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from torch import nn
 
 from bench.shape import Shape
 
-__all__ = ["make_engine", "make_model", "precision_on"]
+__all__ = ["make_engine", "make_model", "precision_on", "release_memory"]
 
 _CHUNK_ROWS = 4096
-_STEP_BYTES = 2 << 30  # reserved for activations and CUDA graphs
 
 
 @torch.inference_mode()
@@ -61,44 +63,47 @@ def make_engine(
     max_batch_tokens: int,
     kv_cache_dtype: str = "auto",
     eos_ids: frozenset[int] = frozenset(),
+    use_cuda_graphs: bool = True,
 ) -> Engine:
     """Return an engine configured like a worker's, but without speculative decoding.
 
     A model with random weights repeats itself, so drafts would be accepted more often than in practice.
     """
     device, text = model.device, model.config.text_config
+    config = EngineConfig(
+        Path("random"),
+        max_num_sequences=max_num_sequences,
+        max_batch_tokens=max_batch_tokens,
+        kv_cache_dtype=kv_cache_dtype,
+        encoder_cache_bytes=1 << 30,
+        use_speculation=False,
+        use_cuda_graphs=use_cuda_graphs,
+    )
+    memory = MemoryBudget.measure(device, num_ranks=1, gpu_utilization=config.gpu_memory_utilization)
+    weights = sum(tensor.nbytes for tensor in model.parameters())  # allocated before this measurement
+    memory = replace(memory, free_bytes=memory.free_bytes + weights)
     backend = choose_backend(precision, text, device, is_int8_cache=kv_cache_dtype == "int8")
-    free = available_bytes(device)
-    shape = plan_cache(
+    spec = plan_cache(
         model.config,
         precision,
         kv_cache_dtype=kv_cache_dtype,
         device=device,
-        max_bytes=None if free is None else max(free // 4, free - _STEP_BYTES),
-        free_bytes=free,
+        max_bytes=None,
+        free_bytes=memory.left_bytes(),
         block_size=backend.block_size,
         max_num_sequences=max_num_sequences,
     )
-    context = min(text.max_position_embeddings, shape.num_tokens)
-    cache = allocate_cache(shape, device)
-    cache.prefault(shape.num_tokens)
-    runner = ModelRunner(model, cache, backend, EncoderCache(1 << 30))
-    if device.type == "cuda":
-        capture_graphs(
-            runner,
-            includes_decoding=precision.is_capturable,
-            max_rows=max_num_sequences,
-            max_tiles=max_tiles_per_step(model, max_batch_tokens),
-            context_length=context,
-        )
-    return Engine(
-        runner,
-        eos_ids=eos_ids,
-        context_length=context,
-        max_num_sequences=max_num_sequences,
-        max_batch_tokens=max_batch_tokens,
-        is_async=device.type == "cuda",
+    plan = StartupPlan(
+        config, model.config, ImageConfig(), precision, device, backend, max_batch_tokens, spec, memory
     )
+    pool = CudaGraphPool(device) if plan.captures_graphs else None
+    return assemble_engine(model, plan, pool, eos_ids=eos_ids)
+
+
+def release_memory() -> None:
+    """Release the memory of engines that are no longer used. An engine takes nearly all of a GPU's memory."""
+    gc.collect()
+    release_cached_memory()
 
 
 def precision_on(name: str, device: torch.device) -> Precision:
@@ -118,7 +123,7 @@ def _draw(name: str, module: nn.Module, parameter: nn.Parameter, noise: torch.Ge
     if parameter.ndim == 1:
         parameter.fill_(0.0 if name == "bias" else 1.0)
         return
-    size = math.prod(parameter.shape[1:])
-    parameter.normal_(
-        0.0, 1.0 if "Embedding" in type(module).__name__ else 1 / math.sqrt(size), generator=noise
-    )
+    deviation = 1.0 if "Embedding" in type(module).__name__ else 1 / math.sqrt(math.prod(parameter.shape[1:]))
+    # In fp32, so that models in different precisions have the same weights.
+    values = torch.empty(parameter.shape, device=parameter.device)
+    parameter.copy_(values.normal_(0.0, deviation, generator=noise))

@@ -1,4 +1,4 @@
-"""Measure ``generate`` and continuous batching in transformers, with the metrics of `bench.gpu`.
+"""Measure ``generate`` and continuous batching in transformers, with the metrics of `bench.engine`.
 
 For attention, CUDA graphs and memory use, the default settings of transformers are used.
 """
@@ -15,9 +15,10 @@ from llava_cli.bench import percentile
 
 from bench.shape import Shape
 
-__all__ = ["best_s", "measure_continuous", "measure_generate"]
+__all__ = ["measure_continuous", "measure_generate"]
 
-_CPU_BLOCKS = 64  # of 256 tokens each; on a CPU, the default number of blocks takes up most of the memory
+# On a CPU, the defaults would take up most of the memory.
+_CPU_LIMITS: Any = {"num_blocks": 64, "max_batch_tokens": 256}
 
 
 def measure_generate(
@@ -38,7 +39,7 @@ def measure_generate(
     for num in streams:
         inputs = _inputs(shape, device, dtype, num)
         first_s, seconds = (
-            best_s(
+            _best_s(
                 partial(
                     model.generate, **inputs, do_sample=False, max_new_tokens=length, min_new_tokens=length
                 ),
@@ -53,7 +54,7 @@ def measure_generate(
             "output_tokens_per_s": num * num_tokens / seconds,
             "wall_s": seconds,
         }
-    return results | memory_used(device)
+    return results | _memory_used(device)
 
 
 def measure_continuous(
@@ -77,14 +78,14 @@ def measure_continuous(
             # Disable the EOS token, so that all outputs have the same length.
             generation_config=generation_config(do_sample=False, max_new_tokens=num_tokens, eos_token_id=-1),
             continuous_batching_config=ContinuousBatchingConfig(
-                num_blocks=_CPU_BLOCKS if device.type == "cpu" else None
+                **(_CPU_LIMITS if device.type == "cpu" else {})
             ),
             record_timestamps=True,
         )
         return list(outputs.values())
 
     run(prompts[0][:1])  # warm-up: the first kernel calls are slower
-    return {str(len(batch)): _figures(run(batch), batch, num_tokens) for batch in prompts} | memory_used(
+    return {str(len(batch)): _figures(run(batch), batch, num_tokens) for batch in prompts} | _memory_used(
         device
     )
 
@@ -105,7 +106,7 @@ def _figures(outputs: list[Any], batch: list[list[int]], num_tokens: int) -> dic
     }
 
 
-def best_s(call: Callable[[], object], device: torch.device, *, tries: int) -> float:
+def _best_s(call: Callable[[], object], device: torch.device, *, tries: int) -> float:
     times = []
     for _ in range(tries):
         began = time.perf_counter()
@@ -116,7 +117,7 @@ def best_s(call: Callable[[], object], device: torch.device, *, tries: int) -> f
     return min(times)
 
 
-def memory_used(device: torch.device) -> dict[str, int]:
+def _memory_used(device: torch.device) -> dict[str, int]:
     """Return the peak GPU memory since the last call."""
     if device.type != "cuda":
         return {}

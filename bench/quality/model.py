@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from llava_worker.engine.startup.build_engine import SMALL_BYTES
+from llava_worker.engine.startup.plan import SMALL_BYTES
 from llava_worker.model.attention.base import AttentionMetadata
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.select import choose_backend

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 
@@ -67,12 +68,12 @@ class RunningTarget:
 
 
 @contextmanager
-def run_target(target: Target) -> Iterator[RunningTarget]:
+def run_target(target: Target, *, logs: Path = WORK / "logs") -> Iterator[RunningTarget]:
     """Start a target, yield it when it is ready, and stop it afterwards.
 
-    Raises Unavailable if the target exits or is not ready within 15 minutes.
+    Its output is written to a file in the folder ``logs``. Raises Unavailable if the target exits or is not
+    ready within 15 minutes.
     """
-    logs = WORK / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     port = _free_port()
     url = f"http://127.0.0.1:{port}"

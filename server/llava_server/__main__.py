@@ -27,7 +27,7 @@ from llava_server.open_files import OpenFilesError, allowed_connections
 from llava_server.operator.server import AdminServer
 from llava_server.settings import Settings, load_settings
 from llava_server.shutdown import GracefulShutdown
-from llava_server.sockets import ListenError, listen, url_of
+from llava_server.sockets import BACKLOG, ListenError, listen, url_of
 from llava_server.supervised_tasks import SupervisedTasks
 
 __all__ = ["main"]
@@ -90,6 +90,7 @@ class DrainingServer(uvicorn.Server):
             loop="uvloop",
             http=ConnectionGuard(limits, metrics).protocol_class,
             ws="none",
+            backlog=BACKLOG,  # uvicorn calls listen() again
             log_config=None,
             access_log=False,
             server_header=False,

@@ -4,32 +4,39 @@ uvicorn has a timeout only for idle connections that have already sent a request
 HTTP/1.1 protocol so that a ``ConnectionGuard`` knows all connections. Twice per second or more, the guard
 determines what each connection is waiting for, and closes the connections whose clients are too slow. If a
 limit on the number of connections is reached, a new connection replaces the one that has waited longest for
-its client, so that connections that do nothing cannot keep clients out.
+its client, so that connections that do nothing cannot keep clients out. Active connections are never closed.
+Instead, an address may have at most as many connections as are free, so that n addresses leave 1/(n + 1) of
+all connections to others.
 
 Only the client's side is timed: a connection whose request is being processed, or whose response is read as
-fast as it is generated, has no deadline.
+fast as it is generated, has no deadline. Data is parsed in turns (see ``ParseTurns``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
-import ipaddress
+import re
 import socket
 import struct
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import h11
 import msgspec
 from h11 import IDLE, SEND_BODY, SEND_RESPONSE, SERVER
+from h11._readers import ChunkedReader
+from h11._receivebuffer import ReceiveBuffer
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from llava_server.client_address import client_of
 from llava_server.error_response import to_error
 from llava_server.errors import ApiError, error_headers
 from llava_server.metrics import Metrics
+from llava_server.parse_turns import ParseTurns
 from llava_server.request_context import abandon_request
 from llava_server.settings import Settings
 
@@ -44,9 +51,10 @@ _MAX_REJECTED = 16  # rejected connections that are open at a time; others are c
 _REJECTED_S = 1.0
 _MAX_HEAD_BYTES = 32 * 1024  # replaces uvicorn's setting h11_max_incomplete_event_size
 _MAX_HEADERS = 256
+_BLANK_LINE = re.compile(rb"\n\r?\n")  # h11 accepts lines that end with LF
+_MAX_CHUNK_BYTES = 2**30  # more than LLAVA_MAX_BODY_MB allows; a smaller chunk can exceed only that limit
 # A client may send 1024 small chunks, and further ones if the average size is at least 256 bytes.
 _NUM_SMALL_CHUNKS, _MIN_CHUNK_BYTES = 1024, 256
-_IPV6_PREFIX = 64  # one client usually has all addresses of such a network
 
 
 class Wait(enum.Enum):
@@ -68,6 +76,7 @@ class ConnectionLimits:
 
     max_connections: int
     max_address_connections: int
+    has_shares: bool  # whether an address may have only as many connections as are free
     max_unsent_bytes: int
     header_timeout_s: float
     body_timeout_s: float
@@ -81,6 +90,7 @@ class ConnectionLimits:
         return cls(
             max_connections=most,
             max_address_connections=min(settings.max_address_connections, most),
+            has_shares=settings.max_address_connections < settings.max_connections,
             max_unsent_bytes=settings.max_unsent_mb * _MIB,
             header_timeout_s=settings.header_timeout_s,
             body_timeout_s=settings.body_timeout_s,
@@ -113,6 +123,7 @@ class ConnectionGuard:
         self._timer: asyncio.TimerHandle | None = None
         error = ApiError("overloaded", "The server has too many open connections. Retry.", retry_after_s=1.0)
         self._rejection = _encoded_response(error)
+        self.parse_turns = ParseTurns()
 
     @property
     def protocol_class(self) -> type[asyncio.Protocol]:
@@ -127,13 +138,8 @@ class ConnectionGuard:
 
     def admit(self, connection: Connection) -> None:
         """Add a new connection. If a limit is reached, close another connection or reject this one."""
-        limits, address = self._limits, connection.address
-        has_room = True
-        if address is not None and len(self._by_address[address]) >= limits.max_address_connections:
-            has_room = self._make_room(address, "address_limit")
-        if has_room and self._num_connections >= limits.max_connections:
-            has_room = self._make_room(None, "connection_limit")
-        if not has_room:
+        address = connection.address
+        if not self._has_room(address):
             self._reject(connection)
             return
         self._by_address[address].add(connection)
@@ -178,23 +184,41 @@ class ConnectionGuard:
             if wait and now - connection.waiting_since >= self._limits.timeout_s(wait):
                 self._close(connection, wait.value)
 
-    def _make_room(self, address: str | None, reason: str) -> bool:
+    def _has_room(self, address: str | None) -> bool:
+        """Return whether an address may have another connection. If necessary, close one that is waiting."""
+        limits = self._limits
+        num_free = limits.max_connections - self._num_connections
+        if address is None:
+            return num_free > 0 or self._make_room(None, "connection_limit", more_than=0)
+        num_held = len(self._by_address.get(address, ()))
+        if num_held >= limits.max_address_connections:
+            return self._make_room(address, "address_limit")
+        if num_held < num_free or (num_free and not limits.has_shares):
+            return True
+        return self._make_room(None, "connection_limit", more_than=num_held) or (
+            num_held > 0 and self._make_room(address, "connection_limit")
+        )
+
+    def _make_room(self, address: str | None, reason: str, *, more_than: int = 0) -> bool:
         """Close the connection that has waited longest for its client, and return whether there is one.
 
         Idle connections are closed first. ``address`` restricts the search to the connections of a client.
-        The candidates are sorted once per sweep, because an attacker could open thousands of connections per
-        second.
+        If it is None, the connections of the addresses that have the most are closed first, and only those of
+        addresses that have more than ``more_than``. The candidates are sorted once per sweep, because an
+        attacker could open thousands of connections per second.
         """
         if address not in self._candidates:
-            connections = self._connections() if address is None else self._by_address[address]
-            waiting = [connection for connection in connections if connection.wait]
-            waiting.sort(key=lambda connection: (connection.wait not in _IDLE, connection.waiting_since))
-            self._candidates[address] = deque(waiting)
+            self._candidates[address] = deque(
+                self._all_waiting() if address is None else self._waiting(address)
+            )
         candidates = self._candidates[address]
         while candidates:
             connection = candidates.popleft()
             if not self._is_open(connection):
                 continue
+            if len(self._by_address[connection.address]) <= more_than:
+                candidates.appendleft(connection)
+                return False
             now = connection.loop.time()
             connection.observe(now)  # it may have become active since the last sweep
             if connection.wait in _IDLE or (
@@ -203,6 +227,23 @@ class ConnectionGuard:
                 self._close(connection, reason)
                 return True
         return False
+
+    def _waiting(self, address: str | None) -> list[Connection]:
+        """Return the connections of an address that wait for their client, the first to be closed first."""
+        waiting = [connection for connection in self._by_address[address] if connection.wait]
+        return sorted(
+            waiting, key=lambda connection: (connection.wait not in _IDLE, connection.waiting_since)
+        )
+
+    def _all_waiting(self) -> list[Connection]:
+        """Return all connections that wait for their client, those of the addresses with the most first."""
+        numbered = [
+            (num_left, connection)
+            for address, group in self._by_address.items()
+            for num_left, connection in zip(count(len(group), -1), self._waiting(address))
+        ]
+        numbered.sort(key=lambda each: (-each[0], each[1].wait not in _IDLE, each[1].waiting_since))
+        return [connection for _, connection in numbered]
 
     def _reject(self, connection: Connection) -> None:
         self._metrics.connection_closed("rejected")
@@ -229,37 +270,59 @@ class ConnectionGuard:
 
 
 class LimitedParser(h11.Connection):
-    """A parser that rejects requests with an excessive number of headers or small chunks.
+    """A parser that rejects requests with an excessive number of headers or small chunks, or a huge chunk.
 
-    Each header and each chunk of a body takes tens of microseconds of the event loop, whatever its size.
+    Each header and each chunk of a body takes microseconds of the event loop, whatever its size.
     """
 
     def __init__(self) -> None:
         super().__init__(SERVER, _MAX_HEAD_BYTES)
-        self._num_chunks = self._num_body_bytes = 0
 
     def next_event(self) -> Any:
         """Return the next event. Raises h11.RemoteProtocolError."""
         if self.their_state is IDLE:
-            self._check_head(self.trailing_data[0])
+            _check_head(self.trailing_data[0])
         event = super().next_event()
         if isinstance(event, h11.Request):
-            self._num_chunks = self._num_body_bytes = 0
+            if isinstance(self._reader, ChunkedReader):
+                self._reader = LimitedChunkedReader()
             if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
                 # A proxy that uses the other header would take a part of the body for another request.
                 raise h11.RemoteProtocolError("two lengths of the body")
-        elif isinstance(event, h11.Data):
+        return event
+
+
+class LimitedChunkedReader(ChunkedReader):
+    """A reader of chunked bodies that limits the number of small chunks, the sizes of chunks, and trailers.
+
+    h11 accepts a chunk of any size and waits for its data. It has no public interface for other readers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._num_chunks = self._num_body_bytes = 0
+
+    def __call__(self, buf: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
+        """Return the next part of the body, if it is complete. Raises h11.RemoteProtocolError."""
+        if self._reading_trailer and (rest := bytes(buf))[:1] not in (b"\r", b"\n"):
+            _check_head(rest)
+        event = super().__call__(buf)
+        if self._bytes_in_chunk > _MAX_CHUNK_BYTES:
+            raise h11.RemoteProtocolError("a chunk of the body is too large")
+        if isinstance(event, h11.Data):
             self._num_chunks += 1
             self._num_body_bytes += len(event.data)
             if self._num_chunks > _NUM_SMALL_CHUNKS + self._num_body_bytes // _MIN_CHUNK_BYTES:
                 raise h11.RemoteProtocolError("too many small chunks")
         return event
 
-    def _check_head(self, data: bytes) -> None:
-        """Raise h11.RemoteProtocolError if a request line and its headers are too large to be parsed."""
-        end = data.find(b"\r\n\r\n")
-        if end > _MAX_HEAD_BYTES or data.count(b"\n", 0, max(end, 0)) > _MAX_HEADERS:
-            raise h11.RemoteProtocolError("too many headers", 431)
+
+def _check_head(data: bytes) -> None:
+    """Raise h11.RemoteProtocolError if the headers or trailers at the start of ``data`` are too large."""
+    found = _BLANK_LINE.search(data)
+    end = found.start() if found else 0
+    if end > _MAX_HEAD_BYTES or data.count(b"\n", 0, end) > _MAX_HEADERS:
+        raise h11.RemoteProtocolError("too many headers", 431)
 
 
 class Connection(H11Protocol):
@@ -275,13 +338,14 @@ class Connection(H11Protocol):
         self._is_rejected = False
         self._waited_request: object = None  # the request or response that the client has to continue
         self._num_unread_bytes = 0  # unsent data when the client last made progress
+        self._unparsed = b""  # received data that waits for a turn
         self.address: str | None = None
         self.wait: Wait | None = Wait.HEADER
         self.waiting_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.address = _client_of(self.client)
+        self.address = client_of(self.client)
         self.waiting_since = self.loop.time()
         self._guard.admit(self)
 
@@ -292,8 +356,20 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self._is_rejected:
-            super().data_received(data)
+        if self._is_rejected:
+            return
+        is_waiting = bool(self._unparsed)
+        self._unparsed += data
+        if not is_waiting and not self._guard.parse_turns.take(self.address, self._parse, self.loop):
+            self.transport.pause_reading()
+
+    def _parse(self) -> None:
+        data, self._unparsed = self._unparsed, b""
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if not (self.flow.read_paused or self.transport.is_closing() or self.transport.is_reading()):
+            self.transport.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Reject an invalid request. If the response to it has begun, close the connection instead."""
@@ -350,6 +426,8 @@ class Connection(H11Protocol):
     def _awaited(self) -> Wait | None:
         if self.flow.write_paused or self.transport.is_closing():
             return Wait.READ
+        if self._unparsed:
+            return None
         if self.cycle is None:
             return Wait.HEADER
         if not self.cycle.response_complete:
@@ -357,18 +435,6 @@ class Connection(H11Protocol):
         if self.conn.their_state is SEND_BODY:
             return Wait.BODY  # the response did not require the whole body
         return Wait.HEADER if self.conn.trailing_data[0] else Wait.REQUEST
-
-
-def _client_of(peer: tuple[str, int] | None) -> str | None:
-    """Return the address that the limit per address applies to, or None for a Unix socket."""
-    if peer is None:
-        return None
-    address = ipaddress.ip_address(peer[0].partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, _IPV6_PREFIX), strict=False))
-    return str(address)
 
 
 def _encoded_response(error: ApiError) -> bytes:

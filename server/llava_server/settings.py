@@ -83,8 +83,9 @@ class Settings(ServiceSettings):
         1024,
         ge=1,
         le=100_000,
-        description="Maximum number of connections per client address (per /64 network for IPv6). Behind a "
-        "reverse proxy, all connections have the address of the proxy.",
+        description="Maximum number of connections per client address (per /64 network for IPv6). If it is "
+        "less than the maximum number of all connections, an address may also have only as many connections "
+        "as are free. Behind a reverse proxy, all connections have the address of the proxy.",
     )
     header_timeout_s: float = Field(
         10.0, gt=0, le=3600, description="Maximum time to receive the headers of a request, in seconds."

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import socket
 
-__all__ = ["ListenError", "listen", "url_of"]
+__all__ = ["BACKLOG", "ListenError", "listen", "url_of"]
 
-_BACKLOG = 2048
+BACKLOG = 4096  # queued new connections, the default maximum of Linux (net.core.somaxconn)
 
 
 class ListenError(Exception):
@@ -30,7 +30,7 @@ def listen(host: str, port: int, *, flag: str) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-            listener.listen(_BACKLOG)
+            listener.listen(BACKLOG)
         except OSError as error:
             listener.close()
             last_error = error

@@ -60,9 +60,11 @@ class Helm:
         """Raises HelmError."""
         self._run(["lint", "--strict", str(CHART)], values)
 
-    def render(self, values: dict[str, Any]) -> list[Manifest]:
-        """Return the objects of a release named "demo". Raises HelmError."""
-        text = self._run(["template", "demo", str(CHART), "--namespace", "llava"], values)
+    def render(
+        self, values: dict[str, Any], release: str = "demo", namespace: str = "llava"
+    ) -> list[Manifest]:
+        """Return the objects of a release. Raises HelmError."""
+        text = self._run(["template", release, str(CHART), "--namespace", namespace], values)
         return [manifest for manifest in yaml.safe_load_all(text) if manifest]
 
     def notes(self, values: dict[str, Any]) -> str:

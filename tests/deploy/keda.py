@@ -17,7 +17,8 @@ from tests.deploy.helm import Manifest
 
 __all__ = ["Autoscaler", "MetricNotFoundError", "metric_value"]
 
-_SERIES = re.compile(r'(?:max\()?(\w+)\{(\w+)="([^"]*)"\}\)?')
+_SERIES = re.compile(r"(?:max\()?(\w+)\{([^{}]*)\}\)?")
+_MATCHER = re.compile(r'(\w+)="([^"]*)"')
 _TOLERANCE = 0.1
 _MAX_ADDED_PODS, _MAX_GROWTH = 4, 2  # per 15 seconds; the larger number of pods is allowed
 
@@ -29,16 +30,20 @@ class MetricNotFoundError(Exception):
 def metric_value(text: str, selector: str) -> float:
     """Return the value that a trigger reads from metrics in Prometheus' format.
 
-    ``selector`` is a series with one label, or the maximum of such a series. Raises MetricNotFoundError.
+    ``selector`` is a series with labels, or the maximum of such a series. Raises MetricNotFoundError.
     """
     match = _SERIES.fullmatch(selector)
     assert match is not None, selector
-    name, label, wanted = match.groups()
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name == name and sample.labels.get(label) == wanted:
-                return sample.value
-    raise MetricNotFoundError(selector)
+    name, wanted = match[1], dict(_MATCHER.findall(match[2]))
+    values = [
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and wanted.items() <= sample.labels.items()
+    ]
+    if not values:
+        raise MetricNotFoundError(selector)
+    return max(values)
 
 
 class Autoscaler:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.deploy.conftest import Rendered
-from tests.deploy.helm import Helm, HelmError, named
+from tests.deploy.helm import CHART, Helm, HelmError, named
 from tests.deploy.object_schemas import problems
 from tests.deploy.value_sets import EXTERNAL, SCALED, VALUE_SETS
 
@@ -191,6 +191,9 @@ def test_the_service_monitor_selects_the_admin_port_only(rendered: Rendered) -> 
     [service] = [each for each in services if wanted <= each["metadata"]["labels"].items()]
     assert [port["name"] for port in service["spec"]["ports"]] == ["admin"]
     assert monitor["spec"]["endpoints"][0]["port"] == "admin"
+    alerts = (CHART.parents[1] / "prometheus" / "alerts.yaml").read_text("utf-8")
+    job = service["metadata"]["labels"][monitor["spec"]["jobLabel"]]
+    assert f'up{{job="{job}"}}' in alerts
 
 
 def test_services_select_the_pods_of_one_component(rendered: Rendered) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -54,8 +55,9 @@ def test_every_variable_is_a_valid_setting(
                 patch.setenv(variable["name"], value.replace("file:///images", f"file://{tmp_path}"))
             settings = {"server": load_server_settings, "worker": load_worker_settings}[role]([])
         assert settings.redis_url.get_secret_value() == url
-        names = {each["name"].removeprefix("LLAVA_").lower() for each in container["env"]}
-        assert names - {"hf_token", "hf_hub_offline"} <= set(type(settings).model_fields), role
+        names = {each["name"] for each in container["env"] if each["name"].startswith("LLAVA_")}
+        fields = {f"LLAVA_{field.upper()}" for field in type(settings).model_fields}
+        assert names <= fields, role
 
 
 def test_servers_and_workers_use_the_same_image_store(rendered: Rendered) -> None:
@@ -146,16 +148,28 @@ def test_a_release_serves_requests_with_its_own_users_and_passes_its_test(helm: 
             with running_controller(urls["server"], tmp_path, auth=True, api_keys=KEY) as server:
                 status, output = run_check(manifests, server.url, KEY)
                 assert status == 0, output
-                assert "a chat request is completed: status 200" in output
+                assert f"{MODEL} completes a chat request: status 200" in output
                 assert "no chat request was sent" in run_check(manifests, server.url)[1]
                 status, output = run_check(manifests, server.url, "a-wrong-key")
                 assert (status, "expected status 200, received 401" in output) == (1, True), output
+                two_models = helm.render({"models": {MODEL: {}, "zz-another": {}}})
+                status, output = run_check(two_models, server.url, KEY)
+                assert (status, "zz-another completes a chat request: expected" in output) == (1, True), (
+                    output
+                )
         finally:
             worker.stop()
         with redis.Redis.from_url(urls["worker"]) as worker_connection:
             check_denied(worker_connection, "HGETALL", "{lv}:keys")
         with redis.Redis.from_url(urls["admin"]) as connection:
             assert connection.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+
+
+def test_a_release_tests_each_of_its_models_once(helm: Helm) -> None:
+    models = {"b": {}, "a": {"servedName": "llava"}, "c": {"servedName": "llava"}}
+    [(_, container)] = containers(helm.render({"models": models}), "Pod")
+    [names] = [each["value"] for each in container["env"] if each["name"] == "MODELS"]
+    assert json.loads(names) == ["b", "llava"]
 
 
 def check_denied(connection: redis.Redis, *command: str) -> None:

@@ -113,6 +113,18 @@ def test_a_worker_reaches_only_the_queue_and_only_if_configured_the_hub(rendered
             assert {"10.0.0.0/8", "169.254.0.0/16", "fc00::/7"} <= set(excluded)
 
 
+def test_a_worker_reaches_a_collector_only_if_configured(rendered: Rendered) -> None:
+    found = {}
+    for name in ("default", "tracing"):
+        manifests = rendered(name)
+        [labels] = [labels for _, labels, _ in pods(manifests) if component(labels) == "worker"]
+        [policy] = policies(manifests, labels)
+        _queue, *found[name] = destinations(policy)
+    assert found["default"] == []
+    [rule] = found["tracing"]
+    assert rule["ports"] == [{"port": 4318, "protocol": "TCP"}]
+
+
 def test_the_server_reaches_the_internet_only_to_fetch_images(rendered: Rendered) -> None:
     for name, expected in (("default", 1), ("fixed sizes", 2)):
         manifests = rendered(name)

@@ -17,6 +17,7 @@ import pytest
 from tests.deploy.conftest import Rendered
 from tests.deploy.helm import Helm, Manifest, named
 from tests.deploy.keda import Autoscaler, MetricNotFoundError, metric_value
+from tests.deploy.value_sets import SCALED
 from tests.machine_speed import scaled
 from tests.processes import ControllerProcess, free_port, running_controller
 from tests.server.conftest import text_of
@@ -193,15 +194,38 @@ def test_a_server_that_does_not_know_the_model_does_not_scale_it(scaled_object: 
 
 
 def test_only_models_that_scale_to_zero_accept_requests_without_workers(rendered: Rendered) -> None:
-    for name in ("scale to zero", "scaling with Prometheus"):
+    for name in SOURCES:
         assert on_demand_models(rendered(name)) == "llava-hf/llava-1.5-7b-hf"
 
 
-def test_both_sources_of_metrics_read_the_same_series(rendered: Rendered) -> None:
-    text = (
-        'llava_num_tokens_waiting{model_name="llava-hf/llava-1.5-7b-hf"} 45000\n'
-        'llava_num_requests_running{model_name="llava-hf/llava-1.5-7b-hf"} 12\n'
-    )
-    for name in ("scale to zero", "scaling with Prometheus"):
+def exported(num_waiting_tokens: int, **labels: str) -> str:
+    """Return the metrics of a server. Prometheus adds ``labels`` when it scrapes them."""
+    names = {"model_name": "llava-hf/llava-1.5-7b-hf", **labels}
+    series = "{" + ",".join(f'{name}="{value}"' for name, value in names.items()) + "}"
+    return f"llava_num_tokens_waiting{series} {num_waiting_tokens}\nllava_num_requests_running{series} 12\n"
+
+
+SOURCES: dict[str, dict[str, str]] = {
+    "scale to zero": {},
+    "scaling with Prometheus": {"namespace": "llava", "service": "demo-llava-serve-admin"},
+    "scaling with labels of Prometheus": {"cluster": "eu", "release": "demo"},
+}
+
+
+def test_all_sources_of_metrics_read_the_same_series(rendered: Rendered) -> None:
+    for name, labels in SOURCES.items():
         small = named(rendered(name), "ScaledObject", "demo-llava-serve-worker-small")
-        assert Autoscaler(small, replicas=1).poll(text, 0) == 3
+        assert Autoscaler(small, replicas=1).poll(exported(45_000, **labels), 0) == 3
+
+
+def test_releases_in_the_same_prometheus_do_not_scale_each_other(helm: Helm) -> None:
+    values = {**SCALED, "keda": {"metricsSource": "prometheus"}}
+    of_demo = exported(0, namespace="llava", service="demo-llava-serve-admin")
+    for release, namespace in (("other", "llava"), ("demo", "staging")):
+        service = f"{release}-llava-serve-admin"
+        of_other = exported(45_000, namespace=namespace, service=service)
+        for name, space, expected in (("demo", "llava", 1), (release, namespace, 3)):
+            small = named(
+                helm.render(values, name, space), "ScaledObject", f"{name}-llava-serve-worker-small"
+            )
+            assert Autoscaler(small, replicas=1).poll(of_demo + of_other, 0) == expected

@@ -74,6 +74,10 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
     },
     "scale to zero": SCALED,
     "scaling with Prometheus": {**SCALED, "keda": {"metricsSource": "prometheus"}},
+    "scaling with labels of Prometheus": {
+        **SCALED,
+        "keda": {"metricsSource": "prometheus", "prometheusLabels": {"cluster": "eu", "release": "demo"}},
+    },
     "external cluster": EXTERNAL,
     "shards on several servers": {
         "redis": {
@@ -108,7 +112,7 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
     },
     "external without policies": {
         **EXTERNAL,
-        "redis": {**EXTERNAL["redis"], "peers": []},
+        "redis": {**EXTERNAL["redis"], "peers": [], "ports": [6379]},
         "networkPolicy": {"enabled": False},
     },
     "own secret": {"redis": {"existingSecret": "llava-redis"}, "server": {"apiKeysSecret": "llava-keys"}},
@@ -137,6 +141,17 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
         },
         "server": {"queueTimeoutSeconds": 1200},
     },
+    "tracing": {
+        "worker": {"env": {"LLAVA_OTEL": True, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}},
+        "networkPolicy": {
+            "workerEgress": [
+                {
+                    "to": [{"podSelector": {"matchLabels": {"app": "collector"}}}],
+                    "ports": [{"port": 4318, "protocol": "TCP"}],
+                }
+            ]
+        },
+    },
     "monitoring": {
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
         "dashboard": {"enabled": True},
@@ -148,7 +163,7 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
             "podDisruptionBudget": {"enabled": False},
             "auth": False,
             "imageHosts": ["images.example.com", "*.example.org"],
-            "env": {"LLAVA_MAX_IMAGES": 4, "LLAVA_IMAGE_ALLOW_HTTP": False},
+            "env": {"LLAVA_MAX_IMAGES": 4, "LLAVA_IMAGE_ALLOW_HTTP": False, "LLAVA_LOG_FORMAT": "text"},
             "podAnnotations": {"prometheus.io/scrape": "false"},
         },
         "worker": {"replicas": 2, "drainSeconds": 120, "env": {"LLAVA_THREADS": 2}},

@@ -179,10 +179,24 @@ def test_worker_can_be_scaled() -> None:
     assert not {"container_name", "hostname", "ports"} & set(worker)
 
 
-def test_the_worker_has_no_internet_access_without_the_hub_overlay() -> None:
+def test_the_worker_has_internet_access_only_with_the_overlays_for_it() -> None:
     assert _service("worker")["networks"] == ["back"]
-    hub = _compose(ROOT / "deploy" / "compose.hub.yaml")["services"]["worker"]
-    assert "front" in hub["networks"]
+    workers = {path.name: _compose(path)["services"]["worker"] for path in OVERLAYS}
+    with_access = {name for name, worker in workers.items() if "front" in worker.get("networks", ())}
+    assert with_access == {"compose.hub.yaml", "compose.external.yaml"}
+
+
+def test_the_image_overlay_gives_servers_and_workers_the_same_folder_which_their_user_owns() -> None:
+    overlay = _compose(ROOT / "deploy" / "compose.images.yaml")
+    for name in ("server", "worker"):
+        service = overlay["services"][name]
+        assert service["environment"] == {"LLAVA_IMAGE_STORE": "file:///images"}
+        assert service["volumes"] == ["images:/images"]
+    options = overlay["volumes"]["images"]["driver_opts"]
+    assert options["type"] == options["device"] == "tmpfs"
+    user, group = _service("server")["user"].split(":")
+    assert _service("worker")["user"] == f"{user}:{group}"
+    assert {f"uid={user}", f"gid={group}", "mode=0770"} <= set(options["o"].split(","))
 
 
 @pytest.mark.parametrize("name", ["server", "worker"])

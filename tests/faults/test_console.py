@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -10,11 +11,15 @@ import msgspec
 import pytest
 from llava_server.operator.cli.doctor import Finding, check
 from llava_server.settings import Settings
+from llava_wire.image_stores.location import image_store_digest
 from llava_wire.messages.heartbeat import KernelInfo
 from llava_wire.messages.job import Job, Message
 from llava_wire.messages.sampling_params import SamplingParams
 from llava_wire.operator.inspector import SystemStatus, WorkerStatus
+from llava_wire.operator.sharded_inspector import ServerReport
+from llava_wire.redis.address import parse_redis_url
 from llava_wire.redis.keys import PREFIX
+from pydantic import SecretStr
 
 from tests.echo import echo_text
 from tests.faults.cluster import Cluster
@@ -22,6 +27,7 @@ from tests.faults.streams import Streams, story
 from tests.machine_speed import scaled
 from tests.waiting import async_wait_until
 from tests.wire.harness import heartbeat
+from tests.wire.redis_server import running_redis
 
 pytestmark = pytest.mark.e2e
 
@@ -36,6 +42,10 @@ GOOD = {
 }
 NO_WORKERS = SystemStatus((), {"c": 0.1}, {}, 0)
 SETTINGS = Settings()
+
+
+def server(info: dict[str, Any]) -> ServerReport:
+    return ServerReport("queue:6379/0", (0,), info)
 
 
 def run(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
@@ -101,22 +111,22 @@ def test_doctor_reports_an_eviction_policy(cluster: Cluster) -> None:
     ],
 )
 def test_doctor_reports_each_problem(info: dict[str, Any], level: str, text: str) -> None:
-    usual = {finding.text for finding in check([GOOD], NO_WORKERS, SETTINGS)}
-    found_all = check([GOOD | info], NO_WORKERS, SETTINGS)
+    usual = {finding.text for finding in check([server(GOOD)], NO_WORKERS, SETTINGS)}
+    found_all = check([server(GOOD | info)], NO_WORKERS, SETTINGS)
     (found,) = [finding for finding in found_all if finding.text not in usual]
     assert found.level == level
     assert text in found.text
 
 
 def test_doctor_reports_budgets_that_exceed_the_memory_of_redis() -> None:
-    found = check([GOOD], NO_WORKERS, Settings(max_all_files_mb=600))
+    found = check([server(GOOD)], NO_WORKERS, Settings(max_all_files_mb=600))
     assert any(each.level == "warning" and "LLAVA_MAX_ALL_FILES_MB" in each.text for each in found)
 
 
 def test_doctor_reports_workers_of_one_model_with_different_digests() -> None:
     def texts(*models: tuple[str, str]) -> list[str]:
         workers = tuple(WorkerStatus(heartbeat(f"w{n}", *model), {}, 0.0) for n, model in enumerate(models))
-        findings = check([GOOD], SystemStatus(workers, {"c": 0.1}, {}, 0), SETTINGS)
+        findings = check([server(GOOD)], SystemStatus(workers, {"c": 0.1}, {}, 0), SETTINGS)
         return [finding.text for finding in findings if finding.level == "warning"]
 
     assert texts(("m", "a"), ("m", "a"), ("n", "b"), ("m", ""), ("", "")) == []
@@ -129,7 +139,9 @@ def test_doctor_reports_workers_of_one_model_with_different_digests() -> None:
 def test_doctor_reports_the_kernels_of_each_worker() -> None:
     def findings(kernels: KernelInfo | None) -> list[Finding]:
         beat = msgspec.structs.replace(heartbeat("w1"), kernels=kernels)
-        found = check([GOOD], SystemStatus((WorkerStatus(beat, {}, 0.0),), {"c": 0.1}, {}, 0), SETTINGS)
+        found = check(
+            [server(GOOD)], SystemStatus((WorkerStatus(beat, {}, 0.0),), {"c": 0.1}, {}, 0), SETTINGS
+        )
         return [finding for finding in found if "kernels" in finding.text]
 
     assert findings(None) == []
@@ -184,5 +196,57 @@ def test_every_command_reports_an_unusable_redis(
 @pytest.mark.parametrize(("num_shards", "is_error"), [(1, False), (4, True)])
 def test_doctor_fails_if_a_worker_has_another_number_of_shards(num_shards: int, is_error: bool) -> None:
     beat = msgspec.structs.replace(heartbeat("w"), num_shards=num_shards)
-    found = check([GOOD], SystemStatus((WorkerStatus(beat, {}, 0.0),), {"c": 0.1}, {}, 0), SETTINGS)
+    found = check([server(GOOD)], SystemStatus((WorkerStatus(beat, {}, 0.0),), {"c": 0.1}, {}, 0), SETTINGS)
     assert any(each.level == "error" and "LLAVA_QUEUE_SHARDS" in each.text for each in found) == is_error
+
+
+@pytest.mark.parametrize(
+    ("of_server", "of_worker", "level"),
+    [
+        ("", "", None),
+        ("redis://server:secret@images", "redis://worker:other@images:6379/0", None),
+        ("redis://images", "", "error"),
+        ("redis://images", "redis://images/1", "warning"),
+        ("", "redis://images", "warning"),
+        ("redis://images", None, None),  # an older release, which does not report its store
+    ],
+)
+def test_doctor_reports_workers_with_another_image_store(
+    of_server: str, of_worker: str | None, level: str | None
+) -> None:
+    digest = None if of_worker is None else image_store_digest(of_worker)
+    beat = msgspec.structs.replace(heartbeat("w"), image_store=digest)
+    status = SystemStatus((WorkerStatus(beat, {}, 0.0),), {"c": 0.1}, {}, 0)
+    settings = Settings(image_store=SecretStr(of_server))
+    found = [each for each in check([server(GOOD)], status, settings) if "LLAVA_IMAGE_STORE" in each.text]
+    assert [each.level for each in found] == ([level] if level else [])
+    assert not any("secret" in each.text or "images:" in each.text for each in found)
+
+
+def run_doctor(*queue_urls: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "LLAVA_QUEUE_URLS": " ".join(queue_urls), **variables}
+    command = [sys.executable, "-m", "llava_server.operator.cli", "doctor"]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=scaled(60)
+    )
+
+
+def test_doctor_reports_each_server_of_the_queue_and_which_one_is_unavailable() -> None:
+    nowhere = "unix://server:secret@/nowhere/s"
+    with running_redis() as first, running_redis() as second, running_redis() as data:
+        healthy = run_doctor(first, second, LLAVA_REDIS_URL=data, LLAVA_QUEUE_SHARDS="3")
+        broken = run_doctor(first, nowhere, LLAVA_REDIS_URL=data)
+        locations = [parse_redis_url(url).location for url in (data, first, second)]
+    for location, contents in zip(locations, ("no shards", "shards 0, 2", "shards 1"), strict=True):
+        assert f"{location}: {contents}" in healthy.stdout, healthy.stdout
+        assert f"{location}: append-only file" in healthy.stdout
+    assert f"{locations[1]}: shards 0" in broken.stdout
+    [line] = [each for each in broken.stdout.splitlines() if "FAIL /nowhere/s/0" in each]
+    assert "Check the server and LLAVA_QUEUE_URLS." in line
+    assert "--redis-url" not in broken.stdout + broken.stderr
+    assert "secret" not in broken.stdout + broken.stderr
+
+
+def test_doctor_names_the_setting_of_the_queue_if_no_server_is_available() -> None:
+    done = run_doctor("unix:///nowhere/s", "unix:///nowhere/t")
+    assert (done.returncode, "Check LLAVA_QUEUE_URLS." in done.stderr) == (69, True), done.stderr

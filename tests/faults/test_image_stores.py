@@ -126,11 +126,12 @@ async def test_no_job_is_lost_if_the_image_store_loses_all_data(system: System, 
 
 async def test_doctor_reports_whether_the_image_store_works(system: System) -> None:
     store = system.place.url_of("server")
-    settings = Settings(redis_url=system.queue.url_of("server"), image_store=store)
+    url = system.queue.url_of("server")
+    settings = Settings(redis_url=url, image_store=store)
     async with aclosing(ShardedInspector(settings.shards)) as inspector:
-        found = [each for each in await run_checks(inspector, settings) if "image store" in each.text]
+        found = [each for each in await run_checks(inspector, settings, url) if "image store" in each.text]
         system.place.make_unavailable()
-        found += [each for each in await run_checks(inspector, settings) if "image store" in each.text]
+        found += [each for each in await run_checks(inspector, settings, url) if "image store" in each.text]
     system.place.make_available()
     assert [each.level for each in found] == ["ok", "error"]
     assert "The image store is unavailable" in found[1].text

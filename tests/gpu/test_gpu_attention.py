@@ -11,7 +11,7 @@ from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.attention.self_test import self_test
 from llava_worker.model.attention.triton import TritonDecodeKernel, TritonKernel
 from llava_worker.model.config.text_config import TextConfig
-from llava_worker.model.gpu.cuda_graphs import cuda_graph_capture
+from llava_worker.model.gpu.cuda_graphs import CudaGraphPool
 from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.layers.rotary import Rotation
 
@@ -134,7 +134,7 @@ def test_a_captured_kernel_uses_the_current_inputs(kernel: PagedKernel, device: 
         assert plan is not None
         return plan.attend(LAYER, q, k, v)
 
-    out, replay = cuda_graph_capture(device)(compute)
+    out, replay = CudaGraphPool(device).capture(compute)
     for contexts in ([30, 900, 1], [300, 17, 260]):
         batch = make_metadata([(1, n) for n in contexts], block_size=block_size, device=device)
         inputs.slot_mapping.copy_(batch.slot_mapping)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from llava_worker.model.gpu.cuda_graphs import cuda_graph_capture
+from llava_worker.model.gpu.cuda_graphs import CudaGraphPool
 from llava_worker.model.kernels.fused import FusedKernels
 from llava_worker.model.kernels.interface import Kernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
@@ -30,7 +30,7 @@ def test_products_are_correct_with_and_without_a_cuda_graph(
     def compute() -> torch.Tensor:
         return kernels.linear_w8a8(kernels.quantize_w8a8(x, fmt), w, None, fmt, torch.bfloat16)
 
-    out, replay = cuda_graph_capture(device)(compute)
+    out, replay = CudaGraphPool(device).capture(compute)
     for _ in range(2):
         x.normal_()
         replay()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import redis
 
-from tests.processes import ControllerProcess, running_controller, worker_factory
+from tests.processes import ControllerProcess, started, worker_factory
 from tests.security.attacks import AttackName
 from tests.server.api_key_cli import ApiKeyCli
 from tests.waiting import async_wait_until
@@ -33,6 +33,7 @@ __all__ = [
 
 REDIS_LIMIT_BYTES = 256 << 20
 ANONYMOUS = -1  # the index of a client without an API key
+_SOFT_LIMIT = 1024  # on open files, the default of Linux
 _NUM_SLOTS = 64  # of the worker, about half of the jobs of one attacker
 STEP_S = 0.1  # of the worker, so that the time to the first token is that of a small model rather than 0
 
@@ -63,7 +64,10 @@ def attacked_site(folder: Path) -> Iterator[AttackedSite]:
             worker = start_worker(echo_step_s=STEP_S, max_num_sequences=_NUM_SLOTS)
             with ThreadPoolExecutor() as pool:
                 keys = list(pool.map(lambda _: ApiKeyCli(server.url).create(), range(4)))
-            with running_controller(server.url, folder, auth=True, image_workers=2) as controller:
+            log = folder / "controller.log"
+            controller = ControllerProcess(server.url, log, auth=True, image_workers=2)
+            controller.prefix = ("sh", "-c", f'ulimit -Sn {_SOFT_LIMIT}; exec "$@"', "sh")
+            with started(controller):
                 process_ids = (controller.pid, worker.pid, server.pid)
                 yield AttackedSite(controller, process_ids, server.client, keys[0], keys[1:])
     finally:

@@ -25,9 +25,10 @@ from PIL import Image
 from tests.security.attacker import Attacker, forever
 from tests.server.image_files import data_url
 
-__all__ = ["ATTACKS", "AttackName"]
+__all__ = ["ATTACKS", "NUM_HELD", "AttackName"]
 
 AttackName = str
+NUM_HELD = 1200  # connections, more than the default limits on open files and on open requests
 _CHAT = "/v1/chat/completions"
 _REPORT_INTERVAL_S = 0.25
 _MIB = 1 << 20
@@ -106,7 +107,7 @@ async def unread_downloads(attacker: Attacker) -> None:
 async def slow_uploads(attacker: Attacker) -> None:
     """Occupy the slots of open requests with uploads of one byte per second."""
     request = attacker.request(_CHAT, b"{", length=1000)
-    await forever(lambda: attacker.hold(request, more=b" "), concurrency=1000)
+    await forever(lambda: attacker.hold(request, more=b" "), concurrency=NUM_HELD)
 
 
 async def shared_result(attacker: Attacker) -> None:
@@ -124,7 +125,15 @@ async def shared_result(attacker: Attacker) -> None:
 async def idle_connections(attacker: Attacker) -> None:
     """Open connections and send nothing, or half of the headers. No key is needed."""
     firsts = itertools.cycle([b"", b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Slow: "])
-    await forever(lambda: attacker.hold(next(firsts)), concurrency=1000)
+    await forever(lambda: attacker.hold(next(firsts)), concurrency=NUM_HELD)
+
+
+async def small_chunks(attacker: Attacker) -> None:
+    """Send bodies in as many small chunks as a request may have, on many connections at once."""
+    head = attacker.request(_CHAT, headers=("Transfer-Encoding: chunked",))
+    head = head.replace(b"Content-Length: 0\r\n", b"")
+    request = head + b"1\r\n \r\n" * 1000 + b"0\r\n\r\n"
+    await forever(lambda: attacker.send(request), concurrency=400)
 
 
 async def aborted_requests(attacker: Attacker) -> None:
@@ -134,10 +143,10 @@ async def aborted_requests(attacker: Attacker) -> None:
 
 
 async def pipelined_requests(attacker: Attacker) -> None:
-    """Send thousands of small requests without waiting for the responses."""
+    """Send hundreds of small requests on each of many connections without waiting for the responses."""
     last = attacker.request("/v1/models", method="GET")
     request = last.replace(b"Connection: close\r\n", b"")
-    await forever(lambda: attacker.send(request * 2000 + last), concurrency=16)
+    await forever(lambda: attacker.send(request * 500 + last), concurrency=128)
 
 
 ATTACKS: dict[AttackName, Callable[[Attacker], Coroutine[Any, Any, None]]] = {
@@ -152,6 +161,7 @@ ATTACKS: dict[AttackName, Callable[[Attacker], Coroutine[Any, Any, None]]] = {
         slow_uploads,
         shared_result,
         idle_connections,
+        small_chunks,
         aborted_requests,
         pipelined_requests,
     )

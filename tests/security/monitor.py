@@ -21,7 +21,7 @@ __all__ = ["Levels", "Monitor", "monitor"]
 
 _PROBE_INTERVAL_S = 0.02
 _REDIS_INTERVAL_S = 0.25
-_REPORT_INTERVAL_S = 5.0  # shorter than the minute for which the server reports a stall
+_REPORT_INTERVAL_S = 1.0  # shorter than an attack
 _REPORTED_STALL = re.compile(rb"^llava_event_loop_stall_cpu_seconds (\S+)$", re.MULTILINE)
 _KILLED = "the controller exited"
 
@@ -30,7 +30,7 @@ _KILLED = "the controller exited"
 class Levels:
     """The highest values of an interval. Redis commands are counted per second."""
 
-    stall_cpu_s: float = 0.0  # CPU time between two responses, which includes waiting for other requests
+    probe_cpu_s: float = 0.0  # CPU time between two responses, which includes waiting for other requests
     reported_stall_cpu_s: float = 0.0  # the longest stall of the event loop according to the server
     rss_bytes: int = 0
     redis_bytes: int = 0
@@ -38,7 +38,7 @@ class Levels:
 
     def maximum(self, other: Levels) -> Levels:
         return Levels(
-            max(self.stall_cpu_s, other.stall_cpu_s),
+            max(self.probe_cpu_s, other.probe_cpu_s),
             max(self.reported_stall_cpu_s, other.reported_stall_cpu_s),
             max(self.rss_bytes, other.rss_bytes),
             max(self.redis_bytes, other.redis_bytes),
@@ -47,18 +47,19 @@ class Levels:
 
     def __str__(self) -> str:
         return (
-            f"longest stall {self.stall_cpu_s * 1000:.0f} ms of CPU time (reported: "
-            f"{self.reported_stall_cpu_s * 1000:.0f} ms), RSS {self.rss_bytes >> 20} MiB, "
-            f"Redis {self.redis_bytes >> 20} MiB, {self.redis_commands_per_s:.0f} commands/s"
+            f"longest stall {self.reported_stall_cpu_s * 1000:.0f} ms of CPU time, "
+            f"{self.probe_cpu_s * 1000:.0f} ms between two responses to a probe, "
+            f"RSS {self.rss_bytes >> 20} MiB, Redis {self.redis_bytes >> 20} MiB, "
+            f"{self.redis_commands_per_s:.0f} commands/s"
         )
 
 
 class Monitor:
     """Samples a controller and its Redis. ``levels`` contains the highest values since ``reset``.
 
-    A stall is measured as the CPU time that the whole process consumes between two responses to ``/livez``,
-    which only the event loop can send. Unlike the wall time, it does not depend on other programs. It
-    includes the CPU time of other threads, because they can block the event loop by holding the GIL.
+    Stalls are reported by the server, in CPU time, which does not depend on other programs. The CPU time of
+    the whole process between two responses to ``/livez`` is measured from outside. It includes other
+    requests that take their turns in between.
     """
 
     def __init__(self, site: AttackedSite) -> None:
@@ -80,7 +81,7 @@ class Monitor:
         while True:
             await self._request("/livez")
             now_s = self._cpu_s()
-            self.levels.stall_cpu_s = max(self.levels.stall_cpu_s, now_s - before_s)
+            self.levels.probe_cpu_s = max(self.levels.probe_cpu_s, now_s - before_s)
             self.levels.rss_bytes = max(self.levels.rss_bytes, self.rss_bytes)
             before_s = now_s
             await asyncio.sleep(_PROBE_INTERVAL_S)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -134,6 +135,27 @@ def test_a_key_with_too_many_open_requests_is_rejected_while_another_key_is_serv
         stack.worker.release.set()
         assert {each.result().status_code for each in held} == {200}
     assert chat_with_key(url, flooding).status_code == 200
+
+
+def _has_assignments(stack: Stack, number: int) -> bool:
+    return len(stack.worker.assignments) == number
+
+
+def test_keys_with_open_requests_leave_some_to_other_keys(own_stack: OwnStack) -> None:
+    keys = [f"sk-test-{number}" for number in range(4)]
+    stack = own_stack(api_keys=tuple(keys), max_open_requests=16, max_tenant_requests=8)
+    url = stack.server.url
+    held: list[Future[httpx2.Response]] = []
+    with ThreadPoolExecutor(16) as pool:
+        for key, num_held in zip(keys, (8, 4, 2), strict=False):
+            held.extend(pool.submit(chat_with_key, url, key, "hold") for _ in range(num_held))
+            wait_until(partial(_has_assignments, stack, len(held)))
+            rejected = chat_with_key(url, key)
+            assert rejected.status_code == 429
+            assert f"limit of {num_held} open requests" in rejected.json()["error"]["message"]
+        assert chat_with_key(url, keys[-1]).status_code == 200
+        stack.worker.release.set()
+        assert {each.result().status_code for each in held} == {200}
 
 
 def test_a_key_whose_uploads_are_too_large_is_rejected_while_another_key_is_served(

@@ -10,7 +10,7 @@ import pytest
 
 from tests.security.attack_criteria import measure
 from tests.security.attacked_site import ANONYMOUS, AttackedSite, attacked_site, attackers
-from tests.security.attacks import ATTACKS
+from tests.security.attacks import ATTACKS, NUM_HELD
 from tests.security.monitor import monitor
 from tests.security.victim import victim
 
@@ -23,11 +23,12 @@ NUM_REQUESTS = {
     "slow_images": 8,
     "stored_responses": 300,
     "unread_downloads": 40,
-    "slow_uploads": 1000,
-    "shared_result": 400,
-    "idle_connections": 1000,
+    "slow_uploads": NUM_HELD,
+    "shared_result": 1600,
+    "idle_connections": NUM_HELD,
+    "small_chunks": 800,
     "aborted_requests": 1000,
-    "pipelined_requests": 16,
+    "pipelined_requests": 128,
 }
 
 
@@ -40,7 +41,7 @@ def site() -> Iterator[AttackedSite]:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("attack", ATTACKS)
 async def test_other_clients_are_served_during_an_attack(site: AttackedSite, attack: str) -> None:
-    key = ANONYMOUS if attack == "idle_connections" else 0
+    key = ANONYMOUS if attack in ("idle_connections", "small_chunks") else 0
     async with (
         attackers(site) as process,
         monitor(site) as watch,

@@ -270,6 +270,34 @@ def test_an_address_has_a_maximum_number_of_connections(own_stack: OwnStack, soc
         receive_until(connection, b"done")
 
 
+def test_addresses_with_active_connections_leave_some_to_others(
+    own_stack: OwnStack, sockets: ExitStack
+) -> None:
+    stack = own_stack(max_connections=32, max_address_connections=16, body_timeout_s=NEVER_S)
+    for address in ("127.0.0.2", "127.0.0.3", "127.0.0.4"):
+        for _ in range(20):
+            sockets.enter_context(hold(stack, address))
+    reasons = ("rejected", "address_limit", "connection_limit")
+    wait_until(lambda: sum(closed_by(stack, reason) for reason in reasons) == 60 - (16 + 8 + 4))
+    wait_until(lambda: len(stack.worker.assignments) == 16 + 8 + 4)
+    assert stack.works()  # from another address
+    stack.worker.release.set()
+
+
+def test_a_new_connection_does_not_replace_one_of_an_address_that_has_fewer(
+    own_stack: OwnStack, sockets: ExitStack
+) -> None:
+    stack = own_stack(
+        max_connections=32, max_address_connections=24, idle_timeout_s=NEVER_S, header_timeout_s=NEVER_S
+    )
+    oldest = sockets.enter_context(open_connection(stack.server.url, b"GET /"))
+    for address in ("127.0.0.2", "127.0.0.3", "127.0.0.4"):
+        for _ in range(30):
+            sockets.enter_context(open_connection(stack.server.url, b"GET /", source=address))
+    wait_until(lambda: closed_by(stack, "connection_limit") >= 90 + 1 - 32)
+    assert not is_closed(oldest)
+
+
 def hold(stack: Stack, source: str) -> socket.socket:
     """Send a request whose response is generated when the worker's ``release`` is set."""
     return open_connection(stack.server.url, chat_request("silent"), source=source)
@@ -374,11 +402,27 @@ def test_a_body_in_chunks_of_usual_sizes_is_accepted(stack: Stack) -> None:
         assert response.status_code == 200, response.text
 
 
-def test_a_request_with_thousands_of_headers_is_rejected_before_they_are_parsed(stack: Stack) -> None:
+def with_headers(headers: bytes) -> bytes:
+    return GET.replace(b"\r\n\r\n", b"\r\n" + headers + b"\r\n")
+
+
+def with_lf(headers: bytes) -> bytes:
+    return with_headers(headers).replace(b"\r\n", b"\n")
+
+
+def with_trailers(trailers: bytes) -> bytes:
+    chunked = GET.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+    return chunked + b"1\r\n \r\n0\r\n" + trailers + b"\r\n"
+
+
+@pytest.mark.parametrize("request_with", [with_headers, with_lf, with_trailers])
+def test_a_request_with_thousands_of_headers_is_rejected_before_they_are_parsed(
+    stack: Stack, request_with: Callable[[bytes], bytes]
+) -> None:
     def status(num_headers: int) -> bytes:
         headers = b"".join(b"X-%d: 1\r\n" % number for number in range(num_headers))
-        return status_line(stack, GET.replace(b"\r\n\r\n", b"\r\n" + headers + b"\r\n"))
+        return status_line(stack, request_with(headers))
 
-    assert status(200) == b"HTTP/1.1 200 OK"
+    assert status(0) == status(200) == b"HTTP/1.1 200 OK"
     assert status(300) in (b"HTTP/1.1 400 Bad Request", b"closed")
     assert status(5000) in (b"HTTP/1.1 400 Bad Request", b"closed")

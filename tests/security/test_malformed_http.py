@@ -28,6 +28,27 @@ def test_a_request_whose_body_has_two_lengths_is_rejected(stack: Stack, first: b
     assert line.split()[1] == b"400"
 
 
+@pytest.mark.parametrize(
+    ("size", "status"),
+    [
+        (b"4", b"405"),  # POST is not allowed
+        (b"0" * 16 + b"4", b"405"),
+        (b"1" * 9, b"400"),
+        (b"F" * 17, b"400"),
+        (b"F" * 17 + b";extension", b"400"),
+        (b"F" * 100, b"400"),
+    ],
+)
+@pytest.mark.parametrize("body", [b"", b"a"], ids=["without data", "with data"])
+def test_a_chunk_that_is_larger_than_any_body_is_rejected_before_its_data_arrives(
+    stack: Stack, size: bytes, status: bytes, body: bytes
+) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    if status == b"405":
+        head, body = head.replace(b"/v1/chat/completions", b"/livez"), b"abcd"
+    assert status_line(stack, head + size + b"\r\n" + body).split()[1] == status
+
+
 def test_invalid_requests_are_counted(stack: Stack) -> None:
     before = stack.server.metric("llava_connections_closed_total", reason="invalid_request")
     assert status_line(stack, b"no request\r\n\r\n").split()[1] == b"400"

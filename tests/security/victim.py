@@ -149,10 +149,16 @@ class ServerError(Exception):
 
 
 @asynccontextmanager
-async def victim(site: AttackedSite, *, num_streams: int, max_tokens: int) -> AsyncIterator[Victim]:
-    """Yield clients that are sending requests."""
+async def victim(
+    site: AttackedSite, *, num_streams: int, max_tokens: int, keeps_connections: bool = False
+) -> AsyncIterator[Victim]:
+    """Yield clients that are sending requests.
+
+    By default, each request uses a new connection, so that attacks on connections affect it.
+    """
     cpu_wait = CpuWait([os.getpid(), *site.process_ids])
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=num_streams)
+    num_idle = num_streams if keeps_connections else 0
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=num_idle)
     async with httpx2.AsyncClient(base_url=site.controller.url, timeout=scaled(60), limits=limits) as http:
         clients = Victim(http, site.key, cpu_wait, num_streams=num_streams, max_tokens=max_tokens)
         await clients.learn_texts()

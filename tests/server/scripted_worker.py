@@ -69,13 +69,14 @@ class ScriptedWorker:
         capacity: int = 64,
         model_digest: str = "",
         num_shards: int = 1,
+        image_store: str = "",
     ) -> None:
         self.model_digest = model_digest
         self.assignments: list[Assignment] = []
         self.refused: set[str] = set()
         self.release = threading.Event()
         self.url = url
-        self._shards = queue_shards([url], num_shards)
+        self._shards = queue_shards([url], num_shards, image_store)
         self._heartbeat = Heartbeat(
             worker_id=f"scripted-{id(self)}",
             model=model,

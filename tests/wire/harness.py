@@ -62,6 +62,7 @@ def heartbeat(worker_id: str, model: str = "m", model_digest: str = "") -> Heart
         capacity=4,
         device="cpu",
         precision="fp32",
+        image_store="",
     )
 
 

@@ -23,7 +23,7 @@ from llava_wire.redis.shards import Shard
 from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 from llava_worker.engine import EngineInterface
 from llava_worker.model.cpu.native import cpu_kernels
-from llava_worker.model_host import LOADER, ModelHost
+from llava_worker.model_host import ModelHost
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
 
@@ -137,7 +137,7 @@ async def test_another_model_is_served_under_the_same_worker_id(queue_url: str) 
         assert events[0].model_digest == heartbeat.model_digest
         assert heartbeat.worker_id == running.host.heartbeat.worker_id
         assert running.first_engine() is None
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith(LOADER)]
+        assert [thread.name for thread in threading.enumerate()].count("engine") == 1
 
 
 async def test_command_for_the_current_model_does_not_reload_it(queue_url: str) -> None:

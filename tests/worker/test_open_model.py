@@ -14,8 +14,6 @@ from llava_wire.messages.job import Message
 from llava_worker.open_model import StartupError, open_model
 from llava_worker.settings import load_settings
 
-from tests.machine_speed import scaled
-
 TINY = Path(llava_worker.__file__).parent / "tiny"
 
 
@@ -161,28 +159,35 @@ def test_adapter_without_a_chat_template_uses_the_template_of_its_base(tmp_path:
     assert adapted.prompts.build_chat(messages) == base.prompts.build_chat(messages)
 
 
-COUNT_REMAINING_THREADS = """
-import os, time
+COUNT_NEW_THREADS = """
+import os
 from llava_worker import __main__ as program
+from llava_worker.engine import Sequence
+from llava_worker.model_thread import ModelThread
 from llava_worker.settings import load_settings
-before = len(os.listdir("/proc/self/task"))
+
+def count():
+    return len(os.listdir("/proc/self/task"))
+
+def run_engine():
+    model.engine.add(Sequence(seq_id="one", prompt_ids=[1, 5, 6], max_new_tokens=4))
+    while model.engine.num_sequences:
+        model.engine.step()
+
 settings = ["--model", "tiny", "--precision", "int8", "--threads", "2", "--kv-cache-mb", "8"]
-model = program.{load}(load_settings(settings))
-deadline = time.monotonic() + {timeout_s}  # threads that have ended disappear a moment later
-while (count := len(os.listdir("/proc/self/task")) - before) > {expected} and time.monotonic() < deadline:
-    pass
-print(count)
+model = program._open(load_settings(settings))
+for thread in (model.thread, ModelThread()):
+    before = count()
+    thread.submit(run_engine).result()
+    print(count() - before)
 """
 
 
-def count_remaining_threads(load: str, *, expected: int = 0, timeout_s: float = 1.0) -> int:
-    code = COUNT_REMAINING_THREADS.format(load=load, expected=expected, timeout_s=scaled(timeout_s))
-    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return int(completed.stdout.split()[-1])
-
-
-def test_loader_threads_end_before_the_worker_starts() -> None:
+def test_the_engine_reuses_the_openmp_threads_of_the_loader() -> None:
     """Otherwise, the engine's threads would share the cores with idle OpenMP threads."""
-    in_same_thread = count_remaining_threads("open_model")
-    expected = in_same_thread - 1
-    assert count_remaining_threads("_open", expected=expected, timeout_s=10.0) <= expected
+    completed = subprocess.run(
+        [sys.executable, "-c", COUNT_NEW_THREADS], capture_output=True, text=True, check=True
+    )
+    same_thread, other_thread = map(int, completed.stdout.split()[-2:])
+    assert same_thread == 0
+    assert other_thread >= 1

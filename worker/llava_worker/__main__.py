@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from llava_wire.errors import QueueUnavailable
@@ -24,8 +23,9 @@ from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 from llava_worker.engine_thread import EXIT_BROKEN
 from llava_worker.gpu_health import log_gpu_health
 from llava_worker.job_output import JobOutput, JobOutputFactory
-from llava_worker.model_host import LOADER, ModelHost
-from llava_worker.open_model import LoadedModel, StartupError, open_model
+from llava_worker.model_host import ModelHost
+from llava_worker.model_thread import ENGINE_THREAD
+from llava_worker.open_model import LoadedModel, StartupError, open_in_thread, open_model
 from llava_worker.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -63,15 +63,10 @@ def main() -> int:
 
 
 def _open(settings: Settings) -> LoadedModel:
-    """Load the model in a temporary thread, so that its OpenMP threads exit with it. Raises StartupError.
-
-    If the OpenMP threads in all teams outnumber the cores, GNU OpenMP makes waiting threads sleep instead of
-    spin, which reduces the engine's throughput by 25%.
-    """
+    """Load the model. Raises StartupError."""
     if settings.tensor_parallel > 1:  # the other ranks exit when the thread that started them exits
         return open_model(settings)
-    with ThreadPoolExecutor(1, thread_name_prefix=LOADER) as pool:
-        return pool.submit(open_model, settings).result()
+    return open_in_thread(settings).result()
 
 
 def _job_outputs(provider: TracerProvider | None, worker_id: str) -> JobOutputFactory:
@@ -134,6 +129,6 @@ def _exit_now(status: int) -> None:
 
 if __name__ == "__main__":
     exit_status = main()
-    if any(thread.name == "engine" or thread.name.startswith(LOADER) for thread in threading.enumerate()):
+    if any(thread.name == ENGINE_THREAD for thread in threading.enumerate()):
         _exit_now(exit_status)
     sys.exit(exit_status)

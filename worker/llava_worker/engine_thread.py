@@ -22,6 +22,7 @@ from statistics import median
 
 from llava_worker.engine import EngineInterface, Sequence, SequenceRejected, StepOutput
 from llava_worker.gpu_health import log_gpu_health
+from llava_worker.model_thread import ModelThread
 
 __all__ = ["EXIT_BROKEN", "EngineThread", "end_process"]
 
@@ -44,6 +45,7 @@ class EngineThread:
     ``on_outputs`` and ``on_failure`` are called in the engine's thread and must not block. ``on_hang`` is
     called in the watchdog's thread when a step takes longer than ``hang_timeout_s``. By default, it ends the
     process, because a thread that hangs in native code cannot be stopped. ``device`` is the engine's device.
+    ``thread`` is the thread that loaded the model, or None to run the engine in a new thread.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class EngineThread:
         hang_timeout_s: float,
         device: str = "none",
         on_hang: Callable[[], None] | None = None,
+        thread: ModelThread | None = None,
     ) -> None:
         self.num_steps = 0  # number of completed steps, as a measure of progress
         self._step_times: deque[float] = deque(maxlen=_NUM_STEP_TIMES)  # in seconds
@@ -68,7 +71,7 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[Sequence | _Abort | None] = queue.SimpleQueue()
         self._step_began: float | None = None
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = thread or ModelThread()
         self._watchdog = threading.Thread(target=self._watch, name="engine-watchdog", daemon=True)
 
     @property
@@ -82,7 +85,8 @@ class EngineThread:
         return median(times) if is_recent and len(times) == _NUM_STEP_TIMES else 0.0
 
     def start(self) -> None:
-        self._thread.start()
+        self._thread.submit(self._run)
+        self._thread.close()  # the thread exits when the engine stops
         self._watchdog.start()
 
     def add(self, sequence: Sequence) -> None:
@@ -100,10 +104,10 @@ class EngineThread:
         """Stop after the current step. Return False if the step does not finish within ``timeout_s``."""
         self._stopped.set()
         self._inbox.put(None)
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
+        has_stopped = self._thread.join(timeout_s)
+        if not has_stopped:
             logger.warning("the engine's current step did not finish within %g s", timeout_s)
-        return not self._thread.is_alive()
+        return has_stopped
 
     def _run(self) -> None:
         try:

@@ -13,7 +13,6 @@ import ctypes
 import gc
 import logging
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Literal
 
@@ -26,13 +25,11 @@ from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.load_progress import LoadProgress
 from llava_worker.loadable_models import CommandRefused, settings_for_command
-from llava_worker.open_model import LoadedModel, StartupError, open_model
+from llava_worker.open_model import LoadedModel, StartupError, open_in_thread
 from llava_worker.settings import Settings
 from llava_worker.worker import LEAVE_TIMEOUT_S, Worker
 
-__all__ = ["LOADER", "ModelHost"]
-
-LOADER = "loader"  # name prefix of the threads that load models, which cannot be interrupted
+__all__ = ["ModelHost"]
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +98,7 @@ class ModelHost:
             grammars=model.grammars,
             create_output=create_output,
             on_command=lambda command: self._accept_command(command, consumer),
+            engine_thread=model.thread,
         )
         if self._is_draining:
             self._worker.drain()
@@ -122,15 +120,13 @@ class ModelHost:
         if settings is None:
             self._finish_command(consumer, "done")
             return
-        loader = ThreadPoolExecutor(1, thread_name_prefix=LOADER)  # new thread: see ``_open`` in __main__
         show_progress = LoadProgress()
 
         def on_progress(num_done: int, num_bytes: int, num_tensors: int) -> None:
             self._progress = num_done / max(num_bytes, 1)
             show_progress(num_done, num_bytes, num_tensors)
 
-        loading = asyncio.wrap_future(loader.submit(open_model, settings, on_progress=on_progress))
-        loader.shutdown(wait=False)
+        loading = asyncio.wrap_future(open_in_thread(settings, on_progress=on_progress))
         while not loading.done():
             self._report(consumer, "running")
             await self._send_heartbeat(consumer)

@@ -12,8 +12,9 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from llava_worker.language.prompt_formats import ChatTemplateError
 from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer, TokenizerError
 from llava_worker.load_progress import LoadProgress, ProgressCallback
 from llava_worker.model_digest import digest_checkpoint, digest_echo
+from llava_worker.model_thread import ModelThread
 from llava_worker.settings import Settings
 from llava_worker.telemetry.traced_engine import TracedEngine, open_trace
 
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from llava_worker.engine.structured_output.grammar_cache import GrammarCache
     from llava_worker.language.template_process import TemplateProcess
 
-__all__ = ["LoadedModel", "StartupError", "StartupTimes", "image_spec", "open_model"]
+__all__ = ["LoadedModel", "StartupError", "StartupTimes", "image_spec", "open_in_thread", "open_model"]
 
 _MAX_ERROR_LENGTH = 4000  # characters
 _ECHO_SPEC = ImageSpec(side=32, tokens_per_tile=4)
@@ -87,6 +89,24 @@ class LoadedModel:
     heartbeat: Heartbeat
     times: StartupTimes = StartupTimes()
     grammars: GrammarCache | None = None  # None if structured output is not supported
+    thread: ModelThread | None = None  # the thread that loaded the model, if it will also run the engine
+
+
+def open_in_thread(settings: Settings, *, on_progress: ProgressCallback | None = None) -> Future[LoadedModel]:
+    """Load ``settings.model`` in a new thread, which then runs its engine.
+
+    The result may be a StartupError. In this case, the thread exits.
+    """
+    thread = ModelThread()
+
+    def load() -> LoadedModel:
+        try:
+            return replace(open_model(settings, on_progress=on_progress), thread=thread)
+        except BaseException:
+            thread.close()
+            raise
+
+    return thread.submit(load)
 
 
 def open_model(settings: Settings, *, on_progress: ProgressCallback | None = None) -> LoadedModel:
@@ -203,6 +223,7 @@ def _engine_config(settings: Settings, folder: Path, base: Path | None) -> Engin
         tensor_parallel_size=settings.tensor_parallel,
         max_num_sequences=settings.max_num_sequences,
         max_batch_tokens=settings.max_batch_tokens,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
         kv_cache_bytes=settings.kv_cache_mb << 20 if settings.kv_cache_mb else None,
         kv_cache_dtype=settings.kv_cache_dtype,
         encoder_cache_bytes=settings.vision_cache_mb << 20,

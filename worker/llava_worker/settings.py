@@ -76,13 +76,21 @@ class Settings(ServiceSettings):
         le=32768,
         description="Maximum number of tokens processed in one step, at least one for each sequence. More "
         "tokens increase the throughput of prompts, but also the longest gap between the tokens of a running "
-        "response. Defaults to 2048 on a GPU and 512 on a CPU.",
+        "response. Defaults to 512 on a CPU. On a GPU, the default is measured at startup (2048, 4096 or "
+        "8192).",
+    )
+    gpu_memory_utilization: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Fraction of the GPU's memory that the worker may use. The KV cache takes what the "
+        "weights, the largest step and the CUDA graphs leave. Has no effect on a CPU.",
     )
     kv_cache_mb: int | None = Field(
         None,
         ge=1,
-        description="Maximum size of the KV cache, in MiB. Defaults to a fraction of free memory, normally "
-        "at most 4 GiB on a CPU.",
+        description="Maximum size of the KV cache, in MiB. Defaults to the remaining memory on a GPU "
+        "(gpu_memory_utilization), and to a fraction of free memory, normally at most 4 GiB, on a CPU.",
     )
     kv_cache_dtype: Literal["auto", "int8"] = Field(
         "auto",
@@ -96,7 +104,7 @@ class Settings(ServiceSettings):
     )
     cuda_graphs: Literal["auto", "off"] = Field(
         "auto",
-        description="CUDA graphs for decoding and image encoding. 'auto' uses them wherever capture is "
+        description="CUDA graphs for short steps and image encoding. 'auto' uses them wherever capture is "
         "supported.",
     )
     overlap: Literal["auto", "off"] = Field(

@@ -39,6 +39,7 @@ from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.job_sequence import GrammarError, compile_grammar, make_sequence
 from llava_worker.language.prompt_builder import Prompt, PromptBuilder, PromptError
 from llava_worker.language.tokenizer import Tokenizer
+from llava_worker.model_thread import ModelThread
 
 if TYPE_CHECKING:
     from llava_worker.engine.structured_output.grammar_cache import GrammarCache
@@ -75,7 +76,9 @@ class Worker:
         grammars: GrammarCache | None = None,
         create_output: JobOutputFactory = JobOutput,
         on_command: Callable[[IssuedCommand], None] | None = None,
+        engine_thread: ModelThread | None = None,
     ) -> None:
+        """``engine_thread`` is the thread that loaded the model, or None to run the engine in a new one."""
         self._consumer = consumer
         self._prompts = prompts
         self._tokenizer = tokenizer
@@ -90,6 +93,7 @@ class Worker:
             on_failure=lambda: self._call_soon(self._cancel_after_engine_failure),
             hang_timeout_s=hang_timeout_s,
             device=heartbeat.device,
+            thread=engine_thread,
         )
         self._grammars = grammars
         self._create_output = create_output

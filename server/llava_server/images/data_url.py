@@ -21,6 +21,7 @@ _MAX_QUOTED = 40  # maximum number of characters that an error message quotes fr
 _STRIPPED = "".join(map(chr, range(0x21)))  # characters that URL parsers strip from both ends
 _REMOVED = str.maketrans("", "", "\t\n\r")  # characters that URL parsers remove everywhere
 _WHITESPACE = b"\t\n\f\r "
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,39}):")  # not the drive letter of a path
 _BASE64_SUFFIX = re.compile(r"; *base64\Z", re.IGNORECASE)
 # Runs, because one call per escape would be slow. unquote_to_bytes is slow if most escapes are invalid.
 _ESCAPES = re.compile(rb"(?:%[0-9A-Fa-f]{2})+")
@@ -43,9 +44,7 @@ def parse_data_url(url: str, *, max_bytes: int) -> EncodedImage:
     """
     url = url.strip(_STRIPPED)
     if url[:5].lower() != "data:":
-        raise ImageError(
-            "invalid_image_url", "the URL is not a data: URL. Send the image as data:image/png;base64,..."
-        )
+        raise _unsupported(url)
     head, comma, text = url[5:].partition(",")
     if not comma:
         raise ImageError(
@@ -63,6 +62,19 @@ def parse_data_url(url: str, *, max_bytes: int) -> EncodedImage:
         )
     encoding: DataEncoding = "base64" if base64_suffix else "percent"
     return EncodedImage(media_type, _data(text.partition("#")[0], encoding, max_bytes), encoding)
+
+
+def _unsupported(url: str) -> ImageError:
+    """Return the error for a URL that is neither a data: URL nor remote."""
+    if scheme := _SCHEME.match(url):
+        return ImageError(
+            "invalid_image_url",
+            f"the scheme {scheme[1]!r} of the URL is not supported, and the server never reads files of its "
+            "own machine for a client. Send the image as data:image/png;base64,..., or as an https:// URL.",
+        )
+    return ImageError(
+        "invalid_image_url", "the URL is not a data: URL. Send the image as data:image/png;base64,..."
+    )
 
 
 def decode_body(data: bytes, encoding: DataEncoding) -> bytes:

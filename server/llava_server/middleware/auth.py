@@ -18,6 +18,7 @@ from llava_wire.stores.api_keys import ApiKeyStore, KeyLimits
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from llava_server.client_address import client_of
 from llava_server.errors import ApiError, queue_unavailable
 from llava_server.middleware.server_error import send_error
 from llava_server.middleware.turns import Turns
@@ -29,7 +30,6 @@ __all__ = ["ANONYMOUS", "ApiKeys", "AuthMiddleware", "is_public", "key_digest", 
 logger = logging.getLogger(__name__)
 
 ANONYMOUS = "anonymous"  # the tenant of requests without a key
-_PUBLIC = "public"  # takes the turns of requests to public paths
 _PUBLIC_PATHS = frozenset(
     {"/", "/livez", "/readyz", "/health", "/ping", "/version", "/docs", "/openapi.json"}
 )
@@ -155,8 +155,9 @@ class AuthMiddleware:
             except ApiError as error:
                 rejection = error
         context = context_of(scope)
-        # Health checks do not wait for floods of requests without a valid key.
-        context.take_turn = partial(self._turns.take, _PUBLIC if has_public_path else tenant)
+        # Health checks do not wait for floods of requests without a valid key, or from other addresses.
+        turn_of = f"public {client_of(scope['client'])}" if has_public_path else tenant
+        context.take_turn = partial(self._turns.take, turn_of)
         context.tenant = tenant
         if not await context.wait_for_turn():
             return None

@@ -20,7 +20,9 @@ class RequestBudget:
     """Limits on open requests and on the total size of their bodies in memory.
 
     The totals apply to POST requests. The limits for one tenant apply to requests with any method, and a key
-    can have other ones (see ``KeyLimits``).
+    can have other ones (see ``KeyLimits``). A tenant without an own limit may have at most as many requests
+    as are left, so that n tenants leave 1/(n + 1) of them to others, unless ``max_tenant_requests`` is not
+    lower than ``max_requests``.
     """
 
     max_requests: int
@@ -105,8 +107,13 @@ class OpenRequests:
             )
 
     def _max_tenant_requests(self, limits: KeyLimits) -> int:
-        own = limits.max_open_requests
-        return self._budget.max_tenant_requests if own is None else own
+        budget = self._budget
+        if limits.max_open_requests is not None:
+            return limits.max_open_requests
+        if budget.max_tenant_requests >= budget.max_requests:
+            return budget.max_tenant_requests
+        num_left = budget.max_requests - self.num_posts + 1  # the request that is checked has been counted
+        return min(budget.max_tenant_requests, max(1, num_left))
 
     def _max_tenant_bytes(self, limits: KeyLimits) -> int:
         own_mb = limits.max_inflight_body_mb

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from llava_server.api.openapi.document import Operation
 from llava_server.error_response import Error
+from llava_server.image_store_report import image_store_problems
 from llava_server.kernel_report import fallback_warnings, kernel_sources
 from llava_server.lifespan import Services, is_admin, services_of
 from llava_server.operator.health_response import Failed, Live, Load, NotReady, Ready, Version
@@ -72,12 +73,14 @@ async def readyz(request: Request) -> Response:
         return JSONResponse(NotReady(reasons=reasons), 503)
     names = [model.name for model in services.registry.models]
     heartbeats = services.registry.heartbeats
+    image_store = services.settings.image_store.get_secret_value()
     return JSONResponse(
         Ready(
             models=names,
             kernels={name: kernel_sources(heartbeats, name) for name in names},
             warnings=[
                 *shard_errors(heartbeats, len(services.settings.shards)),
+                *(text for _, text in image_store_problems(heartbeats, image_store)),
                 *fallback_warnings(heartbeats, has_details=is_admin(request.app)),
             ],
         )

@@ -144,7 +144,14 @@ REJECTED: dict[str, tuple[bytes | str, str, str]] = {
     "http": ("http://127.0.0.1:1/a.png", "invalid_image_url", "does not fetch remote images"),
     "https": ("https://example.com/a.png", "invalid_image_url", "does not fetch remote images"),
     "upper case https": ("HTTPS://example.com/a.png", "invalid_image_url", "does not fetch remote images"),
-    "file": ("file:///etc/passwd", "invalid_image_url", "not a data: URL"),
+    "file": (
+        "file:///etc/passwd",
+        "invalid_image_url",
+        "'file' of the URL is not supported, and the server never",
+    ),
+    "ftp": ("ftp://a/b.png", "invalid_image_url", "'ftp' of the URL is not supported"),
+    "a path": ("/etc/passwd", "invalid_image_url", "not a data: URL"),
+    "a path with a drive": ("C:/image.png", "invalid_image_url", "not a data: URL"),
     "bare base64": (base64.b64encode(PNG).decode(), "invalid_image_url", "not a data: URL"),
     "no url": ("", "invalid_image_url", "not a data: URL"),
 }

@@ -37,6 +37,20 @@ def test_a_rule_uses_only_existing_metrics_and_codes(rule: dict[str, Any]) -> No
     assert rule["annotations"]["summary"]
 
 
+@pytest.mark.parametrize(
+    "metric", ["num_unavailable_queue_shards", "image_store_errors_total", "redis_errors_total", "queue_up"]
+)
+def test_every_part_of_the_queue_has_an_alert_and_a_panel(metric: str) -> None:
+    dashboard = (FOLDER.parent / "grafana" / "dashboard.json").read_text("utf-8")
+    assert f"llava_{metric}" in dashboard
+    assert any(f"llava_{metric}" in rule["expr"] for rule in RULES)
+
+
+def test_rules_for_models_distinguish_releases() -> None:
+    assert [rule["alert"] for rule in RULES if "by (model_name)" in rule["expr"]] == []
+    assert any("by (namespace, service, model_name)" in rule["expr"] for rule in RULES)
+
+
 def test_removed_metrics_are_detected() -> None:
     assert {"llava_time_to_first_token_seconds_bucket", "llava_queue_up"} <= series()
     assert "llava_time_to_first_token" not in series()

@@ -13,7 +13,7 @@ from llava_server.metrics import Metrics
 
 FILE = Path(__file__).parents[3] / "deploy" / "grafana" / "dashboard.json"
 PANELS: list[dict[str, Any]] = json.loads(FILE.read_text("utf-8"))["panels"]
-LABELS = {"le", "model_name", "finished_reason", "code", "worker", "phase", "state", "outcome"}
+LABELS = {"kind", "le", "model_name", "finished_reason", "code", "worker", "phase", "state", "outcome"}
 
 
 def series() -> set[str]:

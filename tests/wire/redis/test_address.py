@@ -65,3 +65,17 @@ def test_an_invalid_url_is_rejected_without_printing_a_secret(url: str, error: s
 
 def test_an_address_does_not_print_its_password() -> None:
     assert "secret" not in repr(parse_redis_url("redis://:secret@h"))
+
+
+@pytest.mark.parametrize(
+    ("url", "location"),
+    [
+        ("redis://user:secret@queue", "queue:6379/0"),
+        ("rediss://queue:6380/2?ssl_cert_reqs=none", "queue:6380/2"),
+        ("unix://:secret@/run/redis.sock?db=3", "/run/redis.sock/3"),
+        ("redis+sentinel://u:secret@b,a:1/mymaster/4", "a:1,b:26379/mymaster/4"),
+        ("redis+cluster://u:secret@b,a", "a:6379,b:6379/0"),
+    ],
+)
+def test_the_location_distinguishes_databases_and_contains_no_secret(url: str, location: str) -> None:
+    assert parse_redis_url(url).location == location

@@ -7,6 +7,7 @@ file:///path/of/folder   a folder that all servers and workers share
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,7 +17,7 @@ from llava_wire.image_stores.redis_server import RedisImageStore
 from llava_wire.redis.address import RedisURLError, parse_redis_url
 from llava_wire.redis.keys import PREFIX
 
-__all__ = ["check_image_store", "open_image_store"]
+__all__ = ["check_image_store", "image_store_digest", "open_image_store"]
 
 _FILE = "file://"
 
@@ -39,6 +40,17 @@ def check_image_store(url: str) -> None:
             f"the folder {folder} does not exist; create it, and mount it at the same path for all servers "
             "and workers"
         )
+
+
+def image_store_digest(url: str) -> str:
+    """Return a digest of the location of a store without credentials, or "" if the queue stores the images.
+
+    The same store can have different digests if it has several names. Raises RedisURLError.
+    """
+    if not url:
+        return ""
+    location = str(_folder(url)) if url.startswith(_FILE) else parse_redis_url(url).location
+    return hashlib.sha256(location.encode()).hexdigest()[:16]
 
 
 def open_image_store(url: str, prefix: str = PREFIX) -> ImageStore | None:

@@ -72,6 +72,8 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     command: CommandStatus | None = msgspec.field(name="order", default=None)  # status of the last command
     kernels: KernelInfo | None = None  # None without a model, for the echo model and in older releases
     num_shards: int = 1  # number of the queue's shards in the worker's settings
+    # Digest of the location of the separate image store. Empty without one, None in older releases.
+    image_store: str | None = None
     stats: dict[str, float] = {}  # engine statistics for display; the names depend on the worker's version
 
 

@@ -8,11 +8,12 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from itertools import chain
 from typing import Any, TypeVar
 
-from llava_wire.errors import ImageStoreUnavailable
+from llava_wire.errors import ImageStoreUnavailable, QueueUnavailable
 from llava_wire.messages.job import Job
 from llava_wire.operator.inspector import (
     DeadLetter,
@@ -22,11 +23,27 @@ from llava_wire.operator.inspector import (
     SystemStatus,
     WorkerStatus,
 )
+from llava_wire.redis.address import parse_redis_url
 from llava_wire.redis.shards import Shard, call_available, shard_index
 
-__all__ = ["ShardedInspector"]
+__all__ = ["ServerReport", "ShardedInspector"]
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ServerReport:
+    """The state of one Redis server.
+
+    ``location`` contains no secret. ``shards`` contains the indices of its shards, and is empty for a server
+    that stores only other data. ``info`` is the reply of ``Inspector.server_info``, or None if the server is
+    unavailable because of ``error``.
+    """
+
+    location: str
+    shards: tuple[int, ...]
+    info: dict[str, Any] | None
+    error: str = ""
 
 
 class ShardedInspector:
@@ -50,6 +67,13 @@ class ShardedInspector:
     async def status(self) -> SystemStatus:
         """Return the live workers with their jobs in all shards, the controllers, and the queues' sums."""
         return reduce(_merged, await self._all(lambda shard: shard.status()))
+
+    async def available_status(self) -> SystemStatus:
+        """Return the same for the shards that are available.
+
+        Raise QueueUnavailable if no shard is available.
+        """
+        return reduce(_merged, await call_available(shard.status() for shard in self._shards))
 
     async def dead_letters(self) -> list[DeadLetter]:
         """Return the dead letters of all shards, newest first."""
@@ -83,10 +107,23 @@ class ShardedInspector:
         await store.delete([digest])
         return time.monotonic() - begin
 
-    async def server_infos(self) -> list[dict[str, Any]]:
-        """Return ``Inspector.server_info`` of each URL."""
-        servers = dict(zip(self._urls, self._shards, strict=True))  # one shard of each
-        return await asyncio.gather(*(servers[url].server_info() for url in sorted(servers)))
+    async def servers(self, data_url: str) -> list[ServerReport]:
+        """Return the state of each server, including the one for data that does not belong to a job.
+
+        ``data_url`` is the URL of this server, which can also have shards. Never raise QueueUnavailable.
+        """
+        reports = []
+        for url in dict.fromkeys((data_url, *self._urls)):
+            inspector = Inspector(url)
+            shards = tuple(index for index, other in enumerate(self._urls) if other == url)
+            location = parse_redis_url(url).location
+            try:
+                reports.append(ServerReport(location, shards, await inspector.server_info()))
+            except QueueUnavailable as error:
+                reports.append(ServerReport(location, shards, None, str(error)))
+            finally:
+                await inspector.aclose()
+        return reports
 
     async def memory(self) -> RedisMemory:
         """Return the memory of the server that is closest to its limit, and the sizes of all stored data.

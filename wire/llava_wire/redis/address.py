@@ -62,6 +62,13 @@ class RedisAddress:
         """Omit the options, which contain secrets."""
         return f"<RedisAddress {self.kind} {self.path or self.hosts}>"
 
+    @property
+    def location(self) -> str:
+        """The hosts or the socket, the service and the database, without secrets, such as "queue:6379/0"."""
+        hosts = ",".join(sorted(f"{host}:{port}" for host, port in self.hosts))
+        service = f"/{self.service}" if self.service else ""
+        return f"{self.path or hosts}{service}/{self.options.get('db', 0)}"
+
 
 def parse_redis_url(url: str) -> RedisAddress:
     """Parse a URL. Raises RedisURLError."""

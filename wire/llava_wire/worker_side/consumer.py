@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from llava_wire.errors import QueueUnavailable
-from llava_wire.image_stores.location import open_image_store
+from llava_wire.image_stores.location import image_store_digest, open_image_store
 from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.event import ErrorCode, Event, decode_log, error_event
 from llava_wire.messages.heartbeat import Heartbeat
@@ -83,7 +83,8 @@ class JobConsumer:
     ) -> None:
         """Create a consumer without connecting. ``image_store`` is the URL of a separate store for images."""
         self._heartbeat = heartbeat
-        self._num_shards = num_shards
+        # What the worker's settings add to each heartbeat.
+        self._settings = {"num_shards": num_shards, "image_store": image_store_digest(image_store)}
         self._worker_id = heartbeat.worker_id
         self._lease_ms = int(lease_s * 1000)
         self._hang_ms = int(hang_timeout_s * 1000)
@@ -263,7 +264,7 @@ class JobConsumer:
         return lost
 
     async def _renew_lease(self) -> Any:
-        beat = msgspec.structs.replace(self._heartbeat, num_shards=self._num_shards)
+        beat = msgspec.structs.replace(self._heartbeat, **self._settings)
         packed, status = msgspec.msgpack.encode(beat), beat.command
         finished_id = status.command_id if status and status.is_finished else ""
         model = (beat.model, beat.model_digest, beat.stats.get(STEP_STAT, 0))

@@ -72,12 +72,14 @@ class AsyncPipeline:
         with self._runner.timer("sample"):
             results = step.read()
         began, self._began = self._began, time.perf_counter()
-        live = [result for result in results if self._blocks.has_blocks(result.chunk.sequence)]
+        with_blocks = self._blocks.sequences
+        live = [result for result in results if result.chunk.sequence in with_blocks]
         return StepResult(self._live_chunks(step), live, self._began - began)
 
     def _live_chunks(self, step: InFlightStep) -> list[Chunk]:
         """Return the chunks of the step, except those of sequences that have finished in the meantime."""
-        return [chunk for chunk in step.chunks if self._blocks.has_blocks(chunk.sequence)]
+        with_blocks = self._blocks.sequences
+        return [chunk for chunk in step.chunks if chunk.sequence in with_blocks]
 
     def _launch_scheduled(self) -> InFlightStep | None:
         with self._runner.timer("schedule"):
@@ -107,9 +109,12 @@ class AsyncPipeline:
         live = self._live_chunks(step)
         if step.token_ids is None or len(live) < len(self._scheduler.running):
             return []
-        if not all(chunk.is_last and not chunk.drafts and is_draftable(chunk.sequence) for chunk in live):
-            return []
-        continuing = [chunk.sequence for chunk in live if self._speculation.max_drafts(chunk.sequence) > 0]
+        continuing = []
+        for chunk in live:
+            if not chunk.is_last or chunk.drafts or not is_draftable(chunk.sequence):
+                return []
+            if self._speculation.max_drafts(chunk.sequence) > 0:
+                continuing.append(chunk.sequence)
         if self._speculation.expects_drafts(continuing):
             return []
         return self._scheduler.schedule_ahead(continuing)

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from llava_wire.messages.event import ErrorCode, JobError
 
 from llava_worker.engine.async_pipeline import AsyncPipeline
 from llava_worker.engine.core.block_manager import BlockManager
 from llava_worker.engine.core.model_runner_output import ChunkResult, TokenResult
-from llava_worker.engine.core.outputs import EngineStats, Finish, StepOutput
+from llava_worker.engine.core.outputs import EngineStats, Finish, StepOutput, TokenLogprobs
 from llava_worker.engine.core.scheduler import Chunk, Scheduler
 from llava_worker.engine.core.sequence import Sequence, SequenceRejected
 from llava_worker.engine.core.validation import SamplingLimits, SequenceValidator
@@ -53,6 +53,7 @@ class Engine:
         context_length: int,
         max_num_sequences: int,
         max_batch_tokens: int,
+        encoder_cost: float = 0.0,
         is_sharing_prefixes: bool = True,
         drafter: Drafter | None = None,
         is_async: bool = False,
@@ -62,7 +63,8 @@ class Engine:
 
         If ``drafter`` is None, a sequence gets at most one token per step. If ``is_async`` is true, the
         engine launches each step before it reads the previous one, if possible. This does not change the
-        outputs. Deadlines are compared with ``now()``, which returns seconds.
+        outputs. Deadlines are compared with ``now()``, which returns seconds. For ``encoder_cost``, see
+        `Scheduler`.
         """
         cache = runner.cache
         capacity = cache.num_blocks * cache.block_size
@@ -87,6 +89,7 @@ class Engine:
             max_num_sequences=max_num_sequences,
             max_batch_tokens=max_batch_tokens,
             encoded=runner.encoder_cache,
+            encoder_cost=encoder_cost,
         )
         self._image_embeddings = ImageEmbeddingQueue(runner, max_tokens=max_batch_tokens)
         self._speculation = SpeculativeDecoding(
@@ -162,7 +165,8 @@ class Engine:
         with self.timer("postprocess"):
             self._counters.count(step)
             self._mark_computed(step.chunks)
-            outputs += [output for result in step.results for output in self._postprocess(result)]
+            for result in step.results:
+                self._postprocess(result, outputs)
             self._speculation.record(step)
         return outputs
 
@@ -208,41 +212,48 @@ class Engine:
 
     def _end_overdue(self) -> list[StepOutput]:
         now, outputs = self._now(), []
-        for sequence in list(self._sequences.values()):
-            if sequence.deadline_s is not None and sequence.deadline_s <= now:
-                num_tokens = len(sequence.output_ids)
-                message = (
-                    f"The request reached its deadline after {num_tokens} output tokens. Retry later, or "
-                    "request fewer tokens."
-                )
-                outputs.append(self._fail(sequence, JobError(ErrorCode.DEADLINE_EXCEEDED, message)))
+        overdue = [
+            sequence
+            for sequence in self._sequences.values()
+            if sequence.deadline_s is not None and sequence.deadline_s <= now
+        ]
+        for sequence in overdue:
+            num_tokens = len(sequence.output_ids)
+            message = (
+                f"The request reached its deadline after {num_tokens} output tokens. Retry later, or "
+                "request fewer tokens."
+            )
+            outputs.append(self._fail(sequence, JobError(ErrorCode.DEADLINE_EXCEEDED, message)))
         return outputs
 
     def _mark_computed(self, chunks: list[Chunk]) -> None:
         """Record that the KV cache contains the keys and values of the chunks, and publish full blocks."""
+        block_size = self._blocks.block_size
         for chunk in chunks:
-            chunk.sequence.num_computed = chunk.end
-            self._blocks.cache_full_blocks(chunk.sequence)
+            sequence = chunk.sequence
+            sequence.num_computed = chunk.end
+            if chunk.end // block_size > sequence.num_published:
+                self._blocks.cache_full_blocks(sequence)
 
-    def _postprocess(self, result: ChunkResult) -> Iterator[StepOutput]:
-        """Yield the outputs of one sequence in order.
+    def _postprocess(self, result: ChunkResult, outputs: list[StepOutput]) -> None:
+        """Append the outputs of one sequence in order.
 
         Accepted drafts after the end of the output are dropped.
         """
         sequence = result.chunk.sequence
         if result.error is not None:
-            yield self._fail(sequence, result.error)
+            outputs.append(self._fail(sequence, result.error))
             return
         for token in result.tokens:
             output = self._output_of(sequence, token)
-            yield output
+            outputs.append(output)
             if output.is_final:
                 break
 
     def _output_of(self, sequence: Sequence, token: TokenResult) -> StepOutput:
         """Append the token to the output, or finish the sequence if it requests no output tokens."""
         prompt_logprobs = sequence.prompt_logprobs if sequence.needs_prompt_logprobs else []
-        if token.token_id is None or any(math.isnan(logprobs.logprob) for logprobs in prompt_logprobs):
+        if token.token_id is None or (prompt_logprobs and _has_nan(prompt_logprobs)):
             return self._fail_not_finite(sequence)
         token_id: int | None = None
         finish: Finish | None
@@ -301,3 +312,7 @@ class Engine:
 
     def _queue_of(self, sequence: Sequence) -> Scheduler | ImageEmbeddingQueue:
         return self._image_embeddings if sequence.is_image_embedding else self._scheduler
+
+
+def _has_nan(logprobs: list[TokenLogprobs]) -> bool:
+    return any(math.isnan(each.logprob) for each in logprobs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llava_worker.engine.core.block_manager import BlockCopy
 from llava_worker.engine.core.encoder_cache import EncoderCache, ImageKey
-from llava_worker.engine.core.input_batch import Batch, FeatureSpan
+from llava_worker.engine.core.input_batch import Batch, FeatureSpan, PaddedTables
 from llava_worker.engine.core.model_runner_output import ChunkResult
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.sequence import Pixels, Sequence
@@ -29,7 +29,7 @@ from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.config.image_grid import ImagePlan
 from llava_worker.model.device_copy import copy_to_device
-from llava_worker.model.gpu.decode_graphs import DecodeGraphs
+from llava_worker.model.gpu.step_graphs import StepGraphs
 from llava_worker.model.llava import Llava
 
 __all__ = ["InFlightStep", "ModelRunner", "completed"]
@@ -60,10 +60,12 @@ class InFlightStep:
         This step must not contain drafts.
         """
         assert self.token_ids is not None
-        row_of = {chunk.sequence: row for row, chunk in enumerate(self.sampled)}
-        rows = [row_of[chunk.sequence] for chunk in chunks]
-        if rows == list(range(len(self.token_ids))):
+        sampled = [chunk.sequence for chunk in self.sampled]
+        sequences = [chunk.sequence for chunk in chunks]
+        if sequences == sampled:
             return self.token_ids
+        row_of = {sequence: row for row, sequence in enumerate(sampled)}
+        rows = [row_of[sequence] for sequence in sequences]
         return self.token_ids[copy_to_device(np.array(rows), self.token_ids.device)]
 
 
@@ -78,7 +80,9 @@ class ModelRunner:
     def __init__(
         self, model: Llava, cache: KVCache, backend: AttentionBackend, encoder_cache: EncoderCache
     ) -> None:
-        self.graphs: DecodeGraphs | None = None  # CUDA graphs for decode steps with this model and cache
+        # CUDA graphs for this model and cache: for steps that only decode, and for other short steps
+        self.graphs: StepGraphs | None = None
+        self.mixed_graphs: StepGraphs | None = None
         self.encode: Callable[[Tensor], Tensor] = model.encode  # replaced once CUDA graphs have been captured
         self.model = model
         self.cache = cache
@@ -87,6 +91,7 @@ class ModelRunner:
         self.timer = StepTimer()
         self.backend = backend
         self._image_layout = model.config.image_layout()
+        self._tables = PaddedTables()
         self._bitmasks = BitmaskBuilder()
         self._sampler = Sampler()
         model.ranks.send_cache(cache.num_blocks, cache.block_size)
@@ -116,9 +121,13 @@ class ModelRunner:
         of the chunks.
         """
         with self.timer("prepare"):
-            batch = Batch.build(chunks, block_size=self.cache.block_size, device=self.model.device)
-            if after is not None:
-                batch = replace(batch, token_ids=after.token_ids_for(batch.sampled))
+            batch = Batch.build(
+                chunks,
+                block_size=self.cache.block_size,
+                device=self.model.device,
+                token_ids=None if after is None else after.token_ids_for(chunks),
+                tables=self._tables,
+            )
         bitmask = self._bitmasks.start(
             _sequences_of_rows(batch.sampled), self.model.config.text_config.vocab_size
         )
@@ -167,12 +176,16 @@ class ModelRunner:
 
     def _replay(self, batch: Batch) -> Tensor | None:
         """Compute the logits by replaying a CUDA graph. Return None if there is no suitable graph."""
-        has_embeddings = any(chunk.sequence.is_embedding for chunk in batch.sampled)
-        if self.graphs is None or not batch.is_decoding or has_embeddings:
+        graphs = self.graphs if batch.row_of_token is None else self.mixed_graphs
+        if graphs is None or not batch.is_short or len(batch.token_ids) > graphs.max_tokens:
             return None
         with self.timer("forward"):
-            rows = batch.rows
-            return self.graphs.logits(batch.token_ids, batch.positions, rows.slot_mapping, rows.block_tables)
+            tables, slots = batch.rows.block_tables, batch.rows.slot_mapping
+            if batch.row_of_token is None:
+                return graphs.logits(batch.token_ids, batch.positions, slots, tables)
+            tables = tables[batch.row_of_token]
+            logits = graphs.logits(batch.token_ids, batch.positions, slots, tables)
+            return logits[batch.sampled_rows]
 
     def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the last hidden states and the logits of the sampled rows.
@@ -259,7 +272,7 @@ def _embeddings(chunks: Items[Chunk], hidden: Tensor) -> dict[int, bytes | None]
 
 def _sequences_of_rows(chunks: Items[Chunk]) -> list[Sequence]:
     """Return the sequence to which each row of logits belongs."""
-    return [chunk.sequence for chunk in chunks for _ in range(chunk.num_sampled)]
+    return [sequence for chunk in chunks for sequence in [chunk.sequence] * (1 + len(chunk.drafts))]
 
 
 def _key(span: FeatureSpan) -> ImageKey:

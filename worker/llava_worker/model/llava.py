@@ -12,7 +12,7 @@ from llava_worker.model.config.image_grid import ImagePlan
 from llava_worker.model.config.model_config import ImageConfig, ModelConfig
 from llava_worker.model.decoder import LlamaDecoder
 from llava_worker.model.layers.activation import activation
-from llava_worker.model.layers.linear import Linear, LinearShape
+from llava_worker.model.layers.linear import Linear, LinearShape, num_multiplications
 from llava_worker.model.quantization.precision import Precision
 from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 from llava_worker.model.vision_tower import VisionTower
@@ -58,6 +58,19 @@ class Llava(nn.Module):
         mean, std = torch.tensor(image.image_mean), torch.tensor(image.image_std)
         self._pixel_mean = (mean.view(3, 1, 1) / image.rescale_factor).to(device)
         self._pixel_std = (std.view(3, 1, 1) / image.rescale_factor).to(device)
+
+    @property
+    def encoder_cost(self) -> float:
+        """The cost of encoding an image, per image token, relative to computing a token in the decoder.
+
+        The costs are the numbers of multiplications in linear layers.
+        """
+        config = self.config
+        num_positions = config.tokens_per_tile + config.drops_first_feature
+        tower = num_positions * num_multiplications(self.vision_tower)
+        projector = config.tokens_per_tile * num_multiplications(self.multi_modal_projector)
+        decoder = config.tokens_per_tile * num_multiplications(self.language_model)
+        return (tower + projector) / decoder
 
     def _make_lm_head(self, precision: Precision) -> Linear:
         text = self.config.text_config

@@ -26,10 +26,21 @@ class InsufficientMemory(ValueError):
 
 
 def require_memory(
-    config: ModelConfig, image: ImageConfig, *, precision: str, device: torch.device, cache_bytes: int
+    config: ModelConfig,
+    image: ImageConfig,
+    *,
+    precision: str,
+    device: torch.device,
+    cache_bytes: int,
+    free_bytes: int | None = None,
+    limit: str = "",
 ) -> None:
-    """Raise InsufficientMemory if the weights and the KV cache do not fit in the device's free memory."""
-    free = available_bytes(device)
+    """Raise InsufficientMemory if the weights and the KV cache do not fit in ``free_bytes``.
+
+    If ``free_bytes`` is None, the limit is the device's free memory. ``limit`` explains the value of
+    ``free_bytes`` in the error message.
+    """
+    free = available_bytes(device) if free_bytes is None else free_bytes
     weights = weight_bytes(config, image, precision, device)
     if free is None or weights + cache_bytes + WORKING_BYTES <= free:
         return
@@ -49,7 +60,7 @@ def require_memory(
     weights_gib, cache_gib, free_gib = _gib(weights), _gib(cache_bytes), _gib(free)
     raise InsufficientMemory(
         f"The weights need {weights_gib} in {precision} and the KV cache needs {cache_gib}, but {device} has "
-        f"only {free_gib} free. {remedy}"
+        f"only {free_gib} free{f' ({limit})' if limit else ''}. {remedy}"
     )
 
 

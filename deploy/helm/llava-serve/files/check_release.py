@@ -1,7 +1,7 @@
 """The test of a release, which `helm test` runs in the server's image.
 
 Checks that the server is ready and that authentication is enforced. If an API key is available, or if none is
-required, it also requests one token.
+required, it also requests one token from each model.
 """
 
 import json
@@ -14,7 +14,7 @@ import urllib.request
 URL = os.environ["SERVER_URL"]
 REQUIRES_KEY = os.environ["REQUIRES_KEY"] == "true"
 KEYS_FILE = os.environ.get("API_KEYS_FILE")
-START_TIMEOUT_S = 900  # includes the start of a worker from zero
+TIMEOUT_S = float(os.environ["TIMEOUT_S"])  # of a request, including the start of a worker from zero
 
 
 def send(path, body=None, key=None):
@@ -24,7 +24,7 @@ def send(path, body=None, key=None):
         headers["authorization"] = f"Bearer {key}"
     request = urllib.request.Request(URL + path, body and json.dumps(body).encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=START_TIMEOUT_S) as response:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -44,7 +44,8 @@ if REQUIRES_KEY:
 key = pathlib.Path(KEYS_FILE).read_text().split()[0] if KEYS_FILE else None
 if key or not REQUIRES_KEY:
     message = {"role": "user", "content": "Hello"}
-    chat = {"model": os.environ["MODEL"], "messages": [message], "max_tokens": 1}
-    check("a chat request is completed", "/v1/chat/completions", 200, body=chat, key=key)
+    for model in json.loads(os.environ["MODELS"]):
+        chat = {"model": model, "messages": [message], "max_tokens": 1}
+        check(f"{model} completes a chat request", "/v1/chat/completions", 200, body=chat, key=key)
 else:
     sys.stdout.write("no chat request was sent, because server.apiKeysSecret is not set\n")

@@ -1,11 +1,23 @@
-{{/* The prefix of all object names, for example "prod-llava-serve". */}}
+{{/*
+The name of an object, for example "prod-llava-serve-server". Takes (list $ SUFFIX); the suffix can be empty.
+
+A name has at most 52 characters: Kubernetes adds 11 to the name of a StatefulSet, and KEDA adds 9 to the name of a
+ScaledObject, both in labels with at most 63. In a longer name, a hash replaces the end of the part before the suffix,
+so that the objects of different releases have different names.
+*/}}
 {{- define "llava.name" -}}
-{{- $name := default .Chart.Name .Values.nameOverride -}}
-{{- if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- $root := index . 0 -}}
+{{- $suffix := ternary (printf "-%s" (index . 1)) "" (ne (index . 1) "") -}}
+{{- $chart := default $root.Chart.Name $root.Values.nameOverride -}}
+{{- $name := $root.Release.Name -}}
+{{- if not (contains $chart $name) -}}
+{{- $name = printf "%s-%s" $name $chart -}}
 {{- end -}}
+{{- if gt (add (len $name) (len $suffix)) 52 -}}
+{{- $start := $name | trunc (int (sub 43 (len $suffix))) | trimSuffix "-" -}}
+{{- $name = printf "%s-%s" $start ($name | sha256sum | trunc 8) -}}
+{{- end -}}
+{{- printf "%s%s" $name $suffix -}}
 {{- end }}
 
 {{/* The labels of all objects. */}}
@@ -47,6 +59,15 @@ app.kubernetes.io/component: {{ .component }}
 {{- $models | toJson -}}
 {{- end }}
 
+{{/* The names of all models in requests, sorted, as JSON. */}}
+{{- define "llava.servedNames" -}}
+{{- $names := list -}}
+{{- range $model := include "llava.models" . | fromJson -}}
+{{- $names = append $names $model.servedName -}}
+{{- end -}}
+{{- $names | sortAlpha | uniq | toJson -}}
+{{- end }}
+
 {{/* The names of the models that scale to zero, separated by commas. */}}
 {{- define "llava.onDemandModels" -}}
 {{- $names := list -}}
@@ -60,5 +81,5 @@ app.kubernetes.io/component: {{ .component }}
 
 {{/* The name of the Secret with the Redis URLs and passwords. */}}
 {{- define "llava.redisSecret" -}}
-{{- .Values.redis.existingSecret | default (printf "%s-redis" (include "llava.name" .)) -}}
+{{- .Values.redis.existingSecret | default (include "llava.name" (list . "redis")) -}}
 {{- end }}

@@ -24,10 +24,7 @@ ports:
   ports:
     - { port: 6379, protocol: TCP }
 {{- end }}
-{{- if or .Values.redis.queueUrls.enabled .Values.imageStore.redis.enabled (not .Values.valkey.enabled) }}
-{{- if not .Values.redis.peers }}
-{{- fail "Set redis.peers to the addresses of Redis, or networkPolicy.enabled to false." }}
-{{- end }}
+{{- if include "llava.hasExternalRedis" . }}
 - to:
     {{- toYaml .Values.redis.peers | nindent 4 }}
   ports:

@@ -60,22 +60,6 @@ projected:
 {{- end }}
 {{- end }}
 
-{{/* The environment variables of the queue, which must be the same for all servers and workers. */}}
-{{- define "llava.queueEnv" -}}
-- { name: LLAVA_REDIS_URL_FILE, value: /run/secrets/redis/redis_url }
-{{- if .Values.redis.queueUrls.enabled }}
-- { name: LLAVA_QUEUE_URLS_FILE, value: /run/secrets/redis/queue_urls }
-{{- end }}
-{{- with .Values.redis.queueShards }}
-- { name: LLAVA_QUEUE_SHARDS, value: {{ . | quote }} }
-{{- end }}
-{{- if .Values.imageStore.redis.enabled }}
-- { name: LLAVA_IMAGE_STORE_FILE, value: /run/secrets/redis/image_store }
-{{- else if .Values.imageStore.volume }}
-- { name: LLAVA_IMAGE_STORE, value: file:///images }
-{{- end }}
-{{- end }}
-
 {{/* The volume that all servers and workers share for images. */}}
 {{- define "llava.imageVolume" -}}
 {{- with .Values.imageStore.volume }}
@@ -87,13 +71,5 @@ projected:
 {{- define "llava.imageMount" -}}
 {{- if .Values.imageStore.volume }}
 - { name: images, mountPath: /images }
-{{- end }}
-{{- end }}
-
-{{/* Additional environment variables from a map. Helm would write numbers of one million and more as 1e+06. */}}
-{{- define "llava.env" -}}
-{{- range $name, $value := . }}
-- name: {{ $name }}
-  value: {{ ternary (int64 $value | toString) ($value | toString) (and (kindIs "float64" $value) (eq (toString $value) (toString (float64 (int64 $value))))) | quote }}
 {{- end }}
 {{- end }}

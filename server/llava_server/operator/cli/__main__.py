@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Annotated, TypeVar
 
@@ -54,7 +54,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print the current state and exit.")] = False,
 ) -> None:
     """Show workers, streams and queues, refreshed every second. Press Ctrl-C to exit."""
-    _run_with_inspector(_shards(redis_url), lambda inspector: watch(inspector, Console(), is_once=once))
+    _run_with_inspector(redis_url, lambda inspector: watch(inspector, Console(), is_once=once))
 
 
 @app.command("doctor")
@@ -72,16 +72,18 @@ def doctor(
     """Check the Redis server, clocks, workers and controllers. Exit with status 1 if a check fails."""
 
     async def check(inspector: ShardedInspector) -> bool:
-        findings = await run_checks(inspector, load_settings(()), allow_eviction=allow_eviction)
+        settings = load_settings(())
+        data_url = redis_url or settings.redis_url.get_secret_value()
+        findings = await run_checks(inspector, settings, data_url, allow_eviction=allow_eviction)
         return print_findings(findings, Console())
 
-    raise SystemExit(0 if _run_with_inspector(_shards(redis_url), check) else 1)
+    raise SystemExit(0 if _run_with_inspector(redis_url, check) else 1)
 
 
 @dead_letter_commands.command("show")
 def show(redis_url: RedisUrl = None) -> None:
     """List the time, job ID and reason of each dead letter, newest first."""
-    _run_with_inspector(_shards(redis_url), lambda inspector: dead_letters.show(inspector, Console()))
+    _run_with_inspector(redis_url, lambda inspector: dead_letters.show(inspector, Console()))
 
 
 @dead_letter_commands.command("replay")
@@ -92,7 +94,7 @@ def replay(
     """Replay a dead letter under a new job ID and print its output. The request may crash workers again."""
     shards = _shards(redis_url)
     raise SystemExit(
-        _run_with_inspector(shards, lambda inspector: dead_letters.replay(inspector, shards, job_id))
+        _run_with_inspector(redis_url, lambda inspector: dead_letters.replay(inspector, shards, job_id))
     )
 
 
@@ -110,17 +112,19 @@ def _shards(flag: str | None) -> tuple[Shard, ...]:
     return queue_shards([flag], settings.queue_shards or 1, settings.image_store.get_secret_value())
 
 
-def _run_with_inspector(shards: Sequence[Shard], command: Callable[[ShardedInspector], Awaitable[T]]) -> T:
+def _run_with_inspector(flag: str | None, command: Callable[[ShardedInspector], Awaitable[T]]) -> T:
     """Connect to Redis and run a command. Exit with an error message if Redis is unavailable."""
 
     async def run_command() -> T:
-        async with aclosing(ShardedInspector(shards)) as inspector:
+        async with aclosing(ShardedInspector(_shards(flag))) as inspector:
             return await command(inspector)
 
     try:
         return asyncio.run(run_command())
     except QueueUnavailable as error:
-        sys.stderr.write(f"llava-serve: {error} Check --redis-url.\n")
+        uses_queue_urls = flag is None and load_settings(()).queue_urls.get_secret_value()
+        setting = "LLAVA_QUEUE_URLS" if uses_queue_urls else "--redis-url"
+        sys.stderr.write(f"llava-serve: {error} Check {setting}.\n")
         raise SystemExit(_EXIT_NO_QUEUE) from None
     except KeyboardInterrupt:
         raise SystemExit(0) from None

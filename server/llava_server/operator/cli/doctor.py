@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from llava_wire.errors import ImageStoreUnavailable
 from llava_wire.operator.inspector import SystemStatus
-from llava_wire.operator.sharded_inspector import ShardedInspector
+from llava_wire.operator.sharded_inspector import ServerReport, ShardedInspector
 from rich.console import Console
 from rich.markup import escape
 
+from llava_server.image_store_report import image_store_problems
 from llava_server.operator.cli.plurals import counted
 from llava_server.redis_budgets import RedisBudgets
 from llava_server.settings import Settings
@@ -38,32 +39,30 @@ class Finding:
 
 
 async def run_checks(
-    inspector: ShardedInspector, settings: Settings, *, allow_eviction: bool = False
+    inspector: ShardedInspector, settings: Settings, data_url: str, *, allow_eviction: bool = False
 ) -> list[Finding]:
-    """Run all checks. ``settings`` are those of the server. Raises QueueUnavailable."""
-    infos, status = await inspector.server_infos(), await inspector.status()
-    findings = check(infos, status, settings, allow_eviction=allow_eviction)
+    """Run all checks. ``settings`` are those of the server. ``data_url`` is the URL of the Redis server for
+    data that does not belong to a job. Raises QueueUnavailable if no shard is available.
+    """
+    status, servers = await inspector.available_status(), await inspector.servers(data_url)
+    findings = check(servers, status, settings, allow_eviction=allow_eviction)
     if settings.image_store.get_secret_value():
         findings.append(await _image_store(inspector))
     return [*findings, _gpu()]
 
 
 def check(
-    infos: Sequence[dict[str, Any]], status: SystemStatus, settings: Settings, *, allow_eviction: bool = False
+    servers: Sequence[ServerReport], status: SystemStatus, settings: Settings, *, allow_eviction: bool = False
 ) -> list[Finding]:
-    """Check the live processes and the output of the INFO command of each Redis server."""
+    """Check the Redis servers and the live processes."""
     findings = []
-    for info in infos:
-        findings += [
-            _version(info),
-            _policy(info, allow_eviction),
-            _persistence(info),
-            _memory(info, settings),
-            _ping(info),
-            _clock(info),
-        ]
+    for server in servers:
+        found = _server(server, settings, allow_eviction)
+        findings += _named(server, found) if len(servers) > 1 else found
     beats = [worker.heartbeat for worker in status.workers]
     findings += [Finding("error", error) for error in shard_errors(beats, len(settings.shards))]
+    image_store = settings.image_store.get_secret_value()
+    findings += [Finding(*problem) for problem in image_store_problems(beats, image_store)]
     return [*findings, *_processes(status)]
 
 
@@ -72,6 +71,29 @@ def print_findings(findings: list[Finding], console: Console) -> bool:
     for finding in findings:
         console.print(f"{_LABELS[finding.level]} {escape(finding.text)}", soft_wrap=True, highlight=False)
     return all(finding.level != "error" for finding in findings)
+
+
+def _server(server: ServerReport, settings: Settings, allow_eviction: bool) -> list[Finding]:
+    """Check the output of the INFO command of a Redis server."""
+    info = server.info
+    if info is None:
+        setting = "LLAVA_QUEUE_URLS" if server.shards else "LLAVA_REDIS_URL"
+        return [Finding("error", f"{server.error} Check the server and {setting}.")]
+    return [
+        _version(info),
+        _policy(info, allow_eviction),
+        _persistence(info),
+        _memory(info, settings),
+        _ping(info),
+        _clock(info),
+    ]
+
+
+def _named(server: ServerReport, findings: list[Finding]) -> list[Finding]:
+    """Return the findings of one of several servers, with its location and a list of its shards."""
+    shards = ", ".join(map(str, server.shards))
+    contents = Finding("ok", f"shards {shards}" if shards else "no shards, but all data other than jobs")
+    return [Finding(each.level, f"{server.location}: {each.text}") for each in (contents, *findings)]
 
 
 def _version(info: dict[str, Any]) -> Finding:

@@ -165,6 +165,37 @@ def test_a_failing_sequence_does_not_affect_the_batch(
     assert run(engine, [make_sequence(broken)]) == run(make_engine(), [make_sequence(broken)])
 
 
+@pytest.mark.parametrize("encoder_cost", [0.0, 0.3, 1.0, 3.0])
+def test_several_images_per_step_give_the_same_texts_as_one(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, encoder_cost: float
+) -> None:
+    prompts = [random_prompt(np.random.default_rng(seed), num_images=1 + seed % 3) for seed in range(6)]
+
+    def texts(max_batch_tokens: int) -> tuple[dict[str, list[int]], list[int]]:
+        engine = make_engine(num_blocks=400, max_batch_tokens=max_batch_tokens, encoder_cost=encoder_cost)
+        num_tiles: list[int] = []
+        encode = engine._runner.encode
+
+        def count(tiles: torch.Tensor) -> torch.Tensor:
+            num_tiles.append(len(tiles))
+            return encode(tiles)
+
+        engine._runner.encode = count
+        sequences = [
+            make_sequence(prompt, seq_id=str(index), temperature=0.8 * (index % 2), seed=index)
+            for index, prompt in enumerate(prompts)
+        ]
+        return run(engine, sequences), num_tiles
+
+    one_per_step, single = texts(8)
+    many_per_step, several = texts(256)
+
+    assert set(single) == {1} or encoder_cost < 1
+    assert max(several) >= 6
+    assert sum(several) == sum(single) == sum(len(prompt.pixels) for prompt in prompts)
+    assert many_per_step == one_per_step
+
+
 def test_a_cached_image_is_not_encoded_again(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt
 ) -> None:

@@ -126,6 +126,7 @@ def test_random_traffic_changes_no_output_and_loses_no_block(
             max_num_sequences=int(rng.integers(1, 9)),
             max_batch_tokens=int(rng.integers(8, 40)),
             encoder_cache_bytes=int(rng.integers(0, 8000)),
+            encoder_cost=float(rng.choice([0.0, 0.3, 1.0, 5.0])),
         )
 
         def make(which: int, seq_id: str, scope: str) -> Sequence:

@@ -57,6 +57,7 @@ def test_a_workload_without_tensors_changes_no_token_and_loses_no_block(
             context_length=shape["num_blocks"] * shape["block_size"],
             max_num_sequences=shape["max_num_sequences"],
             max_batch_tokens=shape["max_batch_tokens"],
+            encoder_cost=rng.choice([0.0, 0.3, 1.0, 5.0]),
             is_sharing_prefixes=rng.random() < 0.9,
             drafter=UnreliableDrafter(rng, outputs) if rng.random() < 0.3 else None,
             is_async=is_async,

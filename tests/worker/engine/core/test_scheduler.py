@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import random
+
 import pytest
 from llava_worker.engine import ImageSpan, Sequence
 from llava_worker.engine.core.block_manager import BlockManager
@@ -18,6 +21,7 @@ class Bench:
         max_num_sequences: int = 4,
         max_batch_tokens: int = 10,
         is_sharing: bool = False,
+        encoder_cost: float = 0.0,
     ) -> None:
         self.blocks = BlockManager(num_blocks, 2, is_sharing=is_sharing)
         self.encoded: set[tuple[str, str]] = set()
@@ -26,6 +30,7 @@ class Bench:
             max_num_sequences=max_num_sequences,
             max_batch_tokens=max_batch_tokens,
             encoded=self.encoded,
+            encoder_cost=encoder_cost,
         )
 
     def add(
@@ -247,6 +252,90 @@ def test_an_image_larger_than_the_budget_is_still_computed() -> None:
     assert bench.step() == {"a": (0, 10)}
     bench.encoded.add(("", "p"))
     assert bench.step() == {"a": (10, 20)}
+
+
+def test_encoding_an_image_uses_the_token_budget() -> None:
+    bench = Bench(max_batch_tokens=20, encoder_cost=0.5)
+    bench.add("a", 12, ImageSpan(1, 10, "p"))
+    bench.add("b", 9, ImageSpan(0, 8, "q"))
+
+    assert bench.step() == {"a": (0, 12)}  # 12 tokens and 5 for encoding; the image of b would take 4 of 3
+    bench.encoded.add(("", "p"))
+    assert bench.step() == {"a": (12, 13), "b": (0, 9)}
+
+
+def test_encoding_shortens_the_chunk_that_contains_the_image() -> None:
+    bench = Bench(max_batch_tokens=20, encoder_cost=0.5)
+    bench.add("a", 40, ImageSpan(2, 10, "p"), ImageSpan(13, 20, "q"))
+
+    assert bench.step() == {"a": (0, 13)}  # 5 for the first image; the second would take 10 of 2
+    bench.encoded.add(("", "p"))
+    assert bench.step() == {"a": (13, 23)}  # 10 for the second image
+    bench.encoded.add(("", "q"))
+    assert bench.step() == {"a": (23, 40)}
+
+
+def test_an_image_that_costs_more_than_the_budget_is_encoded_before_all_other_tokens() -> None:
+    bench = Bench(max_batch_tokens=10, encoder_cost=1.0)
+    bench.add("a", 20, ImageSpan(2, 15, "p"))
+    bench.add("b", 20, ImageSpan(0, 12, "q"))
+
+    assert bench.step() == {"a": (0, 2)}
+    assert bench.step() == {"a": (2, 12)}
+    bench.encoded.add(("", "p"))
+    assert bench.step() == {"a": (12, 20)}
+    assert bench.step() == {"a": (20, 21), "b": (0, 9)}
+
+
+@pytest.mark.parametrize(("max_batch_tokens", "num_images"), [(512, 1), (2048, 3), (8192, 13)])
+def test_a_step_encodes_as_many_new_images_as_its_budget_allows(
+    max_batch_tokens: int, num_images: int
+) -> None:
+    """The numbers are those of LLaVA-1.5-7B: an image of 576 tokens takes as long to encode as 28 tokens."""
+    bench = Bench(
+        num_blocks=10_000, max_num_sequences=16, max_batch_tokens=max_batch_tokens, encoder_cost=0.048
+    )
+    for number in range(16):
+        bench.add(str(number), 620, ImageSpan(35, 576, str(number)))
+
+    chunks = bench.step()
+
+    assert sum(end > 35 for _, end in chunks.values()) == num_images
+    num_tokens = sum(end - start for start, end in chunks.values())
+    assert 0.9 * max_batch_tokens <= num_tokens + 28 * num_images <= max_batch_tokens
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_stream_waits_for_at_most_one_budget_and_one_image_between_tokens(seed: int) -> None:
+    """Every stream gets a token in every step, and no step takes longer than its budget and one image."""
+    rng = random.Random(seed)
+    cost = rng.choice([0.05, 0.3, 1.0, 2.0])
+    bench = Bench(num_blocks=3000, max_num_sequences=8, max_batch_tokens=24, encoder_cost=cost)
+    lengths: dict[tuple[str, str], int] = {}
+    for number in range(30):
+        images, end = [], rng.randint(0, 5)
+        for index in range(rng.randint(0, 3)):
+            images.append(ImageSpan(end, rng.randint(1, 30), f"{number}.{index}"))
+            lengths["", images[-1].content] = images[-1].length
+            end = images[-1].end + rng.randint(0, 4)
+        bench.add(str(number), end + rng.randint(1, 6), *images).max_new_tokens = rng.randint(1, 8)
+    while len(bench.scheduler):
+        streams = {each.seq_id for each in bench.scheduler.running if each.num_uncomputed == 1}
+        before = {each: each.num_computed for each in bench.scheduler}
+        chunks = bench.step()
+        new = {
+            ("", image.content)
+            for each, start in before.items()
+            if each.seq_id in chunks
+            for image in each.images_within(start, each.num_computed)
+        } - bench.encoded
+        bench.encoded |= new
+        costs = [math.ceil(cost * lengths[key]) for key in new]
+        num_tokens = sum(end - start for start, end in chunks.values())
+        assert streams <= chunks.keys()
+        assert num_tokens + sum(costs) <= 24 or (len(new) == 1 and num_tokens <= 24)
+        for each in [each for each in bench.scheduler.running if len(each.output_ids) >= each.max_new_tokens]:
+            bench.scheduler.remove(each)
 
 
 def test_a_removed_sequence_frees_its_blocks_immediately() -> None:

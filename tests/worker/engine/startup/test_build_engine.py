@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from llava_worker.engine.startup.build_engine import CheckpointError, build_engine, default_batch_tokens
+from llava_worker.engine.startup.build_engine import CheckpointError, build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
 
 from tests.worker.checkpoints import Prompt, Reference, random_prompt
@@ -91,10 +90,6 @@ def test_more_sequences_than_tokens_in_a_step_are_rejected_before_the_weights_ar
     engine, _ = build_engine(EngineConfig(folder, device="cpu", max_num_sequences=513, max_batch_tokens=513))
 
     assert engine.max_sequences == 513
-
-
-def test_the_default_number_of_tokens_in_a_step_depends_on_the_device() -> None:
-    assert [default_batch_tokens(torch.device(name)) for name in ("cpu", "cuda:1")] == [512, 2048]
 
 
 def test_an_unknown_device_is_rejected(folder: Path) -> None:

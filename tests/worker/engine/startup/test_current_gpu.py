@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from llava_worker.engine.parallel.rank_group import RankSetup, join
-from llava_worker.engine.startup.build_engine import build_engine, choose_device
+from llava_worker.engine.startup.build_engine import build_engine
+from llava_worker.engine.startup.device import choose_device
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.model.gpu.current_gpu import release_cached_memory, use_device
 from torch.distributed import TCPStore  # type: ignore[attr-defined]

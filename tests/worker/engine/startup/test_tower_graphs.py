@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from llava_worker.model.gpu.cuda_graphs import eager_capture
+from llava_worker.model.gpu.cuda_graphs import EagerPool
 from llava_worker.model.gpu.tower_graphs import TowerGraphs
 from llava_worker.model.llava import Llava
 from torch import Tensor
@@ -22,14 +22,14 @@ from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 MAX_TILES = 5
 
 
-class CountingRecorder:
+class CountingPool(EagerPool):
     """Records the number of tiles that each replay computes."""
 
     def __init__(self) -> None:
         self.replayed: list[int] = []
 
-    def __call__(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
-        out, again = eager_capture(compute)
+    def capture(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
+        out, again = super().capture(compute)
 
         def replay() -> None:
             self.replayed.append(len(out))
@@ -39,15 +39,13 @@ class CountingRecorder:
 
 
 @pytest.fixture
-def recorder() -> CountingRecorder:
-    return CountingRecorder()
+def pool() -> CountingPool:
+    return CountingPool()
 
 
 @pytest.fixture
-def graphs(model: Llava, recorder: CountingRecorder) -> TowerGraphs:
-    graphs = TowerGraphs(model, recorder, max_tiles=MAX_TILES)
-    graphs.capture_all()
-    return graphs
+def graphs(model: Llava, pool: CountingPool) -> TowerGraphs:
+    return TowerGraphs(model, pool, max_tiles=MAX_TILES)
 
 
 def draw(num: int, seed: int = 0) -> Tensor:
@@ -58,14 +56,14 @@ def draw(num: int, seed: int = 0) -> Tensor:
 @torch.inference_mode()
 @pytest.mark.parametrize(("num", "bucket"), [(1, [1]), (2, [2]), (3, [4]), (5, [5]), (6, [])])
 def test_the_smallest_sufficient_bucket_gives_the_same_features(
-    model: Llava, graphs: TowerGraphs, recorder: CountingRecorder, num: int, bucket: list[int]
+    model: Llava, graphs: TowerGraphs, pool: CountingPool, num: int, bucket: list[int]
 ) -> None:
     graphs.encode(draw(5, seed=7))  # the padding rows now contain tiles of another image
-    recorder.replayed.clear()
+    pool.replayed.clear()
 
     features = graphs.encode(draw(num))
 
-    assert recorder.replayed == bucket  # no graph is replayed if there are more tiles than captured
+    assert pool.replayed == bucket  # no graph is replayed if there are more tiles than captured
     torch.testing.assert_close(features, model.encode(draw(num)), rtol=1e-5, atol=1e-5)
 
 
@@ -82,7 +80,7 @@ def test_an_engine_with_vision_tower_graphs_gives_the_same_outputs(
     make_sequence: MakeSequence,
     run: Run,
     graphs: TowerGraphs,
-    recorder: CountingRecorder,
+    pool: CountingPool,
 ) -> None:
     rng = np.random.default_rng(31)
     prompts = {name: random_prompt(rng, num_images=num) for name, num in zip("abc", (1, 3, 0), strict=True)}
@@ -95,5 +93,5 @@ def test_an_engine_with_vision_tower_graphs_gives_the_same_outputs(
 
     captured = outputs(encode=graphs.encode)
 
-    assert recorder.replayed == [4]
+    assert pool.replayed == [4]
     assert captured == outputs()

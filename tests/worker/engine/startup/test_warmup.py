@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from llava_worker.engine.core.encoder_cache import EncoderCache
 from llava_worker.engine.core.kv_cache_size import allocate_cache, fit_cache, plan_cache
-from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.startup import warmup
 from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
-from llava_worker.engine.startup.warmup import StepMemory, WarmupError, warm_up
+from llava_worker.engine.startup.warmup import StepMemory, WarmupError, WarmupSteps, warm_up
 from llava_worker.model.attention.base import AttentionBackend, AttentionMetadata, AttentionPlan
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
@@ -71,7 +69,7 @@ def test_the_estimate_is_an_upper_bound_within_a_factor_of_two(
     limits: dict[str, int],
 ) -> None:
     cache = plan(model, kv_cache_dtype=kv_cache_dtype)
-    estimate = warm_up(model, SdpaBackend(), cache, **limits)
+    estimate = warm_up(WarmupSteps(model, SdpaBackend(), cache), **limits)
     engine = make_engine(is_int8=cache.is_int8, num_blocks=600, encoder_cache_bytes=0, **limits)
     rng, peaks = np.random.default_rng(3), []
     for index in range(limits["max_num_sequences"]):  # steps are largest with long contexts
@@ -88,12 +86,18 @@ def test_the_estimate_is_an_upper_bound_within_a_factor_of_two(
 
 
 def test_images_are_part_of_the_estimate(model: Llava) -> None:
-    few = warm_up(model, SdpaBackend(), plan(model), max_num_sequences=1, max_batch_tokens=4)
-    many = warm_up(model, SdpaBackend(), plan(model), max_num_sequences=1, max_batch_tokens=40)
+    few = warm_up(WarmupSteps(model, SdpaBackend(), plan(model)), max_num_sequences=1, max_batch_tokens=4)
+    many = warm_up(WarmupSteps(model, SdpaBackend(), plan(model)), max_num_sequences=1, max_batch_tokens=40)
 
     assert many.tower == 10 * few.tower > 0  # each image has four tokens
     assert StepMemory(tower=9, prefill=3, decode=4).num_bytes == 9
     assert StepMemory(tower=5, prefill=3, decode=4).num_bytes == 7
+
+
+def test_a_step_with_more_tokens_than_the_context_is_measured_with_several_prompts(model: Llava) -> None:
+    steps = WarmupSteps(model, SdpaBackend(), plan(model))
+    assert steps.context == 256
+    assert steps.prefill(3 * 256 + 10) > 2 * steps.prefill(256)
 
 
 def test_warm_up_does_not_change_the_outputs(
@@ -109,7 +113,7 @@ def test_warm_up_does_not_change_the_outputs(
         )
 
     before, state = generate(), torch.get_rng_state()
-    warm_up(model, SdpaBackend(), plan(model), **LIMITS)
+    warm_up(WarmupSteps(model, SdpaBackend(), plan(model)), **LIMITS)
 
     assert torch.equal(torch.get_rng_state(), state)
     assert generate() == before
@@ -129,9 +133,8 @@ class RecordingBackend(SdpaBackend):
 def test_on_a_gpu_steps_of_all_sizes_run_so_that_all_kernels_are_compiled(model: Llava) -> None:
     """For each limit at which kernels change, a step below it and a step above it have to run."""
     backend = RecordingBackend()
-    spec = plan(model)
-    cache = allocate_cache(spec.within(spec.bytes_per_block), CPU)
-    steps = warmup._Steps(ModelRunner(model, cache, backend, EncoderCache(0)), context=240)
+    steps = warmup.WarmupSteps(model, backend, plan(model))
+    assert steps.context >= 100
 
     warmup._measure_largest(steps, num_tiles=1, max_num_sequences=5, max_batch_tokens=100)
 
@@ -156,12 +159,12 @@ def test_warm_up_leaves_no_trace_in_a_new_engine(
 
 def test_a_failed_step_raises_a_warm_up_error_with_the_reason(model: Llava) -> None:
     with pytest.raises(WarmupError, match="The first step of the model failed: the device is on fire"):
-        warm_up(model, FailingBackend(), plan(model), **LIMITS)
+        warm_up(WarmupSteps(model, FailingBackend(), plan(model)), **LIMITS)
 
 
 def test_an_out_of_memory_warm_up_error_names_the_limits(model: Llava) -> None:
     with pytest.raises(InsufficientMemory, match="64 tokens and 8 sequences with a context of 256 tokens"):
-        warm_up(model, OutOfMemoryBackend(), plan(model), **LIMITS)
+        warm_up(WarmupSteps(model, OutOfMemoryBackend(), plan(model)), **LIMITS)
 
 
 def test_a_model_that_outputs_nan_causes_a_warning(model: Llava, caplog: pytest.LogCaptureFixture) -> None:
@@ -169,12 +172,12 @@ def test_a_model_that_outputs_nan_causes_a_warning(model: Llava, caplog: pytest.
     sound = weight.clone()
     weight.fill_(torch.nan)
     try:
-        warm_up(model, SdpaBackend(), plan(model), **LIMITS)
+        warm_up(WarmupSteps(model, SdpaBackend(), plan(model)), **LIMITS)
         assert "NaN or infinity during warm-up; check the weights" in caplog.text
         caplog.clear()
     finally:
         weight.copy_(sound)
-    warm_up(model, SdpaBackend(), plan(model), **LIMITS)
+    warm_up(WarmupSteps(model, SdpaBackend(), plan(model)), **LIMITS)
     assert not caplog.text
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llava_worker.model.attention.base import DecodeMetadata
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.paged import PagedBackend, QueryRows
 from llava_worker.model.attention.sdpa import SdpaBackend
@@ -211,6 +212,33 @@ def test_copies_of_the_first_row_do_not_change_its_output(kernel: TritonDecodeKe
     out = attend(kernel, copied)
 
     torch.testing.assert_close(out[:2], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_consecutive_tokens_of_a_sequence_see_each_other_only_in_mixed_plans(
+    kernel: TritonDecodeKernel, is_mixed: bool
+) -> None:
+    """The kernel writes and reads keys in one launch, so it must not be used for these tokens."""
+    torch.manual_seed(0)
+    metadata = make_metadata([(3, 20)])
+    cache = random_cache(2, 16)
+    expected_cache = copy.deepcopy(cache)
+    qkv, angles = torch.randn(3, 4, 16).repeat(1, 2, 1)[:, :8], torch.randn(3, 1, 8)
+    rotation = Rotation(angles.cos(), angles.sin(), TorchKernels())
+    rows = DecodeMetadata(
+        metadata.slot_mapping.flip(0),  # later tokens first, so that they would be computed first
+        torch.tensor([20, 19, 18], dtype=torch.int32),
+        metadata.block_tables.int().expand(3, -1),
+    )
+    reversed_rotation = Rotation(rotation.cos.flip(0), rotation.sin.flip(0), rotation.kernels)
+
+    plan = PagedBackend(TritonKernel(), kernel).decode_plan(rows, cache, is_mixed=is_mixed)
+    assert plan is not None
+    out = plan.rope_and_attend(LAYER, qkv.flip(0), reversed_rotation, kv_heads=2).flip(0)
+
+    reference_plan = SdpaBackend().plan(metadata, expected_cache)
+    expected = reference_plan.rope_and_attend(LAYER, qkv, rotation, kv_heads=2)
+    assert torch.allclose(out, expected, atol=1e-4) == is_mixed
 
 
 @settings(max_examples=25, deadline=None)

@@ -9,7 +9,7 @@ Therefore, the whole common prefix is reused, not just its full blocks.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,12 +67,10 @@ class BlockManager:
         """The number of blocks that can be allocated now, including cached blocks."""
         return len(self._free) + len(self._cached)
 
-    def has_blocks(self, sequence: Sequence) -> bool:
-        """Return whether blocks are allocated to the sequence.
-
-        A sequence keeps its blocks until it ends or is preempted.
-        """
-        return sequence in self._sequences
+    @property
+    def sequences(self) -> Container[Sequence]:
+        """The sequences that have blocks. A sequence keeps its blocks until it ends or is preempted."""
+        return self._sequences
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -138,7 +136,9 @@ class BlockManager:
         Returns False and allocates nothing if fewer than ``num_spare`` blocks would remain free.
         """
         num_new = self.num_blocks_for(sequence.num_tokens + num_extra) - len(sequence.block_table)
-        if num_new > 0 and num_new + num_spare > self.num_free:
+        if num_new <= 0:
+            return True
+        if num_new + num_spare > self.num_free:
             return False
         sequence.block_table += [self._take_free() for _ in range(num_new)]
         return True

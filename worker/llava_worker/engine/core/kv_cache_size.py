@@ -6,6 +6,7 @@ It is planned before the model is loaded and then reduced if necessary to fit in
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
 
@@ -18,9 +19,8 @@ __all__ = ["KV_CACHE_DTYPES", "allocate_cache", "fit_cache", "plan_cache"]
 
 KV_CACHE_DTYPES = ("auto", "int8")
 
-# The KV cache may use at most this fraction of the memory that remains after the weights are loaded. A GPU is
-# assumed to be dedicated to the worker; CPU memory is also used by the queue, images and other programs.
-_SHARES = {"cuda": 0.95}
+# On a CPU, the KV cache may use at most this fraction of the memory that remains after the weights are
+# loaded, because the queue, images and other programs use the same memory.
 _SHARE = 0.6
 # The default limit on a CPU, unless one full context needs more. The whole cache is written to at startup,
 # which would take too long if it used most of the memory of a large machine.
@@ -41,13 +41,16 @@ def plan_cache(
     free_bytes: int | None,
     block_size: int,
     max_num_sequences: int,
+    advice: str = "use a smaller model",
 ) -> KVCacheSpec:
     """Return the spec of the largest KV cache that fits in ``max_bytes``.
 
-    It holds at most ``max_num_sequences`` full contexts. ``free_bytes`` is the device memory that remains
-    after the weights are loaded. If ``max_bytes`` is None, the limit is a fraction of ``free_bytes``, or
-    FALLBACK_BYTES if ``free_bytes`` is also None. On a CPU, the fraction is also capped at CPU_BYTES or the
-    size of one full context, whichever is larger.
+    ``free_bytes`` is the device memory that remains after the weights are loaded. If ``max_bytes`` is None,
+    the limit is ``free_bytes`` on a GPU and a fraction of ``free_bytes`` on other devices, or FALLBACK_BYTES
+    if ``free_bytes`` is also None. On a CPU, the fraction is also capped at CPU_BYTES or the size of one full
+    context, whichever is larger. On a GPU, memory that running sequences do not need serves the prefix cache.
+    On other devices, the cache holds at most ``max_num_sequences`` full contexts. ``advice`` is the part of
+    the error message that says what to change if ``max_bytes`` is None.
 
     Raises ValueError if the cache is too small for a single image, or if ``kv_cache_dtype`` is unknown.
     """
@@ -62,16 +65,20 @@ def plan_cache(
         dtype=precision.dtype,
         is_int8=kv_cache_dtype == "int8",
     )
+    is_set = max_bytes is not None
     if max_bytes is None:
         max_bytes = _default_bytes(
             device, free_bytes, context_bytes=blocks_per_context * spec.bytes_per_block
         )
+    if device.type == "cuda":
+        spec = replace(spec, num_blocks=max_bytes // spec.bytes_per_block)
     spec = spec.within(max_bytes)
     if spec.num_tokens <= config.tokens_per_tile:
-        num_tokens, needed_bytes = spec.num_tokens, _context_bytes(spec, config)
+        needed = f"at least {_context_bytes(spec, config)} bytes"
+        remedy = f"Set the limit to {needed}." if is_set else f"Make {needed} available, or {advice}."
         raise ValueError(
-            f"The KV cache is limited to {max_bytes} bytes, enough for {num_tokens} tokens; one image has "
-            f"{config.tokens_per_tile} tokens. Set the limit to at least {needed_bytes} bytes."
+            f"The KV cache is limited to {max_bytes} bytes, enough for {spec.num_tokens} tokens; one image "
+            f"has {config.tokens_per_tile} tokens. {remedy}"
         )
     return spec
 
@@ -79,14 +86,26 @@ def plan_cache(
 def _default_bytes(device: torch.device, free_bytes: int | None, *, context_bytes: int) -> int:
     if free_bytes is None:
         return FALLBACK_BYTES
-    share = int(_SHARES.get(device.type, _SHARE) * max(0, free_bytes))
+    if device.type == "cuda":
+        return max(0, free_bytes)
+    share = int(_SHARE * max(0, free_bytes))
     return min(share, max(CPU_BYTES, context_bytes)) if device.type == "cpu" else share
 
 
-def fit_cache(planned: KVCacheSpec, config: ModelConfig, *, left_bytes: int | None) -> KVCacheSpec:
+def fit_cache(
+    planned: KVCacheSpec,
+    config: ModelConfig,
+    *,
+    left_bytes: int | None,
+    taken: str = "The weights, the largest step and the image cache",
+    advice: str = "reduce the maximum number of concurrent sequences",
+    is_upper_bound: bool = False,
+) -> KVCacheSpec:
     """Return the planned KV cache spec, with fewer blocks if necessary to fit in ``left_bytes``.
 
-    If ``left_bytes`` is None, the size is not limited.
+    If ``left_bytes`` is None, the size is not limited. ``taken`` and ``advice`` are parts of the error
+    message: what takes the other memory, and what to change. If ``is_upper_bound`` is true, the planned size
+    was not requested, so no warning is logged if the size is reduced.
 
     Raises InsufficientMemory if the cache is too small for a single image.
     """
@@ -94,11 +113,11 @@ def fit_cache(planned: KVCacheSpec, config: ModelConfig, *, left_bytes: int | No
     if left_bytes is not None and spec.num_tokens <= config.tokens_per_tile:
         available, needed_bytes = max(0, left_bytes), _context_bytes(spec, config)
         raise InsufficientMemory(
-            f"The weights, the largest step and the image cache leave {available} bytes for the KV cache, "
-            f"enough for {spec.num_tokens} tokens; one image has {config.tokens_per_tile} tokens. Make at "
-            f"least {needed_bytes} bytes available, or reduce the maximum number of concurrent sequences."
+            f"{taken} leave {available} bytes for the KV cache, enough for {spec.num_tokens} tokens; one "
+            f"image has {config.tokens_per_tile} tokens. Make at least {needed_bytes} bytes available, or "
+            f"{advice}."
         )
-    if spec.num_blocks < planned.num_blocks:
+    if spec.num_blocks < planned.num_blocks and not is_upper_bound:
         logger.warning(
             "the KV cache is limited to %d MiB instead of %d MiB because the largest step needs the rest",
             spec.num_bytes // _MIB,

@@ -1,9 +1,14 @@
-"""The results of a step, on the host: for each sequence, the sampled tokens or an error."""
+"""The results of a step, on the host: for each sequence, the sampled tokens or an error.
+
+These structs are created for each sequence in each step. msgspec creates them several times faster than a
+frozen dataclass. They do not take part in reference cycles, so the garbage collector can ignore them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 from llava_wire.messages.event import JobError
 
 from llava_worker.engine.core.outputs import TokenLogprobs
@@ -12,8 +17,7 @@ from llava_worker.engine.core.scheduler import Chunk
 __all__ = ["ChunkResult", "StepResult", "TokenResult"]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenResult:
+class TokenResult(msgspec.Struct, frozen=True, gc=False):
     """A sampled token. ``token_id`` is None if the model produced NaN or infinity."""
 
     token_id: int | None
@@ -21,8 +25,7 @@ class TokenResult:
     vector: bytes = b""  # set for embedding sequences, whose tokens are ignored
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkResult:
+class ChunkResult(msgspec.Struct, frozen=True, gc=False):
     """The new tokens of a chunk's sequence, in order, or the ``error`` that ends the sequence.
 
     There is one token, plus one for each accepted draft. Only the ID of the last token can be None.

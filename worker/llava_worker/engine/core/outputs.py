@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import msgspec
 from llava_wire.messages.event import JobError
 
 __all__ = ["EngineStats", "Finish", "StepOutput", "TokenLogprobs"]
@@ -23,8 +24,7 @@ class TokenLogprobs(NamedTuple):
     rank: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutput:
+class StepOutput(msgspec.Struct, frozen=True, gc=False):
     """What one sequence generates in a step.
 
         token_id   the next output token, which may be an end-of-sequence token

@@ -10,6 +10,11 @@ Each step is scheduled in the following stages:
    whole prompt. Sequences with a higher priority than all partially computed prompts are admitted before
    stage 2.
 
+A new image is encoded in the step that computes its first token, together with all other new images of the
+step. Encoding an image uses the budget like prompt tokens that take equally long. If the budget of a step is
+too small for an image, the image is encoded in a step without other prompt tokens before it. A step therefore
+exceeds its budget by at most one image.
+
 Sequences of equal priority are served in arrival order. If a waiting sequence can share tokens that are about
 to be computed for a running sequence, the waiting sequence is skipped until these tokens have been computed.
 
@@ -20,9 +25,12 @@ again, its prompt and previous output are recomputed.
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
+
+import msgspec
 
 from llava_worker.engine.core.block_manager import BlockCopy, BlockManager
 from llava_worker.engine.core.sequence import ImageSpan, Sequence
@@ -30,8 +38,7 @@ from llava_worker.engine.core.sequence import ImageSpan, Sequence
 __all__ = ["Chunk", "Scheduler", "SchedulerOutput", "priority_key"]
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """The tokens [start, end) of a sequence that are computed in this step.
 
     ``drafts`` are draft tokens that follow the last token of the sequence. If the chunk does not contain that
@@ -53,7 +60,8 @@ class Chunk:
     @property
     def num_prompt_tokens(self) -> int:
         """The number of prompt tokens in the chunk. Its other tokens are output tokens or drafts."""
-        return max(0, min(self.end, len(self.sequence.prompt_ids)) - self.start)
+        num_left = len(self.sequence.prompt_ids) - self.start
+        return min(self.end - self.start, num_left) if num_left > 0 else 0
 
     @property
     def num_sampled(self) -> int:
@@ -99,10 +107,12 @@ class Scheduler:
         max_num_sequences: int,
         max_batch_tokens: int,
         encoded: Container[tuple[str, str]] = (),
+        encoder_cost: float = 0.0,
     ) -> None:
         """Create a scheduler.
 
-        ``encoded`` contains the `ImageKey` of each image that has already been encoded.
+        ``encoded`` contains the `ImageKey` of each image that has already been encoded. ``encoder_cost`` is
+        the cost of encoding an image per image token, relative to the cost of computing a prompt token.
         """
         require_batch_tokens(max_batch_tokens, max_num_sequences)
         self.waiting: list[Sequence] = []
@@ -114,6 +124,7 @@ class Scheduler:
         self._max_num_sequences = max_num_sequences
         self._max_batch_tokens = max_batch_tokens
         self._encoded = encoded
+        self._encoder_cost = encoder_cost
 
     def __iter__(self) -> Iterator[Sequence]:
         yield from self.running
@@ -157,11 +168,13 @@ class Scheduler:
         """
         if self.waiting and (len(sequences) < self._max_num_sequences or self._can_preempt_last()):
             return []
-        if not all(self._blocks.append_slots(sequence, 1) for sequence in sequences):
-            return []
+        for sequence in sequences:
+            if not self._blocks.append_slots(sequence, 1):
+                return []
+        lengths = [sequence.num_tokens for sequence in sequences]
         return [
-            Chunk(sequence, sequence.num_tokens, sequence.num_tokens + 1, is_ahead=True)
-            for sequence in sequences
+            Chunk(sequence, length, length + 1, (), True)
+            for sequence, length in zip(sequences, lengths, strict=True)
         ]
 
     def _preempt_for_priority(self) -> None:
@@ -239,25 +252,40 @@ class Scheduler:
         start = sequence.num_computed
         end = min(sequence.num_tokens, start + budget.num_tokens)
         for image in sequence.images_within(start, end):
-            if not self._reserve_encoding(sequence, image, budget):
-                end = max(start, image.start)
+            if image.start >= end:  # encoding the previous image has used the budget
                 break
+            num_before = max(0, image.start - start)
+            if not self._reserve_encoding(sequence, image, budget, num_before):
+                end = start + num_before
+                break
+            end = min(end, start + budget.num_tokens)
         if end == start:
             return None
         budget.num_tokens -= end - start
+        budget.has_prompts = True
         return Chunk(sequence, start, end)
 
-    def _reserve_encoding(self, sequence: Sequence, image: ImageSpan, budget: _Budget) -> bool:
-        """Reserve encoder budget for an image, at most once per step. Return False if the image does not fit.
+    def _reserve_encoding(
+        self, sequence: Sequence, image: ImageSpan, budget: _Budget, num_before: int
+    ) -> bool:
+        """Reserve budget for encoding an image, at most once per step. Return False if it does not fit.
 
-        Images that have already been encoded use no budget.
+        ``num_before`` tokens are computed before the image in the same chunk. Images that have already been
+        encoded use no budget.
         """
         key = (sequence.cache_scope, image.content)
         if key in self._encoded or key in budget.images:
             return True
         if budget.images and image.length > budget.num_image_tokens:
             return False
-        budget.num_image_tokens -= image.length
+        cost = math.ceil(self._encoder_cost * image.length)
+        if num_before + cost < budget.num_tokens:  # at least one token of the image fits, too
+            budget.num_tokens -= cost
+            budget.num_image_tokens -= image.length
+        elif budget.has_prompts or num_before:
+            return False
+        else:
+            budget.num_image_tokens = 0  # the budget is exceeded, so this is the only new image of the step
         budget.images.add(key)
         return True
 
@@ -276,12 +304,13 @@ def priority_key(sequence: Sequence) -> tuple[int, int]:
 
 @dataclass(slots=True)
 class _Budget:
-    """The remaining token budget of a step.
+    """The remaining budget of a step, in tokens.
 
-    The vision tower has a separate budget of the same size. An image that exceeds the total encoder budget is
-    encoded only if it is the first image in a step.
+    ``num_image_tokens`` limits the memory of the features that a step encodes. The first image of a step is
+    encoded even if it has more tokens. ``has_prompts`` is true once prompt tokens have been scheduled.
     """
 
     num_tokens: int
     num_image_tokens: int
     images: set[tuple[str, str]] = field(default_factory=set)
+    has_prompts: bool = False

@@ -135,7 +135,7 @@ class Sequence:
         return not (
             self.grammar is not None
             or has_penalties(self.sampling)
-            or any(len(word) > 1 for word in self.bad_words)
+            or (self.bad_words and any(len(word) > 1 for word in self.bad_words))
         )
 
     @property

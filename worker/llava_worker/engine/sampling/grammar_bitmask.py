@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from concurrent.futures import Future, ThreadPoolExecutor
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from llava_wire.messages.event import ErrorCode, JobError
 from torch import Tensor
 
 from llava_worker.engine.core.sequence import Sequence
+from llava_worker.engine.core.sequence_states import SequenceStates
 from llava_worker.engine.structured_output.grammar import Matcher
 
 __all__ = ["BitmaskBuilder", "GrammarBitmask"]
@@ -79,7 +79,7 @@ class BitmaskBuilder:
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
-        self._matchers: WeakKeyDictionary[Sequence, Matcher] = WeakKeyDictionary()
+        self._matchers = SequenceStates(_matcher_of)
 
     def start(self, sequences: Items[Sequence], vocab_size: int) -> GrammarBitmask | None:
         """Start filling the bitmasks of a step.
@@ -90,7 +90,7 @@ class BitmaskBuilder:
         rows = [
             (row, sequence, matcher)
             for row, sequence in enumerate(sequences)
-            if (matcher := self._matcher(sequence)) is not None
+            if sequence.grammar is not None and (matcher := self._matchers[sequence]) is not None
         ]
         if not rows:
             return None
@@ -98,10 +98,6 @@ class BitmaskBuilder:
             self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="grammar-bitmask")
         return GrammarBitmask(self._pool, rows, vocab_size)
 
-    def _matcher(self, sequence: Sequence) -> Matcher | None:
-        if sequence.grammar is None:
-            return None
-        matcher = self._matchers.get(sequence)
-        if matcher is None:
-            matcher = self._matchers[sequence] = sequence.grammar.start()
-        return matcher
+
+def _matcher_of(sequence: Sequence) -> Matcher | None:
+    return None if sequence.grammar is None else sequence.grammar.start()

@@ -43,9 +43,11 @@ class Logprobs:
     @staticmethod
     def requested(logits: Tensor, chunks: Rows[Chunk]) -> Logprobs | None:
         """Return the log-probabilities that the sequences request, or None if no sequence requests any."""
+        if all(chunk.sequence.sampling.num_logprobs is None for chunk in chunks):
+            return None
         num_top = [chunk.sequence.sampling.num_logprobs for chunk in chunks for _ in range(chunk.num_sampled)]
         requested = {row: number for row, number in enumerate(num_top) if number is not None}
-        return Logprobs(logits, list(requested), list(requested.values())) if requested else None
+        return Logprobs(logits, list(requested), list(requested.values()))
 
     def pick(self, token_ids: Tensor) -> PickedLogprobs:
         """Return the log-probabilities of ``token_ids`` [all rows] and of the most likely alternatives."""

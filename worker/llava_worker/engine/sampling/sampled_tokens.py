@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
-from itertools import islice
 
 from llava_wire.messages.event import ErrorCode, JobError
 from torch import Tensor
@@ -58,18 +57,26 @@ class SampledTokens:
         """Wait for the device and return one result per chunk."""
         token_ids, *logprobs = self._download.wait()
         by_row = {} if self._logprobs is None else self._logprobs.by_row(*logprobs)
-        rows = iter(enumerate(token_ids.tolist()))
-        results = []
+        ids: list[int] = token_ids.tolist()
+        has_only_tokens = not (by_row or self._errors or self._vectors)
+        results, row = [], 0  # the first row of each chunk
         for chunk in self._chunks:
-            own = list(islice(rows, chunk.num_sampled))
-            error = self._error(chunk, *own[0])
-            if error is not None:
-                results.append(ChunkResult(chunk, [], error))
-                continue
-            tokens = [self._token(row, token_id, by_row.get(row)) for row, token_id in own]
-            num_accepted = count_accepted(chunk.drafts, [token.token_id for token in tokens])
-            results.append(ChunkResult(chunk, tokens[: num_accepted + 1]))
+            if has_only_tokens and not chunk.drafts and ids[row] >= 0:  # most rows of a large batch
+                results.append(ChunkResult(chunk, [TokenResult(ids[row])]))
+            else:
+                rows = range(row, row + chunk.num_sampled)
+                results.append(self._result(chunk, [(each, ids[each], by_row.get(each)) for each in rows]))
+            row += 1 + len(chunk.drafts)
         return results
+
+    def _result(self, chunk: Chunk, rows: list[tuple[int, int, TokenLogprobs | None]]) -> ChunkResult:
+        """Return the result of a chunk. Each of its rows consists of (row, token ID, log-probabilities)."""
+        error = self._error(chunk, *rows[0][:2])
+        if error is not None:
+            return ChunkResult(chunk, [], error)
+        tokens = [self._token(*row) for row in rows]
+        num_accepted = count_accepted(chunk.drafts, [token.token_id for token in tokens])
+        return ChunkResult(chunk, tokens[: num_accepted + 1])
 
     def _error(self, chunk: Chunk, row: int, token_id: int) -> JobError | None:
         """Return the error that ends the chunk's sequence. ``row`` is its first row.

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
+import msgspec
 import numpy as np
 import torch
 from llava_wire.messages.sampling_params import SamplingParams
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.sequence import Sequence
+from llava_worker.engine.core.sequence_states import SequenceStates
 from llava_worker.engine.sampling import logits_processor
 from llava_worker.engine.sampling.grammar_bitmask import GrammarBitmask
 from llava_worker.engine.sampling.logits_processor import LogitsProcessorState
@@ -30,8 +30,7 @@ from llava_worker.model.device_copy import copy_to_device
 __all__ = ["Sampler", "SamplingRow", "draw", "process", "sample", "uniform"]
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingRow:
+class SamplingRow(msgspec.Struct, frozen=True, gc=False):
     """The sampling parameters of one row. ``position`` is the index of the next token in the output.
 
     ``processor`` has already counted all output tokens. It is None if the sequence uses no logits processors.
@@ -46,7 +45,7 @@ class Sampler:
     """Samples the tokens of each step and stores the sequences' logits processor states."""
 
     def __init__(self) -> None:
-        self._processors: WeakKeyDictionary[Sequence, LogitsProcessorState | None] = WeakKeyDictionary()
+        self._processors = SequenceStates(_processor_of)
 
     def sample(
         self,
@@ -85,17 +84,21 @@ class Sampler:
         Each row assumes that all earlier drafts are accepted.
         """
         sequence = chunk.sequence
-        if sequence not in self._processors:
-            self._processors[sequence] = LogitsProcessorState.create(
-                sequence.sampling, sequence.prompt_ids, sequence.end_ids, sequence.bad_words
-            )
         processor = self._processors[sequence]
         if processor is not None:
             processor.update(sequence.output_ids)
         position = chunk.end - len(sequence.prompt_ids)
+        if not chunk.drafts:
+            return [SamplingRow(sequence.sampling, position, processor)]
         return [
             SamplingRow(sequence.sampling, position + index, processor) for index in range(chunk.num_sampled)
         ]
+
+
+def _processor_of(sequence: Sequence) -> LogitsProcessorState | None:
+    return LogitsProcessorState.create(
+        sequence.sampling, sequence.prompt_ids, sequence.end_ids, sequence.bad_words
+    )
 
 
 def sample(logits: Tensor, rows: Rows[SamplingRow]) -> Tensor:

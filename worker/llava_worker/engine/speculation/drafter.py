@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Protocol
-from weakref import WeakKeyDictionary
 
 from llava_worker.engine.core.sequence import Sequence
+from llava_worker.engine.core.sequence_states import SequenceStates
 from llava_worker.engine.speculation.cost_model import StepCost
 from llava_worker.engine.speculation.ngram_index import NgramIndex
 
@@ -45,17 +45,16 @@ class PromptLookupDrafter:
 
     def __init__(self) -> None:
         self._cost = StepCost()
-        # The keys are weak references, so an entry disappears when its sequence is deleted.
-        self._states: WeakKeyDictionary[Sequence, tuple[NgramIndex, AcceptanceStats]] = WeakKeyDictionary()
+        self._states = SequenceStates(lambda sequence: (NgramIndex(sequence), AcceptanceStats()))
+        self._price: tuple[int, float] | None = None  # of the last number of rows, until the cost changes
 
     def propose(self, sequence: Sequence, *, max_tokens: int, num_rows: int) -> list[int]:
-        state = self._states.get(sequence)
-        if state is None:
-            state = self._states[sequence] = (NgramIndex(sequence), AcceptanceStats())
-        index, stats = state
+        index, stats = self._states[sequence]
         if len(sequence.output_ids) < stats.resumes_at:
             return []
-        num_drafts = min(max_tokens, stats.num_drafts(self._cost.price(num_rows)))
+        if self._price is None or self._price[0] != num_rows:
+            self._price = (num_rows, self._cost.price(num_rows))
+        num_drafts = min(max_tokens, stats.num_drafts(self._price[1]))
         return index.propose(sequence.output_ids, num_drafts) if num_drafts else []
 
     def record_acceptance(self, sequence: Sequence, *, num_drafted: int, num_accepted: int) -> None:
@@ -65,6 +64,7 @@ class PromptLookupDrafter:
 
     def record_step_time(self, num_tokens: int, seconds: float) -> None:
         self._cost.add(num_tokens, seconds)
+        self._price = None
 
 
 # The prior acceptance rate is high enough that drafting is tried at least once. Older measurements decay
@@ -99,9 +99,8 @@ class AcceptanceStats:
 
         This assumes that the i-th draft is accepted with probability rate**i.
         """
-        if price >= self.rate:
-            return 0
-        return min(MAX_DRAFTS, int(math.log(price) / math.log(self.rate)))
+        rate = self.rate
+        return min(MAX_DRAFTS, int(math.log(price) / math.log(rate))) if price < rate else 0
 
     def update(self, num_drafted: int, num_accepted: int, *, num_output: int) -> None:
         """Record the drafts of one step. ``num_output`` is the current number of output tokens."""

@@ -10,9 +10,9 @@ from llava_worker.engine.core.sequence import Sequence
 
 __all__ = ["NgramIndex"]
 
-NGRAM_SIZES = (3, 2)  # longest first, because drafts after a longer match are accepted more often
-
 _IMAGE = -1  # replaces placeholder tokens, which are the same for all images
+_NONE = -1  # there is no n-gram, because there are too few tokens after the last image
+_BITS = 32  # enough for any token ID
 
 
 class NgramIndex:
@@ -20,7 +20,11 @@ class NgramIndex:
 
     def __init__(self, sequence: Sequence) -> None:
         self._tokens: list[int] = []
-        self._next_of: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token after it
+        # For each n-gram size, the index of the token after each n-gram. Keys are integers instead of tuples,
+        # because the garbage collector would have to visit tuples.
+        self._after_three: dict[int, int] = {}
+        self._after_two: dict[int, int] = {}
+        self._last_three = self._last_two = _NONE  # keys of the last n-grams
         prompt = sequence.prompt_ids.copy()
         for image in sequence.images:
             prompt[image.start : image.end] = [_IMAGE] * image.length
@@ -35,19 +39,26 @@ class NgramIndex:
         """
         for token_id in output_ids[len(self._tokens) - self._num_prompt :]:
             self._push(token_id)
-        for size in NGRAM_SIZES:
-            index = self._next_of.get(tuple(self._tokens[-size:]))
-            if index is not None:
-                return self._copy(index, max_tokens)
-        return []
+        index = self._after_three.get(self._last_three)  # drafts after a longer match are accepted more often
+        if index is None:
+            index = self._after_two.get(self._last_two)
+        return [] if index is None else self._copy(index, max_tokens)
 
     def _push(self, token_id: int) -> None:
         """Append a token and record that it follows the n-grams that end right before it."""
-        for size in NGRAM_SIZES:
-            ngram = tuple(self._tokens[-size:])
-            if len(ngram) == size and _IMAGE not in ngram and token_id != _IMAGE:
-                self._next_of[ngram] = len(self._tokens)
-        self._tokens.append(token_id)
+        tokens = self._tokens
+        if token_id == _IMAGE:
+            self._last_two = self._last_three = _NONE
+        else:
+            if self._last_two != _NONE:
+                self._after_two[self._last_two] = len(tokens)
+            if self._last_three != _NONE:
+                self._after_three[self._last_three] = len(tokens)
+            two = self._last_two
+            is_pair = bool(tokens) and tokens[-1] != _IMAGE
+            self._last_two = tokens[-1] << _BITS | token_id if is_pair else _NONE
+            self._last_three = two << _BITS | token_id if two != _NONE else _NONE
+        tokens.append(token_id)
 
     def _copy(self, start: int, max_tokens: int) -> list[int]:
         """Return the tokens starting at ``start``, up to the next image.

@@ -13,7 +13,8 @@ and free blocks beyond a reserve.
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from dataclasses import replace
+
+import msgspec
 
 from llava_worker.engine.core.block_manager import BlockManager
 from llava_worker.engine.core.model_runner_output import StepResult
@@ -50,7 +51,9 @@ class SpeculativeDecoding:
             if _is_decode(chunk) and num_left > 0 and is_draftable(chunk.sequence):
                 max_tokens = min(num_left, self.max_drafts(chunk.sequence))
                 drafts = self._propose(chunk.sequence, max_tokens, num_rows)
-                chunk = replace(chunk, drafts=self._fit_blocks(chunk.sequence, drafts, num_spare))
+                chunk = msgspec.structs.replace(
+                    chunk, drafts=self._fit_blocks(chunk.sequence, drafts, num_spare)
+                )
                 num_left -= len(chunk.drafts)
             extended.append(chunk)
         return extended
@@ -61,7 +64,10 @@ class SpeculativeDecoding:
         If so, the step should not be launched early, because steps that are launched early cannot include
         drafts.
         """
-        return any(self._propose(sequence, 1, len(sequences)) for sequence in sequences)
+        if self._drafter is None:
+            return False
+        propose, num_rows = self._drafter.propose, len(sequences)
+        return any(propose(sequence, max_tokens=1, num_rows=num_rows) for sequence in sequences)
 
     def record(self, step: StepResult) -> None:
         """Report the duration of a step and its accepted drafts to the drafter.

@@ -14,12 +14,14 @@ class EngineConfig:
 
     ``checkpoint``, ``vision_tower`` and ``base`` are folders. ``precision`` is "auto" or one of PRECISIONS;
     ``device`` is "auto" or the name of a torch device. If ``num_threads`` is None, torch's default number of
-    threads is divided among the ranks. If ``max_batch_tokens`` is None, the default for the device is used.
-    It must not be less than ``max_num_sequences``. The KV cache is as large as possible within three limits:
-    ``kv_cache_bytes`` (if None, a fraction of the memory that is free after the weights are loaded), the size
-    of ``max_num_sequences`` full contexts, and the memory that remains during the largest step. If
-    ``block_size`` is None, the attention backend determines it. CUDA graphs and async scheduling are used
-    only on GPUs.
+    threads is divided among the ranks. ``max_batch_tokens`` must not be less than ``max_num_sequences``. If
+    it is None, it is measured on a GPU and is 512 on other devices. If ``block_size`` is None, the attention
+    backend determines it. CUDA graphs and async scheduling are used only on GPUs.
+
+    The KV cache is limited to ``kv_cache_bytes`` and to the memory that remains during the largest step. On a
+    GPU, the worker uses at most the fraction ``gpu_memory_utilization`` of the GPU's memory. On other
+    devices, the KV cache is also limited to the size of ``max_num_sequences`` full contexts and, if
+    ``kv_cache_bytes`` is None, to a fraction of the memory that is free after the weights are loaded.
     """
 
     checkpoint: Path
@@ -34,6 +36,7 @@ class EngineConfig:
     max_num_sequences: int = 16
     max_batch_tokens: int | None = None
     block_size: int | None = None
+    gpu_memory_utilization: float = 0.9
     kv_cache_bytes: int | None = None
     kv_cache_dtype: str = "auto"
     encoder_cache_bytes: int = 256 << 20

@@ -1,37 +1,121 @@
-"""Capture of CUDA graphs for the vision tower and for decode-only steps."""
+"""Capture of CUDA graphs for the vision tower and for short steps.
+
+A graph contains the addresses of the KV cache, but the size of the cache depends on the memory that the
+graphs take. The graphs are therefore captured twice: first with a KV cache of one block, to measure their
+memory, and again once the cache has been allocated. The memory of a graph does not depend on the size of the
+cache.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from llava_worker.engine.model_runner import ModelRunner
-from llava_worker.model.gpu.cuda_graphs import cuda_graph_capture, try_capture
-from llava_worker.model.gpu.decode_graphs import DecodeGraphs
+from llava_worker.engine.speculation.speculative_decoding import MAX_DRAFTS_PER_STEP
+from llava_worker.model.attention.base import AttentionBackend
+from llava_worker.model.attention.kv_cache import KVCache
+from llava_worker.model.gpu.cuda_graphs import GraphPool
+from llava_worker.model.gpu.step_graphs import StepGraphs, is_capturable
 from llava_worker.model.gpu.tower_graphs import TowerGraphs
+from llava_worker.model.llava import Llava
 
-__all__ = ["capture_graphs"]
+__all__ = ["GraphCapture", "max_graph_tokens"]
+
+_MIN_TOKENS = 128  # steps up to this size are captured even if there are only a few sequences
+
+logger = logging.getLogger(__name__)
 
 
-def capture_graphs(
-    runner: ModelRunner, *, includes_decoding: bool, max_rows: int, max_tiles: int, context_length: int
-) -> None:
-    """Capture CUDA graphs. The runner's KV cache must be empty.
+def max_graph_tokens(max_num_sequences: int, max_batch_tokens: int) -> int:
+    """Return the number of tokens of the largest captured step that does not only decode.
 
-    ``includes_decoding`` must be false if the precision does not support graph capture for decode steps. If a
-    capture fails, the failure is logged and the engine runs without these graphs.
+    It is large enough for a step in which all sequences decode and which has as many drafts as possible.
     """
-    capture = cuda_graph_capture(runner.model.device)  # shared by all graphs, because only one runs at a time
-    tower = try_capture(
-        TowerGraphs(runner.model, capture, max_tiles=max_tiles),
-        f"the vision tower with up to {max_tiles} tiles",
-    )
-    if tower is not None:
-        runner.encode = tower.encode
-    if includes_decoding:
-        decoding = DecodeGraphs(
-            runner.model,
-            runner.cache,
-            runner.backend,
-            capture,
-            max_rows=max_rows,
-            context_length=context_length,
+    return min(max_batch_tokens, max(_MIN_TOKENS, max_num_sequences + MAX_DRAFTS_PER_STEP))
+
+
+@dataclass(frozen=True, slots=True)
+class _Graphs:
+    tower: TowerGraphs
+    decodes: StepGraphs | None
+    mixed: StepGraphs | None
+
+
+@dataclass(slots=True)
+class GraphCapture:
+    """Captures all graphs of an engine or, if one capture fails, none of them.
+
+    ``pool`` is None if CUDA graphs are disabled. ``includes_steps`` is false if the precision supports graphs
+    only for the vision tower.
+    """
+
+    model: Llava
+    backend: AttentionBackend
+    pool: GraphPool | None
+    includes_steps: bool
+    max_tiles: int
+    max_rows: int  # of steps that only decode
+    max_tokens: int  # of other steps
+    context_length: int
+
+    def measure(self, scratch: KVCache, free_bytes: Callable[[], int | None]) -> int:
+        """Return the size of the graphs in bytes. Capture them for ``scratch`` and release them again.
+
+        If this fails, no graphs are captured later. ``free_bytes`` returns the free memory of the device.
+        """
+        if self.pool is None:
+            return 0
+        before = free_bytes()
+        graphs = self._capture(scratch)
+        after = free_bytes()
+        del graphs
+        if self.pool is None or before is None or after is None:  # the capture failed, or nothing is known
+            return 0
+        self.pool.release()
+        return max(0, before - after)
+
+    def apply(self, runner: ModelRunner) -> None:
+        """Let the runner use graphs. Its KV cache must be empty."""
+        graphs = self._capture(runner.cache)
+        if graphs is not None:
+            runner.encode = graphs.tower.encode
+            runner.graphs, runner.mixed_graphs = graphs.decodes, graphs.mixed
+            steps = "no steps" if graphs.mixed is None else f"steps of up to {self.max_tokens} tokens"
+            logger.info("captured CUDA graphs for %s and up to %d image tiles", steps, self.max_tiles)
+
+    def _capture(self, cache: KVCache) -> _Graphs | None:
+        """Capture all graphs. If a capture fails, log why, release all graphs and return None."""
+        if self.pool is None:
+            return None
+        try:
+            return self._capture_all(self.pool, cache)
+        except RuntimeError as error:
+            reason = str(error)
+        # The memory is released outside the except block, because inside it, the traceback would keep the
+        # tensors of the graphs alive.
+        self.pool.release()
+        self.pool = None
+        logger.warning(
+            "CUDA graph capture failed, so no graphs are used and performance will be lower: %s", reason
         )
-        runner.graphs = try_capture(decoding, f"decoding with up to {max_rows} sequences")
+        return None
+
+    def _capture_all(self, pool: GraphPool, cache: KVCache) -> _Graphs:
+        decodes = mixed = None
+        if self.includes_steps and is_capturable(self.backend, cache, self.model.device):
+            mixed = self._capture_steps(pool, cache, self.max_tokens, is_mixed=True)
+            decodes = self._capture_steps(pool, cache, self.max_rows, is_mixed=False)
+        return _Graphs(TowerGraphs(self.model, pool, max_tiles=self.max_tiles), decodes, mixed)
+
+    def _capture_steps(self, pool: GraphPool, cache: KVCache, size: int, *, is_mixed: bool) -> StepGraphs:
+        return StepGraphs(
+            self.model,
+            cache,
+            self.backend,
+            pool,
+            max_tokens=size,
+            context_length=self.context_length,
+            is_mixed=is_mixed,
+        )

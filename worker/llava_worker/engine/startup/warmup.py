@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -29,9 +30,18 @@ from llava_worker.model.llava import Llava
 from llava_worker.model.memory_estimate import InsufficientMemory
 from llava_worker.model.peak_memory import PeakMemory
 
-__all__ = ["StepMemory", "WarmupError", "max_tiles_per_step", "sizes_up_to", "warm_up"]
+__all__ = [
+    "StepMemory",
+    "WarmupError",
+    "WarmupSteps",
+    "max_tiles_per_step",
+    "sizes_up_to",
+    "step_errors",
+    "warm_up",
+]
 
 _FEW, _MANY = 8, 24  # chunk sizes measured on a CPU to determine the memory per prompt token
+_PROMPT_TOKENS = 1024  # a prompt with one image and some text
 _SAMPLINGS = (
     GREEDY,
     SamplingParams(seed=0, temperature=0.7, top_p=0.9, top_k=50, min_p=0.01, num_logprobs=5),
@@ -61,40 +71,35 @@ class StepMemory:
         return max(self.tower, self.prefill + self.decode)
 
 
-def warm_up(
-    model: Llava,
-    backend: AttentionBackend,
-    cache: KVCacheSpec,
-    *,
-    max_num_sequences: int,
-    max_batch_tokens: int,
-) -> StepMemory:
+def warm_up(steps: WarmupSteps, *, max_num_sequences: int, max_batch_tokens: int) -> StepMemory:
     """Run the warm-up steps and measure how much memory they need.
 
-    As in the engine, the size of ``cache`` limits the context. Raises InsufficientMemory if a step does not
-    fit in memory, and WarmupError if a step fails for another reason.
+    Raises InsufficientMemory if a step does not fit in memory, and WarmupError if a step fails for another
+    reason.
     """
-    context = min(model.config.text_config.max_position_embeddings, cache.num_tokens)
-    scratch = allocate_cache(cache.within(cache.bytes_per_block), model.device)
-    steps = _Steps(ModelRunner(model, scratch, backend, EncoderCache(0)), context)
-    num_tiles = max_tiles_per_step(model, max_batch_tokens)
+    num_tiles = max_tiles_per_step(steps.model, max_batch_tokens)
+    measure = _extrapolate if steps.model.device.type == "cpu" else _measure_largest
+    with step_errors(steps, f"{max_batch_tokens} tokens and {max_num_sequences} sequences"):
+        return measure(steps, num_tiles, max_num_sequences, max_batch_tokens)
+
+
+@contextmanager
+def step_errors(steps: WarmupSteps, size: str) -> Iterator[None]:
+    """Convert errors of a warm-up step to InsufficientMemory or WarmupError. ``size`` describes the step."""
     try:
-        if model.device.type != "cpu":
-            return _measure_largest(steps, num_tiles, max_num_sequences, max_batch_tokens)
-        return _extrapolate(steps, num_tiles, max_num_sequences, max_batch_tokens)
+        yield
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise WarmupError(f"The first step of the model failed: {error}") from error
         raise InsufficientMemory(
-            f"The weights fit on {model.device}, but the remaining memory is not enough for a step of "
-            f"{max_batch_tokens} tokens and {max_num_sequences} sequences with a context of {context} "
-            "tokens. Reduce the maximum number of sequences, or limit the KV cache, which also limits the "
-            f"context. ({error})"
+            f"The weights fit on {steps.model.device}, but the remaining memory is not enough for a step of "
+            f"{size} with a context of {steps.context} tokens. Reduce the maximum number of sequences, or "
+            f"limit the KV cache, which also limits the context. ({error})"
         ) from error
 
 
 def _measure_largest(
-    steps: _Steps, num_tiles: int, max_num_sequences: int, max_batch_tokens: int
+    steps: WarmupSteps, num_tiles: int, max_num_sequences: int, max_batch_tokens: int
 ) -> StepMemory:
     for size in sizes_up_to(num_tiles):
         tower = steps.encode(size)
@@ -105,7 +110,9 @@ def _measure_largest(
     return StepMemory(tower, prefill, decode)
 
 
-def _extrapolate(steps: _Steps, num_tiles: int, max_num_sequences: int, max_batch_tokens: int) -> StepMemory:
+def _extrapolate(
+    steps: WarmupSteps, num_tiles: int, max_num_sequences: int, max_batch_tokens: int
+) -> StepMemory:
     """Extrapolate from measurements with one tile, one sequence and short prompt chunks."""
     tower, decode = steps.encode(1) * num_tiles, steps.decode(1) * max_num_sequences
     if max_batch_tokens <= _MANY:
@@ -115,20 +122,23 @@ def _extrapolate(steps: _Steps, num_tiles: int, max_num_sequences: int, max_batc
     return StepMemory(tower, many + more, decode)
 
 
-class _Steps:
+class WarmupSteps:
     """Runs warm-up steps and returns their peak memory in bytes.
 
-    The KV cache has only one block, so every entry of every block table refers to it.
+    The temporary KV cache has only one block, so every entry of every block table refers to it. As in the
+    engine, the size of the planned ``cache`` limits the context.
     """
 
-    def __init__(self, runner: ModelRunner, context: int) -> None:
-        self._runner = runner
-        self._context = context
-        self._prompt = [0] * context
-        self._table = [0] * -(-context // runner.cache.block_size)
+    def __init__(self, model: Llava, backend: AttentionBackend, cache: KVCacheSpec) -> None:
+        self.model = model
+        self.context = min(model.config.text_config.max_position_embeddings, cache.num_tokens)
+        self.scratch = allocate_cache(cache.within(cache.bytes_per_block), model.device)
+        self._runner = ModelRunner(model, self.scratch, backend, EncoderCache(0))
+        self._prompt = [0] * self.context
+        self._table = [0] * -(-self.context // cache.block_size)
 
     def encode(self, num_tiles: int) -> int:
-        model = self._runner.model
+        model = self.model
         side = model.config.image_layout().side
         with torch.inference_mode(), PeakMemory(model.device) as peak:
             tiles = torch.zeros((num_tiles, side, side, 3), dtype=torch.uint8, device=model.device)
@@ -143,16 +153,26 @@ class _Steps:
         return self._run([self._chunk(1, _SAMPLINGS[(row - num_rows) % 2]) for row in range(num_rows)])
 
     def prefill(self, num_tokens: int) -> int:
-        """Compute the last chunk of a prompt that has the maximum length."""
-        return self._run([self._chunk(min(num_tokens, self._context), _SAMPLINGS[0])])
+        """Compute the last chunk of a prompt that has the maximum length, or several whole prompts."""
+        full, rest = divmod(num_tokens, self.context)
+        lengths = [self.context] * full + [rest] * (rest > 0)
+        return self._run([self._chunk(length, _SAMPLINGS[0]) for length in lengths])
 
-    def _chunk(self, num_tokens: int, sampling: SamplingParams) -> Chunk:
-        sequence = Sequence(seq_id="", prompt_ids=self._prompt, max_new_tokens=1, sampling=sampling)
+    def prompts(self, num_tokens: int) -> int:
+        """Compute whole prompts of typical length, in one step of ``num_tokens`` tokens."""
+        length = min(_PROMPT_TOKENS, self.context)
+        lengths = [min(length, num_tokens - start) for start in range(0, num_tokens, length)]
+        return self._run([self._chunk(length, _SAMPLINGS[0], end=length) for length in lengths])
+
+    def _chunk(self, num_tokens: int, sampling: SamplingParams, *, end: int | None = None) -> Chunk:
+        """Return the last ``num_tokens`` tokens of a prompt that ends at ``end``, by default the maximum."""
+        prompt = self._prompt[:end]
+        sequence = Sequence(seq_id="", prompt_ids=prompt, max_new_tokens=1, sampling=sampling)
         sequence.block_table = self._table
-        return Chunk(sequence, self._context - num_tokens, self._context)
+        return Chunk(sequence, len(prompt) - num_tokens, len(prompt))
 
     def _run(self, chunks: list[Chunk]) -> int:
-        with PeakMemory(self._runner.model.device) as peak:
+        with PeakMemory(self.model.device) as peak:
             results = self._runner.run(chunks)
         if any(token.token_id is None for result in results for token in result.tokens):
             logger.warning("the model produced NaN or infinity during warm-up; check the weights")

@@ -25,10 +25,11 @@ class EngineCounters:
     num_generated_tokens: int = 0  # counted by the engine; an output may end before its last accepted draft
 
     def count(self, step: StepResult) -> None:
-        num_prompt_tokens = sum(chunk.num_prompt_tokens for chunk in step.chunks)
         self.num_steps += 1
         self.num_sequences += len(step.chunks)
-        self.num_prefill_tokens += num_prompt_tokens
-        self.num_decode_tokens += sum(chunk.num_tokens for chunk in step.chunks) - num_prompt_tokens
-        self.num_draft_tokens += sum(len(chunk.drafts) for chunk in step.chunks)
-        self.num_accepted_tokens += sum(result.num_accepted for result in step.results)
+        for chunk in step.chunks:
+            num_prompt_tokens = chunk.num_prompt_tokens
+            self.num_prefill_tokens += num_prompt_tokens
+            self.num_decode_tokens += chunk.num_tokens - num_prompt_tokens
+            self.num_draft_tokens += len(chunk.drafts)
+        self.num_accepted_tokens += sum([result.num_accepted for result in step.results])

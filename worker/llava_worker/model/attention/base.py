@@ -87,10 +87,14 @@ class AttentionBackend(ABC):
     def plan(self, metadata: AttentionMetadata, cache: KVCache) -> AttentionPlan:
         """Create the plan shared by all layers of a forward pass."""
 
-    def decode_plan(self, metadata: DecodeMetadata, cache: KVCache) -> AttentionPlan | None:
-        """Create the plan for a decode-only step without synchronizing with the device.
+    def decode_plan(
+        self, metadata: DecodeMetadata, cache: KVCache, *, is_mixed: bool = False
+    ) -> AttentionPlan | None:
+        """Create the plan for a step with one token per row without synchronizing with the device.
 
-        Returns None if the backend cannot do this.
+        If ``is_mixed`` is true, several rows may be consecutive tokens of one sequence. The plan must then
+        write the keys and values of all rows before it reads any of them, so a kernel that does both in one
+        launch must not be used. Returns None if the backend cannot create such a plan.
         """
-        del metadata, cache
+        del metadata, cache, is_mixed
         return None

@@ -93,7 +93,9 @@ class PagedBackend(AttentionBackend):
         parts = [_query_rows(metadata, first, last) for first, last in zip(ends, ends[1:], strict=False)]
         return _PagedPlan(self._kernel, self._decode_kernel, cache, metadata.slot_mapping, parts)
 
-    def decode_plan(self, metadata: DecodeMetadata, cache: KVCache) -> AttentionPlan | None:
+    def decode_plan(
+        self, metadata: DecodeMetadata, cache: KVCache, *, is_mixed: bool = False
+    ) -> AttentionPlan | None:
         contexts = metadata.context_lens
         num_rows = len(contexts)
         rows = QueryRows(
@@ -104,8 +106,10 @@ class PagedBackend(AttentionBackend):
             max_query=1,
             max_context=metadata.block_tables.shape[1] * cache.block_size,
         )
-        parts = [(slice(0, num_rows), rows)]
-        return _PagedPlan(self._kernel, self._decode_kernel, cache, metadata.slot_mapping, parts)
+        decode_kernel = None if is_mixed else self._decode_kernel
+        return _PagedPlan(
+            self._kernel, decode_kernel, cache, metadata.slot_mapping, [(slice(0, num_rows), rows)]
+        )
 
 
 class _PagedPlan(AttentionPlan):

@@ -6,54 +6,75 @@ several batch sizes, and each batch uses the smallest graph that is large enough
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = [
-    "GraphCapture",
-    "NotCapturable",
-    "Replay",
-    "capture_sizes",
-    "cuda_graph_capture",
-    "eager_capture",
-    "try_capture",
-]
+__all__ = ["CudaGraphPool", "EagerPool", "GraphPool", "Replay", "capture_sizes"]
 
 Replay = Callable[[], object]
-# Captures a computation. Returns the result, and a function that repeats the computation and updates the
-# result in place.
-GraphCapture = Callable[[Callable[[], Tensor]], tuple[Tensor, Replay]]
-
-logger = logging.getLogger(__name__)
-
-_WARMUP_RUNS = 2  # before capture, because libraries select kernels and allocate workspaces when first called
 
 
-class NotCapturable(RuntimeError):
-    """A computation cannot be captured in a CUDA graph. The message says why."""
+class GraphPool(Protocol):
+    """Captures computations in graphs that share memory. Only one of the graphs may run at a time."""
+
+    def capture(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
+        """Return the result, and a function that repeats the computation and updates the result in place.
+
+        The result is valid only until another graph of the pool is replayed. Raises RuntimeError if the
+        capture fails or if there is not enough memory.
+        """
+        ...
+
+    def release(self) -> None:
+        """Destroy all graphs of the pool and free their memory. New graphs can be captured afterward."""
+        ...
 
 
-class _Graphs(Protocol):
-    def capture_all(self) -> None:
-        """Capture all graphs. Raises RuntimeError if the capture fails or there is not enough memory."""
+class CudaGraphPool:
+    """Captures CUDA graphs on one stream, in one memory pool.
+
+    cuBLAS allocates a workspace of up to 32 MiB for each stream, so a stream for each graph would waste
+    memory. Graphs that share memory must not be destroyed one by one, so `release` destroys all of them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+
+    def capture(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            compute()  # because libraries select kernels and allocate workspaces when first called
+        graph = torch.cuda.CUDAGraph()
+        self._graphs.append(graph)
+        # Other threads may use the device during the capture, for example to release memory.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            out = compute()
+        return out, graph.replay
+
+    def release(self) -> None:
+        torch.cuda.synchronize(self._device)  # a graph may still be running
+        for graph in self._graphs:
+            graph.reset()
+        self._graphs = []
+        self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.empty_cache()
 
 
-_G = TypeVar("_G", bound=_Graphs)
+class EagerPool:
+    """A substitute for devices without CUDA graphs: runs a computation now and again on each replay."""
 
+    def capture(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
+        out = compute()
+        return out, lambda: out.copy_(compute())
 
-def try_capture(graphs: _G, name: str) -> _G | None:
-    """Capture the graphs and return ``graphs``, or None if the capture fails. Log the outcome."""
-    try:
-        graphs.capture_all()
-    except RuntimeError as error:
-        logger.warning("CUDA graph capture failed for %s, so performance will be lower: %s", name, error)
-        return None
-    logger.info("captured CUDA graphs for %s", name)
-    return graphs
+    def release(self) -> None:
+        pass
 
 
 def capture_sizes(max_size: int) -> list[int]:
@@ -66,31 +87,3 @@ def capture_sizes(max_size: int) -> list[int]:
         sizes.append(size)
         size += size if size < 8 else 1 << max(3, size.bit_length() - 3)
     return [*sizes, max_size]
-
-
-def cuda_graph_capture(device: torch.device) -> GraphCapture:
-    """Return a function that captures graphs.
-
-    All graphs that it captures share memory, so a result is valid only until one of them is replayed.
-    """
-    pool = torch.cuda.graph_pool_handle()
-
-    def capture(compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARMUP_RUNS):
-                compute()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            out = compute()
-        return out, graph.replay
-
-    return capture
-
-
-def eager_capture(compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
-    """A substitute for devices without CUDA graphs: run the computation now and again on each replay."""
-    out = compute()
-    return out, lambda: out.copy_(compute())

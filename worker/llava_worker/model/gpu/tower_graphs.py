@@ -13,7 +13,7 @@ from bisect import bisect_left
 import torch
 from torch import Tensor
 
-from llava_worker.model.gpu.cuda_graphs import GraphCapture, Replay, capture_sizes
+from llava_worker.model.gpu.cuda_graphs import GraphPool, Replay, capture_sizes
 from llava_worker.model.llava import Llava
 
 __all__ = ["TowerGraphs"]
@@ -22,27 +22,24 @@ __all__ = ["TowerGraphs"]
 class TowerGraphs:
     """Graphs for a model. They share one input tensor: a graph for n tiles reads its first n tiles."""
 
-    def __init__(self, model: Llava, capture: GraphCapture, *, max_tiles: int) -> None:
+    def __init__(self, model: Llava, pool: GraphPool, *, max_tiles: int) -> None:
+        """Capture all graphs, beginning with the largest, so that the others can reuse its memory."""
         self._model = model
-        self._capture = capture
         self._sizes = capture_sizes(max_tiles)
         side = model.config.image_layout().side
         self._tiles = torch.zeros(max_tiles, side, side, 3, dtype=torch.uint8, device=model.device)
         self._graphs: dict[int, tuple[Tensor, Replay]] = {}  # keyed by number of tiles
-
-    @torch.inference_mode()
-    def capture_all(self) -> None:
-        """Capture all graphs, beginning with the largest, so that the others can reuse its memory."""
-        for size in reversed(self._sizes):
-            tiles = self._tiles[:size]
-            self._graphs[size] = self._capture(lambda tiles=tiles: self._model.encode(tiles))  # type: ignore[misc]
+        with torch.inference_mode():
+            for size in reversed(self._sizes):
+                tiles = self._tiles[:size]
+                self._graphs[size] = pool.capture(lambda tiles=tiles: model.encode(tiles))  # type: ignore[misc]
 
     @torch.inference_mode()
     def encode(self, tiles: Tensor) -> Tensor:
         """Encode tiles like `Llava.encode`, but use a graph if one is large enough."""
         num = len(tiles)
         index = bisect_left(self._sizes, num)
-        if index == len(self._sizes) or not self._graphs:
+        if index == len(self._sizes):
             return self._model.encode(tiles)
         out, replay = self._graphs[self._sizes[index]]
         self._tiles[:num].copy_(tiles)

@@ -64,15 +64,14 @@ def semaphores(num: int, device: torch.device) -> Tensor:
     stream. Raises RuntimeError if a CUDA graph is being captured and there are not yet enough counters,
     because the graph would contain their initialization.
     """
-    counters = _SEMAPHORES.get(device)
-    if counters is None or len(counters) < num:
+    created = _SEMAPHORES.setdefault(device, [])
+    if not created or len(created[-1]) < num:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"a kernel needs {num} semaphores, which cannot be created during graph capture"
             )
-        counters = torch.zeros(next_power_of_two(num), dtype=torch.int32, device=device)
-        _SEMAPHORES[device] = counters
-    return counters
+        created.append(torch.zeros(next_power_of_two(num), dtype=torch.int32, device=device))
+    return created[-1]
 
 
-_SEMAPHORES: dict[torch.device, Tensor] = {}
+_SEMAPHORES: dict[torch.device, list[Tensor]] = {}  # never released, because CUDA graphs contain addresses

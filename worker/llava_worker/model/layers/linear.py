@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from llava_worker.model.kernels.interface import Kernels
 
-__all__ = ["UNSHARDED", "DenseLinear", "Linear", "LinearShape", "Shard", "empty_bias"]
+__all__ = ["UNSHARDED", "DenseLinear", "Linear", "LinearShape", "Shard", "empty_bias", "num_multiplications"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +107,9 @@ class DenseLinear(Linear):
 
     def load_rows(self, start: int, rows: Tensor) -> None:
         self.weight[start : start + len(rows)].copy_(rows)
+
+
+def num_multiplications(module: nn.Module) -> int:
+    """Return the number of multiplications per token in all linear layers of the module."""
+    shapes = [layer.shape for layer in module.modules() if isinstance(layer, Linear)]
+    return sum(shape.in_features * shape.out_features for shape in shapes)

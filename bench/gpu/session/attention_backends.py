@@ -1,0 +1,51 @@
+"""The attention backends that a session checks and measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from llava_worker.model.attention.base import AttentionBackend
+from llava_worker.model.attention.flash import FlashAttnKernel, VarlenKernel
+from llava_worker.model.attention.paged import KernelUnavailable, PagedBackend
+from llava_worker.model.attention.triton import TritonDecodeKernel, TritonKernel
+
+from bench.gpu.session.measurement import NotApplicable
+
+__all__ = ["ATTENTION_BACKENDS", "BackendCandidate"]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendCandidate:
+    """A backend that may not be available on this machine."""
+
+    name: str
+    make: Callable[[], AttentionBackend]  # raises KernelUnavailable
+    supports_fp32: bool = False
+    supports_int8_cache: bool = False
+
+    def create(self, dtype: torch.dtype) -> AttentionBackend:
+        """Create the backend. Raises NotApplicable if it is unavailable or does not support ``dtype``."""
+        if dtype == torch.float32 and not self.supports_fp32:
+            raise NotApplicable("FlashAttention supports only 16-bit data types.")
+        try:
+            return self.make()
+        except KernelUnavailable as reason:
+            raise NotApplicable(str(reason)) from reason
+
+
+# The most important ones first.
+ATTENTION_BACKENDS = (
+    BackendCandidate(
+        "Triton with Triton decoding",
+        lambda: PagedBackend(TritonKernel(), TritonDecodeKernel()),
+        supports_fp32=True,
+        supports_int8_cache=True,
+    ),
+    BackendCandidate("flash-attn", lambda: PagedBackend(FlashAttnKernel())),
+    BackendCandidate("torch's varlen_attn", lambda: PagedBackend(VarlenKernel())),
+    BackendCandidate(
+        "Triton", lambda: PagedBackend(TritonKernel()), supports_fp32=True, supports_int8_cache=True
+    ),
+)

@@ -1,0 +1,103 @@
+"""Stage 6: requests with images through the controller, Redis and a worker, measured at an HTTP client.
+
+``llava-serve up`` serves a checkpoint with random weights and starts its private Redis server. The floors are
+those of decode steps in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llava_cli.bench import Plan, run_load, summarize
+
+from bench.checkpoint import write_checkpoint
+from bench.gpu.session.ceilings import Ceilings
+from bench.gpu.session.measurement import CheckFailed, Measurement
+from bench.gpu.session.rows import decode_floor_s, make_row
+from bench.gpu.session.setup import Setup
+from bench.serving.target import Target, run_target
+from bench.shape import Shape
+
+__all__ = ["measurements"]
+
+_MEMORY_FILES = Path("/dev/shm")  # a file system in memory
+_TIMEOUT_S = 120.0
+_TARGET = 1.5  # time per output token, as a multiple of the floor of a decode step
+_DTYPES = {"fp32": "float32", "fp16": "float16"}
+
+
+def measurements(setup: Setup) -> list[Measurement]:
+    return [Measurement("streams over HTTP", partial(_serve, setup), needs_s=40, limit_s=200)]
+
+
+def _serve(setup: Setup) -> Iterator[dict[str, Any]]:
+    began = time.monotonic()
+    with _checkpoint(setup) as folder:
+        yield {"checkpoint_s": time.monotonic() - began}
+        with run_target(_target(setup, folder), logs=setup.folder) as server:
+            yield {"server_ready_s": server.ready_s}
+            for num in setup.streams:
+                yield from _streams(setup, server.url, num)
+            yield {"server_memory_bytes": server.memory_bytes()}
+
+
+def _target(setup: Setup, folder: Path) -> Target:
+    options = ["--model", str(folder), "--precision", setup.precision, "--device", str(setup.device)]
+    # Works without the script llava-serve, which exists only if the package is installed.
+    program = [sys.executable, "-c", "from llava_cli import main; main()", "up", *options, "--verbose"]
+    return Target(
+        name="llava-serve",
+        title="llava-serve",
+        bits=16,
+        command=lambda port: [*program, "--port", str(port)],
+        ready_path="/readyz",
+        # A model with random weights repeats itself, so nearly every draft token would be accepted.
+        environment={"LLAVA_SPECULATION": "off", "LLAVA_MAX_NUM_SEQUENCES": str(max(setup.streams))},
+    )
+
+
+def _streams(setup: Setup, url: str, num: int) -> Iterator[dict[str, Any]]:
+    plan = Plan(num_requests=num, concurrency=num, max_tokens=setup.num_tokens, seed=num)
+    run = asyncio.run(run_load(plan, url, timeout_s=_TIMEOUT_S))
+    summary = summarize(run)
+    yield {f"{num} streams": summary}
+    if summary["num_complete"] < num or summary["tpot_s"] is None:
+        messages = {str(sample.message) for sample in run.samples if sample.error is not None}
+        raise CheckFailed(f"{summary['num_complete']} of {num} responses were complete: {sorted(messages)}.")
+    context = summary["prompt_tokens"]["mean"] + setup.num_tokens / 2
+    floor_s = decode_floor_s(
+        setup.shape, Ceilings.read(setup.results), setup.precision, num_rows=num, context=context
+    )
+    streams = f"{num} stream{'s' if num > 1 else ''}"
+    yield make_row(
+        f"HTTP, time per token, {streams}",
+        summary["tpot_s"]["p50"],
+        floor_s,
+        ratio=_TARGET if num == 1 else None,
+    )
+    yield make_row(f"HTTP, first token, {streams}", summary["ttft_s"]["p50"], None)
+
+
+@contextmanager
+def _checkpoint(setup: Setup) -> Iterator[Path]:
+    """Write the checkpoint to memory if there is enough space, or else to the disk."""
+    with tempfile.TemporaryDirectory(dir=_parent(setup.shape)) as name:
+        folder = Path(name) / "llava-1.5"
+        write_checkpoint(folder, setup.shape, dtype=_DTYPES[setup.precision], device=setup.device)
+        yield folder
+
+
+def _parent(shape: Shape) -> Path | None:
+    needed_bytes = 2.5 * (shape.decoder_parameters + shape.tower_parameters)
+    if _MEMORY_FILES.is_dir() and shutil.disk_usage(_MEMORY_FILES).free > needed_bytes:
+        return _MEMORY_FILES
+    return None

@@ -1,0 +1,21 @@
+"""The address of a client, for limits per client."""
+
+from __future__ import annotations
+
+import ipaddress
+
+__all__ = ["client_of"]
+
+_IPV6_PREFIX = 64  # one client usually has all addresses of such a network
+
+
+def client_of(peer: tuple[str, int] | None) -> str | None:
+    """Return the IPv4 address or IPv6 network of a peer, or None for a Unix socket."""
+    if peer is None:
+        return None
+    address = ipaddress.ip_address(peer[0].partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, _IPV6_PREFIX), strict=False))
+    return str(address)

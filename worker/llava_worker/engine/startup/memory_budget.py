@@ -1,0 +1,64 @@
+"""The memory that a worker may use on its device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from llava_worker.model.memory_estimate import available_bytes
+
+__all__ = ["MemoryBudget"]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """The memory budget of one rank.
+
+    On a GPU, the worker may use the fraction ``gpu_utilization`` of the total memory, if other programs leave
+    it this much. On a CPU, it may use all free memory, which it shares with the other ranks.
+    """
+
+    device: torch.device
+    num_ranks: int
+    gpu_utilization: float
+    total_bytes: int  # of the GPU; 0 on other devices
+    free_bytes: int  # free memory of the GPU before the worker used any; 0 on other devices
+
+    @classmethod
+    def measure(cls, device: torch.device, *, num_ranks: int, gpu_utilization: float) -> MemoryBudget:
+        """Create a budget. Must be called before the worker allocates memory on the device."""
+        free, total = torch.cuda.mem_get_info(device) if device.type == "cuda" else (0, 0)
+        return cls(device, num_ranks, gpu_utilization, total, free)
+
+    def left_bytes(self) -> int | None:
+        """Return how many bytes can still be allocated, or None if this is unknown.
+
+        On a GPU, this waits for running kernels and releases the memory that torch caches for later use.
+        """
+        if self.device.type != "cuda":
+            free = available_bytes(self.device)
+            return free if free is None else free // self.num_ranks
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info(self.device)[0]
+        num_used = self.free_bytes - free
+        return min(free, int(self.gpu_utilization * self.total_bytes) - num_used)
+
+    @property
+    def limit(self) -> str:
+        """The limit on a GPU, for error messages, or an empty string on other devices."""
+        if self.device.type != "cuda":
+            return ""
+        total = f"{self.total_bytes / (1 << 30):.1f} GiB"
+        return f"gpu_memory_utilization is {self.gpu_utilization:g}, and the GPU has {total}"
+
+    @property
+    def advice(self) -> str:
+        """What to change if there is not enough memory, for error messages."""
+        if self.device.type != "cuda":
+            return "reduce the maximum number of concurrent sequences"
+        return (
+            f"increase gpu_memory_utilization, which is {self.gpu_utilization:g}, reduce max_num_sequences "
+            "or max_batch_tokens, or use a precision with smaller weights"
+        )
