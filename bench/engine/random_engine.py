@@ -82,7 +82,7 @@ def make_engine(
     memory = MemoryBudget.measure(device, num_ranks=1, gpu_utilization=config.gpu_memory_utilization)
     weights = sum(tensor.nbytes for tensor in model.parameters())  # allocated before this measurement
     memory = replace(memory, free_bytes=memory.free_bytes + weights)
-    backend = choose_backend(precision, text, device)
+    backend = choose_backend(precision, text, device, is_int8_cache=kv_cache_dtype == "int8")
     spec = plan_cache(
         model.config,
         precision,

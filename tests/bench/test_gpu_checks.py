@@ -13,8 +13,9 @@ from llava_worker.model.attention.base import AttentionMetadata, AttentionPlan
 from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.attention.paged import PagedBackend, QueryRows
 from llava_worker.model.attention.sdpa import SdpaBackend
-from llava_worker.model.attention.triton import TritonKernel
+from llava_worker.model.attention.triton import TritonDecodeKernel, TritonKernel
 from llava_worker.model.kernels.fused import FusedKernels
+from llava_worker.model.kernels.interface import LayerCache
 from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.layers.linear import Linear
 from llava_worker.model.layers.rotary import Rotation
@@ -42,8 +43,8 @@ def seed() -> None:
 class IncompleteAttention(TritonKernel):
     """A kernel that does not write the output of the last token."""
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
-        complete = super().attend(q, keys, values, rows, window)
+    def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
+        complete = super().attend(q, cache, rows, window)
         out = torch.empty_like(complete)
         out[:-1] = complete[:-1]
         return out
@@ -52,14 +53,15 @@ class IncompleteAttention(TritonKernel):
 class ShiftedAttention(TritonKernel):
     """A kernel that ignores the last token of long contexts."""
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
+    def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
         contexts = torch.where(rows.contexts > 30, rows.contexts - 1, rows.contexts)
-        return super().attend(q, keys, values, replace(rows, contexts=contexts), window)
+        return super().attend(q, cache, replace(rows, contexts=contexts), window)
 
 
 def test_a_correct_attention_kernel_passes() -> None:
-    figures = check_attention(PagedBackend(TritonKernel()), "fp32", SIZES, CPU)
-    assert figures["max_error"] < 1e-3 and figures["num_cases"] == 6
+    for decode_kernel in (None, TritonDecodeKernel()):
+        figures = check_attention(PagedBackend(TritonKernel(), decode_kernel), "fp32", SIZES, CPU)
+        assert figures["max_error"] < 1e-3 and figures["num_cases"] == 6
 
 
 class WrongCacheBackend(SdpaBackend):
@@ -103,9 +105,9 @@ class IncompleteNorm(FusedKernels):
 
 class WrongSlots(FusedKernels):
     def rope_and_cache(
-        self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache, slots: Tensor
     ) -> Tensor:
-        return super().rope_and_cache(qkv, cos, sin, keys, values, slots.flip(0))
+        return super().rope_and_cache(qkv, cos, sin, cache, slots.flip(0))
 
 
 @pytest.mark.parametrize("kernels", [FusedKernels, TorchKernels])

@@ -69,9 +69,10 @@ def test_transformers_is_measured_after_the_two_most_important_precisions(tmp_pa
     names = [each.name for each in performance.measurements(Setup(tmp_path, is_rehearsal=False))]
     assert names == [
         "fp16",
-        "decode attention, Triton",
+        "decode attention, Triton with Triton decoding",
         "decode attention, flash-attn",
         "decode attention, torch's varlen_attn",
+        "decode attention, Triton",
         "w4a16",
         "transformers generate",
         "fp8",

@@ -8,15 +8,12 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-# Triton 3.9 emits this warning when it compiles the first kernel. Version 3.10 will change a default.
-ALLOWED_WARNING = "ignore:TRITON_DEFAULT_FP_FUSION is unset:UserWarning"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
-            item.add_marker(pytest.mark.filterwarnings(ALLOWED_WARNING))
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,20 @@ from llava_worker.model.attention.flash import FlashAttnKernel, VarlenKernel
 from llava_worker.model.attention.paged import KernelUnavailable, PagedBackend, PagedKernel
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.attention.self_test import self_test
-from llava_worker.model.attention.triton import TritonKernel
+from llava_worker.model.attention.triton import TritonDecodeKernel, TritonKernel
 from llava_worker.model.config.text_config import TextConfig
 from llava_worker.model.gpu.cuda_graphs import CudaGraphPool
+from llava_worker.model.kernels.torch_impl import TorchKernels
+from llava_worker.model.layers.rotary import Rotation
 
-from tests.worker.model.attention_batches import LAYER, attend, make_metadata, random_cache, random_qkv
+from tests.worker.model.attention_batches import (
+    LAYER,
+    attend,
+    make_metadata,
+    random_cache,
+    random_qkv,
+    random_tensor,
+)
 
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 3e-2, torch.float32: 1e-4}
 HEADS = {"7B": (32, 32, 128), "mistral": (32, 8, 128), "13B": (40, 40, 128), "narrow": (4, 2, 64)}
@@ -72,7 +81,40 @@ def test_a_kernel_passes_the_self_test_that_workers_run(
         num_key_value_heads=kv_heads,
         max_position_embeddings=8192,
     )
-    assert self_test(kernel, text, dtype, device) is None
+    for decode_kernel in (None, TritonDecodeKernel()):
+        assert self_test(PagedBackend(kernel, decode_kernel), text, dtype, device) is None
+    if isinstance(kernel, TritonKernel):
+        backend = PagedBackend(kernel, TritonDecodeKernel())
+        assert self_test(backend, text, dtype, device, is_int8=True) is None
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("is_int8", [False, True])
+@pytest.mark.parametrize("heads", HEADS)
+def test_repeated_decodes_with_segments_agree_with_the_reference(
+    device: torch.device, heads: str, is_int8: bool
+) -> None:
+    """Repetitions detect races between the programs that compute the segments of a row."""
+    num_heads, kv_heads, head_dim = HEADS[heads]
+    backend = PagedBackend(TritonKernel(), TritonDecodeKernel())
+    for contexts in ([2000], [2000, 1, 70], [n + 1 for n in range(40)]):
+        torch.manual_seed(0)
+        cache = random_cache(
+            kv_heads, head_dim, torch.float16, is_int8=is_int8, block_size=128, device=device
+        )
+        metadata = make_metadata([(1, n) for n in contexts], block_size=128, device=device)
+        qkv = random_tensor(
+            len(contexts), num_heads + 2 * kv_heads, head_dim, dtype=torch.float16, device=device
+        )
+        angles = random_tensor(len(contexts), 1, head_dim // 2, device=device)
+        rotation = Rotation(angles.cos().half(), angles.sin().half(), TorchKernels())
+        plans = [each.plan(metadata, cache) for each in (SdpaBackend(), *[backend] * 50)]
+
+        expected, *outs = [plan.rope_and_attend(LAYER, qkv, rotation, kv_heads=kv_heads) for plan in plans]
+
+        for out in outs:
+            torch.testing.assert_close(out, expected, rtol=1e-2, atol=1e-2)
+            assert torch.equal(out, outs[0])
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from llava_worker.model.kernels.fused import FusedKernels, choose_kernels
+from llava_worker.model.kernels.interface import LayerCache
 from llava_worker.model.kernels.torch_impl import TorchKernels
 
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-4}
@@ -30,7 +31,7 @@ def test_fused_kernels_are_selected_and_agree_with_torch(
     outputs = []
     for kernels in (fused, TorchKernels()):
         keys, values = torch.zeros(2, 700, heads, head_dim, dtype=dtype, device=device)
-        q = kernels.rope_and_cache(qkv, cos, sin, keys, values, slots)
+        q = kernels.rope_and_cache(qkv, cos, sin, LayerCache(keys, values, 1), slots)
         norms = kernels.add_rms_norm(x, residual, weight, 1e-5)
         rotated = kernels.rope(qkv[:, heads : 2 * heads], cos, sin)
         outputs.append([*norms, kernels.silu_and_mul(gate_up), rotated, q, keys, values])

@@ -9,7 +9,7 @@ import torch
 from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.flash import FlashAttnKernel, VarlenKernel
 from llava_worker.model.attention.paged import KernelUnavailable, PagedBackend
-from llava_worker.model.attention.triton import TritonKernel
+from llava_worker.model.attention.triton import TritonDecodeKernel, TritonKernel
 
 from bench.gpu.session.measurement import NotApplicable
 
@@ -23,6 +23,7 @@ class BackendCandidate:
     name: str
     make: Callable[[], AttentionBackend]  # raises KernelUnavailable
     supports_fp32: bool = False
+    supports_int8_cache: bool = False
 
     def create(self, dtype: torch.dtype) -> AttentionBackend:
         """Create the backend. Raises NotApplicable if it is unavailable or does not support ``dtype``."""
@@ -36,7 +37,15 @@ class BackendCandidate:
 
 # The most important ones first.
 ATTENTION_BACKENDS = (
-    BackendCandidate("Triton", lambda: PagedBackend(TritonKernel()), supports_fp32=True),
+    BackendCandidate(
+        "Triton with Triton decoding",
+        lambda: PagedBackend(TritonKernel(), TritonDecodeKernel()),
+        supports_fp32=True,
+        supports_int8_cache=True,
+    ),
     BackendCandidate("flash-attn", lambda: PagedBackend(FlashAttnKernel())),
     BackendCandidate("torch's varlen_attn", lambda: PagedBackend(VarlenKernel())),
+    BackendCandidate(
+        "Triton", lambda: PagedBackend(TritonKernel()), supports_fp32=True, supports_int8_cache=True
+    ),
 )

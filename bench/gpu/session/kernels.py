@@ -21,7 +21,7 @@ from llava_worker.model.attention.base import (
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.kernels.fused import FusedKernels, choose_kernels
-from llava_worker.model.kernels.interface import Kernels
+from llava_worker.model.kernels.interface import Kernels, LayerCache
 from llava_worker.model.layers.linear import LinearShape
 from llava_worker.model.layers.rotary import Rotation
 from llava_worker.model.quantization.precision import Precision, choose_precision
@@ -102,7 +102,8 @@ def measurements(setup: Setup) -> list[Measurement]:
 def _attention(
     candidate: BackendCandidate, dtype: str, sizes: Sizes, device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    yield check_attention(candidate.create(_DTYPES[dtype]), dtype, sizes, device)
+    backend = candidate.create(_DTYPES[dtype])
+    yield check_attention(backend, dtype, sizes, device, has_int8=candidate.supports_int8_cache)
 
 
 def _fused(dtype: str, sizes: Sizes, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -115,13 +116,16 @@ def _linear(name: str, sizes: Sizes, device: torch.device) -> Iterator[dict[str,
 
 @torch.inference_mode()
 def check_attention(
-    backend: AttentionBackend, dtype: str, sizes: Sizes, device: torch.device
+    backend: AttentionBackend, dtype: str, sizes: Sizes, device: torch.device, *, has_int8: bool = True
 ) -> dict[str, Any]:
-    """Check RoPE and attention over unquantized and int8 caches. Raises CheckFailed."""
+    """Check RoPE and attention over unquantized caches and, if ``has_int8``, int8 caches.
+
+    Raises CheckFailed.
+    """
     rng = _seeded()
     errors: list[tuple[float, str]] = []
     for heads in sizes.heads:
-        for is_int8 in (False, True):
+        for is_int8 in (False, True) if has_int8 else (False,):
             for _ in range(sizes.num_trials):
                 rows = _random_rows(rng, sizes)
                 # Each window requires the compilation of another variant, which takes seconds.
@@ -264,7 +268,8 @@ def _fused_cases(
 
     def rope_and_cache(kernels: Kernels) -> list[Tensor]:
         keys, values = torch.zeros_like(stored, dtype=dtype)
-        return [kernels.rope_and_cache(qkv, cos, sin, keys, values, slots), keys, values]
+        cache = LayerCache(keys, values, block_size=1)
+        return [kernels.rope_and_cache(qkv, cos, sin, cache, slots), keys, values]
 
     return {
         "add_rms_norm": (lambda kernels: kernels.add_rms_norm(x, residual, weight, 1e-5), [norm, total]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from llava_worker.model.attention.paged import PagedKernel, QueryRows
+from llava_worker.model.kernels.interface import LayerCache
 from torch import Tensor
 
 from tests.worker.model.attention_batches import BLOCK_SIZE
@@ -13,13 +14,13 @@ class ReferenceKernel(PagedKernel):
     name = "reference"
     block_size = BLOCK_SIZE
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
+    def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
         out = torch.empty_like(q)
-        group = q.shape[1] // keys.shape[2]
+        group = q.shape[1] // cache.keys.shape[1]
         starts, tables = rows.starts.tolist(), rows.tables.tolist()
         for row, context in enumerate(rows.contexts.tolist()):
             slots = [tables[row][n // BLOCK_SIZE] * BLOCK_SIZE + n % BLOCK_SIZE for n in range(context)]
-            row_keys, row_values = (x.flatten(0, 1)[slots].float() for x in (keys, values))
+            row_keys, row_values = (x[slots].float() for x in (cache.keys, cache.values))
             for token in range(starts[row], starts[row + 1]):
                 end = context - (starts[row + 1] - token) + 1
                 begin = 0 if window is None else max(0, end - window)

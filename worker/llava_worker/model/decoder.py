@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from llava_worker.model.attention.base import AttentionPlan
 from llava_worker.model.config.model_config import TextConfig
+from llava_worker.model.kernels.w8a8 import QuantizedRows
 from llava_worker.model.layers.activation import gated_activation
 from llava_worker.model.layers.embedding import Embedding
 from llava_worker.model.layers.linear import LinearShape
@@ -21,6 +22,8 @@ from llava_worker.model.quantization.precision import Precision
 from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 
 __all__ = ["LlamaDecoder"]
+
+_Normed = Tensor | QuantizedRows  # the output of a norm in a layer, [tokens, hidden]
 
 
 class LlamaDecoder(nn.Module):
@@ -80,10 +83,10 @@ class _Layer(nn.Module):
         self, x: Tensor, residual: Tensor | None, rotation: Rotation, attention: AttentionPlan
     ) -> tuple[Tensor, Tensor]:
         """Return the output of the MLP and the residual, which are added in the next norm."""
-        x, residual = self.input_layernorm(x, residual)
-        x = self.self_attn(x, rotation, attention)
-        x, residual = self.post_attention_layernorm(x, residual)
-        return self.mlp(x), residual
+        normed, residual = self.input_layernorm.for_linear(x, residual)
+        x = self.self_attn(normed, rotation, attention)
+        normed, residual = self.post_attention_layernorm.for_linear(x, residual)
+        return self.mlp(normed), residual
 
 
 class _Attention(nn.Module):
@@ -116,9 +119,10 @@ class _Attention(nn.Module):
         self.qkv_proj = precision.linear(qkv, device, "decoder")
         self.o_proj = precision.linear(o, device, "decoder")
 
-    def __call__(self, x: Tensor, rotation: Rotation, attention: AttentionPlan) -> Tensor:
+    def __call__(self, x: _Normed, rotation: Rotation, attention: AttentionPlan) -> Tensor:
         """Return the attention output [tokens, hidden] for x [tokens, hidden]."""
-        qkv = self.qkv_proj(x).view(len(x), -1, self._head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
+        qkv = self.qkv_proj(x)
+        qkv = qkv.view(len(qkv), -1, self._head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
         out = attention.rope_and_attend(  # [tokens, heads, head_dim]
             self._index, qkv, rotation, kv_heads=self._kv_heads, window=self._window
         )
@@ -136,9 +140,9 @@ class _Mlp(nn.Module):
         down = LinearShape.plain(inner, size, has_bias=has_bias and ranks.is_first, columns=ranks.shard)
         self.gate_up_proj = precision.linear(gate_up, device, "decoder")
         self.down_proj = precision.linear(down, device, "down_proj")
-        self._act = gated_activation(config.hidden_act, precision.kernels)
+        self._act = gated_activation(config.hidden_act, precision.kernels, precision.w8a8)
 
-    def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden] -> [tokens, hidden]
+    def __call__(self, x: _Normed) -> Tensor:  # [tokens, hidden] -> [tokens, hidden]
         gate_up = self.gate_up_proj(x)  # [tokens, 2 * intermediate]
         return self._ranks.all_reduce(self.down_proj(self._act(gate_up)))
 
@@ -152,6 +156,13 @@ class _RMSNorm(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self._eps = eps
         self._kernels = precision.kernels
+        self._w8a8 = precision.w8a8
+
+    def for_linear(self, x: Tensor, residual: Tensor | None) -> tuple[_Normed, Tensor]:
+        """Return the same as a call, but quantize the norm if this is the input format of linear layers."""
+        if self._w8a8 is None:
+            return self(x, residual)
+        return self._kernels.rms_norm_w8a8(x, residual, self.weight, self._eps, self._w8a8)
 
     def __call__(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the norm of x + residual, and x + residual itself, both [tokens, hidden]."""

@@ -207,15 +207,11 @@ def test_the_backend_knows_whether_rows_may_belong_to_the_same_sequence(
     assert set(backend.mixed) == {is_mixed}
 
 
-def test_steps_with_an_int8_cache_or_sdpa_attention_are_not_captured(
-    model: Llava, make_engine: MakeEngine
-) -> None:
-    exact, int8 = (make_engine(is_int8=is_int8)._runner.cache for is_int8 in (False, True))
-    paged = PagedBackend(ReferenceKernel())
-
-    assert is_capturable(paged, exact, CPU)
-    assert not is_capturable(paged, int8, CPU)
-    assert not is_capturable(SdpaBackend(), exact, CPU)
+def test_steps_with_sdpa_attention_are_not_captured(model: Llava, make_engine: MakeEngine) -> None:
+    for is_int8 in (False, True):
+        cache = make_engine(is_int8=is_int8)._runner.cache
+        assert is_capturable(PagedBackend(ReferenceKernel()), cache, CPU)
+        assert not is_capturable(SdpaBackend(), cache, CPU)
 
 
 @pytest.mark.parametrize(

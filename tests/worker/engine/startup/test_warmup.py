@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from llava_worker.engine.core.kv_cache_size import allocate_cache, fit_cache, plan_cache
+from llava_worker.engine.startup import warmup
 from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.engine.startup.warmup import StepMemory, WarmupError, WarmupSteps, warm_up
@@ -116,6 +117,29 @@ def test_warm_up_does_not_change_the_outputs(
 
     assert torch.equal(torch.get_rng_state(), state)
     assert generate() == before
+
+
+class RecordingBackend(SdpaBackend):
+    """Records the number of new tokens in each row of each batch."""
+
+    def __init__(self) -> None:
+        self.query_lens: list[tuple[int, ...]] = []
+
+    def plan(self, metadata: AttentionMetadata, cache: KVCache) -> AttentionPlan:
+        self.query_lens.append(metadata.query_lens)
+        return super().plan(metadata, cache)
+
+
+def test_on_a_gpu_steps_of_all_sizes_run_so_that_all_kernels_are_compiled(model: Llava) -> None:
+    """For each limit at which kernels change, a step below it and a step above it have to run."""
+    backend = RecordingBackend()
+    steps = warmup.WarmupSteps(model, backend, plan(model))
+    assert steps.context >= 100
+
+    warmup._measure_largest(steps, num_tiles=1, max_num_sequences=5, max_batch_tokens=100)
+
+    decodes = [(1,) * rows for rows in (1, 2, 4, 5)]
+    assert backend.query_lens == [*decodes, *[(tokens,) for tokens in (1, 2, 4, 8, 16, 32, 64, 100)]]
 
 
 def test_warm_up_leaves_no_trace_in_a_new_engine(

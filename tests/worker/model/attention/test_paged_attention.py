@@ -21,9 +21,12 @@ from llava_worker.model.attention.base import DecodeMetadata
 from llava_worker.model.attention.flash import FlashAttnKernel, VarlenKernel
 from llava_worker.model.attention.paged import KernelUnavailable, PagedBackend, PagedKernel, QueryRows
 from llava_worker.model.attention.sdpa import SdpaBackend
-from llava_worker.model.attention.select import first_passing
-from llava_worker.model.attention.triton import TritonKernel
+from llava_worker.model.attention.select import first_passing, kernels_for
+from llava_worker.model.attention.triton import TritonDecodeKernel, TritonKernel
 from llava_worker.model.config.model_config import read_config
+from llava_worker.model.config.text_config import TextConfig
+from llava_worker.model.kernels.interface import LayerCache
+from llava_worker.model.layers.rotary import Rotation
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -57,8 +60,8 @@ class WrongKernel(ReferenceKernel):
 
     name = "wrong"
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
-        out = super().attend(q, keys, values, rows, window)
+    def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
+        out = super().attend(q, cache, rows, window)
         out[int(rows.starts[-1]) - 1] *= 1.5
         return out
 
@@ -68,8 +71,8 @@ class FirstRowKernel(ReferenceKernel):
 
     name = "first row"
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
-        out = super().attend(q, keys, values, rows, window)
+    def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
+        out = super().attend(q, cache, rows, window)
         if rows.max_context < 200:
             return out
         written, end = torch.empty_like(out), int(rows.starts[1])
@@ -80,7 +83,7 @@ class FirstRowKernel(ReferenceKernel):
 class RaisingKernel(ReferenceKernel):
     name = "raising"
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
+    def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
         raise RuntimeError("no kernel image is available for execution on the device")
 
 
@@ -94,8 +97,8 @@ class LateError(Tensor):
 class LateKernel(ReferenceKernel):
     name = "late"
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
-        return super().attend(q, keys, values, rows, window).as_subclass(LateError)
+    def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
+        return super().attend(q, cache, rows, window).as_subclass(LateError)
 
 
 def unavailable() -> PagedKernel:
@@ -193,27 +196,68 @@ def test_a_decode_plan_uses_the_current_contents_of_its_tensors(triton_kernel: T
         torch.testing.assert_close(actual, attend(SdpaBackend(), metadata, cache, qkv))
 
 
-def test_an_int8_cache_uses_the_reference() -> None:
-    torch.manual_seed(0)
-    cache = random_cache(2, 16, is_int8=True)
-    metadata = make_metadata([(1, 30), (5, 9)])
-    qkv = random_qkv(6, 2, 2, 16)
-    backend = PagedBackend(RaisingKernel())
+class WrongDecodeKernel(TritonDecodeKernel):
+    """A kernel for decodes that does not write the last element of each output."""
 
-    assert torch.equal(attend(backend, metadata, cache, qkv), attend(SdpaBackend(), metadata, cache, qkv))
-    decodes = DecodeMetadata(
-        metadata.slot_mapping, torch.ones(6, dtype=torch.int32), metadata.block_tables.int()
+    def rope_and_attend(
+        self,
+        qkv: Tensor,
+        rotation: Rotation,
+        cache: LayerCache,
+        slots: Tensor,
+        rows: QueryRows,
+        window: int | None,
+    ) -> Tensor:
+        out = super().rope_and_attend(qkv, rotation, cache, slots, rows, window)
+        written = torch.empty_like(out)
+        written[..., :-1] = out[..., :-1]
+        return written
+
+
+@needs_interpreter
+@pytest.mark.parametrize("is_int8_cache", [False, True])
+def test_a_decode_kernel_is_used_only_if_it_passes(
+    triton_kernel: TritonKernel, caplog: pytest.LogCaptureFixture, is_int8_cache: bool
+) -> None:
+    text = TextConfig(
+        hidden_size=32, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=100
     )
-    assert backend.decode_plan(decodes, cache) is None
+
+    def choose(decode_kernel: TritonDecodeKernel) -> str:
+        decode_kernels = [decode_kernel, None]
+        return first_passing(
+            [TritonKernel], decode_kernels, text, torch.float32, CPU, is_int8_cache=is_int8_cache
+        ).name
+
+    assert choose(TritonDecodeKernel()) == "Triton with Triton decoding"
+    assert choose(WrongDecodeKernel()) == "Triton"
+    assert "Triton with Triton decoding failed its self-test: the maximum error is nan" in caplog.text
+
+
+def test_gpus_older_than_ampere_use_the_reference_and_the_reason_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    candidates, decode_kernels = kernels_for(torch.float16, (7, 5))
+
+    backend = first_passing(candidates, decode_kernels, TEXT, torch.float16, CPU)
+
+    assert isinstance(backend, SdpaBackend)
+    assert "the Triton kernel requires compute capability 8.0 or higher, and this GPU has 7.5" in caplog.text
+
+
+def test_an_int8_cache_uses_only_triton_kernels() -> None:
+    assert kernels_for(torch.float16, (8, 0))[0] == [FlashAttnKernel, VarlenKernel, TritonKernel]
+    assert kernels_for(torch.float16, (8, 0), is_int8_cache=True)[0] == [TritonKernel]
+    assert kernels_for(torch.float32, (8, 0))[0] == [TritonKernel]
 
 
 def test_the_first_kernel_that_passes_is_used_and_the_reasons_are_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    candidates = iter([unavailable, RaisingKernel, LateKernel, WrongKernel, ReferenceKernel])
+    candidates = [unavailable, RaisingKernel, LateKernel, WrongKernel, ReferenceKernel]
 
     with caplog.at_level(logging.INFO):
-        backend = first_passing(candidates, TEXT, torch.float32, CPU)
+        backend = first_passing(candidates, [None], TEXT, torch.float32, CPU)
 
     assert backend.name == "reference"
     assert "raising failed its self-test: RuntimeError: no kernel image" in caplog.text
@@ -225,7 +269,7 @@ def test_the_first_kernel_that_passes_is_used_and_the_reasons_are_logged(
 def test_a_kernel_that_leaves_the_outputs_of_some_rows_unwritten_is_not_used(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    backend = first_passing(iter([FirstRowKernel]), TEXT, torch.float32, CPU)
+    backend = first_passing([FirstRowKernel], [None], TEXT, torch.float32, CPU)
 
     assert isinstance(backend, SdpaBackend)
     assert "first row failed its self-test: the maximum error is nan for rows with (1, 1)" in caplog.text
@@ -235,7 +279,7 @@ def test_a_kernel_that_leaves_the_outputs_of_some_rows_unwritten_is_not_used(
 def test_without_a_kernel_that_passes_the_reference_is_used_and_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    backend = first_passing(iter([unavailable, WrongKernel]), TEXT, torch.float32, CPU)
+    backend = first_passing([unavailable, WrongKernel], [None], TEXT, torch.float32, CPU)
 
     assert isinstance(backend, SdpaBackend)
     assert "sdpa, which is slow because it gathers the KV cache; the kernel is not installed" in caplog.text
@@ -252,12 +296,13 @@ def test_a_missing_flash_attn_is_reported() -> None:
 def test_the_torch_kernel_has_the_expected_signature() -> None:
     """Without a GPU, calling the kernel fails, but only after its arguments have been accepted."""
     kernel = VarlenKernel()
-    q, blocks = torch.zeros(1, 2, 16), torch.zeros(1, kernel.block_size, 2, 16)
+    q, rows_of_block = torch.zeros(1, 2, 16), torch.zeros(kernel.block_size, 2, 16)
+    cache = LayerCache(rows_of_block, rows_of_block, kernel.block_size)
     lens = torch.tensor([0, 1], dtype=torch.int32)
     rows = QueryRows(lens, lens[1:], lens, torch.zeros(1, 1, dtype=torch.int32), 1, 1)
 
     with pytest.raises(NotImplementedError, match="_flash_attention_forward"):
-        kernel.attend(q, blocks, blocks, rows, None)
+        kernel.attend(q, cache, rows, None)
 
 
 class ArgumentsOfAttention(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -277,12 +322,13 @@ class ArgumentsOfAttention(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def test_the_torch_kernel_does_not_split_contexts() -> None:
     kernel, meta = VarlenKernel(), torch.device("meta")
-    q, blocks = torch.zeros(2, 2, 16, device=meta), torch.zeros(8, kernel.block_size, 2, 16, device=meta)
+    q, stored = torch.zeros(2, 2, 16, device=meta), torch.zeros(8 * kernel.block_size, 2, 16, device=meta)
+    cache = LayerCache(stored, stored, kernel.block_size)
     starts, contexts = (torch.zeros(num, dtype=torch.int32, device=meta) for num in (3, 2))
     tables = torch.zeros(2, 4, dtype=torch.int32, device=meta)
 
     with ArgumentsOfAttention() as collected:
-        kernel.attend(q, blocks, blocks, QueryRows(starts, contexts, starts, tables, 1, 1024), None)
+        kernel.attend(q, cache, QueryRows(starts, contexts, starts, tables, 1, 1024), None)
 
     names = [each.name for each in torch.ops.torch_attn._varlen_attn.default._schema.arguments]
     assert dict(zip(names, collected.arguments, strict=False))["num_splits"] == 1
@@ -305,7 +351,7 @@ def test_flash_attn_does_not_split_contexts(monkeypatch: pytest.MonkeyPatch, has
     monkeypatch.setitem(sys.modules, "flash_attn", package)
     q, lens = torch.zeros(1, 2, 16), torch.tensor([0, 1], dtype=torch.int32)
 
-    FlashAttnKernel().attend(q, q, q, QueryRows(lens, lens[1:], lens, lens[None], 1, 1), None)
+    FlashAttnKernel().attend(q, LayerCache(q, q, 1), QueryRows(lens, lens[1:], lens, lens[None], 1, 1), None)
 
     assert passed.get("num_splits") == (1 if has_splits else None)
 
@@ -314,11 +360,9 @@ def test_decodes_are_passed_in_a_separate_kernel_call() -> None:
     class RecordingKernel(ReferenceKernel):
         max_queries: list[int] = []
 
-        def attend(
-            self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None
-        ) -> Tensor:
+        def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
             self.max_queries.append(rows.max_query)
-            return super().attend(q, keys, values, rows, window)
+            return super().attend(q, cache, rows, window)
 
     cache = random_cache(1, 16)
     kernel = RecordingKernel()

@@ -18,6 +18,7 @@ from llava_worker.model.attention.paged import PagedBackend
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.attention.triton import TritonKernel
 from llava_worker.model.kernels.fused import FusedKernels, choose_kernels, self_test
+from llava_worker.model.kernels.interface import LayerCache
 from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.layers.rotary import Rotation
 from llava_worker.model.quantization.precision import Precision
@@ -123,7 +124,7 @@ def test_rope_and_cache_agrees_with_torch_and_writes_only_to_its_slots(
     outputs = []
     for kernels in (fused, TORCH):
         keys, values = torch.full((2, rows + 5, kv_heads, size), 9.0, dtype=shape["dtype"])
-        q = kernels.rope_and_cache(qkv, angles.cos(), angles.sin(), keys, values, slots)
+        q = kernels.rope_and_cache(qkv, angles.cos(), angles.sin(), LayerCache(keys, values, 1), slots)
         outputs.append((q, keys, values))
     (q, keys, values), (expected_q, expected_keys, expected_values) = outputs
     assert_close(q, expected_q)
@@ -137,7 +138,7 @@ def test_a_nan_affects_only_its_head(fused: FusedKernels) -> None:
     qkv, (keys, values) = torch.ones(1, 4, 4), torch.zeros(2, 1, 1, 4)
     qkv[0, 1, 0] = qkv[0, 3, 2] = torch.nan
     angles, slots = torch.full((1, 1, 2), 0.5), torch.tensor([0])
-    q = fused.rope_and_cache(qkv, angles.cos(), angles.sin(), keys, values, slots)
+    q = fused.rope_and_cache(qkv, angles.cos(), angles.sin(), LayerCache(keys, values, 1), slots)
     assert q[0, 0].isfinite().all() and keys.isfinite().all()
     assert values[0, 0].isnan().tolist() == [False, False, True, False]
 
@@ -197,9 +198,9 @@ class WrongSlots(FusedKernels):
     """Kernels that write to the wrong slots."""
 
     def rope_and_cache(
-        self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache, slots: Tensor
     ) -> Tensor:
-        return super().rope_and_cache(qkv, cos, sin, keys, values, slots + 1)
+        return super().rope_and_cache(qkv, cos, sin, cache, slots + 1)
 
 
 class UnwrittenSum(FusedKernels):

@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.kernels.torch_impl import TorchKernels
+from llava_worker.model.kernels.triton_launch import semaphores
 from llava_worker.model.kernels.w4a16 import W4A16Kernels
 from llava_worker.model.layers.linear import DenseLinear, Linear, LinearShape
 from llava_worker.model.memory_estimate import weight_bytes
 from llava_worker.model.quantization.bitsandbytes import BnbInt8Linear, BnbNF4Linear
 from llava_worker.model.quantization.precision import choose_precision
 from llava_worker.model.quantization.quantized_linear import QuantizedLinear
+from llava_worker.model.uninitialized_memory import uninitialized_memory_is_nan
 from torch import Tensor
 
 from tests.worker.checkpoints import write_checkpoint
@@ -126,8 +128,8 @@ def test_only_decoder_layers_are_quantized_and_their_memory_is_estimated_exactly
 @needs_interpreter
 @settings(max_examples=30, deadline=None)
 @given(
-    num_rows=st.sampled_from([1, 3, 17, 33, 70]),
-    inputs=st.sampled_from([40, 64, 128, 192, 200]),
+    num_rows=st.sampled_from([0, 1, 3, 17, 70, 300]),
+    inputs=st.sampled_from([40, 64, 128, 200, 1000, 1152]),
     outputs=st.sampled_from([20, 32, 96, 130]),
     has_bias=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float16]),
@@ -147,8 +149,10 @@ def test_the_triton_kernel_multiplies_by_the_packed_weight(
     quantized = TorchKernels.quantized_linear(kernels, torch.eye(inputs), w4a16.weight, None)
     x = torch.randn(num_rows, inputs).to(dtype)
 
-    y = w4a16(x)
+    with uninitialized_memory_is_nan():
+        y = w4a16(x)
 
+    assert not semaphores(1, CPU).any()
     expected = x.float() @ quantized + (bias if has_bias else 0)
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
     assert y.dtype == dtype

@@ -7,9 +7,9 @@ import logging
 
 import pytest
 import torch
+from llava_worker.model.kernels.w8a8 import W8A8_FORMATS
 from llava_worker.model.layers.linear import Linear, LinearShape
 from llava_worker.model.quantization.precision import Role, choose_precision, precisions_on
-from llava_worker.model.quantization.w8a8 import W8A8_FORMATS
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda:0"), torch.device("meta")
 

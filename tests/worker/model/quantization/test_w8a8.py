@@ -5,28 +5,28 @@ These tests use torch's CPU implementation of the products. The GPU tests are in
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from llava_worker.model.config.model_config import read_config, read_image_config
+from llava_worker.model.kernels.fused import FusedKernels
+from llava_worker.model.kernels.torch_impl import TorchKernels
+from llava_worker.model.kernels.w8a8 import W8A8_FORMATS, Int8Format
 from llava_worker.model.layers.linear import DenseLinear, Linear, LinearShape
 from llava_worker.model.memory_estimate import weight_bytes
+from llava_worker.model.quantization.capability import require_capability
 from llava_worker.model.quantization.precision import choose_precision
-from llava_worker.model.quantization.w8a8 import (
-    W8A8_FORMATS,
-    Int8Format,
-    W8A8Linear,
-    require_capability,
-    self_test,
-)
+from llava_worker.model.quantization.w8a8 import W8A8Linear, self_test
 from torch import Tensor
 
 from tests.worker.checkpoints import write_checkpoint
 from tests.worker.model.load_model import load_model
 from tests.worker.model.quantization.row_loading import assert_independent_of_chunks
 
+TORCH = TorchKernels()
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 MAX_ERROR = {"w8a8": 0.02, "fp8": 0.06}  # relative error, for normally distributed rows
 FORMATS = pytest.mark.parametrize("name", W8A8_FORMATS)
@@ -36,7 +36,7 @@ def make_layer(
     name: str, weight: Tensor, *, chunk: int = 1 << 20, shape: LinearShape | None = None
 ) -> Linear:
     shape = shape or LinearShape.plain(weight.shape[1], weight.shape[0])
-    layer = W8A8Linear(shape, W8A8_FORMATS[name], dtype=torch.float32, device=CPU)
+    layer = W8A8Linear(shape, W8A8_FORMATS[name], kernels=TorchKernels(), dtype=torch.float32, device=CPU)
     for start in range(0, len(weight), chunk):
         layer.load_rows(start, weight[start : start + chunk])
     return layer
@@ -119,7 +119,8 @@ def test_only_decoder_layers_are_quantized_and_their_memory_is_estimated_exactly
 def test_an_older_gpu_is_rejected_with_the_required_capability_and_alternatives() -> None:
     for name, capability, message in (
         ("fp8", (8, 0), "8.9 or higher (Ada and Hopper); an A100 has 8.0. Use w8a8, int8, w4a16 or fp16."),
-        ("w8a8", (7, 5), "8.0 or higher (Ampere); an A100 has 7.5. Use int8, w4a16 or fp16."),
+        ("w8a8", (7, 5), "8.0 or higher (Ampere); an A100 has 7.5. Use int8 or fp16."),
+        ("w4a16", (7, 5), "8.0 or higher (Ampere); an A100 has 7.5. Use int8 or fp16."),
     ):
         with pytest.raises(ValueError) as caught:
             require_capability(name, capability, "an A100")
@@ -179,10 +180,16 @@ class LateFormat(Int8Format):
 
 
 def test_the_self_test_passes_and_detects_errors() -> None:
-    for fmt in W8A8_FORMATS.values():
-        assert self_test(fmt, CPU) is None
-    assert (self_test(WrongFormat(), CPU) or "").startswith("the maximum error of a product is ")
-    assert self_test(RaisingFormat(), CPU) == "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_SUPPORTED"
+    for fmt, kernels in product(W8A8_FORMATS.values(), (TORCH, FusedKernels())):
+        assert self_test(fmt, kernels, torch.float16, CPU) is None
+    assert (self_test(WrongFormat(), TORCH, torch.float32, CPU) or "").startswith(
+        "the maximum error of a product of rows is "
+    )
     assert (
-        self_test(LateFormat(), CPU) == "RuntimeError: CUDA error: an illegal memory access was encountered"
+        self_test(RaisingFormat(), TORCH, torch.float32, CPU)
+        == "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_SUPPORTED"
+    )
+    assert (
+        self_test(LateFormat(), TORCH, torch.float32, CPU)
+        == "RuntimeError: CUDA error: an illegal memory access was encountered"
     )

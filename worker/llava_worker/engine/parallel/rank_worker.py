@@ -56,7 +56,9 @@ class RankWorker:
         self._config = _share(setup)
         self._precision: Precision = choose_precision(setup.precision, self._device)
         text = self._config.text_config
-        self._backend = choose_backend(self._precision, text, self._device)
+        self._backend = choose_backend(
+            self._precision, text, self._device, is_int8_cache=setup.kv_cache_dtype == "int8"
+        )
         if self._backend.name != setup.attention:
             raise RuntimeError(
                 f"{self._device} uses the attention backend {self._backend.name}, but the first rank uses "

@@ -61,7 +61,9 @@ class StartupPlan:
         if config.tensor_parallel_size > 1:
             precision.require_shardable()
             model = model.shard(config.tensor_parallel_size)
-        backend = choose_backend(precision, model.text_config, device)
+        backend = choose_backend(
+            precision, model.text_config, device, is_int8_cache=config.kv_cache_dtype == "int8"
+        )
         cache = _plan_cache(config, model, image, precision, config.block_size or backend.block_size, memory)
         return cls(config, model, image, precision, device, backend, max_batch_tokens, cache, memory)
 

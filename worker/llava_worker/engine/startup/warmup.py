@@ -35,6 +35,7 @@ __all__ = [
     "WarmupError",
     "WarmupSteps",
     "max_tiles_per_step",
+    "sizes_up_to",
     "step_errors",
     "warm_up",
 ]
@@ -100,11 +101,13 @@ def step_errors(steps: WarmupSteps, size: str) -> Iterator[None]:
 def _measure_largest(
     steps: WarmupSteps, num_tiles: int, max_num_sequences: int, max_batch_tokens: int
 ) -> StepMemory:
-    for size in _sizes_up_to(num_tiles):
+    for size in sizes_up_to(num_tiles):
         tower = steps.encode(size)
-    for size in _sizes_up_to(max_num_sequences):
+    for size in sizes_up_to(max_num_sequences):
         decode = steps.decode(size)
-    return StepMemory(tower, steps.prefill(max_batch_tokens), decode)
+    for size in sizes_up_to(max_batch_tokens):
+        prefill = steps.prefill(size)
+    return StepMemory(tower, prefill, decode)
 
 
 def _extrapolate(
@@ -186,8 +189,12 @@ def max_tiles_per_step(model: Llava, max_batch_tokens: int) -> int:
     return min(MAX_TILES_PER_PASS, max(largest, max_batch_tokens // model.config.tokens_per_tile))
 
 
-def _sizes_up_to(maximum: int) -> Iterator[int]:
-    """Yield the powers of two below ``maximum``, followed by ``maximum``."""
+def sizes_up_to(maximum: int) -> Iterator[int]:
+    """Yield the powers of two below ``maximum``, followed by ``maximum``.
+
+    Kernels select tiles by the number of rows. All limits are powers of two, so steps of these sizes compile
+    every variant of every kernel.
+    """
     size = 1
     while size < maximum:
         yield size

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from llava_worker.model.attention.paged import KernelUnavailable, PagedKernel, QueryRows
+from llava_worker.model.kernels.interface import LayerCache
 
 __all__ = ["FlashAttnKernel", "VarlenKernel"]
 
@@ -33,11 +34,10 @@ class FlashAttnKernel(PagedKernel):
             raise KernelUnavailable(f"flash-attn could not be imported: {error}") from error
         self._function: Callable[..., Any] = _without_splits(flash_attn_varlen_func)
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
+    def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
         out: Tensor = self._function(
             q,
-            keys,
-            values,
+            *_blocks(cache),
             cu_seqlens_q=rows.starts,
             cu_seqlens_k=rows.context_starts,
             max_seqlen_q=rows.max_query,
@@ -65,17 +65,16 @@ class VarlenKernel(PagedKernel):
             raise KernelUnavailable("varlen_attn in this version of torch does not support a paged cache")
         self._function: Callable[..., Any] = _without_splits(varlen_attn)
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
+    def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
         out: Tensor = self._function(
             q,
-            keys,
-            values,
+            *_blocks(cache),
             rows.starts,
             rows.context_starts,
             rows.max_query,
             rows.max_context,
             window_size=_window_size(window),
-            enable_gqa=q.shape[1] != keys.shape[2],
+            enable_gqa=q.shape[1] != cache.keys.shape[1],
             seqused_k=rows.contexts,
             block_table=rows.tables,
         )
@@ -91,6 +90,12 @@ def _without_splits(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     has_splits = "num_splits" in inspect.signature(function).parameters
     return partial(function, num_splits=1) if has_splits else function
+
+
+def _blocks(cache: LayerCache) -> list[Tensor]:
+    """Return the keys and the values, each [blocks, block_size, kv_heads, head_dim]."""
+    assert not cache.is_int8  # these kernels are not selected for int8 caches
+    return [rows.view(-1, cache.block_size, *rows.shape[1:]) for rows in (cache.keys, cache.values)]
 
 
 def _window_size(window: int | None) -> tuple[int, int]:

@@ -2,14 +2,8 @@
 
 In this module, a row is the key or the value of one token in one head: head_dim elements, stored in the
 compute dtype or in int8. An int8 cache needs about half the memory of a 16-bit cache, at the cost of a small
-loss of accuracy (see docs/engine.md). It stores each row as int8 codes and one scale:
-
-    row = codes * scale     codes: int8 in [-127, 127]
-                            scale: largest magnitude of the row / 127, rounded to bf16, stored in fp32
-
-bf16 can represent both codes and scales exactly. Dequantization to bf16 therefore rounds only once, after the
-multiplication, as if the product were computed in fp32. The stored form of a row depends only on the row, not
-on the batch or the prompt chunk that contained it.
+loss of accuracy (see docs/engine.md). Its format is described in `kv_quantization`. The stored form of a row
+depends only on the row, not on the batch or the prompt chunk that contained it.
 """
 
 from __future__ import annotations
@@ -24,12 +18,14 @@ from torch import Tensor
 from llava_worker.model.attention.page_prefault import lazy_zeros, prefault_columns
 from llava_worker.model.config.text_config import TextConfig
 from llava_worker.model.kernels.interface import LayerCache
+from llava_worker.model.kernels.kv_quantization import (
+    KV_SCALE_DTYPE,
+    dequantize_kv_rows,
+    quantize_kv_rows,
+)
 
 __all__ = ["KVCache", "KVCacheSpec"]
 
-_MAX_CODE = 127
-_SCALE_DTYPE = torch.float32  # has enough range for all models, and one scale per row takes little memory
-_MIN_SCALE = torch.finfo(_SCALE_DTYPE).tiny  # avoids division by zero for a row of zeros
 _CHUNKS_AT_ONCE = 4  # memory chunks per prefault_more call; a call takes about 2 ms, or 25 ms on slow hosts
 
 
@@ -67,7 +63,7 @@ class KVCacheSpec:
     @property
     def bytes_per_block(self) -> int:
         row_bytes = (
-            self.head_dim + _SCALE_DTYPE.itemsize if self.is_int8 else self.head_dim * self.dtype.itemsize
+            self.head_dim + KV_SCALE_DTYPE.itemsize if self.is_int8 else self.head_dim * self.dtype.itemsize
         )
         return self.num_layers * 2 * self.block_size * self.num_kv_heads * row_bytes
 
@@ -96,7 +92,7 @@ class KVCache:
         self.block_size = spec.block_size
         shape = (spec.num_layers, 2, spec.num_tokens, spec.num_kv_heads, spec.head_dim)
         self._rows = _zeros(shape, torch.int8 if spec.is_int8 else spec.dtype, device)
-        self._scales = _zeros(shape[:-1], _SCALE_DTYPE, device) if spec.is_int8 else None
+        self._scales = _zeros(shape[:-1], KV_SCALE_DTYPE, device) if spec.is_int8 else None
         self._unfaulted: Iterator[Tensor] = iter(())
 
     @property
@@ -134,7 +130,7 @@ class KVCache:
             rows[0].index_copy_(0, slots, k)
             rows[1].index_copy_(0, slots, v)
             return
-        codes, scales = _quantize_rows(torch.stack([k, v]))
+        codes, scales = quantize_kv_rows(torch.stack([k, v]))
         rows.index_copy_(1, slots, codes)
         self._scales[layer].index_copy_(1, slots, scales)
 
@@ -143,7 +139,7 @@ class KVCache:
         flat = slots.flatten()  # index_select copies whole rows and is several times faster than indexing
         rows = self._rows[layer].index_select(1, flat)
         if self._scales is not None:
-            rows = _dequantize_rows(rows, self._scales[layer].index_select(1, flat), self.dtype)
+            rows = dequantize_kv_rows(rows, self._scales[layer].index_select(1, flat), self.dtype)
         k, v = rows.view(2, *slots.shape, *rows.shape[-2:])
         return k, v
 
@@ -163,16 +159,3 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
     return (
         lazy_zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
     )
-
-
-def _quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize rows [..., head_dim]. Return int8 codes of the same shape, and fp32 scales [...]."""
-    wide = rows.to(_SCALE_DTYPE)
-    scales = (wide.abs().amax(-1) / _MAX_CODE).bfloat16().float().clamp_min(_MIN_SCALE)
-    return (wide / scales[..., None]).round_().clamp_(-_MAX_CODE, _MAX_CODE).to(torch.int8), scales
-
-
-def _dequantize_rows(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return codes [..., head_dim] times scales [...] in ``dtype``."""
-    product = dtype if dtype == torch.bfloat16 else torch.float32  # the range of fp16 is too small
-    return codes.to(product).mul_(scales[..., None].to(product)).to(dtype)

@@ -2,7 +2,7 @@
 
 A kernel receives rows of queries and their block tables. Decodes and prompt chunks differ only in the number
 of queries. Decodes nevertheless get a separate call, because a kernel can use smaller tiles if all rows have
-a single token.
+a single token, or a kernel of their own.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from llava_worker.model.attention.base import (
     DecodeMetadata,
 )
 from llava_worker.model.attention.kv_cache import KVCache
-from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.device_copy import copy_to_device
+from llava_worker.model.kernels.interface import LayerCache
 from llava_worker.model.layers.rotary import Rotation
 
-__all__ = ["KernelUnavailable", "PagedBackend", "PagedKernel", "QueryRows"]
+__all__ = ["DecodeKernel", "KernelUnavailable", "PagedBackend", "PagedKernel", "QueryRows"]
 
 
 class KernelUnavailable(Exception):
@@ -46,42 +46,56 @@ class QueryRows:
 
 
 class PagedKernel(ABC):
-    """An attention kernel for unquantized KV caches."""
+    """An attention kernel for rows with any number of new tokens."""
 
     name: str  # used in logs
     block_size: int  # tokens per block that the kernel requires
 
     @abstractmethod
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
+    def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
         """Compute attention like `AttentionPlan.attend`, but without writing to the cache.
 
-        ``keys`` and ``values`` already contain the new keys and values. Shapes: q [tokens, heads, head_dim];
-        keys and values [blocks, block_size, kv_heads, head_dim].
+        The cache already contains the new keys and values. q is [tokens, heads, head_dim].
         """
 
 
-class PagedBackend(AttentionBackend):
-    """A backend that uses a `PagedKernel`. For an int8 cache, it uses the SDPA reference instead."""
+class DecodeKernel(ABC):
+    """A kernel for rows with one new token each, which also applies RoPE and writes to the cache."""
 
-    def __init__(self, kernel: PagedKernel) -> None:
+    name: str  # used in logs
+
+    @abstractmethod
+    def rope_and_attend(
+        self,
+        qkv: Tensor,
+        rotation: Rotation,
+        cache: LayerCache,
+        slots: Tensor,
+        rows: QueryRows,
+        window: int | None,
+    ) -> Tensor:
+        """Compute attention like `AttentionPlan.rope_and_attend`. The new tokens are written to ``slots``."""
+
+
+class PagedBackend(AttentionBackend):
+    """A backend that uses a `PagedKernel`, and for decodes a `DecodeKernel` if there is one."""
+
+    def __init__(self, kernel: PagedKernel, decode_kernel: DecodeKernel | None = None) -> None:
         self.block_size = kernel.block_size
         self.name = kernel.name
+        if decode_kernel is not None:
+            self.name += f" with {decode_kernel.name} decoding"
         self._kernel = kernel
-        self._reference = SdpaBackend()
+        self._decode_kernel = decode_kernel
 
     def plan(self, metadata: AttentionMetadata, cache: KVCache) -> AttentionPlan:
-        if cache.is_int8:
-            return self._reference.plan(metadata, cache)
         ends = sorted({0, metadata.num_decodes, len(metadata.query_lens)})
         parts = [_query_rows(metadata, first, last) for first, last in zip(ends, ends[1:], strict=False)]
-        return _PagedPlan(self._kernel, cache, metadata.slot_mapping, parts)
+        return _PagedPlan(self._kernel, self._decode_kernel, cache, metadata.slot_mapping, parts)
 
     def decode_plan(
         self, metadata: DecodeMetadata, cache: KVCache, *, is_mixed: bool = False
     ) -> AttentionPlan | None:
-        del is_mixed  # all keys and values are always written before any are read
-        if cache.is_int8:
-            return None
         contexts = metadata.context_lens
         num_rows = len(contexts)
         rows = QueryRows(
@@ -92,13 +106,17 @@ class PagedBackend(AttentionBackend):
             max_query=1,
             max_context=metadata.block_tables.shape[1] * cache.block_size,
         )
-        return _PagedPlan(self._kernel, cache, metadata.slot_mapping, [(slice(0, num_rows), rows)])
+        decode_kernel = None if is_mixed else self._decode_kernel
+        return _PagedPlan(
+            self._kernel, decode_kernel, cache, metadata.slot_mapping, [(slice(0, num_rows), rows)]
+        )
 
 
 class _PagedPlan(AttentionPlan):
     def __init__(
         self,
         kernel: PagedKernel,
+        decode_kernel: DecodeKernel | None,
         cache: KVCache,
         slot_mapping: Tensor,
         parts: list[tuple[slice, QueryRows]],
@@ -108,26 +126,48 @@ class _PagedPlan(AttentionPlan):
         self._cache = cache
         self._slot_mapping = slot_mapping
         self._parts = parts
+        self._decode_kernel = decode_kernel if parts[0][1].max_query == 1 else None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
         self._cache.write(layer, self._slot_mapping, k, v)
         stored = self._cache.layer(layer)
-        return self._attend(q, stored.keys, stored.values, window)
+        return _concatenate(
+            [self._kernel.attend(q[span], stored, rows, window) for span, rows in self._parts]
+        )
 
     def rope_and_attend(
         self, layer: int, qkv: Tensor, rotation: Rotation, *, kv_heads: int, window: int | None = None
     ) -> Tensor:
         del kv_heads  # known from the shape of the cache
         stored = self._cache.layer(layer)
-        q = rotation.rope_and_cache(qkv, stored.keys, stored.values, self._slot_mapping)
-        return self._attend(q, stored.keys, stored.values, window)
+        if self._decode_kernel is None:
+            q = rotation.rope_and_cache(qkv, stored, self._slot_mapping)
+            return _concatenate(
+                [self._kernel.attend(q[span], stored, rows, window) for span, rows in self._parts]
+            )
+        (decodes, decode_rows), *others = self._parts
+        rotated = []
+        for span, _ in others:  # writes all keys and values before any are read
+            rotation_of_span = rotation.of_tokens(span)
+            rotated.append(rotation_of_span.rope_and_cache(qkv[span], stored, self._slot_mapping[span]))
+        outs = [
+            self._decode_kernel.rope_and_attend(
+                qkv[decodes],
+                rotation.of_tokens(decodes),
+                stored,
+                self._slot_mapping[decodes],
+                decode_rows,
+                window,
+            )
+        ]
+        outs += [
+            self._kernel.attend(q, stored, rows, window) for q, (_, rows) in zip(rotated, others, strict=True)
+        ]
+        return _concatenate(outs)
 
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
-        """Compute attention for q. Keys and values are cache tensors [slots, kv_heads, head_dim]."""
-        shape = (self._cache.num_blocks, self._cache.block_size, *keys.shape[1:])
-        keys, values = keys.view(shape), values.view(shape)
-        outs = [self._kernel.attend(q[span], keys, values, rows, window) for span, rows in self._parts]
-        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+def _concatenate(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _query_rows(metadata: AttentionMetadata, first: int, last: int) -> tuple[slice, QueryRows]:

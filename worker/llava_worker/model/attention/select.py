@@ -3,47 +3,78 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.cpu import CpuBackend
 from llava_worker.model.attention.flash import FlashAttnKernel, VarlenKernel
-from llava_worker.model.attention.paged import KernelUnavailable, PagedBackend, PagedKernel
+from llava_worker.model.attention.paged import DecodeKernel, KernelUnavailable, PagedBackend, PagedKernel
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.attention.self_test import self_test
-from llava_worker.model.attention.triton import TritonKernel
+from llava_worker.model.attention.triton import TritonDecodeKernel, TritonKernel
 from llava_worker.model.config.text_config import TextConfig
 from llava_worker.model.cpu.native import NativeKernels
+from llava_worker.model.kernels.triton_launch import MIN_CAPABILITY
 from llava_worker.model.quantization.precision import Precision
 
-__all__ = ["choose_backend", "first_passing"]
+__all__ = ["choose_backend", "first_passing", "kernels_for"]
 
 _AMPERE = (8, 0)  # minimum compute capability of FlashAttention 2
 
 logger = logging.getLogger(__name__)
 
 
-def choose_backend(precision: Precision, text: TextConfig, device: torch.device) -> AttentionBackend:
-    """Return the fastest backend that works for this model on this device. Log the selection."""
+def choose_backend(
+    precision: Precision, text: TextConfig, device: torch.device, *, is_int8_cache: bool = False
+) -> AttentionBackend:
+    """Return the fastest backend that works for this model on this device. Log the selection.
+
+    ``is_int8_cache`` is true if the KV cache is int8.
+    """
     if isinstance(precision.kernels, NativeKernels):
         return CpuBackend(precision.kernels)
     if device.type != "cuda":
         return SdpaBackend()
-    candidates = _candidates(precision.dtype, torch.cuda.get_device_capability(device))
-    return first_passing(candidates, text, precision.dtype, device)
+    capability = torch.cuda.get_device_capability(device)
+    candidates, decode_kernels = kernels_for(precision.dtype, capability, is_int8_cache=is_int8_cache)
+    return first_passing(
+        candidates, decode_kernels, text, precision.dtype, device, is_int8_cache=is_int8_cache
+    )
+
+
+def kernels_for(
+    dtype: torch.dtype, capability: tuple[int, int], *, is_int8_cache: bool = False
+) -> tuple[list[Callable[[], PagedKernel]], list[DecodeKernel | None]]:
+    """Return the kernels to try on a GPU with this compute capability, and the kernels for decodes.
+
+    None means that the first kernel also computes decodes.
+    """
+    candidates: list[Callable[[], PagedKernel]] = []
+    if dtype != torch.float32 and capability >= _AMPERE and not is_int8_cache:
+        candidates += [FlashAttnKernel, VarlenKernel]
+    if capability < MIN_CAPABILITY:
+        return [*candidates, lambda: _reject(capability)], [None]
+    candidates.append(TritonKernel)
+    try:
+        return candidates, [TritonDecodeKernel(), None]
+    except KernelUnavailable:
+        return candidates, [None]
 
 
 def first_passing(
-    candidates: Iterator[Callable[[], PagedKernel]],
+    candidates: Iterable[Callable[[], PagedKernel]],
+    decode_kernels: Sequence[DecodeKernel | None],
     text: TextConfig,
     dtype: torch.dtype,
     device: torch.device,
+    *,
+    is_int8_cache: bool = False,
 ) -> AttentionBackend:
-    """Return a backend that uses the first kernel that is available and passes a self-test.
+    """Return a backend that uses the first combination of kernels that passes a self-test.
 
-    Falls back to the reference backend if there is no such kernel.
+    Falls back to the reference backend if there is no such combination.
     """
     reasons: list[str] = []
     for make in candidates:
@@ -52,20 +83,22 @@ def first_passing(
         except KernelUnavailable as error:
             reasons.append(str(error))
             continue
-        fault = self_test(kernel, text, dtype, device)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # the free memory of the GPU is read next
-        if fault is None:
-            logger.info("attention: %s%s", kernel.name, f"; {'; '.join(reasons)}" if reasons else "")
-            return PagedBackend(kernel)
-        logger.warning("attention: %s failed its self-test: %s", kernel.name, fault)
-        reasons.append(f"{kernel.name} failed its self-test")
+        for decode_kernel in decode_kernels:
+            backend = PagedBackend(kernel, decode_kernel)
+            fault = self_test(backend, text, dtype, device, is_int8=is_int8_cache)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # the free memory of the GPU is read next
+            if fault is None:
+                logger.info("attention: %s%s", backend.name, f"; {'; '.join(reasons)}" if reasons else "")
+                return backend
+            logger.warning("attention: %s failed its self-test: %s", backend.name, fault)
+            reasons.append(f"{backend.name} failed its self-test")
     logger.warning("attention: sdpa, which is slow because it gathers the KV cache; %s", "; ".join(reasons))
     return SdpaBackend()
 
 
-def _candidates(dtype: torch.dtype, capability: tuple[int, int]) -> Iterator[Callable[[], PagedKernel]]:
-    if dtype != torch.float32 and capability >= _AMPERE:
-        yield FlashAttnKernel
-        yield VarlenKernel
-    yield TritonKernel
+def _reject(capability: tuple[int, int]) -> PagedKernel:
+    minimum, actual = (".".join(map(str, each)) for each in (MIN_CAPABILITY, capability))
+    raise KernelUnavailable(
+        f"the Triton kernel requires compute capability {minimum} or higher, and this GPU has {actual}"
+    )

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llava_worker.model.attention.base import AttentionMetadata, DecodeMetadata
+from llava_worker.model.attention.base import AttentionMetadata, AttentionPlan, DecodeMetadata
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
-from llava_worker.model.attention.paged import PagedBackend, PagedKernel, QueryRows
+from llava_worker.model.attention.paged import PagedBackend
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.config.text_config import TextConfig
+from llava_worker.model.kernels.torch_impl import TorchKernels
+from llava_worker.model.layers.rotary import Rotation
 from llava_worker.model.uninitialized_memory import uninitialized_memory_is_nan
 
 __all__ = ["self_test"]
@@ -32,14 +34,23 @@ _QUERY_LENS = (1, 5)  # decodes, and rows with draft tokens
 
 
 @torch.inference_mode()
-def self_test(kernel: PagedKernel, text: TextConfig, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Compare the kernel with the reference, with the head counts and the head size of the model.
+def self_test(
+    backend: PagedBackend,
+    text: TextConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    is_int8: bool = False,
+) -> str | None:
+    """Compare the backend with the reference, with the head counts and the head size of the model.
 
-    Returns a description of the first error, or None if there is none.
+    ``is_int8`` tests an int8 KV cache. Returns a description of the first error, or None if there is none.
     """
-    size = kernel.block_size
+    size = backend.block_size
     batches = [_mixed_batch(size), *_long_batches(size, text.max_position_embeddings)]
-    trial = _Trial(kernel, text, dtype, device, num_blocks=max(batch.num_blocks(size) for batch in batches))
+    num_blocks = max(batch.num_blocks(size) for batch in batches)
+    spec = KVCacheSpec(num_blocks, size, 1, text.num_key_value_heads, text.head_dim, dtype, is_int8)
+    trial = _Trial(backend, text.num_attention_heads, spec, device)
     for window in {None if window is None else min(window, size) for window in text.sliding_windows}:
         for batch in batches:
             try:
@@ -99,56 +110,62 @@ def _long_batches(size: int, max_context: int) -> Iterator[_Batch]:
 
 
 class _Trial:
-    """Runs batches with the kernel and with the reference, on a KV cache with random contents."""
+    """Runs batches with the backend and with the reference, on KV caches with the same random contents."""
 
     def __init__(
-        self, kernel: PagedKernel, text: TextConfig, dtype: torch.dtype, device: torch.device, num_blocks: int
+        self, backend: PagedBackend, num_heads: int, spec: KVCacheSpec, device: torch.device
     ) -> None:
-        self._heads, self._kv_heads = text.num_attention_heads, text.num_key_value_heads
-        self._head_dim = text.head_dim
-        self._dtype, self._device = dtype, device
+        self._backend = backend
+        self._heads = num_heads
+        self._spec, self._device = spec, device
         self._noise = torch.Generator(device).manual_seed(0)
-        self._backend = PagedBackend(_NanFilled(kernel))
-        size = kernel.block_size
-        self._cache = KVCache(KVCacheSpec(num_blocks, size, 1, self._kv_heads, self._head_dim, dtype), device)
-        slots = torch.arange(num_blocks * size, device=device)
-        self._cache.write(0, slots, *(self._draw(len(slots), self._kv_heads) for _ in range(2)))
+        self._cache, self._reference = KVCache(spec, device), KVCache(spec, device)
+        slots = torch.arange(spec.num_tokens, device=device)
+        k, v = (self._draw(len(slots), spec.num_kv_heads, spec.head_dim) for _ in range(2))
+        for cache in (self._cache, self._reference):
+            cache.write(0, slots, k, v)
 
     def max_error(self, batch: _Batch, window: int | None) -> float:
-        """Return the largest relative error in the output of any token. It is NaN if an output is NaN."""
-        metadata = batch.metadata(self._cache.block_size, self._device)
-        num_tokens = len(metadata.slot_mapping)
-        q = self._draw(num_tokens, self._heads)
-        k, v = (self._draw(num_tokens, self._kv_heads) for _ in range(2))
-        plans = [self._backend.plan(metadata, self._cache)]
+        """Return the largest relative error of any output, key or value. It is NaN if one of them is NaN."""
+        metadata = batch.metadata(self._spec.block_size, self._device)
+        num_tokens, kv_heads, head_dim = (
+            len(metadata.slot_mapping),
+            self._spec.num_kv_heads,
+            self._spec.head_dim,
+        )
+        qkv = self._draw(num_tokens, self._heads + 2 * kv_heads, head_dim)
+        angles = self._draw(num_tokens, 1, head_dim // 2)
+        rotation = Rotation(angles.cos(), angles.sin(), TorchKernels())
+
+        def attend(plan: AttentionPlan) -> Tensor:
+            return plan.rope_and_attend(0, qkv, rotation, kv_heads=kv_heads, window=window)
+
+        expected = [
+            attend(SdpaBackend().plan(metadata, self._reference)),
+            *self._reference.gather(0, metadata.slot_mapping),
+        ]
+        errors = []
+        for plan in self._plans(metadata):
+            with uninitialized_memory_is_nan():
+                out = attend(plan)
+            actual = [out, *self._cache.gather(0, metadata.slot_mapping)]
+            errors += [_max_error(*pair) for pair in zip(actual, expected, strict=True)]
+        return float(torch.stack(errors).max())  # unlike Python's max, this propagates NaN
+
+    def _plans(self, metadata: AttentionMetadata) -> Iterator[AttentionPlan]:
+        yield self._backend.plan(metadata, self._cache)
         if metadata.num_decodes == len(metadata.query_lens):
             contexts = torch.tensor(metadata.context_lens, dtype=torch.int32, device=self._device)
             decodes = DecodeMetadata(metadata.slot_mapping, contexts, metadata.block_tables.int())
             plan = self._backend.decode_plan(decodes, self._cache)
-            plans += [] if plan is None else [plan]
-        expected = SdpaBackend().plan(metadata, self._cache).attend(0, q, k, v, window=window).float()
-        scale = expected.abs().amax((1, 2), keepdim=True)
-        errors = [
-            ((plan.attend(0, q, k, v, window=window).float() - expected).abs() / scale).max()
-            for plan in plans
-        ]
-        return float(torch.stack(errors).max())
+            if plan is not None:
+                yield plan
 
-    def _draw(self, num_tokens: int, num_heads: int) -> Tensor:
-        shape = (num_tokens, num_heads, self._head_dim)
-        return torch.randn(shape, generator=self._noise, device=self._device).to(self._dtype)
+    def _draw(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._noise, device=self._device).to(self._spec.dtype)
 
 
-class _NanFilled(PagedKernel):
-    """A kernel whose outputs and temporary buffers contain NaN until it writes to them.
-
-    Without this, a row that the kernel does not write may contain the correct result of an earlier call.
-    """
-
-    def __init__(self, kernel: PagedKernel) -> None:
-        self.name, self.block_size = kernel.name, kernel.block_size
-        self._kernel = kernel
-
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
-        with uninitialized_memory_is_nan():
-            return self._kernel.attend(q, keys, values, rows, window)
+def _max_error(actual: Tensor, expected: Tensor) -> Tensor:
+    """Return the largest error relative to the largest magnitude of the same token. Both [tokens, ...]."""
+    expected = expected.float()
+    return ((actual.float() - expected).abs() / expected.abs().amax((1, 2), keepdim=True)).max()

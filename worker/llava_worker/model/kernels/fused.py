@@ -10,8 +10,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from llava_worker.model.kernels.interface import KernelOrigin, Kernels
+from llava_worker.model.kernels import fused_w8a8
+from llava_worker.model.kernels.interface import KernelOrigin, Kernels, LayerCache
 from llava_worker.model.kernels.torch_impl import TorchKernels
+from llava_worker.model.kernels.triton_launch import LAUNCH_OPTIONS, dense, next_power_of_two
+from llava_worker.model.kernels.w8a8 import QuantizedRows, W8A8Format
 from llava_worker.model.uninitialized_memory import uninitialized_memory_is_nan
 
 __all__ = ["FusedKernels", "choose_kernels", "self_test"]
@@ -45,65 +48,89 @@ class FusedKernels(TorchKernels):
     def _norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         from llava_worker.model.kernels.triton_fused import rms_norm
 
-        x, size = x.contiguous(), x.shape[-1]
+        x, size = dense(x), x.shape[-1]
         out = torch.empty_like(x)
         total = x if residual is None else torch.empty_like(x)
-        added = x if residual is None else residual.contiguous()
+        added = x if residual is None else dense(residual)
         if x.numel():
-            width = _next_power_of_two(size)
             rms_norm[(x.numel() // size,)](
-                *(out, total, x, added, weight, size, eps), HAS_RESIDUAL=residual is not None, N=width
+                *(out, total, x, added, weight, size, eps),
+                HAS_RESIDUAL=residual is not None,
+                N=next_power_of_two(size),
+                num_warps=min(16, max(4, next_power_of_two(size) // 512)),
+                **LAUNCH_OPTIONS,
             )
         return out, total
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         from llava_worker.model.kernels.triton_fused import rope
 
+        x = dense(x)
         tokens, heads, size = x.shape
-        if x.stride()[1:] != (size, 1):
-            x = x.contiguous()
-        out = torch.empty(tokens, heads, size, dtype=x.dtype, device=x.device)
+        out = torch.empty_like(x)
         if tokens:
-            half = size // 2
             rope[(tokens,)](
-                *(out, x, cos.contiguous(), sin.contiguous(), x.stride(0)),
+                *(out, x, dense(cos), dense(sin)),
                 HEADS=heads,
-                HALF=half,
-                H=_next_power_of_two(heads),
-                N=_next_power_of_two(half),
+                HALF=size // 2,
+                H=next_power_of_two(heads),
+                N=next_power_of_two(size // 2),
+                **LAUNCH_OPTIONS,
             )
         return out
 
     def rope_and_cache(
-        self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache, slots: Tensor
     ) -> Tensor:
         from llava_worker.model.kernels.triton_fused import rope_and_cache
 
-        (tokens, num_all, size), kv_heads = qkv.shape, keys.shape[1]
-        if qkv.stride()[1:] != (size, 1):
-            qkv = qkv.contiguous()
-        heads, half = num_all - 2 * kv_heads, size // 2
+        qkv = dense(qkv)
+        (tokens, num_all, size), kv_heads = qkv.shape, cache.keys.shape[1]
+        heads = num_all - 2 * kv_heads
         q = torch.empty(tokens, heads, size, dtype=qkv.dtype, device=qkv.device)
         if tokens:
             rope_and_cache[(tokens, -(-num_all // _HEADS_PER_PROGRAM))](
-                *(q, keys, values, qkv, cos.contiguous(), sin.contiguous(), slots, qkv.stride(0)),
+                *(q, cache.keys, cache.values, cache.key_scales, cache.value_scales),
+                *(qkv, dense(cos), dense(sin), slots),
                 HEADS=heads,
                 KV_HEADS=kv_heads,
-                HALF=half,
+                HALF=size // 2,
                 H=_HEADS_PER_PROGRAM,
-                N=_next_power_of_two(half),
+                N=next_power_of_two(size // 2),
+                **LAUNCH_OPTIONS,
             )
         return q
 
     def silu_and_mul(self, x: Tensor) -> Tensor:
         from llava_worker.model.kernels.triton_fused import silu_and_mul
 
-        x, size = x.contiguous(), x.shape[-1] // 2
+        x, size = dense(x), x.shape[-1] // 2
         out = torch.empty(*x.shape[:-1], size, dtype=x.dtype, device=x.device)
         if out.numel():
             grid = (out.numel() // size, -(-size // _GATE_WIDTH))
-            silu_and_mul[grid](out, x, size, N=_GATE_WIDTH)
+            silu_and_mul[grid](out, x, size, N=_GATE_WIDTH, **LAUNCH_OPTIONS)
         return out
+
+    def rms_norm_w8a8(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, fmt: W8A8Format
+    ) -> tuple[QuantizedRows, Tensor]:
+        return fused_w8a8.rms_norm(x, residual, weight, eps, fmt)
+
+    def silu_and_mul_w8a8(self, x: Tensor, fmt: W8A8Format) -> QuantizedRows:
+        return fused_w8a8.silu_and_mul(x, fmt)
+
+    def quantize_w8a8(self, x: Tensor, fmt: W8A8Format) -> QuantizedRows:
+        return fused_w8a8.quantize(x, fmt)
+
+    def linear_w8a8(
+        self, x: QuantizedRows, w: QuantizedRows, bias: Tensor | None, fmt: W8A8Format, dtype: torch.dtype
+    ) -> Tensor:
+        if len(x.codes) <= fused_w8a8.MAX_ROWS:
+            return fused_w8a8.linear(x, w, bias, dtype)
+        if fmt.dtype == torch.int8:
+            products = torch._int_mm(x.codes, w.codes.t())
+            return fused_w8a8.scale_products(products, x.scales, w.scales, bias, dtype)
+        return super().linear_w8a8(x, w, bias, fmt, dtype)
 
 
 @cache  # called again for each precision whose memory usage is estimated
@@ -166,7 +193,7 @@ def _test_cases(
 
     def rope_and_cache(tested: Kernels) -> tuple[Tensor, ...]:
         keys, values = cached.clone()
-        return tested.rope_and_cache(qkv, cos, sin, keys, values, slots), keys, values
+        return tested.rope_and_cache(qkv, cos, sin, LayerCache(keys, values, 1), slots), keys, values
 
     return {
         "rms_norm": lambda tested: (tested.rms_norm(x, weight, 1e-5),),
@@ -179,7 +206,3 @@ def _test_cases(
 
 def _max_error(actual: Tensor, expected: Tensor) -> Tensor:
     return ((actual - expected).abs() / expected.abs().clamp(min=1)).max()
-
-
-def _next_power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()

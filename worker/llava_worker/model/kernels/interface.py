@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from llava_worker.model.kernels.codebook import CODEBOOKS
+from llava_worker.model.kernels.kv_quantization import quantize_kv_rows
+from llava_worker.model.kernels.w8a8 import QuantizedRows, W8A8Format
 
 __all__ = [
     "INT8_GROUP",
@@ -46,6 +48,20 @@ class LayerCache(NamedTuple):
     block_size: int
     key_scales: Tensor | None = None  # fp32 [slots, kv_heads]
     value_scales: Tensor | None = None  # fp32 [slots, kv_heads]
+
+    @property
+    def is_int8(self) -> bool:
+        return self.key_scales is not None
+
+    def write(self, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Write keys and values, both [tokens, kv_heads, head_dim], to ``slots``, int64 [tokens]."""
+        for stored, scales, rows in ((self.keys, self.key_scales, k), (self.values, self.value_scales, v)):
+            if scales is None:
+                stored.index_copy_(0, slots, rows)
+            else:
+                codes, row_scales = quantize_kv_rows(rows)
+                stored.index_copy_(0, slots, codes)
+                scales.index_copy_(0, slots, row_scales)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +140,32 @@ class Kernels(ABC):
         total = x + residual
         return self.rms_norm(total, weight, eps), total
 
+    def rms_norm_w8a8(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, fmt: W8A8Format
+    ) -> tuple[QuantizedRows, Tensor]:
+        """Return the quantized `rms_norm` of x + residual [rows, size], and x + residual."""
+        if residual is None:
+            normed, total = self.rms_norm(x, weight, eps), x
+        else:
+            normed, total = self.add_rms_norm(x, residual, weight, eps)
+        return self.quantize_w8a8(normed, fmt), total
+
+    def silu_and_mul_w8a8(self, x: Tensor, fmt: W8A8Format) -> QuantizedRows:
+        """Return the quantized `silu_and_mul` of x [rows, 2 * size]."""
+        return self.quantize_w8a8(self.silu_and_mul(x), fmt)
+
+    def quantize_w8a8(self, x: Tensor, fmt: W8A8Format) -> QuantizedRows:
+        """Quantize x [rows, size]."""
+        return fmt.quantize(x.float())
+
+    def linear_w8a8(
+        self, x: QuantizedRows, w: QuantizedRows, bias: Tensor | None, fmt: W8A8Format, dtype: torch.dtype
+    ) -> Tensor:
+        """Return x W^T + b in ``dtype``, [rows, outputs]. W is [outputs, inputs]."""
+        y = fmt.matmul(*x, *w)
+        y = y if bias is None else y + bias
+        return y.to(dtype)
+
     @abstractmethod
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate all pairs (x[i], x[i + half]) in each head.
@@ -132,18 +174,17 @@ class Kernels(ABC):
         """
 
     def rope_and_cache(
-        self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache, slots: Tensor
     ) -> Tensor:
         """Apply RoPE to q and k, write k and v to the cache, and return q [tokens, heads, head_dim].
 
         ``qkv`` [tokens, heads + 2 * kv_heads, head_dim] contains q, k and v, in this order. k and v of each
-        token are written to the cache tensors ``keys`` and ``values`` [slots, kv_heads, head_dim], in the
-        token's slot in ``slots``, int64 [tokens]. Two tokens can share a slot only if they are identical.
+        token are written to the token's slot in ``slots``, int64 [tokens]. Two tokens can share a slot only
+        if they are identical.
         """
-        kv_heads = keys.shape[1]
+        kv_heads = cache.keys.shape[1]
         q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
-        keys.index_copy_(0, slots, self.rope(k, cos, sin))
-        values.index_copy_(0, slots, v)
+        cache.write(slots, self.rope(k, cos, sin), v)
         return self.rope(q, cos, sin)
 
     @abstractmethod

@@ -13,12 +13,16 @@ from llava_worker.model.kernels.interface import (
     Kernels,
     QuantizedWeight,
 )
+from llava_worker.model.kernels.w8a8 import quantize_rows
 
-__all__ = ["TorchKernels", "quantize_rows"]
+__all__ = ["TorchKernels"]
 
 # Outputs per product of 4-bit or 5-bit weights: enough to be efficient, but few enough that unpacked weights
 # take little memory.
 _UNPACKED_OUTPUTS = 1024
+
+# For each group of inputs, the codes [rows, group_size] and scales [rows, 1].
+_Groups = list[tuple[Tensor, Tensor]]
 
 
 class TorchKernels(Kernels):
@@ -50,7 +54,7 @@ class TorchKernels(Kernels):
         padding = weight.padded_in_features - weight.in_features
         rows = F.pad(x.reshape(-1, x.shape[-1]).float(), (0, padding))
         groups = [quantize_rows(group) for group in torch.split(rows, weight.group_size, dim=1)]
-        y = (_int8_matmul if weight.bits == 8 else _codebook_matmul)(groups, weight)
+        y = _int8_matmul(groups, weight) if weight.bits == 8 else self._codebook_matmul(groups, weight)
         y = y if bias is None else y + bias
         return y.to(x.dtype).view(*x.shape[:-1], weight.out_features)
 
@@ -65,7 +69,38 @@ class TorchKernels(Kernels):
             return
         codes, scales = _quantize_groups(rows.view(len(rows), -1, WEIGHT_GROUP), _values(weight))
         weight.scales[outputs // PANEL_OUTPUTS, :, outputs % PANEL_OUTPUTS] = scales
-        packed[outputs] = _pack_codes(codes.view(len(rows), -1), weight.bits)
+        packed[outputs] = self.pack_codes(codes.view(len(rows), -1), weight.bits)
+
+    def pack_codes(self, codes: Tensor, bits: int) -> Tensor:
+        """Pack 4-bit or 5-bit codes [rows, inputs]. Return uint8 [rows, inputs * bits / 8]."""
+        low, high = (codes & 15).chunk(2, dim=1)
+        parts = [low | (high << 4)]
+        if bits == 5:
+            parts.append(torch.stack([bit << j for j, bit in enumerate((codes >> 4).chunk(8, dim=1))]).sum(0))
+        return torch.cat(parts, dim=1).to(torch.uint8)
+
+    def unpack_codes(self, packed: Tensor, bits: int) -> Tensor:
+        """Return the codes [rows, inputs] that `pack_codes` packed, in int32."""
+        packed = packed.int()
+        nibbles = packed[:, : packed.shape[1] * 4 // bits]
+        codes = torch.cat([nibbles & 15, nibbles >> 4], dim=1)
+        if bits == 5:
+            fifth_bits = packed[:, nibbles.shape[1] :]
+            codes |= torch.cat([(fifth_bits >> j & 1) << 4 for j in range(8)], dim=1)
+        return codes
+
+    def _codebook_matmul(self, groups: _Groups, weight: QuantizedWeight) -> Tensor:  # [rows, out_features]
+        x = torch.cat([codes * scale for codes, scale in groups], dim=1)
+        y = x.new_empty(len(x), weight.out_features)
+        num_padded = weight.num_panels * PANEL_OUTPUTS
+        packed, values = weight.packed.view(num_padded, -1), _values(weight)
+        scales = weight.scales.transpose(1, 2).reshape(num_padded, -1, 1)
+        for start in range(0, weight.out_features, _UNPACKED_OUTPUTS):
+            end = min(start + _UNPACKED_OUTPUTS, weight.out_features)
+            codes = self.unpack_codes(packed[start:end], weight.bits)
+            w = values[codes].view(end - start, -1, WEIGHT_GROUP)
+            y[:, start:end] = x @ (w * scales[start:end]).flatten(1).t()
+        return y
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
@@ -86,18 +121,6 @@ class TorchKernels(Kernels):
     def vision_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize x, fp32 [rows, n]. Return fp32 codes from -127 to 127, and fp32 scales [rows, 1].
-
-    If a row contains an infinity or a NaN, its scale is not finite, so its products are not finite either.
-    """
-    top = x.abs().amax(1, keepdim=True)
-    # The dividend is a tensor, because torch would multiply a Python number by the reciprocal of ``top``,
-    # which rounds twice.
-    factor = torch.where(top > 0, torch.tensor(127.0, device=x.device) / top, 0.0)
-    return (x * factor).nan_to_num().round(), top / 127.0
 
 
 def _values(weight: QuantizedWeight) -> Tensor:
@@ -126,28 +149,6 @@ def _nearest_codes(x: Tensor, scale: Tensor, values: Tensor) -> Tensor:
     return torch.bucketize(scaled, (values[:-1] + values[1:]) / 2)
 
 
-def _pack_codes(codes: Tensor, bits: int) -> Tensor:  # [rows, inputs] -> uint8 [rows, inputs * bits / 8]
-    low, high = (codes & 15).chunk(2, dim=1)
-    parts = [low | (high << 4)]
-    if bits == 5:
-        parts.append(torch.stack([bit << j for j, bit in enumerate((codes >> 4).chunk(8, dim=1))]).sum(0))
-    return torch.cat(parts, dim=1).to(torch.uint8)
-
-
-def _unpack_codes(packed: Tensor, bits: int) -> Tensor:  # the inverse of _pack_codes
-    packed = packed.int()
-    nibbles = packed[:, : packed.shape[1] * 4 // bits]
-    codes = torch.cat([nibbles & 15, nibbles >> 4], dim=1)
-    if bits == 5:
-        fifth_bits = packed[:, nibbles.shape[1] :]
-        codes |= torch.cat([(fifth_bits >> j & 1) << 4 for j in range(8)], dim=1)
-    return codes
-
-
-# For each group of inputs, the codes [rows, group_size] and scales [rows, 1].
-_Groups = list[tuple[Tensor, Tensor]]
-
-
 def _int8_matmul(groups: _Groups, weight: QuantizedWeight) -> Tensor:  # [rows, out_features]
     w = weight.packed.view(torch.int8).view(-1, weight.padded_in_features)[: weight.out_features]
     parts = torch.split(w, weight.group_size, dim=1)
@@ -156,16 +157,3 @@ def _int8_matmul(groups: _Groups, weight: QuantizedWeight) -> Tensor:  # [rows, 
         for (codes, scale), part in zip(groups, parts, strict=True)
     ]
     return torch.stack(products).sum(0) * weight.scales
-
-
-def _codebook_matmul(groups: _Groups, weight: QuantizedWeight) -> Tensor:  # [rows, out_features]
-    x = torch.cat([codes * scale for codes, scale in groups], dim=1)
-    y = x.new_empty(len(x), weight.out_features)
-    num_padded = weight.num_panels * PANEL_OUTPUTS
-    packed, values = weight.packed.view(num_padded, -1), _values(weight)
-    scales = weight.scales.transpose(1, 2).reshape(num_padded, -1, 1)
-    for start in range(0, weight.out_features, _UNPACKED_OUTPUTS):
-        end = min(start + _UNPACKED_OUTPUTS, weight.out_features)
-        w = values[_unpack_codes(packed[start:end], weight.bits)].view(end - start, -1, WEIGHT_GROUP)
-        y[:, start:end] = x @ (w * scales[start:end]).flatten(1).t()
-    return y

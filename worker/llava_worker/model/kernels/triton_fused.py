@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from llava_worker.model.kernels.triton_numerics import int8_codes, int8_row_scale
+
 __all__ = ["rms_norm", "rope", "rope_and_cache", "silu_and_mul"]
 
 
@@ -62,10 +64,9 @@ def silu_and_mul(
 @triton.jit
 def rope(
     out,  # [tokens, heads, 2 * half]
-    x,  # [tokens, heads, 2 * half], with x_stride elements between tokens
+    x,  # [tokens, heads, 2 * half]
     cos,  # [tokens, half], like sin
     sin,
-    x_stride,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
     H: tl.constexpr,  # >= HEADS
@@ -79,8 +80,9 @@ def rope(
     c = tl.load(cos + angle, mask=dim < HALF, other=0.0).to(tl.float32)
     s = tl.load(sin + angle, mask=dim < HALF, other=0.0).to(tl.float32)
     offset = head * 2 * HALF + dim
-    left = tl.load(x + token * x_stride + offset, mask=mask, other=0.0)
-    right = tl.load(x + token * x_stride + offset + HALF, mask=mask, other=0.0).to(tl.float32)
+    x_at = x + token * HEADS * 2 * HALF + offset
+    left = tl.load(x_at, mask=mask, other=0.0)
+    right = tl.load(x_at + HALF, mask=mask, other=0.0).to(tl.float32)
     dtype = left.dtype
     left = left.to(tl.float32)
     out_at = out + token * HEADS * 2 * HALF + offset
@@ -88,16 +90,17 @@ def rope(
     tl.store(out_at + HALF, (right * c + left * s).to(dtype), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def rope_and_cache(
     q,  # [tokens, HEADS, 2 * HALF]
-    keys,  # [slots, KV_HEADS, 2 * HALF], like values
+    keys,  # [slots, KV_HEADS, 2 * HALF], like values; int8 if there are scales
     values,
-    qkv,  # [tokens, HEADS + 2 * KV_HEADS, 2 * HALF], with qkv_stride elements between tokens
+    key_scales,  # fp32 [slots, KV_HEADS], like value_scales; None if keys are not int8
+    value_scales,
+    qkv,  # [tokens, HEADS + 2 * KV_HEADS, 2 * HALF]
     cos,  # [tokens, HALF], like sin
     sin,
     slots,  # int64 [tokens]
-    qkv_stride,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
@@ -114,7 +117,7 @@ def rope_and_cache(
     mask = is_query | is_key | is_value
     c = tl.load(cos + token * HALF + dim, mask=is_dim, other=0.0).to(tl.float32)
     s = tl.load(sin + token * HALF + dim, mask=is_dim, other=0.0).to(tl.float32)
-    source = qkv + token * qkv_stride + head * 2 * HALF + dim
+    source = qkv + (token * (HEADS + 2 * KV_HEADS) + head) * 2 * HALF + dim
     left = tl.load(source, mask=mask, other=0.0)
     right = tl.load(source + HALF, mask=mask, other=0.0)
     x, y = left.to(tl.float32), right.to(tl.float32)
@@ -123,9 +126,25 @@ def rope_and_cache(
     tl.store(target, rotated_left, mask=is_query)
     tl.store(target + HALF, rotated_right, mask=is_query)
     first = tl.load(slots + token) * KV_HEADS - HEADS
-    target = keys + (first + head) * 2 * HALF + dim
+    key_row, value_row = first + head, first - KV_HEADS + head
+    if key_scales is not None:
+        rotated_left, rotated_right, scale = _int8_rows(rotated_left, rotated_right)
+        tl.store(key_scales + key_row, scale, mask=(head >= HEADS) & (head < HEADS + KV_HEADS))
+        left, right, scale = _int8_rows(left, right)
+        is_value_row = (head >= HEADS + KV_HEADS) & (head < HEADS + 2 * KV_HEADS)
+        tl.store(value_scales + value_row, scale, mask=is_value_row)
+    target = keys + key_row * 2 * HALF + dim
     tl.store(target, rotated_left, mask=is_key)
     tl.store(target + HALF, rotated_right, mask=is_key)
-    target = values + (first - KV_HEADS + head) * 2 * HALF + dim
+    target = values + value_row * 2 * HALF + dim
     tl.store(target, left, mask=is_value)
     tl.store(target + HALF, right, mask=is_value)
+
+
+@triton.jit
+def _int8_rows(left, right):
+    """Return the int8 codes of rows with halves left and right [rows, N], and the scales [rows, 1]."""
+    left, right = left.to(tl.float32), right.to(tl.float32)
+    top = tl.maximum(tl.max(tl.abs(left), 1), tl.max(tl.abs(right), 1))
+    scale = int8_row_scale(top + tl.sum(left * 0 + right * 0, 1))[:, None]  # NaN if an element is not finite
+    return int8_codes(left, scale).to(tl.int8), int8_codes(right, scale).to(tl.int8), scale

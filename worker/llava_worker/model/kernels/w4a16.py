@@ -6,18 +6,24 @@ import importlib.util
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from llava_worker.model.kernels.interface import PANEL_OUTPUTS, WEIGHT_GROUP, QuantizedWeight
+from llava_worker.model.kernels.split_tiles import MAX_SPLITS, SplitTiles, Tile
 from llava_worker.model.kernels.torch_impl import TorchKernels
+from llava_worker.model.kernels.triton_launch import LAUNCH_OPTIONS, dense
 
 __all__ = ["W4A16Kernels"]
 
-_MIN_ROWS, _MAX_ROWS = 16, 64  # rows of x per program; tensor cores require at least 16
-_WIDE = 128  # outputs per program if there are many rows; otherwise one panel, to get more programs
+_FEW = Tile(16, 64, parts=2, num_warps=4, num_stages=3, programs=2)  # for up to 16 rows
+_MANY = Tile(64, 128, parts=1, num_warps=8, num_stages=2, programs=1)
+# With more rows, dequantizing the whole weight first is faster than dequantizing it once for every 64 rows.
+_MAX_ROWS = 256
+_DEQUANTIZED_OUTPUTS = 64  # per program
 
 
 class W4A16Kernels(TorchKernels):
-    """Kernels that pack weights like `TorchKernels` but do not quantize activations.
+    """Kernels that quantize weights like `TorchKernels` but do not quantize activations.
 
     The values of codes are evenly spaced. The kernel computes them, which is faster than a lookup.
     """
@@ -40,25 +46,85 @@ class W4A16Kernels(TorchKernels):
 
     def quantized_linear(self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
         """Return x W^T + b for an int4 W and an fp32 b."""
-        from llava_worker.model.kernels.triton_int4_linear import int4_linear
-
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        y = torch.empty(len(rows), weight.out_features, dtype=x.dtype, device=x.device)
-        half = weight.padded_in_features // 2
-        num_rows = min(_MAX_ROWS, max(_MIN_ROWS, 1 << (len(rows) - 1).bit_length()))
-        width = PANEL_OUTPUTS if num_rows == _MIN_ROWS else _WIDE
-        grid = (-(-len(rows) // num_rows), -(-weight.out_features // width))
-        int4_linear[grid](
-            *(y, rows, weight.packed, weight.scales, y if bias is None else bias),
-            *(len(rows), weight.in_features, weight.out_features, half),
-            HAS_BIAS=bias is not None,
-            GROUP=WEIGHT_GROUP,
-            PANEL=PANEL_OUTPUTS,
-            M=num_rows,
-            N=width,
-            K=WEIGHT_GROUP if half % WEIGHT_GROUP == 0 else WEIGHT_GROUP // 2,
-        )
+        rows = dense(x.reshape(-1, x.shape[-1]))
+        if len(rows) > _MAX_ROWS:
+            y = F.linear(rows, _dequantize(weight, x.dtype))
+            y = y if bias is None else y + bias.to(y.dtype)
+        else:
+            y = _multiply(rows, weight, bias)
         return y.view(*x.shape[:-1], weight.out_features)
 
     def pack_weight(self, rows: Tensor, first: int, weight: QuantizedWeight) -> None:
         super().pack_weight(rows.to(weight.packed.device), first, weight)
+
+    def pack_codes(self, codes: Tensor, bits: int) -> Tensor:
+        """Pack codes like `TorchKernels.pack_codes`, but in another order.
+
+        Inputs are divided into chunks of 4 * K inputs, where K is `_chunk_words`. A chunk consists of K words
+        with 16 bits. Word i contains the codes i, K + i, 2 * K + i and 3 * K + i of the chunk, beginning with
+        the lowest bits. The same four bits of all words of a chunk are therefore K consecutive inputs.
+        """
+        del bits  # codebook rejects other numbers than 4
+        parts = codes.view(len(codes), -1, 4, _chunk_words(codes.shape[1]))  # [rows, chunks, position, word]
+        low, high = (parts[:, :, 2 * half] | parts[:, :, 2 * half + 1] << 4 for half in range(2))
+        return torch.stack([low, high], dim=-1).flatten(1).to(torch.uint8)
+
+    def unpack_codes(self, packed: Tensor, bits: int) -> Tensor:
+        del bits
+        num_inputs = 2 * packed.shape[1]
+        pairs = packed.view(len(packed), -1, _chunk_words(num_inputs), 2).int()  # [rows, chunks, word, byte]
+        codes = torch.stack([pairs & 15, pairs >> 4], dim=-1)
+        return codes.permute(0, 1, 3, 4, 2).reshape(len(packed), num_inputs)
+
+
+def _chunk_words(num_inputs: int) -> int:
+    """Return the number of words per chunk: the largest for which all inputs of a product share a scale."""
+    return next(words for words in (WEIGHT_GROUP, 32, 16) if num_inputs % (4 * words) == 0)
+
+
+def _multiply(rows: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
+    """Multiply up to _MAX_ROWS rows [rows, in_features]."""
+    from llava_worker.model.kernels.triton_int4_linear import int4_linear
+
+    y = torch.empty(len(rows), weight.out_features, dtype=rows.dtype, device=rows.device)
+    groups, words = weight.padded_in_features // WEIGHT_GROUP, _chunk_words(weight.padded_in_features)
+    tile = _FEW if len(rows) <= _FEW.rows else _MANY
+    num_steps = -(-weight.padded_in_features // (4 * words * tile.parts))
+    tiles = SplitTiles.choose(tile, len(rows), weight.out_features, num_steps, rows.device)
+    if len(rows):
+        int4_linear[tiles.grid](
+            *(y, tiles.partials(torch.float32), tiles.counters(), rows),
+            *(weight.packed.view(torch.int16), weight.scales, bias),
+            *(len(rows), weight.in_features, weight.out_features, groups, tiles.splits, tiles.steps),
+            GROUP=WEIGHT_GROUP,
+            PANEL=PANEL_OUTPUTS,
+            M=tile.rows,
+            N=tile.outputs,
+            K=words,
+            PARTS=tile.parts,
+            MAX_SPLITS=MAX_SPLITS,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+            **LAUNCH_OPTIONS,
+        )
+    return y
+
+
+def _dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    """Return the weight [out_features, in_features]."""
+    from llava_worker.model.kernels.triton_int4_linear import int4_dequantize
+
+    w = torch.empty(weight.out_features, weight.in_features, dtype=dtype, device=weight.packed.device)
+    groups, words = weight.padded_in_features // WEIGHT_GROUP, _chunk_words(weight.padded_in_features)
+    int4_dequantize[
+        -(-weight.out_features // _DEQUANTIZED_OUTPUTS), weight.padded_in_features // (4 * words)
+    ](
+        *(w, weight.packed.view(torch.int16), weight.scales),
+        *(weight.in_features, weight.out_features, groups),
+        GROUP=WEIGHT_GROUP,
+        PANEL=PANEL_OUTPUTS,
+        N=_DEQUANTIZED_OUTPUTS,
+        K=words,
+        **LAUNCH_OPTIONS,
+    )
+    return w

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +70,8 @@ class Linear(nn.Module, ABC):
         self.shape = shape
 
     @abstractmethod
-    def __call__(self, x: Tensor) -> Tensor:  # [..., in_features] -> [..., out_features]
-        ...
+    def __call__(self, x: Any) -> Tensor:
+        """Return [..., out_features] for x [..., in_features], which W8A8 layers also accept quantized."""
 
     @abstractmethod
     def load_rows(self, start: int, rows: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llava_worker.model.config.text_config import RopeConfig, TextConfig
-from llava_worker.model.kernels.interface import Kernels
+from llava_worker.model.kernels.interface import Kernels, LayerCache
 
 __all__ = ["Rotation", "RotaryEmbedding"]
 
@@ -26,9 +26,13 @@ class Rotation:
         """Rotate each pair (x[i], x[i + head_dim / 2]). Llama uses these pairs."""
         return self.kernels.rope(x, self.cos, self.sin)
 
-    def rope_and_cache(self, qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> Tensor:
+    def rope_and_cache(self, qkv: Tensor, cache: LayerCache, slots: Tensor) -> Tensor:
         """Call `Kernels.rope_and_cache` with these angles."""
-        return self.kernels.rope_and_cache(qkv, self.cos, self.sin, keys, values, slots)
+        return self.kernels.rope_and_cache(qkv, self.cos, self.sin, cache, slots)
+
+    def of_tokens(self, tokens: slice) -> Rotation:
+        """Return the angles of some of the tokens."""
+        return Rotation(self.cos[tokens], self.sin[tokens], self.kernels)
 
 
 class RotaryEmbedding:

@@ -15,6 +15,7 @@ from llava_worker.model.kernels.fused import choose_kernels
 from llava_worker.model.kernels.interface import Kernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.kernels.w4a16 import W4A16Kernels
+from llava_worker.model.kernels.w8a8 import W8A8_FORMATS, W8A8Format
 from llava_worker.model.layers.linear import DenseLinear, Linear, LinearShape
 from llava_worker.model.quantization.bitsandbytes import (
     BnbInt8Linear,
@@ -22,14 +23,9 @@ from llava_worker.model.quantization.bitsandbytes import (
     has_bitsandbytes,
     require_bitsandbytes,
 )
+from llava_worker.model.quantization.capability import require_capability, unsupported_precisions
 from llava_worker.model.quantization.quantized_linear import QuantizedLinear
-from llava_worker.model.quantization.w8a8 import (
-    W8A8_FORMATS,
-    W8A8Format,
-    W8A8Linear,
-    require_capability,
-    self_test,
-)
+from llava_worker.model.quantization.w8a8 import W8A8Linear, self_test
 
 __all__ = ["PRECISIONS", "Precision", "Role", "choose_precision", "precisions_on"]
 
@@ -113,7 +109,7 @@ class Precision:
         if self.is_bitsandbytes:
             return BnbNF4Linear(shape, dtype=self.dtype, device=device)
         if self.w8a8 is not None:
-            return W8A8Linear(shape, self.w8a8, dtype=self.dtype, device=device)
+            return W8A8Linear(shape, self.w8a8, kernels=self.kernels, dtype=self.dtype, device=device)
         kernels = self.weight_kernels or self.kernels
         return QuantizedLinear(shape, bits=bits, kernels=kernels, device=device)
 
@@ -161,7 +157,7 @@ def precisions_on(device: torch.device) -> tuple[str, ...]:
         torch.cuda.get_device_capability(device) if torch.cuda.is_available() else _UNKNOWN_CAPABILITY
     )
     unsupported = set() if has_bitsandbytes() else {"int8", "int4"}
-    unsupported |= {name for name, fmt in W8A8_FORMATS.items() if capability < fmt.capability}
+    unsupported |= unsupported_precisions(capability)
     return tuple(name for name in PRECISIONS if name not in unsupported)
 
 
@@ -169,25 +165,46 @@ def _quantized_on_gpu(name: str, device: torch.device) -> Precision:
     dtype = _DTYPES[_auto(device, is_small=False)[0]]
     bits = _GPU_BITS[name]
     if name == "w4a16":
+        _require_capability(name, device)
         weight_kernels = W4A16Kernels()
         return Precision(name, dtype, choose_kernels(dtype, device), bits, weight_kernels=weight_kernels)
     if name in W8A8_FORMATS:
-        _require_w8a8(name, device)
-        return Precision(name, dtype, choose_kernels(dtype, device), bits, w8a8=W8A8_FORMATS[name])
+        return Precision(name, dtype, _w8a8_kernels(name, dtype, device), bits, w8a8=W8A8_FORMATS[name])
     require_bitsandbytes(name)
     return Precision(name, dtype, choose_kernels(dtype, device), bits, is_bitsandbytes=True)
 
 
+def _require_capability(name: str, device: torch.device) -> None:
+    """Raise ValueError if the GPU does not support the precision. Without a GPU, this is a no-op."""
+    if torch.cuda.is_available():
+        require_capability(name, torch.cuda.get_device_capability(device), _gpu_name(device))
+
+
 @cache  # called again whenever memory usage is estimated
-def _require_w8a8(name: str, device: torch.device) -> None:
-    """Raise ValueError if the GPU does not support the format. Without a GPU, this is a no-op."""
+def _w8a8_kernels(name: str, dtype: torch.dtype, device: torch.device) -> Kernels:
+    """Return kernels that pass a self-test of the format. Without a GPU, the kernels are not tested.
+
+    Raises ValueError if the GPU does not support the format, or if torch's kernels fail the self-test.
+    """
+    _require_capability(name, device)
+    kernels = choose_kernels(dtype, device)
     if not torch.cuda.is_available():
-        return
-    gpu = f"{device} ({torch.cuda.get_device_name(device)})"
-    require_capability(name, torch.cuda.get_device_capability(device), gpu)
-    fault = self_test(W8A8_FORMATS[name], device)
+        return kernels
+    fault = self_test(W8A8_FORMATS[name], kernels, dtype, device)
+    if fault is not None and type(kernels) is not TorchKernels:
+        logger.warning(
+            "precision %s: torch kernels, because Triton kernels failed a self-test: %s", name, fault
+        )
+        kernels = TorchKernels(fallback_reason=f"Triton kernels failed a self-test: {fault}")
+        fault = self_test(W8A8_FORMATS[name], kernels, dtype, device)
     if fault is not None:
+        gpu = _gpu_name(device)
         raise ValueError(f"Precision {name} failed its self-test on {gpu}: {fault}. Use int8, w4a16 or fp16.")
+    return kernels
+
+
+def _gpu_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})"
 
 
 def _native_or_fused(device: torch.device) -> Kernels:
