@@ -25,7 +25,8 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.e2e
 
 NO_MODELS = Path(__file__).parent
-SETTINGS = {**TINY, "model": "echo", "kv_cache_mb": 16, "lease_s": 1}
+SETTINGS = {**TINY, "model": "echo", "kv_cache_mb": 16}
+SHORT_LEASE = {"lease_s": 1}  # too short on a busy machine for a worker that loads models
 
 
 class AdminClient:
@@ -41,8 +42,7 @@ class AdminClient:
 
     def worker(self) -> dict[str, Any]:
         """Wait until there is exactly one worker and return it."""
-        wait_until(lambda: len(self.workers()) == 1, "one worker")
-        return self.workers()[0]
+        return wait_until(lambda: workers[0] if len(workers := self.workers()) == 1 else None, "one worker")
 
     def command(self, worker_id: str, action: str, *, wait_s: float = 30, **body: str) -> httpx2.Response:
         return self.http.post(f"/workers/{worker_id}/{action}", params={"wait_s": wait_s}, json=body or None)
@@ -53,9 +53,9 @@ class AdminClient:
 
 
 @contextmanager
-def running_admin(queue_url: str, folder: Path) -> Iterator[AdminClient]:
+def running_admin(queue_url: str, folder: Path, **settings: object) -> Iterator[AdminClient]:
     folder.mkdir(exist_ok=True)
-    with running_controller(queue_url, folder, admin_port=0, lease_s=1) as site:
+    with running_controller(queue_url, folder, admin_port=0, **settings) as site:
         found = re.search(r"admin is listening on (\S+)", site.log)
         assert found, site.log
         admin = AdminClient(site, found[1])
@@ -196,8 +196,8 @@ def test_only_operators_can_send_commands_and_a_command_ends_with_its_worker(
         wait_until(lambda: admin.worker()["state"] == "loading" or "loaded" in worker.log, "loading")
         return worker_id
 
-    killed = start_worker(**SETTINGS, loadable_models=NO_MODELS)
-    with running_admin(queue_url, tmp_path / "site") as admin:
+    killed = start_worker(**SETTINGS, **SHORT_LEASE, loadable_models=NO_MODELS)
+    with running_admin(queue_url, tmp_path / "site", **SHORT_LEASE) as admin:
         assert_other_requests_are_rejected(admin)
         worker_id = loading(killed, admin)
         killed.kill()
@@ -205,7 +205,7 @@ def test_only_operators_can_send_commands_and_a_command_ends_with_its_worker(
         assert code(admin.http.get(f"/workers/{worker_id}")) == (404, "worker_not_found")
         assert code(admin.command(worker_id, "unload")) == (404, "worker_not_found")
 
-        successor = start_worker(**SETTINGS, loadable_models=NO_MODELS)
+        successor = start_worker(**SETTINGS, **SHORT_LEASE, loadable_models=NO_MODELS)
         worker_id = loading(successor, admin)
         successor.send(signal.SIGTERM)
         wait_until(lambda: successor.status is not None, "the worker to exit")

@@ -133,6 +133,23 @@ def test_echo_worker_imports_no_model_library() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_echo_worker_that_may_load_models_has_imported_all_modules_before_it_registers(
+    tmp_path: Path,
+) -> None:
+    """The import of torch holds the GIL for longer than a short lease on a busy machine."""
+    flags = ["--loadable-models", str(tmp_path), "--device", "cpu", "--kv-cache-mb", "64"]
+    program = (
+        "import sys\n"
+        "from llava_worker.settings import load_settings\n"
+        "from llava_worker.open_model import open_model\n"
+        f"open_model(load_settings(['--model', 'echo', *{flags!r}]))\n"
+        "imported = set(sys.modules)\n"
+        f"open_model(load_settings(['--model', 'tiny', *{flags!r}]))\n"
+        "assert set(sys.modules) == imported, set(sys.modules) - imported\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_unreachable_hub_is_reported_without_a_traceback(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "llava_worker", "--model", "unknown/missing"]

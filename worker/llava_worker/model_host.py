@@ -14,7 +14,7 @@ import gc
 import logging
 import sys
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from anyio import CancelScope, move_on_after
@@ -47,6 +47,7 @@ class ModelHost:
         self._target_settings: Settings | None = settings  # requested by the current command
         self._model: LoadedModel | None = model  # loaded but not yet served
         self._worker: Worker | None = None
+        self._unused: list[object] = []  # the previous model and its worker, to be freed
         self._command: IssuedCommand | None = None  # the command in progress
         self._progress = 0.0
         self._beat_s = min(1.0, settings.lease_s / 4)
@@ -77,7 +78,8 @@ class ModelHost:
                     await (self._load(consumer) if self._command else self._wait_for_command(consumer))
             # During a drain, a model may still be loading, and torch may be only partly imported.
             if not self._is_draining:
-                _release_memory()
+                with CancelScope() as self._idle_scope:
+                    await self._free_unused(consumer)
         with move_on_after(LEAVE_TIMEOUT_S):  # if this fails, the lease expires
             await consumer.deregister()
         return 0
@@ -105,7 +107,15 @@ class ModelHost:
         try:
             return await self._worker.run()
         finally:
+            self._unused += [model, self._worker]
             self._worker = self._loaded_settings = None
+
+    async def _free_unused(self, consumer: ShardedConsumer) -> None:
+        """Free the previous model in a thread, because freeing 60 GiB takes about 5 seconds."""
+        freed = asyncio.get_running_loop().run_in_executor(None, _release_memory, self._unused)
+        if self._model is None:  # otherwise, the first heartbeat after a load must contain the model
+            await self._send_heartbeats_until(freed, consumer)
+        await freed
 
     async def _wait_for_command(self, consumer: ShardedConsumer) -> None:
         """Send heartbeats without a model until a command arrives."""
@@ -127,10 +137,7 @@ class ModelHost:
             show_progress(num_done, num_bytes, num_tensors)
 
         loading = asyncio.wrap_future(open_in_thread(settings, on_progress=on_progress))
-        while not loading.done():
-            self._report(consumer, "running")
-            await self._send_heartbeat(consumer)
-            await asyncio.wait([loading], timeout=self._beat_s)
+        await self._send_heartbeats_until(loading, consumer)
         try:
             model = loading.result()
         except StartupError as error:
@@ -142,6 +149,14 @@ class ModelHost:
             heartbeat = msgspec.structs.replace(model.heartbeat, worker_id=self.heartbeat.worker_id)
             self._model, self._loaded_settings = replace(model, heartbeat=heartbeat), settings
             self._finish_command(consumer, "done")
+
+    async def _send_heartbeats_until(self, done: asyncio.Future[Any], consumer: ShardedConsumer) -> None:
+        """Send heartbeats without a model, and the progress of any command, until the future is done."""
+        while not done.done():
+            if self._command is not None:
+                self._report(consumer, "running")
+            await self._send_heartbeat(consumer)
+            await asyncio.wait([done], timeout=self._beat_s)
 
     async def _send_heartbeat(self, consumer: ShardedConsumer) -> None:
         """Send the heartbeat of a worker without a model."""
@@ -202,8 +217,9 @@ class ModelHost:
         self._has_command.clear()
 
 
-def _release_memory() -> None:
-    """Collect reference cycles, then release free memory held by the glibc and torch allocators."""
+def _release_memory(unused: list[object]) -> None:
+    """Drop these objects and reference cycles, then release free memory of the glibc and torch allocators."""
+    unused.clear()  # torch releases the GIL while it frees a tensor
     gc.collect()
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc only
         trim(0)

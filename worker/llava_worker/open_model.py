@@ -1,17 +1,18 @@
 """Opens the configured model: creates the engine, tokenizer, prompt builder and heartbeat.
 
-Torch is imported lazily, because the echo model does not need it.
+Torch is imported only if a model other than the echo model is loaded or may be loaded later.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -43,6 +44,13 @@ if TYPE_CHECKING:
 __all__ = ["LoadedModel", "StartupError", "StartupTimes", "image_spec", "open_in_thread", "open_model"]
 
 _MAX_ERROR_LENGTH = 4000  # characters
+_ENGINE_MODULES = (
+    "llava_worker.engine.startup.build_engine",
+    "llava_worker.engine.structured_output.grammar_cache",
+    "llava_worker.language.hf_tokenizer",
+    "llava_worker.language.tokenizer_check",
+)
+_ENGINE_PACKAGES = ("torch", "safetensors", "tokenizers", "numpy", "llguidance")
 _ECHO_SPEC = ImageSpec(side=32, tokens_per_tile=4)
 # Files that may contain code are excluded, except for chat templates, which run only on request in a sandbox.
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
@@ -115,13 +123,15 @@ def open_model(settings: Settings, *, on_progress: ProgressCallback | None = Non
         return _open_echo(settings)
     try:
         folder = _find_folder(settings.model)
-        _require("torch", "safetensors", "tokenizers", "numpy", "llguidance")
+        _require(*_ENGINE_PACKAGES)
         return _open_folder(folder, settings, on_progress or LoadProgress())
     except (TokenizerError, ValueError, OSError) as error:  # CheckpointError is a ValueError
         raise StartupError(f"Model {settings.model!r} cannot be served: {error}") from error
 
 
 def _open_echo(settings: Settings) -> LoadedModel:
+    if settings.loadable_models is not None and not _missing(_ENGINE_PACKAGES):
+        _import_engine()
     engine = EchoEngine(
         max_sequences=settings.max_num_sequences,
         step_s=settings.echo_step_s,
@@ -341,9 +351,23 @@ def _download(name: str) -> Path:
         ) from error
 
 
+def _import_engine() -> None:
+    """Import the modules that ``_open_folder`` uses, before the worker registers.
+
+    While Python loads torch's libraries, it holds the GIL, for 0.4 to 2 seconds on busy machines. If a
+    registered worker loaded the first model, heartbeats would stop, and it could be declared lost.
+    """
+    for module in _ENGINE_MODULES:
+        importlib.import_module(module)
+
+
+def _missing(modules: Iterable[str]) -> str:
+    """Return the names of the packages that are not installed, separated by commas."""
+    return ", ".join(module for module in modules if importlib.util.find_spec(module) is None)
+
+
 def _require(*modules: str) -> None:
-    missing = ", ".join(module for module in modules if importlib.util.find_spec(module) is None)
-    if missing:
+    if missing := _missing(modules):
         raise StartupError(
             f"The model requires packages that are not installed: {missing}. "
             "Run pip install 'llava-serve[worker]'."

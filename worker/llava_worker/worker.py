@@ -149,10 +149,7 @@ class Worker:
                     "lease expires"
                 )
         finally:
-            if self._grammars is not None:
-                await asyncio.to_thread(self._grammars.close)  # waits for any compilation in progress
-            limit_s = self._hang_timeout_s if self._is_model_switch else _STOP_TIMEOUT_S
-            has_stopped = await asyncio.to_thread(self._engine.stop, limit_s)
+            has_stopped = await self._stop_engine()
         must_exit = self._has_engine_failed or (self._is_model_switch and not has_stopped)
         return EXIT_BROKEN if must_exit else 0
 
@@ -162,7 +159,7 @@ class Worker:
             async with create_task_group() as loops:
                 for shard in self._consumer.shards:
                     loops.start_soon(self._emit_loop, shard)
-                loops.start_soon(self._heartbeat_loop)
+                loops.start_soon(self._heartbeat_loop, self._closing)
                 loops.start_soon(self._limit_drain)
                 await self._pull_loop()  # emits continue until the last pull has returned, so no job is lost
                 if self._drain_timeout_s and self._outputs:
@@ -332,10 +329,25 @@ class Worker:
             self._engine.abort(assignment_id)
             self._slot_freed.set()
 
-    async def _heartbeat_loop(self) -> None:
-        while not self._closing.is_set():
+    async def _stop_engine(self) -> bool:
+        """Stop the engine. Return False if its current step takes too long.
+
+        During a model switch, the worker stays registered, so it sends heartbeats in the meantime.
+        """
+        async with create_task_group() as tasks:
+            if self._is_model_switch and not self._has_engine_failed:
+                tasks.start_soon(self._heartbeat_loop, asyncio.Event())
+            if self._grammars is not None:
+                await asyncio.to_thread(self._grammars.close)  # waits for any compilation in progress
+            limit_s = self._hang_timeout_s if self._is_model_switch else _STOP_TIMEOUT_S
+            has_stopped = await asyncio.to_thread(self._engine.stop, limit_s)
+            tasks.cancel_scope.cancel()
+        return has_stopped
+
+    async def _heartbeat_loop(self, end: asyncio.Event) -> None:
+        while not end.is_set():
             await self._send_heartbeat()
-            await _wait(self._closing, self._beat_s)
+            await _wait(end, self._beat_s)
 
     async def _send_heartbeat(self) -> None:
         stats = self._heartbeat.stats | asdict(self._engine.stats) | {STEP_STAT: self._engine.step_s}

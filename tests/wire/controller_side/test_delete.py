@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.event import ErrorCode
-from llava_wire.redis.keys import PREFIX
+from llava_wire.redis.keys import PREFIX, out_key
 
 from tests.wire.harness import STOP, Harness, after_script, check_starts_over, frame, make_job
 
@@ -67,6 +67,7 @@ async def test_a_controller_that_missed_the_end_does_not_create_a_deleted_job_ag
     )
     job, assignment = await harness.running(here, consumer)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
+    harness.redis.delete(out_key(here.controller_id))
     assert await there.delete(job.job_id, tenant=job.tenant) is True
     client = harness.client(here)  # starts polling, which checks idle jobs
     final = await client.receives_end(job)
