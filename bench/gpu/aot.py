@@ -18,6 +18,7 @@ os.environ["TRITON_INTERPRET"] = "0"  # read when Triton is imported
 import argparse
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -113,15 +114,15 @@ def _markdown(kernels: list[dict[str, Any]], layers: list[dict[str, Any]]) -> st
         + " |",
         "|---" * (4 + len(capabilities)) + "|",
     ]
-    rows: dict[tuple[Any, ...], dict[int, str]] = {}
+    rows: defaultdict[tuple[Any, ...], defaultdict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     for each in kernels:
         key = (each["kernel"], each["precision"], each["variant"], each["num_warps"])
         usage = f"{each['registers']} / {each['stack_bytes']} / {each['shared_bytes'] / 1024:.1f}"
-        rows.setdefault(key, {})[each["capability"]] = usage
-    for key, usages in rows.items():
-        lines.append(
-            "| " + " | ".join([*map(str, key), *(usages.get(each, "-") for each in capabilities)]) + " |"
-        )
+        if usage not in (usages := rows[key][each["capability"]]):
+            usages.append(usage)
+    for key, cells in rows.items():  # variants that differ only in the alignment of arguments share a row
+        texts = ("<br>".join(cells[each]) or "-" for each in capabilities)
+        lines.append("| " + " | ".join([*map(str, key), *texts]) + " |")
     lines += [
         "",
         "Launches of a layer, and the number of programs of each Triton kernel on 132 multiprocessors:",
