@@ -7,7 +7,7 @@ The session needs no network and no checkpoint. The most important stages run fi
 processes until its share of the remaining time is used up, and is then killed. Each result is appended to
 FOLDER/results.jsonl at once. FOLDER also contains the output of the stages (session.log) and of the server
 (llava-serve.log), the table that is printed at the end and updated after each stage (table.txt), and the
-output of ncu (ncu.txt). The exit status is 1 if a check failed.
+output of ncu (ncu.txt). The exit status is 1 if a check failed or the time was too short for any result.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def main(arguments: list[str]) -> int:
         _run_stages(args, results, endings)
     finally:
         print(_write_table(results, endings))
-    return int(any(line.status == "failed" for line in results.lines()))
+    statuses = [line.status for line in results.lines()]
+    return int(not statuses or "failed" in statuses)
 
 
 def _run_stages(args: argparse.Namespace, results: Results, endings: dict[str, str]) -> None:

@@ -30,10 +30,12 @@ def choose_device(name: str, num_ranks: int = 1) -> torch.device:
         num_left = torch.cuda.device_count() - (device.index or 0)
         if num_left < 1:
             num_gpus = torch.cuda.device_count()
-            available = f"only {num_gpus} GPUs are available" if num_gpus else "no GPU is available"
+            available = (
+                f"only {num_gpus} GPUs are available, numbered from 0" if num_gpus else "no GPU is available"
+            )
             raise ValueError(
-                f"device is {name}, but {available}, numbered from 0. Choose another device, or auto to use "
-                "a GPU if there is one."
+                f"device is {name}, but {available}. Choose another device, or auto to use a GPU if there is "
+                "one."
             )
         if num_left < num_ranks:
             maximum = max(1, num_left)
