@@ -63,6 +63,7 @@ def heartbeat(worker_id: str, model: str = "m", model_digest: str = "") -> Heart
         device="cpu",
         precision="fp32",
         image_store="",
+        shard_servers="",
     )
 
 

@@ -85,11 +85,15 @@ def test_worker_with_several_processes_cannot_change_its_model(models: Path) -> 
             settings_for_command(command, settings_with_folder(models, "--tensor-parallel", "2"))
 
 
-@pytest.mark.parametrize("name", ["none", ""])  # "" must not be treated as the working directory
+def test_an_empty_variable_selects_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAVA_LOADABLE_MODELS", "")  # must not be treated as the working directory
+    assert startup_settings().loadable_models is None
+
+
 def test_folder_that_does_not_exist_is_rejected_at_startup(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("LLAVA_LOADABLE_MODELS", str(tmp_path / name) if name else "")
+    monkeypatch.setenv("LLAVA_LOADABLE_MODELS", str(tmp_path / "none"))
     with pytest.raises(SystemExit):
         startup_settings()
     assert "LLAVA_LOADABLE_MODELS / --loadable-models: must be an existing folder" in capsys.readouterr().err
