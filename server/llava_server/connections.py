@@ -189,7 +189,7 @@ class ConnectionGuard:
         limits = self._limits
         num_free = limits.max_connections - self._num_connections
         if address is None:
-            return num_free > 0 or self._make_room(None, "connection_limit", more_than=0)
+            return num_free > 0 or self._make_room(None, "connection_limit")
         num_held = len(self._by_address.get(address, ()))
         if num_held >= limits.max_address_connections:
             return self._make_room(address, "address_limit")
@@ -231,9 +231,7 @@ class ConnectionGuard:
     def _waiting(self, address: str | None) -> list[Connection]:
         """Return the connections of an address that wait for their client, the first to be closed first."""
         waiting = [connection for connection in self._by_address[address] if connection.wait]
-        return sorted(
-            waiting, key=lambda connection: (connection.wait not in _IDLE, connection.waiting_since)
-        )
+        return sorted(waiting, key=_closing_order)
 
     def _all_waiting(self) -> list[Connection]:
         """Return all connections that wait for their client, those of the addresses with the most first."""
@@ -242,7 +240,7 @@ class ConnectionGuard:
             for address, group in self._by_address.items()
             for num_left, connection in zip(count(len(group), -1), self._waiting(address))
         ]
-        numbered.sort(key=lambda each: (-each[0], each[1].wait not in _IDLE, each[1].waiting_since))
+        numbered.sort(key=lambda each: (-each[0], *_closing_order(each[1])))
         return [connection for _, connection in numbered]
 
     def _reject(self, connection: Connection) -> None:
@@ -270,7 +268,7 @@ class ConnectionGuard:
 
 
 class LimitedParser(h11.Connection):
-    """A parser that rejects requests with an excessive number of headers or small chunks, or a huge chunk.
+    """A parser that rejects requests with an excessive number of headers or with two lengths of the body.
 
     Each header and each chunk of a body takes microseconds of the event loop, whatever its size.
     """
@@ -435,6 +433,11 @@ class Connection(H11Protocol):
         if self.conn.their_state is SEND_BODY:
             return Wait.BODY  # the response did not require the whole body
         return Wait.HEADER if self.conn.trailing_data[0] else Wait.REQUEST
+
+
+def _closing_order(connection: Connection) -> tuple[bool, float]:
+    """Return a key that sorts idle connections first, and among them the one that has waited longest."""
+    return connection.wait not in _IDLE, connection.waiting_since
 
 
 def _encoded_response(error: ApiError) -> bytes:

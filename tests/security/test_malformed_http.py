@@ -19,6 +19,13 @@ def test_oversized_headers_are_not_read_completely(stack: Stack, headers: bytes)
     assert status_line(stack, b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx-a: b\r\n\r\n").endswith(b"200 OK")
 
 
+@pytest.mark.parametrize("client", [b"unknown", b"", b"1.2.3.4, _hidden", b"fe80::1%eth0", b"1.2.3.4:80"])
+def test_a_forwarded_client_need_not_be_an_ip_address(stack: Stack, client: bytes) -> None:
+    """RFC 7239, section 6: a proxy can send "unknown" or another identifier."""
+    request = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx-forwarded-for: " + client + b"\r\n\r\n"
+    assert status_line(stack, request).endswith(b"200 OK")
+
+
 @pytest.mark.parametrize("first", [b"content-length: 30", b"transfer-encoding: chunked"])
 def test_a_request_whose_body_has_two_lengths_is_rejected(stack: Stack, first: bytes) -> None:
     """RFC 9112, section 6.1: the request may be an attempt at request smuggling."""

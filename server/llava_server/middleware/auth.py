@@ -156,7 +156,7 @@ class AuthMiddleware:
                 rejection = error
         context = context_of(scope)
         # Health checks do not wait for floods of requests without a valid key, or from other addresses.
-        turn_of = f"public {client_of(scope['client'])}" if has_public_path else tenant
+        turn_of = f"public {client_of(scope.get('client'))}" if has_public_path else tenant
         context.take_turn = partial(self._turns.take, turn_of)
         context.tenant = tenant
         if not await context.wait_for_turn():
