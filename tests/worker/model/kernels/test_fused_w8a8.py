@@ -23,12 +23,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def fused() -> FusedKernels:
-    pytest.importorskip("triton", reason="triton is not installed: pip install triton")
-    return FusedKernels()
-
-
 shapes = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 99),
