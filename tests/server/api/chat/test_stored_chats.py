@@ -19,6 +19,7 @@ from tests.server.batch_requests import KEYS, tenant_clients
 from tests.server.conftest import OwnStack, Serve, Stack
 from tests.server.image_files import encoded, part, scene
 from tests.server.scripted_worker import MODEL
+from tests.server.stored_outputs import wait_until_saved
 from tests.waiting import wait_until
 
 TOOLS: Any = [{"type": "function", "function": {"name": "weather", "parameters": CITY}}]
@@ -57,8 +58,8 @@ def test_only_completions_with_store_are_listed(client: openai.OpenAI) -> None:
 
 def test_a_stored_completion_is_read_after_its_job_has_expired(client: openai.OpenAI, stack: Stack) -> None:
     stored = create(client, "count 2", n=3, seed=1, metadata={"run": "7"})
+    wait_until_saved(stack, stored.id)
     with redis_of(stack) as queue:
-        wait_until(lambda: queue.exists(f"{PREFIX}output:{stored.id}"))
         queue.delete(*queue.keys(f"{PREFIX}job:*"), *queue.keys(f"{PREFIX}log:*"))
     again = client.chat.completions.retrieve(stored.id)
     assert (again.choices, again.usage, again.model) == (stored.choices, stored.usage, MODEL)
@@ -139,8 +140,8 @@ def test_the_messages_are_listed_as_they_were_sent(client: openai.OpenAI) -> Non
 
 def test_a_deleted_completion_is_not_found(client: openai.OpenAI, stack: Stack) -> None:
     kept, deleted, expired = create(client), create(client, n=2), create(client)
+    wait_until_saved(stack, expired.id)
     with redis_of(stack) as queue:
-        wait_until(lambda: queue.exists(f"{PREFIX}output:{expired.id}"))
         queue.delete(f"{PREFIX}job:{expired.id}", f"{PREFIX}log:{expired.id}")
     for each in (deleted, expired):
         assert client.chat.completions.delete(each.id).deleted is True

@@ -18,6 +18,7 @@ from tests.server.batch_requests import KEYS, tenant_clients
 from tests.server.conftest import OwnStack, Serve, Stack
 from tests.server.image_files import data_url, encoded, scene
 from tests.server.scripted_worker import MODEL
+from tests.server.stored_outputs import wait_until_saved
 from tests.waiting import wait_until
 
 IMAGE: Any = {"type": "input_image", "image_url": data_url(encoded(scene())), "detail": "low"}
@@ -46,11 +47,6 @@ def expire_job(stack: Stack, response_id: str) -> None:
     with redis_of(stack) as queue:
         number = response_id.removeprefix("resp_")
         assert queue.delete(f"{PREFIX}job:chatcmpl-{number}", f"{PREFIX}log:chatcmpl-{number}")
-
-
-def wait_until_saved(stack: Stack, response_id: str) -> None:
-    with redis_of(stack) as queue:
-        wait_until(lambda: queue.exists(f"{PREFIX}output:{response_id}"))
 
 
 def test_the_input_and_output_of_all_previous_responses_precede_the_input(

@@ -8,6 +8,7 @@ from llava_wire.redis.keys import PREFIX
 
 from tests.server.conftest import OwnStack, Valkey, running_stack
 from tests.server.scripted_worker import MODEL
+from tests.server.stored_outputs import wait_until_saved
 from tests.waiting import wait_until
 
 BODY = {"model": MODEL, "input": "say yes"}
@@ -21,7 +22,7 @@ def test_an_output_is_saved_although_redis_lost_a_key(own_stack: OwnStack, kind:
     with redis.Redis.from_url(url) as queue:
         queue.delete(f"{PREFIX}{kind}")  # the data is lost
         stack.worker.release.set()
-        wait_until(lambda: queue.exists(f"{PREFIX}output:{created['id']}"))
+        wait_until_saved(stack, created["id"])
         continued = stack.http.post("/v1/responses", json={**BODY, "previous_response_id": created["id"]})
         assert continued.status_code == 200
 
