@@ -48,5 +48,6 @@ async def test_no_simultaneous_request_is_told_that_the_queue_is_unavailable(
     ]
     await streams.wait_for_all()
     errors = [(stream.status, stream.error) for stream in started if stream.error]
-    assert not errors, f"{len(errors)} errors, such as {errors[0]}"
+    log = wide_cluster.controllers[0].log
+    assert not errors, f"{len(errors)} errors, such as {errors[0]}; end of the server's log:\n{log[-2000:]}"
     assert {(stream.finish_reason, stream.has_done_event) for stream in started} == {("length", True)}
