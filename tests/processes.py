@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -191,6 +193,9 @@ def running_site(redis_url: str, folder: Path, **worker_settings: object) -> Ite
 
 
 def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
+    """Return a free port that the system does not assign to outgoing connections (on Linux, from 32768)."""
+    while True:
+        port = 10_000 + secrets.randbelow(22_000)
+        with socket.socket() as bound, contextlib.suppress(OSError):
+            bound.bind(("127.0.0.1", port))
+            return port

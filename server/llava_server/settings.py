@@ -112,7 +112,7 @@ class Settings(ServiceSettings):
         "Requests above the limit fail with 503.",
     )
     max_tenant_inflight_body_mb: int = Field(
-        128,
+        96,
         ge=1,
         le=65536,
         description="Maximum total size of the request bodies of one API key in memory, in MiB, for each "

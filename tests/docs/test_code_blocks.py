@@ -48,7 +48,7 @@ REASONS = {
     "runs the test suite",
     "takes minutes",
 }
-LANGUAGES = {"python", "sh", "json", "nginx", "text"}
+LANGUAGES = {"python", "sh", "json", "nginx", "nftables", "text"}
 SERVER = "http://127.0.0.1:8000"
 ERROR = re.compile(r'"error": ?\{')
 BIN = Path(sys.executable).parent

@@ -17,14 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
 from llava_cli.extras import install_line
 from llava_cli.up.child_process import Program
 
-__all__ = ["RedisNotFound", "find_redis_binary", "private_redis"]
+__all__ = ["RedisNotFound", "find_redis_binary", "private_redis", "private_redis_urls"]
 
 _PREFIX = "llava-serve-redis-"
 _SOCKET = "redis.sock"
@@ -72,7 +72,41 @@ def private_redis() -> Iterator[tuple[Program, str]]:
             *("--logfile", "", "--loglevel", "warning"),
         )
         program = Program("redis", command, dict(os.environ), stop_grace_s=5.0, socket_path=socket_path)
-        yield program, f"unix://{quote(str(socket_path))}"
+        yield program, _url(socket_path)
+
+
+def private_redis_urls() -> list[str]:
+    """Return the URLs of the private Redis servers that this user's ``up`` commands are running."""
+    return sorted(
+        _url(folder / _SOCKET)
+        for folder in _parent_folder().glob(f"{_PREFIX}*")
+        if (folder / _SOCKET).is_socket() and _is_in_use(folder)
+    )
+
+
+def _url(socket_path: Path) -> str:
+    return f"unix://{quote(str(socket_path))}"
+
+
+def _is_in_use(folder: Path) -> bool:
+    """Return whether this user owns the folder and a running ``up`` has locked it."""
+    with suppress(OSError), _opened(folder) as handle:
+        if os.fstat(handle).st_uid == os.getuid():
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    """Yield a descriptor of the folder. Raises OSError, also if the path is a symbolic link."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _max_memory_bytes() -> int:
@@ -104,9 +138,7 @@ def _private_folder() -> Iterator[Path]:
 
     It is locked while in use so that later runs can detect stale folders.
     """
-    parent = Path(tempfile.gettempdir())
-    if len(os.fsencode(parent)) + len(_PREFIX) + len(f"12345678/{_SOCKET}") > _MAX_SOCKET_PATH:
-        parent = Path("/tmp")
+    parent = _parent_folder()
     _remove_leftovers(parent)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     lock = os.open(folder, os.O_RDONLY)
@@ -118,20 +150,19 @@ def _private_folder() -> Iterator[Path]:
         os.close(lock)
 
 
+def _parent_folder() -> Path:
+    parent = Path(tempfile.gettempdir())
+    is_too_long = len(os.fsencode(parent)) + len(_PREFIX) + len(f"12345678/{_SOCKET}") > _MAX_SOCKET_PATH
+    return Path("/tmp") if is_too_long else parent
+
+
 def _remove_leftovers(parent: Path) -> None:
     """Remove this user's unlocked folders. Runs that were killed with SIGKILL leave them behind."""
     for folder in parent.glob(f"{_PREFIX}*"):
-        try:
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:  # already removed, or owned by another user
-            continue
-        try:
+        # Fails if it was already removed, belongs to another user, is in use or contains other files.
+        with suppress(OSError), _opened(folder) as handle:
             status = os.fstat(handle)
             if status.st_uid == os.getuid() and status.st_mtime < time.time() - _MIN_LEFTOVER_AGE_S:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 (folder / _SOCKET).unlink(missing_ok=True)
                 folder.rmdir()
-        except OSError:  # in use, or contains other files
-            continue
-        finally:
-            os.close(handle)

@@ -84,7 +84,7 @@ class OpenRequests:
             raise ApiError(
                 "request_too_large",
                 f"The request body exceeds this API key's limit of {max_bytes} bytes for all of its request "
-                "bodies. Send less text, or fewer or smaller images.",
+                "bodies. Send less text, or smaller images or files.",
             )
 
     def check_bytes(self, tenant: str, limits: KeyLimits) -> None:

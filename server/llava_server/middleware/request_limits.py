@@ -134,7 +134,7 @@ class RequestLimitMiddleware:
                 raise ApiError(
                     "request_too_large",
                     f"The request body is {num_bytes} bytes; the limit is {max_body_bytes}. Send less text, "
-                    "or fewer or smaller images.",
+                    "or smaller images or files.",
                 )
             self._open.check_body(self._keys.limits(context_of(scope).tenant), num_bytes)
 
@@ -178,7 +178,7 @@ class RequestLimitMiddleware:
             raise ApiError(
                 "request_too_large",
                 f"The request body exceeds the limit of {limits.max_body_bytes} bytes. "
-                "Send less text, or fewer or smaller images.",
+                "Send less text, or smaller images or files.",
             )
 
 

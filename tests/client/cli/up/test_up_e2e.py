@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -149,6 +152,46 @@ def test_an_external_redis_is_used_and_not_stopped(shared_up: Running) -> None:
         second.process.send_signal(signal.SIGINT)
         assert second.process.wait(scaled(60)) == 0
     assert shared_up.ask()
+
+
+def operate(up: Running, *arguments: str, **variables: str) -> tuple[int, str, str]:
+    """Run an operator command like the user who started ``up``. Return its exit code, stdout and stderr."""
+    process = start(*arguments, env={"TMPDIR": str(up.folder), **variables})
+    output, errors = process.communicate(timeout=scaled(60))
+    return process.returncode, output, errors
+
+
+def test_operator_commands_find_the_queue_of_a_running_up(shared_up: Running) -> None:
+    assert operate(shared_up, "keys", "create", "alice")[0] == 0
+    status, output, errors = operate(shared_up, "keys", "list")
+    assert (status, "alice" in output) == (0, True)
+    assert f"unix://{shared_up.folder}/llava-serve-redis-" in errors
+    status, output, _ = operate(shared_up, "top", "--once")
+    assert (status, "echo" in output) == (0, True)
+
+
+def test_a_configured_queue_is_preferred_to_that_of_a_running_up(shared_up: Running) -> None:
+    other = "unix:///nowhere/redis.sock"
+    status, _, errors = operate(shared_up, "top", "--once", LLAVA_REDIS_URL=other)
+    assert (status, "using the queue" in errors) == (69, False)
+    status, _, errors = operate(shared_up, "top", "--once", f"--redis-url={other}")
+    assert (status, "using the queue" in errors) == (69, False)
+
+
+def test_operator_commands_do_not_choose_between_two_queues(shared_up: Running) -> None:
+    second = shared_up.folder / "llava-serve-redis-second"
+    second.mkdir()
+    handle = os.open(second, os.O_RDONLY)
+    try:
+        with socket.socket(socket.AF_UNIX) as redis:
+            redis.bind(str(second / "redis.sock"))
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            status, output, errors = operate(shared_up, "keys", "list")
+        assert (status, output) == (2, "")
+        assert "Set LLAVA_REDIS_URL" in errors and errors.count("unix://") == 2
+    finally:
+        os.close(handle)
+        shutil.rmtree(second)
 
 
 def test_ask_with_json_prints_the_response_of_the_server(shared_up: Running) -> None:

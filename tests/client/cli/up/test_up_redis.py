@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from llava_cli.up.child_process import Program
-from llava_cli.up.redis_process import RedisNotFound, find_redis_binary, private_redis
+from llava_cli.up.redis_process import RedisNotFound, find_redis_binary, private_redis, private_redis_urls
 from llava_cli.up.supervisor import Supervisor
 
 from tests.waiting import wait_until
@@ -172,3 +172,15 @@ def test_only_stale_folders_of_killed_runs_are_removed(temporary_folder: Path) -
             assert (foreign / "thesis.txt").exists()
     finally:
         os.close(handle)
+
+
+def test_only_servers_of_running_commands_are_found(temporary_folder: Path) -> None:
+    dead = temporary_folder / "llava-serve-redis-dead"
+    dead.mkdir()
+    with private_redis() as (program, url), socket.socket(socket.AF_UNIX) as unlocked:
+        unlocked.bind(str(dead / "redis.sock"))
+        assert private_redis_urls() == []
+        with socket.socket(socket.AF_UNIX) as locked:
+            locked.bind(str(program.socket_path))
+        assert private_redis_urls() == [url]
+    assert private_redis_urls() == []
