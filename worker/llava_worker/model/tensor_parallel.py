@@ -24,9 +24,12 @@ from llava_worker.model.layers.linear import Shard
 __all__ = [
     "SINGLE_RANK",
     "CacheCommand",
+    "CaptureCommand",
     "CopyCommand",
     "RankCommand",
     "RankFailed",
+    "ReleaseCommand",
+    "ReplayCommand",
     "StepCommand",
     "TensorParallel",
     "read_frame",
@@ -71,15 +74,48 @@ class StepCommand(msgspec.Struct, tag="step", frozen=True):
     width: int
 
 
-RankCommand = CacheCommand | CopyCommand | StepCommand
+class CaptureCommand(msgspec.Struct, tag="capture", frozen=True, kw_only=True):
+    """A command to capture CUDA graphs for steps of up to ``max_tokens`` tokens.
+
+    ``num_blocks`` is the number of columns in the block tables. If ``is_mixed`` is true, several rows may be
+    consecutive tokens of one sequence.
+    """
+
+    max_tokens: int
+    num_blocks: int
+    is_mixed: bool
+
+
+class ReplayCommand(msgspec.Struct, tag="replay", frozen=True, kw_only=True):
+    """A command to replay the graph for ``num_rows`` rows, which receives its inputs itself."""
+
+    num_rows: int
+    is_mixed: bool
+
+
+class ReleaseCommand(msgspec.Struct, tag="release", frozen=True):
+    """A command to destroy all graphs."""
+
+
+RankCommand = CacheCommand | CopyCommand | StepCommand | CaptureCommand | ReplayCommand | ReleaseCommand
 
 
 class TensorParallel:
-    """This process as one of ``size`` ranks. ``followers`` are the leader's pipes to the other ranks."""
+    """This process as one of ``size`` ranks, which runs on ``device``, by default the CPU.
 
-    def __init__(self, index: int = 0, size: int = 1, followers: Sequence[BinaryIO] = ()) -> None:
+    ``followers`` are the leader's pipes to the other ranks.
+    """
+
+    def __init__(
+        self,
+        index: int = 0,
+        size: int = 1,
+        followers: Sequence[BinaryIO] = (),
+        device: torch.device | None = None,
+    ) -> None:
         self.size = size
         self.shard = Shard(index, size)
+        self.device = device or torch.device("cpu")
         self._followers = followers
 
     @property
@@ -91,6 +127,28 @@ class TensorParallel:
         if self.size > 1:
             dist.all_reduce(x)
         return x
+
+    def broadcast(self, x: Tensor) -> None:
+        """Overwrite ``x`` on the other ranks with its values on the first rank."""
+        if self.size > 1:
+            dist.broadcast(x, 0)
+
+    def agree(self, is_true: bool) -> bool:
+        """Return whether ``is_true`` is true on all ranks. Waits for the device."""
+        if self.size == 1:
+            return is_true
+        flag = torch.tensor([is_true], dtype=torch.int32, device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MIN)
+        return bool(flag.item())
+
+    def send_capture(self, *, max_tokens: int, num_blocks: int, is_mixed: bool) -> None:
+        self._send(CaptureCommand(max_tokens=max_tokens, num_blocks=num_blocks, is_mixed=is_mixed))
+
+    def send_replay(self, num_rows: int, *, is_mixed: bool) -> None:
+        self._send(ReplayCommand(num_rows=num_rows, is_mixed=is_mixed))
+
+    def send_release(self) -> None:
+        self._send(ReleaseCommand())
 
     def send_cache(self, num_blocks: int, block_size: int) -> None:
         self._send(CacheCommand(num_blocks, block_size))
@@ -106,8 +164,8 @@ class TensorParallel:
         self._send(
             StepCommand(metadata.query_lens, metadata.context_lens, metadata.num_decodes, tables.shape[1])
         )
-        dist.broadcast(torch.cat([positions, metadata.slot_mapping, tables.flatten()]), 0)
-        dist.broadcast(x, 0)
+        self.broadcast(torch.cat([positions, metadata.slot_mapping, tables.flatten()]))
+        self.broadcast(x)
 
     @contextmanager
     def collective_step(self) -> Iterator[None]:
@@ -125,6 +183,8 @@ class TensorParallel:
             ) from error
 
     def _send(self, command: RankCommand) -> None:
+        if not self._followers:
+            return
         frame = msgspec.msgpack.encode(command)
         for pipe in self._followers:
             send_frame(pipe, frame)

@@ -69,12 +69,8 @@ class StartupPlan:
 
     @property
     def captures_graphs(self) -> bool:
-        """Whether to capture CUDA graphs, which are not supported with multiple ranks."""
-        return (
-            self.config.use_cuda_graphs
-            and self.device.type == "cuda"
-            and self.config.tensor_parallel_size == 1
-        )
+        """Whether to capture CUDA graphs."""
+        return self.config.use_cuda_graphs and self.device.type == "cuda"
 
 
 def _require_image_token(config: EngineConfig, model: ModelConfig) -> None:
