@@ -20,11 +20,13 @@ from torch import distributed as dist
 
 from llava_worker.model.attention.base import AttentionMetadata
 from llava_worker.model.layers.linear import Shard
+from llava_worker.model.one_shot_all_reduce import OneShotAllReduce
 
 __all__ = [
     "SINGLE_RANK",
     "CacheCommand",
     "CaptureCommand",
+    "ChooseAllReduceCommand",
     "CopyCommand",
     "RankCommand",
     "RankFailed",
@@ -42,6 +44,10 @@ _LENGTH_BYTES = 4
 
 class RankFailed(RuntimeError):
     """The ranks are out of sync, so no more forward passes are possible."""
+
+
+class ChooseAllReduceCommand(msgspec.Struct, tag="choose_all_reduce", frozen=True):
+    """A command to decide, together with the first rank, how small tensors are added up."""
 
 
 class CacheCommand(msgspec.Struct, tag="cache", frozen=True):
@@ -97,7 +103,15 @@ class ReleaseCommand(msgspec.Struct, tag="release", frozen=True):
     """A command to destroy all graphs."""
 
 
-RankCommand = CacheCommand | CopyCommand | StepCommand | CaptureCommand | ReplayCommand | ReleaseCommand
+RankCommand = (
+    ChooseAllReduceCommand
+    | CacheCommand
+    | CopyCommand
+    | StepCommand
+    | CaptureCommand
+    | ReplayCommand
+    | ReleaseCommand
+)
 
 
 class TensorParallel:
@@ -116,6 +130,7 @@ class TensorParallel:
         self.size = size
         self.shard = Shard(index, size)
         self.device = device or torch.device("cpu")
+        self.one_shot: OneShotAllReduce | None = None  # for small tensors, on all ranks or on none
         self._followers = followers
 
     @property
@@ -123,9 +138,12 @@ class TensorParallel:
         return self.shard.index == 0
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """Sum ``x`` across all ranks in place and return it."""
-        if self.size > 1:
-            dist.all_reduce(x)
+        """Return the sum of ``x`` across all ranks. ``x`` may be overwritten."""
+        if self.size == 1:
+            return x
+        if self.one_shot is not None and self.one_shot.fits(x):
+            return self.one_shot(x)
+        dist.all_reduce(x)
         return x
 
     def broadcast(self, x: Tensor) -> None:
@@ -140,6 +158,9 @@ class TensorParallel:
         flag = torch.tensor([is_true], dtype=torch.int32, device=self.device)
         dist.all_reduce(flag, dist.ReduceOp.MIN)
         return bool(flag.item())
+
+    def send_choose_all_reduce(self) -> None:
+        self._send(ChooseAllReduceCommand())
 
     def send_capture(self, *, max_tokens: int, num_blocks: int, is_mixed: bool) -> None:
         self._send(CaptureCommand(max_tokens=max_tokens, num_blocks=num_blocks, is_mixed=is_mixed))

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from llava_worker.engine.core.kv_cache_size import allocate_cache
+from llava_worker.engine.parallel.choose_all_reduce import MakeOneShot, choose_all_reduce
 from llava_worker.engine.parallel.rank_group import RankSetup, join
 from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
@@ -33,10 +34,12 @@ from llava_worker.model.decoder import LlamaDecoder
 from llava_worker.model.gpu.cuda_graphs import CudaGraphPool, EagerPool, GraphPool
 from llava_worker.model.gpu.shard_graphs import ShardGraphs
 from llava_worker.model.loading.weights import load_weights
+from llava_worker.model.one_shot_all_reduce import OneShotAllReduce
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from llava_worker.model.tensor_parallel import (
     CacheCommand,
     CaptureCommand,
+    ChooseAllReduceCommand,
     CopyCommand,
     RankCommand,
     RankFailed,
@@ -67,6 +70,7 @@ class RankWorker:
         *,
         choose_backend: Callable[..., AttentionBackend] = choose_backend,
         pool: GraphPool | None = None,
+        make_one_shot: MakeOneShot = OneShotAllReduce,
     ) -> None:
         self._setup = setup
         self._device = torch.device(setup.device)
@@ -85,6 +89,7 @@ class RankWorker:
         self._decoder = LlamaDecoder(text, precision=self._precision, device=self._device, ranks=self._ranks)
         self._cache: KVCache | None = None
         self._pool = pool or (CudaGraphPool(self._device) if self._device.type == "cuda" else EagerPool())
+        self._make_one_shot = make_one_shot
         self._graphs: dict[bool, ShardGraphs] = {}  # keyed by is_mixed
 
     def load(self) -> None:
@@ -103,6 +108,9 @@ class RankWorker:
             self._release_graphs()  # they contain the addresses of the old cache
             self._cache = None  # free the old cache before allocating the new one
             self._cache = self._make_cache(command)
+        elif isinstance(command, ChooseAllReduceCommand):
+            hidden_size = self._config.text_config.hidden_size
+            choose_all_reduce(self._ranks, self._precision.dtype, hidden_size, self._make_one_shot)
         elif isinstance(command, ReleaseCommand):
             self._release_graphs()
         else:

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 
 from llava_worker.engine.engine import Engine
+from llava_worker.engine.parallel.choose_all_reduce import choose_all_reduce
 from llava_worker.engine.parallel.rank_group import RankGroup, RankSetup
 from llava_worker.engine.startup.assemble_engine import assemble_engine
 from llava_worker.engine.startup.device import choose_device
@@ -71,6 +72,8 @@ def build_engine(
         on_progress=on_progress,
     )
     weights_s = stopwatch.lap()
+    if ranks.size > 1:
+        choose_all_reduce(ranks, plan.precision.dtype, plan.model_config.text_config.hidden_size)
     eos_ids = read_eos_ids(config.config_folder, plan.model_config)
     pool = CudaGraphPool(device) if plan.captures_graphs else None
     if pool is not None and config.tensor_parallel_size > 1:
