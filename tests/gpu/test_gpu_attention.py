@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from llava_worker.model.attention.base import DecodeMetadata
-from llava_worker.model.attention.flash import FlashAttnKernel, VarlenKernel
+from llava_worker.model.attention.flash import Flash3Kernel, FlashAttnKernel, VarlenKernel
 from llava_worker.model.attention.paged import KernelUnavailable, PagedBackend, PagedKernel
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.attention.self_test import self_test
@@ -32,7 +32,7 @@ BATCHES = {
     "a prompt": [(613, 613)],
     "all kinds": [(1, 700), (1, 3), (64, 64), (100, 640), (2, 300), (9, 257)],
 }
-KERNELS: list[type[PagedKernel]] = [FlashAttnKernel, VarlenKernel, TritonKernel]
+KERNELS: list[type[PagedKernel]] = [Flash3Kernel, FlashAttnKernel, VarlenKernel, TritonKernel]
 
 
 @pytest.fixture(params=KERNELS, ids=lambda kernel: str(kernel.name))

@@ -78,7 +78,11 @@ class RankWorker:
         self._precision: Precision = choose_precision(setup.precision, self._device)
         text = self._config.text_config
         self._backend = choose_backend(
-            self._precision, text, self._device, is_int8_cache=setup.kv_cache_dtype == "int8"
+            self._precision,
+            text,
+            self._device,
+            is_int8_cache=setup.kv_cache_dtype == "int8",
+            measure=lambda backend: backend.name != setup.attention,  # the first rank has measured
         )
         if self._backend.name != setup.attention:
             raise RuntimeError(
