@@ -189,6 +189,9 @@ class StubPool:
         self._random_logits = random_logits
         self._sizes: Iterator[int] = reversed(capture_sizes(max_tokens))
 
+    def warm_up(self, compute: Callable[[], Tensor]) -> None:
+        pass
+
     def capture(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
         del compute
         size = next(self._sizes)

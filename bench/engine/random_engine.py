@@ -11,6 +11,7 @@ import json
 import math
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import ImageConfig, read_config, read_image_config
 from llava_worker.model.gpu.cuda_graphs import CudaGraphPool
 from llava_worker.model.gpu.current_gpu import release_cached_memory
+from llava_worker.model.gpu.decode_speed import decode_seconds
 from llava_worker.model.layers.linear import Linear
 from llava_worker.model.llava import Llava
 from llava_worker.model.quantization.precision import Precision, choose_precision
@@ -82,7 +84,8 @@ def make_engine(
     memory = MemoryBudget.measure(device, num_ranks=1, gpu_utilization=config.gpu_memory_utilization)
     weights = sum(tensor.nbytes for tensor in model.parameters())  # allocated before this measurement
     memory = replace(memory, free_bytes=memory.free_bytes + weights)
-    backend = choose_backend(precision, text, device, is_int8_cache=kv_cache_dtype == "int8")
+    measure = partial(decode_seconds, text=text, precision=precision, device=device)
+    backend = choose_backend(precision, text, device, is_int8_cache=kv_cache_dtype == "int8", measure=measure)
     spec = plan_cache(
         model.config,
         precision,

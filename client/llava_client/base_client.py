@@ -72,12 +72,13 @@ class BaseClient(Generic[Http]):
     def _chat_request(
         self, body: Mapping[str, Any], options: ChatOptions, *, is_stream: bool
     ) -> httpx2.Request:
-        streamed = {"stream": True, "stream_options": {"include_usage": True}} if is_stream else {}
+        if is_stream:
+            body = {"stream_options": {"include_usage": True}, **body, "stream": True}
         key = options.get("idempotency_key") or str(uuid.uuid4())
         return self._http.build_request(
             "POST",
             self._connection.url(CHAT_PATH),
-            content=encode_json({**body, **streamed}),
+            content=encode_json(body),
             headers={**self._connection.headers, **JSON_HEADERS, "Idempotency-Key": key},
             timeout=self._read_timeout(options),
         )

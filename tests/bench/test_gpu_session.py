@@ -48,6 +48,7 @@ def test_a_rehearsal_on_a_cpu_runs_all_stages_without_a_failure(tmp_path: Path) 
         "transformers decode step, 1 stream",
         "vision tower, 16 images, as served",
         "HTTP, time per token, 2 streams",
+        "HTTP, time per token, 1 stream, 2 GPUs",
     }
     table = (out / "table.txt").read_text("utf-8")
     assert table in done.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from llava_worker.model.attention.base import DecodeMetadata
-from llava_worker.model.attention.flash import FlashAttnKernel, VarlenKernel
+from llava_worker.model.attention.flash import Flash3Kernel, FlashAttnKernel, VarlenKernel
 from llava_worker.model.attention.paged import KernelUnavailable, PagedBackend, PagedKernel
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.attention.self_test import self_test
@@ -32,7 +32,7 @@ BATCHES = {
     "a prompt": [(613, 613)],
     "all kinds": [(1, 700), (1, 3), (64, 64), (100, 640), (2, 300), (9, 257)],
 }
-KERNELS: list[type[PagedKernel]] = [FlashAttnKernel, VarlenKernel, TritonKernel]
+KERNELS: list[type[PagedKernel]] = [Flash3Kernel, FlashAttnKernel, VarlenKernel, TritonKernel]
 
 
 @pytest.fixture(params=KERNELS, ids=lambda kernel: str(kernel.name))
@@ -134,7 +134,9 @@ def test_a_captured_kernel_uses_the_current_inputs(kernel: PagedKernel, device: 
         assert plan is not None
         return plan.attend(LAYER, q, k, v)
 
-    out, replay = CudaGraphPool(device).capture(compute)
+    pool = CudaGraphPool(device)
+    pool.warm_up(compute)
+    out, replay = pool.capture(compute)
     for contexts in ([30, 900, 1], [300, 17, 260]):
         batch = make_metadata([(1, n) for n in contexts], block_size=block_size, device=device)
         inputs.slot_mapping.copy_(batch.slot_mapping)

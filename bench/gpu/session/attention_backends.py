@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from llava_worker.model.attention.base import AttentionBackend
-from llava_worker.model.attention.flash import FlashAttnKernel, VarlenKernel
+from llava_worker.model.attention.flash import Flash3Kernel, FlashAttnKernel, VarlenKernel
 from llava_worker.model.attention.paged import KernelUnavailable, PagedBackend
 from llava_worker.model.attention.triton import TritonDecodeKernel, TritonKernel
 
@@ -43,6 +43,7 @@ ATTENTION_BACKENDS = (
         supports_fp32=True,
         supports_int8_cache=True,
     ),
+    BackendCandidate("FlashAttention 3", lambda: PagedBackend(Flash3Kernel())),
     BackendCandidate("flash-attn", lambda: PagedBackend(FlashAttnKernel())),
     BackendCandidate("torch's varlen_attn", lambda: PagedBackend(VarlenKernel())),
     BackendCandidate(

@@ -1,7 +1,7 @@
 """Stage 6: requests with images through the controller, Redis and a worker, measured at an HTTP client.
 
 ``llava-serve up`` serves a checkpoint with random weights and starts its private Redis server. The floors are
-those of decode steps in the engine.
+those of decode steps in the engine. If there are two GPUs, a stream is also measured on both.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from llava_cli.bench import Plan, run_load, summarize
 
 from bench.checkpoint import write_checkpoint
 from bench.gpu.session.ceilings import Ceilings
-from bench.gpu.session.measurement import CheckFailed, Measurement
+from bench.gpu.session.measurement import CheckFailed, Measurement, NotApplicable
 from bench.gpu.session.rows import decode_floor_s, make_row
 from bench.gpu.session.setup import Setup
 from bench.serving.target import Target, run_target
@@ -31,26 +32,31 @@ __all__ = ["measurements"]
 
 _MEMORY_FILES = Path("/dev/shm")  # a file system in memory
 _TIMEOUT_S = 120.0
-_TARGET = 1.5  # time per output token, as a multiple of the floor of a decode step
+_TARGETS = {1: 1.5, 2: 1.9}  # time per output token, as multiples of the floor, by number of GPUs
 _DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
 def measurements(setup: Setup) -> list[Measurement]:
-    return [Measurement("streams over HTTP", partial(_serve, setup), needs_s=40, limit_s=200)]
+    return [
+        Measurement("streams over HTTP", partial(_serve, setup, 1), needs_s=40, limit_s=200),
+        Measurement("a stream over HTTP, 2 GPUs", partial(_serve, setup, 2), needs_s=40, limit_s=200),
+    ]
 
 
-def _serve(setup: Setup) -> Iterator[dict[str, Any]]:
+def _serve(setup: Setup, num_ranks: int) -> Iterator[dict[str, Any]]:
+    if not setup.is_rehearsal and torch.cuda.device_count() < num_ranks:
+        raise NotApplicable(f"There are fewer than {num_ranks} GPUs.")
     began = time.monotonic()
     with _checkpoint(setup) as folder:
         yield {"checkpoint_s": time.monotonic() - began}
-        with run_target(_target(setup, folder), logs=setup.folder) as server:
+        with run_target(_target(setup, folder, num_ranks), logs=setup.folder) as server:
             yield {"server_ready_s": server.ready_s}
-            for num in setup.streams:
-                yield from _streams(setup, server.url, num)
+            for num in setup.streams if num_ranks == 1 else (1,):
+                yield from _streams(setup, server.url, num, num_ranks)
             yield {"server_memory_bytes": server.memory_bytes()}
 
 
-def _target(setup: Setup, folder: Path) -> Target:
+def _target(setup: Setup, folder: Path, num_ranks: int) -> Target:
     options = ["--model", str(folder), "--precision", setup.precision, "--device", str(setup.device)]
     # Works without the script llava-serve, which exists only if the package is installed.
     program = [sys.executable, "-c", "from llava_cli import main; main()", "up", *options, "--verbose"]
@@ -61,15 +67,19 @@ def _target(setup: Setup, folder: Path) -> Target:
         command=lambda port: [*program, "--port", str(port)],
         ready_path="/readyz",
         # A model with random weights repeats itself, so nearly every draft token would be accepted.
-        environment={"LLAVA_SPECULATION": "off", "LLAVA_MAX_NUM_SEQUENCES": str(max(setup.streams))},
+        environment={
+            "LLAVA_SPECULATION": "off",
+            "LLAVA_MAX_NUM_SEQUENCES": str(max(setup.streams)),
+            "LLAVA_TENSOR_PARALLEL": str(num_ranks),
+        },
     )
 
 
-def _streams(setup: Setup, url: str, num: int) -> Iterator[dict[str, Any]]:
+def _streams(setup: Setup, url: str, num: int, num_ranks: int) -> Iterator[dict[str, Any]]:
     plan = Plan(num_requests=num, concurrency=num, max_tokens=setup.num_tokens, seed=num)
     run = asyncio.run(run_load(plan, url, timeout_s=_TIMEOUT_S))
     summary = summarize(run)
-    yield {f"{num} streams": summary}
+    yield {f"{num} streams, {num_ranks} GPUs": summary}
     if summary["num_complete"] < num or summary["tpot_s"] is None:
         messages = {str(sample.message) for sample in run.samples if sample.error is not None}
         raise CheckFailed(f"{summary['num_complete']} of {num} responses were complete: {sorted(messages)}.")
@@ -78,11 +88,13 @@ def _streams(setup: Setup, url: str, num: int) -> Iterator[dict[str, Any]]:
         setup.shape, Ceilings.read(setup.results), setup.precision, num_rows=num, context=context
     )
     streams = f"{num} stream{'s' if num > 1 else ''}"
+    if num_ranks > 1:
+        streams += f", {num_ranks} GPUs"
     yield make_row(
         f"HTTP, time per token, {streams}",
         summary["tpot_s"]["p50"],
-        floor_s,
-        ratio=_TARGET if num == 1 else None,
+        None if floor_s is None else floor_s / num_ranks,
+        ratio=_TARGETS[num_ranks] if num == 1 else None,
     )
     yield make_row(f"HTTP, first token, {streams}", summary["ttft_s"]["p50"], None)
 

@@ -29,6 +29,11 @@ from llava_cli.bench.sample import Sample, error_kind
 __all__ = ["DEFAULT_TIMEOUT_S", "Run", "run_load"]
 
 DEFAULT_TIMEOUT_S = 600.0  # maximum time to wait for more data from the server
+# Fields that not all servers support. With the second one, each chunk contains the number of tokens so far.
+_EXTENSIONS = {
+    "ignore_eos": True,
+    "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+}
 _UNKNOWN_FIELD = (400, 422)  # status codes that servers use to reject unknown request fields
 
 OnSample = Callable[[Sample], None]
@@ -102,8 +107,8 @@ async def _warm_up(
 ) -> tuple[Plan, Sample]:
     """Send one request. Return the plan to run and the measurements of this request.
 
-    If the server rejects ``ignore_eos``, retry without it and disable it in the returned plan. Raises
-    LlavaError if the request fails.
+    If the server rejects ``ignore_eos`` or continuous token counts, retry without both and disable them in
+    the returned plan. Raises LlavaError if the request fails.
     """
     one_turn = replace(conversation, questions=conversation.questions[:1])
     while True:
@@ -129,7 +134,7 @@ class _RequestRunner:
         self._on_sample = on_sample
         self._options: ChatOptions = {"model": model, "max_tokens": plan.max_tokens, "temperature": 0}
         if plan.ignore_eos:
-            self._options["extra_body"] = {"ignore_eos": True}
+            self._options["extra_body"] = _EXTENSIONS
         self._began = 0.0
 
     def restart(self) -> float:
@@ -166,9 +171,9 @@ class _RequestRunner:
         text = ""
         try:
             async with await self._client.stream(messages=messages, **self._options) as stream:
-                await self._read(stream, arrivals_s)
+                num_first = await self._read(stream, arrivals_s)
                 text = stream.text
-                sample = _with_usage(sample, stream, num_pieces=len(arrivals_s))
+                sample = _with_usage(sample, stream, num_pieces=len(arrivals_s), num_first=num_first)
         except LlavaError as failure:
             self.failure = failure
             sample = replace(sample, error=error_kind(failure), message=str(failure))
@@ -178,20 +183,25 @@ class _RequestRunner:
         ttft_s = arrivals_s[0] - due_s if arrivals_s else None
         return replace(sample, total_s=self.now_s() - due_s, ttft_s=ttft_s, gaps_s=gaps), text
 
-    async def _read(self, stream: AsyncStream, arrivals_s: list[float]) -> None:
+    async def _read(self, stream: AsyncStream, arrivals_s: list[float]) -> int:
+        """Append the arrival time of each piece. Return the number of tokens at the first arrival."""
+        num_first = 1
         try:
             async for _ in stream:
                 now_s = self.now_s()
+                if not arrivals_s and stream.usage is not None:
+                    num_first = max(1, stream.usage.completion_tokens)
                 arrivals_s.append(now_s)
         except StreamInterrupted as failure:
             # Some servers send the finish reason but close the connection without sending [DONE]. The
             # response is still complete.
             if stream.finish_reason is None or failure.__cause__ is not None:
                 raise
+        return num_first
 
 
-def _with_usage(sample: Sample, stream: AsyncStream, *, num_pieces: int) -> Sample:
-    """Add the finish reason and the server's token counts.
+def _with_usage(sample: Sample, stream: AsyncStream, *, num_pieces: int, num_first: int) -> Sample:
+    """Add the finish reason and the server's token counts. ``num_first`` is that of the first piece.
 
     If the server sent no counts, each piece counts as one token.
     """
@@ -199,6 +209,7 @@ def _with_usage(sample: Sample, stream: AsyncStream, *, num_pieces: int) -> Samp
     return replace(
         sample,
         num_tokens=usage.completion_tokens if usage else num_pieces,
+        num_first_tokens=num_first,
         prompt_tokens=usage.prompt_tokens if usage else None,
         cached_tokens=usage.cached_tokens if usage else None,
         finish_reason=stream.finish_reason,

@@ -23,7 +23,9 @@ class Sample:
     and ``ttft_s`` are measured from ``due_s``. ``ttft_s`` is the time to the first piece of text. It is None
     if no text was received. ``gaps_s`` contains the times between consecutive pieces. A piece may contain
     several tokens. ``num_tokens`` is the number of output tokens that the server reported. If it did not
-    report any, ``num_tokens`` is the number of pieces. ``error`` is None if the response is complete.
+    report any, ``num_tokens`` is the number of pieces. ``num_first_tokens`` is the number of tokens that had
+    been generated when the first piece arrived, or 1 if the server did not report it. ``error`` is None if
+    the response is complete.
     """
 
     talk: int
@@ -33,6 +35,7 @@ class Sample:
     ttft_s: float | None = None
     gaps_s: tuple[float, ...] = ()
     num_tokens: int = 0
+    num_first_tokens: int = 1
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     finish_reason: str | None = None
@@ -45,11 +48,12 @@ class Sample:
 
     @property
     def tpot_s(self) -> float | None:
-        """The mean time per token after the first one, in seconds.
+        """The mean time per token after those of the first piece, in seconds.
 
-        None if there are fewer than two tokens or fewer than two pieces.
+        None if there are no such tokens or fewer than two pieces.
         """
-        return sum(self.gaps_s) / (self.num_tokens - 1) if self.num_tokens > 1 and self.gaps_s else None
+        num_later = self.num_tokens - self.num_first_tokens
+        return sum(self.gaps_s) / num_later if num_later > 0 and self.gaps_s else None
 
 
 def error_kind(error: LlavaError) -> str:

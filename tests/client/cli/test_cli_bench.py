@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import xml.etree.ElementTree as ElementTree
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from llava_cli import app
+from llava_cli.bench import Pictures, Plan, run_load
 from typer.testing import CliRunner
 
 from tests.client.scripted_server import (
@@ -84,6 +86,21 @@ def test_a_request_contains_the_options_of_the_load(server: ScriptedServer) -> N
         True,
     )
     assert len(body["messages"][0]["content"].split()) == 6  # five words, followed by the index
+
+
+def test_the_number_of_tokens_in_the_first_piece_is_read_from_the_stream(server: ScriptedServer) -> None:
+    def counted(delta: dict[str, Any], num: int, finish_reason: str | None = None) -> bytes:
+        usage = {"prompt_tokens": 3, "completion_tokens": num, "total_tokens": 3 + num}
+        return event(chunk(delta, finish_reason) | {"usage": usage})
+
+    pieces = [counted({"content": "many"}, 5), counted({"content": "one"}, 6), counted({}, 6, "length")]
+    server.script(*[streams(*pieces, b"data: [DONE]\n\n")] * 2)
+    load = asyncio.run(run_load(Plan(num_requests=1, pictures=Pictures.NONE), server.url))
+
+    [sample] = load.samples
+    assert sample.num_tokens == 6
+    assert sample.num_first_tokens in (5, 6)  # 6 if both pieces arrived at once
+    assert server.last_body["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
 
 
 def test_a_server_without_ignore_eos_is_measured_without_it(server: ScriptedServer) -> None:

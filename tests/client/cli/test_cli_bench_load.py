@@ -147,6 +147,12 @@ def test_the_time_per_token_is_based_on_tokens_instead_of_pieces() -> None:
     assert replace(GOOD, num_tokens=1, gaps_s=()).tpot_s is None
 
 
+def test_the_time_per_token_excludes_the_tokens_of_the_first_piece() -> None:
+    """They were generated before it arrived, so no time passed for them."""
+    assert replace(GOOD, num_first_tokens=3).tpot_s == pytest.approx(0.6 / 4)
+    assert replace(GOOD, num_first_tokens=7).tpot_s is None
+
+
 def test_a_run_without_completed_requests_can_be_reported_and_plotted() -> None:
     run = run_with(FAILED)
     assert "error broken_off: 1" in as_text(run, summarize(run))
@@ -189,6 +195,7 @@ def test_the_token_counts_of_a_real_server_are_used(tmp_path: Path) -> None:
     assert summarize(run)["errors"] == {}
     assert run.plan.ignore_eos
     assert [sample.num_tokens for sample in run.samples] == [20] * 12
+    assert all(1 <= sample.num_first_tokens <= 20 - len(sample.gaps_s) for sample in run.samples)
     for sample in run.samples:
         assert sample.finish_reason == "length"
         assert sample.prompt_tokens is not None and sample.prompt_tokens > 0

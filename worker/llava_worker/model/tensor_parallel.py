@@ -20,13 +20,18 @@ from torch import distributed as dist
 
 from llava_worker.model.attention.base import AttentionMetadata
 from llava_worker.model.layers.linear import Shard
+from llava_worker.model.one_shot_all_reduce import OneShotAllReduce
 
 __all__ = [
     "SINGLE_RANK",
     "CacheCommand",
+    "CaptureCommand",
+    "ChooseAllReduceCommand",
     "CopyCommand",
     "RankCommand",
     "RankFailed",
+    "ReleaseCommand",
+    "ReplayCommand",
     "StepCommand",
     "TensorParallel",
     "read_frame",
@@ -39,6 +44,10 @@ _LENGTH_BYTES = 4
 
 class RankFailed(RuntimeError):
     """The ranks are out of sync, so no more forward passes are possible."""
+
+
+class ChooseAllReduceCommand(msgspec.Struct, tag="choose_all_reduce", frozen=True):
+    """A command to decide, together with the first rank, how small tensors are added up."""
 
 
 class CacheCommand(msgspec.Struct, tag="cache", frozen=True):
@@ -71,15 +80,57 @@ class StepCommand(msgspec.Struct, tag="step", frozen=True):
     width: int
 
 
-RankCommand = CacheCommand | CopyCommand | StepCommand
+class CaptureCommand(msgspec.Struct, tag="capture", frozen=True, kw_only=True):
+    """A command to capture CUDA graphs for steps of up to ``max_tokens`` tokens.
+
+    ``num_blocks`` is the number of columns in the block tables. If ``is_mixed`` is true, several rows may be
+    consecutive tokens of one sequence.
+    """
+
+    max_tokens: int
+    num_blocks: int
+    is_mixed: bool
+
+
+class ReplayCommand(msgspec.Struct, tag="replay", frozen=True, kw_only=True):
+    """A command to replay the graph for ``num_rows`` rows, which receives its inputs itself."""
+
+    num_rows: int
+    is_mixed: bool
+
+
+class ReleaseCommand(msgspec.Struct, tag="release", frozen=True):
+    """A command to destroy all graphs."""
+
+
+RankCommand = (
+    ChooseAllReduceCommand
+    | CacheCommand
+    | CopyCommand
+    | StepCommand
+    | CaptureCommand
+    | ReplayCommand
+    | ReleaseCommand
+)
 
 
 class TensorParallel:
-    """This process as one of ``size`` ranks. ``followers`` are the leader's pipes to the other ranks."""
+    """This process as one of ``size`` ranks, which runs on ``device``, by default the CPU.
 
-    def __init__(self, index: int = 0, size: int = 1, followers: Sequence[BinaryIO] = ()) -> None:
+    ``followers`` are the leader's pipes to the other ranks.
+    """
+
+    def __init__(
+        self,
+        index: int = 0,
+        size: int = 1,
+        followers: Sequence[BinaryIO] = (),
+        device: torch.device | None = None,
+    ) -> None:
         self.size = size
         self.shard = Shard(index, size)
+        self.device = device or torch.device("cpu")
+        self.one_shot: OneShotAllReduce | None = None  # for small tensors, on all ranks or on none
         self._followers = followers
 
     @property
@@ -87,10 +138,38 @@ class TensorParallel:
         return self.shard.index == 0
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """Sum ``x`` across all ranks in place and return it."""
-        if self.size > 1:
-            dist.all_reduce(x)
+        """Return the sum of ``x`` across all ranks. ``x`` may be overwritten."""
+        if self.size == 1:
+            return x
+        if self.one_shot is not None and self.one_shot.fits(x):
+            return self.one_shot(x)
+        dist.all_reduce(x)
         return x
+
+    def broadcast(self, x: Tensor) -> None:
+        """Overwrite ``x`` on the other ranks with its values on the first rank."""
+        if self.size > 1:
+            dist.broadcast(x, 0)
+
+    def agree(self, is_true: bool) -> bool:
+        """Return whether ``is_true`` is true on all ranks. Waits for the device."""
+        if self.size == 1:
+            return is_true
+        flag = torch.tensor([is_true], dtype=torch.int32, device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MIN)
+        return bool(flag.item())
+
+    def send_choose_all_reduce(self) -> None:
+        self._send(ChooseAllReduceCommand())
+
+    def send_capture(self, *, max_tokens: int, num_blocks: int, is_mixed: bool) -> None:
+        self._send(CaptureCommand(max_tokens=max_tokens, num_blocks=num_blocks, is_mixed=is_mixed))
+
+    def send_replay(self, num_rows: int, *, is_mixed: bool) -> None:
+        self._send(ReplayCommand(num_rows=num_rows, is_mixed=is_mixed))
+
+    def send_release(self) -> None:
+        self._send(ReleaseCommand())
 
     def send_cache(self, num_blocks: int, block_size: int) -> None:
         self._send(CacheCommand(num_blocks, block_size))
@@ -106,8 +185,8 @@ class TensorParallel:
         self._send(
             StepCommand(metadata.query_lens, metadata.context_lens, metadata.num_decodes, tables.shape[1])
         )
-        dist.broadcast(torch.cat([positions, metadata.slot_mapping, tables.flatten()]), 0)
-        dist.broadcast(x, 0)
+        self.broadcast(torch.cat([positions, metadata.slot_mapping, tables.flatten()]))
+        self.broadcast(x)
 
     @contextmanager
     def collective_step(self) -> Iterator[None]:
@@ -125,6 +204,8 @@ class TensorParallel:
             ) from error
 
     def _send(self, command: RankCommand) -> None:
+        if not self._followers:
+            return
         frame = msgspec.msgpack.encode(command)
         for pipe in self._followers:
             send_frame(pipe, frame)

@@ -28,7 +28,14 @@ class TwoRanks:
     """
 
     def __init__(
-        self, folder: Path, *, precision: str = "fp32", kv_cache_dtype: str = "auto", base: Path | None = None
+        self,
+        folder: Path,
+        *,
+        precision: str = "fp32",
+        kv_cache_dtype: str = "auto",
+        base: Path | None = None,
+        attention: str = "sdpa",
+        **group: str,
     ) -> None:
         self.lost = threading.Event()
         setup = RankSetup(
@@ -37,7 +44,7 @@ class TwoRanks:
             port=0,
             device="cpu",
             precision=precision,
-            attention="sdpa",
+            attention=attention,
             kv_cache_dtype=kv_cache_dtype,
             folder=str(folder),
             config_folder=str(folder),
@@ -47,7 +54,7 @@ class TwoRanks:
             num_threads=1,
             log_level=logging.WARNING,
         )
-        self.group = RankGroup.start(setup, self.lost.set)
+        self.group = RankGroup.start(setup, self.lost.set, **group)
         self.model = load(folder, self.group.ranks, precision=precision, base=base)
 
 

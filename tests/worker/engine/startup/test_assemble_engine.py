@@ -127,6 +127,18 @@ def test_memory_that_graphs_need_is_missing_for_the_kv_cache(
         assemble(checkpoint[0], model, 5 * MIB, pool=SizedPool())
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_graphs_are_captured_on_gpus_for_any_number_of_ranks(
+    checkpoint: tuple[Path, Reference], num_ranks: int
+) -> None:
+    config = EngineConfig(checkpoint[0], device="cpu", tensor_parallel_size=num_ranks)
+    memory = MemoryBudget.measure(CPU, num_ranks=num_ranks, gpu_utilization=0.9)
+    on_cpu = StartupPlan.make(config, CPU, memory)
+    on_gpu = replace(on_cpu, device=torch.device("cuda:0"))
+    assert on_gpu.captures_graphs and not on_cpu.captures_graphs
+    assert not replace(on_gpu, config=replace(config, use_cuda_graphs=False)).captures_graphs
+
+
 def test_the_smallest_step_with_nearly_the_best_throughput_is_chosen() -> None:
     assert smallest_near_peak({2048: 100.0, 4096: 101.0, 8192: 102.0}) == 2048
     assert smallest_near_peak({2048: 80.0, 4096: 98.0, 8192: 100.0}) == 4096

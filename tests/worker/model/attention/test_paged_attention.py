@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llava_worker.model.attention.base import DecodeMetadata
-from llava_worker.model.attention.flash import FlashAttnKernel, VarlenKernel
+from llava_worker.model.attention.flash import Flash3Kernel, FlashAttnKernel, VarlenKernel
 from llava_worker.model.attention.paged import KernelUnavailable, PagedBackend, PagedKernel, QueryRows
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.attention.select import first_passing, kernels_for
@@ -42,6 +42,7 @@ from tests.worker.model.attention_batches import (
 from tests.worker.model.reference_kernel import ReferenceKernel
 
 CPU = torch.device("cpu")
+GPUS = [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)]
 TEXT = read_config(Path(llava_worker.__file__).parent / "tiny").text_config
 
 needs_interpreter = pytest.mark.skipif(
@@ -251,6 +252,11 @@ def test_an_int8_cache_uses_only_triton_kernels() -> None:
     assert kernels_for(torch.float32, (8, 0))[0] == [TritonKernel]
 
 
+def test_flash_attention_3_is_tried_only_on_hopper_gpus() -> None:
+    has_it = {capability: Flash3Kernel in kernels_for(torch.float16, capability)[0] for capability in GPUS}
+    assert has_it == {(8, 0): False, (8, 9): False, (9, 0): True, (10, 0): False, (12, 0): False}
+
+
 def test_the_first_kernel_that_passes_is_used_and_the_reasons_are_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -348,10 +354,11 @@ def test_flash_attn_does_not_split_contexts(monkeypatch: pytest.MonkeyPatch, has
 
     package = ModuleType("flash_attn")
     package.flash_attn_varlen_func = with_splits if has_splits else without_splits  # type: ignore[attr-defined]
+    package.flash_attn_with_kvcache = without_splits  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", package)
-    q, lens = torch.zeros(1, 2, 16), torch.tensor([0, 1], dtype=torch.int32)
+    q, lens = torch.zeros(2, 2, 16), torch.tensor([0, 2], dtype=torch.int32)
 
-    FlashAttnKernel().attend(q, LayerCache(q, q, 1), QueryRows(lens, lens[1:], lens, lens[None], 1, 1), None)
+    FlashAttnKernel().attend(q, LayerCache(q, q, 1), QueryRows(lens, lens[1:], lens, lens[None], 2, 2), None)
 
     assert passed.get("num_splits") == (1 if has_splits else None)
 

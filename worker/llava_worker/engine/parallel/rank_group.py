@@ -29,6 +29,7 @@ from llava_worker.model.tensor_parallel import TensorParallel, send_frame
 __all__ = ["RankGroup", "RankSetup", "join"]
 
 _HOST = "127.0.0.1"
+_RANK_MODULE = "llava_worker.engine.parallel.rank_worker"
 _CLOSE_TIMEOUT_S = 5.0
 # Timeout for torch's collectives. It is long because a rank may have to wait while another one loads weights.
 # The engine's watchdog detects hung steps much earlier.
@@ -79,11 +80,20 @@ def join(setup: RankSetup, store: TCPStore | None = None) -> None:
 class RankGroup:
     """The processes of all ranks but the first. If one exits, a watcher thread calls ``on_lost``."""
 
-    def __init__(self, setups: list[RankSetup], store: TCPStore, on_lost: Callable[[], None]) -> None:
-        """Start the ranks and wait until all of them have joined. ``setups[0]`` is for this process."""
+    def __init__(
+        self,
+        setups: list[RankSetup],
+        store: TCPStore,
+        on_lost: Callable[[], None],
+        module: str = _RANK_MODULE,
+    ) -> None:
+        """Start the ranks and wait until all of them have joined. ``setups[0]`` is for this process.
+
+        The other ranks run ``module``.
+        """
         self._on_lost = on_lost
         self._is_closing = threading.Event()
-        self._processes = [_start(setup) for setup in setups[1:]]
+        self._processes = [_start(setup, module) for setup in setups[1:]]
         self._watchers = [
             threading.Thread(target=self._watch, args=args, name=f"rank-{args[0]}-watch", daemon=True)
             for args in enumerate(self._processes, start=1)
@@ -92,10 +102,11 @@ class RankGroup:
             watcher.start()
         atexit.register(self.close)
         join(setups[0], store)
-        self.ranks = TensorParallel(0, len(setups), [_pipe(process) for process in self._processes])
+        pipes = [_pipe(process) for process in self._processes]
+        self.ranks = TensorParallel(0, len(setups), pipes, torch.device(setups[0].device))
 
     @classmethod
-    def start(cls, setup: RankSetup, on_lost: Callable[[], None]) -> RankGroup:
+    def start(cls, setup: RankSetup, on_lost: Callable[[], None], module: str = _RANK_MODULE) -> RankGroup:
         """Start ``setup.size`` ranks on consecutive devices."""
         listener = socket.create_server((_HOST, 0))  # listens only on the loopback interface
         port = listener.getsockname()[1]
@@ -112,7 +123,7 @@ class RankGroup:
             msgspec.structs.replace(setup, index=index, port=port, device=_nth(setup.device, index))
             for index in range(setup.size)
         ]
-        return cls(setups, store, on_lost)
+        return cls(setups, store, on_lost, module)
 
     @property
     def pids(self) -> list[int]:
@@ -143,9 +154,8 @@ class RankGroup:
             self._on_lost()
 
 
-def _start(setup: RankSetup) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "llava_worker.engine.parallel.rank_worker"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+def _start(setup: RankSetup, module: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE)
     send_frame(_pipe(process), msgspec.msgpack.encode(setup))
     return process
 

@@ -15,6 +15,7 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,27 @@ import torch
 from torch import nn
 
 from llava_worker.engine.core.kv_cache_size import allocate_cache
+from llava_worker.engine.parallel.choose_all_reduce import MakeOneShot, choose_all_reduce
 from llava_worker.engine.parallel.rank_group import RankSetup, join
+from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import ModelConfig, read_config
 from llava_worker.model.decoder import LlamaDecoder
+from llava_worker.model.gpu.cuda_graphs import CudaGraphPool, EagerPool, GraphPool
+from llava_worker.model.gpu.shard_graphs import ShardGraphs
 from llava_worker.model.loading.weights import load_weights
+from llava_worker.model.one_shot_all_reduce import OneShotAllReduce
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from llava_worker.model.tensor_parallel import (
     CacheCommand,
+    CaptureCommand,
+    ChooseAllReduceCommand,
     CopyCommand,
     RankCommand,
+    RankFailed,
+    ReleaseCommand,
+    ReplayCommand,
     StepCommand,
     TensorParallel,
     read_frame,
@@ -48,25 +59,42 @@ logger = logging.getLogger(__name__)
 
 
 class RankWorker:
-    """Executes the commands sent by the first rank."""
+    """Executes the commands sent by the first rank.
 
-    def __init__(self, setup: RankSetup) -> None:
+    ``pool`` captures CUDA graphs. By default, it captures real ones on a GPU, and substitutes elsewhere.
+    """
+
+    def __init__(
+        self,
+        setup: RankSetup,
+        *,
+        choose_backend: Callable[..., AttentionBackend] = choose_backend,
+        pool: GraphPool | None = None,
+        make_one_shot: MakeOneShot = OneShotAllReduce,
+    ) -> None:
         self._setup = setup
         self._device = torch.device(setup.device)
         self._config = _share(setup)
         self._precision: Precision = choose_precision(setup.precision, self._device)
         text = self._config.text_config
         self._backend = choose_backend(
-            self._precision, text, self._device, is_int8_cache=setup.kv_cache_dtype == "int8"
+            self._precision,
+            text,
+            self._device,
+            is_int8_cache=setup.kv_cache_dtype == "int8",
+            measure=lambda backend: backend.name != setup.attention,  # the first rank has measured
         )
         if self._backend.name != setup.attention:
             raise RuntimeError(
                 f"{self._device} uses the attention backend {self._backend.name}, but the first rank uses "
                 f"{setup.attention}. All ranks must use the same type of device."
             )
-        ranks = TensorParallel(setup.index, setup.size)
-        self._decoder = LlamaDecoder(text, precision=self._precision, device=self._device, ranks=ranks)
+        self._ranks = TensorParallel(setup.index, setup.size, device=self._device)
+        self._decoder = LlamaDecoder(text, precision=self._precision, device=self._device, ranks=self._ranks)
         self._cache: KVCache | None = None
+        self._pool = pool or (CudaGraphPool(self._device) if self._device.type == "cuda" else EagerPool())
+        self._make_one_shot = make_one_shot
+        self._graphs: dict[bool, ShardGraphs] = {}  # keyed by is_mixed
 
     def load(self) -> None:
         """Load this rank's shard of the weights."""
@@ -78,18 +106,48 @@ class RankWorker:
 
     @torch.inference_mode()
     def execute(self, command: RankCommand) -> None:
-        if isinstance(command, CacheCommand):
+        if isinstance(command, ReplayCommand):
+            self._graphs[command.is_mixed].replay(command.num_rows)
+        elif isinstance(command, CacheCommand):
+            self._release_graphs()  # they contain the addresses of the old cache
             self._cache = None  # free the old cache before allocating the new one
             self._cache = self._make_cache(command)
-            return
-        assert self._cache is not None
-        if isinstance(command, CopyCommand):
+        elif isinstance(command, ChooseAllReduceCommand):
+            hidden_size = self._config.text_config.hidden_size
+            choose_all_reduce(self._ranks, self._precision.dtype, hidden_size, self._make_one_shot)
+        elif isinstance(command, ReleaseCommand):
+            self._release_graphs()
+        else:
+            assert self._cache is not None
+            self._execute_with_cache(command, self._cache)
+
+    def _execute_with_cache(
+        self, command: CaptureCommand | CopyCommand | StepCommand, cache: KVCache
+    ) -> None:
+        if isinstance(command, CaptureCommand):
+            self._capture(command, cache)
+        elif isinstance(command, CopyCommand):
             rows = torch.arange(command.num_rows, device=self._device)
-            self._cache.copy_rows(command.first + rows, command.target + rows)
-            return
-        size, dtype = self._config.text_config.hidden_size, self._precision.dtype
-        x, positions, packed = receive_step(command, size, dtype, self._device)
-        self._decoder(x, positions, self._backend.plan(packed, self._cache))
+            cache.copy_rows(command.first + rows, command.target + rows)
+        else:
+            size, dtype = self._config.text_config.hidden_size, self._precision.dtype
+            x, positions, packed = receive_step(command, size, dtype, self._device)
+            self._decoder(x, positions, self._backend.plan(packed, cache))
+
+    def _capture(self, command: CaptureCommand, cache: KVCache) -> None:
+        """Capture graphs. If a capture fails on any rank, the first rank sends a ReleaseCommand."""
+        try:
+            self._graphs[command.is_mixed] = ShardGraphs(
+                self._decoder, cache, self._backend, self._pool, self._ranks, command
+            )
+        except RankFailed:
+            raise
+        except RuntimeError as error:
+            logger.warning("CUDA graph capture failed: %s", error)
+
+    def _release_graphs(self) -> None:
+        self._graphs = {}
+        self._pool.release()
 
     def _make_cache(self, command: CacheCommand) -> KVCache:
         spec = KVCacheSpec.for_model(
@@ -104,7 +162,7 @@ class RankWorker:
         return cache
 
 
-def main() -> int:
+def main(make_worker: Callable[[RankSetup], RankWorker] = RankWorker) -> int:
     """Run the rank and return the exit status. If the first rank exits, the process exits with status 0."""
     _end_with_parent()
     commands = _Commands()
@@ -116,10 +174,10 @@ def main() -> int:
         torch.set_num_threads(setup.num_threads)
     try:
         join(setup)
-        worker = RankWorker(setup)
+        worker = make_worker(setup)
         worker.load()
         while True:
-            worker.execute(commands.next(CacheCommand | CopyCommand | StepCommand))
+            worker.execute(commands.next(RankCommand))
     except Exception:
         logger.critical("the rank failed; the worker will exit", exc_info=True)
         return 1

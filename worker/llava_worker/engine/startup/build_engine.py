@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from functools import partial
 import torch
 
 from llava_worker.engine.engine import Engine
+from llava_worker.engine.parallel.choose_all_reduce import choose_all_reduce
 from llava_worker.engine.parallel.rank_group import RankGroup, RankSetup
 from llava_worker.engine.startup.assemble_engine import assemble_engine
 from llava_worker.engine.startup.device import choose_device
@@ -43,8 +45,8 @@ def build_engine(
 
     If ``config`` does not specify the vision tower, the local folder that the checkpoint names is used.
     If a tensor-parallel rank exits, ``on_lost_rank`` is called in another thread. Its argument is the device
-    of the first rank. On a GPU, the calling thread should also run the engine, because it captures the CUDA
-    graphs.
+    of the first rank. On a GPU, the calling thread must not exit before the engine is no longer used, because
+    it captures the CUDA graphs.
 
     Raises CheckpointError if the checkpoint is not supported, ValueError if a setting is invalid,
     InsufficientMemory (a ValueError) if the model does not fit in memory, and WarmupError if the first step
@@ -70,8 +72,13 @@ def build_engine(
         on_progress=on_progress,
     )
     weights_s = stopwatch.lap()
+    if ranks.size > 1:
+        choose_all_reduce(ranks, plan.precision.dtype, plan.model_config.text_config.hidden_size)
     eos_ids = read_eos_ids(config.config_folder, plan.model_config)
     pool = CudaGraphPool(device) if plan.captures_graphs else None
+    if pool is not None and config.tensor_parallel_size > 1:
+        # NCCL waits for captured graphs before it destroys a communicator. Runs before `RankGroup.close`.
+        atexit.register(pool.release)
     engine = assemble_engine(model, plan, pool, eos_ids=eos_ids)
     info = _model_info(plan, engine.context_length, eos_ids)
     return engine, replace(info, weights_digest=weights_digest, weights_s=weights_s, warmup_s=stopwatch.lap())

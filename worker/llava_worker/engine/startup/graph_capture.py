@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.speculation.speculative_decoding import MAX_DRAFTS_PER_STEP
+from llava_worker.engine.startup.warmup import WarmupError
 from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.gpu.cuda_graphs import GraphPool
 from llava_worker.model.gpu.step_graphs import StepGraphs, is_capturable
 from llava_worker.model.gpu.tower_graphs import TowerGraphs
 from llava_worker.model.llava import Llava
+from llava_worker.model.tensor_parallel import RankFailed
 
 __all__ = ["GraphCapture", "max_graph_tokens"]
 
@@ -47,6 +49,8 @@ class _Graphs:
 class GraphCapture:
     """Captures all graphs of an engine or, if one capture fails, none of them.
 
+    With tensor parallelism, this applies to the graphs of all ranks.
+
     ``pool`` is None if CUDA graphs are disabled. ``includes_steps`` is false if the precision supports graphs
     only for the vision tower.
     """
@@ -69,12 +73,12 @@ class GraphCapture:
             return 0
         before = free_bytes()
         graphs = self._capture(scratch)
+        if graphs is None:
+            return 0
         after = free_bytes()
         del graphs
-        if self.pool is None or before is None or after is None:  # the capture failed, or nothing is known
-            return 0
-        self.pool.release()
-        return max(0, before - after)
+        self._release(self.pool)
+        return 0 if before is None or after is None else max(0, before - after)
 
     def apply(self, runner: ModelRunner) -> None:
         """Let the runner use graphs. Its KV cache must be empty."""
@@ -91,16 +95,23 @@ class GraphCapture:
             return None
         try:
             return self._capture_all(self.pool, cache)
+        except RankFailed as error:
+            raise WarmupError(str(error)) from error
         except RuntimeError as error:
             reason = str(error)
         # The memory is released outside the except block, because inside it, the traceback would keep the
         # tensors of the graphs alive.
-        self.pool.release()
+        self._release(self.pool)
         self.pool = None
         logger.warning(
             "CUDA graph capture failed, so no graphs are used and performance will be lower: %s", reason
         )
         return None
+
+    def _release(self, pool: GraphPool) -> None:
+        """Release the graphs of all ranks."""
+        pool.release()
+        self.model.ranks.send_release()
 
     def _capture_all(self, pool: GraphPool, cache: KVCache) -> _Graphs:
         decodes = mixed = None

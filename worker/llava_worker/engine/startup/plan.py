@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -20,6 +21,7 @@ from llava_worker.model.config.model_config import (
     read_config,
     read_image_config,
 )
+from llava_worker.model.gpu.decode_speed import decode_seconds
 from llava_worker.model.memory_estimate import WORKING_BYTES, require_memory, weight_bytes
 from llava_worker.model.quantization.precision import Precision, choose_precision
 
@@ -62,19 +64,19 @@ class StartupPlan:
             precision.require_shardable()
             model = model.shard(config.tensor_parallel_size)
         backend = choose_backend(
-            precision, model.text_config, device, is_int8_cache=config.kv_cache_dtype == "int8"
+            precision,
+            model.text_config,
+            device,
+            is_int8_cache=config.kv_cache_dtype == "int8",
+            measure=partial(decode_seconds, text=model.text_config, precision=precision, device=device),
         )
         cache = _plan_cache(config, model, image, precision, config.block_size or backend.block_size, memory)
         return cls(config, model, image, precision, device, backend, max_batch_tokens, cache, memory)
 
     @property
     def captures_graphs(self) -> bool:
-        """Whether to capture CUDA graphs, which are not supported with multiple ranks."""
-        return (
-            self.config.use_cuda_graphs
-            and self.device.type == "cuda"
-            and self.config.tensor_parallel_size == 1
-        )
+        """Whether to capture CUDA graphs."""
+        return self.config.use_cuda_graphs and self.device.type == "cuda"
 
 
 def _require_image_token(config: EngineConfig, model: ModelConfig) -> None:

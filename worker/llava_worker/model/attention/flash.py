@@ -1,6 +1,8 @@
-"""Two FlashAttention kernels that support a paged KV cache: one from the flash-attn package, one from torch.
+"""FlashAttention kernels that support a paged KV cache, from the packages flash-attn-3, flash-attn and torch.
 
-Both are imported lazily. They require a 16-bit dtype, an Ampere or newer GPU, and blocks of 256 tokens.
+All of them are imported lazily. They require a 16-bit dtype, and an Ampere or newer GPU (FlashAttention 3: a
+Hopper GPU). The signatures are those of flash-attn 2.8.3 (``flash_attn/flash_attn_interface.py``), of
+FlashAttention 3 (``hopper/flash_attn_interface.py`` in the same repository) and of torch 2.13.
 """
 
 from __future__ import annotations
@@ -15,26 +17,61 @@ from torch import Tensor
 from llava_worker.model.attention.paged import KernelUnavailable, PagedKernel, QueryRows
 from llava_worker.model.kernels.interface import LayerCache
 
-__all__ = ["FlashAttnKernel", "VarlenKernel"]
+__all__ = ["Flash3Kernel", "FlashAttnKernel", "VarlenKernel"]
 
-_BLOCK_SIZE = 256  # tokens per block, required by FlashAttention 2
+# Tokens per block. FlashAttention 2 requires this size. FlashAttention 3 is fastest if it is a multiple of
+# the number of keys that it loads at once, which is 128 for heads of 128 elements.
+_BLOCK_SIZE = 256
 
 
-class FlashAttnKernel(PagedKernel):
-    """The kernel from the flash-attn package."""
+class Flash3Kernel(PagedKernel):
+    """The kernel of FlashAttention 3. It decides itself whether it splits contexts."""
 
-    name = "flash-attn"
+    name = "FlashAttention 3"
     block_size = _BLOCK_SIZE
+    splits_decodes = True
 
     def __init__(self) -> None:
         """Import the kernel. Raises KernelUnavailable if the import fails."""
         try:
-            from flash_attn import flash_attn_varlen_func
+            from flash_attn_interface import flash_attn_with_kvcache
+        except (ImportError, OSError) as error:  # OSError: built for another version of torch
+            raise KernelUnavailable(f"FlashAttention 3 could not be imported: {error}") from error
+        self._function: Callable[..., Any] = flash_attn_with_kvcache
+
+    def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
+        out: Tensor = self._function(
+            q,
+            *_blocks(cache),
+            cache_seqlens=rows.contexts,
+            page_table=rows.tables,
+            cu_seqlens_q=rows.starts,
+            max_seqlen_q=rows.max_query,
+            causal=True,
+            window_size=_window_size(window),
+        )
+        return out
+
+
+class FlashAttnKernel(PagedKernel):
+    """The kernels from the flash-attn package. The one for decodes splits contexts."""
+
+    name = "flash-attn"
+    block_size = _BLOCK_SIZE
+    splits_decodes = True
+
+    def __init__(self) -> None:
+        """Import the kernel. Raises KernelUnavailable if the import fails."""
+        try:
+            from flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
         except (ImportError, OSError) as error:  # OSError: built for another version of torch
             raise KernelUnavailable(f"flash-attn could not be imported: {error}") from error
         self._function: Callable[..., Any] = _without_splits(flash_attn_varlen_func)
+        self._decode: Callable[..., Any] = flash_attn_with_kvcache
 
     def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
+        if rows.max_query == 1:
+            return self._attend_decodes(q, cache, rows, window)
         out: Tensor = self._function(
             q,
             *_blocks(cache),
@@ -47,6 +84,17 @@ class FlashAttnKernel(PagedKernel):
             block_table=rows.tables,
         )
         return out
+
+    def _attend_decodes(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
+        out: Tensor = self._decode(
+            q[:, None],  # [rows, 1, heads, head_dim]
+            *_blocks(cache),
+            cache_seqlens=rows.contexts,
+            block_table=rows.tables,
+            causal=True,
+            window_size=_window_size(window),
+        )
+        return out[:, 0]
 
 
 class VarlenKernel(PagedKernel):

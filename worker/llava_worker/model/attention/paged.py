@@ -50,6 +50,7 @@ class PagedKernel(ABC):
 
     name: str  # used in logs
     block_size: int  # tokens per block that the kernel requires
+    splits_decodes = False  # whether decodes of a few long contexts use all multiprocessors of a GPU
 
     @abstractmethod
     def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.cpu import CpuBackend
-from llava_worker.model.attention.flash import FlashAttnKernel, VarlenKernel
+from llava_worker.model.attention.flash import Flash3Kernel, FlashAttnKernel, VarlenKernel
 from llava_worker.model.attention.paged import DecodeKernel, KernelUnavailable, PagedBackend, PagedKernel
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.attention.self_test import self_test
@@ -22,16 +22,22 @@ from llava_worker.model.quantization.precision import Precision
 __all__ = ["choose_backend", "first_passing", "kernels_for"]
 
 _AMPERE = (8, 0)  # minimum compute capability of FlashAttention 2
+_HOPPER = 9  # major compute capability that FlashAttention 3 supports
 
 logger = logging.getLogger(__name__)
 
 
 def choose_backend(
-    precision: Precision, text: TextConfig, device: torch.device, *, is_int8_cache: bool = False
+    precision: Precision,
+    text: TextConfig,
+    device: torch.device,
+    *,
+    is_int8_cache: bool = False,
+    measure: Callable[[PagedBackend], float] | None = None,
 ) -> AttentionBackend:
     """Return the fastest backend that works for this model on this device. Log the selection.
 
-    ``is_int8_cache`` is true if the KV cache is int8.
+    ``is_int8_cache`` is true if the KV cache is int8. For ``measure``, see `first_passing`.
     """
     if isinstance(precision.kernels, NativeKernels):
         return CpuBackend(precision.kernels)
@@ -40,7 +46,13 @@ def choose_backend(
     capability = torch.cuda.get_device_capability(device)
     candidates, decode_kernels = kernels_for(precision.dtype, capability, is_int8_cache=is_int8_cache)
     return first_passing(
-        candidates, decode_kernels, text, precision.dtype, device, is_int8_cache=is_int8_cache
+        candidates,
+        decode_kernels,
+        text,
+        precision.dtype,
+        device,
+        is_int8_cache=is_int8_cache,
+        measure=measure,
     )
 
 
@@ -53,6 +65,7 @@ def kernels_for(
     """
     candidates: list[Callable[[], PagedKernel]] = []
     if dtype != torch.float32 and capability >= _AMPERE and not is_int8_cache:
+        candidates += [Flash3Kernel] * (capability[0] == _HOPPER)
         candidates += [FlashAttnKernel, VarlenKernel]
     if capability < MIN_CAPABILITY:
         return [*candidates, lambda: _reject(capability)], [None]
@@ -71,10 +84,12 @@ def first_passing(
     device: torch.device,
     *,
     is_int8_cache: bool = False,
+    measure: Callable[[PagedBackend], float] | None = None,
 ) -> AttentionBackend:
     """Return a backend that uses the first combination of kernels that passes a self-test.
 
-    Falls back to the reference backend if there is no such combination.
+    If a kernel splits decodes itself, all of its combinations are tried, and the one with the lowest result
+    of ``measure`` is used. Falls back to the reference backend if no combination passes.
     """
     reasons: list[str] = []
     for make in candidates:
@@ -83,18 +98,34 @@ def first_passing(
         except KernelUnavailable as error:
             reasons.append(str(error))
             continue
+        passing: list[PagedBackend] = []
         for decode_kernel in decode_kernels:
             backend = PagedBackend(kernel, decode_kernel)
             fault = self_test(backend, text, dtype, device, is_int8=is_int8_cache)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()  # the free memory of the GPU is read next
             if fault is None:
-                logger.info("attention: %s%s", backend.name, f"; {'; '.join(reasons)}" if reasons else "")
-                return backend
+                passing.append(backend)
+                if measure is None or not kernel.splits_decodes:
+                    break
+                continue
             logger.warning("attention: %s failed its self-test: %s", backend.name, fault)
             reasons.append(f"{backend.name} failed its self-test")
+        chosen = _fastest(passing, measure)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the free memory of the GPU is read next
+        if chosen is not None:
+            logger.info("attention: %s%s", chosen.name, f"; {'; '.join(reasons)}" if reasons else "")
+            return chosen
     logger.warning("attention: sdpa, which is slow because it gathers the KV cache; %s", "; ".join(reasons))
     return SdpaBackend()
+
+
+def _fastest(
+    backends: list[PagedBackend], measure: Callable[[PagedBackend], float] | None
+) -> PagedBackend | None:
+    """Return the backend with the lowest result of ``measure``, or None if there are no backends."""
+    if measure is None or len(backends) < 2:
+        return next(iter(backends), None)
+    return min(backends, key=measure)
 
 
 def _reject(capability: tuple[int, int]) -> PagedKernel:

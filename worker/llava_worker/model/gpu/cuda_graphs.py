@@ -20,11 +20,15 @@ Replay = Callable[[], object]
 class GraphPool(Protocol):
     """Captures computations in graphs that share memory. Only one of the graphs may run at a time."""
 
+    def warm_up(self, compute: Callable[[], Tensor]) -> None:
+        """Run the computation once, so that libraries select kernels and allocate workspaces."""
+        ...
+
     def capture(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
         """Return the result, and a function that repeats the computation and updates the result in place.
 
-        The result is valid only until another graph of the pool is replayed. Raises RuntimeError if the
-        capture fails or if there is not enough memory.
+        `warm_up` must have run the computation. The result is valid only until another graph of the pool is
+        replayed. Raises RuntimeError if the capture fails or if there is not enough memory.
         """
         ...
 
@@ -46,10 +50,12 @@ class CudaGraphPool:
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
-    def capture(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
+    def warm_up(self, compute: Callable[[], Tensor]) -> None:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
-            compute()  # because libraries select kernels and allocate workspaces when first called
+            compute()
+
+    def capture(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
         graph = torch.cuda.CUDAGraph()
         self._graphs.append(graph)
         # Other threads may use the device during the capture, for example to release memory.
@@ -67,10 +73,16 @@ class CudaGraphPool:
 
 
 class EagerPool:
-    """A substitute for devices without CUDA graphs: runs a computation now and again on each replay."""
+    """A substitute for devices without CUDA graphs: each replay runs the computation.
+
+    As with CUDA graphs, nothing runs during a capture. The result of `warm_up` is returned.
+    """
+
+    def warm_up(self, compute: Callable[[], Tensor]) -> None:
+        self._out = compute()
 
     def capture(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
-        out = compute()
+        out = self._out
         return out, lambda: out.copy_(compute())
 
     def release(self) -> None:

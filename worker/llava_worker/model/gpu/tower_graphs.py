@@ -9,6 +9,7 @@ tiles contain data from earlier calls, and their features are discarded.
 from __future__ import annotations
 
 from bisect import bisect_left
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,8 +32,9 @@ class TowerGraphs:
         self._graphs: dict[int, tuple[Tensor, Replay]] = {}  # keyed by number of tiles
         with torch.inference_mode():
             for size in reversed(self._sizes):
-                tiles = self._tiles[:size]
-                self._graphs[size] = pool.capture(lambda tiles=tiles: model.encode(tiles))  # type: ignore[misc]
+                compute = partial(model.encode, self._tiles[:size])
+                pool.warm_up(compute)
+                self._graphs[size] = pool.capture(compute)
 
     @torch.inference_mode()
     def encode(self, tiles: Tensor) -> Tensor:
