@@ -35,21 +35,21 @@ def decode_seconds(
     """Return how long attention takes for a layer with 1 row and a layer with 8 rows, together.
 
     As in decode steps, RoPE and the writes to the KV cache are included, and CUDA graphs are used. Returns
-    infinity if the backend cannot be captured.
+    infinity if the backend cannot be captured or the GPU's memory is not sufficient.
     """
     context = min(_CONTEXT, text.max_position_embeddings)
     num_blocks = max(_NUM_ROWS) * -(-context // backend.block_size)
     heads, head_dim = text.num_key_value_heads, text.head_dim
     spec = KVCacheSpec(num_blocks, backend.block_size, _NUM_LAYERS, heads, head_dim, precision.dtype)
-    cache = KVCache(spec, device)
     pool: GraphPool = CudaGraphPool(device) if device.type == "cuda" else EagerPool()
     try:
+        cache = KVCache(spec, device)
         seconds = sum(
             _seconds_per_layer(backend, cache, text, precision, pool, num_rows, context)
             for num_rows in _NUM_ROWS
         )
     except RuntimeError as error:
-        logger.warning("attention: %s cannot be captured: %s", backend.name, error)
+        logger.warning("attention: %s could not be measured: %s", backend.name, error)
         seconds = math.inf
     pool.release()
     logger.info("attention: %s decodes in %.1f us per layer", backend.name, seconds * 1e6)
