@@ -26,7 +26,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain
@@ -270,13 +270,14 @@ class Controller:
     async def _follow(self, shard: JobProducer) -> None:
         async for batch in shard.follow():
             # Do not await or raise anything below: a restart would not receive the rest of the batch again.
-            for job_id, event in batch:
+            for job_id, events in _by_job(batch).items():
                 if (output := self._open.get(job_id)) is not None:
-                    output.put(event)
-                elif event.final is not None:
+                    output.put_all(events)
+                elif events[-1].final is not None:
                     self._detached.discard(job_id)
                 if (followers := self._followers.get(job_id)) is not None and followers.is_local:
-                    self._put(followers, event)
+                    for event in events:
+                        self._put(followers, event)
 
     async def _reap(self, shard: JobProducer, index: int) -> None:
         self._health.report("follow", shard.follow_error, shard=index)
@@ -477,6 +478,14 @@ class Controller:
                 await self._producer.shard(output.job_id).cancel(output.job_id, tenant=output.tenant)
             except QueueUnavailable:
                 logger.warning("job %s could not be cancelled: the job queue is unavailable", output.job_id)
+
+
+def _by_job(batch: Iterable[tuple[str, Event]]) -> dict[str, list[Event]]:
+    """Group events by job, in order."""
+    events: dict[str, list[Event]] = {}
+    for job_id, event in batch:
+        events.setdefault(job_id, []).append(event)
+    return events
 
 
 def _defect() -> ApiError:
