@@ -50,6 +50,6 @@ def add_body_writer(scope: MutableMapping[str, Any], writer: BodyWriter) -> None
 
 
 def body_writer_of(scope: Mapping[str, Any]) -> BodyWriter:
-    """Return the writer for the response to a request. Servers other than ours have none that is ready."""
+    """Return the writer for the response to a request. Without one, it is never ready."""
     writer: BodyWriter = scope.get(_KEY, _NO_WRITER)
     return writer

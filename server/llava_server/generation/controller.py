@@ -26,7 +26,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain
@@ -46,7 +46,7 @@ from llava_wire.stores.api_keys import KeyLimits
 from llava_server.errors import ApiError, from_wire_error, response_not_found
 from llava_server.generation.detached_jobs import DetachedJobs
 from llava_server.generation.followers import MAX_READERS, Followers, log_interval_s, read_log
-from llava_server.generation.output_queue import OutputQueue
+from llava_server.generation.output_queue import OutputQueue, events_by_job
 from llava_server.metrics import Metrics
 from llava_server.periodic import run_periodically
 from llava_server.queue_health import QueueHealth
@@ -270,7 +270,7 @@ class Controller:
     async def _follow(self, shard: JobProducer) -> None:
         async for batch in shard.follow():
             # Do not await or raise anything below: a restart would not receive the rest of the batch again.
-            for job_id, events in _by_job(batch).items():
+            for job_id, events in events_by_job(batch).items():
                 if (output := self._open.get(job_id)) is not None:
                     output.put_all(events)
                 elif events[-1].final is not None:
@@ -478,14 +478,6 @@ class Controller:
                 await self._producer.shard(output.job_id).cancel(output.job_id, tenant=output.tenant)
             except QueueUnavailable:
                 logger.warning("job %s could not be cancelled: the job queue is unavailable", output.job_id)
-
-
-def _by_job(batch: Iterable[tuple[str, Event]]) -> dict[str, list[Event]]:
-    """Group events by job, in order."""
-    events: dict[str, list[Event]] = {}
-    for job_id, event in batch:
-        events.setdefault(job_id, []).append(event)
-    return events
 
 
 def _defect() -> ApiError:

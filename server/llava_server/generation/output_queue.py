@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from llava_wire.controller_side.query_results import QueuePosition
 from llava_wire.messages.event import Event
 
 from llava_server.errors import ApiError
 
-__all__ = ["OutputQueue"]
+__all__ = ["OutputQueue", "events_by_job"]
 
 _DEADLINE_SLACK_S = 5.0  # extra time, so that the deadline is normally enforced through Redis first
 
@@ -118,3 +118,11 @@ class OutputQueue:
     async def aclose(self) -> None:
         """Stop reading. Cancel the job unless it has ended or is resumable. Further calls are no-ops."""
         await self._close(self)
+
+
+def events_by_job(batch: Iterable[tuple[str, Event]]) -> dict[str, list[Event]]:
+    """Group (job ID, event) pairs by job, in order."""
+    events: dict[str, list[Event]] = {}
+    for job_id, event in batch:
+        events.setdefault(job_id, []).append(event)
+    return events

@@ -25,6 +25,10 @@ def new_queue(received: list[Event], *, is_ready: bool = True) -> OutputQueue:
     return queue
 
 
+def no_events() -> list[Event]:
+    return []
+
+
 def rest(queue: OutputQueue) -> list[Event]:
     events = []
     while (event := queue.get_nowait()) is not None:
@@ -33,20 +37,20 @@ def rest(queue: OutputQueue) -> list[Event]:
 
 
 def test_a_single_event_is_processed_by_the_receiver() -> None:
-    queue = new_queue(received := [])
+    queue = new_queue(received := no_events())
     queue.put_all(EVENTS[:1])
     queue.put(EVENTS[1])
     assert (received, rest(queue)) == (EVENTS[:2], [])
 
 
 def test_events_that_arrive_together_are_queued() -> None:
-    queue = new_queue(received := [])
+    queue = new_queue(received := no_events())
     queue.put_all(EVENTS[:3])
     assert (received, rest(queue)) == ([], EVENTS[:3])
 
 
 def test_an_event_does_not_overtake_queued_events() -> None:
-    queue = new_queue(received := [])
+    queue = new_queue(received := no_events())
     queue.put_all(EVENTS[:2])
     queue.put_all(EVENTS[2:3])
     assert (received, rest(queue)) == ([], EVENTS[:3])
@@ -55,13 +59,13 @@ def test_an_event_does_not_overtake_queued_events() -> None:
 
 
 def test_an_event_is_queued_if_the_receiver_is_not_ready() -> None:
-    queue = new_queue(received := [], is_ready=False)
+    queue = new_queue(received := no_events(), is_ready=False)
     queue.put(EVENTS[0])
     assert (received, rest(queue)) == ([], EVENTS[:1])
 
 
 def test_the_last_event_is_queued() -> None:
     last = Event(0, (1,), "x", Final(reason=FinishReason.STOP))
-    queue = new_queue(received := [])
+    queue = new_queue(received := no_events())
     queue.put(last)
     assert (received, rest(queue), queue.is_finished) == ([], [last], True)
