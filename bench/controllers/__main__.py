@@ -194,7 +194,9 @@ def _profile(controllers: psutil.Process, path: Path, seconds: float) -> None:
 
 
 def _controllers_of(parent: psutil.Process) -> list[psutil.Process]:
-    return [each for each in parent.children() if "llava_server.worker" in " ".join(each.cmdline())]
+    return [
+        each for each in parent.children() if "llava_server.controller_process" in " ".join(each.cmdline())
+    ]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """An HTTP response that streams the output of a request, by default as server-sent events.
 
     event arrives, client keeps up        controller --put--> _write_arrived --> connection
-    client is slow, or many events        controller --put--> OutputQueue --> task --send--> connection
+    client is slow, or many events        controller --put--> OutputQueue --> task --> connection
 
 Waking a task for each token takes longer than encoding the token. While the task waits for events, they are
 therefore written where they arrive. The task sends all others: the first and the last one, those that arrive
@@ -202,6 +202,9 @@ class EventStream(Response):
         return f"{self._resumable_job_id}:{event.next_offset}" if self._resumable_job_id else None
 
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
+        if more and data and self._writer.is_ready:
+            self._writer.write(data)
+            return
         await send({"type": "http.response.body", "body": data, "more_body": more})
 
 

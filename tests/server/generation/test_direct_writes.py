@@ -83,6 +83,7 @@ def test_a_stream_to_an_http_1_0_client_has_no_chunk_sizes(connection: socket.so
 
 def test_the_events_that_arrive_while_a_client_does_not_read_are_sent_later(own_stack: OwnStack) -> None:
     stack = own_stack()
+    stack.server.set_send_buffer(8192)
     words = " ".join(f"{number}-" + "x" * 4000 for number in range(200))
     with closing(slow_reader(stack.server.url, request(f"say {words}"))) as connection:
         controller = stack.server.services.controller

@@ -94,7 +94,7 @@ class LiveJob:
         self.frames.append(payload)
         self.next_offset = event.next_offset
         self.model_digest = event.model_digest or self.model_digest
-        self.mark_active()
+        self.last_active = time.monotonic()
 
     def mark_active(self) -> None:
         self.last_active = time.monotonic()

@@ -236,10 +236,12 @@ class EventReader:
         for name, payload in fields.items():
             if (match := _NOTICE.fullmatch(name)) is None:
                 _log.error("skipping an invalid entry in the event stream")
-            elif match[2] == b"?":
-                self._ledger.request_resync(match[1].decode())
+                continue
+            job_id, index = match.groups()
+            if index == b"?":
+                self._ledger.request_resync(job_id.decode())
             else:
-                self._ledger.receive(match[1].decode(), int(match[2]), payload, entry_id)
+                self._ledger.receive(job_id.decode(), int(index), payload, entry_id)
 
 
 def _entry_id(text: bytes) -> tuple[int, int]:
