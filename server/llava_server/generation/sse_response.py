@@ -137,7 +137,7 @@ class EventStream(Response):
         self._observers[index].observe(event)
         if event.final is not None and event.final.error is not None:
             raise self._outputs.api_error(index, event.final.error)
-        is_received = _is_received(event, self._start)
+        is_received = self._start > 0 and _is_received(event, self._start)
         # The serializer needs the complete output, including the part that the client has already received.
         data = self._serializer.event(index, event, self._event_id(event))
         if not is_received:
