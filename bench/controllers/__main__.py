@@ -75,6 +75,7 @@ def main() -> None:
     print(msgspec.json.format(msgspec.json.encode(results)).decode())
     if args.name:
         settings = {name: getattr(args, name) for name in ("streams", "rate", "seconds", "processes", "runs")}
+        settings |= {"compared_commit": _commit_of(args.compare)} if args.compare else {}
         print(write_record(args.name, {"median": results, "runs": runs}, settings=settings))
 
 
@@ -131,10 +132,15 @@ def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         name: _medians([run[name] for run in runs])
         if isinstance(runs[0][name], Mapping)
-        else statistics.median(run[name] for run in runs)
+        else round(statistics.median(run[name] for run in runs), 2)
         for name in runs[0]
         if name != "stream_tokens"
     }
+
+
+def _commit_of(checkout: Path) -> str:
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _python(module: str, *arguments: str) -> list[str]:
