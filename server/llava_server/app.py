@@ -156,7 +156,7 @@ def _browser_checks(settings: Settings) -> list[Middleware]:
 
 def _include_routes(app: FastAPI, settings: Settings) -> None:
     routers = [routes.router for routes in _ROUTES]
-    if settings.admin_port is None:
+    if settings.admin_port is None and settings.processes == 1:  # else it would be that of any process
         routers.append(health.metrics_router)
     for router in routers:
         app.include_router(router)

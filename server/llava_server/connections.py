@@ -23,15 +23,18 @@ from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import h11
 import msgspec
 from h11 import IDLE, SEND_BODY, SEND_RESPONSE, SERVER
 from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from h11._writers import ChunkedWriter
+from starlette.types import Scope
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from llava_server.body_writer import add_body_writer
 from llava_server.client_address import client_of
 from llava_server.error_response import to_error
 from llava_server.errors import ApiError, error_headers
@@ -323,6 +326,38 @@ def _check_head(data: bytes) -> None:
         raise h11.RemoteProtocolError("too many headers", 431)
 
 
+class ChunkWriter:
+    """Writes the body of a response whose length is not known in advance (see ``BodyWriter``).
+
+    Such a body consists of chunks in HTTP/1.1. Their encoding has no state, so h11 does not have to process
+    them.
+    """
+
+    __slots__ = ("_connection", "_cycle")
+
+    def __init__(self, connection: Connection, cycle: RequestResponseCycle) -> None:
+        self._connection = connection
+        self._cycle = cycle
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a chunk can be written now."""
+        connection, cycle = self._connection, self._cycle
+        return (
+            cycle.response_started
+            and not cycle.response_complete
+            and not cycle.disconnected
+            and not connection.flow.write_paused
+            and not connection.transport.is_closing()
+            and isinstance(connection.conn._writer, ChunkedWriter)
+            and cycle.scope["method"] != "HEAD"
+        )
+
+    def write(self, data: bytes) -> None:
+        """Write a chunk."""
+        self._connection.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
 class Connection(H11Protocol):
     """A client's connection. ``wait`` is what its client has to do next, since ``waiting_since``.
 
@@ -368,6 +403,12 @@ class Connection(H11Protocol):
         super().data_received(data)
         if not (self.flow.read_paused or self.transport.is_closing() or self.transport.is_reading()):
             self.transport.resume_reading()
+
+    def handle_events(self) -> None:
+        """Process the received data. A request that begins gets a writer for its response."""
+        super().handle_events()
+        if self.cycle is not None:
+            add_body_writer(cast(Scope, self.cycle.scope), ChunkWriter(self, self.cycle))
 
     def send_400_response(self, msg: str) -> None:
         """Reject an invalid request. If the response to it has begun, close the connection instead."""

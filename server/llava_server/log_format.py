@@ -22,11 +22,16 @@ _INVALID_REQUEST = "Invalid HTTP request received."  # uvicorn's warning
 class JsonFormatter(logging.Formatter):
     """A formatter that writes each record as one line of ASCII JSON and escapes control characters."""
 
+    def __init__(self, process: int | None = None) -> None:
+        super().__init__()
+        self._process: dict[str, int] = {} if process is None else {"process": process}
+
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}",
             "level": record.levelname.lower(),
             "logger": record.name,
+            **self._process,
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
@@ -35,10 +40,15 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def configure_logging(level: str, log_format: LogFormat) -> None:
-    """Send all log records to stderr in the given format."""
+def configure_logging(level: str, log_format: LogFormat, *, process: int | None = None) -> None:
+    """Send all log records to stderr in the given format.
+
+    If ``process`` is set, each record contains this number of the controller, because several write to the
+    same log.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT))
+    text = _TEXT if process is None else _TEXT.replace("%(name)s", f"%(name)s[{process}]")
+    handler.setFormatter(JsonFormatter(process) if log_format == "json" else logging.Formatter(text))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     # A client could fill the log with them. ConnectionGuard counts them.
     logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != _INVALID_REQUEST)

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import collections
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 from llava_wire.messages.event import Event
 from llava_wire.operator.inspector import RedisMemory
 from llava_wire.stores.batches import BatchStats
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 __all__ = ["ChoiceMetrics", "EventObserver", "Metrics", "ModelLoad", "NoMetrics", "RedisErrorSource"]
 
@@ -49,6 +52,43 @@ class _Registry(CollectorRegistry):
 
     def gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
         return Gauge(f"llava_{name}", text, labels, registry=self)
+
+
+class TokenDurations:
+    """The histogram of one model. Only the event loop updates it, so it needs no lock."""
+
+    def __init__(self, buckets: Sequence[float]) -> None:
+        self._buckets = buckets
+        self.counts = [0] * (len(buckets) + 1)  # the last one counts durations above all buckets
+        self.sum_s = 0.0
+
+    def observe(self, seconds: float, num_tokens: int) -> None:
+        """Add tokens that were generated in this time."""
+        if num_tokens:
+            self.counts[bisect_left(self._buckets, seconds / num_tokens)] += num_tokens
+            self.sum_s += seconds
+
+
+class TokenHistogram(Collector):
+    """A histogram that is updated for each token of all streams, at a fraction of the cost of Histogram."""
+
+    def __init__(self, name: str, description: str, buckets: Sequence[float]) -> None:
+        self._name = name
+        self._description = description
+        self._buckets = buckets
+        self._models: dict[str, TokenDurations] = {}
+
+    def of_model(self, model: str) -> TokenDurations:
+        """Return the histogram of a model."""
+        return self._models.setdefault(model, TokenDurations(self._buckets))
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        family = HistogramMetricFamily(self._name, self._description, labels=("model_name",))
+        bounds = [*map(floatToGoString, self._buckets), "+Inf"]
+        for model, durations in self._models.items():
+            buckets = list(zip(bounds, accumulate(durations.counts), strict=True))
+            family.add_metric((model,), buckets, durations.sum_s)
+        yield family
 
 
 class RedisErrorSource(Protocol):
@@ -112,11 +152,12 @@ class Metrics:
             "Time from the arrival of a request to its first token, in seconds.",
             _TTFT_S,
         )
-        self._inter_token_latency = histogram(
-            "inter_token_latency_seconds",
+        self._inter_token_latency = TokenHistogram(
+            "llava_inter_token_latency_seconds",
             "Time between two consecutive tokens of a request, in seconds.",
             _TOKEN_S,
         )
+        registry.register(self._inter_token_latency)
         self._request_latency = histogram(
             "e2e_request_latency_seconds",
             "Time from the arrival of a request to its last token, in seconds.",
@@ -231,9 +272,9 @@ class Metrics:
     def observe_first_token(self, model: str, seconds: float) -> None:
         self._time_to_first_token.labels(model).observe(seconds)
 
-    def inter_token_latency(self, model: str) -> Histogram:
+    def inter_token_latency(self, model: str) -> TokenDurations:
         """Return the histogram of the time between two consecutive tokens of a response, in seconds."""
-        return self._inter_token_latency.labels(model)
+        return self._inter_token_latency.of_model(model)
 
     def request_finished(
         self,
@@ -359,17 +400,14 @@ class ChoiceMetrics:
         self._model = model
         self._arrived_at = arrived_at  # time.monotonic()
         self._last_event_at: float | None = None
-        self._inter_token_latency = metrics.inter_token_latency(
-            model
-        )  # cached, because it is used for every token
+        self._inter_token_latency = metrics.inter_token_latency(model)
 
     def observe(self, event: Event) -> None:
         now = time.monotonic()
         if self._last_event_at is None:
             self._metrics.observe_first_token(self._model, now - self._arrived_at)
         else:
-            for _ in event.token_ids:
-                self._inter_token_latency.observe((now - self._last_event_at) / len(event.token_ids))
+            self._inter_token_latency.observe(now - self._last_event_at, len(event.token_ids))
         self._last_event_at = now
         if (final := event.final) is not None and final.error is None:
             self._metrics.request_finished(

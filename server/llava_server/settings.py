@@ -22,6 +22,7 @@ from llava_server.middleware.hosts import check_host_rule
 __all__ = ["Settings", "load_settings"]
 
 _MIN_KEY_LENGTH = 8
+_MAX_PORT = 65535
 
 
 class Settings(ServiceSettings):
@@ -34,6 +35,13 @@ class Settings(ServiceSettings):
         "127.0.0.1", description="Address to listen on. Use 0.0.0.0 to listen on all interfaces."
     )
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on. 0 selects any free port.")
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Number of controller processes that share the port. Each process has its own "
+        "connections, caches and image decoders, so limits per controller apply to each of them.",
+    )
     admin_host: str = Field(
         "127.0.0.1", description="Address to listen on for the admin port, which does not require an API key."
     )
@@ -42,7 +50,8 @@ class Settings(ServiceSettings):
         ge=0,
         le=65535,
         description="TCP port for /metrics, health checks and /workers. If not set, the API port serves "
-        "/metrics and requires an API key for it.",
+        "/metrics and requires an API key for it. With several controller processes, each has its own admin "
+        "port, starting with this one, and the API port does not serve /metrics.",
     )
     auth: bool = Field(
         True,
@@ -358,6 +367,16 @@ class Settings(ServiceSettings):
     @classmethod
     def _check_allowed_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(check_host_rule, value))
+
+    @model_validator(mode="after")
+    def _check_admin_ports(self) -> Settings:
+        if self.admin_port and self.admin_port + self.processes - 1 > _MAX_PORT:
+            raise ValueError(
+                f"LLAVA_ADMIN_PORT / --admin-port is {self.admin_port}, but {self.processes} controller "
+                f"processes use as many consecutive ports, and the highest port is {_MAX_PORT}. Set a lower "
+                "port."
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_cors(self) -> Settings:

@@ -109,6 +109,10 @@ class Server:
         self._thread.join(scaled(30))
         assert not self._thread.is_alive()
 
+    def set_send_buffer(self, num_bytes: int) -> None:
+        """Limit the data that the kernel stores for each new connection whose client does not read."""
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, num_bytes)
+
     @property
     def services(self) -> Services:
         return services_of_app(self.app)

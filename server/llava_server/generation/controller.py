@@ -46,7 +46,7 @@ from llava_wire.stores.api_keys import KeyLimits
 from llava_server.errors import ApiError, from_wire_error, response_not_found
 from llava_server.generation.detached_jobs import DetachedJobs
 from llava_server.generation.followers import MAX_READERS, Followers, log_interval_s, read_log
-from llava_server.generation.output_queue import OutputQueue
+from llava_server.generation.output_queue import OutputQueue, events_by_job
 from llava_server.metrics import Metrics
 from llava_server.periodic import run_periodically
 from llava_server.queue_health import QueueHealth
@@ -270,13 +270,14 @@ class Controller:
     async def _follow(self, shard: JobProducer) -> None:
         async for batch in shard.follow():
             # Do not await or raise anything below: a restart would not receive the rest of the batch again.
-            for job_id, event in batch:
+            for job_id, events in events_by_job(batch).items():
                 if (output := self._open.get(job_id)) is not None:
-                    output.put(event)
-                elif event.final is not None:
+                    output.put_all(events)
+                elif events[-1].final is not None:
                     self._detached.discard(job_id)
                 if (followers := self._followers.get(job_id)) is not None and followers.is_local:
-                    self._put(followers, event)
+                    for event in events:
+                        self._put(followers, event)
 
     async def _reap(self, shard: JobProducer, index: int) -> None:
         self._health.report("follow", shard.follow_error, shard=index)

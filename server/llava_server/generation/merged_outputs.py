@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from llava_wire.controller_side.query_results import QueuePosition
 from llava_wire.messages.event import Event, JobError
@@ -84,6 +85,11 @@ class MergedOutputs:
             await self._event_arrived.wait()
             item = self.get_nowait()
         return item
+
+    def set_receiver(self, receiver: Callable[[int, Event], bool] | None) -> None:
+        """Let ``receiver`` process the events that arrive (see ``OutputQueue``), or none if it is None."""
+        for index, queue in enumerate(self._queues):
+            queue.receiver = None if receiver is None else partial(receiver, index)
 
     def wake(self) -> None:
         """Wake the reader even though no event has arrived."""

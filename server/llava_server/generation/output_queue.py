@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from llava_wire.controller_side.query_results import QueuePosition
 from llava_wire.messages.event import Event
 
 from llava_server.errors import ApiError
 
-__all__ = ["OutputQueue"]
+__all__ = ["OutputQueue", "events_by_job"]
 
 _DEADLINE_SLACK_S = 5.0  # extra time, so that the deadline is normally enforced through Redis first
 
@@ -23,6 +23,9 @@ class OutputQueue:
     ``event_arrived`` is set whenever an event is added. Queues that are read together share one
     ``event_arrived``. If the client disconnects, a resumable job continues until the grace period ends, and a
     background job continues until it finishes.
+
+    ``receiver`` is called for an event that arrives alone while the queue is empty, unless it is the last
+    one. If the receiver returns True, it has processed the event, which is then not added to the queue.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class OutputQueue:
         self.is_background = is_background
         self.has_begun = False  # whether a worker has started the job
         self.is_finished = False  # whether the last event has been added (it may not have been read yet)
+        self.receiver: Callable[[Event], bool] | None = None
         self.queue_position: QueuePosition | None = None  # at submission
         self.num_charged_tokens = 0.0  # estimate charged against the tenant's rate limit at submission
         self.num_used_tokens = 0  # number of prompt and output tokens; set when the last event is added
@@ -56,11 +60,22 @@ class OutputQueue:
 
     def put(self, event: Event | ApiError) -> None:
         self.has_begun = True
-        if isinstance(event, Event) and event.final is not None:
-            self.is_finished = True
-            self.num_used_tokens = event.final.num_prompt_tokens + event.next_offset
+        if isinstance(event, Event):
+            if event.final is not None:
+                self.is_finished = True
+                self.num_used_tokens = event.final.num_prompt_tokens + event.next_offset
+            elif self.receiver is not None and not self._events and self.receiver(event):
+                return
         self._events.append(event)
         self._event_arrived.set()
+
+    def put_all(self, events: Sequence[Event]) -> None:
+        """Add events that have arrived at the same time, so that they can be sent together."""
+        if len(events) > 1:
+            self._events.append(events[0])  # not passed to the receiver
+            events = events[1:]
+        for event in events:
+            self.put(event)
 
     async def get(self) -> Event:
         """Wait for the next event. Raises ApiError if the stream cannot continue."""
@@ -103,3 +118,11 @@ class OutputQueue:
     async def aclose(self) -> None:
         """Stop reading. Cancel the job unless it has ended or is resumable. Further calls are no-ops."""
         await self._close(self)
+
+
+def events_by_job(batch: Iterable[tuple[str, Event]]) -> dict[str, list[Event]]:
+    """Group (job ID, event) pairs by job, in order."""
+    events: dict[str, list[Event]] = {}
+    for job_id, event in batch:
+        events.setdefault(job_id, []).append(event)
+    return events

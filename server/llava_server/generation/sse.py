@@ -11,11 +11,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-__all__ = ["DONE", "KEEPALIVE", "SSE_HEADERS", "encode_event", "encode_events", "last_event"]
+__all__ = ["DONE", "KEEPALIVE", "SSE_HEADERS", "TextEvent", "encode_event", "encode_events", "last_event"]
 
 DONE = b"data: [DONE]\n\n"
 KEEPALIVE = b": keepalive\n\n"
@@ -24,6 +25,7 @@ SSE_HEADERS = {
     "cache-control": "no-cache, no-transform",
     "x-accel-buffering": "no",  # disables response buffering in nginx
 }
+_MARKER = secrets.token_hex(16)  # does not occur in any other string
 
 
 def encode_event(data: msgspec.Struct, *, event_id: str | None = None, name: str | None = None) -> bytes:
@@ -34,6 +36,24 @@ def encode_event(data: msgspec.Struct, *, event_id: str | None = None, name: str
     head = f"id: {event_id}\n" if event_id else ""
     head += f"event: {name}\n" if name else ""
     return b"%bdata: %b\n\n" % (head.encode(), msgspec.json.encode(data))
+
+
+class TextEvent:
+    """An event whose data is always the same, except for one string: most events of a stream.
+
+    ``chunk`` returns the data with the given string. It is called only once.
+    """
+
+    def __init__(self, chunk: Callable[[str], msgspec.Struct]) -> None:
+        data, marker = msgspec.json.encode(chunk(_MARKER)), msgspec.json.encode(_MARKER)
+        self._head, _, self._tail = data.partition(marker)
+
+    def encode(self, text: str, event_id: str | None) -> bytes:
+        """Encode the event with this string, as ``encode_event`` does."""
+        data = self._head, msgspec.json.encode(text), self._tail
+        if event_id is None:
+            return b"data: %b%b%b\n\n" % data
+        return b"id: %b\ndata: %b%b%b\n\n" % (event_id.encode(), *data)
 
 
 def encode_events(chunks: Sequence[msgspec.Struct], event_id: str | None) -> bytes:

@@ -1,4 +1,12 @@
-"""An HTTP response that streams the output of a request, by default as server-sent events."""
+"""An HTTP response that streams the output of a request, by default as server-sent events.
+
+    event arrives, client keeps up        controller --put--> _write_arrived --> connection
+    client is slow, or many events        controller --put--> OutputQueue --> task --> connection
+
+Waking a task for each token takes longer than encoding the token. While the task waits for events, they are
+therefore written where they arrive. The task sends all others: the first and the last one, those that arrive
+while the client is not reading, and those that arrive together, which become one write.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +18,7 @@ from llava_wire.messages.event import Event
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llava_server.body_writer import body_writer_of
 from llava_server.errors import ApiError
 from llava_server.generation.collect import CollectedChoice
 from llava_server.generation.disconnect import ClientDisconnected, cancel_on_disconnect
@@ -25,7 +34,8 @@ __all__ = ["EventStream", "Serializer"]
 
 logger = logging.getLogger(__name__)
 
-_BURST_EVENTS = 4  # events after which other requests are served, even if more events are available
+# Events that are sent together, and after which other requests are served, if even more events are available
+_BURST_EVENTS = 16
 
 
 class Serializer(Protocol):
@@ -83,7 +93,8 @@ class EventStream(Response):
         self._serializer = serializer
         self._observers = observers
         self._start = start
-        self._num_ready = 0  # events since the last one that had to be waited for
+        self._unsent: list[bytes] = []  # encoded events that the task has not sent yet
+        self._failure: Exception | None = None  # raised by an event that was written where it arrived
         self._keepalive = stream_format.keepalive
         # A stream of several jobs cannot be resumed, because an event ID is a position in a single job.
         self._resumable_job_id = outputs.job_id if len(outputs) == 1 else None
@@ -100,6 +111,7 @@ class EventStream(Response):
 
     async def _stream(self, scope: Scope, send: Send) -> None:
         self._take_turn = context_of(scope).take_turn
+        self._writer = body_writer_of(scope)
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             if not self._start:
@@ -108,53 +120,91 @@ class EventStream(Response):
         except ApiError as error:
             context = context_of(scope)
             context.record_error(error)
-            last = self._serializer.error(error, context.request_id)
+            last = b"".join(self._unsent) + self._serializer.error(error, context.request_id)
         await self._send(send, last, more=False)
 
     async def _send_events(self, send: Send) -> bytes:
         """Send all events except the last one, which is encoded and returned. Raises ApiError."""
         while True:
             index, event = await self._next_event(send)
-            self._observers[index].observe(event)
-            if event.final is not None and event.final.error is not None:
-                raise self._outputs.api_error(index, event.final.error)
-            is_received = _is_received(event, self._start)
-            # The serializer needs the complete output, including the part that the client has already
-            # received.
-            data = self._serializer.event(index, event, self._event_id(event))
+            data = self._encode(index, event)
             if self._outputs.is_finished:
-                # A client that has received all tokens may not have received the finish reason.
-                return (last_event(data) if is_received else data) + self._serializer.end()
-            if data and not is_received:
-                await self._send(send, data)
+                return b"".join(self._unsent) + data + self._serializer.end()
+            self._unsent.append(data)
+
+    def _encode(self, index: int, event: Event) -> bytes:
+        """Return what the client must receive of an event. Raises ApiError."""
+        self._observers[index].observe(event)
+        if event.final is not None and event.final.error is not None:
+            raise self._outputs.api_error(index, event.final.error)
+        is_received = self._start > 0 and _is_received(event, self._start)
+        # The serializer needs the complete output, including the part that the client has already received.
+        data = self._serializer.event(index, event, self._event_id(event))
+        if not is_received:
+            return data
+        # A client that has received all tokens may not have received the finish reason.
+        return last_event(data) if self._outputs.is_finished else b""
 
     async def _next_event(self, send: Send) -> tuple[int, Event]:
-        """Wait for the next event, sending keepalives in the meantime."""
+        """Return the next event. Before waiting for it, send the events so far."""
         if self._first is not None:
             first, self._first = self._first, None
             return first
-        item = self._outputs.get_nowait()
-        if item is not None:
-            await self._pause_burst()
-            return item
-        self._num_ready = 0
-        self._keepalive_timer.start()
-        while (item := await self._outputs.next_or_woken()) is None:
-            await self._send(send, self._keepalive)
-        self._keepalive_timer.stop()
+        if len(self._unsent) >= _BURST_EVENTS:
+            await self._send_unsent(send)
+            await self._take_turn()
+        if (item := self._outputs.get_nowait()) is None:
+            await self._send_unsent(send)
+            item = await self._wait(send)
         return item
 
-    async def _pause_burst(self) -> None:
-        """Give others a turn after a few events that were ready, such as those of a stored output."""
-        self._num_ready += 1
-        if self._num_ready % _BURST_EVENTS == 0:
-            await self._take_turn()
+    async def _wait(self, send: Send) -> tuple[int, Event]:
+        """Wait for an event that could not be written where it arrived, sending keepalives in the meantime.
+
+        Raises the error of an event that was written.
+        """
+        self._keepalive_timer.start()
+        self._outputs.set_receiver(self._write_arrived)
+        try:
+            while (item := await self._outputs.next_or_woken()) is None and self._failure is None:
+                await self._send(send, self._keepalive)
+        finally:
+            self._outputs.set_receiver(None)
+            self._keepalive_timer.stop()
+        if self._failure is not None:
+            raise self._failure
+        assert item is not None
+        return item
+
+    def _write_arrived(self, index: int, event: Event) -> bool:
+        """Write an event that has just arrived. Return False if it must be put into the queue instead."""
+        if self._failure is not None or not self._writer.is_ready:
+            return False
+        try:
+            data = self._encode(index, event)
+        except Exception as error:  # ends this stream, and not the controller that calls this function
+            self._failure = error
+            self._outputs.wake()
+            return True
+        if data:
+            self._writer.write(data)
+        self._keepalive_timer.start()
+        return True
+
+    async def _send_unsent(self, send: Send) -> None:
+        data = b"".join(self._unsent)
+        self._unsent.clear()
+        if data:
+            await self._send(send, data)
 
     def _event_id(self, event: Event) -> str | None:
         """Return the ID of the position after this event, or None if the stream cannot be resumed."""
         return f"{self._resumable_job_id}:{event.next_offset}" if self._resumable_job_id else None
 
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
+        if more and data and self._writer.is_ready:
+            self._writer.write(data)
+            return
         await send({"type": "http.response.body", "body": data, "more_body": more})
 
 

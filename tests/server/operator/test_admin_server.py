@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from llava_server.__main__ import DrainingServer
 from llava_server.connections import ConnectionLimits
+from llava_server.draining_server import DrainingServer
 from llava_server.settings import Settings
 
 
@@ -16,7 +16,7 @@ def test_a_crash_of_the_admin_server_drains_the_server_and_is_a_failure(queue_ur
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unusable,
     ):
         unusable.bind(("127.0.0.1", 0))
-        server = DrainingServer(settings, ConnectionLimits.of(settings), unusable)
+        server = DrainingServer(settings, ConnectionLimits.of(settings), unusable, print)
         server.run(sockets=[listener])
     assert server.has_served
     assert server.failure == "The admin server failed with ValueError."

@@ -10,6 +10,7 @@ Redis.
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from collections import deque
@@ -93,7 +94,7 @@ class LiveJob:
         self.frames.append(payload)
         self.next_offset = event.next_offset
         self.model_digest = event.model_digest or self.model_digest
-        self.mark_active()
+        self.last_active = time.monotonic()
 
     def mark_active(self) -> None:
         self.last_active = time.monotonic()
@@ -128,6 +129,9 @@ class DeliveryLedger:
         self._num_beats = 0  # number of beats sent under this controller ID; Redis stores the same number
         self._former_ids: list[str] = []  # to be removed from Redis
         self._live: dict[str, LiveJob] = {}
+        # Lower bounds, so that the jobs are searched only if there may be one to find.
+        self._first_deadline = math.inf
+        self._least_active = math.inf
         self._to_resync: dict[str, None] = {}  # ordered set of job IDs
         self._pending_cancels: dict[str, PendingCancel] = {}
         self._ready: list[tuple[str, Event]] = []
@@ -196,6 +200,8 @@ class DeliveryLedger:
         Undelivered events are discarded, because they are intended for a former reader.
         """
         self._live[live.job.job_id] = live
+        self._first_deadline = min(self._first_deadline, live.deadline)
+        self._least_active = min(self._least_active, live.last_active)
         self._discard_ready(live.job.job_id)
         if live.job.job_id in self._distrusted:
             self.request_resync(live.job.job_id)
@@ -239,6 +245,9 @@ class DeliveryLedger:
     def expire(self) -> None:
         """Fail all live jobs whose deadline has passed."""
         now = time.monotonic()
+        if now < self._first_deadline:
+            return
+        self._first_deadline = min((live.deadline for live in self._live.values()), default=math.inf)
         for live in list(self._live.values()):
             if live.deadline <= now:
                 timeout_s = live.job.ttl_s
@@ -285,7 +294,7 @@ class DeliveryLedger:
             return  # the job has ended, or a resync covers this frame
         if index < len(live.frames) and live.frames[index] == payload:
             return
-        self._accept(job_id, index, payload)
+        self._accept(live, index, payload)
 
     @property
     def has_ready(self) -> bool:
@@ -301,6 +310,9 @@ class DeliveryLedger:
     def idle_jobs(self, idle_s: float) -> list[LiveJob]:
         """Return the submitted jobs whose last event or check was at least ``idle_s`` ago."""
         before = time.monotonic() - idle_s
+        if before < self._least_active:
+            return []
+        self._least_active = min((live.last_active for live in self._live.values()), default=math.inf)
         return [live for live in self._live.values() if live.is_submitted and live.last_active <= before]
 
     def request_resync(self, job_id: str) -> None:
@@ -350,7 +362,9 @@ class DeliveryLedger:
             )
         live.resynced_to = last_entry
         for frame in tail:
-            self._accept(job_id, len(live.frames), frame)
+            if job_id not in self._live:
+                break  # the job has ended
+            self._accept(live, len(live.frames), frame)
         return True
 
     def finish_resync(self, live: LiveJob, controller_id: str) -> None:
@@ -358,11 +372,9 @@ class DeliveryLedger:
         if self._live.get(live.job.job_id) is live and controller_id == self._controller_id:
             self._to_resync.pop(live.job.job_id, None)
 
-    def _accept(self, job_id: str, index: int, payload: bytes) -> None:
+    def _accept(self, live: LiveJob, index: int, payload: bytes) -> None:
         """Queue a frame for delivery if it is the next one in the log. Otherwise, request a resync."""
-        live = self._live.get(job_id)
-        if live is None:
-            return  # the job has ended
+        job_id = live.job.job_id
         try:
             event = decode_event(payload, live.next_offset)
         except ValueError as error:  # a msgspec error or invalid UTF-8

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from llava_wire.controller_side.delivery_ledger import RECENT_READ_S, DeliveryLedger, LiveJob
 from llava_wire.controller_side.image_supplier import IMAGES_LOST, ImageSupplier
@@ -225,33 +225,25 @@ class EventReader:
         is_known = self._known_connection == self._num_connections
         if not is_known or controller_id != self._ledger.controller_id:
             return  # the reply may be from a new server, which the next poll identifies before it reads again
-        for entry_id, job_id, index, payload in _notices(reply):
-            if index is None:
-                self._ledger.request_resync(job_id)
-            else:
-                self._ledger.receive(job_id, index, payload, _entry_id(entry_id))
-            last_id = entry_id.decode()
+        for _, entries in reply or []:
+            for entry_id, fields in entries:
+                self._receive(_entry_id(entry_id), fields)
+                last_id = entry_id.decode()
         self._position = (controller_id, last_id)
+
+    def _receive(self, entry_id: tuple[int, int], fields: dict[bytes, bytes]) -> None:
+        """Pass the frames of an entry to the ledger."""
+        for name, payload in fields.items():
+            if (match := _NOTICE.fullmatch(name)) is None:
+                _log.error("skipping an invalid entry in the event stream")
+                continue
+            job_id, index = match.groups()
+            if index == b"?":
+                self._ledger.request_resync(job_id.decode())
+            else:
+                self._ledger.receive(job_id.decode(), int(index), payload, entry_id)
 
 
 def _entry_id(text: bytes) -> tuple[int, int]:
     milliseconds, _, number = text.partition(b"-")
     return int(milliseconds), int(number)
-
-
-def _notices(
-    reply: list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]],
-) -> Iterator[tuple[bytes, str, int | None, bytes]]:
-    """Parse an XREAD reply into (entry ID, job ID, log index, payload) tuples.
-
-    An index of None requests a resync.
-    """
-    for _, entries in reply or []:
-        for entry_id, fields in entries:
-            for name, payload in fields.items():
-                if match := _NOTICE.fullmatch(name):
-                    index = None if match[2] == b"?" else int(match[2])
-                    yield entry_id, match[1].decode(), index, payload
-                else:
-                    _log.error("skipping an invalid entry in the event stream")
-                    yield entry_id, "", None, b""  # does not match any job, but marks the entry as read

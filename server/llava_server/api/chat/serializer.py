@@ -31,7 +31,7 @@ from llava_server.api.tools.parser import TextDelta, ToolCallParser, ToolCallSta
 from llava_server.error_response import to_error
 from llava_server.errors import ApiError
 from llava_server.generation.collect import CollectedChoice
-from llava_server.generation.sse import DONE, encode_event, encode_events
+from llava_server.generation.sse import DONE, TextEvent, encode_event, encode_events
 from llava_server.generation.token_texts import TokenTexts
 
 __all__ = ["ChatSerializer"]
@@ -64,6 +64,7 @@ class ChatSerializer:
         self._has_logprobs = job.sampling.num_logprobs is not None
         self._has_details = self._call_mode is not None or self._has_logprobs or job.returns_token_ids
         self._texts: defaultdict[int, TokenTexts] = defaultdict(TokenTexts)  # by choice index
+        self._text_events: dict[int, TextEvent] = {}  # by choice index
 
     def begin(self, num_choices: int) -> bytes:
         """Return the first chunk of each choice, which contains the role."""
@@ -76,11 +77,7 @@ class ChatSerializer:
         """Return the next chunks of a choice, or an empty byte string if none are ready."""
         self._usage.observe(index, event)
         if not self._has_details and event.final is None:  # fast path
-            if not event.text:
-                return b""
-            return encode_event(
-                self._chunk(ChunkChoice(index, ChatDelta(content=event.text))), event_id=event_id
-            )
+            return self._text_event(index).encode(event.text, event_id) if event.text else b""
         choices = self._content(index, event.text, event.logprobs, is_last=event.final is not None)
         if event.final is not None:
             reason = self._finish_reason(index, event.final.reason)
@@ -91,6 +88,14 @@ class ChatSerializer:
         if self._job.returns_token_ids and event.prompt and index == 0:
             chunks[0].prompt_token_ids = prompt_token_ids(event.prompt)
         return encode_events(chunks, event_id)
+
+    def _text_event(self, index: int) -> TextEvent:
+        """Return the event with new text of a choice. It changes with each event if it contains the usage."""
+        event = self._text_events.get(index)
+        if event is None or self._usage.in_chunks:
+            event = TextEvent(lambda text: self._chunk(ChunkChoice(index, ChatDelta(content=text))))
+            self._text_events[index] = event
+        return event
 
     def end(self) -> bytes:
         """Return the end-of-stream marker, preceded by a chunk with the usage if requested."""

@@ -48,7 +48,7 @@ class UsageCounter:
         cumulative usage (``continuous_usage_stats``).
         """
         self.in_stream = in_stream
-        self._in_chunks = in_chunks
+        self.in_chunks = in_chunks
         self._choices_per_prompt = choices_per_prompt
         self._prompts: dict[int, tuple[int, int]] = {}  # numbers of prompt tokens and cached tokens
         self._outputs: dict[int, int] = {}
@@ -81,6 +81,6 @@ class UsageCounter:
 
     def for_chunk(self) -> CompletionUsage | UnsetType | None:
         """Return the ``usage`` field of a chunk with choices: UNSET, None or the cumulative usage."""
-        if self._in_chunks:
+        if self.in_chunks:
             return self.total()
         return None if self.in_stream else UNSET

@@ -25,7 +25,7 @@ from llava_server.api.completions.response import (
 from llava_server.error_response import to_error
 from llava_server.errors import ApiError
 from llava_server.generation.collect import CollectedChoice
-from llava_server.generation.sse import DONE, encode_event, encode_events
+from llava_server.generation.sse import DONE, TextEvent, encode_event, encode_events
 from llava_server.generation.token_texts import TokenText, TokenTexts
 
 __all__ = ["CompletionSerializer"]
@@ -47,6 +47,8 @@ class CompletionSerializer:
         # By choice index. ``_lengths`` contains the number of characters sent so far.
         self._texts: defaultdict[int, TokenTexts] = defaultdict(TokenTexts)
         self._lengths: defaultdict[int, int] = defaultdict(int)
+        self._has_details = request.num_logprobs is not None or job.returns_token_ids
+        self._text_events: dict[int, TextEvent] = {}  # by choice index
 
     def begin(self, num_choices: int) -> bytes:  # noqa: ARG002
         """Return an empty byte string. An echoed prompt is part of the choice's first event."""
@@ -55,6 +57,8 @@ class CompletionSerializer:
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:
         """Return the next chunks of a choice, or an empty byte string if none are ready."""
         self._usage.observe(index, event)
+        if not (self._has_details or event.final or event.prompt):  # fast path
+            return self._text_event(index).encode(event.text, event_id) if event.text else b""
         choices = []
         if event.prompt and self._request.echo:
             choices.append(TextChunkChoice(index, *self._echo(index, event.prompt)))
@@ -69,6 +73,14 @@ class CompletionSerializer:
         if has_ids and event.prompt and choices:
             choices[0].prompt_token_ids = prompt_token_ids(event.prompt)
         return encode_events([self._chunk(choice) for choice in choices], event_id)
+
+    def _text_event(self, index: int) -> TextEvent:
+        """Return the event with new text of a choice. It changes with each event if it contains the usage."""
+        event = self._text_events.get(index)
+        if event is None or self._usage.in_chunks:
+            event = TextEvent(lambda text: self._chunk(TextChunkChoice(index, text, None)))
+            self._text_events[index] = event
+        return event
 
     def end(self) -> bytes:
         """Return the end-of-stream marker, preceded by a chunk with the usage if requested."""

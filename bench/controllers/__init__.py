@@ -1,0 +1,1 @@
+"""A benchmark of controllers: their CPU time per token and the latency that they add."""
