@@ -100,7 +100,8 @@ class RankWorker:
             is_int8=self._setup.kv_cache_dtype == "int8",
         )
         cache = allocate_cache(spec, self._device)
-        cache.prefault(spec.num_tokens)  # all at once: this rank cannot detect when the engine is idle
+        # This rank cannot detect when the engine is idle, so it allocates memory for one context at once.
+        cache.prefault(self._config.text_config.max_position_embeddings)
         return cache
 
 
