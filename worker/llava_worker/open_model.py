@@ -31,6 +31,7 @@ from llava_worker.language.prompt_builder import PromptBuilder, PromptError
 from llava_worker.language.prompt_formats import ChatTemplateError
 from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer, TokenizerError
 from llava_worker.load_progress import LoadProgress, ProgressCallback
+from llava_worker.model.private_folder import user_cache
 from llava_worker.model_digest import digest_checkpoint, digest_echo
 from llava_worker.model_thread import ModelThread
 from llava_worker.settings import Settings
@@ -51,6 +52,7 @@ _ENGINE_MODULES = (
     "llava_worker.language.tokenizer_check",
 )
 _ENGINE_PACKAGES = ("torch", "safetensors", "tokenizers", "numpy", "llguidance")
+_MIN_CACHED_BYTES = 256 << 20  # smaller models load quickly anyway
 _ECHO_SPEC = ImageSpec(side=32, tokens_per_tile=4)
 # Files that may contain code are excluded, except for chat templates, which run only on request in a sandbox.
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
@@ -237,10 +239,18 @@ def _engine_config(settings: Settings, folder: Path, base: Path | None) -> Engin
         kv_cache_bytes=settings.kv_cache_mb << 20 if settings.kv_cache_mb else None,
         kv_cache_dtype=settings.kv_cache_dtype,
         encoder_cache_bytes=settings.vision_cache_mb << 20,
+        weights_cache=_weights_cache(settings.weights_cache),
+        min_cached_bytes=_MIN_CACHED_BYTES if settings.weights_cache == "auto" else 0,
         use_speculation=settings.speculation == "auto",
         use_cuda_graphs=settings.cuda_graphs == "auto",
         use_async_scheduling=settings.overlap == "auto",
     )
+
+
+def _weights_cache(setting: str) -> Path | None:
+    if setting == "off":
+        return None
+    return user_cache() / "weights" if setting == "auto" else Path(setting).expanduser().absolute()
 
 
 def _traced(

@@ -29,6 +29,7 @@ from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import ModelConfig, read_config
 from llava_worker.model.decoder import LlamaDecoder
 from llava_worker.model.loading.weights import load_weights
+from llava_worker.model.loading.weights_cache import WeightsCache
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from llava_worker.model.tensor_parallel import (
     CacheCommand,
@@ -71,9 +72,16 @@ class RankWorker:
     def load(self) -> None:
         """Load this rank's shard of the weights."""
         part = nn.ModuleDict({"language_model": self._decoder})  # with the tensor names used in checkpoints
-        base = Path(self._setup.base) if self._setup.base else None
+        setup, cache = self._setup, None
+        if setup.weights_cache and self._device.type == "cpu":
+            cache = WeightsCache(Path(setup.weights_cache), setup.min_cached_bytes)
         load_weights(
-            part, Path(self._setup.folder), base=base, allow_pickle=self._setup.allow_pickle, is_whole=False
+            part,
+            Path(setup.folder),
+            base=Path(setup.base) if setup.base else None,
+            allow_pickle=setup.allow_pickle,
+            is_whole=False,
+            cache=cache,
         )
 
     @torch.inference_mode()

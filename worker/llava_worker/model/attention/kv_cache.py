@@ -8,14 +8,13 @@ depends only on the row, not on the batch or the prompt chunk that contained it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
-from llava_worker.model.attention.page_prefault import lazy_zeros, prefault_columns
 from llava_worker.model.config.text_config import TextConfig
 from llava_worker.model.kernels.interface import LayerCache
 from llava_worker.model.kernels.kv_quantization import (
@@ -23,6 +22,7 @@ from llava_worker.model.kernels.kv_quantization import (
     dequantize_kv_rows,
     quantize_kv_rows,
 )
+from llava_worker.model.lazy_memory import prefault_columns, zeros
 
 __all__ = ["KVCache", "KVCacheSpec"]
 
@@ -91,8 +91,8 @@ class KVCache:
         self.num_blocks = spec.num_blocks
         self.block_size = spec.block_size
         shape = (spec.num_layers, 2, spec.num_tokens, spec.num_kv_heads, spec.head_dim)
-        self._rows = _zeros(shape, torch.int8 if spec.is_int8 else spec.dtype, device)
-        self._scales = _zeros(shape[:-1], KV_SCALE_DTYPE, device) if spec.is_int8 else None
+        self._rows = zeros(shape, torch.int8 if spec.is_int8 else spec.dtype, device)
+        self._scales = zeros(shape[:-1], KV_SCALE_DTYPE, device) if spec.is_int8 else None
         self._num_faulted = 0  # slots that are faulted in once ``_unfaulted`` is exhausted
         self._unfaulted: Iterator[Tensor] = iter(())
 
@@ -158,9 +158,3 @@ class KVCache:
 
     def _tensors(self) -> list[Tensor]:  # each [layers, 2, slots, ...]
         return [self._rows] if self._scales is None else [self._rows, self._scales]
-
-
-def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return (
-        lazy_zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
-    )

@@ -7,7 +7,7 @@ from itertools import takewhile
 import pytest
 import torch
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
-from llava_worker.model.attention.page_prefault import lazy_zeros, prefault_columns
+from llava_worker.model.lazy_memory import lazy_zeros, prefault_columns
 
 from tests.worker.model.resident_memory import resident_bytes
 

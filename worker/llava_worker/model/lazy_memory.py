@@ -15,10 +15,17 @@ from math import prod
 import torch
 from torch import Tensor
 
-__all__ = ["lazy_zeros", "prefault_columns"]
+__all__ = ["lazy_zeros", "prefault_columns", "zeros"]
 
 _CHUNK_BYTES = 2 << 20  # one huge page
 _PAGE_BYTES = mmap.PAGESIZE
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor of zeros. If it is large and on a CPU, no pages are faulted in."""
+    if device.type == "cpu" and prod(shape) * dtype.itemsize >= _CHUNK_BYTES:
+        return lazy_zeros(shape, dtype)
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
