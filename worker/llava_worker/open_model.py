@@ -154,15 +154,16 @@ def _open_echo(settings: Settings) -> LoadedModel:
 def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback) -> LoadedModel:
     """Load the model. Raises StartupError, TokenizerError, ValueError or OSError."""
     started_at = time.monotonic()
+    from llava_worker.language.tokenizer_check import TokenizerCheck
+
+    tokenizer_check = TokenizerCheck()  # starts while torch is imported
     from llava_worker.engine.startup.build_engine import build_engine
     from llava_worker.engine.structured_output.grammar_cache import GrammarCache
     from llava_worker.language.hf_tokenizer import HFTokenizer, has_tokenizer
-    from llava_worker.language.tokenizer_check import TokenizerCheck
 
     imported_at = time.monotonic()
     base = _find_folder(settings.base_model) if settings.base_model else None
     tokenizer_folder = folder if base is None or has_tokenizer(folder) else base
-    tokenizer_check = TokenizerCheck()  # starts while the model is loaded
     process = _start_template_process(settings)  # imports transformers while the model is loaded
     config = _engine_config(settings, folder, base)
     engine, info = build_engine(config, on_progress=on_progress, on_lost_rank=end_process)
