@@ -108,7 +108,14 @@ def test_workers_accept_commands_only_if_env_sets_a_folder_which_is_then_mounted
     assert worker["environment"]["LLAVA_LOADABLE_MODELS"] == "${LLAVA_LOADABLE_MODELS:-}"
     example = (ROOT / ".env.example").read_text("utf-8")
     (folder,) = re.findall(r"^#LLAVA_LOADABLE_MODELS=(.+)$", example, re.MULTILINE)
-    assert [volume.split(":")[-2:] for volume in worker["volumes"]] == [[folder, "ro"]]
+    assert [volume.split(":")[-2:] for volume in worker["volumes"] if ":ro" in volume] == [[folder, "ro"]]
+
+
+def test_workers_share_a_volume_for_quantized_weights_in_the_folder_for_caches() -> None:
+    image = (ROOT / "deploy" / "Dockerfile.worker").read_text("utf-8")
+    assert re.search(r"XDG_CACHE_HOME=/cache\b", image)
+    assert "cache:/cache" in _service("worker")["volumes"]
+    assert "cache" in _compose()["volumes"]
 
 
 def test_redis_persists_jobs_across_restarts_and_never_evicts_them() -> None:

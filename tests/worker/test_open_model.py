@@ -38,6 +38,22 @@ def test_startup_time_is_reported_by_parts() -> None:
     assert times.import_s + times.weights_s + times.warmup_s <= times.total_s
 
 
+def test_weights_are_stored_in_the_configured_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    for _ in range(2):
+        open_model(load_settings(["--model", "tiny", "--weights-cache", str(folder)]))
+    assert len(list(folder.glob("*.weights"))) == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["--weights-cache", "off"]])
+def test_weights_of_a_small_model_are_not_stored_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    open_model(load_settings(["--model", "tiny", *arguments]))
+    assert not list(tmp_path.rglob("*.weights"))
+
+
 def test_int8_kv_cache_has_at_least_three_times_the_blocks_of_fp32() -> None:
     blocks = {}
     for kind in ("auto", "int8"):

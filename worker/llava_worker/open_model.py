@@ -31,6 +31,7 @@ from llava_worker.language.prompt_builder import PromptBuilder, PromptError
 from llava_worker.language.prompt_formats import ChatTemplateError
 from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer, TokenizerError
 from llava_worker.load_progress import LoadProgress, ProgressCallback
+from llava_worker.model.private_folder import user_cache
 from llava_worker.model_digest import digest_checkpoint, digest_echo
 from llava_worker.model_thread import ModelThread
 from llava_worker.settings import Settings
@@ -51,6 +52,7 @@ _ENGINE_MODULES = (
     "llava_worker.language.tokenizer_check",
 )
 _ENGINE_PACKAGES = ("torch", "safetensors", "tokenizers", "numpy", "llguidance")
+_MIN_CACHED_BYTES = 256 << 20  # smaller models load quickly anyway
 _ECHO_SPEC = ImageSpec(side=32, tokens_per_tile=4)
 # Files that may contain code are excluded, except for chat templates, which run only on request in a sandbox.
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
@@ -152,15 +154,16 @@ def _open_echo(settings: Settings) -> LoadedModel:
 def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback) -> LoadedModel:
     """Load the model. Raises StartupError, TokenizerError, ValueError or OSError."""
     started_at = time.monotonic()
+    from llava_worker.language.tokenizer_check import TokenizerCheck
+
+    tokenizer_check = TokenizerCheck()  # starts while torch is imported
     from llava_worker.engine.startup.build_engine import build_engine
     from llava_worker.engine.structured_output.grammar_cache import GrammarCache
     from llava_worker.language.hf_tokenizer import HFTokenizer, has_tokenizer
-    from llava_worker.language.tokenizer_check import TokenizerCheck
 
     imported_at = time.monotonic()
     base = _find_folder(settings.base_model) if settings.base_model else None
     tokenizer_folder = folder if base is None or has_tokenizer(folder) else base
-    tokenizer_check = TokenizerCheck()  # starts while the model is loaded
     process = _start_template_process(settings)  # imports transformers while the model is loaded
     config = _engine_config(settings, folder, base)
     engine, info = build_engine(config, on_progress=on_progress, on_lost_rank=end_process)
@@ -237,10 +240,18 @@ def _engine_config(settings: Settings, folder: Path, base: Path | None) -> Engin
         kv_cache_bytes=settings.kv_cache_mb << 20 if settings.kv_cache_mb else None,
         kv_cache_dtype=settings.kv_cache_dtype,
         encoder_cache_bytes=settings.vision_cache_mb << 20,
+        weights_cache=_weights_cache(settings.weights_cache),
+        min_cached_bytes=_MIN_CACHED_BYTES if settings.weights_cache == "auto" else 0,
         use_speculation=settings.speculation == "auto",
         use_cuda_graphs=settings.cuda_graphs == "auto",
         use_async_scheduling=settings.overlap == "auto",
     )
+
+
+def _weights_cache(setting: str) -> Path | None:
+    if setting == "off":
+        return None
+    return user_cache() / "weights" if setting == "auto" else Path(setting).expanduser().absolute()
 
 
 def _traced(

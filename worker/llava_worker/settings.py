@@ -130,6 +130,13 @@ class Settings(ServiceSettings):
         description="Folder with models that an operator may load into the running worker. If unset, load "
         "and unload commands are rejected.",
     )
+    weights_cache: str = Field(
+        "auto",
+        min_length=1,
+        description="Folder for quantized weights on a CPU, so that the next start takes less time, and "
+        "workers on the same machine share memory. 'auto' uses the user's cache folder for models over 256 "
+        "MiB; 'off' disables the cache.",
+    )
     allow_pickle: bool = Field(
         False, description="Also read weights from .bin files. Enable only for files from a trusted source."
     )

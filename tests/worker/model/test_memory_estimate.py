@@ -71,8 +71,13 @@ def test_a_device_with_unknown_memory_is_not_limited() -> None:
 def test_the_container_limit_applies_and_page_cache_counts_as_free(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("700\n")
-    (tmp_path / "memory.stat").write_text("anon 400\ninactive_file 250\n")
+    (tmp_path / "memory.stat").write_text("anon 400\ninactive_file 250\nactive_file 100\n")
     assert _container_bytes(tmp_path) == 550
+
+    # Mapped weights are active page cache, which does not count as free, or inactive page cache, which does.
+    assert _container_bytes(tmp_path, mapped_bytes=100) == 550
+    assert _container_bytes(tmp_path, mapped_bytes=300) == 350
+    assert _container_bytes(tmp_path, mapped_bytes=900) == 300
 
     (tmp_path / "memory.max").write_text("max\n")
     assert _container_bytes(tmp_path) is None

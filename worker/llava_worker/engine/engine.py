@@ -173,9 +173,11 @@ class Engine:
     def idle(self) -> bool:
         """Spend a few milliseconds preparing for later steps.
 
-        Return False if nothing is left to prepare.
+        The memory of a CPU KV cache is allocated before requests need it: for the blocks that have ever been
+        used, and for one more context. Return False if nothing is left to prepare.
         """
-        return self._runner.cache.prefault_more()
+        num_used = self._blocks.num_ever_used * self._blocks.block_size
+        return self._runner.cache.prefault_more(num_used + self.context_length)
 
     def stats(self) -> EngineStats:
         cache, seconds, counters = self._runner.encoder_cache, self.timer.seconds, self._counters

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 __all__ = ["PeakMemory"]
 
@@ -69,7 +68,7 @@ class _TensorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        for storage in self._storages((args, kwargs)):
+        for storage in self._storages((*args, *kwargs.values())):
             self._known.setdefault(storage)
         result = func(*args, **kwargs)
         for storage in self._storages(result):
@@ -80,12 +79,13 @@ class _TensorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, self._current)
         return result
 
-    def _storages(self, tree: Any) -> list[torch.UntypedStorage]:
-        return [
-            leaf.untyped_storage()
-            for leaf in tree_leaves(tree)
-            if isinstance(leaf, torch.Tensor) and leaf.device.type == self._device.type
-        ]
+    def _storages(self, value: Any) -> list[torch.UntypedStorage]:
+        """Return the storages of all tensors in an argument or a result. It can contain lists and tuples."""
+        if isinstance(value, torch.Tensor):
+            return [value.untyped_storage()] if value.device.type == self._device.type else []
+        if not isinstance(value, list | tuple):
+            return []
+        return [storage for each in value for storage in self._storages(each)]
 
     def _subtract(self, num_bytes: int) -> None:
         self._current -= num_bytes

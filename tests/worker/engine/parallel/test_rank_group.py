@@ -78,8 +78,11 @@ def test_a_step_that_runs_out_of_memory_fails_all_ranks(
 
 
 def test_an_engine_with_two_ranks_is_built_by_one_call(tmp_path: Path) -> None:
-    """The engine runs in a separate process. When this process exits, the other rank exits too."""
-    write_checkpoint(tmp_path)
+    """The engine runs in a separate process. When this process exits, the other rank exits too.
+
+    Each rank stores its shard of the weights. The second process uses the stored weights.
+    """
+    write_checkpoint(tmp_path / "model")
     program = (
         "import sys, psutil\n"
         "from llava_worker.engine import Sequence\n"
@@ -89,20 +92,32 @@ def test_an_engine_with_two_ranks_is_built_by_one_call(tmp_path: Path) -> None:
         "outputs = []\n"
         "for size in (1, 2):\n"
         "    config = EngineConfig(Path(sys.argv[1]), device='cpu', precision='fp32', num_threads=1,\n"
-        "                          tensor_parallel_size=size, kv_cache_bytes=1 << 20)\n"
+        "                          tensor_parallel_size=size, kv_cache_bytes=1 << 20,\n"
+        "                          weights_cache=Path(sys.argv[2]))\n"
         "    engine, info = build_engine(config)\n"
         "    engine.add(Sequence(seq_id='a', prompt_ids=[1, 7, 5, 9], max_new_tokens=8))\n"
         "    outputs.append([])\n"
         "    while engine.num_sequences:\n"
         "        outputs[-1] += [output.token_id for output in engine.step()]\n"
         "assert outputs[0] == outputs[1], outputs\n"
+        "print(outputs[0])\n"
         "print(*(child.pid for child in psutil.Process().children()))\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    (pid,) = map(int, ended.stdout.split())
-    assert not psutil.pid_exists(pid)
+    outputs = set()
+    for _ in range(2):
+        ended = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / "model"), str(tmp_path / "cache")],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        output, pid = ended.stdout.splitlines()
+        outputs.add(output)
+        assert not psutil.pid_exists(int(pid))
+    assert len(outputs) == 1
+    assert (
+        len(list((tmp_path / "cache").glob("*.weights"))) == 3
+    )  # the whole model and the shards of the ranks
 
 
 def error_of(folder: Path, *, precision: str = "fp32", num_ranks: int) -> str:

@@ -5,7 +5,7 @@ A stub replaces CUDA's own functions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -153,3 +153,12 @@ def test_if_no_memory_is_left_the_error_names_the_values_and_the_settings() -> N
             taken="The weights, CUDA graphs (9 MiB)",
             advice=advice,
         )
+
+
+def test_mapped_weights_are_not_available_although_they_are_page_cache() -> None:
+    budget = MemoryBudget.measure(torch.device("cpu"), num_ranks=1, gpu_utilization=0.9)
+    free = budget.left_bytes()
+    assert free is not None
+    left = replace(budget, mapped_bytes=free // 2).left_bytes()
+    assert left is not None and left < 0.8 * free
+    assert replace(budget, mapped_bytes=10 * free).left_bytes() == 0

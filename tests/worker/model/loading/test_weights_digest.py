@@ -27,7 +27,7 @@ SINGLE = "model.safetensors"
 def load_digest(folder: Path, *, tower: Path | None = None, base: Path | None = None) -> str:
     config, image = read_config(folder, tower), read_image_config(folder, tower)
     model = Llava(config, image, precision=choose_precision("fp32", CPU), device=CPU)
-    return load_weights(model, folder, vision_tower=tower, base=base, allow_pickle=True)
+    return load_weights(model, folder, vision_tower=tower, base=base, allow_pickle=True).digest
 
 
 def digest_file(folder: Path, tensors: dict[str, Tensor]) -> str:

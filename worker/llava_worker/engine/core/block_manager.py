@@ -59,6 +59,7 @@ class BlockManager:
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._num_refs = [0] * num_blocks
+        self._num_ever_used = 0
         self._prefixes = PrefixCache()
         self._sequences: dict[Sequence, None] = {}  # sequences that have blocks, in allocation order
 
@@ -66,6 +67,11 @@ class BlockManager:
     def num_free(self) -> int:
         """The number of blocks that can be allocated now, including cached blocks."""
         return len(self._free) + len(self._cached)
+
+    @property
+    def num_ever_used(self) -> int:
+        """The number of blocks that have ever been allocated: those with the lowest numbers."""
+        return self._num_ever_used
 
     @property
     def sequences(self) -> Container[Sequence]:
@@ -271,7 +277,8 @@ class BlockManager:
         The caller must ensure that a block is available.
         """
         if self._free:
-            block = self._free.pop()
+            block = self._free.pop()  # blocks that have never been used are taken last, in ascending order
+            self._num_ever_used = max(self._num_ever_used, block + 1)
         else:
             block, _ = self._cached.popitem(last=False)
             self._prefixes.remove(block)

@@ -22,8 +22,8 @@ KV_CACHE_DTYPES = ("auto", "int8")
 # On a CPU, the KV cache may use at most this fraction of the memory that remains after the weights are
 # loaded, because the queue, images and other programs use the same memory.
 _SHARE = 0.6
-# The default limit on a CPU, unless one full context needs more. The whole cache is written to at startup,
-# which would take too long if it used most of the memory of a large machine.
+# The default limit on a CPU, unless one full context needs more. Otherwise, the prefix cache would grow until
+# it used most of the memory of a large machine.
 CPU_BYTES = 4 << 30
 FALLBACK_BYTES = 1 << 30
 _MIB = 1 << 20

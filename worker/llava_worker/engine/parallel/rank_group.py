@@ -54,6 +54,8 @@ class RankSetup(msgspec.Struct, frozen=True, kw_only=True):
     base: str | None
     allow_pickle: bool
     num_threads: int | None
+    weights_cache: str | None = None
+    min_cached_bytes: int = 0
     log_level: int
 
 

@@ -34,6 +34,7 @@ from llava_worker.model.decoder import LlamaDecoder
 from llava_worker.model.gpu.cuda_graphs import CudaGraphPool, EagerPool, GraphPool
 from llava_worker.model.gpu.shard_graphs import ShardGraphs
 from llava_worker.model.loading.weights import load_weights
+from llava_worker.model.loading.weights_cache import WeightsCache
 from llava_worker.model.one_shot_all_reduce import OneShotAllReduce
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from llava_worker.model.tensor_parallel import (
@@ -99,9 +100,16 @@ class RankWorker:
     def load(self) -> None:
         """Load this rank's shard of the weights."""
         part = nn.ModuleDict({"language_model": self._decoder})  # with the tensor names used in checkpoints
-        base = Path(self._setup.base) if self._setup.base else None
+        setup, cache = self._setup, None
+        if setup.weights_cache and self._device.type == "cpu":
+            cache = WeightsCache(Path(setup.weights_cache), setup.min_cached_bytes)
         load_weights(
-            part, Path(self._setup.folder), base=base, allow_pickle=self._setup.allow_pickle, is_whole=False
+            part,
+            Path(setup.folder),
+            base=Path(setup.base) if setup.base else None,
+            allow_pickle=setup.allow_pickle,
+            is_whole=False,
+            cache=cache,
         )
 
     @torch.inference_mode()
@@ -158,7 +166,8 @@ class RankWorker:
             is_int8=self._setup.kv_cache_dtype == "int8",
         )
         cache = allocate_cache(spec, self._device)
-        cache.prefault(spec.num_tokens)  # all at once: this rank cannot detect when the engine is idle
+        # This rank cannot detect when the engine is idle, so it allocates memory for one context at once.
+        cache.prefault(self._config.text_config.max_position_embeddings)
         return cache
 
 

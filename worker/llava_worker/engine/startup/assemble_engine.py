@@ -20,6 +20,9 @@ from llava_worker.model.memory_estimate import WORKING_BYTES
 
 __all__ = ["assemble_engine"]
 
+# Tokens whose memory on a CPU is allocated before the worker is ready: a prompt with one image and some text.
+_PREFAULTED_TOKENS = 1024
+
 logger = logging.getLogger(__name__)
 
 
@@ -53,7 +56,7 @@ def assemble_engine(
     spec = _fit_cache(plan, largest, graph_bytes)
     context_length = min(model.config.text_config.max_position_embeddings, spec.num_tokens)
     cache = allocate_cache(spec, plan.device)
-    cache.prefault(context_length)  # for one full context; the rest is prefaulted while the engine is idle
+    cache.prefault(min(context_length, _PREFAULTED_TOKENS))  # more is prefaulted while the engine is idle
     runner = ModelRunner(model, cache, plan.backend, EncoderCache(config.encoder_cache_bytes))
     graphs.apply(runner)
     return Engine(

@@ -63,14 +63,16 @@ def build_engine(
     stopwatch = _Stopwatch()
     ranks = SINGLE_RANK if config.tensor_parallel_size == 1 else _start_ranks(plan, on_lost_rank)
     model = Llava(plan.model_config, plan.image_config, precision=plan.precision, device=device, ranks=ranks)
-    weights_digest = load_weights(
+    weights = load_weights(
         model,
         config.checkpoint,
         vision_tower=config.vision_tower,
         base=config.base,
         allow_pickle=config.allow_pickle,
         on_progress=on_progress,
+        cache=plan.weights_cache,
     )
+    plan = replace(plan, memory=replace(memory, mapped_bytes=weights.mapped_bytes))
     weights_s = stopwatch.lap()
     if ranks.size > 1:
         choose_all_reduce(ranks, plan.precision.dtype, plan.model_config.text_config.hidden_size)
@@ -81,7 +83,7 @@ def build_engine(
         atexit.register(pool.release)
     engine = assemble_engine(model, plan, pool, eos_ids=eos_ids)
     info = _model_info(plan, engine.context_length, eos_ids)
-    return engine, replace(info, weights_digest=weights_digest, weights_s=weights_s, warmup_s=stopwatch.lap())
+    return engine, replace(info, weights_digest=weights.digest, weights_s=weights_s, warmup_s=stopwatch.lap())
 
 
 def _start_ranks(plan: StartupPlan, on_lost: Callable[[str], None]) -> TensorParallel:
@@ -100,6 +102,8 @@ def _start_ranks(plan: StartupPlan, on_lost: Callable[[str], None]) -> TensorPar
         base=str(config.base) if config.base else None,
         allow_pickle=config.allow_pickle,
         num_threads=torch.get_num_threads(),
+        weights_cache=str(config.weights_cache) if config.weights_cache else None,
+        min_cached_bytes=config.min_cached_bytes,
         log_level=logging.getLogger().getEffectiveLevel(),
     )
     return RankGroup.start(setup, partial(on_lost, setup.device)).ranks

@@ -22,6 +22,9 @@ class EngineConfig:
     GPU, the worker uses at most the fraction ``gpu_memory_utilization`` of the GPU's memory. On other
     devices, the KV cache is also limited to the size of ``max_num_sequences`` full contexts and, if
     ``kv_cache_bytes`` is None, to a fraction of the memory that is free after the weights are loaded.
+
+    On a CPU, weights are stored in the folder ``weights_cache`` in the format of the kernels, unless it is
+    None or they use less than ``min_cached_bytes``.
     """
 
     checkpoint: Path
@@ -40,6 +43,8 @@ class EngineConfig:
     kv_cache_bytes: int | None = None
     kv_cache_dtype: str = "auto"
     encoder_cache_bytes: int = 256 << 20
+    weights_cache: Path | None = None
+    min_cached_bytes: int = 0
     use_speculation: bool = True
     use_cuda_graphs: bool = True
     use_async_scheduling: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -24,6 +24,8 @@ class MemoryBudget:
     gpu_utilization: float
     total_bytes: int  # of the GPU; 0 on other devices
     free_bytes: int  # free memory of the GPU before the worker used any; 0 on other devices
+    # Weights in mapped files. Their memory is needed, but the operating system counts it as available.
+    mapped_bytes: int = field(default=0, kw_only=True)
 
     @classmethod
     def measure(cls, device: torch.device, *, num_ranks: int, gpu_utilization: float) -> MemoryBudget:
@@ -37,7 +39,7 @@ class MemoryBudget:
         On a GPU, this waits for running kernels and releases the memory that torch caches for later use.
         """
         if self.device.type != "cuda":
-            free = available_bytes(self.device)
+            free = available_bytes(self.device, mapped_bytes=self.num_ranks * self.mapped_bytes)
             return free if free is None else free // self.num_ranks
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()

@@ -22,6 +22,7 @@ from llava_worker.model.config.model_config import (
     read_image_config,
 )
 from llava_worker.model.gpu.decode_speed import decode_seconds
+from llava_worker.model.loading.weights_cache import WeightsCache
 from llava_worker.model.memory_estimate import WORKING_BYTES, require_memory, weight_bytes
 from llava_worker.model.quantization.precision import Precision, choose_precision
 
@@ -72,6 +73,14 @@ class StartupPlan:
         )
         cache = _plan_cache(config, model, image, precision, config.block_size or backend.block_size, memory)
         return cls(config, model, image, precision, device, backend, max_batch_tokens, cache, memory)
+
+    @property
+    def weights_cache(self) -> WeightsCache | None:
+        """The cache for packed weights, which is used only on a CPU."""
+        config = self.config
+        if config.weights_cache is None or self.device.type != "cpu":
+            return None
+        return WeightsCache(config.weights_cache, config.min_cached_bytes)
 
     @property
     def captures_graphs(self) -> bool:

@@ -8,14 +8,13 @@ depends only on the row, not on the batch or the prompt chunk that contained it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
-from llava_worker.model.attention.page_prefault import lazy_zeros, prefault_columns
 from llava_worker.model.config.text_config import TextConfig
 from llava_worker.model.kernels.interface import LayerCache
 from llava_worker.model.kernels.kv_quantization import (
@@ -23,6 +22,7 @@ from llava_worker.model.kernels.kv_quantization import (
     dequantize_kv_rows,
     quantize_kv_rows,
 )
+from llava_worker.model.lazy_memory import prefault_columns, zeros
 
 __all__ = ["KVCache", "KVCacheSpec"]
 
@@ -91,30 +91,35 @@ class KVCache:
         self.num_blocks = spec.num_blocks
         self.block_size = spec.block_size
         shape = (spec.num_layers, 2, spec.num_tokens, spec.num_kv_heads, spec.head_dim)
-        self._rows = _zeros(shape, torch.int8 if spec.is_int8 else spec.dtype, device)
-        self._scales = _zeros(shape[:-1], KV_SCALE_DTYPE, device) if spec.is_int8 else None
+        self._rows = zeros(shape, torch.int8 if spec.is_int8 else spec.dtype, device)
+        self._scales = zeros(shape[:-1], KV_SCALE_DTYPE, device) if spec.is_int8 else None
+        self._num_faulted = 0  # slots that are faulted in once ``_unfaulted`` is exhausted
         self._unfaulted: Iterator[Tensor] = iter(())
 
     @property
     def is_int8(self) -> bool:
         return self._scales is not None
 
-    def prefault(self, num_slots: int) -> None:
-        """Fault in the first ``num_slots`` slots of a CPU cache. Must be called before any slot is written.
+    def prefault_more(self, num_slots: int) -> bool:
+        """Fault in another part of the first ``num_slots`` slots of a CPU cache. Contents do not change.
 
-        The first write to a page that has not been faulted in has to wait for the operating system.
+        The first write to a page that has not been faulted in has to wait for the operating system. A call
+        takes a few milliseconds. Returns False once all of these slots are faulted in.
         """
-        for stored in self._tensors():
-            if stored.device.type == "cpu":
-                stored[:, :, :num_slots].zero_()
-                self._unfaulted = chain(self._unfaulted, prefault_columns(stored.flatten(0, 1), num_slots))
-
-    def prefault_more(self) -> bool:
-        """Fault in another part of the cache without changing its contents. This takes a few milliseconds.
-
-        Returns False once the whole cache is faulted in.
-        """
+        num_slots = min(num_slots, self.spec.num_tokens)
+        if self._rows.device.type == "cpu" and num_slots > self._num_faulted:
+            added = [
+                prefault_columns(stored.flatten(0, 1), self._num_faulted, num_slots)
+                for stored in self._tensors()
+            ]
+            self._unfaulted = chain(self._unfaulted, *added)
+            self._num_faulted = num_slots
         return bool(list(islice(self._unfaulted, _CHUNKS_AT_ONCE)))
+
+    def prefault(self, num_slots: int) -> None:
+        """Fault in the first ``num_slots`` slots of a CPU cache without changing its contents."""
+        while self.prefault_more(num_slots):
+            pass
 
     def layer(self, layer: int) -> LayerCache:
         """Return views of one layer's keys and values, for kernels that read the cache in place."""
@@ -153,9 +158,3 @@ class KVCache:
 
     def _tensors(self) -> list[Tensor]:  # each [layers, 2, slots, ...]
         return [self._rows] if self._scales is None else [self._rows, self._scales]
-
-
-def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return (
-        lazy_zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
-    )

@@ -6,15 +6,15 @@ Libraries compiled on this machine are stored in the user's cache folder.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
-import os
-import stat
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
 from llava_worker.model.cpu.build import SOURCES, KernelsUnavailable, compile_to, library_name
+from llava_worker.model.private_folder import make_private, user_cache
 
 __all__ = ["Library", "capabilities", "load", "variant_for"]
 
@@ -35,6 +35,7 @@ class Library(NamedTuple):
     functions: ctypes.CDLL
     source: Literal["shipped", "compiled"]
     variant: str  # a key of `build.VARIANTS`
+    digest: str  # of the library file
 
 
 def variant_for(capabilities: dict[str, bool]) -> str:
@@ -57,32 +58,23 @@ def load(variant: str, *, shipped: Path = SOURCES, cache: Path | None = None) ->
     path = shipped / library_name(variant)
     if path.is_file():
         try:
-            return Library(ctypes.CDLL(str(path)), "shipped", variant)
+            return Library(ctypes.CDLL(str(path)), "shipped", variant, _digest(path))
         except OSError as error:  # for example, a wheel for another C library was unpacked by hand
             logger.warning("the C++ kernels in %s cannot be loaded: %s", path, error)
-    folder = cache or _user_cache()
-    _make_private(folder)
+    folder = cache or user_cache()
+    try:
+        make_private(folder)
+    except OSError as error:
+        raise KernelsUnavailable(f"the cache folder cannot be used: {error}") from error
     path = folder / path.name
     if not path.is_file():
         logger.info("compiling the C++ kernels for %s into %s", variant, path)
         compile_to(path, variant)
-    return Library(ctypes.CDLL(str(path)), "compiled", variant)
+    return Library(ctypes.CDLL(str(path)), "compiled", variant, _digest(path))
 
 
-def _user_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "llava-serve"
-
-
-def _make_private(folder: Path) -> None:
-    """Create the cache folder. Raises KernelsUnavailable if another user can write to it."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError as error:
-        raise KernelsUnavailable(f"the cache folder could not be created: {error}") from error
-    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise KernelsUnavailable(f"{folder} is owned or writable by another user")
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def capabilities() -> dict[str, bool]:

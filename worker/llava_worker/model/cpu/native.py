@@ -81,6 +81,7 @@ class NativeKernels(Kernels):
     def __init__(self, library: Library) -> None:
         self._variant = library.variant
         self._source = library.source
+        self._library_digest = library.digest
         self._torch = TorchKernels()
         self._functions = {
             name: _function(library.functions, name, signature)
@@ -95,6 +96,10 @@ class NativeKernels(Kernels):
     @property
     def origin(self) -> KernelOrigin:
         return KernelOrigin(source=self._source, variant=self._variant)
+
+    @property
+    def packing(self) -> str:
+        return f"{self._variant} {self._library_digest}"  # compilers may round differently
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         num_rows = x.numel() // x.shape[-1]

@@ -111,6 +111,11 @@ class Kernels(ABC):
     def origin(self) -> KernelOrigin:
         """The origin of the kernels, which the worker reports in its heartbeat."""
 
+    @property
+    def packing(self) -> str:
+        """Identifies the implementation of `pack_weight`, if it is not part of this package."""
+        return ""
+
     def codebook(self, bits: int) -> tuple[int, ...]:
         """Return the values of the codes of a weight with 4 or 5 bits."""
         return CODEBOOKS[bits]

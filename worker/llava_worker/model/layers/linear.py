@@ -73,6 +73,14 @@ class Linear(nn.Module, ABC):
     def __call__(self, x: Any) -> Tensor:
         """Return [..., out_features] for x [..., in_features], which W8A8 layers also accept quantized."""
 
+    @property
+    def packing(self) -> str:
+        """Identifies the code that converts rows to the stored format, unless it is in this package."""
+        return ""
+
+    def use_parameters(self) -> None:
+        """Called after the data of the parameters has been replaced."""
+
     @abstractmethod
     def load_rows(self, start: int, rows: Tensor) -> None:
         """Store ``rows`` [n, in_features] as rows [start, start + n) of W."""

@@ -2,7 +2,7 @@
 
 The canonical names of the model's parameters determine which tensors are required (see `weight_names`). The
 files must contain all of these tensors. Apart from them, the files may contain only tensors that are known to
-be unused. No files are written during loading, so there is nothing to clean up if the process is killed.
+be unused. The loaded parameters can be stored in a cache, so that the next process need not load them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -20,9 +21,11 @@ from llava_worker.model.layers.linear import Linear
 from llava_worker.model.loading.checkpoint_files import StoredTensor, find_weights, read_file
 from llava_worker.model.loading.lora import Adapter, is_adapter, read_adapter
 from llava_worker.model.loading.weight_names import canonical_name, canonical_tower_name, is_unused
+from llava_worker.model.loading.weights_cache import WeightsCache
 from llava_worker.model.loading.weights_digest import digest_weights
+from llava_worker.model.loading.weights_key import weights_key
 
-__all__ = ["Progress", "load_weights"]
+__all__ = ["LoadedWeights", "Progress", "load_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,13 @@ Progress = Callable[[int, int, int], object]  # bytes loaded, total bytes, numbe
 # Bytes per read: enough to reach the full speed of a disk, but small compared with any model.
 _CHUNK_BYTES = 8 << 20
 _TOWER = "vision_tower."  # prefix of canonical names
+
+
+class LoadedWeights(NamedTuple):
+    """The result of loading. ``mapped_bytes`` are in mapped files, and the others in private memory."""
+
+    digest: str
+    mapped_bytes: int = 0
 
 
 def load_weights(
@@ -42,14 +52,15 @@ def load_weights(
     allow_pickle: bool = False,
     on_progress: Progress | None = None,
     is_whole: bool = True,
-) -> str:
-    """Load all parameters of ``model`` from the files in ``folder``, and return a digest of them.
+    cache: WeightsCache | None = None,
+) -> LoadedWeights:
+    """Load all parameters of ``model`` from the files in ``folder``.
 
     If ``folder`` does not contain the vision tower, ``vision_tower`` is the folder that does. Tensors of the
     tower in ``folder`` take precedence, as in the original LLaVA, because they may have been fine-tuned. If
     ``folder`` contains an adapter, ``base`` is the folder that contains its base model. If ``is_whole`` is
     false, ``model`` consists of only some modules of the checkpoint, and the tensors of other modules are
-    ignored.
+    ignored. If there is a ``cache``, whose use does not change any bit, the model must be on a CPU.
 
     Raises CheckpointError if tensors are missing or unexpected, if their shapes or dtypes are wrong, if a
     file is missing or corrupt, or if it is a pickle file and ``allow_pickle`` is false. The message contains
@@ -62,9 +73,13 @@ def load_weights(
     if vision_tower is not None and plan.lacks_tower:
         plan.add(_read_folder(vision_tower, allow_pickle), canonical_tower_name)
     plan.validate(folder, has_tower=vision_tower is not None)
-    plan.run(on_progress)
-    logger.info("loaded %d tensors from %s", len(plan.targets), folder)
-    return plan.digest()
+    if cache is None:
+        plan.run(on_progress)
+        return LoadedWeights(plan.digest())  # the files are now in the page cache
+    digest = plan.digest()
+    folders = [each for each in (folder, base, vision_tower) if each is not None]
+    key = weights_key(model, digest, folders, has_adapter=bool(adapter.lora))
+    return LoadedWeights(digest, cache.load(model, key, lambda: plan.run(on_progress)))
 
 
 def _read_folder(folder: Path, allow_pickle: bool) -> list[StoredTensor]:
@@ -174,9 +189,10 @@ class _LoadPlan:
                 done += num_bytes
                 if on_progress is not None:
                     on_progress(done, total, count)
+        logger.info("loaded %d tensors", len(self._sources))
 
     def digest(self) -> str:
-        """Return a digest of the tensors. Call it after ``run``, when the files are in the page cache."""
+        """Return a digest of the tensors."""
         lora = {name: weight for name, weight in self.adapter.lora.items() if name in self._sources}
         return digest_weights(self._sources, lora)
 

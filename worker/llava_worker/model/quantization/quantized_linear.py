@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from llava_worker.model.kernels.interface import PANEL_OUTPUTS, WEIGHT_GROUP, Kernels, QuantizedWeight
 from llava_worker.model.layers.linear import Linear, LinearShape, empty_bias
+from llava_worker.model.lazy_memory import zeros
 
 __all__ = ["QuantizedLinear"]
 
@@ -19,7 +20,7 @@ class QuantizedLinear(Linear):
         panels = -(-shape.out_features // PANEL_OUTPUTS)
         groups = -(-shape.in_features // WEIGHT_GROUP)
         panel_bytes = PANEL_OUTPUTS * groups * WEIGHT_GROUP * bits // 8
-        packed = torch.zeros(panels, panel_bytes, dtype=torch.uint8, device=device)
+        packed = zeros((panels, panel_bytes), torch.uint8, device)
         scales = (
             torch.zeros(shape.out_features, device=device)
             if bits == 8
@@ -31,11 +32,22 @@ class QuantizedLinear(Linear):
         self.packed = nn.Parameter(packed, requires_grad=False)
         self.scales = nn.Parameter(scales, requires_grad=False)
         self.bias = empty_bias(shape, torch.float32, device)
-        self.weight = QuantizedWeight(bits, shape.in_features, shape.out_features, packed, scales, codebook)
         self._kernels = kernels
+        self._bits, self._codebook = bits, codebook
+        self.use_parameters()
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._kernels.quantized_linear(x, self.weight, self.bias)
+
+    @property
+    def packing(self) -> str:
+        return self._kernels.packing
+
+    def use_parameters(self) -> None:
+        size, packed, scales = self.shape, self.packed.data, self.scales.data
+        self.weight = QuantizedWeight(
+            self._bits, size.in_features, size.out_features, packed, scales, self._codebook
+        )
 
     def load_rows(self, start: int, rows: Tensor) -> None:
         self._kernels.pack_weight(rows, start, self.weight)

@@ -1,8 +1,8 @@
 """Large CPU allocations that are faulted in incrementally.
 
 Linux allocates each page of memory when it is first written. On a virtual machine, the host also has to
-allocate the page, which can limit the speed to 0.3 GB/s (docs/LOG.md). The worker therefore faults in pages
-while it is idle, before requests need the memory.
+allocate the page, which can limit the speed to 0.3 GB/s (docs/LOG.md). While the worker is idle, it therefore
+faults in the pages that the next requests may need.
 """
 
 from __future__ import annotations
@@ -15,10 +15,17 @@ from math import prod
 import torch
 from torch import Tensor
 
-__all__ = ["lazy_zeros", "prefault_columns"]
+__all__ = ["lazy_zeros", "prefault_columns", "zeros"]
 
 _CHUNK_BYTES = 2 << 20  # one huge page
 _PAGE_BYTES = mmap.PAGESIZE
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor of zeros. If it is large and on a CPU, no pages are faulted in."""
+    if device.type == "cpu" and prod(shape) * dtype.itemsize >= _CHUNK_BYTES:
+        return lazy_zeros(shape, dtype)
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -33,13 +40,13 @@ def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype).view(*shape)
 
 
-def prefault_columns(rows: Tensor, start: int) -> Iterator[Tensor]:
-    """Fault in ``rows`` [rows, columns, ...] from column ``start`` onward without changing the contents.
+def prefault_columns(rows: Tensor, start: int, end: int) -> Iterator[Tensor]:
+    """Fault in columns [start, end) of ``rows`` [rows, columns, ...] without changing the contents.
 
     Each step of the iterator faults in one chunk of one row. Consecutive steps process different rows.
     """
     raw = rows.flatten(1).view(torch.uint8)
-    first = start * (raw.shape[1] // rows.shape[1])
-    for begin in range(first, raw.shape[1], _CHUNK_BYTES):
+    column_bytes = raw.shape[1] // rows.shape[1]
+    for begin in range(start * column_bytes, end * column_bytes, _CHUNK_BYTES):
         for row in raw:
-            yield row[begin : begin + _CHUNK_BYTES : _PAGE_BYTES].bitwise_or_(0)
+            yield row[begin : min(begin + _CHUNK_BYTES, end * column_bytes) : _PAGE_BYTES].bitwise_or_(0)
