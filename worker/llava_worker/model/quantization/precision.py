@@ -23,7 +23,11 @@ from llava_worker.model.quantization.bitsandbytes import (
     has_bitsandbytes,
     require_bitsandbytes,
 )
-from llava_worker.model.quantization.capability import require_capability, unsupported_precisions
+from llava_worker.model.quantization.capability import (
+    require_capability,
+    required_gpu,
+    unsupported_precisions,
+)
 from llava_worker.model.quantization.quantized_linear import QuantizedLinear
 from llava_worker.model.quantization.w8a8 import W8A8Linear, self_test
 
@@ -136,8 +140,9 @@ def choose_precision(name: str, device: torch.device, *, is_small: bool = False)
     if device.type == "cuda" and name in _GPU_BITS:
         return _quantized_on_gpu(name, device)
     if name not in precisions_on(device):
-        available = ", ".join(precisions_on(device))
-        raise ValueError(f"Precision {name} is not available on {device}. Use one of auto, {available}.")
+        available, requirement = ", ".join(precisions_on(device)), required_gpu(name)
+        fault = f"requires {requirement}; the device is" if requirement else "is not available on"
+        raise ValueError(f"Precision {name} {fault} {device}. Use one of auto, {available}.")
     if name in _CPU_BITS:
         dtype = torch.float32 if is_small or not _has_bf16() else torch.bfloat16
         kernels = _native_or_fused(device)
