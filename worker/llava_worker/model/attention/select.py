@@ -85,9 +85,7 @@ def first_passing(
             continue
         for decode_kernel in decode_kernels:
             backend = PagedBackend(kernel, decode_kernel)
-            fault = self_test(backend, text, dtype, device, is_int8=is_int8_cache)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()  # the free memory of the GPU is read next
+            fault = _fault(backend, text, dtype, device, is_int8=is_int8_cache)
             if fault is None:
                 logger.info("attention: %s%s", backend.name, f"; {'; '.join(reasons)}" if reasons else "")
                 return backend
@@ -95,6 +93,18 @@ def first_passing(
             reasons.append(f"{backend.name} failed its self-test")
     logger.warning("attention: sdpa, which is slow because it gathers the KV cache; %s", "; ".join(reasons))
     return SdpaBackend()
+
+
+def _fault(
+    backend: PagedBackend, text: TextConfig, dtype: torch.dtype, device: torch.device, *, is_int8: bool
+) -> str | None:
+    """Return why the self-test failed, or None if it passed."""
+    try:
+        fault = self_test(backend, text, dtype, device, is_int8=is_int8)
+        torch.cuda.empty_cache()  # the free memory of the GPU is read next; does nothing without CUDA
+    except Exception as error:  # the caller logs it and uses another kernel
+        return f"{type(error).__name__}: {error}"
+    return fault
 
 
 def _reject(capability: tuple[int, int]) -> PagedKernel:
