@@ -1,5 +1,5 @@
-# Targets: up, test, test-fast, interop, wheel, lowest, containers, check, format, bench, train, eval, lock, sbom, audit,
-# clean. Each target installs its dependencies first.
+# Targets: up, test, test-fast, interop, wheel, lowest, containers, kernels, check, format, bench, train, eval, lock, sbom,
+# audit, clean. Each target installs its dependencies first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -13,12 +13,14 @@ SUPPLY_CHAIN := $(VENV)/supply-chain
 LOWEST := $(VENV)/lowest
 LOWEST_TOOLS := anthropic hypothesis jsonschema jsonschema-rs langchain-openai mypy ollama openai psutil pytest \
   pytest-cov pytest-timeout pytest-xdist pyyaml
+# The version of Triton that torch 2.11 for CUDA requires. The development environment has a later one.
+GPU_TRITON := 3.6.0
 HAS_GPU   := $(shell command -v nvidia-smi 2>/dev/null)
 
 # If this variable is set, every program that a test starts compiles all of its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: up test test-fast interop wheel lowest containers check format bench train eval lock sbom audit clean
+.PHONY: up test test-fast interop wheel lowest containers kernels check format bench train eval lock sbom audit clean
 .DEFAULT_GOAL := up
 
 up: $(VENV)/.up
@@ -53,6 +55,12 @@ lowest: $(LOWEST)/.done
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -W ignore::DeprecationWarning \
 	  $(LOWEST_IGNORED:%=--ignore tests/server/api/%) \
 	  tests/wire tests/client tests/server tests/worker/language tests/worker/engine/structured_output $(ARGS)
+
+# Compiles all Triton kernels for all GPUs, with two versions of Triton, and writes the records to bench/results/gpu.
+# Needs no GPU. Takes about 10 minutes; kernels that have not changed are in Triton's cache.
+kernels: $(VENV)/.dev $(VENV)/triton-$(GPU_TRITON)/.done
+	$(BIN)/python -m bench.gpu.aot
+	PYTHONPATH=$(VENV)/triton-$(GPU_TRITON) $(BIN)/python -m bench.gpu.aot
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -115,6 +123,10 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	$(PIP) install -q -c constraints.txt --no-deps litellm
 	@touch $@ $(VENV)/.up
+
+$(VENV)/triton-$(GPU_TRITON)/.done: $(VENV)/.dev
+	$(PIP) install -q --no-deps --target $(VENV)/triton-$(GPU_TRITON) triton==$(GPU_TRITON)
+	@touch $@
 
 $(LOWEST)/.done: pyproject.toml constraints.txt constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)

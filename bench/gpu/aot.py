@@ -1,12 +1,14 @@
 """``python -m bench.gpu.aot``: compile all kernels of a decoder ahead of time, without a GPU.
 
-    python -m bench.gpu.aot                         all GPUs, 7B and 13B
-    python -m bench.gpu.aot --capabilities 90       only Hopper
+    python -m bench.gpu.aot             compile all kernels and write the record (5 minutes)
+    python -m bench.gpu.aot --check     check the records, and compile every 20th kernel again
 
-For each kernel and compute capability, the record contains the registers per thread, the stack per thread
-(above 0 if registers are spilled) and the shared memory per program. For each launch of a layer with 1 and
-128 sequences, it contains the number of programs on a GPU with 132 multiprocessors. The results are written
-to bench/results/gpu/kernels.json and kernels.md.
+For each variant of a kernel and each compute capability, the record contains the registers per thread, the
+stack per thread (above 0 if registers are spilled) and the shared memory per program. For each launch of a
+layer with 1 and 128 rows, it contains the number of programs on a GPU with 132 multiprocessors.
+
+There is a record for each tested version of Triton (``make kernels``). The check fails if a record is not
+that of the current kernels. It recompiles other kernels each day.
 """
 
 from __future__ import annotations
@@ -16,128 +18,96 @@ import os
 os.environ["TRITON_INTERPRET"] = "0"  # read when Triton is imported
 
 import argparse
-import math
+import json
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.launches import (
-    TEXT_CONFIGS,
-    Launch,
-    compile_launch,
-    launches_per_layer,
-    make_decoder,
-    record_prefill,
-    specialization_key,
-)
+import triton
+
+from bench.gpu.decoder_kernels import DecoderKernel, decoder_kernels, launch_counts
+from bench.gpu.kernel_table import kernel_tables
+from bench.gpu.kernel_variant import compile_variant
 from bench.record import RESULTS, write_record
 
-__all__ = ["hot_kernels", "launch_counts", "main"]
+__all__ = ["main"]
 
-CAPABILITIES = (80, 86, 89, 90, 100, 120)
-PRECISIONS = ("fp16", "bf16", "w4a16", "w8a8", "fp8")
-_ROWS = (1, 128)
-_PREFILL_TOKENS = 2048
-_MIN_CAPABILITY = {"fp8": 89}
+_NAME = "kernels-triton-{}"  # with the version of Triton
 
 
 def main() -> None:
     args = _parse_args(sys.argv[1:])
-    kernels = [
-        {"kernel": launch.name, "precision": precision, "variant": variant, "capability": capability}
-        | asdict(compile_launch(launch, capability))
-        for launch, precision, variant in hot_kernels(args.sizes)
-        for capability in args.capabilities
-        if capability >= _MIN_CAPABILITY.get(precision, 0)
-    ]
-    layers = list(launch_counts(args.sizes))
-    folder: Path = args.out
-    print(
-        write_record("kernels", {"kernels": kernels, "layers": layers}, packages=("triton",), folder=folder)
-    )
-    (folder / "kernels.md").write_text(_markdown(kernels, layers), encoding="utf-8")
-    spilled = [each for each in kernels if each["stack_bytes"]]
-    if spilled:
-        sys.exit(f"{len(spilled)} kernels spill registers: {spilled}")
+    faults = list(_check(args.folder, args.every) if args.check else _write(args.folder))
+    if faults:
+        sys.exit("\n".join(faults))
 
 
-def hot_kernels(sizes: list[str]) -> Iterator[tuple[Launch, str, str]]:
-    """Yield each variant of each kernel once: a launch, the precision that uses it, and a description."""
-    seen: set[str] = set()
-    for size in sizes:
-        text = TEXT_CONFIGS[size]
-        for precision in PRECISIONS:
-            for is_int8 in (False, True):
-                launches = record_prefill(
-                    make_decoder(text, precision), text, [_PREFILL_TOKENS], is_int8_cache=is_int8
-                )
-                for rows in _ROWS:
-                    launches += launches_per_layer(text, precision, rows, is_int8_cache=is_int8)
-                for launch in launches:
-                    if launch.kernel is not None and (key := specialization_key(launch)) not in seen:
-                        seen.add(key)
-                        yield launch, precision, _variant(launch, size, is_int8=is_int8)
+def _write(folder: Path) -> Iterator[str]:
+    """Compile all kernels and write the record. Yield those that spill registers."""
+    kernels = []
+    for kernel in decoder_kernels():
+        resources = {str(each): asdict(compile_variant(kernel.launch, each)) for each in kernel.capabilities}
+        kernels.append(_facts(kernel) | {"resources": resources})
+        yield from (
+            f"{kernel.variant.name} ({kernel.description}) spills registers on sm_{capability}: {each}"
+            for capability, each in resources.items()
+            if each["stack_bytes"]
+        )
+    results = {"kernels": kernels, "layers": list(launch_counts())}
+    path = write_record(_NAME.format(triton.__version__), results, packages=("triton",), folder=folder)
+    path.with_suffix(".md").write_text(kernel_tables(results, triton.__version__), encoding="utf-8")
+    print(path)
 
 
-def launch_counts(sizes: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the launches of a layer for each size, precision, cache and number of sequences."""
-    for size in sizes:
-        for precision in PRECISIONS:
-            for is_int8 in (False, True):
-                for rows in _ROWS:
-                    launches = launches_per_layer(TEXT_CONFIGS[size], precision, rows, is_int8_cache=is_int8)
-                    yield {
-                        "size": size,
-                        "precision": precision,
-                        "kv_cache": "int8" if is_int8 else "16-bit",
-                        "rows": rows,
-                        "launches": [{"name": each.name, "grid": each.grid} for each in launches],
-                    }
+def _facts(kernel: DecoderKernel) -> dict[str, str]:
+    return {
+        "kernel": kernel.variant.name,
+        "precision": kernel.precision,
+        "variant": kernel.description,
+        "digest": kernel.variant.digest,
+    }
 
 
-def _variant(launch: Launch, size: str, *, is_int8: bool) -> str:
-    options = launch.options or {}
-    parts = [size, *(f"{name}={options[name]}" for name in ("M", "N", "K") if name in options)]
-    return ", ".join([*parts, "int8 cache"] if is_int8 and "attention" in launch.name else parts)
+def _check(folder: Path, every: int) -> Iterator[str]:
+    """Yield the differences between the records, the current kernels, and every n-th compiled kernel."""
+    kernels, layers = list(decoder_kernels()), list(launch_counts())
+    paths = sorted(folder.glob(_NAME.format("*") + ".json"))
+    if not paths:
+        yield f"{folder} contains no record of kernels. Run make kernels."
+    records = {path: json.loads(path.read_text(encoding="utf-8"))["results"] for path in paths}
+    for path, record in records.items():
+        stale = _stale(record, kernels)
+        if record["layers"] != layers:
+            stale.append("the launches of a layer")
+        if stale:
+            differences = ", ".join(stale)
+            yield f"{path.name} is not the record of the current kernels ({differences}). Run make kernels."
+    record = records.get(folder / f"{_NAME.format(triton.__version__)}.json", {"kernels": []})
+    expected = {each["digest"]: each["resources"] for each in record["kernels"]}
+    pairs = [(kernel, capability) for kernel in kernels for capability in kernel.capabilities]
+    sample = pairs[date.today().toordinal() % every :: every]
+    for kernel, capability in sample:
+        actual = asdict(compile_variant(kernel.launch, capability))
+        recorded = expected.get(kernel.variant.digest, {}).get(str(capability))
+        name = f"{kernel.variant.name} ({kernel.precision}, {kernel.description}) on sm_{capability}"
+        if actual["stack_bytes"]:
+            yield f"{name} spills registers: {actual}"
+        if recorded not in (None, actual):
+            yield f"{name} was recorded with {recorded}, but is now {actual}. Run make kernels."
+    compared = "compared with the record" if expected else "of which there is no record"
+    print(f"compiled {len(sample)} of {len(pairs)} kernels with Triton {triton.__version__}, {compared}")
 
 
-def _markdown(kernels: list[dict[str, Any]], layers: list[dict[str, Any]]) -> str:
-    capabilities = sorted({each["capability"] for each in kernels})
-    lines = [
-        "Registers per thread / stack per thread (bytes) / shared memory per program (KiB):",
-        "",
-        "| kernel | precision | variant | warps | "
-        + " | ".join(f"sm_{each}" for each in capabilities)
-        + " |",
-        "|---" * (4 + len(capabilities)) + "|",
-    ]
-    rows: defaultdict[tuple[Any, ...], defaultdict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for each in kernels:
-        key = (each["kernel"], each["precision"], each["variant"], each["num_warps"])
-        usage = f"{each['registers']} / {each['stack_bytes']} / {each['shared_bytes'] / 1024:.1f}"
-        if usage not in (usages := rows[key][each["capability"]]):
-            usages.append(usage)
-    for key, cells in rows.items():  # variants that differ only in the alignment of arguments share a row
-        texts = ("<br>".join(cells[each]) or "-" for each in capabilities)
-        lines.append("| " + " | ".join([*map(str, key), *texts]) + " |")
-    lines += [
-        "",
-        "Launches of a layer, and the number of programs of each Triton kernel on 132 multiprocessors:",
-        "",
-        "| model | precision | KV cache | sequences | launches | programs |",
-        "|---|---|---|---|---|---|",
-    ]
-    for layer in layers:
-        programs = [
-            f"{each['name']} {math.prod(each['grid'])}" if each["grid"] else each["name"]
-            for each in layer["launches"]
-        ]
-        columns = [layer["size"], layer["precision"], layer["kv_cache"], layer["rows"], len(programs)]
-        lines.append("| " + " | ".join(map(str, columns)) + " | " + ", ".join(programs) + " |")
-    return "\n".join(lines) + "\n"
+def _stale(record: dict[str, Any], kernels: list[DecoderKernel]) -> list[str]:
+    """Return the names of kernels that are missing in the record, and of those that no longer exist."""
+    recorded = {
+        (each["digest"], int(gpu)): each["kernel"] for each in record["kernels"] for gpu in each["resources"]
+    }
+    current = {(each.variant.digest, gpu): each.variant.name for each in kernels for gpu in each.capabilities}
+    return sorted({(recorded | current)[key] for key in recorded.keys() ^ current.keys()})
 
 
 def _parse_args(arguments: list[str]) -> argparse.Namespace:
@@ -146,11 +116,9 @@ def _parse_args(arguments: list[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--capabilities", nargs="+", type=int, default=list(CAPABILITIES), help="for example 80 90"
-    )
-    parser.add_argument("--sizes", nargs="+", choices=sorted(TEXT_CONFIGS), default=list(TEXT_CONFIGS))
-    parser.add_argument("--out", type=Path, default=RESULTS / "gpu", help="folder for the results")
+    parser.add_argument("--check", action="store_true", help="check the records instead of writing one")
+    parser.add_argument("--every", type=int, default=20, help="compile every n-th kernel during a check")
+    parser.add_argument("--folder", type=Path, default=RESULTS / "gpu", help="folder of the records")
     return parser.parse_args(arguments)
 
 

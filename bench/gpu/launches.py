@@ -1,28 +1,22 @@
 """The kernels that a decoder launches, recorded without a GPU.
 
-    launches = record_step(decoder, rows=1)          every launch of a step that decodes one sequence
-    compile_launch(launches[0], capability=90)       the kernel, compiled for a Hopper GPU
+    record_step(decoder, text, rows=1)          every launch of a step that decodes one sequence
 
 The decoder runs on the meta device. Triton kernels are not executed, but their arguments, grids and options
-are recorded. torch's operations are recorded by name. Each counts as one launch, but cuBLAS may need two.
+are recorded. torch's operations are recorded by name. Each counts as one launch, but cuBLAS may need two, and
+bitsandbytes up to four.
 
 Set TRITON_INTERPRET=0 for a process that uses this module, because interpreted kernels cannot be compiled.
 """
 
 from __future__ import annotations
 
-import math
-import re
-import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from llava_worker.model.attention.base import AttentionMetadata, AttentionPlan, DecodeMetadata
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.paged import PagedBackend
@@ -30,25 +24,22 @@ from llava_worker.model.attention.triton import TritonDecodeKernel, TritonKernel
 from llava_worker.model.config.text_config import TextConfig
 from llava_worker.model.decoder import LlamaDecoder
 from llava_worker.model.kernels.fused import FusedKernels
+from llava_worker.model.quantization.bitsandbytes import BnbNF4Linear
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton.backends import nvidia
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 __all__ = [
     "CONTEXT",
     "TEXT_CONFIGS",
-    "KernelResources",
+    "META",
     "Launch",
-    "compile_launch",
     "launches_per_layer",
     "make_decoder",
     "record_prefill",
     "record_step",
     "recorded_launches",
-    "specialization_key",
+    "run_kernel",
 ]
 
 META = torch.device("meta")
@@ -64,12 +55,10 @@ TEXT_CONFIGS = {
 }
 _BLOCK_SIZE = 256  # tokens, as with FlashAttention
 CONTEXT = 2048  # tokens per sequence
-_CUOBJDUMP = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
-_RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
 # Operations that launch no kernels, although their schemas do not mark their outputs as views.
 _NO_LAUNCH = ("aten.empty", "aten.new_empty", "aten._unsafe_view", "aten.detach")
 
-_run = JITFunction.run
+run_kernel = JITFunction.run
 
 
 @dataclass(frozen=True)
@@ -82,51 +71,9 @@ class Launch:
     grid: tuple[int, ...] = ()
     options: dict[str, Any] | None = None
 
-    @property
-    def num_programs(self) -> int:
-        return math.prod(self.grid)
-
-
-@dataclass(frozen=True)
-class KernelResources:
-    """The resources of a compiled kernel. ``stack_bytes`` per thread is above 0 if registers are spilled."""
-
-    registers: int
-    stack_bytes: int
-    shared_bytes: int
-    num_warps: int
-
-
-class _Target:
-    """A Triton driver for a GPU that is not present. It can compile kernels, but not launch them."""
-
-    def __init__(self, capability: int, device: int) -> None:
-        self.capability = capability
-        self._device = device
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self) -> int:
-        return self._device
-
-    def get_current_stream(self, device: int | None = None) -> int:
-        del device
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return META
-
-
-class _Pointer:
-    """A tensor with the alignment that it would have in memory, as far as Triton needs to know it."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.dtype = tensor.dtype
-        self._offset = int(tensor.storage_offset()) * tensor.element_size()
-
-    def data_ptr(self) -> int:
-        return self._offset
+    def argument(self, name: str) -> Any:
+        """Return the argument of the Triton kernel with this name."""
+        return self.args[self.kernel.arg_names.index(name)]
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -159,85 +106,59 @@ def recorded_launches() -> Iterator[list[Launch]]:
         with _Operations(launches):
             yield launches
     finally:
-        JITFunction.run = _run
-
-
-def _prepare(launch: Launch, target: _Target) -> Any:
-    """Let Triton specialize and compile the kernel. This process cannot launch kernels later."""
-    driver.set_active(target)
-    return _run(launch.kernel, *launch.args, grid=launch.grid, warmup=True, **(launch.options or {}))
-
-
-def specialization_key(launch: Launch) -> str:
-    """Return Triton's key of the variant of the kernel that this launch requires."""
-    keys: list[str] = []
-
-    def hook(*, key: str, **_: Any) -> bool:
-        keys.append(key)
-        return True  # do not compile
-
-    triton.knobs.runtime.jit_cache_hook = hook
-    args = tuple(_Pointer(arg) if isinstance(arg, torch.Tensor) else arg for arg in launch.args)
-    try:
-        _prepare(replace(launch, args=args), _Target(90, device=0))  # no kernel is compiled for device 0
-    finally:
-        triton.knobs.runtime.jit_cache_hook = None
-    return f"{launch.name} {keys[0]}"
-
-
-def compile_launch(launch: Launch, capability: int) -> KernelResources:
-    """Compile the kernel of this launch for GPUs with this compute capability, such as 90."""
-    compiled = _prepare(launch, _Target(capability, device=capability))  # Triton caches kernels by device
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        command = [str(_CUOBJDUMP), "-res-usage", file.name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    usage = _RESOURCES.search(done.stdout + done.stderr)
-    assert usage is not None
-    registers, stack_bytes = map(int, usage.groups())
-    metadata = compiled.metadata
-    return KernelResources(registers, stack_bytes, metadata.shared, metadata.num_warps)
+        JITFunction.run = run_kernel
 
 
 def make_decoder(text: TextConfig, precision: str, *, num_layers: int = 1) -> LlamaDecoder:
     """Return a decoder on the meta device that uses the same kernels as on a GPU.
 
-    Unless the precision is fp16, it computes in bf16, which is the default on Ampere and newer GPUs.
+    Quantized models compute in bf16, which is the default on Ampere and newer GPUs.
     """
     text = text.model_copy(update={"num_hidden_layers": num_layers})
-    return LlamaDecoder(text, precision=_gpu_precision(precision), device=META)
+    decoder = LlamaDecoder(text, precision=_gpu_precision(precision), device=META)
+    for layer in decoder.modules():
+        if isinstance(layer, BnbNF4Linear):  # bitsandbytes creates some tensors while weights are loaded
+            layer.load_rows(0, _meta(layer.shape.out_features, layer.shape.in_features, dtype=torch.bfloat16))
+    return decoder
 
 
 def _gpu_precision(name: str) -> Precision:
     precision = choose_precision(name, torch.device("cuda"))
-    dtype = torch.float16 if name == "fp16" else torch.bfloat16
+    dtype = precision.dtype if name in ("fp16", "fp32") else torch.bfloat16
     return replace(precision, dtype=dtype, kernels=FusedKernels())
 
 
 def record_step(
-    decoder: LlamaDecoder, text: TextConfig, rows: int, *, is_int8_cache: bool = False
+    decoder: LlamaDecoder,
+    text: TextConfig,
+    rows: int,
+    *,
+    is_int8_cache: bool = False,
+    is_mixed: bool = False,
 ) -> list[Launch]:
-    """Return the launches of a step that decodes one token each for ``rows`` sequences."""
+    """Return the launches of a step that decodes one token each for ``rows`` sequences.
+
+    If ``is_mixed`` is true, return those of a captured step in which rows may belong to the same sequence.
+    """
     cache = _cache(decoder, text, is_int8_cache)
     metadata = DecodeMetadata(
         slot_mapping=_meta(rows, dtype=torch.int64),
         context_lens=_meta(rows, dtype=torch.int32),
         block_tables=_meta(rows, CONTEXT // _BLOCK_SIZE, dtype=torch.int32),
     )
-    plan = PagedBackend(TritonKernel(), TritonDecodeKernel()).decode_plan(metadata, cache)
+    plan = PagedBackend(TritonKernel(), TritonDecodeKernel()).decode_plan(metadata, cache, is_mixed=is_mixed)
     assert plan is not None
     return _record(decoder, text, plan, rows)
 
 
 def launches_per_layer(
-    text: TextConfig, precision: str, rows: int, *, is_int8_cache: bool = False
+    text: TextConfig, precision: str, rows: int, *, is_int8_cache: bool = False, is_mixed: bool = False
 ) -> list[Launch]:
-    """Return the launches of one layer in a step that decodes one token each for ``rows`` sequences."""
+    """Return the launches of one layer in a step like that of `record_step`."""
 
     def record(num_layers: int) -> list[Launch]:
         decoder = make_decoder(text, precision, num_layers=num_layers)
-        return record_step(decoder, text, rows, is_int8_cache=is_int8_cache)
+        return record_step(decoder, text, rows, is_int8_cache=is_int8_cache, is_mixed=is_mixed)
 
     record(1)  # creates semaphores, which later steps use again
     one, two = record(1), record(2)

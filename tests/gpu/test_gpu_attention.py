@@ -12,8 +12,6 @@ from llava_worker.model.attention.self_test import self_test
 from llava_worker.model.attention.triton import TritonDecodeKernel, TritonKernel
 from llava_worker.model.config.text_config import TextConfig
 from llava_worker.model.gpu.cuda_graphs import CudaGraphPool
-from llava_worker.model.kernels.torch_impl import TorchKernels
-from llava_worker.model.layers.rotary import Rotation
 
 from tests.worker.model.attention_batches import (
     LAYER,
@@ -21,7 +19,6 @@ from tests.worker.model.attention_batches import (
     make_metadata,
     random_cache,
     random_qkv,
-    random_tensor,
 )
 
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 3e-2, torch.float32: 1e-4}
@@ -86,35 +83,6 @@ def test_a_kernel_passes_the_self_test_that_workers_run(
     if isinstance(kernel, TritonKernel):
         backend = PagedBackend(kernel, TritonDecodeKernel())
         assert self_test(backend, text, dtype, device, is_int8=True) is None
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("is_int8", [False, True])
-@pytest.mark.parametrize("heads", HEADS)
-def test_repeated_decodes_with_segments_agree_with_the_reference(
-    device: torch.device, heads: str, is_int8: bool
-) -> None:
-    """Repetitions detect races between the programs that compute the segments of a row."""
-    num_heads, kv_heads, head_dim = HEADS[heads]
-    backend = PagedBackend(TritonKernel(), TritonDecodeKernel())
-    for contexts in ([2000], [2000, 1, 70], [n + 1 for n in range(40)]):
-        torch.manual_seed(0)
-        cache = random_cache(
-            kv_heads, head_dim, torch.float16, is_int8=is_int8, block_size=128, device=device
-        )
-        metadata = make_metadata([(1, n) for n in contexts], block_size=128, device=device)
-        qkv = random_tensor(
-            len(contexts), num_heads + 2 * kv_heads, head_dim, dtype=torch.float16, device=device
-        )
-        angles = random_tensor(len(contexts), 1, head_dim // 2, device=device)
-        rotation = Rotation(angles.cos().half(), angles.sin().half(), TorchKernels())
-        plans = [each.plan(metadata, cache) for each in (SdpaBackend(), *[backend] * 50)]
-
-        expected, *outs = [plan.rope_and_attend(LAYER, qkv, rotation, kv_heads=kv_heads) for plan in plans]
-
-        for out in outs:
-            torch.testing.assert_close(out, expected, rtol=1e-2, atol=1e-2)
-            assert torch.equal(out, outs[0])
 
 
 @torch.inference_mode()

@@ -16,9 +16,9 @@ from llava_worker.model.attention.base import (
     AttentionBackend,
     AttentionMetadata,
     AttentionPlan,
-    DecodeMetadata,
 )
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
+from llava_worker.model.attention.paged_batches import paged_metadata, single_token_rows
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.kernels.fused import FusedKernels, choose_kernels
 from llava_worker.model.kernels.interface import Kernels, LayerCache
@@ -175,7 +175,8 @@ def _attention_error(
     cache, slots = KVCache(spec, device), torch.arange(spec.num_tokens, device=device)
     draw = partial(_draw, dtype=dtype, device=device)
     cache.write(0, slots, *(draw(spec.num_tokens, kv_heads, head_dim) for _ in range(2)))
-    metadata = _metadata(rows, size, num_blocks, device)
+    blocks = torch.randperm(num_blocks).tolist()
+    metadata = paged_metadata(rows, blocks, block_size=size, device=device)
     qkv = draw(len(metadata.slot_mapping), num_heads + 2 * kv_heads, head_dim)
     angles = torch.randn(len(qkv), 1, head_dim // 2, device=device)
     rotation = Rotation(angles.cos().to(dtype), angles.sin().to(dtype), choose_kernels(dtype, device))
@@ -198,36 +199,13 @@ def _attention_error(
 
 
 def _plans(backend: AttentionBackend, metadata: AttentionMetadata, cache: KVCache) -> Iterator[AttentionPlan]:
-    """Yield the plan of a batch and, if it only decodes, the plan that CUDA graphs use."""
+    """Yield the plan of a batch and the plans that CUDA graphs use."""
     yield backend.plan(metadata, cache)
-    if metadata.num_decodes == len(metadata.query_lens):
-        contexts = torch.tensor(metadata.context_lens, dtype=torch.int32, device=metadata.block_tables.device)
-        decodes = DecodeMetadata(metadata.slot_mapping, contexts, metadata.block_tables.int())
-        plan = backend.decode_plan(decodes, cache)
+    rows, only_decodes = single_token_rows(metadata), metadata.num_decodes == len(metadata.query_lens)
+    for is_mixed in (False, True) if only_decodes else (True,):
+        plan = backend.decode_plan(rows, cache, is_mixed=is_mixed)
         if plan is not None:
             yield plan
-
-
-def _metadata(
-    rows: list[tuple[int, int]], size: int, num_blocks: int, device: torch.device
-) -> AttentionMetadata:
-    blocks = torch.randperm(num_blocks).tolist()
-    tables = [[blocks.pop() for _ in range(-(-context // size))] for _, context in rows]
-    slots = [
-        table[position // size] * size + position % size
-        for table, (new, context) in zip(tables, rows, strict=True)
-        for position in range(context - new, context)
-    ]
-    width = max(map(len, tables))
-    return AttentionMetadata(
-        query_lens=tuple(new for new, _ in rows),
-        context_lens=tuple(context for _, context in rows),
-        num_decodes=sum(new == 1 for new, _ in rows),
-        block_tables=torch.tensor(
-            [table + table[:1] * (width - len(table)) for table in tables], device=device
-        ),
-        slot_mapping=torch.tensor(slots, device=device),
-    )
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from llava_worker.model.attention.base import AttentionBackend, AttentionMetadata
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
+from llava_worker.model.attention.paged_batches import paged_metadata
 from torch import Tensor
 
 BLOCK_SIZE, NUM_BLOCKS = 4, 40
@@ -56,22 +57,7 @@ def make_metadata(
     """Return metadata with random blocks. ``rows`` contains (new tokens, context length), in any order."""
     rows = sorted(rows, key=lambda row: row[0] > 1)
     blocks = torch.randperm(NUM_BLOCKS).tolist()
-    tables = [[blocks.pop() for _ in range(-(-context // block_size))] for _, context in rows]
-    width = max(map(len, tables))
-    slots = [
-        table[position // block_size] * block_size + position % block_size
-        for table, (new, context) in zip(tables, rows, strict=True)
-        for position in range(context - new, context)
-    ]
-    return AttentionMetadata(
-        query_lens=tuple(new for new, _ in rows),
-        context_lens=tuple(context for _, context in rows),
-        num_decodes=sum(new == 1 for new, _ in rows),
-        block_tables=torch.tensor(
-            [table + table[:1] * (width - len(table)) for table in tables], device=device
-        ),
-        slot_mapping=torch.tensor(slots, device=device),
-    )
+    return paged_metadata(rows, blocks, block_size=block_size, device=device)
 
 
 def attend(

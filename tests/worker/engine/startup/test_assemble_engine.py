@@ -123,7 +123,7 @@ def test_an_assembled_engine_with_graphs_gives_the_same_outputs(
 def test_memory_that_graphs_need_is_missing_for_the_kv_cache(
     checkpoint: tuple[Path, Reference], model: Llava
 ) -> None:
-    with pytest.raises(InsufficientMemory, match=r"CUDA graphs \(\d+ MiB\).* leave 0 bytes for the KV cache"):
+    with pytest.raises(InsufficientMemory, match=r"CUDA graphs \(\d+ MiB\).* leave 0.0 MiB for the KV cache"):
         assemble(checkpoint[0], model, 5 * MIB, pool=SizedPool())
 
 

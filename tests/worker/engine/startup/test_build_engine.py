@@ -73,7 +73,7 @@ def test_a_small_kv_cache_reduces_the_context_and_logs_a_warning(
 
 
 def test_a_kv_cache_too_small_for_an_image_is_rejected(folder: Path) -> None:
-    with pytest.raises(ValueError, match="The KV cache is limited to 1000 bytes"):
+    with pytest.raises(ValueError, match="The KV cache is limited to 0.0 MiB, enough for 0"):
         build_engine(EngineConfig(folder, precision="fp32", kv_cache_bytes=1000))
 
 

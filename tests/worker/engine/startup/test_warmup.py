@@ -195,7 +195,7 @@ def test_the_kv_cache_gets_the_memory_that_the_largest_step_leaves(
     assert planned.num_bytes // 2 - planned.bytes_per_block < less.num_bytes <= planned.num_bytes // 2
     assert "because the largest step needs the rest" in caplog.text
     with pytest.raises(
-        InsufficientMemory, match=r"leave 0 bytes for the KV cache, enough for 0 tokens.* at least \d+"
+        InsufficientMemory, match=r"leave 0.0 MiB for the KV cache, enough for 0 tokens.* at least \d+ MiB"
     ):
         fit_cache(planned, model.config, left_bytes=-5)
 

@@ -133,7 +133,7 @@ shapes = st.fixed_dictionaries(
     window=st.sampled_from([None, 1, 2, 30, 1000]),
     seed=st.integers(0, 99),
 )
-def test_the_kernel_agrees_with_fp64_and_writes_the_new_tokens(
+def test_the_kernel_agrees_with_fp64_and_writes_new_tokens_unless_the_cache_contains_them(
     kernel: TritonDecodeKernel, shape: dict[str, Any], contexts: list[int], window: int | None, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -153,6 +153,11 @@ def test_the_kernel_agrees_with_fp64_and_writes_the_new_tokens(
     ):
         step = 0.05 if shape["is_int8"] else tolerance  # a code can differ by one after other rounding
         torch.testing.assert_close(stored, expected, rtol=tolerance, atol=step)
+    queries = decodes.qkv[:, : -2 * shape["kv_heads"]]
+    rotated = TorchKernels().rope(queries, decodes.rotation.cos, decodes.rotation.sin)
+    with uninitialized_memory_is_nan():
+        again = kernel.attend(rotated, decodes.cache.layer(LAYER), decodes.rows, window)
+    torch.testing.assert_close(again, actual, rtol=tolerance, atol=tolerance)
     others = (
         torch.ones(before.spec.num_tokens, dtype=torch.bool)
         .index_fill(0, decodes.slots, False)

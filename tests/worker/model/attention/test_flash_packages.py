@@ -155,6 +155,9 @@ class SlowDecodeKernel(DecodeKernel):
         window: int | None,
     ) -> Tensor:
         q = rotation.rope_and_cache(qkv, cache, slots)
+        return self.attend(q, cache, rows, window)
+
+    def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
         return FlashAttnKernel().attend(q, cache, rows, window)
 
 

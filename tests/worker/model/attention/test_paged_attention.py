@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -197,6 +198,13 @@ def test_a_decode_plan_uses_the_current_contents_of_its_tensors(triton_kernel: T
         torch.testing.assert_close(actual, attend(SdpaBackend(), metadata, cache, qkv))
 
 
+class WrongGraphKernel(TritonDecodeKernel):
+    """A kernel that ignores the last token of contexts in CUDA graphs for mixed steps."""
+
+    def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
+        return super().attend(q, cache, replace(rows, contexts=rows.contexts - 1), window)
+
+
 class WrongDecodeKernel(TritonDecodeKernel):
     """A kernel for decodes that does not write the last element of each output."""
 
@@ -232,6 +240,7 @@ def test_a_decode_kernel_is_used_only_if_it_passes(
 
     assert choose(TritonDecodeKernel()) == "Triton with Triton decoding"
     assert choose(WrongDecodeKernel()) == "Triton"
+    assert choose(WrongGraphKernel()) == "Triton"
     assert "Triton with Triton decoding failed its self-test: the maximum error is nan" in caplog.text
 
 
@@ -272,13 +281,27 @@ def test_the_first_kernel_that_passes_is_used_and_the_reasons_are_logged(
     assert "attention: reference; the kernel is not installed; raising failed its self-test" in caplog.text
 
 
+def test_an_error_that_the_device_reports_after_the_self_test_rejects_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", fail)
+
+    backend = first_passing([ReferenceKernel], [None], TEXT, torch.float32, CPU)
+
+    assert isinstance(backend, SdpaBackend)
+    assert "reference failed its self-test: RuntimeError: CUDA error: an illegal memory" in caplog.text
+
+
 def test_a_kernel_that_leaves_the_outputs_of_some_rows_unwritten_is_not_used(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     backend = first_passing([FirstRowKernel], [None], TEXT, torch.float32, CPU)
 
     assert isinstance(backend, SdpaBackend)
-    assert "first row failed its self-test: the maximum error is nan for rows with (1, 1)" in caplog.text
+    assert "first row failed its self-test: the maximum error is nan for rows with (5,)" in caplog.text
     assert not torch.are_deterministic_algorithms_enabled()  # requested only during the self-test
 
 

@@ -13,14 +13,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llava_worker.model.config.model_config import read_config, read_image_config
+from llava_worker.model.kernels.interface import QuantizedWeight
 from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.kernels.triton_launch import semaphores
 from llava_worker.model.kernels.w4a16 import W4A16Kernels
 from llava_worker.model.layers.linear import DenseLinear, Linear, LinearShape
 from llava_worker.model.memory_estimate import weight_bytes
+from llava_worker.model.quantization import precision
 from llava_worker.model.quantization.bitsandbytes import BnbInt8Linear, BnbNF4Linear
 from llava_worker.model.quantization.precision import choose_precision
-from llava_worker.model.quantization.quantized_linear import QuantizedLinear
+from llava_worker.model.quantization.quantized_linear import QuantizedLinear, self_test
 from llava_worker.model.uninitialized_memory import uninitialized_memory_is_nan
 from torch import Tensor
 
@@ -157,3 +159,44 @@ def test_the_triton_kernel_multiplies_by_the_packed_weight(
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
     assert y.dtype == dtype
     torch.testing.assert_close(y.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+class WrongForManyRows(W4A16Kernels):
+    """Kernels that write only the first 64 rows."""
+
+    def quantized_linear(self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
+        y = super().quantized_linear(x, weight, bias)
+        written = torch.empty_like(y)
+        written[:64] = y[:64]
+        return written
+
+
+class RaisingKernels(W4A16Kernels):
+    def quantized_linear(self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nsecond line")
+
+
+@needs_interpreter
+def test_the_self_test_of_w4a16_passes_and_detects_errors() -> None:
+    assert self_test(W4A16Kernels(), torch.float16, CPU) is None
+    assert self_test(WrongForManyRows(), torch.float16, CPU) == (
+        "the maximum error of a product is nan for 70 rows"
+    )
+    assert self_test(RaisingKernels(), torch.float16, CPU) == (
+        "RuntimeError: CUDA error: an illegal memory access was encountered"
+    )
+
+
+@needs_interpreter
+def test_a_worker_does_not_start_if_w4a16_fails_its_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    monkeypatch.setattr(precision, "W4A16Kernels", RaisingKernels)
+
+    with pytest.raises(ValueError) as caught:
+        precision._quantized_on_gpu("w4a16", CPU)
+    assert str(caught.value) == (
+        "Precision w4a16 failed its self-test on cpu (NVIDIA H100): RuntimeError: CUDA error: an illegal "
+        "memory access was encountered. Use int4, int8 or fp16."
+    )

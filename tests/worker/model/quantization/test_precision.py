@@ -7,7 +7,6 @@ import logging
 
 import pytest
 import torch
-from llava_worker.model.kernels.w8a8 import W8A8_FORMATS
 from llava_worker.model.layers.linear import Linear, LinearShape
 from llava_worker.model.quantization.precision import Role, choose_precision, precisions_on
 
@@ -33,11 +32,17 @@ def test_an_unknown_precision_is_rejected_with_the_supported_ones() -> None:
 
 
 def test_a_gpu_precision_is_rejected_on_other_devices_with_the_available_ones() -> None:
-    for name in ("w4a16", *W8A8_FORMATS):
-        with pytest.raises(
-            ValueError, match=f"{name} is not available on cpu. Use one of auto, fp32, bf16, fp16, int8"
-        ):
+    for name, minimum in (
+        ("w4a16", "8.0 or higher (Ampere)"),
+        ("w8a8", "8.0 or higher (Ampere)"),
+        ("fp8", "8.9 or higher (Ada and Hopper)"),
+    ):
+        with pytest.raises(ValueError) as caught:
             choose_precision(name, CPU)
+        assert str(caught.value) == (
+            f"Precision {name} requires a GPU with compute capability {minimum}; the device is cpu. Use one "
+            "of auto, fp32, bf16, fp16, int8, int4."
+        )
     with pytest.raises(
         ValueError, match=r"int8 is not available on xpu. Use one of auto, fp32, bf16, fp16\.$"
     ):

@@ -6,7 +6,6 @@ It is planned before the model is loaded and then reduced if necessary to fit in
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 import torch
 
@@ -26,6 +25,10 @@ _SHARE = 0.6
 # it used most of the memory of a large machine.
 CPU_BYTES = 4 << 30
 FALLBACK_BYTES = 1 << 30
+# On a GPU, the cache holds at most this many full contexts, or one for each sequence if there are more
+# sequences. Only small models reach this limit. Without it, a model of a few megabytes would fill the GPU,
+# and the host would have to manage millions of blocks.
+GPU_CONTEXTS = 256
 _MIB = 1 << 20
 
 logger = logging.getLogger(__name__)
@@ -48,9 +51,9 @@ def plan_cache(
     ``free_bytes`` is the device memory that remains after the weights are loaded. If ``max_bytes`` is None,
     the limit is ``free_bytes`` on a GPU and a fraction of ``free_bytes`` on other devices, or FALLBACK_BYTES
     if ``free_bytes`` is also None. On a CPU, the fraction is also capped at CPU_BYTES or the size of one full
-    context, whichever is larger. On a GPU, memory that running sequences do not need serves the prefix cache.
-    On other devices, the cache holds at most ``max_num_sequences`` full contexts. ``advice`` is the part of
-    the error message that says what to change if ``max_bytes`` is None.
+    context, whichever is larger. The cache holds at most ``max_num_sequences`` full contexts or, on a GPU, at
+    least GPU_CONTEXTS, because memory that running sequences do not need serves the prefix cache. ``advice``
+    is the part of the error message that says what to change if ``max_bytes`` is None.
 
     Raises ValueError if the cache is too small for a single image, or if ``kv_cache_dtype`` is unknown.
     """
@@ -58,9 +61,10 @@ def plan_cache(
         raise ValueError(f"kv_cache_dtype is {kv_cache_dtype!r}; it must be auto or int8.")
     text = config.text_config
     blocks_per_context = -(-text.max_position_embeddings // block_size)
+    num_contexts = max(max_num_sequences, GPU_CONTEXTS) if device.type == "cuda" else max_num_sequences
     spec = KVCacheSpec.for_model(
         text,
-        num_blocks=blocks_per_context * max_num_sequences,
+        num_blocks=blocks_per_context * num_contexts,
         block_size=block_size,
         dtype=precision.dtype,
         is_int8=kv_cache_dtype == "int8",
@@ -70,15 +74,12 @@ def plan_cache(
         max_bytes = _default_bytes(
             device, free_bytes, context_bytes=blocks_per_context * spec.bytes_per_block
         )
-    if device.type == "cuda":
-        spec = replace(spec, num_blocks=max_bytes // spec.bytes_per_block)
     spec = spec.within(max_bytes)
     if spec.num_tokens <= config.tokens_per_tile:
-        needed = f"at least {_context_bytes(spec, config)} bytes"
-        remedy = f"Set the limit to {needed}." if is_set else f"Make {needed} available, or {advice}."
+        needed = _needed(spec, config)
+        remedy = f"Set kv_cache_mb to {needed}." if is_set else f"Make {needed} available, or {advice}."
         raise ValueError(
-            f"The KV cache is limited to {max_bytes} bytes, enough for {spec.num_tokens} tokens; one image "
-            f"has {config.tokens_per_tile} tokens. {remedy}"
+            f"The KV cache is limited to {max_bytes / _MIB:.1f} MiB, {_too_small(spec, config)} {remedy}"
         )
     return spec
 
@@ -111,11 +112,10 @@ def fit_cache(
     """
     spec = planned if left_bytes is None else planned.within(left_bytes)
     if left_bytes is not None and spec.num_tokens <= config.tokens_per_tile:
-        available, needed_bytes = max(0, left_bytes), _context_bytes(spec, config)
+        available = f"{max(0, left_bytes) / _MIB:.1f} MiB"
         raise InsufficientMemory(
-            f"{taken} leave {available} bytes for the KV cache, enough for {spec.num_tokens} tokens; one "
-            f"image has {config.tokens_per_tile} tokens. Make at least {needed_bytes} bytes available, or "
-            f"{advice}."
+            f"{taken} leave {available} for the KV cache, {_too_small(spec, config)} Make "
+            f"{_needed(spec, config)} available, or {advice}."
         )
     if spec.num_blocks < planned.num_blocks and not is_upper_bound:
         logger.warning(
@@ -148,6 +148,15 @@ def allocate_cache(spec: KVCacheSpec, device: torch.device) -> KVCache:
         ) from error
 
 
-def _context_bytes(spec: KVCacheSpec, config: ModelConfig) -> int:
-    """Return the size in bytes of a KV cache for one full context."""
-    return spec.bytes_per_block * -(-config.text_config.max_position_embeddings // spec.block_size)
+def _too_small(spec: KVCacheSpec, config: ModelConfig) -> str:
+    return f"enough for {spec.num_tokens} tokens; one image has {config.tokens_per_tile} tokens."
+
+
+def _needed(spec: KVCacheSpec, config: ModelConfig) -> str:
+    """Describe the smallest KV cache for one image, and the one for a full context."""
+    context = config.text_config.max_position_embeddings
+    image, full = (
+        -(-(num_tokens // spec.block_size + 1) * spec.bytes_per_block // _MIB)
+        for num_tokens in (config.tokens_per_tile, context - 1)
+    )
+    return f"at least {image} MiB ({full} MiB for a full context of {context} tokens)"

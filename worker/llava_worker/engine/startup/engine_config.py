@@ -18,10 +18,10 @@ class EngineConfig:
     it is None, it is measured on a GPU and is 512 on other devices. If ``block_size`` is None, the attention
     backend determines it. CUDA graphs and async scheduling are used only on GPUs.
 
-    The KV cache is limited to ``kv_cache_bytes`` and to the memory that remains during the largest step. On a
-    GPU, the worker uses at most the fraction ``gpu_memory_utilization`` of the GPU's memory. On other
-    devices, the KV cache is also limited to the size of ``max_num_sequences`` full contexts and, if
-    ``kv_cache_bytes`` is None, to a fraction of the memory that is free after the weights are loaded.
+    The KV cache is limited to ``kv_cache_bytes``, to the memory that remains during the largest step, and to
+    ``max_num_sequences`` full contexts (256 on a GPU, if this is more). On a GPU, the worker uses at most the
+    fraction ``gpu_memory_utilization`` of the GPU's memory. On other devices, if ``kv_cache_bytes`` is None,
+    the KV cache is also limited to a fraction of the memory that is free after the weights are loaded.
 
     On a CPU, weights are stored in the folder ``weights_cache`` in the format of the kernels, unless it is
     None or they use less than ``min_cached_bytes``.

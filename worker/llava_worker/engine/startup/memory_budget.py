@@ -10,20 +10,25 @@ from llava_worker.model.memory_estimate import available_bytes
 
 __all__ = ["MemoryBudget"]
 
+# Upper bound on the memory of a CUDA context. It cannot be measured with CUDA, because a context is created
+# before the free memory can be read for the first time.
+_MAX_CONTEXT_BYTES = 512 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
     """The memory budget of one rank.
 
-    On a GPU, the worker may use the fraction ``gpu_utilization`` of the total memory, if other programs leave
-    it this much. On a CPU, it may use all free memory, which it shares with the other ranks.
+    On a GPU, the worker may use the fraction ``gpu_utilization`` of the total memory, including its CUDA
+    context, if other programs leave it this much. On a CPU, it may use all free memory, which it shares with
+    the other ranks.
     """
 
     device: torch.device
     num_ranks: int
     gpu_utilization: float
     total_bytes: int  # of the GPU; 0 on other devices
-    free_bytes: int  # free memory of the GPU before the worker used any; 0 on other devices
+    free_bytes: int  # free memory of the GPU after the creation of the CUDA context; 0 on other devices
     # Weights in mapped files. Their memory is needed, but the operating system counts it as available.
     mapped_bytes: int = field(default=0, kw_only=True)
 
@@ -44,8 +49,13 @@ class MemoryBudget:
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info(self.device)[0]
-        num_used = self.free_bytes - free
+        num_used = self._context_bytes + self.free_bytes - free
         return min(free, int(self.gpu_utilization * self.total_bytes) - num_used)
+
+    @property
+    def _context_bytes(self) -> int:
+        """An estimate, which is too high if another program uses the GPU and the context is small."""
+        return min(_MAX_CONTEXT_BYTES, self.total_bytes - self.free_bytes)
 
     @property
     def limit(self) -> str:

@@ -61,7 +61,7 @@ class PagedKernel(ABC):
 
 
 class DecodeKernel(ABC):
-    """A kernel for rows with one new token each, which also applies RoPE and writes to the cache."""
+    """A kernel for rows with one new token each, which can also apply RoPE and write to the cache."""
 
     name: str  # used in logs
 
@@ -75,7 +75,14 @@ class DecodeKernel(ABC):
         rows: QueryRows,
         window: int | None,
     ) -> Tensor:
-        """Compute attention like `AttentionPlan.rope_and_attend`. The new tokens are written to ``slots``."""
+        """Compute attention like `AttentionPlan.rope_and_attend`. The new tokens are written to ``slots``.
+
+        Each row must be a different sequence, because rows may be read before others are written.
+        """
+
+    @abstractmethod
+    def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
+        """Compute attention like `PagedKernel.attend`. Several rows can be tokens of one sequence."""
 
 
 class PagedBackend(AttentionBackend):
@@ -107,16 +114,16 @@ class PagedBackend(AttentionBackend):
             max_query=1,
             max_context=metadata.block_tables.shape[1] * cache.block_size,
         )
-        decode_kernel = None if is_mixed else self._decode_kernel
-        return _PagedPlan(
-            self._kernel, decode_kernel, cache, metadata.slot_mapping, [(slice(0, num_rows), rows)]
-        )
+        parts = [(slice(0, num_rows), rows)]
+        if is_mixed:
+            return _PagedPlan(self._decode_kernel or self._kernel, None, cache, metadata.slot_mapping, parts)
+        return _PagedPlan(self._kernel, self._decode_kernel, cache, metadata.slot_mapping, parts)
 
 
 class _PagedPlan(AttentionPlan):
     def __init__(
         self,
-        kernel: PagedKernel,
+        kernel: PagedKernel | DecodeKernel,
         decode_kernel: DecodeKernel | None,
         cache: KVCache,
         slot_mapping: Tensor,

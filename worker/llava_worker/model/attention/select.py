@@ -101,7 +101,7 @@ def first_passing(
         passing: list[PagedBackend] = []
         for decode_kernel in decode_kernels:
             backend = PagedBackend(kernel, decode_kernel)
-            fault = self_test(backend, text, dtype, device, is_int8=is_int8_cache)
+            fault = _fault(backend, text, dtype, device, is_int8=is_int8_cache)
             if fault is None:
                 passing.append(backend)
                 if measure is None or not kernel.splits_decodes:
@@ -110,8 +110,6 @@ def first_passing(
             logger.warning("attention: %s failed its self-test: %s", backend.name, fault)
             reasons.append(f"{backend.name} failed its self-test")
         chosen = _fastest(passing, measure)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # the free memory of the GPU is read next
         if chosen is not None:
             logger.info("attention: %s%s", chosen.name, f"; {'; '.join(reasons)}" if reasons else "")
             return chosen
@@ -126,6 +124,18 @@ def _fastest(
     if measure is None or len(backends) < 2:
         return next(iter(backends), None)
     return min(backends, key=measure)
+
+
+def _fault(
+    backend: PagedBackend, text: TextConfig, dtype: torch.dtype, device: torch.device, *, is_int8: bool
+) -> str | None:
+    """Return why the self-test failed, or None if it passed."""
+    try:
+        fault = self_test(backend, text, dtype, device, is_int8=is_int8)
+        torch.cuda.empty_cache()  # the free memory of the GPU is read next; does nothing without CUDA
+    except Exception as error:  # the caller logs it and uses another kernel
+        return f"{type(error).__name__}: {error}"
+    return fault
 
 
 def _reject(capability: tuple[int, int]) -> PagedKernel:

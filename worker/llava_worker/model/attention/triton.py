@@ -58,9 +58,9 @@ class TritonKernel(PagedKernel):
             M=lanes,
             N=16 if is_wide else 64,
             D=max(_MIN_DOT, next_power_of_two(head_dim)),
-            # With fewer warps or more stages, registers would be spilled on some GPUs.
-            num_warps=8 if lanes >= _LANES else 4,
-            num_stages=2,
+            # With fewer warps or other numbers of stages, registers would be spilled on some GPUs.
+            num_warps=8 if is_wide or lanes >= _LANES else 4,
+            num_stages=3 if is_wide else 2,
             **LAUNCH_OPTIONS,
         )
         return out
@@ -85,8 +85,25 @@ class TritonDecodeKernel(DecodeKernel):
         rows: QueryRows,
         window: int | None,
     ) -> Tensor:
+        return self._launch(qkv, rotation, cache, slots, rows, window)
+
+    def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
+        return self._launch(q, None, cache, None, rows, window)
+
+    def _launch(
+        self,
+        qkv: Tensor,
+        rotation: Rotation | None,
+        cache: LayerCache,
+        slots: Tensor | None,
+        rows: QueryRows,
+        window: int | None,
+    ) -> Tensor:
+        """Compute attention. If ``rotation`` is None, ``qkv`` contains only the rotated queries."""
         (num_rows, num_all, head_dim), kv_heads = qkv.shape, cache.keys.shape[1]
-        group, half, device = num_all // kv_heads - 2, head_dim // 2, qkv.device
+        group, half, device = num_all // kv_heads - (2 if rotation else 0), head_dim // 2, qkv.device
+        cos, sin = (dense(rotation.cos), dense(rotation.sin)) if rotation else (None, None)
+        is_wide = qkv.dtype == torch.float32
         segments = num_segments(num_rows * kv_heads, num_multiprocessors(device))
         out = torch.empty(num_rows, group * kv_heads, head_dim, dtype=qkv.dtype, device=device)
         parts = (num_rows, kv_heads, segments, group)
@@ -94,7 +111,7 @@ class TritonDecodeKernel(DecodeKernel):
         partial_lse = torch.empty(parts, dtype=torch.float32, device=device)
         self._kernel[num_rows, kv_heads, segments](
             *(out, partials, partial_lse, semaphores(num_rows * kv_heads, device)),
-            *(dense(qkv), dense(rotation.cos), dense(rotation.sin), *_cache_tensors(cache)),
+            *(dense(qkv), cos, sin, *_cache_tensors(cache)),
             *(slots, rows.contexts, rows.tables, head_dim**-0.5, rows.tables.stride(0), segments),
             WINDOW=window or 0,
             KV_HEADS=kv_heads,
@@ -102,11 +119,13 @@ class TritonDecodeKernel(DecodeKernel):
             HALF=half,
             BLOCK_SIZE=cache.block_size,
             M=max(_MIN_DOT, next_power_of_two(group)),
-            N=16 if qkv.dtype == torch.float32 else 32,
+            N=16 if is_wide else 32,
             H=max(_MIN_DOT, next_power_of_two(half)),
             D=max(_MIN_DOT, next_power_of_two(head_dim)),
             S=next_power_of_two(num_segments(kv_heads, num_multiprocessors(device))),
-            num_stages=5,  # Triton uses some of them for the indirection through the block table
+            # Triton uses some stages for the indirection through the block table. With more in the first two
+            # cases, registers would be spilled on some GPUs.
+            num_stages=3 if is_wide else 4 if rotation is None and cache.key_scales is not None else 5,
             **LAUNCH_OPTIONS,
         )
         return out

@@ -1,5 +1,7 @@
 """The Triton kernel for decode attention: RoPE, writing to the KV cache, and attention in a single launch.
 
+If several rows are tokens of one sequence, RoPE and writing to the cache are a launch of their own.
+
 If a batch has few rows, the context of each row is divided into segments, so that all multiprocessors of the
 GPU are used (split-KV, arXiv 2311.01282). The program that finishes the last segment of a row combines them.
 
@@ -26,14 +28,14 @@ def decode_attention(
     partials,  # fp32 [rows, KV_HEADS, segments, GROUP, 2 * HALF]
     partial_lse,  # fp32 [rows, KV_HEADS, segments, GROUP]
     counters,  # int32 [rows, KV_HEADS], all 0
-    qkv,  # [rows, (GROUP + 2) * KV_HEADS, 2 * HALF]
-    cos,  # [rows, HALF], like sin
+    qkv,  # [rows, (GROUP + 2) * KV_HEADS, 2 * HALF]; if cos is None, q [rows, GROUP * KV_HEADS, 2 * HALF]
+    cos,  # [rows, HALF], like sin; None if queries are rotated and the cache contains the new tokens
     sin,
     keys,  # [slots, KV_HEADS, 2 * HALF], like values; int8 if there are scales
     values,
     key_scales,  # fp32 [slots, KV_HEADS], like value_scales; None if keys are not int8
     value_scales,
-    slots,  # int64 [rows], slot of each new token
+    slots,  # int64 [rows], slot of each new token; None if cos is None
     contexts,  # int32 [rows], context lengths including the new token
     tables,  # int32 [rows, blocks]
     scale,
@@ -52,35 +54,74 @@ def decode_attention(
 ):
     """Process one segment of the context of one row and one KV head per program.
 
-    Segment 0 also contains the new token, whose key and value are written to the cache.
+    Unless the cache contains the new tokens, segment 0 includes the new token of its row, and its key and
+    value are written to the cache.
     """
     row, kv_head, segment = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    last = tl.load(contexts + row) - 1  # the position of the new token
-    begin = tl.maximum(last + 1 - WINDOW, 0) if WINDOW > 0 else 0
-    length = tl.cdiv(tl.cdiv(last - begin, segments), N) * N
-    num_used = tl.maximum(tl.cdiv(last - begin, tl.maximum(length, 1)), 1)
+    context = tl.load(contexts + row)
+    end = context if cos is None else context - 1  # of the positions that are read from the cache
+    begin = tl.maximum(context - WINDOW, 0) if WINDOW > 0 else 0
+    length = tl.cdiv(tl.cdiv(end - begin, segments), N) * N
+    num_used = tl.maximum(tl.cdiv(end - begin, tl.maximum(length, 1)), 1)
     if segment >= num_used:
         return
     query_left, query_right = _rotated_queries(qkv, cos, sin, row, kv_head, KV_HEADS, GROUP, HALF, M, H)
-    key_left, key_right, value = _new_key_and_value(
-        *(qkv, cos, sin, keys, values, key_scales, value_scales, slots, row, kv_head, segment == 0),
-        *(KV_HEADS, GROUP, HALF, H, D),
+    row_max, row_sum, acc = _initial_state(
+        *(query_left, query_right, qkv, cos, sin, keys, values, key_scales, value_scales, slots),
+        *(row, kv_head, segment, scale, KV_HEADS, GROUP, HALF, M, H, D),
     )
-    score = tl.sum(query_left.to(tl.float32) * key_left.to(tl.float32)[None, :], 1)
-    score += tl.sum(query_right.to(tl.float32) * key_right.to(tl.float32)[None, :], 1)
-    row_max = tl.where(segment == 0, score * scale, float("-inf"))
-    row_sum = tl.where(segment == 0, tl.full([M], 1.0, tl.float32), 0.0)
-    acc = tl.where(segment == 0, tl.zeros([M, D], tl.float32) + value.to(tl.float32)[None, :], 0.0)
     start = begin + segment * length
     row_max, row_sum, acc = _add_segment(
         *(query_left, query_right, keys, values, key_scales, value_scales, tables + row * table_stride),
-        *(kv_head, scale, start, tl.minimum(start + length, last), row_max, row_sum, acc),
+        *(kv_head, scale, start, tl.minimum(start + length, end), row_max, row_sum, acc),
         *(KV_HEADS, HALF, BLOCK_SIZE, N, H, D),
     )
     _finish(
         *(out, partials, partial_lse, counters, acc / row_sum[:, None], row_max + tl.log(row_sum)),
         *(row.to(tl.int64) * KV_HEADS + kv_head, segment, segments, num_used, GROUP, HALF, M, D, S),
     )
+
+
+@triton.jit
+def _initial_state(
+    query_left,
+    query_right,
+    qkv,
+    cos,
+    sin,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    slots,
+    row,
+    kv_head,
+    segment,
+    scale,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HALF: tl.constexpr,
+    M: tl.constexpr,
+    H: tl.constexpr,
+    D: tl.constexpr,
+):
+    """Return row_max [M], row_sum [M] and acc [M, D] of the online softmax before the cache is read.
+
+    Unless ``cos`` is None, they contain the new token in segment 0, which is written to the cache.
+    """
+    row_max, row_sum = tl.full([M], float("-inf"), tl.float32), tl.zeros([M], tl.float32)
+    acc = tl.zeros([M, D], tl.float32)
+    if cos is not None:
+        key_left, key_right, value = _new_key_and_value(
+            *(qkv, cos, sin, keys, values, key_scales, value_scales, slots, row, kv_head, segment == 0),
+            *(KV_HEADS, GROUP, HALF, H, D),
+        )
+        score = tl.sum(query_left.to(tl.float32) * key_left.to(tl.float32)[None, :], 1)
+        score += tl.sum(query_right.to(tl.float32) * key_right.to(tl.float32)[None, :], 1)
+        row_max = tl.where(segment == 0, score * scale, row_max)
+        row_sum = tl.where(segment == 0, tl.full([M], 1.0, tl.float32), row_sum)
+        acc = tl.where(segment == 0, acc + value.to(tl.float32)[None, :], acc)
+    return row_max, row_sum, acc
 
 
 @triton.jit
@@ -146,15 +187,18 @@ def _rotated_queries(
 ):
     """Return the left and right halves of the rotated queries, both [M, H]."""
     lane, dim = tl.arange(0, M), tl.arange(0, H)
-    c, s = _angles(cos, sin, row, HALF, H)
-    head = row.to(tl.int64) * (GROUP + 2) * KV_HEADS + kv_head * GROUP + lane
+    row_heads = GROUP * KV_HEADS if cos is None else (GROUP + 2) * KV_HEADS
+    head = row.to(tl.int64) * row_heads + kv_head * GROUP + lane
     at = qkv + head[:, None] * 2 * HALF + dim[None, :]
     mask = (lane < GROUP)[:, None] & (dim < HALF)[None, :]
-    left = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    right = tl.load(at + HALF, mask=mask, other=0.0).to(tl.float32)
-    rotated_left = left * c[None, :] - right * s[None, :]
-    rotated_right = right * c[None, :] + left * s[None, :]
-    return rotated_left.to(qkv.dtype.element_ty), rotated_right.to(qkv.dtype.element_ty)
+    left = tl.load(at, mask=mask, other=0.0)
+    right = tl.load(at + HALF, mask=mask, other=0.0)
+    if cos is not None:
+        c, s = _angles(cos, sin, row, HALF, H)
+        x, y = left.to(tl.float32), right.to(tl.float32)
+        left = (x * c[None, :] - y * s[None, :]).to(qkv.dtype.element_ty)
+        right = (y * c[None, :] + x * s[None, :]).to(qkv.dtype.element_ty)
+    return left, right
 
 
 @triton.jit

@@ -42,6 +42,7 @@ def decode_seconds(
     heads, head_dim = text.num_key_value_heads, text.head_dim
     spec = KVCacheSpec(num_blocks, backend.block_size, _NUM_LAYERS, heads, head_dim, precision.dtype)
     pool: GraphPool = CudaGraphPool(device) if device.type == "cuda" else EagerPool()
+    cache: KVCache | None = None
     try:
         cache = KVCache(spec, device)
         seconds = sum(
@@ -52,6 +53,8 @@ def decode_seconds(
         logger.warning("attention: %s could not be measured: %s", backend.name, error)
         seconds = math.inf
     pool.release()
+    cache = None
+    torch.cuda.empty_cache()  # the free memory of the GPU is read next; does nothing without CUDA
     logger.info("attention: %s decodes in %.1f us per layer", backend.name, seconds * 1e6)
     return seconds
 

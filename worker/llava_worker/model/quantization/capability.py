@@ -8,7 +8,7 @@ from torch.torch_version import TorchVersion
 from llava_worker.model.kernels.triton_launch import MIN_CAPABILITY
 from llava_worker.model.kernels.w8a8 import W8A8_FORMATS, Capability
 
-__all__ = ["require_capability", "unsupported_precisions"]
+__all__ = ["require_capability", "required_gpu", "unsupported_precisions"]
 
 # On Ada GPUs, torch versions before 2.12 clear the workspace for FP8 products outside of the current stream
 # (pytorch issue 177651). In a CUDA graph, or while other streams are active, a product may therefore hang.
@@ -25,6 +25,14 @@ def unsupported_precisions(capability: Capability) -> set[str]:
     return {name for name, (required, _) in _REQUIRED.items() if capability < required}
 
 
+def required_gpu(precision: str) -> str | None:
+    """Describe the GPUs that support the precision, or return None if all of them do."""
+    if precision not in _REQUIRED:
+        return None
+    minimum, generations = _REQUIRED[precision]
+    return f"a GPU with compute capability {_dotted(minimum)} or higher ({generations})"
+
+
 def require_capability(
     precision: str, capability: Capability, gpu: str, *, torch_version: str = torch.__version__
 ) -> None:
@@ -38,9 +46,11 @@ def require_capability(
             )
         return
     others = [name for name in (*W8A8_FORMATS, "int8", "w4a16") if name not in unsupported]
-    required, generations = _REQUIRED[precision]
-    minimum, actual = (".".join(map(str, each)) for each in (required, capability))
     raise ValueError(
-        f"Precision {precision} requires a GPU with compute capability {minimum} or higher ({generations}); "
-        f"{gpu} has {actual}. Use {', '.join(others)} or fp16."
+        f"Precision {precision} requires {required_gpu(precision)}; {gpu} has {_dotted(capability)}. "
+        f"Use {', '.join(others)} or fp16."
     )
+
+
+def _dotted(capability: Capability) -> str:
+    return ".".join(map(str, capability))

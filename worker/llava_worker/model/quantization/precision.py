@@ -17,15 +17,20 @@ from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.kernels.w4a16 import W4A16Kernels
 from llava_worker.model.kernels.w8a8 import W8A8_FORMATS, W8A8Format
 from llava_worker.model.layers.linear import DenseLinear, Linear, LinearShape
+from llava_worker.model.quantization import quantized_linear, w8a8
 from llava_worker.model.quantization.bitsandbytes import (
     BnbInt8Linear,
     BnbNF4Linear,
     has_bitsandbytes,
     require_bitsandbytes,
 )
-from llava_worker.model.quantization.capability import require_capability, unsupported_precisions
+from llava_worker.model.quantization.capability import (
+    require_capability,
+    required_gpu,
+    unsupported_precisions,
+)
 from llava_worker.model.quantization.quantized_linear import QuantizedLinear
-from llava_worker.model.quantization.w8a8 import W8A8Linear, self_test
+from llava_worker.model.quantization.w8a8 import W8A8Linear
 
 __all__ = ["PRECISIONS", "Precision", "Role", "choose_precision", "precisions_on"]
 
@@ -136,8 +141,9 @@ def choose_precision(name: str, device: torch.device, *, is_small: bool = False)
     if device.type == "cuda" and name in _GPU_BITS:
         return _quantized_on_gpu(name, device)
     if name not in precisions_on(device):
-        available = ", ".join(precisions_on(device))
-        raise ValueError(f"Precision {name} is not available on {device}. Use one of auto, {available}.")
+        available, requirement = ", ".join(precisions_on(device)), required_gpu(name)
+        fault = f"requires {requirement}; the device is" if requirement else "is not available on"
+        raise ValueError(f"Precision {name} {fault} {device}. Use one of auto, {available}.")
     if name in _CPU_BITS:
         dtype = torch.float32 if is_small or not _has_bf16() else torch.bfloat16
         kernels = _native_or_fused(device)
@@ -165,8 +171,7 @@ def _quantized_on_gpu(name: str, device: torch.device) -> Precision:
     dtype = _DTYPES[_auto(device, is_small=False)[0]]
     bits = _GPU_BITS[name]
     if name == "w4a16":
-        _require_capability(name, device)
-        weight_kernels = W4A16Kernels()
+        weight_kernels = _w4a16_kernels(dtype, device)
         return Precision(name, dtype, choose_kernels(dtype, device), bits, weight_kernels=weight_kernels)
     if name in W8A8_FORMATS:
         return Precision(name, dtype, _w8a8_kernels(name, dtype, device), bits, w8a8=W8A8_FORMATS[name])
@@ -181,6 +186,21 @@ def _require_capability(name: str, device: torch.device) -> None:
 
 
 @cache  # called again whenever memory usage is estimated
+def _w4a16_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
+    """Return the kernels for W4A16 if they pass a self-test. Without a GPU, they are not tested.
+
+    Raises ValueError if the GPU does not support them, or if they fail.
+    """
+    _require_capability("w4a16", device)
+    kernels = W4A16Kernels()
+    fault = quantized_linear.self_test(kernels, dtype, device) if torch.cuda.is_available() else None
+    if fault is not None:
+        gpu = _gpu_name(device)
+        raise ValueError(f"Precision w4a16 failed its self-test on {gpu}: {fault}. Use int4, int8 or fp16.")
+    return kernels
+
+
+@cache  # called again whenever memory usage is estimated
 def _w8a8_kernels(name: str, dtype: torch.dtype, device: torch.device) -> Kernels:
     """Return kernels that pass a self-test of the format. Without a GPU, the kernels are not tested.
 
@@ -190,13 +210,13 @@ def _w8a8_kernels(name: str, dtype: torch.dtype, device: torch.device) -> Kernel
     kernels = choose_kernels(dtype, device)
     if not torch.cuda.is_available():
         return kernels
-    fault = self_test(W8A8_FORMATS[name], kernels, dtype, device)
+    fault = w8a8.self_test(W8A8_FORMATS[name], kernels, dtype, device)
     if fault is not None and type(kernels) is not TorchKernels:
         logger.warning(
             "precision %s: torch kernels, because Triton kernels failed a self-test: %s", name, fault
         )
         kernels = TorchKernels(fallback_reason=f"Triton kernels failed a self-test: {fault}")
-        fault = self_test(W8A8_FORMATS[name], kernels, dtype, device)
+        fault = w8a8.self_test(W8A8_FORMATS[name], kernels, dtype, device)
     if fault is not None:
         gpu = _gpu_name(device)
         raise ValueError(f"Precision {name} failed its self-test on {gpu}: {fault}. Use int8, w4a16 or fp16.")
