@@ -185,19 +185,19 @@ def _require_capability(name: str, device: torch.device) -> None:
         require_capability(name, torch.cuda.get_device_capability(device), _gpu_name(device))
 
 
-@cache  # called again whenever memory usage is estimated
 def _w4a16_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
-    """Return the kernels for W4A16 if they pass a self-test. Without a GPU, they are not tested.
-
-    Raises ValueError if the GPU does not support them, or if they fail.
-    """
+    """Return the kernels for W4A16. Raises ValueError if the GPU does not support them, or if they fail."""
     _require_capability("w4a16", device)
     kernels = W4A16Kernels()
-    fault = quantized_linear.self_test(kernels, dtype, device) if torch.cuda.is_available() else None
-    if fault is not None:
+    if torch.cuda.is_available() and (fault := _w4a16_fault(dtype, device)) is not None:
         gpu = _gpu_name(device)
         raise ValueError(f"Precision w4a16 failed its self-test on {gpu}: {fault}. Use int4, int8 or fp16.")
     return kernels
+
+
+@cache  # called again whenever memory usage is estimated
+def _w4a16_fault(dtype: torch.dtype, device: torch.device) -> str | None:
+    return quantized_linear.self_test(W4A16Kernels(), dtype, device)
 
 
 @cache  # called again whenever memory usage is estimated
