@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["LEAVE_TIMEOUT_S", "Worker", "has_overflow_slot", "sequence_priority"]
 
 _PROGRESS_S = 1.0  # maximum time between emits while the engine is running steps; far below any hang timeout
-_OVERFLOW_POLL_S = 0.1  # interval of overflow pulls while jobs in preparation hold slots
+_OVERFLOW_POLL_S = 0.1  # interval of overflow pulls while the engine is idle or slow
 _RECONCILE_S = 3.0  # infrequent, because reconciliation only repairs states that should not occur
 _STOP_TIMEOUT_S = 5.0  # time allowed for the engine to finish its current step
 # The usual time between SIGTERM and SIGKILL. If the worker is killed, its lease expires.
@@ -202,8 +202,9 @@ class Worker:
                 for assignment in await self._consumer.pull(num_free):
                     self._start_job(assignment)
             else:
-                # While the engine is idle, no emit reports that a job is waiting for an overflow slot.
-                await _wait(self._slot_freed, _OVERFLOW_POLL_S if self._preparing else _RECONCILE_S)
+                # Without frequent emits, no reply reports that a job is waiting for an overflow slot.
+                emits_rarely = self._preparing or self._engine.step_s > _OVERFLOW_POLL_S
+                await _wait(self._slot_freed, _OVERFLOW_POLL_S if emits_rarely else _RECONCILE_S)
             await self._fill_overflow_slots()
             if time.monotonic() >= next_reconcile:
                 for job_id in await self._consumer.reconcile(self.job_ids):
