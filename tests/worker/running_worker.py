@@ -14,6 +14,7 @@ from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import EngineStats, Sequence, StepOutput
 from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 from llava_worker.language.prompt_builder import PromptBuilder
+from llava_worker.language.tokenizer import Tokenizer
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
 from llava_worker.worker import Worker
@@ -90,6 +91,7 @@ async def running_worker(
     hang_timeout_s: float = 30.0,
     grammars: GrammarCache | None = None,
     prompts: PromptBuilder | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> AsyncIterator[RunningWorker]:
     """Run a worker for the duration of the block. Its engine runs freely unless ``is_stepped`` is true."""
     engine = engine or SteppedEngine()
@@ -103,7 +105,7 @@ async def running_worker(
         consumer,
         engine,
         prompts=prompts or model.prompts,
-        tokenizer=model.tokenizer,
+        tokenizer=tokenizer or model.tokenizer,
         heartbeat=model.heartbeat,
         beat_s=LEASE_S / 4,
         drain_timeout_s=drain_timeout_s,

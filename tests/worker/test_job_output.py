@@ -213,7 +213,7 @@ def test_detokenize_job_ends_with_the_text_and_ignores_stop_strings() -> None:
     token_ids = (*"ä USER".encode(), TOKENIZER.eos_token_id)
     job = make_job(prompt_ids=token_ids, task="detokenize", sampling={"stop": (" ",)})
     output = JobOutput(make_assignment(job), TOKENIZER, stop=("USER",))
-    output.start(Prompt(list(token_ids)))
+    output.start(Prompt(list(token_ids), text="ä USER"))
     event = output.next_event()
     assert event is not None
     assert (event.text, event.token_ids, finish_reason(event)) == ("ä USER", (), FinishReason.STOP)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -24,10 +23,8 @@ def build(assignment: Assignment) -> Sequence:
     return make_sequence(assignment, Prompt(list(b"prompt"), [ImageSpan(0, 1, "a")]), context_length=100)
 
 
-def assign(*, log: bytes = b"", remaining_s: float | None = None, **fields: Any) -> Assignment:
-    return make_assignment(
-        make_job(MESSAGE, **fields), log=log, pixels={"a": PIXELS}, remaining_s=remaining_s
-    )
+def assign(*, log: bytes = b"", **fields: Any) -> Assignment:
+    return make_assignment(make_job(MESSAGE, **fields), log=log, pixels={"a": PIXELS})
 
 
 def test_output_is_limited_by_the_job_and_by_the_context() -> None:
@@ -51,13 +48,6 @@ def test_public_cache_scope_differs_from_the_scope_of_every_tenant() -> None:
 
     assert scope("a", "public") == scope("b", "public")
     assert scope("a", "public") not in (scope("a", "tenant"), scope("public", "tenant"))
-
-
-def test_sequence_has_the_deadline_of_the_job() -> None:
-    before = time.monotonic()
-    deadline_s = build(assign(remaining_s=60.0)).deadline_s
-    assert deadline_s is not None
-    assert before + 60 <= deadline_s <= time.monotonic() + 60
 
 
 def test_pixels_of_another_size_are_rejected() -> None:

@@ -143,3 +143,13 @@ def test_jobs_have_priority_until_their_tenant_has_half_of_an_equal_share() -> N
 def test_overflow_slots_add_a_quarter_of_the_slots_once_all_slots_are_in_use() -> None:
     assert [num_jobs for num_jobs in range(30) if has_overflow_slot(num_jobs, 16)] == [16, 17, 18, 19]
     assert [num_jobs for num_jobs in range(30) if has_overflow_slot(num_jobs, 1)] == [1]
+
+
+def test_jobs_in_preparation_add_overflow_slots() -> None:
+    def num_overflow(num_preparing: int) -> int:
+        return sum(has_overflow_slot(num, 16, num_preparing=num_preparing) for num in range(99))
+
+    assert [num_overflow(num) for num in (0, 1, 16, 20)] == [4, 5, 20, 16]
+    assert not has_overflow_slot(0, 16, num_preparing=15)  # regular slots are free
+    assert has_overflow_slot(0, 16, num_preparing=35)
+    assert not has_overflow_slot(0, 16, num_preparing=36)

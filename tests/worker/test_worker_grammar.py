@@ -48,7 +48,7 @@ def vocabulary() -> Iterator[SlowVocabulary]:
 
 @pytest.fixture
 def grammars(vocabulary: SlowVocabulary) -> GrammarCache:
-    return GrammarCache(vocabulary.read, [TOKENIZER.eos_token_id], timeout_s=scaled(60.0))
+    return GrammarCache(vocabulary.read, [TOKENIZER.eos_token_id], cpu_s=scaled(60.0))
 
 
 async def test_slow_grammar_does_not_delay_other_jobs(

@@ -6,7 +6,7 @@ Tokens that arrive while an event is being sent are collected and sent in the ne
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from llava_wire.messages.assignment import Assignment
@@ -65,7 +65,8 @@ class JobOutput:
         self._token_ids: list[int] = []  # this and the three attributes below are sent in the next event
         self._logprobs: list[TokenLogprob] = []
         self._prompt = Prompt()  # the prompt to send in the next event
-        self._echo_logprobs: tuple[TokenLogprobs, ...] = ()
+        self._echo_logprobs: Collection[TokenLogprobs] = ()
+        self._echo: tuple[TokenLogprob, ...] = ()
         self._text = self._replay_log()
         self._final: Final | None = None
         self._has_final_event = False
@@ -88,8 +89,7 @@ class JobOutput:
         if job.task == "tokenize":
             self._token_ids = prompt.token_ids
         elif job.task == "detokenize":
-            self._text = "".join(self._push(token_id) for token_id in prompt.token_ids)
-            self._text += self._detokenizer.flush()
+            self._text = prompt.text
         if job.has_prompt_event and not self.assignment.token_ids:
             self._prompt = prompt  # otherwise, the log's first event contains the prompt
         if not job.needs_model:
@@ -119,6 +119,7 @@ class JobOutput:
         """
         if self._has_final_event or not (self._token_ids or self._final):
             return None
+        self.build_echo()
         event = Event(
             offset=self._offset,
             token_ids=tuple(self._token_ids),
@@ -126,21 +127,31 @@ class JobOutput:
             final=self._final,
             logprobs=tuple(self._logprobs),
             num_prompt_tokens=0 if self._has_event else self.num_prompt_tokens,
-            prompt=self._take_echo(),
+            prompt=self._echo,
             model_digest="" if self._has_event else self._model_digest,
         )
         self._has_event = True
         self._has_final_event = self._final is not None
         self._offset = event.next_offset
-        self._token_ids, self._text, self._logprobs = [], "", []
+        self._token_ids, self._text, self._logprobs, self._echo = [], "", [], ()
         return event
 
-    def _take_echo(self) -> tuple[TokenLogprob, ...]:
-        """Return the prompt's tokens for the first event, or () for later events and failed jobs."""
-        prompt, self._prompt = self._prompt, Prompt()
+    @property
+    def has_unbuilt_echo(self) -> bool:
+        """Whether the next event contains the prompt's tokens and `build_echo` has not been called."""
+        has_error = self._final is not None and self._final.error is not None
+        return bool(self._prompt.token_ids and (self._token_ids or self._final)) and not has_error
+
+    def build_echo(self) -> None:
+        """Build the prompt's tokens for the next event. Has no effect unless ``has_unbuilt_echo`` is true.
+
+        For a long prompt with many alternatives, this takes a second, so the worker calls it in a thread. In
+        the meantime, engine outputs may be processed, but no other method may be called.
+        """
+        if not self.has_unbuilt_echo:
+            return
+        prompt = self._prompt
         token_ids = prompt.token_ids
-        if not token_ids or (self._final is not None and self._final.error is not None):
-            return ()
         none = TokenLogprobs(0.0)
         logprobs = [none, *(self._echo_logprobs or [none] * (len(token_ids) - 1))]
         for image in prompt.images:  # the probabilities of the placeholder tokens are meaningless
@@ -150,7 +161,7 @@ class JobOutput:
         for token_id, scores in zip(token_ids, logprobs, strict=True):
             tokens.append(self._with_text(token_id, scores, text_of, strips_space=strips_space))
             strips_space = strips_space and not text_of(token_id)
-        return tuple(tokens)
+        self._echo, self._prompt = tuple(tokens), Prompt()
 
     def _process_step(self, output: StepOutput) -> None:
         self._echo_logprobs = self._echo_logprobs or output.prompt_logprobs
@@ -228,11 +239,9 @@ class JobOutput:
 def _create_detokenizer(assignment: Assignment, tokenizer: Tokenizer, stop: tuple[str, ...]) -> Detokenizer:
     """Return the job's detokenizer.
 
-    The template's stop strings apply only to chat responses. ``detokenize`` jobs have no stop strings.
+    The template's stop strings apply only to chat responses.
     """
     job = assignment.job
-    if job.task == "detokenize":
-        return Detokenizer(tokenizer)
     sampling = job.sampling
     return Detokenizer(
         tokenizer,

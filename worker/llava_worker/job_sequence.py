@@ -1,41 +1,25 @@
-"""Creates the engine input for a job: the sequence and the compiled grammar."""
+"""Creates the engine input for a job: the sequence."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import time
-from typing import TYPE_CHECKING
-
 from llava_wire.messages.assignment import Assignment
-from llava_wire.messages.event import ErrorCode, JobError
+from llava_wire.messages.event import ErrorCode
 from llava_wire.messages.job import Job
-from llava_wire.messages.sampling_params import Grammar
 
 from llava_worker.engine import Sequence
 from llava_worker.engine.core.sequence import Pixels
-from llava_worker.engine.structured_output.unsupported_grammar import UnsupportedGrammar
 from llava_worker.language.prompt_builder import Prompt, PromptError
 
-if TYPE_CHECKING:
-    from llava_worker.engine.structured_output.grammar import CompiledGrammar
-    from llava_worker.engine.structured_output.grammar_cache import GrammarCache
-
-__all__ = ["GrammarError", "compile_grammar", "make_sequence"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["make_sequence"]
 
 
-class GrammarError(Exception):
-    """The job's grammar could not be compiled. The job fails with ``error``."""
+def make_sequence(
+    assignment: Assignment, prompt: Prompt, *, context_length: int, deadline_s: float | None = None
+) -> Sequence:
+    """Return the job's sequence, without its grammar.
 
-    def __init__(self, error: JobError) -> None:
-        super().__init__(error.message)
-        self.error = error
-
-
-def make_sequence(assignment: Assignment, prompt: Prompt, *, context_length: int) -> Sequence:
-    """Return the job's sequence. Raises PromptError if the pixel data of an image has the wrong size."""
+    Raises PromptError if the pixel data of an image has the wrong size.
+    """
     job = assignment.job
     room = context_length - len(prompt.token_ids)
     max_tokens = job.sampling.max_tokens
@@ -52,7 +36,7 @@ def make_sequence(assignment: Assignment, prompt: Prompt, *, context_length: int
         is_normalized=job.is_normalized,
         num_prompt_logprobs=job.num_prompt_logprobs,
         bad_words=prompt.bad_words,
-        deadline_s=None if assignment.remaining_s is None else time.monotonic() + assignment.remaining_s,
+        deadline_s=deadline_s,
     )
 
 
@@ -78,22 +62,3 @@ def _pixels(assignment: Assignment, prompt: Prompt) -> list[Pixels]:
             )
         pixels.append(tiles)
     return pixels
-
-
-async def compile_grammar(grammars: GrammarCache | None, grammar: Grammar, job: Job) -> CompiledGrammar:
-    """Compile the grammar in a thread, so that running streams are not delayed. Raises GrammarError.
-
-    ``grammars`` is None if the model does not support structured output.
-    """
-    try:
-        if grammars is None:
-            raise UnsupportedGrammar(f"model {job.model!r} does not support structured output")
-        return await asyncio.to_thread(grammars.compile, grammar)
-    except UnsupportedGrammar as error:
-        param = error.param or grammar.param or "response_format"
-        message = error.client_message(grammar.kind)
-        raise GrammarError(JobError(code=ErrorCode.INVALID_REQUEST, message=message, param=param)) from error
-    except Exception as error:  # end the job, whatever the error is
-        logger.exception("job_id=%s: grammar compilation failed", job.job_id)
-        message = "The grammar could not be compiled because of an internal error."
-        raise GrammarError(JobError(code=ErrorCode.INTERNAL_ERROR, message=message)) from error

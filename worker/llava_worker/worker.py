@@ -1,13 +1,14 @@
 """The worker's main loop: moves jobs from the queue to the engine and tokens from the engine to the queue.
 
-    pull  ->  prompt  ->  EngineThread  ->  JobOutput (detokenizer)  ->  emit
-              heartbeat every second       reconcile every few seconds
+    pull  ->  JobPreparation  ->  EngineThread  ->  JobOutput (detokenizer)  ->  emit
+                   heartbeat every second       reconcile every few seconds
 
-One event loop owns everything except the engine. At most one emit per queue shard is in flight. Engine
+Each job is prepared in a task of its own, so a job that takes long to prepare does not delay pulls or other
+jobs. One event loop owns everything except the engine. At most one emit per queue shard is in flight. Engine
 outputs that arrive during an emit, or before the next one is due (``EmitPacer``), are sent with the next one.
 Emits also signal progress: while the worker has jobs, it emits at least once per second, provided that the
-engine has finished a step since the last emit. If the engine hangs, the emits stop, and the queue treats the
-worker as hung.
+engine has finished a step since the last emit or has no jobs. If the engine hangs, the emits stop, and the
+queue treats the worker as hung.
 """
 
 from __future__ import annotations
@@ -28,16 +29,15 @@ from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import Job
 from llava_wire.messages.load_command import IssuedCommand
-from llava_wire.messages.sampling_params import Grammar
 from llava_wire.worker_side.consumer import STEP_STAT, JobConsumer
 from llava_wire.worker_side.emit_pacer import EmitPacer
 from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 
-from llava_worker.engine import EngineInterface, Sequence, StepOutput
+from llava_worker.engine import EngineInterface, StepOutput
 from llava_worker.engine_thread import EXIT_BROKEN, EngineThread
 from llava_worker.job_output import JobOutput, JobOutputFactory
-from llava_worker.job_sequence import GrammarError, compile_grammar, make_sequence
-from llava_worker.language.prompt_builder import Prompt, PromptBuilder, PromptError
+from llava_worker.job_preparation import JobPreparation
+from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.tokenizer import Tokenizer
 from llava_worker.model_thread import ModelThread
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["LEAVE_TIMEOUT_S", "Worker", "has_overflow_slot", "sequence_priority"]
 
 _PROGRESS_S = 1.0  # maximum time between emits while the engine is running steps; far below any hang timeout
+_OVERFLOW_POLL_S = 0.1  # interval of overflow pulls while the engine is idle or slow
 _RECONCILE_S = 3.0  # infrequent, because reconciliation only repairs states that should not occur
 _STOP_TIMEOUT_S = 5.0  # time allowed for the engine to finish its current step
 # The usual time between SIGTERM and SIGKILL. If the worker is killed, its lease expires.
@@ -86,7 +87,6 @@ class Worker:
         self._beat_s = beat_s
         self._drain_timeout_s = drain_timeout_s
         self._num_slots = engine.max_sequences
-        self._context_length = engine.context_length
         self._engine = EngineThread(
             engine,
             on_outputs=lambda outputs: self._call_soon(self._process_outputs, outputs),
@@ -95,12 +95,15 @@ class Worker:
             device=heartbeat.device,
             thread=engine_thread,
         )
-        self._grammars = grammars
+        self._preparation = JobPreparation(prompts, grammars, context_length=engine.context_length)
         self._create_output = create_output
         self._on_command = on_command
         self._hang_timeout_s = hang_timeout_s
         self._outputs: dict[str, JobOutput] = {}  # keyed by job_id
-        self._in_engine: dict[str, JobOutput] = {}  # keyed by assignment_id; only jobs that hold a slot
+        self._preparing: dict[str, CancelScope] = {}  # keyed by job_id, like the next attribute
+        self._building_echo: dict[str, JobOutput] = {}  # see _echo_loop
+        self._unbuilt_echoes: asyncio.Queue[JobOutput] = asyncio.Queue()
+        self._in_engine: dict[str, JobOutput] = {}  # keyed by assignment_id
         self._has_engine_failed = False
         self._is_model_switch = False
         self._draining = asyncio.Event()
@@ -110,7 +113,7 @@ class Worker:
         self._is_idle = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None  # set by run(), like the next two attributes
         self._scope: CancelScope | None = None
-        self._grammar_tasks: TaskGroup | None = None
+        self._job_tasks: TaskGroup | None = None
 
     @property
     def job_ids(self) -> list[str]:
@@ -155,7 +158,8 @@ class Worker:
 
     async def _serve(self) -> None:
         """Pull and emit until drained, then return the remaining jobs to the queue."""
-        async with create_task_group() as self._grammar_tasks:
+        async with create_task_group() as self._job_tasks:
+            self._job_tasks.start_soon(self._echo_loop, self._job_tasks)
             async with create_task_group() as loops:
                 for shard in self._consumer.shards:
                     loops.start_soon(self._emit_loop, shard)
@@ -168,7 +172,7 @@ class Worker:
                 for has_outputs in self._has_outputs.values():
                     has_outputs.set()
             await self._hand_over()
-            self._grammar_tasks.cancel_scope.cancel()
+            self._job_tasks.cancel_scope.cancel()
 
     async def _limit_drain(self) -> None:
         """Wait for a drain to begin, then set its deadline."""
@@ -193,12 +197,14 @@ class Worker:
         next_reconcile = time.monotonic() + _RECONCILE_S
         while not self._draining.is_set():
             self._slot_freed.clear()
-            num_free = self._num_slots - len(self._in_engine)
+            num_free = self._num_slots - len(self._in_engine) - len(self._preparing)
             if num_free > 0:
                 for assignment in await self._consumer.pull(num_free):
-                    await self._start_job(assignment)
+                    self._start_job(assignment)
             else:
-                await _wait(self._slot_freed, _RECONCILE_S)
+                # Without frequent emits, no reply reports that a job is waiting for an overflow slot.
+                emits_rarely = self._preparing or self._engine.step_s > _OVERFLOW_POLL_S
+                await _wait(self._slot_freed, _OVERFLOW_POLL_S if emits_rarely else _RECONCILE_S)
             await self._fill_overflow_slots()
             if time.monotonic() >= next_reconcile:
                 for job_id in await self._consumer.reconcile(self.job_ids):
@@ -208,58 +214,44 @@ class Worker:
     async def _fill_overflow_slots(self) -> None:
         while self._has_overflow_slot() and (assignments := await self._consumer.pull_overflow()):
             for assignment in assignments:
-                await self._start_job(assignment)
+                self._start_job(assignment)
 
     def _has_overflow_slot(self) -> bool:
-        return has_overflow_slot(len(self._in_engine), self._num_slots)
+        return has_overflow_slot(len(self._in_engine), self._num_slots, num_preparing=len(self._preparing))
 
-    async def _start_job(self, assignment: Assignment) -> None:
-        """Build the job's prompt and add its sequence to the engine, or finish the job with an error."""
-        job = assignment.job
-        self._drop(job.job_id)  # if the job was pulled again, its previous assignment is no longer valid
-        output = self._create_output(
+    def _start_job(self, assignment: Assignment) -> None:
+        """Start preparing a job in a task of its own."""
+        job_id = assignment.job.job_id
+        self._drop(job_id)  # if the job was pulled again, its previous assignment is no longer valid
+        output = self._outputs[job_id] = self._create_output(
             assignment,
             self._tokenizer,
             stop=self._prompts.stop,
             model_digest=self._heartbeat.model_digest,
         )
-
-        def start() -> Prompt:
-            prompt = self._prompts.build(job)
-            output.start(prompt)
-            return prompt
-
-        try:
-            # Use a thread, because tokenizing or detokenizing a long text must not delay running streams.
-            prompt = await asyncio.to_thread(start)
-            sequence = make_sequence(assignment, prompt, context_length=self._context_length)
-        except PromptError as error:
-            output.fail(error.error)
-        self._outputs[job.job_id] = output
         self._is_idle.clear()
-        if output.is_finished:
-            self._signal_output(job.job_id)
+        scope = self._preparing[job_id] = CancelScope()
+        assert self._job_tasks is not None
+        self._job_tasks.start_soon(self._prepare, output, scope)
+
+    async def _prepare(self, output: JobOutput, scope: CancelScope) -> None:
+        """Prepare a job and add its sequence to the engine, unless the job is dropped in the meantime."""
+        job = output.assignment.job
+        sequence = None
+        with scope:
+            sequence = await self._preparation.prepare(output)
+        if self._preparing.get(job.job_id) is not scope:
             return
-        logger.debug("job_id=%s: starting at token %d", job.job_id, len(assignment.token_ids))
+        del self._preparing[job.job_id]
+        if sequence is None:
+            self._slot_freed.set()
+            self._publish(output)
+            return
+        logger.debug("job_id=%s: starting at token %d", job.job_id, len(output.assignment.token_ids))
         running_jobs = [running.assignment.job for running in self._in_engine.values()]
         sequence.priority = sequence_priority(job, running_jobs)
-        self._in_engine[assignment.assignment_id] = output
-        if job.sampling.grammar is None:
-            self._engine.add(sequence)
-        else:  # do not wait, so that a slow compilation does not delay other jobs
-            assert self._grammar_tasks is not None
-            self._grammar_tasks.start_soon(self._add_with_grammar, output, sequence, job.sampling.grammar)
-
-    async def _add_with_grammar(self, output: JobOutput, sequence: Sequence, grammar: Grammar) -> None:
-        """Compile the grammar and add the sequence, unless the job was dropped in the meantime."""
-        try:
-            sequence.grammar = await compile_grammar(self._grammars, grammar, output.assignment.job)
-        except GrammarError as error:
-            output.fail(error.error)
-            self._abort(output)
-            self._signal_output(output.assignment.job.job_id)
-        if self._in_engine.get(sequence.seq_id) is output:
-            self._engine.add(sequence)
+        self._in_engine[sequence.seq_id] = output
+        self._engine.add(sequence)
 
     def _process_outputs(self, outputs: list[StepOutput]) -> None:
         for engine_output in outputs:
@@ -269,7 +261,30 @@ class Worker:
             output.process(engine_output)
             if output.is_finished:
                 self._abort(output)
-            self._signal_output(output.assignment.job.job_id)
+            self._publish(output)
+
+    def _publish(self, output: JobOutput) -> None:
+        """Let the emit loop send the job's next event. If the event contains the prompt, build it first."""
+        job_id = output.assignment.job.job_id
+        if job_id in self._building_echo:
+            return
+        if output.has_unbuilt_echo:
+            self._building_echo[job_id] = output
+            self._unbuilt_echoes.put_nowait(output)
+        else:
+            self._signal_output(job_id)
+
+    async def _echo_loop(self, tasks: TaskGroup) -> None:
+        """Start a task for each echo to build. Callbacks of the engine's thread cannot start tasks."""
+        while True:
+            tasks.start_soon(self._build_echo, await self._unbuilt_echoes.get())
+
+    async def _build_echo(self, output: JobOutput) -> None:
+        job = output.assignment.job
+        await self._preparation.run(job.tenant, output.build_echo)
+        if self._building_echo.get(job.job_id) is output:
+            del self._building_echo[job.job_id]
+            self._signal_output(job.job_id)
 
     def _signal_output(self, job_id: str) -> None:
         """Wake the emit loop of the job's shard."""
@@ -291,10 +306,11 @@ class Worker:
             }
             events = [
                 (output.assignment, event)
-                for output in outputs.values()
-                if (is_due or output.is_urgent) and (event := output.next_event())
+                for job_id, output in outputs.items()
+                if self._is_ready(job_id) and (is_due or output.is_urgent) and (event := output.next_event())
             ]
-            if events or (is_due and outputs and self._engine.num_steps > num_steps):
+            has_progress = self._engine.num_steps > num_steps or not self._in_engine
+            if events or (is_due and outputs and has_progress):
                 num_steps = self._engine.num_steps
                 if is_due:
                     pacer.begin()
@@ -303,6 +319,10 @@ class Worker:
                     self._slot_freed.set()
                 ended = {assignment.job.job_id for assignment, event in events if event.final}
                 self._drop_ended(outputs, result.refused | ended)
+
+    def _is_ready(self, job_id: str) -> bool:
+        """Return whether the job's output may be read. If not, the job has no event yet."""
+        return job_id not in self._preparing and job_id not in self._building_echo
 
     def _drop_ended(self, emitted: dict[str, JobOutput], job_ids: set[str]) -> None:
         """Drop the given jobs unless they were pulled again during the emit."""
@@ -316,6 +336,10 @@ class Worker:
     def _drop(self, job_id: str) -> None:
         """Drop a job, whatever its state. Unknown IDs are ignored."""
         output = self._outputs.pop(job_id, None)
+        self._building_echo.pop(job_id, None)
+        if (scope := self._preparing.pop(job_id, None)) is not None:
+            scope.cancel()
+            self._slot_freed.set()
         if output is not None:
             self._abort(output)
             output.close()
@@ -337,8 +361,7 @@ class Worker:
         async with create_task_group() as tasks:
             if self._is_model_switch and not self._has_engine_failed:
                 tasks.start_soon(self._heartbeat_loop, asyncio.Event())
-            if self._grammars is not None:
-                await asyncio.to_thread(self._grammars.close)  # waits for any compilation in progress
+            await asyncio.to_thread(self._preparation.close)  # waits for any compilation in progress
             limit_s = self._hang_timeout_s if self._is_model_switch else _STOP_TIMEOUT_S
             has_stopped = await asyncio.to_thread(self._engine.stop, limit_s)
             tasks.cancel_scope.cancel()
@@ -375,15 +398,18 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
         await event.wait()
 
 
-def has_overflow_slot(num_jobs: int, num_slots: int) -> bool:
+def has_overflow_slot(num_running: int, num_slots: int, *, num_preparing: int = 0) -> bool:
     """Return whether all regular slots are in use and an overflow slot is free.
 
     Without overflow slots, a burst of requests from one tenant would take all slots, and other tenants would
     have to wait until one of those requests ended. The queue assigns an overflow slot only to a tenant that
     has few jobs on this worker. The engine prioritizes the job in the overflow slot and, if necessary,
-    preempts the most recent of the other jobs.
+    preempts the most recent of the other jobs. Jobs in preparation do not use the engine, so there are as
+    many additional overflow slots, up to ``num_slots``.
     """
-    return num_slots <= num_jobs < num_slots + max(1, num_slots // 4)
+    num_jobs = num_running + num_preparing
+    num_overflow_slots = max(1, num_slots // 4) + min(num_preparing, num_slots)
+    return num_slots <= num_jobs < num_slots + num_overflow_slots
 
 
 def sequence_priority(job: Job, running_jobs: Iterable[Job]) -> int:

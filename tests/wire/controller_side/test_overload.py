@@ -65,6 +65,17 @@ async def test_a_low_priority_job_that_has_waited_long_is_served_before_urgent_j
     assert "low" in await served(consumer, 3)
 
 
+async def test_a_long_backlog_of_one_tenant_does_not_delay_another_tenant_when_it_has_waited_long(
+    harness: Harness,
+) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    await submit(producer, 40, tenant="flood")
+    await served(consumer, 4)
+    harness.redis.zadd(PREFIX + "since:m", dict.fromkeys(harness.members("since:m"), 1))
+    await submit(producer, 1, tenant="other")
+    assert "other" in await served(consumer, 2)
+
+
 async def test_a_queue_can_be_full_by_cost(harness: Harness) -> None:
     producer = await harness.producer(max_queued_cost=25.0)
     await submit(producer, 2, cost=10.0)

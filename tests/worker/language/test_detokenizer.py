@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llava_worker.language.detokenizer import Detokenizer
+from llava_worker.language.detokenizer import Detokenizer, detokenize
 from llava_worker.language.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -33,6 +33,15 @@ def test_streamed_pieces_concatenate_to_the_text(text: str) -> None:
 def test_no_piece_ends_within_a_character(text: str) -> None:
     pieces, _ = stream(text)
     assert all("\ufffd" not in piece for piece in pieces)
+
+
+@given(st.lists(st.integers(0, 258)), st.sampled_from([TOKENIZER, SpacePrefixTokenizer()]))
+def test_the_text_of_all_tokens_equals_the_streamed_text(
+    token_ids: list[int], tokenizer: ByteTokenizer
+) -> None:
+    detokenizer = Detokenizer(tokenizer)
+    streamed = "".join(detokenizer.push(token_id) for token_id in token_ids) + detokenizer.flush()
+    assert detokenize(tokenizer, token_ids) == streamed
 
 
 def test_replacement_character_written_by_the_model_is_kept() -> None:

@@ -54,6 +54,27 @@ def test_token_bytes_concatenate_to_the_text(text: str) -> None:
     )
 
 
+@given(TEXT)
+def test_a_text_has_at_least_one_token_per_maximum_number_of_bytes(text: str) -> None:
+    assert TINY.max_token_bytes is not None
+    assert len(TINY.encode(text)) * TINY.max_token_bytes >= len(text.encode())
+
+
+@pytest.mark.parametrize("strips", ["lstrip", "rstrip"])
+def test_a_token_is_unlimited_if_an_added_token_includes_white_space(strips: str, tmp_path: Path) -> None:
+    description = json.loads((TINY_FOLDER / "tokenizer.json").read_text("utf-8"))
+    description["added_tokens"][0][strips] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description), "utf-8")
+    assert HFTokenizer(tmp_path).max_token_bytes is None
+
+
+def test_a_token_is_unlimited_if_the_normalizer_can_shorten_a_text(tmp_path: Path) -> None:
+    description = json.loads((TINY_FOLDER / "tokenizer.json").read_text("utf-8"))
+    description["normalizer"] = {"type": "NFC"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description), "utf-8")
+    assert HFTokenizer(tmp_path).max_token_bytes is None
+
+
 @given(st.text(st.characters(max_codepoint=0x2FFF, exclude_categories=["Cs"])))
 def test_detokenizer_output_matches_the_tokenizers_library(text: str) -> None:
     reference = Tokenizer.from_file(str(TINY_FOLDER / "tokenizer.json"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from llava_wire.messages.event import ErrorCode
 from llava_wire.messages.heartbeat import ImageSpec
@@ -9,6 +11,8 @@ from llava_wire.messages.job import ImageRef, Message
 from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES
 from llava_worker.language.prompt_builder import Prompt, PromptBuilder, PromptError
 from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer
+
+from tests.worker.assignments import make_job
 
 SIDE = 8
 TOKENS_PER_TILE = 3
@@ -124,6 +128,53 @@ def test_too_long_prompt_is_rejected_with_its_length_the_limit_and_a_remedy() ->
         f"The prompt has {num_tokens} tokens, including 2 images. The model's context length is 60 tokens "
         "for prompt and output. Shorten the text or send fewer images."
     )
+
+
+class CountingTokenizer(ByteTokenizer):
+    """A tokenizer that counts its calls."""
+
+    num_calls = 0
+
+    def encode(self, text: str, *, is_first: bool = True) -> list[int]:
+        self.num_calls += 1
+        return super().encode(text, is_first=is_first)
+
+
+def build_job(tokenizer: Tokenizer, text: str, **fields: Any) -> Prompt:
+    builder = PromptBuilder(
+        tokenizer,
+        CONVERSATION_TEMPLATES["plain"],
+        image_spec=ImageSpec(side=SIDE, tokens_per_tile=TOKENS_PER_TILE),
+        context_length=60,
+    )
+    return builder.build(make_job(user(text), form="raw", **fields))
+
+
+def test_text_that_is_too_long_for_any_tokens_is_rejected_without_tokenizing_it() -> None:
+    tokenizer = CountingTokenizer()
+    assert build_job(tokenizer, "x" * 58).token_ids
+    assert tokenizer.num_calls == 1
+    with pytest.raises(PromptError) as raised:
+        build_job(tokenizer, "x" * 60)
+    assert tokenizer.num_calls == 1
+    assert raised.value.error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert raised.value.error.message == (
+        "The prompt has at least 60 tokens. The model's context length is 60 tokens for prompt and output. "
+        "Shorten the text."
+    )
+
+
+@pytest.mark.parametrize("fields", [{"truncate_prompt_tokens": 5}, {"task": "tokenize"}])
+def test_long_text_is_tokenized_if_the_context_length_does_not_limit_it(fields: dict[str, Any]) -> None:
+    assert build_job(BYTES, "x" * 600, **fields).token_ids
+
+
+def test_long_text_is_tokenized_if_one_token_can_represent_it() -> None:
+    tokenizer = CountingTokenizer()
+    tokenizer.max_token_bytes = None
+    with pytest.raises(PromptError, match="has 61 tokens"):
+        build_job(tokenizer, "x" * 60)
+    assert tokenizer.num_calls == 1
 
 
 def test_prompt_must_leave_room_for_one_token() -> None:

@@ -14,7 +14,6 @@ The engine is not thread-safe. All calls must come from one thread.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 
@@ -23,7 +22,7 @@ from llava_wire.messages.event import ErrorCode, JobError
 from llava_worker.engine.async_pipeline import AsyncPipeline
 from llava_worker.engine.core.block_manager import BlockManager
 from llava_worker.engine.core.model_runner_output import ChunkResult, TokenResult
-from llava_worker.engine.core.outputs import EngineStats, Finish, StepOutput, TokenLogprobs
+from llava_worker.engine.core.outputs import EngineStats, Finish, StepOutput
 from llava_worker.engine.core.scheduler import Chunk, Scheduler
 from llava_worker.engine.core.sequence import Sequence, SequenceRejected
 from llava_worker.engine.core.validation import SamplingLimits, SequenceValidator
@@ -254,8 +253,8 @@ class Engine:
 
     def _output_of(self, sequence: Sequence, token: TokenResult) -> StepOutput:
         """Append the token to the output, or finish the sequence if it requests no output tokens."""
-        prompt_logprobs = sequence.prompt_logprobs if sequence.needs_prompt_logprobs else []
-        if token.token_id is None or (prompt_logprobs and _has_nan(prompt_logprobs)):
+        prompt_logprobs = sequence.prompt_logprobs if sequence.needs_prompt_logprobs else None
+        if token.token_id is None or (prompt_logprobs is not None and prompt_logprobs.has_nan):
             return self._fail_not_finite(sequence)
         token_id: int | None = None
         finish: Finish | None
@@ -276,7 +275,7 @@ class Engine:
             num_cached_tokens=sequence.num_cached or 0,
             logprobs=None if token_id is None else token.logprobs,
             vector=token.vector,
-            prompt_logprobs=tuple(prompt_logprobs),
+            prompt_logprobs=prompt_logprobs or (),
         )
 
     def _append(self, sequence: Sequence, token_id: int) -> None:
@@ -314,7 +313,3 @@ class Engine:
 
     def _queue_of(self, sequence: Sequence) -> Scheduler | ImageEmbeddingQueue:
         return self._image_embeddings if sequence.is_image_embedding else self._scheduler
-
-
-def _has_nan(logprobs: list[TokenLogprobs]) -> bool:
-    return any(math.isnan(each.logprob) for each in logprobs)

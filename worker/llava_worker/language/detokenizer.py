@@ -9,11 +9,11 @@ logged tokens reaches exactly the same state.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from llava_worker.language.tokenizer import Tokenizer
 
-__all__ = ["Detokenizer"]
+__all__ = ["Detokenizer", "detokenize"]
 
 
 class Detokenizer:
@@ -78,6 +78,12 @@ class Detokenizer:
         text, self._held_back, self.stopped_by = _split(self._held_back + text, self._stop_strings)
         self.is_stopped = bool(self.stopped_by)
         return text + self.stopped_by if self.stopped_by in self._included_stop else text
+
+
+def detokenize(tokenizer: Tokenizer, token_ids: Iterable[int]) -> str:
+    """Return the text of all tokens, as `Detokenizer` would without stop strings."""
+    data = b"".join(tokenizer.token_bytes(token_id) for token_id in token_ids)
+    return (data.removeprefix(b" ") if tokenizer.strips_leading_space else data).decode(errors="replace")
 
 
 def _split(text: str, stop_strings: list[str]) -> tuple[str, str, str]:

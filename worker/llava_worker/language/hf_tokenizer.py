@@ -24,6 +24,7 @@ _LLAMA_TOKENS = ("<unk>", "<s>", "</s>")
 _LLAMA_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>"}  # of transformers' classes for Llama's tokenizer
 # Special even if tokenizer.json declares them as ordinary added tokens, which match user text.
 _IMAGE_MARKS = ("<image>", "<im_patch>", "<im_start>", "<im_end>")
+_EXACT_NORMALIZERS = ("Prepend", "Replace")  # Llama's, which replace a space with "▁"
 _BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _TOKEN_ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
@@ -53,6 +54,7 @@ class HFTokenizer:
         self._bare_tokenizer = _without_prefix(self._tokenizer, description)
         self._is_byte_level, self.strips_leading_space = _read_decoder(description["decoder"])
         self._bytes: dict[int, bytes] = {}  # keyed by token ID
+        self.max_token_bytes = self._max_token_bytes(description)
         named = {**read_json_object(folder / "special_tokens_map.json"), **config}
         self.bos_token, self.eos_token = (
             _content(named.get(name, self._default(name))) for name in ("bos_token", "eos_token")
@@ -117,6 +119,19 @@ class HFTokenizer:
         if token_id in self._special_tokens:
             return self.special_text(token_id)
         return "" if self._tokenizer.id_to_token(token_id) is not None else f"token_id:{token_id}"
+
+    def _max_token_bytes(self, description: dict[str, Any]) -> int | None:
+        """Return ``Tokenizer.max_token_bytes``. It is unlimited if a token can represent any long text.
+
+        This is possible if the normalizer or an added token drops characters, or if several unknown
+        characters become one token.
+        """
+        is_complete = self._is_byte_level or bool(description["model"].get("byte_fallback"))
+        is_exact = all(step["type"] in _EXACT_NORMALIZERS for step in _normalizers(description))
+        strips = any(token["lstrip"] or token["rstrip"] for token in description["added_tokens"])
+        if not is_complete or not is_exact or strips:
+            return None
+        return max(len(self.token_bytes(token_id)) for token_id in self._tokenizer.get_vocab().values())
 
     def _read_bytes(self, token_id: int) -> bytes:
         piece: str | None = self._tokenizer.id_to_token(token_id)
@@ -187,7 +202,10 @@ def _load(folder: Path, config: dict[str, Any]) -> Tokenizer:
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    # Unlike encode, this method releases the interpreter's lock, so that a long text does not stop the event
+    # loop and the engine for seconds. It also skips the offsets, which take most of the time.
+    [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=False)
+    ids: list[int] = encoding.ids
     return ids
 
 

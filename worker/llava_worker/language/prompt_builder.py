@@ -8,6 +8,7 @@ represented by one image token per feature vector.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +18,7 @@ from llava_wire.messages.job import ImageRef, Job, Message
 
 from llava_worker.engine import ImageSpan
 from llava_worker.language.bad_words import bad_word_ids
+from llava_worker.language.detokenizer import detokenize
 from llava_worker.language.prompt_formats import PromptError, PromptTemplate, Segment, SpecialToken
 from llava_worker.language.tokenizer import Tokenizer
 from llava_worker.model.config.image_grid import ImageLayout
@@ -31,12 +33,14 @@ _SAMPLE_CHAT = (Message("user", ("a",)), Message("assistant", ("b",)), Message("
 class Prompt:
     """A prompt. ``images`` are ordered by their positions in ``token_ids``.
 
-    ``bad_words`` are the token sequences that the output must not contain.
+    ``bad_words`` are the token sequences that the output must not contain. ``text`` is the text of the
+    tokens, which is set only for "detokenize" jobs.
     """
 
     token_ids: list[int] = field(default_factory=list)
     images: list[ImageSpan] = field(default_factory=list)
     bad_words: tuple[tuple[int, ...], ...] = ()
+    text: str = ""
 
     def truncated(self, max_tokens: int, *, num_kept: int) -> Prompt:
         """Return the prompt without the tokens and images at its start that exceed ``max_tokens``.
@@ -117,18 +121,25 @@ class PromptBuilder:
         elif job.form == "raw" and job.images:
             span = self._image_span(job.images[0], start=0)
             prompt = Prompt([self._tokenizer.image_token_id] * span.length, [span])
-        elif job.form == "raw":
-            text = "".join(part for part in job.messages[0].parts if isinstance(part, str))
-            prompt = self._encode([text])
         else:
-            prompt = self._encode(self._template.render(job.messages, is_continued=job.form == "continued"))
+            segments = self._segments(job)
+            if job.needs_model and job.truncate_prompt_tokens is None:
+                self._check_num_bytes(segments)
+            prompt = self._encode(segments)
         if job.truncate_prompt_tokens is not None:
             prompt = self._truncate(prompt, job)
         if job.needs_model:
             self._check_length(prompt)
+        if job.task == "detokenize":
+            prompt.text = detokenize(self._tokenizer, prompt.token_ids)
         if job.sampling.bad_words:
             prompt.bad_words = bad_word_ids(self._tokenizer, job.sampling.bad_words)
         return prompt
+
+    def _segments(self, job: Job) -> list[Segment]:
+        if job.form == "raw":
+            return ["".join(part for part in job.messages[0].parts if isinstance(part, str))]
+        return list(self._template.render(job.messages, is_continued=job.form == "continued"))
 
     def _truncate(self, prompt: Prompt, job: Job) -> Prompt:
         """Truncate the prompt as requested.
@@ -210,14 +221,23 @@ class PromptBuilder:
         width, height = (image.width, image.height) if has_grid else (0, 0)
         return ImageSpan(start=start, length=plan.num_tokens, digest=image.digest, width=width, height=height)
 
+    def _check_num_bytes(self, segments: Iterable[Segment]) -> None:
+        """Raise PromptError if the text is certainly too long. Tokenizing it could take a second."""
+        max_token_bytes = self._tokenizer.max_token_bytes
+        if max_token_bytes is not None:
+            num_bytes = sum(len(segment.encode()) for segment in segments if isinstance(segment, str))
+            num_images = sum(isinstance(segment, ImageRef) for segment in segments)
+            num_tokens = math.ceil(num_bytes / max_token_bytes)
+            if num_tokens >= self._context_length:
+                raise self._too_long(f"at least {num_tokens}", num_images)
+
     def _check_length(self, prompt: Prompt) -> None:
-        num_tokens, num_images, context_length = (
-            len(prompt.token_ids),
-            len(prompt.images),
-            self._context_length,
-        )
-        if num_tokens < context_length:
-            return
+        num_tokens = len(prompt.token_ids)
+        if num_tokens >= self._context_length:
+            raise self._too_long(str(num_tokens), len(prompt.images))
+
+    def _too_long(self, num_tokens: str, num_images: int) -> PromptError:
+        context_length = self._context_length
         if num_images:
             images = "1 image" if num_images == 1 else f"{num_images} images"
             message = (
@@ -230,7 +250,7 @@ class PromptBuilder:
                 f"The prompt has {num_tokens} tokens. The model's context length is {context_length} tokens "
                 "for prompt and output. Shorten the text."
             )
-        raise PromptError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message)
+        return PromptError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message)
 
 
 def _join_texts(segments: Iterable[Segment]) -> list[Segment]:

@@ -36,6 +36,11 @@ class Tokenizer(Protocol):
         """Whether the first token of a text includes a space that is not part of the text, as in Llama."""
         ...
 
+    @property
+    def max_token_bytes(self) -> int | None:
+        """The maximum number of bytes of a text that one token can represent, or None if it is unlimited."""
+        ...
+
     def encode(self, text: str, *, is_first: bool = True) -> list[int]:
         """Return the token IDs of a text, without adding special tokens, as in the original LLaVA.
 
@@ -87,6 +92,7 @@ class ByteTokenizer:
     eos_token_id: int = 257
     image_token_id: int = 258
     strips_leading_space: bool = False
+    max_token_bytes: int | None = 1
 
     def encode(self, text: str, *, is_first: bool = True) -> list[int]:  # noqa: ARG002
         return list(text.encode())

@@ -17,6 +17,6 @@ def vocabulary() -> Vocabulary:
 
 @pytest.fixture(scope="session")
 def grammars(vocabulary: Vocabulary) -> Iterator[GrammarCache]:
-    cache = open_grammars(vocabulary, timeout_s=60.0)
+    cache = open_grammars(vocabulary, cpu_s=60.0)
     yield cache
     cache.close()

@@ -131,6 +131,13 @@ def open_grammars(vocabulary: Vocabulary, **options: Any) -> GrammarCache:
     )
 
 
+def slow_schema(number: int = 0) -> Grammar:
+    """Return a JSON schema of 1 KB whose compilation takes seconds of CPU time."""
+    patterns = [{"type": "string", "pattern": f".*{chr(97 + i)}.*{chr(98 + i)}.*"} for i in range(20)]
+    schema = {"allOf": patterns, "minLength": number}
+    return Grammar("json_schema", json.dumps(schema), param="response_format")
+
+
 def allowed(matcher: Matcher) -> list[int]:
     """Return the tokens that the matcher allows next."""
     row = np.zeros((VOCAB_SIZE + 31) // 32, dtype=np.int32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tests.worker.engine.structured_output.grammar_kit import (
     accepts,
     allowed,
     open_grammars,
+    slow_schema,
 )
 
 OBJECT = json.dumps(
@@ -133,7 +135,7 @@ def test_a_matcher_depends_only_on_the_consumed_tokens(
 def test_no_space_is_added_for_a_tokenizer_that_retains_leading_spaces() -> None:
     tokenizer = ByteTokenizer()
     tokens = [tokenizer.token_bytes(token_id) for token_id in range(VOCAB_SIZE)]
-    opened = GrammarCache(lambda: tokens, [tokenizer.eos_token_id], timeout_s=60.0)
+    opened = GrammarCache(lambda: tokens, [tokenizer.eos_token_id], cpu_s=60.0)
     matcher = opened.compile(Grammar("regex", "[ab]")).start()
     assert allowed(matcher) == [ord("a"), ord("b")]
     opened.close()
@@ -195,14 +197,58 @@ def test_a_grammar_that_crashes_the_sandbox_does_not_affect_the_next_one(
 
 
 def test_a_grammar_that_takes_too_long_is_rejected(vocabulary: Vocabulary) -> None:
-    opened = open_grammars(vocabulary, timeout_s=0.0)
-    with pytest.raises(UnsupportedGrammar, match="longer than 0 seconds"):
-        opened.compile(Grammar("json_schema", OBJECT))
+    opened = open_grammars(vocabulary, cpu_s=0.2)
+    with pytest.raises(UnsupportedGrammar, match=r"more than 0\.2 seconds of CPU time"):
+        opened.compile(slow_schema())
+    opened.compile(Grammar("choice", '["a"]'))
+    opened.close()
+
+
+def test_other_grammars_are_compiled_and_found_while_a_slow_one_is_compiled(vocabulary: Vocabulary) -> None:
+    opened = open_grammars(vocabulary, cpu_s=2.0)
+    known = opened.compile(Grammar("choice", '["a"]'))
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(opened.compile, slow_schema())
+        assert opened.find(Grammar("choice", '["a"]')) is known
+        opened.compile(Grammar("choice", '["b"]'))
+        assert not slow.done()
+        assert isinstance(slow.exception(), UnsupportedGrammar)
+    opened.close()
+
+
+def test_concurrent_requests_for_a_grammar_share_one_compilation(vocabulary: Vocabulary) -> None:
+    num_reads = 0
+
+    def read_tokens() -> list[bytes]:
+        nonlocal num_reads
+        num_reads += 1
+        return vocabulary.tokens
+
+    opened = GrammarCache(read_tokens, [EOS_ID], cpu_s=60.0)
+    with ThreadPoolExecutor(4) as pool:
+        compiled = set(pool.map(opened.compile, [Grammar("json_schema", OBJECT)] * 4))
+    assert len(compiled) == 1
+    assert num_reads == 2  # one library in this process and one sandbox
+    opened.close()
+
+
+def test_a_rejection_is_cached_for_a_short_time(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_grammars(vocabulary, cpu_s=0.2)
+    assert opened.find(slow_schema()) is None
+    with pytest.raises(UnsupportedGrammar) as first:
+        opened.compile(slow_schema())
+    with pytest.raises(UnsupportedGrammar) as second:
+        opened.find(slow_schema())
+    assert str(first.value) == str(second.value)
+    monkeypatch.setattr("llava_worker.engine.structured_output.grammar_cache._REJECTION_S", 0.0)
+    assert opened.find(slow_schema()) is None
     opened.close()
 
 
 def test_a_grammar_is_compiled_once_and_the_oldest_are_evicted(vocabulary: Vocabulary) -> None:
-    opened = open_grammars(vocabulary, timeout_s=60.0)
+    opened = open_grammars(vocabulary, cpu_s=60.0)
     first = opened.compile(Grammar("choice", '["a"]'))
     assert opened.compile(Grammar("choice", '["a"]')) is first
     for index in range(64):

@@ -15,6 +15,7 @@ from llava_worker.engine.sampling.grammar_bitmask import BitmaskBuilder
 from llava_worker.engine.speculation.speculative_decoding import is_draftable
 from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 from llava_worker.model.llava import Llava
+from msgspec import structs
 
 from tests.worker.checkpoints import random_prompt
 from tests.worker.engine.factories import MakeEngine, MakeSequence
@@ -160,12 +161,15 @@ def test_a_grammar_that_fails_midway_ends_only_its_own_sequence(
         made[1].grammar = grammars.compile(Grammar("regex", "[abc]{9}"))
         return made
 
+    broken_grammar = Grammar("regex", "[ab]{9}", param="guided_regex")
     broken = make_sequence(random_prompt(rng, num_images=1), seq_id="broken", output_ids=vocabulary.ids(" x"))
-    broken.grammar = grammars.compile(Grammar("regex", "[ab]{9}"))
+    broken.sampling = structs.replace(broken.sampling, grammar=broken_grammar)
+    broken.grammar = grammars.compile(broken_grammar)
     without_failure = generate(make_engine(over=wide_model), neighbors())
     with_failure = generate(make_engine(over=wide_model), [*neighbors(), broken])
     assert with_failure["broken"].error is not None
     assert with_failure["broken"].error.code is ErrorCode.INVALID_REQUEST
+    assert with_failure["broken"].error.param == "guided_regex"
     for name in prompts:
         assert with_failure[name].token_ids == without_failure[name].token_ids
         assert with_failure[name].error is None

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from llava_wire.messages.sampling_params import Grammar
 from llava_worker.engine.structured_output.grammar_cache import GrammarCache
+from llava_worker.engine.structured_output.sandbox import GrammarSandbox
 from llava_worker.engine.structured_output.unsupported_grammar import UnsupportedGrammar
 from pydantic import BaseModel, Field, SecretStr
 
@@ -233,10 +234,9 @@ def test_the_grammar_of_a_request_is_always_the_same(vocabulary: Vocabulary) -> 
     """A worker that resumes an output must build the grammar that the first worker built."""
 
     def build() -> list[str]:
-        cache = GrammarCache(lambda: vocabulary.tokens, [EOS_ID], timeout_s=60.0)
-        _, sandbox = cache._open()
+        sandbox = GrammarSandbox(vocabulary.tokens, [EOS_ID], begins_with_space=False, cpu_s=60.0)
         sources = [sandbox.build(tools(schema, is_strict=False)) for schema, _, _ in SCHEMAS]
-        cache.close()
+        sandbox.close()
         return sources
 
     assert build() == build()

@@ -1,7 +1,8 @@
 -- pull: assign jobs to a worker in fair order, one per nonce. The nonce becomes the assignment ID. A repeated call
 -- finds its nonces and returns the same jobs, so that a lost reply does not leave jobs assigned to a worker that never
 -- received them. If any images of a job are missing, the job is parked and its controller receives a resync request.
--- Queues are served in order of priority. A job that has waited for PROMOTE_MS is promoted to high priority. A
+-- Queues are served in order of priority. A job that has waited for PROMOTE_MS is promoted to high priority, unless it
+-- waits for other jobs of its own tenant: its score must not exceed the virtual time. A
 -- quarantined job is assigned only to a worker that holds no jobs, and that worker receives no other jobs until the
 -- quarantined job has been cleared. If no worker becomes idle within DRAIN_AFTER_MS, one of them is selected to finish
 -- its current jobs first (key `ward`). Between two quarantined jobs, other waiting jobs are served. A worker without a
@@ -16,6 +17,7 @@
 --   QUEUES, pause_quarantine, find_overflow, virtual_time, set_virtual_time, num_queued; shared/jobs.lua: append_frame,
 --   end_job, fence, queue_with.
 local PROMOTE_MS = 30000
+local MAX_PROMOTED = 64 -- maximum number of jobs of each queue that one call checks
 local DRAIN_AFTER_MS = 10000
 -- A worker is slow compared with another one if its engine steps take SLOW_FACTOR times as long, and at least MIN_SLOWER_S
 -- longer.
@@ -133,16 +135,18 @@ local function serve_quarantine()
 end
 
 local function promote_aged()
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('since', model), '-inf', now - PROMOTE_MS, 'LIMIT', 0, 64)) do
-    for _, name in ipairs({QUEUES[2], QUEUES[3]}) do
-      local score = redis.call('ZSCORE', key(name, model), id)
-      if score then
+  local virtual = string.format('%.17g', virtual_time(model))
+  for _, name in ipairs({QUEUES[2], QUEUES[3]}) do
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', key(name, model), '-inf', virtual, 'LIMIT', 0, MAX_PROMOTED)) do
+      local since = redis.call('ZSCORE', key('since', model), id)
+      if since and now - since >= PROMOTE_MS then
+        local score = redis.call('ZSCORE', key(name, model), id)
         redis.call('ZREM', key(name, model), id)
         redis.call('ZADD', key(QUEUES[1], model), score, id)
         extend(key(QUEUES[1], model), redis.call('PTTL', key('backlog', model)))
+        redis.call('ZREM', key('since', model), id)
       end
     end
-    redis.call('ZREM', key('since', model), id)
   end
 end
 

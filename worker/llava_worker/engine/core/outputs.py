@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 from llava_wire.messages.event import JobError
 
-__all__ = ["EngineStats", "Finish", "StepOutput", "TokenLogprobs"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["EngineStats", "Finish", "PromptLogprobs", "StepOutput", "TokenLogprobs"]
 
 Finish = Literal["stop", "length"]
 
@@ -22,6 +26,41 @@ class TokenLogprobs(NamedTuple):
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
     rank: int = 0
+
+
+class PromptLogprobs(Collection[TokenLogprobs]):
+    """The log-probabilities of prompt tokens, stored as arrays.
+
+    With 20 alternatives, a prompt of 8,000 tokens has 160,000 values. Python objects are created for them
+    only during iteration, which happens outside of the engine's thread.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[NDArray[Any], ...]] = []
+        self._length = 0
+
+    def extend(
+        self, logprobs: NDArray[Any], ranks: NDArray[Any], top_ids: NDArray[Any], top_values: NDArray[Any]
+    ) -> None:
+        """Append tokens: their log-probabilities and ranks [tokens], and alternatives [tokens, num_top]."""
+        self._parts.append((logprobs, ranks, top_ids, top_values))
+        self._length += len(logprobs)
+
+    @property
+    def has_nan(self) -> bool:
+        return any(bool((logprobs != logprobs).any()) for logprobs, *_ in self._parts)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __contains__(self, item: object) -> bool:
+        return any(item == each for each in self)
+
+    def __iter__(self) -> Iterator[TokenLogprobs]:
+        for part in self._parts:
+            for logprob, rank, ids, values in zip(*part, strict=True):
+                top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+                yield TokenLogprobs(float(logprob), top, int(rank))
 
 
 class StepOutput(msgspec.Struct, frozen=True, gc=False):
@@ -47,7 +86,7 @@ class StepOutput(msgspec.Struct, frozen=True, gc=False):
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when the sequence was first admitted
     logprobs: TokenLogprobs | None = None  # set with token_id if the sequence requests them
     vector: bytes = b""
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: Collection[TokenLogprobs] = ()
 
     @property
     def is_final(self) -> bool:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from llava_wire.messages.event import JobError
 from llava_wire.messages.sampling_params import SamplingParams
 
+from llava_worker.engine.core.outputs import PromptLogprobs
+
 if TYPE_CHECKING:
-    from llava_worker.engine.core.outputs import TokenLogprobs
     from llava_worker.engine.structured_output.grammar import CompiledGrammar
 
 __all__ = ["GREEDY", "ImageSpan", "Pixels", "Sequence", "SequenceRejected", "has_penalties"]
@@ -110,7 +111,7 @@ class Sequence:
     num_computed: int = field(default=0, init=False)
     num_cached: int | None = field(default=None, init=False)
     end_ids: frozenset[int] = field(default=frozenset(), init=False, repr=False)
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list, init=False, repr=False)
+    prompt_logprobs: PromptLogprobs = field(default_factory=PromptLogprobs, init=False, repr=False)
 
     @property
     def is_image_embedding(self) -> bool:

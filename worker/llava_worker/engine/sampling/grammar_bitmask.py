@@ -53,7 +53,9 @@ class GrammarBitmask:
         rows = [row for row, _, _ in self._rows]
         logits[rows] = logits[rows].masked_fill(allowed == 0, -torch.inf)
         return {
-            row: _grammar_error(matcher.error) for row, _, matcher in self._rows if matcher.error is not None
+            row: _grammar_error(sequence, matcher.error)
+            for row, sequence, matcher in self._rows
+            if matcher.error is not None
         }
 
     def _fill(self, index: int) -> None:
@@ -66,9 +68,10 @@ class GrammarBitmask:
             bits[:] = -1
 
 
-def _grammar_error(reason: str) -> JobError:
-    message = f"The grammar failed during generation: {reason}."
-    return JobError(ErrorCode.INVALID_REQUEST, message)
+def _grammar_error(sequence: Sequence, reason: str) -> JobError:
+    grammar = sequence.sampling.grammar
+    param = (grammar and grammar.param) or "response_format"
+    return JobError(ErrorCode.INVALID_REQUEST, f"The grammar failed during generation: {reason}.", param)
 
 
 class BitmaskBuilder:

@@ -55,12 +55,6 @@ class Logprobs:
         top = self._values.topk(min(max(self._num_top), self._values.shape[-1]), dim=-1)
         return PickedLogprobs(self._rows, self._num_top, (sampled, top.values, top.indices))
 
-    def ranks(self, token_ids: Tensor) -> list[int]:
-        """Return for each of ``token_ids`` [selected rows] how many tokens are at least as likely."""
-        own = self._values.gather(-1, token_ids[:, None])
-        ranks: list[int] = (self._values >= own).sum(-1).tolist()
-        return ranks
-
 
 @dataclass(frozen=True, slots=True)
 class PickedLogprobs:
@@ -87,17 +81,31 @@ def add_prompt_logprobs(model: Llava, hidden: Tensor, spans: Rows[PromptRows]) -
     """Append to each sequence's ``prompt_logprobs``. ``hidden`` is [tokens, hidden] for the whole step.
 
     After a failure, the step can be repeated, because the length of ``prompt_logprobs`` records the progress.
+    The host waits for the device once per sequence.
     """
     for span in spans:
-        for start in range(0, span.length, ROWS_AT_ONCE):
-            num = min(ROWS_AT_ONCE, span.length - start)
-            row, first = span.row + start, span.first + start
-            token_ids = span.sequence.prompt_ids[first : first + num]
-            num_top = [span.sequence.num_prompt_logprobs or 0] * num
-            logprobs = Logprobs(model.logits(hidden[row : row + num]), range(num), num_top)
-            own_ids = torch.tensor(token_ids, device=hidden.device)
-            picked = logprobs.pick(own_ids)
-            by_row = picked.by_row(*picked.tensors).values()
-            span.sequence.prompt_logprobs += [
-                each._replace(rank=rank) for each, rank in zip(by_row, logprobs.ranks(own_ids), strict=True)
-            ]
+        num_top = span.sequence.num_prompt_logprobs or 0
+        token_ids = span.sequence.prompt_ids[span.first : span.first + span.length]
+        own_ids = copy_to_device(np.array(token_ids), hidden.device)
+        rows = hidden[span.row : span.row + span.length]
+        parts = [
+            _scores(model.logits(some_rows), some_ids, num_top)
+            for some_rows, some_ids in zip(
+                torch.split(rows, ROWS_AT_ONCE), torch.split(own_ids, ROWS_AT_ONCE), strict=True
+            )
+        ]
+        columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
+        span.sequence.prompt_logprobs.extend(*columns)
+
+
+def _scores(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the log-probabilities and ranks of the tokens, and the most likely tokens.
+
+    ``logits`` is fp32 [rows, vocab]. The result consists of two tensors [rows] and the IDs and
+    log-probabilities of the most likely tokens [rows, num_top].
+    """
+    values = logits.log_softmax(-1).clamp(min=MIN_LOGPROB)
+    own = values.gather(-1, token_ids[:, None])
+    ranks = (values >= own).sum(-1)
+    top = values.topk(min(num_top, values.shape[-1]), dim=-1)
+    return own[:, 0], ranks, top.indices, top.values

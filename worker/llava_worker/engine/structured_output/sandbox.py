@@ -22,21 +22,22 @@ from llava_worker.sandboxed_process import ProcessFailure, ProcessLimits, Sandbo
 __all__ = ["GrammarSandbox"]
 
 _MEMORY_BYTES = 2 << 30
+_TIMEOUT_S = 60.0  # for a machine so busy that the CPU time limit is not reached
 
 
 class GrammarSandbox:
     """Builds grammars in a child process, which is started on demand."""
 
     def __init__(
-        self, tokens: Items[bytes], eos_ids: Items[int], *, begins_with_space: bool, timeout_s: float
+        self, tokens: Items[bytes], eos_ids: Items[int], *, begins_with_space: bool, cpu_s: float
     ) -> None:
-        """Create the sandbox. ``timeout_s`` applies to each grammar.
+        """Create the sandbox. ``cpu_s`` limits the CPU time for each grammar.
 
         For the other arguments, see `GrammarLibrary` and `to_lark`.
         """
         self._process = SandboxedProcess(
             "llava_worker.engine.structured_output.sandbox",
-            ProcessLimits(cpu_s=timeout_s, timeout_s=timeout_s, memory_bytes=_MEMORY_BYTES),
+            ProcessLimits(cpu_s=cpu_s, timeout_s=max(_TIMEOUT_S, cpu_s), memory_bytes=_MEMORY_BYTES),
             setup=[[token.hex() for token in tokens], list(eos_ids), begins_with_space],
         )
 
@@ -49,8 +50,8 @@ class GrammarSandbox:
             reply = self._process.request(msgspec.to_builtins(grammar))
         except ProcessFailure as failure:
             if failure.reason == "time":
-                limit_s = self._process.limits.timeout_s
-                reason = f"compiling it takes longer than {limit_s:g} seconds; simplify it"
+                limit_s = self._process.limits.cpu_s
+                reason = f"compiling it takes more than {limit_s:g} seconds of CPU time; simplify it"
             else:
                 reason = "compiling it crashes the grammar library; simplify it"
             raise UnsupportedGrammar(reason) from failure
