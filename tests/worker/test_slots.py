@@ -119,25 +119,48 @@ async def test_job_preempted_by_an_overflow_slot_has_the_same_output(
         assert await client.wait_for_text(jobs[3]) == text
 
 
-def test_first_job_of_a_tenant_has_priority_over_its_other_jobs() -> None:
-    first, further, other = (
-        Job(job_id=name, model="m", tenant=tenant, messages=(), sampling=SamplingParams(seed=1), cost=1.0)
-        for name, tenant in (("1", "a"), ("2", "a"), ("3", "b"))
+PROMPTS = {"long": 2000, "chats": 50}  # tokens
+
+
+def job(tenant: str, priority: int = 0) -> Job:
+    return Job(
+        job_id=tenant,
+        model="m",
+        tenant=tenant,
+        messages=(),
+        sampling=SamplingParams(seed=1),
+        cost=1.0,
+        priority=priority,
     )
-    assert sequence_priority(first, []) == sequence_priority(other, [first, further])
-    assert sequence_priority(first, []) > sequence_priority(further, [first])
+
+
+def test_first_job_of_a_tenant_has_priority_over_its_other_jobs() -> None:
+    first = sequence_priority(job("a"), 9, [])
+    assert first > sequence_priority(job("a"), 9, [(job("a"), 0)])
+    assert first == sequence_priority(job("b"), 9, [(job("a"), 0), (job("a"), 0)])
 
 
 def test_jobs_have_priority_until_their_tenant_has_half_of_an_equal_share() -> None:
-    def job(tenant: str) -> Job:
-        return Job(
-            job_id=tenant, model="m", tenant=tenant, messages=(), sampling=SamplingParams(seed=1), cost=1.0
-        )
-
-    burst = [job("burst")] * 16
-    priorities = [sequence_priority(job("other"), [*burst, *[job("other")] * num]) for num in range(8)]
+    burst = [(job("burst"), 0)] * 16
+    priorities = [
+        sequence_priority(job("other"), 9, [*burst, *[(job("other"), 0)] * num]) for num in range(8)
+    ]
     assert priorities == [1, 1, 1, 1, 1, 1, 0, 0]
-    assert sequence_priority(job("burst"), burst) == 0
+    assert sequence_priority(job("burst"), 9, burst) == 0
+
+
+def test_short_prompts_precede_all_but_two_long_prompts_of_a_tenant_with_fewer_jobs() -> None:
+    chats = [(job("chats"), 0)] * 4
+    for num_waiting in range(1, 16):
+        others = [*chats, *[(job("long"), 2000)] * num_waiting]
+        next_long, short = (sequence_priority(job(name), num, others) for name, num in PROMPTS.items())
+        assert short > next_long if num_waiting >= 2 else short == next_long
+    assert sequence_priority(job("chats"), 2000, [*chats, (job("long"), 50)]) == 0
+
+
+def test_the_priority_of_a_job_precedes_the_shares_of_tenants() -> None:
+    others = [(job("long"), 2000)] * 16
+    assert sequence_priority(job("long", priority=1), 2000, others) > sequence_priority(job("a"), 1, others)
 
 
 def test_overflow_slots_add_a_quarter_of_the_slots_once_all_slots_are_in_use() -> None:

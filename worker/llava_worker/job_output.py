@@ -78,6 +78,11 @@ class JobOutput:
         return self._final is not None
 
     @property
+    def num_pending_tokens(self) -> int:
+        """The number of prompt tokens, until the engine has generated the first token."""
+        return 0 if self._has_event or self._token_ids else self.num_prompt_tokens
+
+    @property
     def is_urgent(self) -> bool:
         """Whether the next event is the first or the last one."""
         return self.is_finished or not self._has_event

@@ -248,8 +248,8 @@ class Worker:
             self._publish(output)
             return
         logger.debug("job_id=%s: starting at token %d", job.job_id, len(output.assignment.token_ids))
-        running_jobs = [running.assignment.job for running in self._in_engine.values()]
-        sequence.priority = sequence_priority(job, running_jobs)
+        others = [(each.assignment.job, each.num_pending_tokens) for each in self._in_engine.values()]
+        sequence.priority = sequence_priority(job, output.num_prompt_tokens, others)
         self._in_engine[sequence.seq_id] = output
         self._engine.add(sequence)
 
@@ -412,13 +412,22 @@ def has_overflow_slot(num_running: int, num_slots: int, *, num_preparing: int = 
     return num_slots <= num_jobs < num_slots + num_overflow_slots
 
 
-def sequence_priority(job: Job, running_jobs: Iterable[Job]) -> int:
+def sequence_priority(job: Job, num_prompt_tokens: int, others: Iterable[tuple[Job, int]]) -> int:
     """Return the priority of a job's sequence. The job's own priority takes precedence.
 
-    Among jobs with the same priority, the jobs of a tenant with fewer jobs on this worker than half of an
-    equal share rank above all others.
+    ``others`` contains the other jobs in the engine, with the number of their prompt tokens that the engine
+    may not have computed yet. Among jobs with the same priority, a job ranks higher
+
+    - if its tenant has fewer other jobs than half of an equal share, so that it can take a slot of others;
+    - if its tenant has, including this prompt, fewer uncomputed tokens than half of an equal share, so that
+      short prompts do not wait for the long prompts of others.
     """
-    num_jobs = Counter(other.tenant for other in running_jobs)
+    num_jobs, num_tokens = Counter[str](), Counter({job.tenant: num_prompt_tokens})
+    for other, num_pending in others:
+        num_jobs[other.tenant] += 1
+        num_tokens[other.tenant] += num_pending
     num_own = num_jobs[job.tenant]
-    has_few = not num_own or 2 * num_own * len(num_jobs) < sum(num_jobs.values())
-    return 2 * job.priority + has_few
+    has_few_jobs = not num_own or 2 * num_own * len(num_jobs) < sum(num_jobs.values())
+    num_tenants = sum(each > 0 for each in num_tokens.values())
+    has_few_tokens = 2 * num_tokens[job.tenant] * num_tenants < sum(num_tokens.values())
+    return 3 * job.priority + has_few_jobs + has_few_tokens
