@@ -5,6 +5,7 @@ As in OpenAI's API, they are not affected by temperature, logits processors or t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.model.device_copy import copy_to_device
 from llava_worker.model.llava import Llava
 
-__all__ = ["Logprobs", "PickedLogprobs", "add_prompt_logprobs"]
+__all__ = ["Logprobs", "PickedLogprobs", "add_logprobs_of_prompt", "add_prompt_logprobs"]
 
 # Maximum number of prompt rows for which logits are computed at once. With a vocabulary of 32,000 tokens, the
 # logits of 64 rows take 8 MB, whereas those of 4,096 rows would take 0.5 GB.
@@ -89,15 +90,26 @@ def add_prompt_logprobs(model: Llava, hidden: Tensor, spans: Rows[PromptRows]) -
     After a failure, the step can be repeated, because the length of ``prompt_logprobs`` records the progress.
     """
     for span in spans:
-        for start in range(0, span.length, ROWS_AT_ONCE):
-            num = min(ROWS_AT_ONCE, span.length - start)
-            row, first = span.row + start, span.first + start
-            token_ids = span.sequence.prompt_ids[first : first + num]
-            num_top = [span.sequence.num_prompt_logprobs or 0] * num
-            logprobs = Logprobs(model.logits(hidden[row : row + num]), range(num), num_top)
-            own_ids = torch.tensor(token_ids, device=hidden.device)
-            picked = logprobs.pick(own_ids)
-            by_row = picked.by_row(*picked.tensors).values()
-            span.sequence.prompt_logprobs += [
-                each._replace(rank=rank) for each, rank in zip(by_row, logprobs.ranks(own_ids), strict=True)
-            ]
+        _add(span, lambda start, end: model.logits(hidden[start:end]))
+
+
+def add_logprobs_of_prompt(logits: Tensor, span: PromptRows) -> None:
+    """Append to the sequence's ``prompt_logprobs``. ``logits`` is fp32 [tokens, vocab]."""
+    _add(span, lambda start, end: logits[start:end])
+
+
+def _add(span: PromptRows, logits_of: Callable[[int, int], Tensor]) -> None:
+    """Append the log-probabilities of a span. ``logits_of`` returns the logits of a range of rows."""
+    for start in range(0, span.length, ROWS_AT_ONCE):
+        num = min(ROWS_AT_ONCE, span.length - start)
+        row, first = span.row + start, span.first + start
+        token_ids = span.sequence.prompt_ids[first : first + num]
+        num_top = [span.sequence.num_prompt_logprobs or 0] * num
+        logits = logits_of(row, row + num)
+        logprobs = Logprobs(logits, range(num), num_top)
+        own_ids = torch.tensor(token_ids, device=logits.device)
+        picked = logprobs.pick(own_ids)
+        by_row = picked.by_row(*picked.tensors).values()
+        span.sequence.prompt_logprobs += [
+            each._replace(rank=rank) for each, rank in zip(by_row, logprobs.ranks(own_ids), strict=True)
+        ]
