@@ -113,7 +113,7 @@ def _write(
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.5 if "embed" in name else 1.0 / parameter[0].numel() ** 0.5)
-    model.generation_config.eos_token_id = values.get("eos_token_id", 0)
+    model.generation_config.eos_token_id = tokenizer.token_to_id(tokenizer_config["eos_token"])
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     base = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}

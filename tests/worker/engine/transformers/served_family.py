@@ -117,7 +117,7 @@ class ServedFamily:
         """Return the output of transformers' greedy ``generate``."""
         from transformers import AutoModelForImageTextToText
 
-        model = AutoModelForImageTextToText.from_pretrained(self.folder)
+        model: Any = AutoModelForImageTextToText.from_pretrained(self.folder)
         inputs = self.inputs(question)
         output = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
         return [int(token_id) for token_id in output[0, inputs["input_ids"].shape[1] :]]

@@ -105,6 +105,7 @@ class TransformersEngine:
             )
         self.context_length = context_length
         self.max_sequences = max_num_sequences
+        self.is_grouped = is_grouped  # can be set while the engine is empty
         self.timer = StepTimer()
         self._runner = runner
         self._processor = processor
@@ -117,7 +118,6 @@ class TransformersEngine:
             images=RgbCheck(),
         )
         self._max_cached_tokens = max_cached_tokens
-        self._is_grouped = is_grouped
         self._now = now
         self._sampler = Sampler()
         self._bitmasks = BitmaskBuilder()
@@ -232,7 +232,7 @@ class TransformersEngine:
     def _num_cached_tokens_with(self, sequence: Sequence) -> int:
         """Return the number of cached tokens in the next step if the sequence is started, with padding."""
         num_tokens = len(sequence.prompt_ids)
-        if not self._is_grouped or not self._groups:
+        if not self.is_grouped or not self._groups:
             return self._num_cached_tokens() + len(self._running) + num_tokens
         (group,) = self._groups
         return (len(group.sequences) + 1) * max(group.length + 1, num_tokens)
@@ -316,7 +316,7 @@ class TransformersEngine:
             add_logprobs_of_prompt(prefill.logits, rows)
         sequence.num_computed = len(sequence.prompt_ids)
         group = SequenceGroup(sequence, prefill)
-        if self._is_grouped and self._groups:
+        if self.is_grouped and self._groups:
             self._groups[0].join(group)
         else:
             self._groups.append(group)
