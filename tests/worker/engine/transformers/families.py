@@ -1,7 +1,7 @@
 """Tiny random checkpoints of six vision-language families, in the layout of transformers.
 
-Tokenizers are built here: every byte or letter is a token. Weights are large enough that the most likely
-token depends on the image and that greedy output does not repeat a single token.
+Tokenizers are built here: every byte or letter is a token. Weights are large enough that greedy output
+depends on the image. It consists of printable ASCII characters: the logits of all other tokens are 0.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ def _write(
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.5 if "embed" in name else 1.0 / parameter[0].numel() ** 0.5)
+        _restrict_output(model.get_output_embeddings().weight, tokenizer)
     model.generation_config.eos_token_id = tokenizer.token_to_id(tokenizer_config["eos_token"])
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -122,6 +123,17 @@ def _write(
     _write_json(folder / "processor_config.json", processor)
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
+
+
+def _restrict_output(head: torch.Tensor, tokenizer: Tokenizer) -> None:  # [vocab, hidden]
+    printable = [
+        token_id
+        for token, token_id in tokenizer.get_vocab().items()
+        if len(token) == 1 and token.isascii() and token.isprintable()
+    ]
+    rows = head[printable].clone()
+    head.zero_()
+    head[printable] = rows
 
 
 def _write_json(path: Path, values: Values) -> None:
