@@ -135,7 +135,7 @@ class WorkerProcess(Process):
 
     def __init__(self, redis_url: str, log: Path, **settings: object) -> None:
         settings = {"model": "echo", "redis_url": redis_url, **settings}
-        modules = _ECHO_MODULES if settings["model"] == "echo" else _ENGINE_MODULES
+        modules: tuple[str, ...] = _ECHO_MODULES if settings["model"] == "echo" else _ENGINE_MODULES
         if settings.get("engine") == "transformers":
             modules = (*_ENGINE_MODULES, *_TRANSFORMERS_MODULES)
         super().__init__("llava_worker", log, modules, **settings)

@@ -50,16 +50,19 @@ def open_transformers(folder: Path, settings: Settings, config: EngineConfig) ->
     require_modules(*_PACKAGES)
     started_at = time.monotonic()
     from llava_worker.engine.transformers.build import build_transformers_engine
+    from llava_worker.engine.transformers.checkpoint_check import CheckpointCheck
     from llava_worker.language.hf_tokenizer import HFTokenizer
     from llava_worker.language.template_process import TemplateProcess
     from llava_worker.language.tokenizer_check import TokenizerCheck
 
-    process = TemplateProcess()  # imports transformers meanwhile
+    # Start these processes early, because importing transformers takes seconds.
+    process, checkpoint_check = TemplateProcess(), CheckpointCheck()
     imported_at = time.monotonic()
     tokenizer_check = TokenizerCheck()
     tokenizer_check.check(folder)  # before transformers loads the tokenizer
     tokenizer_check.close()
-    engine, info = build_transformers_engine(config)
+    engine, info = build_transformers_engine(config, checkpoint_check)
+    checkpoint_check.close()
     tokenizer = HFTokenizer(
         folder,
         image_token_id=info.image_token_id,

@@ -37,8 +37,8 @@ _SMOL = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 _TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": 64,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -211,12 +211,12 @@ def _write_qwen2_vl(folder: Path) -> None:
         "text_config": {
             "model_type": "qwen2_vl_text",
             **_TEXT,
-            "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+            "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
         },
         "vision_config": {
             "depth": 2,
             "embed_dim": 16,
-            "hidden_size": 32,
+            "hidden_size": 64,
             "mlp_ratio": 2,
             "num_heads": 2,
             "patch_size": 14,
@@ -301,10 +301,10 @@ def _write_paligemma(folder: Path) -> None:
             "head_dim": 8,
             "hidden_activation": "gelu_pytorch_tanh",
         },
-        "vision_config": {**_SIGLIP, "projection_dim": 32, "vision_use_head": False},
+        "vision_config": {**_SIGLIP, "projection_dim": 64, "vision_use_head": False},
         "image_token_index": tokenizer.token_to_id("<image>"),
-        "projection_dim": 32,
-        "hidden_size": 32,
+        "projection_dim": 64,
+        "hidden_size": 64,
         "eos_token_id": 1,
     }
     _write(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llava_worker.engine.core.sequence import Sequence
 from llava_worker.engine.transformers import kv_cache
+from llava_worker.engine.transformers.checkpoint import reason_of
 from llava_worker.engine.transformers.processor import ImageInputs, ModelProcessor
 from llava_worker.engine.transformers.runner import SequenceGroup, TransformersRunner
 from llava_worker.model.config.untrusted_file import CheckpointError
@@ -62,8 +63,7 @@ def run_test(runner: TransformersRunner, processor: ModelProcessor) -> ModelTest
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a model that does not support this use can raise any type of exception
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise _unusable(runner, f"a test of the model failed: {type(error).__name__}: {reason}") from error
+        raise _unusable(runner, f"a test of the model failed: {reason_of(error)}") from error
     if not _are_close(runner, in_turns, alone):
         raise _unusable(runner, "its output depends on other requests that it computes in turns")
     logger.info("batching: %s", batching)

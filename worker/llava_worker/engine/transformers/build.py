@@ -13,6 +13,7 @@ from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.engine.startup.memory_budget import MemoryBudget
 from llava_worker.engine.transformers.batching import Batching, ModelTest, run_test
 from llava_worker.engine.transformers.checkpoint import TransformersCheckpoint, read_checkpoint
+from llava_worker.engine.transformers.checkpoint_check import CheckpointCheck
 from llava_worker.engine.transformers.engine import TransformersEngine
 from llava_worker.engine.transformers.load_model import load_model
 from llava_worker.engine.transformers.processor import ModelProcessor
@@ -27,7 +28,6 @@ __all__ = ["TransformersModelInfo", "build_transformers_engine"]
 # are made when a sequence joins or leaves a group.
 _CACHE_SHARE = 0.5
 _MAX_CPU_CACHE_BYTES = 4 << 30
-_DEFAULT_CONTEXT = 4096  # for configurations without max_position_embeddings
 _MIN_CONTEXT = 64
 _PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "int4")
 
@@ -51,8 +51,10 @@ class TransformersModelInfo:
     warmup_s: float
 
 
-def build_transformers_engine(config: EngineConfig) -> tuple[TransformersEngine, TransformersModelInfo]:
-    """Load the checkpoint and build an engine. Select the model's GPU in the calling thread.
+def build_transformers_engine(
+    config: EngineConfig, check: CheckpointCheck
+) -> tuple[TransformersEngine, TransformersModelInfo]:
+    """Check and load the checkpoint, and build an engine. Select the model's GPU in the calling thread.
 
     Raises CheckpointError if the checkpoint is not supported, ValueError if a setting is invalid, and
     InsufficientMemory (a ValueError) if the model does not fit in memory.
@@ -65,6 +67,7 @@ def build_transformers_engine(config: EngineConfig) -> tuple[TransformersEngine,
     use_device(device)
     memory = MemoryBudget.measure(device, num_ranks=1, gpu_utilization=config.gpu_memory_utilization)
     began = time.monotonic()
+    check.check(config.checkpoint)
     checkpoint = read_checkpoint(config.checkpoint)
     processor = ModelProcessor(config.checkpoint, checkpoint.config)
     model, precision = load_model(checkpoint, config.precision, device)
@@ -143,8 +146,7 @@ def _cache_size(
     config: EngineConfig, checkpoint: TransformersCheckpoint, test: ModelTest, memory: MemoryBudget
 ) -> tuple[int, int]:
     """Return the context length and the maximum number of cached tokens. Raises InsufficientMemory."""
-    text = checkpoint.config.get_text_config(decoder=True)
-    longest = getattr(text, "max_position_embeddings", None) or _DEFAULT_CONTEXT
+    longest = checkpoint.context_length
     limit = config.kv_cache_bytes
     if limit is None:
         left = memory.left_bytes()

@@ -21,8 +21,9 @@ from llava_worker.model.config.untrusted_file import CheckpointError, read_json_
 from llava_worker.model.loading.checkpoint_files import PICKLED, StoredTensor, find_weights, read_file
 from llava_worker.model.loading.weights_digest import digest_weights
 
-__all__ = ["TransformersCheckpoint", "is_model_type", "read_checkpoint"]
+__all__ = ["TransformersCheckpoint", "check_size", "is_model_type", "read_checkpoint", "reason_of"]
 
+_DEFAULT_CONTEXT = 4096  # for configurations without max_position_embeddings
 _MAX_NUMBER = 1 << 31
 _MAX_LAYERS = 1024
 _MAX_LABELS = 4096
@@ -32,9 +33,6 @@ _CONFIG_FILES = (
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
 )
 # A model may have small tensors that its files omit because they can be computed.
 _MAX_OMITTED = 1 << 20
@@ -59,6 +57,24 @@ class TransformersCheckpoint:
     @property
     def num_parameters(self) -> int:
         return sum(_num_elements(tensor) for tensor in self.weights.values())
+
+    @property
+    def context_length(self) -> int:
+        """The maximum number of tokens for which the decoder was trained."""
+        text = self.config.get_text_config(decoder=True)
+        length = getattr(text, "max_position_embeddings", None)
+        if length is None:
+            return _DEFAULT_CONTEXT
+        if not isinstance(length, int) or length < 1:
+            path = self.folder / "config.json"
+            raise CheckpointError(
+                f"{path}: max_position_embeddings is {length!r}; it must be an integer of at least 1."
+            )
+        return length
+
+    def check_numbers(self) -> None:
+        """Raise CheckpointError if the context length or an end-of-sequence token is invalid."""
+        _ = self.context_length, self.eos_ids()
 
     def eos_ids(self) -> frozenset[int]:
         """Return the end-of-sequence token IDs from generation_config.json, or else from config.json."""
@@ -87,14 +103,12 @@ def is_model_type(name: object) -> bool:
 
 
 def read_checkpoint(folder: Path) -> TransformersCheckpoint:
-    """Read the checkpoint in the folder. Raises CheckpointError."""
+    """Read the checkpoint in the folder. Its model and processor are not created. Raises CheckpointError."""
     for name in _CONFIG_FILES:
         _check_numbers(folder / name)
     config = _read_config(folder)
     weights = _read_weights(folder)
-    checkpoint = TransformersCheckpoint(folder, config, weights)
-    _check_size(checkpoint)
-    return checkpoint
+    return TransformersCheckpoint(folder, config, weights)
 
 
 def _read_config(folder: Path) -> Any:
@@ -119,7 +133,7 @@ def _read_config(folder: Path) -> Any:
 
         config = CONFIG_MAPPING[model_type].from_dict(values)
     except Exception as error:  # a configuration class can raise any type of exception
-        raise CheckpointError(f"{path} is invalid: {_reason(error)}.") from error
+        raise CheckpointError(f"{path} is invalid: {reason_of(error)}.") from error
     if config.is_encoder_decoder:
         raise CheckpointError(
             f"{path}: model_type {model_type!r} is an encoder-decoder model, which the transformers engine "
@@ -165,7 +179,7 @@ def _read_weights(folder: Path) -> dict[str, StoredTensor]:
     return weights
 
 
-def _check_size(checkpoint: TransformersCheckpoint) -> None:
+def check_size(checkpoint: TransformersCheckpoint) -> None:
     """Raise CheckpointError if config.json describes more parameters than there are in the files."""
     from transformers import AutoModelForImageTextToText
 
@@ -174,7 +188,7 @@ def _check_size(checkpoint: TransformersCheckpoint) -> None:
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(checkpoint.config, trust_remote_code=False)
     except Exception as error:  # a model class can raise any type of exception
-        raise CheckpointError(f"{path} is invalid: {_reason(error)}.") from error
+        raise CheckpointError(f"{path} is invalid: {reason_of(error)}.") from error
     num_described = sum(each.numel() for each in [*model.parameters(), *model.buffers()])
     num_stored = checkpoint.num_parameters
     if num_described > num_stored + _MAX_OMITTED:
@@ -188,5 +202,6 @@ def _num_elements(tensor: StoredTensor) -> int:
     return tensor.num_bytes // tensor.dtype.itemsize
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:500].rstrip(".")
+def reason_of(error: Exception) -> str:
+    """Return the message of an error as one line of limited length without a period, for other messages."""
+    return " ".join(str(error).split())[:500].rstrip(".") or type(error).__name__

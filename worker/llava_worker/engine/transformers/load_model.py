@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava_worker.engine.transformers.checkpoint import TransformersCheckpoint
+from llava_worker.engine.transformers.checkpoint import TransformersCheckpoint, reason_of
 from llava_worker.model.config.untrusted_file import CheckpointError
 from llava_worker.model.memory_estimate import WORKING_BYTES, InsufficientMemory, available_bytes
 from llava_worker.model.quantization.bitsandbytes import require_bitsandbytes
@@ -18,6 +18,7 @@ __all__ = ["load_model"]
 
 _QUANTIZED_BITS = {"int8": 8, "int4": 4}
 _SMALL_BYTES = 256 << 20  # in fp32, like the native engine
+_NF4_BLOCK = 64  # weights per scale
 _OUTLIER_THRESHOLD = 6.0  # see `BnbInt8Linear`
 
 logger = logging.getLogger(__name__)
@@ -69,15 +70,22 @@ def _load(checkpoint: TransformersCheckpoint, dtype: torch.dtype) -> Any:
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below
         )
     except Exception as error:  # the files are untrusted, and a model class can raise anything
-        reason = " ".join(str(error).split())[:500].rstrip(".")
+        reason = reason_of(error)
         raise CheckpointError(f"The weights in {checkpoint.folder} could not be loaded: {reason}.") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
-        shown, num = ", ".join(missing[:5]), len(missing)
         raise CheckpointError(
-            f"{num} tensors are missing from the weight files in {checkpoint.folder}, for example {shown}."
+            f"{len(missing)} tensors are missing from the weight files in {checkpoint.folder}, for example "
+            f"{missing[0]}."
+        )
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
+        raise CheckpointError(
+            f"{len(mismatched)} tensors in {checkpoint.folder} have the wrong shape. For example, {name} has "
+            f"the shape {list(stored)}; config.json requires {list(expected)}."
         )
     if unused := sorted(report["unexpected_keys"]):
         logger.warning("%d unused tensors in the weight files, for example %s", len(unused), unused[0])
@@ -96,6 +104,10 @@ def _quantize(module: nn.Module, bits: int, dtype: torch.dtype, device: torch.de
 def _quantized(linear: nn.Linear, bits: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
     import bitsandbytes as bnb
 
+    if bits == 4 and linear.in_features % _NF4_BLOCK:
+        raise ValueError(
+            f"A layer has {linear.in_features} inputs; NF4 requires a multiple of {_NF4_BLOCK}. Use int8."
+        )
     has_bias = linear.bias is not None
     size = (linear.in_features, linear.out_features)
     layer: nn.Module

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava_worker.engine.core.sequence import ImageSpan, Pixels
+from llava_worker.engine.transformers.checkpoint import reason_of
 from llava_worker.model.config.untrusted_file import CheckpointError
 
 __all__ = ["ImageInputs", "ModelProcessor", "ProcessorError"]
@@ -139,7 +140,7 @@ class ModelProcessor:
                     )
                 )
         except Exception as error:  # a processor can raise any type of exception for unusual images
-            raise ProcessorError(" ".join(str(error).split())[:300].rstrip(".")) from error
+            raise ProcessorError(reason_of(error)) from error
 
 
 def _load(folder: Path, config: Any) -> Any:
@@ -166,7 +167,7 @@ def _load(folder: Path, config: Any) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # the files of a processor are untrusted, and its class can raise anything
-        reason = " ".join(str(error).split())[:500].rstrip(".")
+        reason = reason_of(error)
         raise CheckpointError(f"The processor in {folder} could not be loaded: {reason}.") from error
 
 
@@ -191,5 +192,4 @@ def _check_part(self: Any, name: str, part: Any) -> Any:
 
 
 def _package(error: ImportError) -> str:
-    text = str(error)
-    return "torchvision" if "orchvision" in text else " ".join(text.split())[:300].rstrip(".")
+    return "torchvision" if "orchvision" in str(error) else reason_of(error)
