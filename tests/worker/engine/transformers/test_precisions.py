@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from llava_worker.engine.transformers.build import is_supported_version
 from llava_worker.engine.transformers.checkpoint import read_checkpoint
 from llava_worker.engine.transformers.load_model import load_model
 from llava_worker.loaded_model import StartupError
@@ -49,6 +50,11 @@ def test_int8_and_int4_quantize_the_decoder_with_bitsandbytes(
     )
     assert all(len(tokens) == 8 for tokens in outputs.values())
     assert family.model.heartbeat.precision == precision
+
+
+@pytest.mark.parametrize(("version", "expected"), [("5.22.1", False), ("5.23.0", True), ("6.0.0.dev0", True)])
+def test_old_versions_of_transformers_are_not_supported(version: str, expected: bool) -> None:
+    assert is_supported_version(version) is expected
 
 
 def test_settings_of_the_native_engine_are_rejected_by_name(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from importlib import metadata
 
 import torch
 
@@ -22,7 +23,10 @@ from llava_worker.model.config.untrusted_file import CheckpointError
 from llava_worker.model.gpu.current_gpu import use_device
 from llava_worker.model.memory_estimate import WORKING_BYTES, InsufficientMemory
 
-__all__ = ["TransformersModelInfo", "build_transformers_engine"]
+__all__ = ["MIN_VERSION", "TransformersModelInfo", "build_transformers_engine", "is_supported_version"]
+
+# In older versions, the processors of many models do not report the tokens of an image.
+MIN_VERSION = (5, 23)
 
 # The KV cache may use this fraction of the free memory. The rest is for activations and for the copies that
 # are made when a sequence joins or leaves a group.
@@ -59,6 +63,12 @@ def build_transformers_engine(
     Raises CheckpointError if the checkpoint is not supported, ValueError if a setting is invalid, and
     InsufficientMemory (a ValueError) if the model does not fit in memory.
     """
+    if not is_supported_version(version := metadata.version("transformers")):
+        minimum = ".".join(map(str, MIN_VERSION))
+        raise ValueError(
+            f"The transformers engine requires transformers {minimum} or newer; version {version} is "
+            f"installed. Run pip install 'transformers>={minimum}'."
+        )
     _check_settings(config)
     _configure_transformers()
     if config.num_threads is not None:
@@ -101,6 +111,12 @@ def build_transformers_engine(
         weights_s=loaded_at - began,
         warmup_s=time.monotonic() - loaded_at,
     )
+
+
+def is_supported_version(version: str) -> bool:
+    """Return whether the engine works with this version of transformers."""
+    major, minor = version.split(".")[:2]
+    return (int(major), int(minor)) >= MIN_VERSION
 
 
 def _check_settings(config: EngineConfig) -> None:
