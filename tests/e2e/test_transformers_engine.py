@@ -115,7 +115,7 @@ def test_a_model_that_no_engine_supports_ends_in_one_sentence(
     wait_until(lambda: worker.status is not None, "the end of the worker")
 
     (error,) = [line for line in worker.log.splitlines() if "cannot be served" in line]
-    assert "model_type is 'bert'" in error
+    assert "has model_type 'bert'" in error
     assert "The native engine supports llava, llava_next" in error
     assert "transformers has no AutoModelForImageTextToText of this type" in error
     assert "for example llava_onevision, qwen2_vl" in error

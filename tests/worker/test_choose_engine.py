@@ -53,5 +53,5 @@ def test_a_configured_engine_is_used_for_every_model(tmp_path: Path) -> None:
 
 
 def test_a_type_that_no_engine_supports_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"model_type is 'bert'\. The native engine supports llava"):
+    with pytest.raises(CheckpointError, match=r"has model_type 'bert'\. The native engine supports llava"):
         choose(tmp_path, {"model_type": "bert"})

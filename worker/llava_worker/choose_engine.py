@@ -48,7 +48,7 @@ def choose_engine(setting: EngineSetting, folder: Path) -> EngineName:
         return "transformers"
     native = ", ".join(_NATIVE_MODELS)
     raise CheckpointError(
-        f"{path}: model_type is {model_type!r}. The native engine supports {native} and LLaVA's original "
+        f"{path} has model_type {model_type!r}. The native engine supports {native} and LLaVA's original "
         "layout, and transformers has no AutoModelForImageTextToText of this type. Use a checkpoint of a "
         "supported type, for example llava_onevision, qwen2_vl, gemma3 or internvl."
     )
