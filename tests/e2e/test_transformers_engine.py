@@ -23,7 +23,7 @@ from tests.machine_speed import scaled
 from tests.processes import StartWorker, running_controller
 from tests.waiting import wait_until
 from tests.worker.engine.transformers.families import FAMILIES, write_family
-from tests.worker.engine.transformers.served_family import Question, ServedFamily, make_questions
+from tests.worker.engine.transformers.served_family import Question, ReferenceFamily, make_questions
 
 pytestmark = [
     pytest.mark.e2e,
@@ -32,12 +32,12 @@ pytestmark = [
 ]
 
 NUM_STREAMS = 8
-NUM_TOKENS = 100
+NUM_TOKENS = 80
 QUESTIONS = make_questions(seed=1)
 SETTINGS = {"engine": "transformers", "device": "cpu", "threads": 1, "lease_s": 1, "served_model_name": "vl"}
 
 
-def expected_text(family: ServedFamily, question: Question) -> str:
+def expected_text(family: ReferenceFamily, question: Question) -> str:
     tokens = family.generated(question, max_tokens=NUM_TOKENS)
     return str(family.processor.tokenizer.decode(tokens, skip_special_tokens=True))
 
@@ -83,7 +83,7 @@ def test_streams_equal_generate_across_a_crash_of_the_worker(
     name: str, queue_url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     folder = write_family(name, tmp_path / name)
-    family = ServedFamily(folder)
+    family = ReferenceFamily(folder)
     expected = [expected_text(family, question) for question in QUESTIONS]
     first = start_worker(model=folder, **SETTINGS)
     with running_controller(queue_url, tmp_path) as site, ThreadPoolExecutor(NUM_STREAMS) as threads:

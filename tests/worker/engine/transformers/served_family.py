@@ -12,15 +12,16 @@ from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.job import ImageRef, Job, Message
 from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.engine import Sequence
+from llava_worker.engine.transformers.checkpoint import read_checkpoint
+from llava_worker.engine.transformers.processor import ModelProcessor
 from llava_worker.job_sequence import make_sequence
-from llava_worker.language.image_tokens import ProcessorExpander
 from llava_worker.loaded_model import LoadedModel
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["Question", "ServedFamily", "make_questions"]
+__all__ = ["Question", "ReferenceFamily", "ServedFamily", "make_questions"]
 
 Pixels = NDArray[np.uint8]  # [height, width, 3]
 
@@ -48,16 +49,50 @@ def make_questions(seed: int = 0) -> list[Question]:
     ]
 
 
-class ServedFamily:
+class ReferenceFamily:
+    """A checkpoint that is opened only by transformers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # AutoProcessor would also load the video processor, which requires torchvision.
+        self.processor: Any = ModelProcessor(folder, read_checkpoint(folder).config)._processor
+
+    def inputs(self, question: Question) -> dict[str, Any]:
+        """Return the inputs that transformers' processor and the checkpoint's chat template give."""
+        images = [Image.fromarray(image) for image in question.images]
+        template = self.folder / "chat_template.jinja"
+        text = "<image>" * len(images) + question.text  # PaliGemma has no template
+        if template.exists():
+            parts = [*({"type": "image"} for _ in images), {"type": "text", "text": question.text}]
+            text = self.processor.tokenizer.apply_chat_template(
+                [{"role": "user", "content": parts}],
+                chat_template=template.read_text(),
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        inputs = self.processor(
+            text=[text], images=[images] if images else None, return_tensors="pt", add_special_tokens=False
+        )
+        inputs.pop("labels", None)
+        return dict(inputs)
+
+    def generated(self, question: Question, *, max_tokens: int = 24) -> list[int]:
+        """Return the output of transformers' greedy ``generate``."""
+        from transformers import AutoModelForImageTextToText
+
+        model: Any = AutoModelForImageTextToText.from_pretrained(self.folder)
+        inputs = self.inputs(question)
+        output = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
+        return [int(token_id) for token_id in output[0, inputs["input_ids"].shape[1] :]]
+
+
+class ServedFamily(ReferenceFamily):
     """A checkpoint that the worker has opened with the transformers engine."""
 
     def __init__(self, folder: Path, *flags: str) -> None:
-        self.folder = folder
+        super().__init__(folder)
         settings = load_settings(["--model", str(folder), "--device", "cpu", *flags])
         self.model: LoadedModel = open_model(settings)
-        expander = self.model.prompts._expander
-        assert isinstance(expander, ProcessorExpander)
-        self.processor: Any = expander._processor._processor
 
     def sequence(
         self,
@@ -93,34 +128,6 @@ class ServedFamily:
         )
         prompt = self.model.prompts.build(job)
         return make_sequence(assignment, prompt, context_length=self.model.engine.context_length)
-
-    def inputs(self, question: Question) -> dict[str, Any]:
-        """Return the inputs that transformers' processor and the checkpoint's chat template give."""
-        images = [Image.fromarray(image) for image in question.images]
-        template = self.folder / "chat_template.jinja"
-        text = "<image>" * len(images) + question.text  # PaliGemma has no template
-        if template.exists():
-            parts = [*({"type": "image"} for _ in images), {"type": "text", "text": question.text}]
-            text = self.processor.tokenizer.apply_chat_template(
-                [{"role": "user", "content": parts}],
-                chat_template=template.read_text(),
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        inputs = self.processor(
-            text=[text], images=[images] if images else None, return_tensors="pt", add_special_tokens=False
-        )
-        inputs.pop("labels", None)
-        return dict(inputs)
-
-    def generated(self, question: Question, *, max_tokens: int = 24) -> list[int]:
-        """Return the output of transformers' greedy ``generate``."""
-        from transformers import AutoModelForImageTextToText
-
-        model: Any = AutoModelForImageTextToText.from_pretrained(self.folder)
-        inputs = self.inputs(question)
-        output = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
-        return [int(token_id) for token_id in output[0, inputs["input_ids"].shape[1] :]]
 
     def run(self, *sequences: Sequence) -> dict[str, list[int]]:
         """Run the sequences together and return their output tokens."""
