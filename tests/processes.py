@@ -24,6 +24,13 @@ from tests.waiting import async_wait_until, wait_until
 # The modules that each program imports. A worker imports the engine's unless it serves the echo model.
 _CONTROLLER_MODULES = ("llava_server.__main__",)
 _ECHO_MODULES = ("llava_worker.__main__", "llava_worker.echo_engine")
+_TRANSFORMERS_MODULES = (
+    "llava_worker.engine.transformers.build",
+    "transformers.generation.utils",
+    "transformers.models.auto.image_processing_auto",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.processing_auto",
+)
 _ENGINE_MODULES = (
     "llava_worker.__main__",
     "llava_worker.engine.startup.build_engine",
@@ -130,7 +137,9 @@ class WorkerProcess(Process):
 
     def __init__(self, redis_url: str, log: Path, **settings: object) -> None:
         settings = {"model": "echo", "redis_url": redis_url, **settings}
-        modules = _ECHO_MODULES if settings["model"] == "echo" else _ENGINE_MODULES
+        modules: tuple[str, ...] = _ECHO_MODULES if settings["model"] == "echo" else _ENGINE_MODULES
+        if settings.get("engine") == "transformers":
+            modules = (*_ENGINE_MODULES, *_TRANSFORMERS_MODULES)
         super().__init__("llava_worker", log, modules, **settings)
 
     @property

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from llava_wire.controller_side.query_results import QueueStats
 from llava_wire.controller_side.sharded_producer import ShardedProducer
 from llava_wire.errors import QueueUnavailable
-from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
+from llava_wire.messages.heartbeat import EngineInfo, Heartbeat, ImageSpec
 
 from llava_server.errors import ApiError, queue_unavailable
 from llava_server.metrics import Metrics, ModelLoad
@@ -41,6 +41,7 @@ class ServedModel:
     precision: str
     digest: str  # digest of the weights and of everything else that shapes the output; empty if unknown
     first_seen: int  # Unix seconds
+    engine: EngineInfo | None = None  # None if the worker does not report it
 
     def fingerprint(self, model_digest: str = "") -> str:
         """Return the ``system_fingerprint`` of a response.
@@ -178,6 +179,7 @@ class WorkerRegistry:
             heartbeat.precision,
             heartbeat.model_digest,
             first_seen,
+            heartbeat.engine,
         )
         if known is None:
             logger.info(

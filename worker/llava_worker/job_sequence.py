@@ -53,7 +53,7 @@ def _pixels(assignment: Assignment, prompt: Prompt) -> list[Pixels]:
         image = images[span.digest]
         tiles = assignment.pixels.get(image.digest, b"")
         num_bytes = len(tiles)
-        expected_bytes = image.num_tiles * image.side * image.side * 3
+        expected_bytes = image.num_bytes
         if num_bytes != expected_bytes:
             raise PromptError(
                 ErrorCode.INTERNAL_ERROR,

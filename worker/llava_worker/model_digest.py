@@ -4,7 +4,8 @@ It covers the weights, config.json, the image preprocessing, the tokenizer, the 
 end-of-sequence tokens, the precision and the data type of the KV cache. The following have no effect on it,
 because they change at most the rounding or the maximum length of an output: the name and folder of the model,
 the distribution of its tensors across files, the device, the attention kernel, the number of ranks,
-speculation, scheduling and memory limits.
+speculation, scheduling and memory limits. The digests of the native engine and of the transformers engine
+always differ.
 
 The two layouts of the same checkpoint (llava-hf and original) have different digests.
 """
@@ -22,8 +23,19 @@ from llava_worker.language.prompt_formats import PromptTemplate
 if TYPE_CHECKING:
     from llava_worker.engine.startup.model_info import ModelInfo
 
-__all__ = ["digest_checkpoint", "digest_echo"]
+__all__ = ["digest_checkpoint", "digest_echo", "digest_transformers"]
 
+_TRANSFORMERS_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _VERSION = 1  # increase it if the digest of an unchanged model changes
 
 
@@ -55,6 +67,20 @@ def digest_checkpoint(
         template=template.definition,
         precision=info.precision,
         kv_cache_dtype=config.kv_cache_dtype,
+    )
+
+
+def digest_transformers(
+    weights_digest: str, precision: str, template: PromptTemplate, *, folder: Path
+) -> str:
+    """Return the digest of a model that the transformers engine runs. Raises OSError."""
+    files = [path for name in _TRANSFORMERS_FILES if (path := folder / name).is_file()]
+    return _digest(
+        engine="transformers",
+        weights=weights_digest,
+        files={path.name: _digest_file(path) for path in files},
+        template=template.definition,
+        precision=precision,
     )
 
 

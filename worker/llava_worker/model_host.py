@@ -168,6 +168,7 @@ class ModelHost:
             capacity=0,
             context_length=0,
             kernels=None,
+            engine=None,
             stats={},
         )
         command = await consumer.send_heartbeat(heartbeat)

@@ -8,43 +8,46 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-import os
-import socket
 import time
-import uuid
-from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_wire.messages.heartbeat import Heartbeat, ImageSpec, KernelInfo
+from llava_wire.messages.heartbeat import EngineInfo, ImageSpec, KernelInfo
 
+from llava_worker.choose_engine import choose_engine
 from llava_worker.echo_engine import EchoEngine
-from llava_worker.engine import EngineInterface
-from llava_worker.engine.core.step_timer import StepTimer
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.engine_thread import end_process
 from llava_worker.language.conversation_templates import choose_template
-from llava_worker.language.prompt_builder import PromptBuilder, PromptError
-from llava_worker.language.prompt_formats import ChatTemplateError
-from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer, TokenizerError
+from llava_worker.language.prompt_builder import PromptBuilder
+from llava_worker.language.tokenizer import ByteTokenizer, TokenizerError
 from llava_worker.load_progress import LoadProgress, ProgressCallback
+from llava_worker.loaded_model import (
+    LoadedModel,
+    StartupError,
+    StartupTimes,
+    conversation_errors,
+    make_grammars,
+    make_heartbeat,
+    missing_modules,
+    require_modules,
+    served_name,
+    traced_engine,
+)
 from llava_worker.model.private_folder import user_cache
 from llava_worker.model_digest import digest_checkpoint, digest_echo
 from llava_worker.model_thread import ModelThread
+from llava_worker.open_transformers import open_transformers
 from llava_worker.settings import Settings
-from llava_worker.telemetry.traced_engine import TracedEngine, open_trace
 
 if TYPE_CHECKING:
     from llava_worker.engine.startup.model_info import ModelInfo
-    from llava_worker.engine.structured_output.grammar_cache import GrammarCache
     from llava_worker.language.template_process import TemplateProcess
 
 __all__ = ["LoadedModel", "StartupError", "StartupTimes", "image_spec", "open_in_thread", "open_model"]
 
-_MAX_ERROR_LENGTH = 4000  # characters
 _ENGINE_MODULES = (
     "llava_worker.engine.startup.build_engine",
     "llava_worker.engine.structured_output.grammar_cache",
@@ -58,48 +61,6 @@ _ECHO_SPEC = ImageSpec(side=32, tokens_per_tile=4)
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
 
 logger = logging.getLogger(__name__)
-
-
-class StartupError(Exception):
-    """The worker cannot start with these settings. The message says how to fix the problem.
-
-    It is a single line of limited length: names in a checkpoint's files could otherwise forge log lines.
-    """
-
-    def __init__(self, message: str) -> None:
-        cut = message if len(message) <= _MAX_ERROR_LENGTH else f"{message[:_MAX_ERROR_LENGTH]}..."
-        super().__init__(
-            "".join(each if each.isprintable() else repr(each)[1:-1] for each in cut.replace("\n", " "))
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class StartupTimes:
-    """The time until the model was ready, both in total and for each phase."""
-
-    import_s: float = 0.0  # torch and the modules that import it
-    weights_s: float = 0.0
-    warmup_s: float = 0.0
-    total_s: float = 0.0
-
-    def __str__(self) -> str:
-        return (
-            f"{self.total_s:.1f} s (import {self.import_s:.1f} s, weights {self.weights_s:.1f} s, "
-            f"warm-up {self.warmup_s:.1f} s)"
-        )
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """Everything that a Worker needs except the queue."""
-
-    engine: EngineInterface
-    tokenizer: Tokenizer
-    prompts: PromptBuilder
-    heartbeat: Heartbeat
-    times: StartupTimes = StartupTimes()
-    grammars: GrammarCache | None = None  # None if structured output is not supported
-    thread: ModelThread | None = None  # the thread that loaded the model, if it will also run the engine
 
 
 def open_in_thread(settings: Settings, *, on_progress: ProgressCallback | None = None) -> Future[LoadedModel]:
@@ -125,14 +86,18 @@ def open_model(settings: Settings, *, on_progress: ProgressCallback | None = Non
         return _open_echo(settings)
     try:
         folder = _find_folder(settings.model)
-        _require(*_ENGINE_PACKAGES)
-        return _open_folder(folder, settings, on_progress or LoadProgress())
+        require_modules(*_ENGINE_PACKAGES)
+        base = _find_folder(settings.base_model) if settings.base_model else None
+        config = _engine_config(settings, folder, base)
+        if choose_engine(settings.engine, config.config_folder) == "transformers":
+            return open_transformers(folder, settings, config)
+        return _open_native(folder, settings, config, on_progress or LoadProgress())
     except (TokenizerError, ValueError, OSError) as error:  # CheckpointError is a ValueError
         raise StartupError(f"Model {settings.model!r} cannot be served: {error}") from error
 
 
 def _open_echo(settings: Settings) -> LoadedModel:
-    if settings.loadable_models is not None and not _missing(_ENGINE_PACKAGES):
+    if settings.loadable_models is not None and not missing_modules(_ENGINE_PACKAGES):
         _import_engine()
     engine = EchoEngine(
         max_sequences=settings.max_num_sequences,
@@ -141,43 +106,50 @@ def _open_echo(settings: Settings) -> LoadedModel:
     )
     name = settings.served_model_name or "echo"
     tokenizer = ByteTokenizer()
-    with _conversation_errors(settings):
+    with conversation_errors(settings):
         template = choose_template(settings.conversation, settings.prompt_style)
         prompts = PromptBuilder(
             tokenizer, template, image_spec=_ECHO_SPEC, context_length=engine.context_length
         )
     digest = digest_echo(template)
-    heartbeat = _heartbeat(engine, _ECHO_SPEC, name, digest, device="none", precision="none")
-    return LoadedModel(_traced(engine, settings, name), tokenizer, prompts, heartbeat)
+    heartbeat = make_heartbeat(
+        engine,
+        _ECHO_SPEC,
+        name,
+        digest,
+        EngineInfo(name="echo", batching="continuous"),
+        device="none",
+        precision="none",
+    )
+    return LoadedModel(traced_engine(engine, settings, name), tokenizer, prompts, heartbeat)
 
 
-def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback) -> LoadedModel:
-    """Load the model. Raises StartupError, TokenizerError, ValueError or OSError."""
+def _open_native(
+    folder: Path, settings: Settings, config: EngineConfig, on_progress: ProgressCallback
+) -> LoadedModel:
+    """Load the model with the native engine. Raises StartupError, TokenizerError, ValueError or OSError."""
     started_at = time.monotonic()
     from llava_worker.language.tokenizer_check import TokenizerCheck
 
     tokenizer_check = TokenizerCheck()  # starts while torch is imported
     from llava_worker.engine.startup.build_engine import build_engine
-    from llava_worker.engine.structured_output.grammar_cache import GrammarCache
     from llava_worker.language.hf_tokenizer import HFTokenizer, has_tokenizer
 
     imported_at = time.monotonic()
-    base = _find_folder(settings.base_model) if settings.base_model else None
-    tokenizer_folder = folder if base is None or has_tokenizer(folder) else base
+    tokenizer_folder = folder if config.base is None or has_tokenizer(folder) else config.base
     process = _start_template_process(settings)  # imports transformers while the model is loaded
-    config = _engine_config(settings, folder, base)
     engine, info = build_engine(config, on_progress=on_progress, on_lost_rank=end_process)
     tokenizer_check.check(tokenizer_folder)
     tokenizer_check.close()
     tokenizer = HFTokenizer(tokenizer_folder, image_token_id=info.image_token_id, vocab_size=info.vocab_size)
     spec = image_spec(info)
-    with _conversation_errors(settings):
+    with conversation_errors(settings):
         template = choose_template(
             settings.conversation,
             settings.prompt_style,
             folder=folder,
             tokenizer=tokenizer,
-            base=base,
+            base=config.base,
             process=process,
         )
         prompts = PromptBuilder(
@@ -187,29 +159,26 @@ def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback
             context_length=engine.context_length,
             has_image_marks=info.has_image_marks,
         )
-    name = settings.served_model_name or _served_name(settings.model, folder)
+    name = settings.served_model_name or served_name(settings.model, folder)
     times = StartupTimes(
         imported_at - started_at, info.weights_s, info.warmup_s, time.monotonic() - started_at
     )
     logger.info("loaded %s in %s", folder, times)
-    grammars = GrammarCache(
-        lambda: [tokenizer.token_bytes(token_id) for token_id in range(info.vocab_size)],
-        info.eos_ids,
-        begins_with_space=tokenizer.strips_leading_space,
-    )
+    grammars = make_grammars(tokenizer, vocab_size=info.vocab_size, eos_ids=info.eos_ids)
     digest = digest_checkpoint(config, info, template, tokenizer_folder=tokenizer_folder)
     stats = {f"start_{part}": seconds for part, seconds in asdict(times).items()}
-    heartbeat = _heartbeat(
+    heartbeat = make_heartbeat(
         engine,
         spec,
         name,
         digest,
+        EngineInfo(name="native", batching="continuous"),
         device=info.device,
         precision=info.precision,
         kernels=KernelInfo(**info.kernels._asdict()),
         stats=stats,
     )
-    traced = _traced(engine, settings, name, engine.timer)
+    traced = traced_engine(engine, settings, name, engine.timer)
     return LoadedModel(traced, tokenizer, prompts, heartbeat, times, grammars)
 
 
@@ -217,7 +186,7 @@ def _start_template_process(settings: Settings) -> TemplateProcess | None:
     """Start the process that renders the checkpoint's chat template, if it is needed. Raises StartupError."""
     if settings.conversation != "checkpoint":
         return None
-    _require("transformers", "jinja2")
+    require_modules("transformers", "jinja2")
     from llava_worker.language.template_process import TemplateProcess
 
     return TemplateProcess()
@@ -254,35 +223,6 @@ def _weights_cache(setting: str) -> Path | None:
     return user_cache() / "weights" if setting == "auto" else Path(setting).expanduser().absolute()
 
 
-def _traced(
-    engine: EngineInterface, settings: Settings, name: str, timer: StepTimer | None = None
-) -> EngineInterface:
-    """Wrap the engine in a TracedEngine if ``--trace-steps`` is set. Raises StartupError."""
-    path = settings.trace_steps
-    if path is None:
-        return engine
-    try:
-        trace = open_trace(path, process=f"llava worker, {name}")
-    except OSError as error:
-        raise StartupError(
-            f"The timeline file {path} could not be written: {error}. Use a different file for each worker, "
-            "for example by including {pid} in its name."
-        ) from error
-    logger.info("writing a timeline of all steps to %s", path)
-    return TracedEngine(engine, trace, timer)
-
-
-@contextmanager
-def _conversation_errors(settings: Settings) -> Iterator[None]:
-    """Convert errors of the chat template and the tokenizer to StartupError."""
-    try:
-        yield
-    except (ChatTemplateError, PromptError, TokenizerError) as error:
-        raise StartupError(
-            f"Conversation template {settings.conversation!r} cannot be used with this model: {error}"
-        ) from error
-
-
 def image_spec(info: ModelInfo) -> ImageSpec:
     """Return the model's image preprocessing parameters."""
     return ImageSpec(
@@ -292,38 +232,6 @@ def image_spec(info: ModelInfo) -> ImageSpec:
         tokens_per_tile=info.tokens_per_tile,
         grid=info.grid,
     )
-
-
-def _heartbeat(
-    engine: EngineInterface,
-    spec: ImageSpec,
-    name: str,
-    model_digest: str,
-    *,
-    device: str,
-    precision: str,
-    kernels: KernelInfo | None = None,
-    stats: dict[str, float] | None = None,
-) -> Heartbeat:
-    return Heartbeat(
-        worker_id=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
-        model=name,
-        model_digest=model_digest,
-        image_spec=spec,
-        context_length=engine.context_length,
-        capacity=engine.max_sequences,
-        device=device,
-        precision=precision,
-        kernels=kernels,
-        started_at=time.time(),
-        stats=stats or {},
-    )
-
-
-def _served_name(model: str, folder: Path) -> str:
-    if model == "tiny":
-        return "tiny-llava"
-    return folder.name if Path(model).is_dir() else model
 
 
 def _find_folder(model: str) -> Path:
@@ -363,23 +271,10 @@ def _download(name: str) -> Path:
 
 
 def _import_engine() -> None:
-    """Import the modules that ``_open_folder`` uses, before the worker registers.
+    """Import the modules that ``_open_native`` uses, before the worker registers.
 
     While Python loads torch's libraries, it holds the GIL, for 0.4 to 2 seconds on busy machines. If a
     registered worker loaded the first model, heartbeats would stop, and it could be declared lost.
     """
     for module in _ENGINE_MODULES:
         importlib.import_module(module)
-
-
-def _missing(modules: Iterable[str]) -> str:
-    """Return the names of the packages that are not installed, separated by commas."""
-    return ", ".join(module for module in modules if importlib.util.find_spec(module) is None)
-
-
-def _require(*modules: str) -> None:
-    if missing := _missing(modules):
-        raise StartupError(
-            f"The model requires packages that are not installed: {missing}. "
-            "Run pip install 'llava-serve[worker]'."
-        )

@@ -14,6 +14,7 @@ from llava_wire.base_settings import ServiceSettings
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from llava_worker.choose_engine import EngineSetting
 from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES
 
 __all__ = ["Precision", "Settings", "load_settings"]
@@ -32,6 +33,11 @@ class Settings(ServiceSettings):
         min_length=1,
         description="Model folder, Hugging Face Hub ID, 'tiny' (the bundled model) or 'echo' (no model; for "
         "tests).",
+    )
+    engine: EngineSetting = Field(
+        "auto",
+        description="Engine that runs the model. 'native' supports LLaVA, and 'transformers' supports most "
+        "vision-language models. 'auto' selects the native engine if it supports the model's config.json.",
     )
     served_model_name: str | None = Field(
         None,

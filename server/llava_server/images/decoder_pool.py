@@ -47,7 +47,8 @@ class ImageTiles:
     """An image preprocessed for a model.
 
     ``pixels`` contains ``num_tiles * side * side * 3`` bytes of RGB data. ``width`` and ``height`` are the
-    size of the original image, in pixels.
+    size of the original image, in pixels. For the mode "rgb", there is one tile of ``width`` x ``height``
+    pixels.
     """
 
     __slots__ = ("height", "num_tiles", "pixels", "width")
@@ -119,10 +120,12 @@ class DecoderPool:
             slot.release()
         if "error" in head:
             raise image_error(str(head["error"]), head, self._limits)
-        num_tiles, rest = divmod(len(pixels), spec.side * spec.side * 3)
+        width, height = int(head["width"]), int(head["height"])
+        num_tile_pixels = width * height if spec.fit == "rgb" else spec.side**2
+        num_tiles, rest = divmod(len(pixels), num_tile_pixels * 3)
         if rest or not num_tiles:
             raise image_error("crashed", {}, self._limits)
-        return ImageTiles(pixels, num_tiles=num_tiles, width=int(head["width"]), height=int(head["height"]))
+        return ImageTiles(pixels, num_tiles=num_tiles, width=width, height=height)
 
     async def aclose(self) -> None:
         """Kill all processes, including busy ones."""

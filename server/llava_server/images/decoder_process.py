@@ -53,6 +53,8 @@ def preprocess(
 ) -> tuple[Image.Image, int, int]:
     """Return the tiles of an image, and the width and height of the upright image.
 
+    With the mode "rgb", the result is the resized image and its size.
+
     ``data`` is the data of a data: URL, encoded as stated in ``request["encoding"]`` (default: base64).
     ``on_size`` is called with the number of pixels before they are decoded. Raises DecodeError.
     """
@@ -75,7 +77,7 @@ def preprocess(
         background=tuple(request["background"]),
         grid=[(width, height) for width, height in request.get("grid", ())],
     )
-    return tiles, upright.width, upright.height
+    return (tiles, *(tiles.size if request["fit"] == "rgb" else upright.size))
 
 
 def main() -> None:

@@ -5,6 +5,7 @@
 - "squash": SigLIP's resize of both sides (``SiglipImageProcessor``, PIL path)
 - "anyres": LLaVA-1.6's ``process_anyres_image``
 - "hd": the same tiling as "anyres", for LLaVA-1.5-HD (experimental)
+- "rgb": the whole image, which is resized only if it is too large, for models with their own image processor
 
 All modes resample with PIL's bicubic filter, first horizontally, then vertically, with 8-bit intermediate
 values. Pillow up to version 12 always used this order, so the original LLaVA did, too. Pillow 13 resizes some
@@ -24,7 +25,7 @@ from llava_server.images.partial_resize import Canvas, resize_rows
 
 __all__ = ["ResizeMode", "apply_orientation", "resize"]
 
-ResizeMode = Literal["pad", "crop", "squash", "anyres", "hd"]
+ResizeMode = Literal["pad", "crop", "squash", "anyres", "hd", "rgb"]
 
 _STRIP_ROWS = 256
 _TALL, _TALL_RATIO = 4_096, 8  # pad taller images without resizing the background
@@ -65,6 +66,8 @@ def resize(
         return _crop(image, side)
     if mode == "squash":
         return _squash(image, side)
+    if mode == "rgb":
+        return _shrink(image, side)
     return _split_into_tiles(image, side, grid)
 
 
@@ -129,6 +132,15 @@ def _crop(image: Image.Image, side: int) -> Image.Image:
 
 def _squash(image: Image.Image, side: int) -> Image.Image:
     return _resize(image, (side, side))
+
+
+def _shrink(image: Image.Image, side: int) -> Image.Image:
+    """Resize the image, preserving its aspect ratio, so that its longer side is at most ``side``."""
+    long = max(image.size)
+    if long <= side:
+        return image
+    width, height = (max(1, round(size * side / long)) for size in image.size)
+    return _resize(image, (width, height))
 
 
 def _split_into_tiles(image: Image.Image, side: int, grid: Sequence[tuple[int, int]]) -> Image.Image:

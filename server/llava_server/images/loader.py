@@ -156,7 +156,7 @@ def _ref(tiles: ImageTiles, spec: ImageSpec, digest: str) -> ImageRef:
     return ImageRef(
         digest=digest,
         num_tiles=tiles.num_tiles,
-        side=spec.side,
+        side=0 if spec.fit == "rgb" else spec.side,
         width=tiles.width,
         height=tiles.height,
     )

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import psutil
 import pytest
-from llava_server.images.decoder_pool import DecoderPool
+from llava_server.images.decoder_pool import DecoderPool, ImageTiles
 from llava_server.images.errors import ImageError
 from llava_wire.messages.heartbeat import ImageSpec
 from PIL import Image
@@ -65,6 +65,17 @@ def test_tiles_have_the_size_of_the_model_and_report_the_size_of_the_image() -> 
     tiles = with_pool(lambda pool: pool.preprocess(SMALL, SPEC, tenant="a"))
     assert (tiles.width, tiles.height, tiles.num_tiles) == (40, 20, 1)
     assert len(tiles.pixels) == 28 * 28 * 3
+
+
+def test_an_rgb_image_is_one_tile_of_its_own_size() -> None:
+    def preprocess(side: int) -> ImageTiles:
+        spec = ImageSpec(side=side, fit="rgb")
+        return with_pool(lambda pool: pool.preprocess(SMALL, spec, tenant="a"))
+
+    whole, reduced = preprocess(40), preprocess(10)
+    assert (whole.width, whole.height, whole.num_tiles, len(whole.pixels)) == (40, 20, 1, 40 * 20 * 3)
+    assert (reduced.width, reduced.height, reduced.num_tiles) == (10, 5, 1)
+    assert len(reduced.pixels) == 10 * 5 * 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])

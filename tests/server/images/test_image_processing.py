@@ -158,3 +158,20 @@ def test_every_exif_orientation_becomes_upright() -> None:
 
 def test_unknown_orientation_leaves_the_image_unchanged() -> None:
     assert apply_orientation(noise(3, 5), 42).size == (3, 5)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (1, 1), (100, 3), (64, 64)])
+def test_rgb_does_not_change_an_image_within_the_limit(size: tuple[int, int]) -> None:
+    image = noise(*size)
+    resized = resize(image, side=100, mode="rgb", background=MEAN_COLOR)
+    assert (resized.size, resized.tobytes()) == (size, image.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((200, 100), (100, 50)), ((101, 101), (100, 100)), ((3, 999), (1, 100))]
+)
+def test_rgb_reduces_a_larger_image_and_keeps_its_aspect_ratio(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    resized = resize(noise(*size), side=100, mode="rgb", background=MEAN_COLOR)
+    assert resized.tobytes() == pil_resize(noise(*size), expected).tobytes()

@@ -58,6 +58,7 @@ EXPECTED = {
     "chatml_direct": CHATML.format("Answer the questions.", ""),
     "qwen_1_5": CHATML.format("You are a helpful assistant.", "\n"),
     "plain": "#\nHi?\nYes.\nWhy?\n",
+    "paligemma": "#<bos>Hi?\nYes.\nWhy?\n",
     "llava_hf": "USER: #\nHi? ASSISTANT: Yes. USER: Why? ASSISTANT:",
 }
 

@@ -10,7 +10,7 @@ import msgspec
 
 from llava_wire.messages.load_command import CommandStatus
 
-__all__ = ["KERNEL_SOURCES", "Heartbeat", "ImageSpec", "KernelInfo", "read_heartbeats"]
+__all__ = ["KERNEL_SOURCES", "EngineInfo", "Heartbeat", "ImageSpec", "KernelInfo", "read_heartbeats"]
 
 KERNEL_SOURCES = ("shipped", "compiled", "triton", "torch")
 
@@ -32,10 +32,14 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     ties are resolved in favor of the least wasted area. The image is resized to fit the canvas without
     changing its aspect ratio (sizes are rounded up to whole pixels), centered on a black background (offsets
     are rounded down) and cut into tiles row by row.
+
+    "rgb" requests the whole image as plain RGB pixels, for models whose own image processor runs in the
+    worker. The image is resized only if its longer side exceeds ``side``. ``tokens_per_tile`` is then an
+    estimate of the tokens of an image.
     """
 
     side: int
-    fit: Literal["pad", "crop", "squash", "anyres", "hd"] = "pad"
+    fit: Literal["pad", "crop", "squash", "anyres", "hd", "rgb"] = "pad"
     background: tuple[int, int, int] = (122, 116, 104)
     tokens_per_tile: int = 576
     grid: tuple[tuple[int, int], ...] = ()
@@ -52,6 +56,18 @@ class KernelInfo(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     variant: str = ""
     fallback_reason: str = ""  # why torch kernels replace faster ones; empty if they do not
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine that runs a model.
+
+    ``name`` is "native", "transformers" or "echo". ``batching`` is how it computes concurrent sequences:
+    "continuous" (prompts and sequences of any length in one pass), "padded" (one pass for all sequences, and
+    a separate one for each prompt) or "single" (one pass for each sequence). Newer releases may add others.
+    """
+
+    name: str
+    batching: str
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +87,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float = 0.0  # Unix seconds, for display only
     command: CommandStatus | None = msgspec.field(name="order", default=None)  # status of the last command
     kernels: KernelInfo | None = None  # None without a model, for the echo model and in older releases
+    engine: EngineInfo | None = None  # None without a model and in older releases
     num_shards: int = 1  # number of the queue's shards in the worker's settings
     # Digest of the servers of all shards in their order. Empty with one server, None in older releases.
     shard_servers: str | None = None

@@ -42,6 +42,9 @@ class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
     The tiles are stored under ``digest``, one after another, as uint8 RGB values in row-major HWC order
     (``num_bytes`` bytes). ``width`` and ``height`` are the dimensions of the original image
     in pixels, in upright orientation. Anyres models need them to remove the padding.
+
+    If ``side`` is 0, the image is not split into tiles. Its pixels are RGB values of ``width`` x ``height``
+    pixels, and ``num_tiles`` is 1.
     """
 
     digest: str
@@ -52,8 +55,9 @@ class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def num_bytes(self) -> int:
-        """The size of the tiles."""
-        return self.num_tiles * self.side**2 * 3
+        """The size of the pixel data."""
+        num_pixels = self.num_tiles * self.side**2 if self.side else self.width * self.height
+        return num_pixels * 3
 
 
 class Message(msgspec.Struct, frozen=True):

@@ -23,11 +23,11 @@ import logging
 import time
 
 import torch
-from llava_wire.messages.event import ErrorCode, JobError
 
 from llava_worker.engine.core.block_manager import BlockManager
 from llava_worker.engine.core.model_runner_output import ChunkResult, StepResult
 from llava_worker.engine.core.scheduler import Chunk, Scheduler
+from llava_worker.engine.core.sequence_outputs import out_of_memory_error
 from llava_worker.engine.model_runner import InFlightStep, ModelRunner, completed
 from llava_worker.engine.speculation.speculative_decoding import SpeculativeDecoding, is_draftable
 
@@ -139,12 +139,7 @@ def launch_with_oom_retry(runner: ModelRunner, chunks: list[Chunk]) -> InFlightS
         logger.error(
             "seq_id=%s: out of memory in a step that contains only this sequence: %s", seq_id, reason
         )
-        message = (
-            "The worker ran out of memory while processing this request. Retry later, shorten the prompt, or "
-            "send fewer images."
-        )
-        failure = JobError(ErrorCode.INSUFFICIENT_MEMORY, message)
-        return completed([], [ChunkResult(chunks[0], [], failure)])
+        return completed([], [ChunkResult(chunks[0], [], out_of_memory_error())])
     logger.warning("out of memory in a step of %d sequences; retrying in two halves: %s", len(chunks), reason)
     half = len(chunks) // 2
     computed, results = [], []

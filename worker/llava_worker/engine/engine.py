@@ -22,10 +22,11 @@ from llava_wire.messages.event import ErrorCode, JobError
 from llava_worker.engine.async_pipeline import AsyncPipeline
 from llava_worker.engine.core.block_manager import BlockManager
 from llava_worker.engine.core.model_runner_output import ChunkResult, TokenResult
-from llava_worker.engine.core.outputs import EngineStats, Finish, StepOutput
+from llava_worker.engine.core.outputs import EngineStats, StepOutput
 from llava_worker.engine.core.scheduler import Chunk, Scheduler
 from llava_worker.engine.core.sequence import Sequence, SequenceRejected
-from llava_worker.engine.core.validation import SamplingLimits, SequenceValidator
+from llava_worker.engine.core.sequence_outputs import deadline_error, finish_of, next_output
+from llava_worker.engine.core.validation import SamplingLimits, SequenceValidator, TileCheck
 from llava_worker.engine.image_pooling import ImageEmbeddingQueue
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.speculation.drafter import Drafter
@@ -77,7 +78,7 @@ class Engine:
         self._validator = SequenceValidator(
             context_length=context_length,
             sampling=SamplingLimits(vocab_size=vocab_size, num_eos_ids=len(self._eos_ids)),
-            images=config.image_layout(),
+            images=TileCheck(config.image_layout()),
         )
         self.context_length = context_length
         self.max_sequences = max_num_sequences
@@ -137,7 +138,7 @@ class Engine:
         self._validator.check(sequence)
         eos_ids = frozenset[int]() if sequence.sampling.ignore_eos else self._eos_ids
         sequence.end_ids = eos_ids.union(sequence.sampling.stop_token_ids)
-        finish = self._finish_of(sequence)
+        finish = finish_of(sequence, self.context_length)
         if finish is not None and not sequence.needs_prompt_logprobs:
             self._complete.append(StepOutput(sequence.seq_id, finish=finish))
             return
@@ -212,20 +213,13 @@ class Engine:
         self._blocks.check(self._scheduler)
 
     def _end_overdue(self) -> list[StepOutput]:
-        now, outputs = self._now(), []
+        now = self._now()
         overdue = [
-            sequence
+            (sequence, error)
             for sequence in self._sequences.values()
-            if sequence.deadline_s is not None and sequence.deadline_s <= now
+            if (error := deadline_error(sequence, now)) is not None
         ]
-        for sequence in overdue:
-            num_tokens = len(sequence.output_ids)
-            message = (
-                f"The request reached its deadline after {num_tokens} output tokens. Retry later, or "
-                "request fewer tokens."
-            )
-            outputs.append(self._fail(sequence, JobError(ErrorCode.DEADLINE_EXCEEDED, message)))
-        return outputs
+        return [self._fail(sequence, error) for sequence, error in overdue]
 
     def _mark_computed(self, chunks: list[Chunk]) -> None:
         """Record that the KV cache contains the keys and values of the chunks, and publish full blocks."""
@@ -252,56 +246,19 @@ class Engine:
                 break
 
     def _output_of(self, sequence: Sequence, token: TokenResult) -> StepOutput:
-        """Append the token to the output, or finish the sequence if it requests no output tokens."""
-        prompt_logprobs = sequence.prompt_logprobs if sequence.needs_prompt_logprobs else None
-        if token.token_id is None or (prompt_logprobs is not None and prompt_logprobs.has_nan):
-            return self._fail_not_finite(sequence)
-        token_id: int | None = None
-        finish: Finish | None
-        if sequence.is_embedding:
-            finish = "stop"
-        elif sequence.max_new_tokens == 0:  # only prompt log-probabilities were requested
-            finish = "length"
-        else:
-            token_id = token.token_id
-            self._append(sequence, token_id)
-            finish = self._finish_of(sequence)
-        if finish is not None:
-            self._remove(sequence)
-        return StepOutput(
-            sequence.seq_id,
-            token_id,
-            finish,
-            num_cached_tokens=sequence.num_cached or 0,
-            logprobs=None if token_id is None else token.logprobs,
-            vector=token.vector,
-            prompt_logprobs=prompt_logprobs or (),
-        )
-
-    def _append(self, sequence: Sequence, token_id: int) -> None:
         if sequence.num_computed < sequence.num_tokens:  # the previous token was an accepted draft
             sequence.num_computed = sequence.num_tokens
             self._blocks.cache_full_blocks(sequence)
-        sequence.output_ids.append(token_id)
-        self._counters.num_generated_tokens += 1
-
-    def _finish_of(self, sequence: Sequence) -> Finish | None:
-        """Return the finish reason, or None if the output is not complete."""
-        output_ids = sequence.output_ids
-        if output_ids and output_ids[-1] in sequence.end_ids:
-            return "stop"
-        if len(output_ids) >= sequence.max_new_tokens or sequence.num_tokens >= self.context_length:
-            return "length"
-        return None
-
-    def _fail_not_finite(self, sequence: Sequence) -> StepOutput:
-        # The blocks and the image features of the sequence may contain NaN too, so other sequences must not
-        # reuse them.
-        self._blocks.invalidate(sequence)
-        self._runner.drop_features(sequence)
-        num_tokens = len(sequence.output_ids)
-        message = f"The model produced NaN or infinity after {num_tokens} output tokens."
-        return self._fail(sequence, JobError(ErrorCode.INTERNAL_ERROR, message))
+        output = next_output(sequence, token, self.context_length)
+        self._counters.num_generated_tokens += output.token_id is not None
+        if output.error is not None:
+            # The blocks and the image features of the sequence may contain NaN too, so other sequences must
+            # not reuse them.
+            self._blocks.invalidate(sequence)
+            self._runner.drop_features(sequence)
+        if output.is_final:
+            self._remove(sequence)
+        return output
 
     def _fail(self, sequence: Sequence, error: JobError) -> StepOutput:
         self._remove(sequence)

@@ -2,8 +2,9 @@
 
 Each template has the same system message, roles and separators as the template of the same name in the
 original LLaVA (``llava/conversation.py``). ``qwen_1_5`` is from LLaVA-NeXT. ``llava_hf`` is the chat template
-of llava-hf's LLaVA-1.5 checkpoints. To add a template, add an entry here and, if no existing format applies,
-a format in ``prompt_formats``.
+of llava-hf's LLaVA-1.5 checkpoints. ``paligemma`` is the prompt of PaliGemma, whose checkpoints have no chat
+template. To add a template, add an entry here and, if no existing format applies, a format in
+``prompt_formats``.
 """
 
 from __future__ import annotations
@@ -99,6 +100,9 @@ _ALL = [
         has_bos=False,
     ),
     ConversationTemplate(name="plain", system="", separator="\n", end="\n", format="plain"),
+    ConversationTemplate(
+        name="paligemma", system="", separator="\n", end="\n", format="paligemma", has_bos=False
+    ),
     ConversationTemplate(name="llava_hf", system="", separator=" ", end=" ", format="llava_hf"),
 ]
 CONVERSATION_TEMPLATES = {template.name: template for template in _ALL}
@@ -115,15 +119,17 @@ def choose_template(
     tokenizer: HFTokenizer | None = None,
     base: Path | None = None,
     process: TemplateProcess | None = None,
+    image_token: str | None = None,
 ) -> PromptTemplate:
     """Return the template for the settings ``conversation`` and ``prompt_style``. Raises ChatTemplateError.
 
     ``folder`` and ``tokenizer`` belong to the model, or are None for the echo model. If ``folder`` contains
     an adapter, ``base`` is the folder of its base model and provides the files that ``folder`` lacks.
-    ``process`` renders the checkpoint's template. If it is None, a new process is started.
+    ``process`` renders the checkpoint's template. If it is None, a new process is started. ``image_token`` is
+    the text of an image in this template. By default, it is the image token of the tokenizer.
     """
     if conversation == "checkpoint":
-        return _checkpoint_template(folder, tokenizer, base, process)
+        return _checkpoint_template(folder, tokenizer, base, process, image_token)
     if conversation == "auto":
         conversation = template_for_config(_read_config(folder) or _read_config(base))
         logger.info("conversation template selected based on config.json: %s", conversation)
@@ -154,7 +160,11 @@ def template_for_config(config: Mapping[str, Any]) -> str:
 
 
 def _checkpoint_template(
-    folder: Path | None, tokenizer: HFTokenizer | None, base: Path | None, process: TemplateProcess | None
+    folder: Path | None,
+    tokenizer: HFTokenizer | None,
+    base: Path | None,
+    process: TemplateProcess | None,
+    image_token: str | None,
 ) -> PromptTemplate:
     from llava_worker.language import chat_template_files as files
     from llava_worker.language.hf_tokenizer import has_tokenizer
@@ -173,7 +183,7 @@ def _checkpoint_template(
         process=process or TemplateProcess(),
         special_tokens=tokenizer.special_tokens,
         variables=files.read_special_tokens(tokenizer_folder),
-        image_token=image_tokens[0] if image_tokens else "<image>",
+        image_token=image_token or (image_tokens[0] if image_tokens else "<image>"),
     )
 
 

@@ -33,13 +33,19 @@ class HFTokenizer:
     """A byte-fallback tokenizer (Llama) or a byte-level tokenizer (GPT-2, only from ``tokenizer.json``)."""
 
     def __init__(
-        self, folder: Path, *, image_token_id: int | None = None, vocab_size: int | None = None
+        self,
+        folder: Path,
+        *,
+        image_token_id: int | None = None,
+        vocab_size: int | None = None,
+        adds_bos: bool | None = None,
     ) -> None:
         """Load the tokenizer. Raises TokenizerError, or CheckpointError if a configuration is invalid.
 
         ``image_token_id`` defaults to the ID of ``<image>``, or to 0 if the vocabulary does not contain it.
         ``vocab_size`` is the number of the model's embeddings. If it is set, the IDs of all texts must be
         lower. Special tokens may have higher IDs, because some published models lack a few of them.
+        ``adds_bos`` overrides the setting in tokenizer_config.json.
         """
         config = read_json_object(folder / "tokenizer_config.json")
         self._tokenizer = _load(folder, config)
@@ -62,7 +68,9 @@ class HFTokenizer:
         self.bos_token_id = None if self.bos_token is None else self.special_id(self.bos_token)
         self._is_legacy = self._is_byte_level or _is_legacy(folder, config, self._prefix_scheme)
         self._named_tokens = _named_tokens(folder, config)
-        self.adds_bos = self.bos_token_id is not None and config.get("add_bos_token") is not False
+        if adds_bos is None:
+            adds_bos = config.get("add_bos_token") is not False
+        self.adds_bos = adds_bos and self.bos_token_id is not None
         if image_token_id is None:
             image_token_id = self._tokenizer.token_to_id("<image>") or 0
         self.image_token_id = image_token_id

@@ -3,7 +3,7 @@
 The rules are the same as in the original LLaVA. The prompt starts with one beginning-of-sequence token. It is
 split at the images, and each part is tokenized independently, so a newline after an image becomes ``▁``,
 ``<0x0A>``. For templates in the style of transformers, the prompt is tokenized as a single text. An image is
-represented by one image token per feature vector.
+represented by the tokens that an `ImageExpander` returns, by default one image token per feature vector.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from llava_wire.messages.job import ImageRef, Job, Message
 from llava_worker.engine import ImageSpan
 from llava_worker.language.bad_words import bad_word_ids
 from llava_worker.language.detokenizer import detokenize
+from llava_worker.language.image_tokens import ImageExpander, ImageTokens, TileExpander
 from llava_worker.language.prompt_formats import PromptError, PromptTemplate, Segment, SpecialToken
 from llava_worker.language.tokenizer import Tokenizer
 from llava_worker.model.config.image_grid import ImageLayout
@@ -82,17 +83,16 @@ class PromptBuilder:
         image_spec: ImageSpec,
         context_length: int,
         has_image_marks: bool = False,
+        expander: ImageExpander | None = None,
     ) -> None:
         """Create a builder. Raises TokenizerError if the vocabulary lacks a required special token.
 
         ``has_image_marks`` is true if the model was trained with ``<im_start>`` and ``<im_end>`` around
-        images.
+        images. ``expander`` determines the tokens of images. It is required if ``image_spec.fit`` is "rgb".
         """
         self._tokenizer = tokenizer
         self._template = template
-        self._layout = ImageLayout(
-            image_spec.side, image_spec.tokens_per_tile, fit=image_spec.fit, grid=image_spec.grid
-        )
+        self._expander = expander or _tile_expander(image_spec, tokenizer)
         self._context_length = context_length
         self._image_marks = _IMAGE_MARKS if has_image_marks else ()
         for segment in [*self._image_marks, *template.render(_SAMPLE_CHAT)]:
@@ -119,8 +119,8 @@ class PromptBuilder:
                     "in a chat request.",
                 )
         elif job.form == "raw" and job.images:
-            span = self._image_span(job.images[0], start=0)
-            prompt = Prompt([self._tokenizer.image_token_id] * span.length, [span])
+            (tokens,) = self._expander.expand(job.images[:1])
+            prompt = Prompt(list(tokens.token_ids), [_image_span(job.images[0], tokens, start=0)])
         else:
             segments = self._segments(job)
             if job.needs_model and job.truncate_prompt_tokens is None:
@@ -162,15 +162,18 @@ class PromptBuilder:
         return prompt
 
     def _encode(self, segments: Iterable[Segment]) -> Prompt:
-        segments = _join_texts(self._mark_images(segments))
+        segments = list(segments)
+        expanded = self._expander.expand([each for each in segments if isinstance(each, ImageRef)])
+        segments = _join_texts(self._mark_images(_surround_images(segments, expanded)))
+        remaining = iter(expanded)
         prompt = Prompt(self._bos(segments))
         previous: Segment | None = None
         for segment in segments:
             is_first = previous is None or (isinstance(previous, ImageRef) and not self._template.is_hf_style)
             if isinstance(segment, ImageRef):
-                span = self._image_span(segment, start=len(prompt.token_ids))
-                prompt.images.append(span)
-                prompt.token_ids += [self._tokenizer.image_token_id] * span.length
+                tokens = next(remaining)
+                prompt.images.append(_image_span(segment, tokens, start=len(prompt.token_ids)))
+                prompt.token_ids += tokens.token_ids
             else:
                 prompt.token_ids += self._encode_part(segment, is_first=is_first)
             previous = segment
@@ -203,24 +206,6 @@ class PromptBuilder:
         has_bos = isinstance(first, SpecialToken) and self._tokenizer.special_id(first.token) == bos
         return [] if has_bos else [bos]
 
-    def _image_span(self, image: ImageRef, *, start: int) -> ImageSpan:
-        """Return the image's span. Raises PromptError if the image was not preprocessed for this model."""
-        # A grid has at least one tile in addition to the base view. A single tile means low detail.
-        has_grid = self._layout.has_grid and image.num_tiles > 1
-        plan = self._layout.plan(image.width, image.height) if has_grid else self._layout.plan(0, 0)
-        if (image.side, image.num_tiles) != (self._layout.side, plan.num_tiles):
-            expected_side = self._layout.side
-            raise PromptError(
-                ErrorCode.INTERNAL_ERROR,
-                f"An image was preprocessed into {image.num_tiles} tiles of {image.side} pixels, but the "
-                f"model requires {plan.num_tiles} tiles of {expected_side} pixels. The workers that serve "
-                "this model have different preprocessing configurations.",
-            )
-        # The size is set only for grids, whose features depend on it. Without a grid, the same pixels produce
-        # the same features regardless of the original image's size.
-        width, height = (image.width, image.height) if has_grid else (0, 0)
-        return ImageSpan(start=start, length=plan.num_tokens, digest=image.digest, width=width, height=height)
-
     def _check_num_bytes(self, segments: Iterable[Segment]) -> None:
         """Raise PromptError if the text is certainly too long. Tokenizing it could take a second."""
         max_token_bytes = self._tokenizer.max_token_bytes
@@ -251,6 +236,34 @@ class PromptBuilder:
                 "for prompt and output. Shorten the text."
             )
         return PromptError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message)
+
+
+def _tile_expander(spec: ImageSpec, tokenizer: Tokenizer) -> TileExpander:
+    if spec.fit == "rgb":
+        raise ValueError("RGB images require an expander.")
+    layout = ImageLayout(spec.side, spec.tokens_per_tile, fit=spec.fit, grid=spec.grid)
+    return TileExpander(layout, tokenizer.image_token_id)
+
+
+def _image_span(image: ImageRef, tokens: ImageTokens, *, start: int) -> ImageSpan:
+    return ImageSpan(
+        start=start,
+        length=len(tokens.token_ids),
+        digest=image.digest,
+        width=tokens.width,
+        height=tokens.height,
+    )
+
+
+def _surround_images(segments: Iterable[Segment], expanded: Iterable[ImageTokens]) -> Iterator[Segment]:
+    """Insert the texts that belong to the images."""
+    remaining = iter(expanded)
+    for segment in segments:
+        if isinstance(segment, ImageRef):
+            tokens = next(remaining)
+            yield from (tokens.before, segment, tokens.after)
+        else:
+            yield segment
 
 
 def _join_texts(segments: Iterable[Segment]) -> list[Segment]:

@@ -26,7 +26,7 @@ __all__ = [
     "validate_messages",
 ]
 
-PromptFormat = Literal["colons", "inst", "chatml", "plain", "llava_hf"]
+PromptFormat = Literal["colons", "inst", "chatml", "plain", "llava_hf", "paligemma"]
 
 
 class PromptError(Exception):
@@ -114,7 +114,7 @@ class ConversationTemplate:
 
     @property
     def is_hf_style(self) -> bool:
-        return self.format == "llava_hf"
+        return self.format in ("llava_hf", "paligemma")
 
     def render(self, messages: Sequence[Message], *, is_continued: bool = False) -> list[Segment]:
         """Implement ``PromptTemplate.render``.
@@ -127,7 +127,9 @@ class ConversationTemplate:
         render = _RENDERERS[self.format]
         if not is_continued:
             return render(self, system, messages[first_turn:])
-        space = "" if self.format in ("chatml", "plain") else " "  # before each assistant message
+        space = (
+            "" if self.format in ("chatml", "plain", "paligemma") else " "
+        )  # before each assistant message
         partial_response = _text(messages[-1])
         return [*render(self, system, messages[first_turn:-1]), f"{space}{partial_response}"]
 
@@ -195,12 +197,27 @@ def _render_llava_hf(template: ConversationTemplate, system: str, turns: Sequenc
     return [*segments, f"{template.assistant}:"]
 
 
+def _render_paligemma(template: ConversationTemplate, system: str, turns: Sequence[Message]) -> list[Segment]:
+    """All images, ``<bos>``, and each text on a separate line, as in transformers' processor.
+
+    There are no roles, because the model was not trained with conversations.
+    """
+    images = [part for turn in turns for part in turn.parts if isinstance(part, ImageRef)]
+    segments: list[Segment] = [*images, SpecialToken("<bos>")]
+    if system:
+        segments += [system, template.end]
+    for turn in turns:
+        segments += [_text(turn), template.end]
+    return segments
+
+
 _RENDERERS: dict[PromptFormat, Callable[[ConversationTemplate, str, Sequence[Message]], list[Segment]]] = {
     "colons": _render_colons,
     "inst": _render_inst,
     "chatml": _render_chatml,
     "plain": _render_plain,
     "llava_hf": _render_llava_hf,
+    "paligemma": _render_paligemma,
 }
 
 

@@ -54,6 +54,7 @@ _PUBLIC_SCOPE = "*"  # owner of images whose cache_scope is "public"; never a te
 _JSON_TYPE = re.compile(r"application/([!-~]+\+)?json")
 _LARGE_BODY_BYTES = 64 * 1024  # larger bodies are parsed in a thread to avoid delaying other streams
 _GRIDS = ("anyres", "hd")
+_LOW_DETAIL_SIDE = 512  # pixels; as documented for OpenAI's API
 
 T = TypeVar("T")
 
@@ -387,7 +388,9 @@ async def _read_file(services: Services, source: ImageSource, tenant: str) -> by
 
 
 def _base_view(spec: ImageSpec) -> ImageSpec:
-    """Return the spec for encoding an image as a single tile, which low detail requires."""
+    """Return the spec for low detail: an image is encoded as a single tile, or an RGB image is reduced."""
+    if spec.fit == "rgb":
+        return msgspec.structs.replace(spec, side=min(spec.side, _LOW_DETAIL_SIDE))
     return msgspec.structs.replace(spec, fit="squash", grid=()) if spec.fit in _GRIDS else spec
 
 

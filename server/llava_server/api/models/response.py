@@ -44,6 +44,23 @@ class Model(ResponseModel, kw_only=True):
             ["shipped"],
         ),
     ]
+    engine: Annotated[
+        str | None,
+        doc(
+            "Engine of the most recently started worker: native, transformers or echo. Null if the worker "
+            "does not report it.",
+            "native",
+        ),
+    ]
+    batching: Annotated[
+        str | None,
+        doc(
+            "How the engine computes concurrent requests: continuous (prompts and responses in one pass), "
+            "padded (one pass for all responses) or single (one pass for each response). Null if the worker "
+            "does not report it.",
+            "continuous",
+        ),
+    ]
     capabilities: Annotated[Capabilities, doc("Capabilities of the model.")]
 
 
@@ -56,6 +73,8 @@ _MODEL = {
     "num_workers": 1,
     "digest": "69c28378c6f13b7796fbddd57302c769",
     "kernels": ["shipped"],
+    "engine": "native",
+    "batching": "continuous",
     "capabilities": {"vision": True},
 }
 

@@ -103,5 +103,7 @@ def _to_response(model: ServedModel, registry: WorkerRegistry) -> Model:
         num_workers=registry.num_workers(model.name),
         digest=model.digest or None,
         kernels=kernel_sources(registry.heartbeats, model.name),
+        engine=model.engine.name if model.engine else None,
+        batching=model.engine.batching if model.engine else None,
         capabilities=Capabilities(),
     )

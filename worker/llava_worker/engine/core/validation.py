@@ -11,14 +11,15 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
+from typing import Protocol
 
 from llava_wire.messages.event import ErrorCode, JobError
 from llava_wire.messages.sampling_params import SamplingParams
 
-from llava_worker.engine.core.sequence import ImageSpan, Pixels, Sequence, SequenceRejected
+from llava_worker.engine.core.sequence import ImageSpan, Sequence, SequenceRejected
 from llava_worker.model.config.image_grid import ImageLayout
 
-__all__ = ["SamplingLimits", "SequenceValidator"]
+__all__ = ["ImageCheck", "SamplingLimits", "SequenceValidator", "TileCheck"]
 
 MAX_LOGIT_BIASES = 300
 MAX_STOP_TOKENS = 16
@@ -74,13 +75,44 @@ class SamplingLimits:
                 raise _invalid(message, name)
 
 
+class ImageCheck(Protocol):
+    """The interface of checks of single images."""
+
+    def problem(self, image: ImageSpan, num_bytes: int) -> str | None:
+        """Return why the model cannot process the image, as a sentence, or None if it can.
+
+        ``num_bytes`` is the size of its pixel data.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TileCheck:
+    """The check for models whose images are split into square tiles."""
+
+    layout: ImageLayout
+
+    def problem(self, image: ImageSpan, num_bytes: int) -> str | None:
+        side = self.layout.side
+        try:
+            plan = self.layout.plan(image.width, image.height)
+        except ValueError as error:
+            return str(error)
+        if num_bytes == plan.num_tiles * side**2 * 3 and image.length == plan.num_tokens:
+            return None
+        return (
+            f"the pixel data is {num_bytes} bytes for {image.length} tokens; the model expects "
+            f"{plan.num_tiles} tiles of {side}x{side} RGB pixels and {plan.num_tokens} tokens."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceValidator:
     """Checks sequences against the limits of a model and its KV cache."""
 
     context_length: int
     sampling: SamplingLimits
-    images: ImageLayout
+    images: ImageCheck
 
     def check(self, sequence: Sequence) -> None:
         """Raise SequenceRejected if the sequence cannot be computed."""
@@ -104,7 +136,8 @@ class SequenceValidator:
                     f"Image {image.digest} spans tokens [{image.start}, {image.end}), which overlap another "
                     "image or are outside the prompt."
                 )
-            self._check_image(image, pixels)
+            if (problem := self.images.problem(image, memoryview(pixels).nbytes)) is not None:
+                raise _invalid(f"Image {image.digest}: {problem}")
             end = image.end
 
     def _check_tokens(self, sequence: Sequence) -> None:
@@ -127,19 +160,6 @@ class SequenceValidator:
             maximum = vocab_size - 1
             raise _invalid(
                 f"Token ID {token_id} is outside the vocabulary; it must be between 0 and {maximum}."
-            )
-
-    def _check_image(self, image: ImageSpan, pixels: Pixels) -> None:
-        num_bytes, side = memoryview(pixels).nbytes, self.images.side
-        try:
-            plan = self.images.plan(image.width, image.height)
-        except ValueError as error:
-            raise _invalid(f"Image {image.digest}: {error}") from error
-        if num_bytes != plan.num_tiles * side**2 * 3 or image.length != plan.num_tokens:
-            raise _invalid(
-                f"Image {image.digest}: the pixel data is {num_bytes} bytes for {image.length} tokens; the "
-                f"model expects {plan.num_tiles} tiles of {side}x{side} RGB pixels and {plan.num_tokens} "
-                "tokens."
             )
 
 

@@ -5,6 +5,7 @@ As in OpenAI's API, they are not affected by temperature, logits processors or t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.model.device_copy import copy_to_device
 from llava_worker.model.llava import Llava
 
-__all__ = ["Logprobs", "PickedLogprobs", "add_prompt_logprobs"]
+__all__ = ["Logprobs", "PickedLogprobs", "add_logprobs_of_prompt", "add_prompt_logprobs"]
 
 # Maximum number of prompt rows for which logits are computed at once. With a vocabulary of 32,000 tokens, the
 # logits of 64 rows take 8 MB, whereas those of 4,096 rows would take 0.5 GB.
@@ -84,18 +85,25 @@ def add_prompt_logprobs(model: Llava, hidden: Tensor, spans: Rows[PromptRows]) -
     The host waits for the device once per sequence.
     """
     for span in spans:
-        num_top = span.sequence.num_prompt_logprobs or 0
-        token_ids = span.sequence.prompt_ids[span.first : span.first + span.length]
-        own_ids = copy_to_device(np.array(token_ids), hidden.device)
-        rows = hidden[span.row : span.row + span.length]
-        parts = [
-            _scores(model.logits(some_rows), some_ids, num_top)
-            for some_rows, some_ids in zip(
-                torch.split(rows, ROWS_AT_ONCE), torch.split(own_ids, ROWS_AT_ONCE), strict=True
-            )
-        ]
-        columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
-        span.sequence.prompt_logprobs.extend(*columns)
+        _add(span, hidden.device, lambda start, end: model.logits(hidden[start:end]))
+
+
+def add_logprobs_of_prompt(logits: Tensor, span: PromptRows) -> None:
+    """Append to the sequence's ``prompt_logprobs``. ``logits`` is fp32 [tokens, vocab]."""
+    _add(span, logits.device, lambda start, end: logits[start:end])
+
+
+def _add(span: PromptRows, device: torch.device, logits_of: Callable[[int, int], Tensor]) -> None:
+    """Append the log-probabilities of a span. ``logits_of`` returns the logits of a range of rows."""
+    num_top = span.sequence.num_prompt_logprobs or 0
+    token_ids = span.sequence.prompt_ids[span.first : span.first + span.length]
+    own_ids = copy_to_device(np.array(token_ids), device)
+    parts, row = [], span.row
+    for some_ids in torch.split(own_ids, ROWS_AT_ONCE):
+        parts.append(_scores(logits_of(row, row + len(some_ids)), some_ids, num_top))
+        row += len(some_ids)
+    columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
+    span.sequence.prompt_logprobs.extend(*columns)
 
 
 def _scores(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -31,6 +31,7 @@ from llava_worker.model.config.text_config import Activation, ConfigPart, RopeCo
 from llava_worker.model.config.untrusted_file import CheckpointError, read_json_object
 
 __all__ = [
+    "TOKEN_IDS",
     "CheckpointError",
     "ImageConfig",
     "ModelConfig",
@@ -52,7 +53,7 @@ _NEXT_PINPOINTS = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
 
 _MAX_PATCHES = 1 << 14  # per tile; CLIP-L/14 with 336 pixels has 576
 _MAX_GRID = 1 << 10
-_TOKEN_IDS: TypeAdapter[int | list[int]] = TypeAdapter(
+TOKEN_IDS: TypeAdapter[int | list[int]] = TypeAdapter(
     TokenId | Annotated[list[TokenId], Field(max_length=MAX_TOKENS)]
 )
 
@@ -330,7 +331,7 @@ def read_eos_ids(folder: Path, config: ModelConfig) -> frozenset[int]:
     if eos is None:
         eos = config.text_config.eos_token_id
     try:
-        token_ids = _TOKEN_IDS.validate_python(eos)
+        token_ids = TOKEN_IDS.validate_python(eos)
     except ValidationError as error:
         raise CheckpointError(
             f"{path} is invalid. eos_token_id must be a token ID or a list of up to {MAX_TOKENS} token IDs."

@@ -32,7 +32,7 @@ from llava_worker.model.quantization.capability import (
 from llava_worker.model.quantization.quantized_linear import QuantizedLinear
 from llava_worker.model.quantization.w8a8 import W8A8Linear
 
-__all__ = ["PRECISIONS", "Precision", "Role", "choose_precision", "precisions_on"]
+__all__ = ["PRECISIONS", "Precision", "Role", "choose_dtype", "choose_precision", "precisions_on"]
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +151,20 @@ def choose_precision(name: str, device: torch.device, *, is_small: bool = False)
     if name == "bf16":
         return Precision(name, torch.bfloat16, _native_or_fused(device))
     return Precision(name, _DTYPES[name], choose_kernels(_DTYPES[name], device))
+
+
+def choose_dtype(name: str, device: torch.device, *, is_small: bool = False) -> tuple[str, torch.dtype]:
+    """Return the name and the dtype of an unquantized precision. "auto" is resolved as by `choose_precision`.
+
+    Raises ValueError if the name is unknown.
+    """
+    if name == "auto":
+        name, reason = _auto(device, is_small)
+        logger.info("precision auto: selected %s because %s", name, reason)
+    if name not in _DTYPES:
+        supported = ", ".join(_DTYPES)
+        raise ValueError(f"Precision {name!r} is not supported. Use one of auto, {supported}.")
+    return name, _DTYPES[name]
 
 
 def precisions_on(device: torch.device) -> tuple[str, ...]:
