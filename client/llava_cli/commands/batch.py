@@ -150,7 +150,7 @@ def _run_folder(job: FolderJob) -> None:
     num_cut_off = sum(record.finish_reason == "length" for record in records)
     notes = [
         f"{len(records) - num_failed} of {len(records)} images succeeded",
-        *([f"{num_failed} failed and are retried if you run the command again"] if num_failed else []),
+        *([f"{num_failed} failed (run the command again to retry)"] if num_failed else []),
         *([f"{num_cut_off} responses reached --max-tokens"] if num_cut_off else []),
     ]
     typer.echo(f"{', '.join(notes)}; results saved to {job.output}", err=True)

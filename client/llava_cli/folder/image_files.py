@@ -58,7 +58,10 @@ class ImageFile:
         return status.st_size, status.st_mtime_ns
 
     def read(self) -> ImageContent:
-        """Read the file. Raises ImageError if it cannot be read or is too large for any server."""
+        """Read the file.
+
+        Raises ImageError if it cannot be read, is not an image or is too large for any server.
+        """
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -70,6 +73,11 @@ class ImageFile:
                 data = file.read()
         except OSError as exc:
             raise ImageError(f"Cannot read the image: {exc.strerror}.") from exc
+        if not data:
+            raise ImageError("The file is empty.")
+        if media_type(data) is None:
+            first_bytes = data[:8]
+            raise ImageError(f"The file is not an image: it begins with {first_bytes!r}.")
         return ImageContent(data, status.st_mtime_ns, hashlib.sha256(data).hexdigest())
 
 

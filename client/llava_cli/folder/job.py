@@ -85,24 +85,22 @@ def _send(
         results.append(record)
         progress.count(record)
 
-    with Progress(len(images) - len(pending), len(images)) as progress:
-        sending = send_all(
-            pending,
-            Request(job.prompt, model, job.settings),
-            store,
-            base_url=job.base_url,
-            api_key=job.api_key,
-            concurrency=job.concurrency,
-        )
-        try:
-            asyncio.run(sending)
-        except (KeyboardInterrupt, LlavaError, OSError):
-            num_remaining = sum(image.name not in results.records for image in images)
-            typer.echo(
-                f"\n{num_remaining} of {len(images)} images remain. To continue, run the same command again.",
-                err=True,
+    try:
+        with Progress(len(images) - len(pending), len(images)) as progress:
+            sending = send_all(
+                pending,
+                Request(job.prompt, model, job.settings),
+                store,
+                base_url=job.base_url,
+                api_key=job.api_key,
+                concurrency=job.concurrency,
             )
-            raise
+            asyncio.run(sending)
+    except (KeyboardInterrupt, LlavaError, OSError):
+        num_remaining = sum(image.name not in results.records for image in images)
+        message = f"{num_remaining} of {len(images)} images remain. To continue, run the same command again."
+        typer.echo(f"\n{message}", err=True)
+        raise
 
 
 def _default_model(job: FolderJob) -> str:

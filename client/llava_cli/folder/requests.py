@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from llava_client.async_client import AsyncClient
 from llava_client.chat_request import ChatOptions
 from llava_client.errors import (
     APIConnectionError,
+    APIError,
     AuthenticationError,
+    BadRequestError,
+    InternalServerError,
     LlavaError,
     NotFoundError,
     PermissionDeniedError,
@@ -23,15 +27,14 @@ from llava_cli.folder.record import Record, Request
 __all__ = ["send_all"]
 
 _MAX_RETRIES = 10  # with the default delays, a server may be unavailable for almost a minute
-# These errors do not depend on the image, so the next request would fail too.
 _FATAL = (
     APIConnectionError,
     AuthenticationError,
     NotFoundError,  # the model
     PermissionDeniedError,
     RateLimitError,
-    ServiceUnavailableError,
 )
+_FATAL_CODES = frozenset({"queue_timeout"})
 
 
 async def send_all(
@@ -80,11 +83,26 @@ async def _send(image: ImageFile, client: AsyncClient, request: Request) -> Reco
     try:
         content = await asyncio.to_thread(image.read)
         response = await client.chat(request.prompt, image=content.data, **options)
-    except _FATAL:
-        raise
     except LlavaError as exc:
+        if _is_fatal(exc, request.settings):
+            raise
         return _record(image, content, request, error=str(exc))
     return _record(image, content, request, text=response.text, finish_reason=response.finish_reason)
+
+
+def _is_fatal(error: LlavaError, settings: Mapping[str, Any]) -> bool:
+    """Whether the error does not depend on the image. Then, the next request would fail too.
+
+    A 5xx status without an error code is from a proxy, because the server's own errors have codes. A 503
+    that must not be retried may depend on the image, for example because the model runs out of memory.
+    """
+    if isinstance(error, ServiceUnavailableError):
+        return error.should_retry is not False
+    if isinstance(error, InternalServerError):
+        return error.code is None
+    if isinstance(error, BadRequestError) and error.code != "context_length_exceeded":
+        return (error.param or "").partition(".")[0] in settings
+    return isinstance(error, _FATAL) or (isinstance(error, APIError) and error.code in _FATAL_CODES)
 
 
 def _record(

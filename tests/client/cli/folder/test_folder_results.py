@@ -74,7 +74,8 @@ def test_failed_images_are_stored_with_their_error_and_retried(stack: Stack, pho
     errors = {record["image"]: record["error"] for record in read_results(output) if record["error"]}
     assert list(errors) == ["broken.png", "empty.png", "missing.png", "text.jpg"]
     assert "No such file" in errors["missing.png"]
-    assert "not an image file" in errors["text.jpg"]
+    assert errors["empty.png"] == "The file is empty."
+    assert errors["text.jpg"] == "The file is not an image: it begins with b'<html>'."
     for name in errors:
         (photos / name).unlink()
         (photos / name).write_bytes(png(1))
@@ -98,12 +99,37 @@ def test_an_image_that_is_too_large_for_the_server_fails_alone(
     assert "the limit is 1048576" in large["error"]
 
 
-def test_a_request_that_no_image_can_complete_stops_the_run(
-    server: ScriptedServer, photos: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("status", "code", "exit_code", "num_requests"),
+    [
+        (401, "invalid_api_key", 4, 1),
+        (404, "model_not_found", 1, 1),
+        (408, "queue_timeout", 1, 1),
+        (502, None, 1, 1),  # from a proxy
+        (500, "worker_crashed", 1, 3),  # possibly because of the image
+        (503, "insufficient_memory", 1, 3),
+        (400, "invalid_image", 1, 3),
+    ],
+)
+def test_only_errors_that_do_not_depend_on_the_image_stop_the_run(
+    server: ScriptedServer,
+    photos: Path,
+    tmp_path: Path,
+    status: int,
+    code: str | None,
+    exit_code: int,
+    num_requests: int,
 ) -> None:
-    server.script(*[returns_error(401, "The API key is not recognized.")] * 3)
-    assert run_batch(server.url, photos, tmp_path / "out.jsonl", "-c", "1").exit_code == 4
-    assert len(server.chats) == 1
+    server.script(*[returns_error(status, "failed", code=code, x_should_retry="false")] * 3)
+    done = run_batch(server.url, photos, tmp_path / "out.jsonl", "-c", "1")
+    assert (done.exit_code, len(server.chats)) == (exit_code, num_requests)
+    assert ("images remain" in done.stderr) == (num_requests == 1)
+
+
+def test_an_invalid_setting_stops_the_run(stack: Stack, photos: Path, tmp_path: Path) -> None:
+    done = run_batch(stack.server.url, photos, tmp_path / "out.jsonl", "--temperature", "9")
+    assert (done.exit_code, read_results(tmp_path / "out.jsonl")) == (1, [])
+    assert "temperature: input should be less than or equal to 2" in done.stderr
 
 
 def test_a_changed_image_is_sent_again_but_one_that_was_only_touched_is_not(
