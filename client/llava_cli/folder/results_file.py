@@ -8,7 +8,6 @@ A lock prevents two processes from writing the same results.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -55,10 +54,10 @@ class ResultsFile:
         """Add a result for an image that has none. Raises OSError, for example if the disk is full."""
         with self.path.open("ab", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
-            line = record.line()
+            remaining = memoryview(record.line())
             try:
-                if file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+                while remaining:
+                    remaining = remaining[file.write(remaining) :]
             except BaseException:
                 file.truncate(size)
                 raise

@@ -6,11 +6,11 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from subprocess import Popen
+from subprocess import PIPE, Popen, run
 
 import pytest
 
-from tests.client.cli.command_line import start
+from tests.client.cli.command_line import MAIN, start
 from tests.client.cli.folder.image_folder import add_images, png, read_results, run_batch
 from tests.client.scripted_server import ScriptedServer, completes, returns_error
 from tests.machine_speed import scaled
@@ -89,6 +89,20 @@ def test_only_one_process_writes_the_results(own_stack: OwnStack, tmp_path: Path
     after_kill = run_batch(stack.server.url, tmp_path / "photos", output, prompt="silent")
     assert after_kill.exit_code == 0, after_kill.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "photos"]
+
+
+def test_a_full_disk_stops_the_run_and_leaves_complete_lines(server: ScriptedServer, tmp_path: Path) -> None:
+    names = add_images(tmp_path / "photos", 20)
+    output = tmp_path / "out.jsonl"
+    # The maximum file size is 4 blocks of 512 or 1024 bytes. A line has about 300 bytes.
+    limited = ["sh", "-c", 'ulimit -f 4 && exec "$@"', "sh", *MAIN]
+    command = ["batch", "--images", "photos", "--prompt", "say yes", "--out", "out.jsonl"]
+    ended = run([*limited, *command, "--base-url", server.url], cwd=tmp_path, stderr=PIPE, text=True)
+    assert ended.returncode == 1
+    assert "llava-serve: Cannot write 'out.jsonl': File too large." in ended.stderr
+    assert 2 < len(read_results(output)) == num_lines(output) < 20
+    assert run_batch(server.url, tmp_path / "photos", output).exit_code == 0
+    assert [record["image"] for record in read_results(output)] == names
 
 
 def test_a_busy_server_stops_the_run_and_the_next_run_continues(
