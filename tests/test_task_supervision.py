@@ -29,6 +29,7 @@ SUPERVISORS = {
     "client/llava_cli/up/supervisor.py:Supervisor.start": "_report_crash ends the program",
     "client/llava_cli/up/up.py:_run_until_first": "waits for all tasks and raises the first error",
     "client/llava_cli/bench/load_generator.py:_open_loop": "gathers the tasks",
+    "client/llava_cli/folder/requests.py:send_all": "gathers the tasks",
     "bench/serving/overhead.py:_measure": "gathers the tasks",
     "bench/fleet/load.py:Load.run": "waits for the first error and raises it",
 }

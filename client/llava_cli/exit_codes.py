@@ -42,8 +42,9 @@ EXIT_BUSY = 5
 EXIT_INTERRUPTED = 130
 
 EXIT_CODES = (
-    "Exit codes: 0 success; 1 failure; 2 invalid usage or unreadable image; 3 connection failed or lost; "
-    "4 API key missing or rejected; 5 server busy, retry later; 130 interrupted by Ctrl-C."
+    "Exit codes: 0 success; 1 failure of some or all requests; 2 invalid usage or unreadable image; "
+    "3 connection failed or lost; 4 API key missing or rejected; 5 server busy, retry later; "
+    "130 interrupted by Ctrl-C."
 )
 
 # The first match wins, so a subclass must precede its base class.

@@ -10,9 +10,9 @@ from llava_client import AsyncClient, Client, RetryPolicy
 
 from tests.client.blocking_clients import AnyClient, BlockingAsyncClient, SyncClient
 from tests.client.scripted_server import ScriptedServer, serving
-from tests.server.conftest import shared_stack, stack, valkey_socket
+from tests.server.conftest import own_stack, queue_url, shared_stack, stack, valkey_socket
 
-__all__ = ["shared_stack", "stack", "valkey_socket"]
+__all__ = ["own_stack", "queue_url", "shared_stack", "stack", "valkey_socket"]
 
 MakeClient = Callable[..., AnyClient]
 

@@ -1,6 +1,10 @@
-"""``llava-serve batch FILE.jsonl``: submit chat requests from a file, show progress and save the results.
+"""``llava-serve batch``: run many requests, show progress and save the results.
 
-The batch runs on the server. To resume waiting after an interruption, pass the batch ID instead of the file.
+``batch FILE.jsonl`` submits the requests in a file. The batch runs on the server. To resume waiting after an
+interruption, pass the batch ID instead of the file.
+
+``batch --images FOLDER --prompt TEXT`` sends one request for each image in a folder. To continue after an
+interruption, run the command again.
 """
 
 from __future__ import annotations
@@ -16,31 +20,149 @@ from llava_client.json_body import encode_json
 from rich.console import Console
 
 from llava_cli.exit_codes import EXIT_FAILED, EXIT_USAGE, fail, handle_errors
-from llava_cli.options import ApiKey, BaseUrl
+from llava_cli.folder.job import FolderJob, run_job
+from llava_cli.options import (
+    ApiKey,
+    BaseUrl,
+    Choice,
+    Format,
+    JsonSchema,
+    MaxTokens,
+    ModelName,
+    Regex,
+    Seed,
+    System,
+    Temperature,
+    schema_format,
+)
 
 __all__ = ["batch"]
 
 _ID = "batch_"
+_DEFAULT_CONCURRENCY = 16
+
+_Source = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[FILE|ID]",
+        help="JSONL file with one request per line, or the ID of an existing batch.",
+        show_default=False,
+    ),
+]
+_Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "--out",
+        "-o",
+        help="Results file: .jsonl, or with --images also .csv or .parquet. Default: FILE.results.jsonl, "
+        "ID.results.jsonl or FOLDER.results.jsonl.",
+    ),
+]
+_Cancel = Annotated[
+    bool, typer.Option("--cancel", help="Cancel the batch with the given ID and save its results.")
+]
+_Images = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Send --prompt with each image in this folder and its subfolders."),
+]
+_Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help="Prompt for each image of --images.")]
+_Concurrency = Annotated[
+    int | None,
+    typer.Option(
+        "--concurrency",
+        "-c",
+        min=1,
+        max=100,
+        help=f"Maximum number of concurrent requests with --images. Default: {_DEFAULT_CONCURRENCY}.",
+    ),
+]
+_ContactSheet = Annotated[
+    Path | None,
+    typer.Option(help="Also write an HTML page that shows the images of --images with their responses."),
+]
 
 
 def batch(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE|ID", help="JSONL file with one request per line, or the ID of an existing batch."
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Results file. Default: FILE.results.jsonl or ID.results.jsonl."),
-    ] = None,
-    cancel: Annotated[
-        bool, typer.Option("--cancel", help="Cancel the batch with the given ID and save its results.")
-    ] = False,
+    source: _Source = None,
+    output: _Output = None,
+    cancel: _Cancel = False,
+    images: _Images = None,
+    prompt: _Prompt = None,
+    concurrency: _Concurrency = None,
+    contact_sheet: _ContactSheet = None,
+    model: ModelName = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    system: System = None,
+    format: Format = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    choice: Choice = None,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Run the requests in a file as a low-priority batch."""
+    """Run the requests in a file as a low-priority batch, or run a prompt on all images in a folder."""
+    options = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "system": system,
+        "format": format,
+        "response_format": schema_format(json_schema),
+        "guided_regex": regex,
+        "guided_choice": choice or None,
+    }
+    settings = {name: value for name, value in options.items() if value is not None}
+    if images is None:
+        if settings or any(value is not None for value in (prompt, concurrency, contact_sheet, model)):
+            fail("Only --output, --cancel, --base-url and --api-key apply without --images.", EXIT_USAGE)
+        _run_file(source, output, cancel, base_url, api_key)
+        return
+    if source is not None or cancel:
+        fail("--images cannot be combined with a file, a batch ID or --cancel.", EXIT_USAGE)
+    if not (prompt and prompt.strip()):
+        fail("--images requires --prompt with the text to send with each image.", EXIT_USAGE)
+    _run_folder(
+        FolderJob(
+            folder=images,
+            prompt=prompt,
+            settings=settings,
+            output=output or Path(f"{images.resolve().name}.results.jsonl"),
+            contact_sheet=contact_sheet,
+            model=model,
+            concurrency=concurrency or _DEFAULT_CONCURRENCY,
+            base_url=base_url,
+            api_key=api_key,
+        )
+    )
+
+
+def _run_folder(job: FolderJob) -> None:
+    try:
+        with handle_errors():
+            records = run_job(job)
+    except OSError as exc:
+        path, reason = str(exc.filename or job.output), exc.strerror
+        fail(f"Cannot write {path!r}: {reason}.")
+    num_failed = sum(record.error is not None for record in records)
+    num_cut_off = sum(record.finish_reason == "length" for record in records)
+    notes = [
+        f"{len(records) - num_failed} of {len(records)} images succeeded",
+        *([f"{num_failed} failed (run the command again to retry)"] if num_failed else []),
+        *([f"{num_cut_off} responses reached --max-tokens"] if num_cut_off else []),
+    ]
+    typer.echo(f"{', '.join(notes)}; results saved to {job.output}", err=True)
+    if num_failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _run_file(
+    source: str | None, output: Path | None, cancel: bool, base_url: str | None, api_key: str | None
+) -> None:
+    if source is None:
+        fail("Pass a JSONL file, a batch ID, or --images FOLDER --prompt TEXT.", EXIT_USAGE)
     file = Path(source)
     is_file = file.is_file()
     if not is_file and not source.startswith(_ID):
