@@ -71,6 +71,7 @@ def test_transformers_is_measured_after_the_two_most_important_precisions(tmp_pa
     assert names == [
         "fp16",
         "decode attention, Triton with Triton decoding",
+        "decode attention, FlashAttention 3",
         "decode attention, flash-attn",
         "decode attention, torch's varlen_attn",
         "decode attention, Triton",

@@ -83,7 +83,9 @@ def test_every_line_is_completed_although_the_queue_refuses_commands(valkey: Val
 def test_every_line_is_completed_although_the_queue_is_full(own_stack: OwnStack, queue_url: str) -> None:
     stack = own_stack(max_queued=2, capacity=2, batch_parallel=25)
     with ThreadPoolExecutor(4) as pool, redis.Redis.from_url(queue_url) as client:
-        held = [pool.submit(stack.chat, "hold") for _ in range(4)]
+        held = [pool.submit(stack.chat, "hold") for _ in range(2)]
+        wait_until(lambda: len(stack.worker.assignments) == 2, "two running jobs")
+        held += [pool.submit(stack.chat, "hold") for _ in range(2)]
         wait_until(lambda: client.zcard(f"{PREFIX}wait:{MODEL}") == 2, "the queue to be full")
         assert stack.chat("say yes").status_code == 503
         batch = create_batch(

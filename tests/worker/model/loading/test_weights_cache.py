@@ -453,5 +453,11 @@ def test_weights_are_loaded_if_another_process_holds_the_lock_for_too_long(
 
 
 def _opens(pid: int, path: Path) -> bool:
-    descriptors = Path(f"/proc/{pid}/fd")
-    return any(os.readlink(each) == str(path) for each in descriptors.iterdir() if each.is_symlink())
+    return any(_target(each) == str(path) for each in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def _target(descriptor: Path) -> str:
+    try:
+        return os.readlink(descriptor)
+    except FileNotFoundError:  # closed in the meantime
+        return ""
