@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bench.gpu.session import performance
+from bench.gpu.session.__main__ import exit_status
 from bench.gpu.session.ceilings import Ceilings
 from bench.gpu.session.profiler import kernel_pattern
 from bench.gpu.session.results import Results
@@ -101,6 +102,19 @@ def test_the_results_of_an_earlier_session_are_not_overwritten(tmp_path: Path) -
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "already exists. Choose a different folder, or delete the file." in done.stderr
+
+
+def test_the_exit_status_is_1_unless_all_checks_ended_and_passed(tmp_path: Path) -> None:
+    ended = {"kernels": "", "model": "", "gpu_tests": "", "performance": "out of time"}
+    results = Results(tmp_path)
+    assert exit_status(results, ended) == 1
+    results.add("model", "logits", "done")
+    assert exit_status(results, ended) == 0
+    for stage in ("kernels", "model", "gpu_tests"):
+        assert exit_status(results, {**ended, stage: "out of time"}) == 1
+        assert exit_status(results, {name: end for name, end in ended.items() if name != stage}) == 1
+    results.add("model", "greedy", "failed", message="wrong")
+    assert exit_status(results, ended) == 1
 
 
 @pytest.mark.e2e
