@@ -56,6 +56,7 @@ def main() -> None:
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     settings["checkpoint"], settings["llama_cpp"] = folder.name, args.llama_cpp is not None
     settings["text"] = args.text.name
+    del settings["results"]  # the folder of the record
     path = write_record(
         "quality", results, settings=settings, packages=("bitsandbytes", "gguf"), folder=args.results
     )
