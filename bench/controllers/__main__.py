@@ -15,12 +15,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import socket
 import statistics
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,9 +30,9 @@ from llava_cli.up.redis_process import private_redis
 from bench.controllers.clients import ClientsConfig, ClientsResult
 from bench.controllers.worker import WorkersConfig
 from bench.fleet.workers import MODEL
+from bench.program import free_port, wait_until_served
 from bench.record import ROOT, write_record
 
-_START_TIMEOUT_S = 60.0
 _STREAMS_PER_WORKER = 100
 _RAMP_UP_S = 60.0  # of tokens that streams can generate before and after the measurement
 _PACKAGES = ("wire", "server", "worker", "client")
@@ -83,7 +80,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Measure the controllers of the checkout ``root`` once."""
     with contextlib.ExitStack() as stack:
         redis, url = stack.enter_context(private_redis())
-        port = _free_port()
+        port = free_port()
         limits = [word for name, value in _NO_LIMITS.items() for word in (f"--{name}", str(value))]
         processes = ["--processes", str(args.processes)] if args.processes > 1 else []
         flags = ["--redis-url", url, "--port", str(port), "--log-level", "warning", "--no-auth"]
@@ -97,7 +94,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
             ),
             "workers": stack.enter_context(_process(_python("bench.controllers.worker", _json(workers)))),
         }
-        _wait_until_ready(port)
+        wait_until_served(MODEL, port)
         max_tokens = int(args.rate * (args.seconds + _RAMP_UP_S))
         config = ClientsConfig(port, args.streams, max_tokens, args.seconds)
         clients = stack.enter_context(
@@ -162,23 +159,6 @@ def _process(command: list[str], root: Path = ROOT) -> Iterator[psutil.Process]:
     finally:
         process.kill() if command[-1].startswith("{") else process.terminate()
         process.wait(timeout=30)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_until_ready(port: int) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        url = f"http://127.0.0.1:{port}/v1/models"
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1) as response:
-            if MODEL.encode() in response.read():
-                return
-        time.sleep(0.2)
-    raise SystemExit(f"The server on port {port} was not ready within {_START_TIMEOUT_S:g} seconds.")
 
 
 def _expect(clients: subprocess.Popen[bytes], line: bytes) -> None:

@@ -13,12 +13,10 @@ import contextlib
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,10 +24,10 @@ from typing import Any
 import psutil
 from llava_cli.up.redis_process import private_redis
 
+from bench.program import free_port, wait_until_served
 from bench.record import write_record
 
 _EVENT_ID = re.compile(rb"id: chatcmpl-[0-9a-f]+:(\d+)\r?\n")
-_START_TIMEOUT_S = 60.0
 _RAMP_UP_S = 2.0  # time between the start of the streams and the start of the measurement
 
 
@@ -45,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, private_redis() as (redis, url):
         log = Path(folder) / "steps.log"
-        port = _free_port()
+        port = free_port()
         worker = ["bench.serving.clocked_worker", url, str(log), str(1 / args.rate), str(args.streams)]
         flags = ["--port", str(port), "--log-level", "warning", "--no-auth"]
         server = ["llava_server", "--redis-url", url, *flags]
@@ -54,7 +52,7 @@ def main() -> None:
             _process([sys.executable, "-m", *server]) as controller,
             _process([sys.executable, "-m", *worker]) as engine,
         ):
-            _wait_until_ready(port)
+            wait_until_served("echo", port)
             processes = {"controller": controller, "redis": queue, "worker": engine}
             if args.profile:
                 _profile(controller, args.profile, args.seconds)
@@ -78,23 +76,6 @@ def _process(command: list[str]) -> Iterator[psutil.Process]:
     finally:
         process.terminate()
         process.wait(timeout=30)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_until_ready(port: int) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        url = f"http://127.0.0.1:{port}/v1/models"
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1) as response:
-            if b"echo" in response.read():
-                return
-        time.sleep(0.2)
-    raise SystemExit(f"The server on port {port} was not ready within {_START_TIMEOUT_S:g} seconds.")
 
 
 def _profile(process: psutil.Process, path: Path, seconds: float) -> None:

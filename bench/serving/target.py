@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from bench.program import free_port
 from bench.record import WORK
 
 __all__ = ["RunningTarget", "Target", "Unavailable", "run_target"]
@@ -75,7 +75,7 @@ def run_target(target: Target, *, logs: Path = WORK / "logs") -> Iterator[Runnin
     ready within 15 minutes.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     log = logs / f"{target.name}.log"
     began = time.perf_counter()
@@ -125,9 +125,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             break
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

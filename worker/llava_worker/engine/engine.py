@@ -25,7 +25,7 @@ from llava_worker.engine.core.model_runner_output import ChunkResult, TokenResul
 from llava_worker.engine.core.outputs import EngineStats, StepOutput
 from llava_worker.engine.core.scheduler import Chunk, Scheduler
 from llava_worker.engine.core.sequence import Sequence, SequenceRejected
-from llava_worker.engine.core.sequence_outputs import deadline_error, finish_of, next_output
+from llava_worker.engine.core.sequence_outputs import begin_output, deadline_error, next_output
 from llava_worker.engine.core.validation import SamplingLimits, SequenceValidator, TileCheck
 from llava_worker.engine.image_pooling import ImageEmbeddingQueue
 from llava_worker.engine.model_runner import ModelRunner
@@ -136,11 +136,8 @@ class Engine:
             message = f"A sequence with ID {sequence.seq_id} is already in the engine."
             raise SequenceRejected(JobError(ErrorCode.INVALID_REQUEST, message))
         self._validator.check(sequence)
-        eos_ids = frozenset[int]() if sequence.sampling.ignore_eos else self._eos_ids
-        sequence.end_ids = eos_ids.union(sequence.sampling.stop_token_ids)
-        finish = finish_of(sequence, self.context_length)
-        if finish is not None and not sequence.needs_prompt_logprobs:
-            self._complete.append(StepOutput(sequence.seq_id, finish=finish))
+        if (output := begin_output(sequence, self._eos_ids, self.context_length)) is not None:
+            self._complete.append(output)
             return
         self._sequences[sequence.seq_id] = sequence
         self._queue_of(sequence).add(sequence)

@@ -8,10 +8,20 @@ from llava_worker.engine.core.model_runner_output import TokenResult
 from llava_worker.engine.core.outputs import Finish, StepOutput
 from llava_worker.engine.core.sequence import Sequence
 
-__all__ = ["deadline_error", "finish_of", "next_output", "out_of_memory_error"]
+__all__ = ["begin_output", "deadline_error", "next_output", "out_of_memory_error"]
 
 
-def finish_of(sequence: Sequence, context_length: int) -> Finish | None:
+def begin_output(sequence: Sequence, eos_ids: frozenset[int], context_length: int) -> StepOutput | None:
+    """Set the end tokens of a new sequence. Return its final output if it requires no forward pass."""
+    end_ids = frozenset[int]() if sequence.sampling.ignore_eos else eos_ids
+    sequence.end_ids = end_ids.union(sequence.sampling.stop_token_ids)
+    finish = _finish_of(sequence, context_length)
+    if finish is None or sequence.needs_prompt_logprobs:
+        return None
+    return StepOutput(sequence.seq_id, finish=finish)
+
+
+def _finish_of(sequence: Sequence, context_length: int) -> Finish | None:
     """Return the finish reason, or None if the output is not complete."""
     output_ids = sequence.output_ids
     if output_ids and output_ids[-1] in sequence.end_ids:
@@ -35,7 +45,7 @@ def next_output(sequence: Sequence, token: TokenResult, context_length: int) -> 
     else:
         token_id = token.token_id
         sequence.output_ids.append(token_id)
-        finish = finish_of(sequence, context_length)
+        finish = _finish_of(sequence, context_length)
     return StepOutput(
         sequence.seq_id,
         token_id,

@@ -33,8 +33,8 @@ from llava_worker.engine.core.outputs import EngineStats, PromptLogprobs, StepOu
 from llava_worker.engine.core.scheduler import Chunk, priority_key
 from llava_worker.engine.core.sequence import ImageSpan, Sequence, SequenceRejected
 from llava_worker.engine.core.sequence_outputs import (
+    begin_output,
     deadline_error,
-    finish_of,
     next_output,
     out_of_memory_error,
 )
@@ -148,11 +148,8 @@ class TransformersEngine:
             message = "Embeddings are not supported by the transformers engine, which serves this model."
             raise SequenceRejected(JobError(ErrorCode.INVALID_REQUEST, message))
         self._validator.check(sequence)
-        eos_ids = frozenset[int]() if sequence.sampling.ignore_eos else self._eos_ids
-        sequence.end_ids = eos_ids.union(sequence.sampling.stop_token_ids)
-        finish = finish_of(sequence, self.context_length)
-        if finish is not None and not sequence.needs_prompt_logprobs:
-            self._complete.append(StepOutput(sequence.seq_id, finish=finish))
+        if (output := begin_output(sequence, self._eos_ids, self.context_length)) is not None:
+            self._complete.append(output)
             return
         sequence.arrival = self._num_added
         self._num_added += 1

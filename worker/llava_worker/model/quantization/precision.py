@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
@@ -132,12 +132,7 @@ def choose_precision(name: str, device: torch.device, *, is_small: bool = False)
     ``is_small`` applies to CPUs: "auto" selects fp32, and int8 and int4 compute in fp32, because for a small
     model, fp32 is hardly slower.
     """
-    if name == "auto":
-        name, reason = _auto(device, is_small)
-        logger.info("precision auto: selected %s because %s", name, reason)
-    if name not in PRECISIONS:
-        supported = ", ".join(PRECISIONS)
-        raise ValueError(f"Precision {name!r} is not supported. Use one of auto, {supported}.")
+    name = _resolve(name, PRECISIONS, device, is_small=is_small)
     if device.type == "cuda" and name in _GPU_BITS:
         return _quantized_on_gpu(name, device)
     if name not in precisions_on(device):
@@ -158,13 +153,19 @@ def choose_dtype(name: str, device: torch.device, *, is_small: bool = False) -> 
 
     Raises ValueError if the name is unknown.
     """
+    name = _resolve(name, _DTYPES, device, is_small=is_small)
+    return name, _DTYPES[name]
+
+
+def _resolve(name: str, known: Collection[str], device: torch.device, *, is_small: bool) -> str:
+    """Return the precision that "auto" selects, or the given one. Raises ValueError if it is unknown."""
     if name == "auto":
         name, reason = _auto(device, is_small)
         logger.info("precision auto: selected %s because %s", name, reason)
-    if name not in _DTYPES:
-        supported = ", ".join(_DTYPES)
+    if name not in known:
+        supported = ", ".join(known)
         raise ValueError(f"Precision {name!r} is not supported. Use one of auto, {supported}.")
-    return name, _DTYPES[name]
+    return name
 
 
 def precisions_on(device: torch.device) -> tuple[str, ...]:
