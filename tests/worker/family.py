@@ -82,7 +82,7 @@ def _with_grid(options: Options, rng: np.random.Generator) -> Options:
     shapes = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
     num_shapes = int(rng.integers(2, len(shapes) + 1))
     grid = [[28 * rows, 28 * columns] for rows, columns in shapes[:num_shapes]]
-    return options | {"is_next": True, "image_grid_pinpoints": grid}
+    return options | {"kind": "llava_next", "image_grid_pinpoints": grid}
 
 
 def _llava_hf(options: Options, folder: Path, seed: int) -> Member:
@@ -145,6 +145,18 @@ def _interleave(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     return _llava_hf(options | features, folder, seed)
 
 
+def _onevision(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+    options = _options(rng, groups=[1, 7], kind="qwen2", tie_word_embeddings=bool(seed % 2))
+    options["text"]["max_position_embeddings"] = 2048
+    options["vision"] |= {"model_type": "siglip_vision_model"}
+    colours = {"image_mean": MEAN.flatten().tolist(), "image_std": STD.flatten().tolist()}
+    (folder / "preprocessor_config.json").write_text(json.dumps(colours))
+    grid = [[28 * rows, 28 * columns] for rows in range(1, 7) for columns in range(1, 7)]
+    values = {"vision_aspect_ratio": "anyres_max_9", "image_grid_pinpoints": grid}
+    features = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    return _llava_hf(options | features | values | {"kind": "llava_onevision"}, folder, seed)
+
+
 def _llava_1_5_hd(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     """Write LLaVA-1.5-HD. No checkpoint has been published, so use 1.6 with a different configuration."""
     options = _with_grid(_options(rng, groups=[1]), rng)
@@ -164,6 +176,7 @@ CLASSES = {
     "1.6, mistral": _mistral,
     "1.6, 34B": _yi_34b,
     "llava-interleave": _interleave,
+    "OneVision": _onevision,
     "1.5-HD": _llava_1_5_hd,
 }
 

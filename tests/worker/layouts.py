@@ -42,16 +42,17 @@ def write_original(source: Path, target: Path, *, tower: Path | None = None) -> 
     values = json.loads((source / "config.json").read_text())
     tensors = renamed(load_file(source / "model.safetensors"), PREFIXES)
     target.mkdir(exist_ok=True)
-    is_next = values["model_type"] == "llava_next"
+    ratios = {"llava": "pad", "llava_next": "anyres"}
+    ratio = values.get("vision_aspect_ratio") or ratios[values["model_type"]]
     grid = {
         "mm_patch_merge_type": "spatial_unpad",
         "image_grid_pinpoints": [[width, height] for height, width in values.get("image_grid_pinpoints", [])],
     }
     text = values["text_config"]
-    config = text | {"vision_config": values["vision_config"]} | (grid if is_next else {})
+    config = text | {"vision_config": values["vision_config"]} | (grid if ratio != "pad" else {})
     config |= {
         "model_type": DECODERS[text["model_type"]],
-        "image_aspect_ratio": "anyres" if is_next else "pad",
+        "image_aspect_ratio": ratio,
         "mm_vision_tower": "somewhere/a-small-tower",
         "mm_projector_type": "mlp2x_gelu",
         "mm_hidden_size": values["vision_config"]["hidden_size"],

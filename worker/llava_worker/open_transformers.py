@@ -79,9 +79,8 @@ def open_transformers(folder: Path, settings: Settings, config: EngineConfig) ->
         prompts = PromptBuilder(
             tokenizer,
             template,
-            image_spec=spec,
-            context_length=engine.context_length,
             expander=expander,
+            context_length=engine.context_length,
         )
     name = settings.served_model_name or served_name(settings.model, folder)
     times = StartupTimes(

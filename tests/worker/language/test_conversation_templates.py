@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
 from llava_worker.language.conversation_templates import (
     CONVERSATION_TEMPLATES,
     choose_template,
     template_for_config,
 )
+from llava_worker.language.image_tokens import TileExpander
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.prompt_formats import ChatTemplateError, Segment, SpecialToken
 from llava_worker.language.tokenizer import ByteTokenizer
+from llava_worker.model.config.image_grid import ImageLayout
 
 IMAGE = ImageRef(digest="p", num_tiles=1, side=8, width=5, height=4)
 TURNS = [
@@ -144,7 +145,7 @@ def test_images_are_enclosed_in_marks_if_the_model_was_trained_with_them() -> No
     builder = PromptBuilder(
         ImageMarkTokenizer(),
         CONVERSATION_TEMPLATES["vicuna_v1"],
-        image_spec=ImageSpec(side=8, tokens_per_tile=2),
+        expander=TileExpander(ImageLayout(side=8, tokens_per_tile=2), ByteTokenizer.image_token_id),
         context_length=4096,
         has_image_marks=True,
     )
@@ -154,8 +155,13 @@ def test_images_are_enclosed_in_marks_if_the_model_was_trained_with_them() -> No
 
 
 def test_prompts_of_chatml_models_have_no_bos() -> None:
-    spec = ImageSpec(side=8, tokens_per_tile=2)
+    layout = ImageLayout(side=8, tokens_per_tile=2)
     for name, has_bos in (("vicuna_v1", True), ("chatml_direct", False)):
         template = CONVERSATION_TEMPLATES[name]
-        builder = PromptBuilder(ByteTokenizer(), template, image_spec=spec, context_length=4096)
+        builder = PromptBuilder(
+            ByteTokenizer(),
+            template,
+            expander=TileExpander(layout, ByteTokenizer.image_token_id),
+            context_length=4096,
+        )
         assert (builder.build_chat(TURNS).token_ids[0] == ByteTokenizer.bos_token_id) is has_bos

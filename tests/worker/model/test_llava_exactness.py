@@ -18,6 +18,7 @@ from llava_worker.model.config.model_config import read_config
 from tests.worker.checkpoints import (
     LLAVA_INTERLEAVE,
     LLAVA_NEXT_MISTRAL,
+    LLAVA_ONEVISION,
     MISTRAL,
     NEXT,
     Prompt,
@@ -90,6 +91,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "1.6, vicuna": NEXT,
     "1.6, grouped queries": NEXT | {"text": {"num_key_value_heads": 1}},
     "1.6, mistral": LLAVA_NEXT_MISTRAL,
+    "onevision": LLAVA_ONEVISION,
+    "onevision with a grid that is never reduced": LLAVA_ONEVISION | {"vision_aspect_ratio": "anyres_max_9"},
     "features with class token": {"vision_feature_select_strategy": "full"},
     "features from several layers": {"vision_feature_layer": [0, 2, -1]},
     "features from the last layer": {"vision_feature_layer": -1},
@@ -166,6 +169,7 @@ CLASSES: dict[str, dict[str, Any]] = {
     "1.5": {},
     "1.6, mistral": LLAVA_NEXT_MISTRAL,
     "llava-interleave": LLAVA_INTERLEAVE,
+    "onevision": LLAVA_ONEVISION,
 }
 
 

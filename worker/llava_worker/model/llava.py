@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from llava_worker.model.attention.base import AttentionPlan
 from llava_worker.model.config.image_grid import ImagePlan
@@ -92,18 +93,23 @@ class Llava(nn.Module):
     def assemble(self, features: Tensor, plan: ImagePlan) -> Tensor:
         """Arrange an image's features, [tiles, tokens_per_tile, hidden], in prompt order, [tokens, hidden].
 
-        Without a grid, the result contains the features of the only tile. With a grid, the base view comes
-        first, followed by the unpadded grid row by row, with a newline embedding after each row of patches.
+        Without a grid, the result contains the features tile by tile. With a grid, the base view comes first,
+        followed by the encoded part of the grid row by row. See `ImagePlan`.
         """
         if not plan.rows:
-            return features.flatten(0, 1)
+            newline = [self.image_newline[None]] if plan.has_newlines else []
+            return torch.cat([features.flatten(0, 1), *newline])
         size = features.shape[-1]
         side = math.isqrt(features.shape[1])  # patches
         tiles = features[1:].view(plan.rows, plan.columns, side, side, size)
         grid = tiles.transpose(1, 2).reshape(plan.rows * side, plan.columns * side, size)
-        unpadded = grid[plan.top : plan.bottom, plan.left : plan.right]
-        newlines = self.image_newline.expand(len(unpadded), 1, size)
-        return torch.cat([features[0], torch.cat([unpadded, newlines], dim=1).flatten(0, 1)])
+        rows = grid[plan.top : plan.bottom, plan.left : plan.right]
+        if plan.reduced is not None:
+            channels = rows.permute(2, 0, 1)[None]  # [1, hidden, rows, columns]
+            rows = functional.interpolate(channels, plan.reduced, mode="bilinear")[0].permute(1, 2, 0)
+        if plan.has_newlines:
+            rows = torch.cat([rows, self.image_newline.expand(len(rows), 1, size)], dim=1)
+        return torch.cat([features[0], rows.flatten(0, 1)])
 
     def embed(self, token_ids: Tensor) -> Tensor:  # [tokens] -> [tokens, hidden]
         return self.language_model.embed(token_ids)
