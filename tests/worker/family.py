@@ -1,7 +1,7 @@
 """Small random models of every class in the LLaVA family, with reference logits from transformers.
 
-This module implements the parts that transformers lacks: the one-layer projector and the features of
-LLaVA-1.5-HD.
+This module implements the parts that transformers lacks: the one-layer projector, the other ways to merge the
+features of tiles, and the features of LLaVA-1.5-HD.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from tests.worker.checkpoints import (
     write_checkpoint,
 )
 from tests.worker.layouts import replace_projector, write_original
+from tests.worker.original_merge import merge_features
 
 Options = dict[str, Any]
 Logits = Callable[[Prompt], torch.Tensor]
+MergeFeatures = Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,28 @@ def _llava_1_5_hd(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     values |= {"model_type": "llava", "image_aspect_ratio": "hd"}
     (folder / "config.json").write_text(json.dumps(values))
     layout = read_config(folder).image_layout()
-    return Member(folder, lambda prompt: hd_logits(reference, prompt, layout))
+    newline = reference.model.image_newline
+    return Member(
+        folder,
+        lambda prompt: spliced_logits(
+            reference, prompt, lambda features, size: _hd_features(features, size, layout, newline)
+        ),
+    )
+
+
+def make_merging_member(merge_type: str, number: int, folder: Path) -> Member:
+    """Write an original checkpoint with this ``mm_patch_merge_type``. transformers supports only one type."""
+    options = _with_grid(_options(np.random.default_rng(number), groups=[1]), np.random.default_rng(number))
+    reference = write_checkpoint(folder, seed=number, **options)
+    newline = reference.model.image_newline
+    original = write_original(folder, folder / "original", merge_type=merge_type)
+    layout = read_config(original).image_layout()
+    return Member(
+        original,
+        lambda prompt: spliced_logits(
+            reference, prompt, lambda features, size: merge_features(features, size, layout, newline)
+        ),
+    )
 
 
 CLASSES = {
@@ -182,13 +205,16 @@ CLASSES = {
 
 
 @torch.inference_mode()
-def hd_logits(reference: Reference, prompt: Prompt, layout: ImageLayout) -> torch.Tensor:
-    """Return the logits of transformers' decoder for image features that are assembled patch by patch."""
+def spliced_logits(reference: Reference, prompt: Prompt, merge: MergeFeatures) -> torch.Tensor:
+    """Return the logits of transformers' decoder for image features that ``merge`` assembles.
+
+    Its arguments are the features of the tiles, [tiles, patches, hidden], and the image size.
+    """
     x = reference.get_input_embeddings()(torch.tensor(prompt.token_ids)).clone()
     for start, tiles, size in zip(prompt.image_starts, prompt.pixels, prompt.sizes, strict=True):
         states = reference.model.vision_tower(normalized(tiles), output_hidden_states=True).hidden_states
         features = reference.model.multi_modal_projector(states[-2][:, 1:])
-        packed = _hd_features(features, size, layout, reference.model.image_newline)
+        packed = merge(features, size)
         x[start : start + len(packed)] = packed
     logits: torch.Tensor = reference(inputs_embeds=x[None]).logits
     return logits[0]

@@ -34,18 +34,22 @@ MATRICES = (
 PROJECTOR = ("model.mm_projector.0.weight", "model.mm_projector.2.bias")
 
 
-def write_original(source: Path, target: Path, *, tower: Path | None = None) -> Path:
+def write_original(
+    source: Path, target: Path, *, tower: Path | None = None, merge_type: str = "spatial_unpad"
+) -> Path:
     """Convert a checkpoint from llava-hf's layout.
 
     If ``tower`` is given, move the vision tower to that folder.
     """
     values = json.loads((source / "config.json").read_text())
     tensors = renamed(load_file(source / "model.safetensors"), PREFIXES)
+    if merge_type != "spatial_unpad":
+        del tensors["model.image_newline"]
     target.mkdir(exist_ok=True)
     ratios = {"llava": "pad", "llava_next": "anyres"}
     ratio = values.get("vision_aspect_ratio") or ratios[values["model_type"]]
     grid = {
-        "mm_patch_merge_type": "spatial_unpad",
+        "mm_patch_merge_type": merge_type,
         "image_grid_pinpoints": [[width, height] for height, width in values.get("image_grid_pinpoints", [])],
     }
     text = values["text_config"]

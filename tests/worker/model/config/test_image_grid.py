@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from llava_worker.model.config.image_grid import HD_SHAPES, ImageLayout, best_resolution, size_on_canvas
+from llava_worker.model.config.image_grid import (
+    HD_SHAPES,
+    ImageLayout,
+    Merge,
+    best_resolution,
+    size_on_canvas,
+)
 from llava_worker.model.llava import Llava
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
+
+from tests.worker.original_merge import merge_features
 
 PINPOINTS = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]  # height, width
 ANYRES = ImageLayout(336, 576, fit="anyres", grid=tuple((width, height) for height, width in PINPOINTS))
@@ -74,6 +83,44 @@ def test_tiles_and_tokens_of_onevision_equal_those_of_transformers(size: tuple[i
 
     assert plan.num_tiles == 1 + (canvas_width // 384) * (canvas_height // 384)
     assert plan.num_tokens == onevision_tokens(width, height) <= ONEVISION.max_tokens
+
+
+# In the original layout, the same list contains the width first. If several sizes are equally good, the first
+# one in the list is selected, so some images have a different grid.
+ORIGINAL_ANYRES = replace(ANYRES, grid=tuple(PINPOINTS), rounds_sizes=False)
+ORIGINAL = [replace(ORIGINAL_ANYRES, merge=merge) for merge in get_args(Merge)]
+ORIGINAL.append(replace(ONEVISION, rounds_sizes=False))
+
+
+@pytest.mark.parametrize("layout", ORIGINAL, ids=["flat", "spatial", "spatial_unpad", "onevision"])
+@settings(max_examples=40, deadline=None)
+@given(size=SIZES)
+@example((1598, 752))
+@example((88, 55))
+@example((328, 205))
+def test_tokens_and_features_equal_those_of_the_original_code(
+    layout: ImageLayout, size: tuple[int, int]
+) -> None:
+    plan = layout.plan(*size)
+    features = torch.rand(plan.num_tiles, layout.tokens_per_tile, 1)
+    newline = torch.full((1,), -1.0)
+    expected = merge_features(features, size, layout, newline)
+
+    model = cast(Llava, SimpleNamespace(image_newline=newline))
+    assert torch.equal(Llava.assemble(model, features, plan), expected)
+    assert plan.num_tokens == len(expected) <= layout.max_tokens
+
+
+def test_sizes_that_transformers_rounds_have_the_tokens_of_the_original_code() -> None:
+    """A floating-point value slightly below a whole number of patches is rounded down."""
+    for size, num_tokens, num_rounded in (
+        ((1598, 752), 1800, 1848),
+        ((88, 55), 926, 976),
+        ((328, 205), 926, 976),
+        ((640, 480), 2340, 2340),
+    ):
+        assert ORIGINAL_ANYRES.num_tokens(*size) == num_tokens
+        assert replace(ORIGINAL_ANYRES, rounds_sizes=True).num_tokens(*size) == num_rounded
 
 
 def test_only_large_grids_of_onevision_are_reduced() -> None:
