@@ -21,6 +21,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
+    VipLlavaForConditionalGeneration,
 )
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
@@ -28,7 +29,10 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 IMAGE_TOKEN = 127
 
 Reference = (
-    LlavaForConditionalGeneration | LlavaNextForConditionalGeneration | LlavaOnevisionForConditionalGeneration
+    LlavaForConditionalGeneration
+    | LlavaNextForConditionalGeneration
+    | LlavaOnevisionForConditionalGeneration
+    | VipLlavaForConditionalGeneration
 )
 
 # Model classes in the LLaVA family, used as arguments for `write_checkpoint`.
@@ -44,6 +48,11 @@ LLAVA_INTERLEAVE: dict[str, Any] = {
     "vision": {"model_type": "siglip_vision_model"},
     "vision_feature_layer": -1,
     "vision_feature_select_strategy": "full",
+}
+VIP_LLAVA: dict[str, Any] = {
+    "kind": "vipllava",
+    "vision": {"num_hidden_layers": 5},
+    "vision_feature_layer": [-2, -3, 1],
 }
 LLAVA_ONEVISION: dict[str, Any] = {
     "kind": "llava_onevision",
@@ -75,7 +84,7 @@ def write_checkpoint(
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 256 if kind == "llava" else 512,
+        "max_position_embeddings": 256 if kind in ("llava", "vipllava") else 512,
         "initializer_range": 0.3,
         "pad_token_id": 0,
     }
@@ -181,6 +190,6 @@ def _image_inputs(model: Reference, prompt: Prompt) -> dict[str, Any]:
     values = {"pixel_values": normalized(np.concatenate(prompt.pixels))}
     if isinstance(model, LlavaOnevisionForConditionalGeneration):
         values["batch_num_images"] = torch.tensor([len(prompt.pixels)])
-    if not isinstance(model, LlavaForConditionalGeneration):
+    if not isinstance(model, LlavaForConditionalGeneration | VipLlavaForConditionalGeneration):
         values["image_sizes"] = torch.tensor([(height, width) for width, height in prompt.sizes])
     return values

@@ -22,6 +22,10 @@ PREFIXES = (
     ("multi_modal_projector.linear_2.", "model.mm_projector.2."),
     ("image_newline", "model.image_newline"),
 )
+VIP_PREFIXES = (
+    ("model.mm_projector.", "model.mm_projector.final_linear."),
+    ("multi_modal_projector.projector_layernorm.", "model.mm_projector.clip_layernorm."),
+)
 PROCESSOR = "preprocessor_config.json"
 DECODERS = {"llama": "llava_llama", "mistral": "llava_mistral", "qwen2": "llava_qwen"}
 RANK, ALPHA = 4, 6  # LoRA settings of the adapter
@@ -43,10 +47,13 @@ def write_original(
     """
     values = json.loads((source / "config.json").read_text())
     tensors = renamed(load_file(source / "model.safetensors"), PREFIXES)
+    is_vip = values["model_type"] == "vipllava"
+    if is_vip:
+        tensors = renamed(tensors, VIP_PREFIXES)
     if merge_type != "spatial_unpad":
         del tensors["model.image_newline"]
     target.mkdir(exist_ok=True)
-    ratios = {"llava": "pad", "llava_next": "anyres"}
+    ratios = {"llava": "pad", "vipllava": "pad", "llava_next": "anyres"}
     ratio = values.get("vision_aspect_ratio") or ratios[values["model_type"]]
     grid = {
         "mm_patch_merge_type": merge_type,
@@ -57,10 +64,10 @@ def write_original(
     config |= {
         "model_type": DECODERS[text["model_type"]],
         "image_aspect_ratio": ratio,
-        "mm_vision_tower": "somewhere/a-small-tower",
+        "mm_vision_tower": "clip_4layers_336" if is_vip else "somewhere/a-small-tower",
         "mm_projector_type": "mlp2x_gelu",
         "mm_hidden_size": values["vision_config"]["hidden_size"],
-        "mm_vision_select_layer": values["vision_feature_layer"],
+        "mm_vision_select_layer": -2 if is_vip else values["vision_feature_layer"],
         "mm_vision_select_feature": "patch",
         "mm_use_im_start_end": False,
     }

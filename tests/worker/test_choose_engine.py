@@ -26,6 +26,7 @@ def choose(folder: Path, config: dict[str, Any], setting: EngineSetting = "auto"
         {"model_type": "llava_next", "text_config": {"model_type": "qwen2"}},
         {"model_type": "llava"},
         {"model_type": "llava_onevision"},
+        {"model_type": "vipllava"},
         {"model_type": "llava_llama", "mm_vision_tower": "openai/clip-vit-large-patch14-336"},
         {"model_type": "llava", "text_config": 5},  # the native engine reports the error
         {},

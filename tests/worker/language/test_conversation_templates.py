@@ -104,6 +104,13 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "original 1.5, later name": ({"model_type": "llava_llama", "eos_token_id": 2}, "vicuna_v1"),
     "original 1.6 mistral": ({"model_type": "llava_mistral"}, "mistral_instruct"),
     "original 1.6 34b": ({"model_type": "llava_llama", "eos_token_id": 7}, "chatml_direct"),
+    "llava-hf onevision": (
+        {"model_type": "llava_onevision", "text_config": {"model_type": "qwen2"}},
+        "qwen_1_5",
+    ),
+    "original onevision": ({"model_type": "llava_qwen", "image_aspect_ratio": "anyres_max_9"}, "qwen_1_5"),
+    "llava-hf vip": ({"model_type": "vipllava", "text_config": {"model_type": "llama"}}, "llava_v1"),
+    "original vip": ({"model_type": "llava_llama", "mm_vision_tower": "clip_4layers_336"}, "llava_v1"),
     "nothing known": ({}, "vicuna_v1"),
 }
 

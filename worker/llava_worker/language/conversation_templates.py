@@ -146,9 +146,12 @@ def choose_template(
 def template_for_config(config: Mapping[str, Any]) -> str:
     """Return the name of the template for a model with this config.json, in either checkpoint layout.
 
-    The default is vicuna_v1, which is also returned for LLaVA-v0 and for models based on Llama-2-chat,
-    because their configurations are indistinguishable from those of Vicuna models.
+    ViP-LLaVA was trained with llava_v1. The default is vicuna_v1, which is also returned for LLaVA-v0 and for
+    models based on Llama-2-chat, because their configurations are indistinguishable from those of Vicuna
+    models.
     """
+    if config.get("model_type") == "vipllava" or config.get("mm_vision_tower") == "clip_4layers_336":
+        return "llava_v1"
     text = config.get("text_config")
     if not text or not isinstance(text, dict):
         text = config

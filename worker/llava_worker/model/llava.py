@@ -126,12 +126,17 @@ class _Projector(nn.Module):
     """Maps features of the vision tower to the decoder's width: linear layers with activations in between.
 
     LLaVA-1.5 uses two layers ("mlp2x_gelu") and LLaVA-v1 uses one ("linear"). If the type is "identity",
-    there are no layers. The layers are named linear_1, linear_2, ...
+    there are no layers. The layers are named linear_1, linear_2, ... In VipLlava, a norm precedes them.
     """
 
     def __init__(self, config: ModelConfig, precision: Precision, device: torch.device) -> None:
         super().__init__()
         width, size = config.feature_size, config.text_config.hidden_size
+        self.projector_layernorm: nn.LayerNorm | None = None
+        if config.projector_layernorm_eps is not None:
+            self.projector_layernorm = nn.LayerNorm(
+                width, config.projector_layernorm_eps, dtype=precision.dtype, device=device
+            )
         for number in range(1, config.projector_depth + 1):
             shape = LinearShape.plain(width, size, has_bias=config.multimodal_projector_bias)
             self.add_module(f"linear_{number}", precision.linear(shape, device, "projector"))
@@ -141,6 +146,9 @@ class _Projector(nn.Module):
     def __call__(
         self, features: Tensor
     ) -> Tensor:  # [tiles, tokens, feature_size] -> [tiles, tokens, hidden]
-        for index, linear in enumerate(self.children()):
+        if self.projector_layernorm is not None:
+            features = self.projector_layernorm(features)
+        linears = (module for module in self.children() if isinstance(module, Linear))
+        for index, linear in enumerate(linears):
             features = linear(self._activation(features) if index else features)
         return features

@@ -21,6 +21,7 @@ from tests.worker.checkpoints import (
     LLAVA_ONEVISION,
     MEAN,
     STD,
+    VIP_LLAVA,
     Reference,
     random_prompt,
     reference_output,
@@ -37,8 +38,8 @@ def next_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Referenc
 
 @pytest.mark.parametrize(
     "options",
-    [LLAVA_NEXT_MISTRAL, LLAVA_INTERLEAVE, LLAVA_ONEVISION],
-    ids=["1.6", "interleave", "onevision"],
+    [LLAVA_NEXT_MISTRAL, LLAVA_INTERLEAVE, LLAVA_ONEVISION, VIP_LLAVA],
+    ids=["1.6", "interleave", "onevision", "vipllava"],
 )
 def test_outputs_equal_those_of_transformers_with_and_without_cache_hits(
     tmp_path: Path, make_sequence: MakeSequence, run: Run, options: dict[str, Any]

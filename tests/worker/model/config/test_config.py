@@ -87,14 +87,16 @@ def test_defaults_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     assert actual.text_config.rope.rope_theta == expected.text_config.rope_parameters["rope_theta"]
 
 
-@pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision"])
+@pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision", "vipllava"])
 def test_defaults_of_the_model_type_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
     actual = read_config(write(tmp_path, model_type=kind))
     expected = AutoConfig.from_pretrained(tmp_path)
 
     layers = expected.vision_feature_layer
     assert actual.vision_feature_layer == (layers if isinstance(layers, int) else tuple(layers))
-    assert actual.vision_feature_select_strategy == expected.vision_feature_select_strategy
+    strategy = getattr(expected, "vision_feature_select_strategy", "default")  # fixed for vipllava
+    assert actual.vision_feature_select_strategy == strategy
+    assert actual.projector_layernorm_eps == getattr(expected, "projector_layernorm_eps", None)
     grid = getattr(expected, "image_grid_pinpoints", ())
     assert actual.image_layout().grid == tuple((width, height) for height, width in grid)
     ratio = getattr(expected, "vision_aspect_ratio", "")

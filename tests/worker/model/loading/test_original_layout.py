@@ -60,6 +60,19 @@ def test_a_model_is_the_same_in_both_layouts(tmp_path: Path, options: dict[str, 
     assert_same_model(load_model(write_hf(whole, tmp_path / "back", like=hf)), expected)
 
 
+def test_vip_llava_is_the_same_in_both_layouts(tmp_path: Path) -> None:
+    hf = tmp_path / "hf"
+    hf.mkdir()
+    write_checkpoint(hf, kind="vipllava", vision={"num_hidden_layers": 12})
+    whole = write_original(hf, tmp_path / "whole")
+
+    assert_same_model(load_model(whole), load_model(hf))
+    assert load_model(whole).config.projector_layernorm_eps == 1e-5
+
+    config = read(tmp_path, mm_vision_tower="clip_4layers_336")
+    assert (config.feature_layers, config.feature_size) == ([23, 20, 17, 14, 6], 5 * 1024)
+
+
 def test_a_checkpoint_without_a_vision_tower_requires_the_tower_folder(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     split = write_original(tmp_path, tmp_path / "split", tower=tmp_path / "tower")

@@ -67,6 +67,10 @@ _MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "llava_next": {
         "image_grid_pinpoints": [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)],
     },
+    "vipllava": {
+        "vision_feature_layer": (-2, -5, -8, -11, 6),
+        "projector_layernorm_eps": 1e-5,
+    },
     "llava_onevision": {
         "image_token_index": 151646,
         "text_config": {},
@@ -77,6 +81,9 @@ _MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
         "image_grid_pinpoints": [(384 * i, 384 * j) for i in range(1, 7) for j in range(1, 7)],
     },
 }
+_TILED = ("llava_next", "llava_onevision")
+# Names of fields in transformers, and their aliases.
+_ALIASES = {"image_token_index": "image_token_id", "vision_feature_layer": "vision_feature_layers"}
 # The types of parts whose configuration does not contain a type, unless they are those of LLaVA-1.5.
 _PART_TYPES = {"llava_onevision": {"text_config": "qwen2", "vision_config": "siglip_vision_model"}}
 
@@ -145,13 +152,14 @@ class ModelConfig(ConfigPart):
     are padded. ``patch_merge_type`` and ``rounds_sizes`` are fields of the `ImageLayout`.
     """
 
-    model_type: Literal["llava", "llava_next", "llava_onevision"]
+    model_type: Literal["llava", "llava_next", "llava_onevision", "vipllava"]
     text_config: TextConfig = Field(default_factory=TextConfig)
     vision_config: VisionConfig = Field(default_factory=lambda: VisionConfig.model_validate(CLIP_L_336))
     image_token_id: TokenId = Field(default=32000, alias="image_token_index")
     projector_hidden_act: Activation = "gelu"
     projector_depth: int = Field(default=2, ge=0, le=64)  # number of linear layers; 0 means identity
     multimodal_projector_bias: bool = True
+    projector_layernorm_eps: Factor | None = None  # None: no norm before the first linear layer
     vision_feature_layer: (
         LayerIndex | Annotated[tuple[LayerIndex, ...], Field(min_length=1, max_length=MAX_FEATURE_LAYERS)]
     ) = -2
@@ -173,14 +181,15 @@ class ModelConfig(ConfigPart):
     def _derive(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Add the defaults for the model type, and convert the names of transformers."""
         values = {key: value for key, value in values.items() if value is not None}
-        if "image_token_id" in values:
-            values.setdefault("image_token_index", values.pop("image_token_id"))
+        for name, alias in _ALIASES.items():
+            if alias in values:
+                values.setdefault(name, values.pop(alias))
         kind = str(values.get("model_type"))
         values = _MODEL_DEFAULTS.get(kind, {}) | values
         for part, part_type in _PART_TYPES.get(kind, {}).items():
             if isinstance(values[part], dict):
                 values[part] = {"model_type": part_type} | values[part]
-        if kind != "llava":  # in transformers, the model type determines how images are split into tiles
+        if kind in _TILED:  # in transformers, the model type determines whether images are split into tiles
             values["image_aspect_ratio"] = values.get("vision_aspect_ratio", "anyres")
         return values
 

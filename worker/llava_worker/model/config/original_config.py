@@ -28,9 +28,14 @@ SIGLIP_SO400M_384 = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden
 
 # Keyed by the last part of the name, because in some checkpoints, the name is a path on the author's machine.
 _TOWERS = {
+    "clip_4layers_336": CLIP_L_336,
     "clip-vit-large-patch14": CLIP_L_224,
     "clip-vit-large-patch14-336": CLIP_L_336,
     "siglip-so400m-patch14-384": SIGLIP_SO400M_384,
+}
+# ViP-LLaVA concatenates the features of five layers of this tower.
+_SEVERAL_LAYERS = {
+    "clip_4layers_336": {"vision_feature_layer": (-2, -5, -8, -11, 6), "projector_layernorm_eps": 1e-5}
 }
 _DECODERS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
 _MLP = re.compile(r"mlp(\d{1,9})x_gelu")
@@ -86,6 +91,7 @@ def to_hf_config(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[s
         "vision_feature_layer": values.get("mm_vision_select_layer", -2),
         "vision_feature_select_strategy": _strategy(values, has_class_token),
         "image_aspect_ratio": aspect_ratio,
+        **_SEVERAL_LAYERS.get(str(values["mm_vision_tower"]), {}),
         **(_tiling(values, vision) if str(aspect_ratio).startswith("anyres") else {}),
         "mm_use_im_start_end": values.get("mm_use_im_start_end") or False,
         "vision_tower_name": str(values["mm_vision_tower"]),
