@@ -46,6 +46,12 @@ CHATML = (
     "<|im_start|>system\n{0}<|im_end|>{1}<|im_start|>user\n#\nHi?<|im_end|>{1}"
     "<|im_start|>assistant\nYes.<|im_end|>{1}<|im_start|>user\nWhy?<|im_end|>{1}<|im_start|>assistant\n"
 )
+LLAMA_3 = (
+    "<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\n#\nHi?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nYes.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+)
 EXPECTED = {
     "vicuna_v1": VICUNA.format(SYSTEM["vicuna_v1"]),
     "llava_v1": VICUNA.format(SYSTEM["llava_v1"]),
@@ -58,6 +64,7 @@ EXPECTED = {
     "mistral_instruct": "[INST] #\nHi? [/INST] Yes. </s>[INST] Why? [/INST]",
     "chatml_direct": CHATML.format("Answer the questions.", ""),
     "qwen_1_5": CHATML.format("You are a helpful assistant.", "\n"),
+    "llava_llama_3": LLAMA_3.format(SYSTEM["llava_llama_3"]),
     "plain": "#\nHi?\nYes.\nWhy?\n",
     "paligemma": "#<bos>Hi?\nYes.\nWhy?\n",
     "llava_hf": "USER: #\nHi? ASSISTANT: Yes. USER: Why? ASSISTANT:",
@@ -66,6 +73,18 @@ EXPECTED = {
 
 def test_templates_have_the_format_of_the_original() -> None:
     assert {name: render(name) for name in CONVERSATION_TEMPLATES} == EXPECTED
+
+
+def test_spaces_around_texts_are_removed_only_for_llama_3() -> None:
+    """Llama 3's own chat template, which the original uses, trims the content, including the image."""
+    plain, with_image = (
+        render("llava_llama_3", [Message("system", ("",)), Message("user", parts)])
+        for parts in ((" Hi? \n",), (IMAGE, " Hi? \n"))
+    )
+    end = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert plain == f"<|start_header_id|>user<|end_header_id|>\n\nHi?{end}"
+    assert with_image == f"<|start_header_id|>user<|end_header_id|>\n\n#\n Hi?{end}"
+    assert " Hi? \n" in render("qwen_1_5", [Message("user", (" Hi? \n",))])
 
 
 def test_system_message_replaces_the_default_of_every_template() -> None:
@@ -111,6 +130,12 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "original onevision": ({"model_type": "llava_qwen", "image_aspect_ratio": "anyres_max_9"}, "qwen_1_5"),
     "llava-hf vip": ({"model_type": "vipllava", "text_config": {"model_type": "llama"}}, "llava_v1"),
     "original vip": ({"model_type": "llava_llama", "mm_vision_tower": "clip_4layers_336"}, "llava_v1"),
+    "llava-hf llama 3": (
+        {"model_type": "llava_next", "text_config": {"model_type": "llama", "eos_token_id": 128001}},
+        "llava_llama_3",
+    ),
+    "original llama 3": ({"model_type": "llava_llama", "eos_token_id": [128009]}, "llava_llama_3"),
+    "llava-hf qwen1.5": ({"model_type": "llava_next", "text_config": {"model_type": "qwen2"}}, "qwen_1_5"),
     "nothing known": ({}, "vicuna_v1"),
 }
 

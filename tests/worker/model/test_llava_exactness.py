@@ -92,6 +92,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "1.6, vicuna": NEXT,
     "1.6, grouped queries": NEXT | {"text": {"num_key_value_heads": 1}},
     "1.6, mistral": LLAVA_NEXT_MISTRAL,
+    "1.6, qwen2": NEXT | {"text": {"model_type": "qwen2", "rope_parameters": {"rope_theta": 1e6}}},
+    "1.6, llama 3": NEXT | {"text": {"num_key_value_heads": 1, "rope_parameters": {"rope_theta": 5e5}}},
     "vipllava": VIP_LLAVA,
     "onevision": LLAVA_ONEVISION,
     "onevision with a grid that is never reduced": LLAVA_ONEVISION | {"vision_aspect_ratio": "anyres_max_9"},
