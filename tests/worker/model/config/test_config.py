@@ -121,8 +121,14 @@ def test_the_older_spelling_of_rope_parameters_is_supported(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("values", "difference"),
     [
-        ({"model_type": "bert"}, "model_type"),
-        ({"model_type": "llava", "text_config": {"model_type": "mamba"}}, "text_config.model_type"),
+        (
+            {"model_type": "bert"},
+            "model_type is 'bert'; supported values are 'llava', 'llava_next', .* or 'vipllava'.",
+        ),
+        (
+            {"model_type": "llava", "text_config": {"model_type": "mamba"}},
+            "text_config.model_type is 'mamba'; supported values are 'llama', 'mistral' or 'qwen2'.",
+        ),
         ({"model_type": "llava", "text_config": {"rope_scaling": {"type": "longrope"}}}, "rope_type"),
         ({"model_type": "llava", "vision_feature_layer": -40}, "vision_feature_layer -40"),
         ({"model_type": "llava", "text_config": [1], "vision_config": 3}, "text_config.*vision_config"),

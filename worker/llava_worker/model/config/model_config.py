@@ -415,5 +415,9 @@ def describe_problems(error: ValidationError) -> str:
     problems = []
     for item in error.errors():
         field, message = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")
+        if item["type"] == "literal_error":
+            supported = item["ctx"]["expected"]
+            problems.append(f"{field} is {item['input']!r:.80}; supported values are {supported}.")
+            continue
         problems.append((f"{field}: {message}" if field else message).removesuffix(".") + ".")
     return " ".join(problems)
