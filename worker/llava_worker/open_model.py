@@ -114,6 +114,7 @@ def _open_echo(settings: Settings) -> LoadedModel:
     digest = digest_echo(template)
     heartbeat = make_heartbeat(
         engine,
+        tokenizer,
         _ECHO_SPEC,
         name,
         digest,
@@ -169,6 +170,7 @@ def _open_native(
     stats = {f"start_{part}": seconds for part, seconds in asdict(times).items()}
     heartbeat = make_heartbeat(
         engine,
+        tokenizer,
         spec,
         name,
         digest,

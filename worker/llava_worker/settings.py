@@ -71,7 +71,10 @@ class Settings(ServiceSettings):
         "CPU, this is the number of processes.",
     )
     threads: int | None = Field(
-        None, ge=1, le=4096, description="Number of CPU threads. Defaults to one per core."
+        None,
+        ge=1,
+        le=4096,
+        description="Number of CPU threads. Defaults to one per core, but at most one per 16 MiB of weights.",
     )
     max_num_sequences: int = Field(
         16, ge=1, le=1024, description="Maximum number of sequences processed concurrently."

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from llava_worker.engine.startup.build_engine import CheckpointError, build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
 
@@ -38,6 +39,18 @@ def test_a_model_runs_in_half_precision(folder: Path, make_sequence: MakeSequenc
 
     assert info.precision == "bf16"
     assert len(run(engine, [make_sequence(Prompt([1, 5, 6]), ignore_eos=True)])["one"]) == 12
+
+
+@pytest.mark.parametrize(("num_threads", "expected"), [(None, 1), (3, 3)])
+def test_a_small_model_uses_one_thread_by_default(
+    folder: Path, num_threads: int | None, expected: int
+) -> None:
+    torch.set_num_threads(4)
+    try:
+        build_engine(EngineConfig(folder, precision="fp32", device="cpu", num_threads=num_threads))
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("use_speculation", [True, False])
