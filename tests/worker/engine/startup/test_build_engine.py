@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -144,3 +145,17 @@ def test_a_model_that_does_not_fit_is_rejected_before_its_weights_are_read(folde
 
     with pytest.raises(ValueError, match="GiB free. Use a smaller model"):
         build_engine(EngineConfig(folder, precision="fp32", device="cpu"))
+
+
+def test_the_limit_of_the_token_gap_does_not_change_the_output(
+    folder: Path, make_sequence: MakeSequence, run: Run
+) -> None:
+    def outputs(max_token_gap_s: float) -> dict[str, list[int]]:
+        engine, _ = build_engine(EngineConfig(folder, precision="fp32", max_token_gap_s=max_token_gap_s))
+        rng = np.random.default_rng(0)
+        prompts = {name: random_prompt(rng, num_images=1, max_words=60) for name in ("one", "two", "three")}
+        return run(
+            engine, [make_sequence(prompt, seq_id=name, ignore_eos=True) for name, prompt in prompts.items()]
+        )
+
+    assert outputs(1e-6) == outputs(math.inf)
