@@ -1,5 +1,5 @@
-# Targets: up, test, test-fast, interop, wheel, lowest, containers, kernels, check, format, bench, train, eval, lock, sbom,
-# audit, clean. Each target installs its dependencies first.
+# Targets: up, test, test-fast, interop, wheel, lowest, containers, kernels, check, docs, format, bench, train, eval, lock,
+# sbom, audit, clean. Each target installs its dependencies first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -13,6 +13,9 @@ SUPPLY_CHAIN := $(VENV)/supply-chain
 LOWEST := $(VENV)/lowest
 LOWEST_TOOLS := anthropic hypothesis jsonschema jsonschema-rs langchain-openai mypy ollama openai psutil pytest \
   pytest-cov pytest-timeout pytest-xdist pyyaml
+# The documentation site, built in an environment of its own, because the tests do not need these packages.
+DOCS := $(VENV)/docs
+DOCS_TOOLS := mkdocs-material mkdocstrings-python ruff
 # The version of Triton that torch 2.11 for CUDA requires. The development environment has a later one.
 GPU_TRITON := 3.6.0
 HAS_GPU   := $(shell command -v nvidia-smi 2>/dev/null)
@@ -20,7 +23,7 @@ HAS_GPU   := $(shell command -v nvidia-smi 2>/dev/null)
 # If this variable is set, every program that a test starts compiles all of its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: up test test-fast interop wheel lowest containers kernels check format bench train eval lock sbom audit clean
+.PHONY: up test test-fast interop wheel lowest containers kernels check docs format bench train eval lock sbom audit clean
 .DEFAULT_GOAL := up
 
 up: $(VENV)/.up
@@ -69,6 +72,11 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/proselint check --config .proselint.json --output-format compact *.md docs bench examples worker
+
+# Builds the documentation site in dist/site, with warnings as errors, and tests it. Open dist/site/index.html.
+docs: $(VENV)/.dev $(DOCS)/.done
+	NO_MKDOCS_2_WARNING=1 PATH=$(DOCS)/bin:$$PATH mkdocs build --strict --quiet
+	$(BIN)/python -m pytest tests/site --site $(ARGS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
@@ -126,6 +134,11 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 
 $(VENV)/triton-$(GPU_TRITON)/.done: $(VENV)/.dev
 	$(PIP) install -q --no-deps --target $(VENV)/triton-$(GPU_TRITON) triton==$(GPU_TRITON)
+	@touch $@
+
+$(DOCS)/.done: constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip --disable-pip-version-check install -q -c constraints.txt $(DOCS_TOOLS)
 	@touch $@
 
 $(LOWEST)/.done: pyproject.toml constraints.txt constraints-lowest.txt

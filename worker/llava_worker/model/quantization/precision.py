@@ -42,7 +42,7 @@ Role = Literal["vision_tower", "projector", "decoder", "down_proj", "lm_head"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Bits per weight on a CPU, keyed by the role of the layer. Only decoder layers, which are read for every
 # token, use 4 or 5 bits. In other layers, the loss of accuracy would outweigh the savings
-# (docs/precision.md).
+# (docs/performance/precision.md).
 _CPU_BITS: dict[str, dict[Role, int]] = {
     "int8": {"vision_tower": 8, "projector": 8, "decoder": 8, "down_proj": 8, "lm_head": 8},
     "int4": {"vision_tower": 8, "projector": 8, "decoder": 4, "down_proj": 5, "lm_head": 8},
