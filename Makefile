@@ -50,11 +50,12 @@ containers: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/containers --containers -o log_cli=true --log-cli-level=INFO \
 	  --log-cli-format='%(asctime)s %(message)s' --log-cli-date-format=%H:%M:%S $(ARGS)
 
-# Tests the lowest versions of dependencies that pyproject.toml allows, except those of torch and the test tools. The
-# ignored tests require schemathesis, which needs a newer version of rich, or the newest versions of third-party clients.
+# Tests the wheel with the lowest versions of dependencies that pyproject.toml allows, except those of torch and the test
+# tools. The ignored tests require schemathesis, which needs a newer version of rich, or the newest versions of third-party clients.
 LOWEST_IGNORED := openapi/test_api_cases.py openapi/test_response_shapes.py fields/test_request_fields.py \
   compatibility/test_vocabularies.py
 lowest: $(LOWEST)/.done
+	LLAVA_BUILD_KERNELS=none $(LOWEST)/bin/pip --disable-pip-version-check install -q --no-deps --force-reinstall .
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -W ignore::DeprecationWarning \
 	  $(LOWEST_IGNORED:%=--ignore tests/server/api/%) \
 	  tests/wire tests/client tests/server tests/worker/language tests/worker/engine/structured_output $(ARGS)
@@ -144,7 +145,7 @@ $(DOCS)/.done: constraints.txt
 $(LOWEST)/.done: pyproject.toml constraints.txt constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install -q $(TORCH)+cpu --extra-index-url $(CPU_INDEX) --retries 1 2>/dev/null || $(LOWEST)/bin/pip install -q $(TORCH)
-	$(LOWEST)/bin/pip install -q -c constraints-lowest.txt -e '.[all,otel]' $(LOWEST_TOOLS)
+	$(LOWEST)/bin/pip install -q -c constraints-lowest.txt '.[all,otel]' $(LOWEST_TOOLS)
 	@touch $@
 
 $(SUPPLY_CHAIN)/.done: deploy/requirements/supply-chain.txt

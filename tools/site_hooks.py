@@ -27,6 +27,7 @@ PAGES = {
     "README.md": "index.md",
     "ARCHITECTURE.md": "how-it-works/architecture.md",
     "CHANGELOG.md": "project/changelog.md",
+    "CODE_OF_CONDUCT.md": "project/code-of-conduct.md",
     "CONTRIBUTING.md": "project/contributing.md",
     "SECURITY.md": "project/security-policy.md",
     "bench/README.md": "performance/benchmarks.md",
@@ -77,7 +78,10 @@ def _site_path(path: str) -> str:
         return PAGES[path]
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    return f"repository/{path}" if path.endswith(IMAGES) else f"repository/{path.removesuffix('.md')}.md"
+    visible = path.removeprefix(".")  # MkDocs ignores hidden folders
+    return (
+        f"repository/{visible}" if path.endswith(IMAGES) else f"repository/{visible.removesuffix('.md')}.md"
+    )
 
 
 def _linked_files(text: str, source: str) -> Iterator[str]:
