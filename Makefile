@@ -74,9 +74,9 @@ check: $(VENV)/.dev
 	$(BIN)/codespell
 	$(BIN)/proselint check --config .proselint.json --output-format compact *.md docs bench examples worker
 
-# Builds the documentation site in dist/site, with warnings as errors, and tests it. Open dist/site/index.html.
+# Builds the documentation site in dist/site, and tests it. Warnings are errors, unless mkdocs runs with --quiet.
 docs: $(VENV)/.dev $(DOCS)/.done
-	NO_MKDOCS_2_WARNING=1 PATH=$(DOCS)/bin:$$PATH mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 PATH=$(DOCS)/bin:$$PATH mkdocs build --strict
 	$(BIN)/python -m pytest tests/site --site $(ARGS)
 
 format: $(VENV)/.dev
