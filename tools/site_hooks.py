@@ -64,7 +64,7 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         return markdown
     source = _source_of(page.file.src_uri)
     text = _INCLUDE.sub(lambda match: _moved(_section(match[1], match[2]), match[1], page), markdown)
-    return re.sub(r"^<!--.*?-->\n", "", _moved(text, source, page), flags=re.MULTILINE)
+    return re.sub(r"^ *<!--.*?-->\n", "", _moved(text, source, page), flags=re.MULTILINE)
 
 
 def _source_of(site: str) -> str:
@@ -130,5 +130,9 @@ def _moved(text: str, source: str, page: Page) -> str:
         path, anchor = _target(match[1], source)
         return os.path.relpath(_site_path(path), folder or ".") + anchor
 
+    def converted(part: str) -> str:
+        # Python-Markdown requires four spaces for the content of lists, where other programs accept two.
+        return re.sub(r"^  (?=\S)", "    ", _LINK.sub(moved, part), flags=re.MULTILINE)
+
     parts = _FENCE.split(text)
-    return "".join(part if part.startswith("```") else _LINK.sub(moved, part) for part in parts)
+    return "".join(part if part.startswith("```") else converted(part) for part in parts)

@@ -75,6 +75,11 @@ def test_pages_load_only_files_of_the_site(documents: dict[Path, Document]) -> N
         assert not re.search(r"url\(['\"]?(?:https?:)?//", style.read_text("utf-8")), style
 
 
+def test_nested_lists_are_nested() -> None:
+    changelog = (SITE / "project" / "changelog.html").read_text("utf-8")
+    assert re.search(r"<li><strong>API</strong>\s*<ul>\s*<li>The routes", changelog)
+
+
 def test_search_works_from_a_folder_without_external_requests(page: Page) -> None:
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
