@@ -31,6 +31,7 @@ from llava_worker.model.quantization.capability import (
 )
 from llava_worker.model.quantization.quantized_linear import QuantizedLinear
 from llava_worker.model.quantization.w8a8 import W8A8Linear
+from llava_worker.selection_log import log_precision
 
 __all__ = ["PRECISIONS", "Precision", "Role", "choose_dtype", "choose_precision", "precisions_on"]
 
@@ -161,7 +162,7 @@ def _resolve(name: str, known: Collection[str], device: torch.device, *, is_smal
     """Return the precision that "auto" selects, or the given one. Raises ValueError if it is unknown."""
     if name == "auto":
         name, reason = _auto(device, is_small)
-        logger.info("precision auto: selected %s because %s", name, reason)
+        log_precision(name, reason)
     if name not in known:
         supported = ", ".join(known)
         raise ValueError(f"Precision {name!r} is not supported. Use one of auto, {supported}.")
