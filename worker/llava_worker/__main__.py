@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # read by llava-serve up
 _EXIT_NO_START = 1
 _EXIT_NO_QUEUE = 69  # EX_UNAVAILABLE in sysexits.h
+# Time after which a thread that prepares a long prompt must leave the interpreter to the engine. The default
+# of Python is 5 ms, which is longer than a step on a GPU.
+_SWITCH_INTERVAL_S = 0.0005
 
 logger = logging.getLogger("llava_worker")
 
@@ -42,6 +45,7 @@ def main() -> int:
     """Run the worker and return its exit status."""
     settings = load_settings(sys.argv[1:])
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
         provider = open_tracing("llava-worker") if settings.otel else None
         host = ModelHost(settings, _open(settings))
