@@ -5,6 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+# The versions in constraints.txt require Python 3.11. constraints-lowest.txt supports all versions of Python, but does
+# not contain the packages for development.
+USED_CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("constraints-lowest.txt" if sys.version_info < (3, 11) else "constraints.txt")')
 # Without an NVIDIA GPU, the CPU build of torch saves a download of several gigabytes.
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 # Tools with dependencies that the project does not need. They require Python 3.11 or newer.
@@ -116,14 +119,14 @@ $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("llava-serve requires Python 3.10 or newer, but this is " + sys.version.split()[0] + ". Run: make PYTHON=python3.12 up") if sys.version_info < (3, 10) else None'
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(HAS_GPU),)
-	$(PIP) install -q $(TORCH)+cpu --extra-index-url $(CPU_INDEX) --retries 1 -c constraints.txt 2>/dev/null || $(PIP) install -q $(TORCH) -c constraints.txt
+	$(PIP) install -q $(TORCH)+cpu --extra-index-url $(CPU_INDEX) --retries 1 -c $(USED_CONSTRAINTS) 2>/dev/null || $(PIP) install -q $(TORCH) -c $(USED_CONSTRAINTS)
 else
-	$(PIP) install -q $(TORCH) -c constraints.txt
+	$(PIP) install -q $(TORCH) -c $(USED_CONSTRAINTS)
 endif
 	@touch $@
 
 $(VENV)/.up: $(VENV)/.torch pyproject.toml
-	$(PIP) install -q -c constraints.txt -e '.[all]'
+	$(PIP) install -q -c $(USED_CONSTRAINTS) -e '.[all]'
 	@touch $@
 
 # LiteLLM is installed without its dependencies, because boto3's botocore requires an older python-dateutil than this
