@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,11 +125,12 @@ def commands(plan: LaunchPlan, model: str, image: str) -> dict[str, str]:
     messages = '[{"role": "user", "content": "What can you do?"}]'
     create = f"openai.OpenAI().chat.completions.create(model={json.dumps(model)}, messages={messages})"
     chat = f"import openai; print({create}.choices[0].message.content)"
+    python = shlex.quote(sys.executable)
     variables = f"OPENAI_BASE_URL={plan.base_url}/v1 OPENAI_API_KEY={key or 'none'}"
     return {
         "curl": _curl_command(plan, model, image),
-        "Python": f"python -c {shlex.quote(f'from llava_client import Client; print({ask})')}",
-        "the openai package": f"{variables} python -c {shlex.quote(chat)}",
+        "Python": f"{python} -c {shlex.quote(f'from llava_client import Client; print({ask})')}",
+        "the openai package (pip install openai)": f"{variables} {python} -c {shlex.quote(chat)}",
     }
 
 

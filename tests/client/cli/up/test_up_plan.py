@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -118,13 +117,12 @@ def test_the_printed_curl_command_works(server: ScriptedServer, tmp_path: Path) 
     assert "\n" not in url
 
 
-@pytest.mark.parametrize("name", ["Python", "the openai package"])
+@pytest.mark.parametrize("name", ["Python", "the openai package (pip install openai)"])
 def test_the_printed_python_commands_work(server: ScriptedServer, tmp_path: Path, name: str) -> None:
     (tmp_path / "it's an image.png").write_bytes(PNG)
     port = int(server.url.rpartition(":")[2])
     line = commands(plan(port=port, generated_key="lv-key"), "the-model", "it's an image.png")[name]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONIOENCODING": "utf-8"}
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip()
