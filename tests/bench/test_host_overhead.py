@@ -38,7 +38,7 @@ def test_a_measured_step_decodes_one_token_for_each_stream() -> None:
 
 
 def test_the_recorded_time_of_a_step_is_below_the_minimum_of_an_h200() -> None:
-    """The minimum is that of LLaVA-1.5-7B in 16 bits, by arithmetic (docs/gpu.md)."""
+    """The minimum is that of LLaVA-1.5-7B in 16 bits, by arithmetic (docs/deploy/gpus.md)."""
     record = json.loads((RESULTS / "host-overhead.json").read_text())["results"]
 
     for num_streams, device_ms in {"1": 2.8, "128": 12.6, "256": 22.0}.items():

@@ -43,6 +43,7 @@ from llava_worker.model.private_folder import user_cache
 from llava_worker.model_digest import digest_checkpoint, digest_echo
 from llava_worker.model_thread import ModelThread
 from llava_worker.open_transformers import open_transformers
+from llava_worker.selection_log import log_kernels
 from llava_worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -172,6 +173,8 @@ def _open_native(
         imported_at - started_at, info.weights_s, info.warmup_s, time.monotonic() - started_at
     )
     logger.info("loaded %s in %s", folder, times)
+    kernels = KernelInfo(**info.kernels._asdict())
+    log_kernels(kernels)
     grammars = make_grammars(tokenizer, vocab_size=info.vocab_size, eos_ids=info.eos_ids)
     digest = digest_checkpoint(config, info, template, tokenizer_folder=tokenizer_folder)
     stats = {f"start_{part}": seconds for part, seconds in asdict(times).items()}
@@ -184,7 +187,7 @@ def _open_native(
         EngineInfo(name="native", batching="continuous"),
         device=info.device,
         precision=info.precision,
-        kernels=KernelInfo(**info.kernels._asdict()),
+        kernels=kernels,
         stats=stats,
     )
     traced = traced_engine(engine, settings, name, engine.timer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections import deque
@@ -22,6 +23,7 @@ __all__ = ["Child", "Program", "describe_exit"]
 
 _PARENT_DEATH_SIGNAL = str(Path(__file__).with_name("parent_death_signal.py"))
 _TAIL_LINES = 20
+_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # sequences that move the cursor of a terminal
 _READ_BYTES = 1 << 16
 _READ_REST_S = 1.0  # limited, because a daemon in another session may keep the pipe open
 
@@ -151,7 +153,7 @@ class Child:
             transport.close()
 
     def _handle_line(self, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip()
+        text = _CONTROL.sub("", line.decode(errors="replace").rstrip().rpartition("\r")[2])
         self.tail.append(text)
         self._on_line(self.program.name, text)
 

@@ -67,6 +67,8 @@ class LaunchPlan:
         if self.served_model_name:
             flags += ["--served-model-name", self.served_model_name]
         environment = _environment(redis_url)
+        # huggingface_hub shows the progress of downloads only on terminals, unless this variable is set.
+        environment.setdefault("TQDM_POSITION", "-1")
         if self.num_workers > 1 and "LLAVA_THREADS" not in environment:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.num_workers)))

@@ -101,9 +101,9 @@ async def run(plan: LaunchPlan, layers: list[list[Program]], display: Display) -
             await _run_until_first(stop.wait(), supervisor.watch(), _start(supervisor, layers, plan.base_url))
         if not stop.is_set():
             supervisor.enable_restarts()
-            name, status = await _served_name(plan), await _status(plan.base_url)
-            display.ready(plan, name, kernels=", ".join(status.kernels.get(name, ())))
-            for warning in status.warnings:
+            name, warnings = await _served_name(plan), await _warnings(plan.base_url)
+            display.ready(plan, name)
+            for warning in warnings:
                 display.show(f"warning: {warning}")
             await _run_until_first(stop.wait(), supervisor.watch())
         display.show("stopping; press Ctrl-C again to kill the processes")
@@ -208,19 +208,18 @@ async def _wait_until_ready(base_url: str) -> None:
 
 
 class _Status(BaseModel):
-    """The fields of /readyz that are displayed. Older servers do not send them."""
+    """The field of /readyz that is displayed. Older servers do not send it."""
 
-    kernels: dict[str, list[str]] = {}
     warnings: list[str] = []
 
 
-async def _status(base_url: str) -> _Status:
-    """Return the server's status, which is empty if the server does not respond correctly."""
+async def _warnings(base_url: str) -> list[str]:
+    """Return the server's warnings. There are none if the server does not respond correctly."""
     try:
         async with httpx2.AsyncClient(trust_env=False, timeout=5.0) as http:
-            return _Status.model_validate_json((await http.get(f"{base_url}/readyz")).content)
+            return _Status.model_validate_json((await http.get(f"{base_url}/readyz")).content).warnings
     except (httpx2.RequestError, ValidationError):
-        return _Status()
+        return []
 
 
 async def _served_name(plan: LaunchPlan) -> str:

@@ -398,7 +398,10 @@ async def _read_file(services: Services, source: ImageSource, tenant: str) -> by
 
 
 def queue_headers(position: QueuePosition | None) -> dict[str, str]:
-    """Return headers that describe the queue at the time the request arrived. See docs/reliability.md."""
+    """Return headers that describe the queue at the time the request arrived.
+
+    docs/how-it-works/fault-tolerance.md lists them.
+    """
     if position is None:
         return {}
     headers = {"x-queue-position": str(position.num_ahead)}

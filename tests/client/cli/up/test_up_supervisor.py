@@ -78,6 +78,15 @@ def test_lines_of_any_length_are_reported_with_the_name_of_the_child() -> None:
     assert {name for name, _ in harness.lines} == {"printer"}
 
 
+def test_progress_bars_are_reported_without_the_sequences_that_control_a_terminal() -> None:
+    async def scenario(harness: SupervisorHarness) -> None:
+        script = r"printf '\n\r 0%%|    |\033[A\n\r14%%|#   |\033[A\r28%%|##  |\n'; sleep 100"
+        await harness.supervisor.start([shell("worker-1", script)])
+        await harness.wait_until(lambda: len(harness.lines) >= 3, "three lines")
+
+    assert [text for _, text in run_scenario(scenario).lines] == ["", " 0%|    |", "28%|##  |"]
+
+
 def test_an_exit_during_startup_is_final_and_includes_the_last_lines() -> None:
     async def scenario(harness: SupervisorHarness) -> None:
         await harness.supervisor.start([shell("worker-1", "echo no such model; exit 3")])
