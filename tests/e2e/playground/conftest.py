@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from tests.e2e.conftest import TINY
 from tests.machine_speed import scaled
-from tests.processes import ControllerProcess, running_controller, running_site
+from tests.processes import ControllerProcess, running_controller, running_site, worker_factory
+from tests.waiting import wait_until
 from tests.wire.redis_server import running_redis
 
 KEY = "a-key-for-tests"
@@ -50,6 +52,17 @@ def guarded_site(
     folder = tmp_path_factory.mktemp("guarded")
     with running_controller(site.redis_url, folder, api_keys=KEY, auth=True) as guarded:
         yield guarded
+
+
+@pytest.fixture(scope="session")
+def two_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerProcess]:
+    """A server with the bundled model and the echo model."""
+    folder = tmp_path_factory.mktemp("two-models")
+    with running_redis() as url, worker_factory(url, folder) as start_worker:
+        workers = [start_worker(**TINY), start_worker(echo_step_s=0.002)]
+        wait_until(lambda: all(worker.is_ready for worker in workers), "both workers")
+        with running_controller(url, folder) as site:
+            yield site
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def test_html_from_the_model_is_shown_as_text(playground: Page) -> None:
     scripted(playground, *EVIL)
     ask(playground, "Be evil.")
     assert finished(playground) == "".join(EVIL)
-    expect(response_text(playground).locator("*")).to_have_count(0)
+    expect(response_text(playground).locator("p *")).to_have_count(0)
     assert playground.evaluate("window.pwned") is None
 
 

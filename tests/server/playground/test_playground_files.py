@@ -21,7 +21,7 @@ def test_page_has_a_strict_content_security_policy(stack: Stack) -> None:
 def test_every_file_that_the_page_references_is_served_with_its_type(stack: Stack) -> None:
     names = set(re.findall(r'(?:src|href)="(/playground/[^"]+)"', stack.http.get("/").text))
     assert names
-    types = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
+    types = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".webp": "image/webp"}
     for name in names:
         response = stack.http.get(name)
         assert response.status_code == 200, name
