@@ -8,7 +8,15 @@ import { button, byId as $ } from "./dom.js";
 import { openLightbox, watchLightbox } from "./lightbox.js";
 import { parseSchema, selectedFormat, watchFormat } from "./output_format.js";
 import { followEnd } from "./scroll.js";
-import { apiKey, parameters, saveApiKey, selectedModels, showModels, wantsProbabilities, watchSettings } from "./settings.js";
+import {
+  apiKey,
+  parameters,
+  saveApiKey,
+  selectedModels,
+  showModels,
+  wantsProbabilities,
+  watchSettings,
+} from "./settings.js";
 import { watchTheme } from "./theme.js";
 import { Tray } from "./tray.js";
 

@@ -7,7 +7,7 @@ const VERSION = 1;
 const MAX_BYTES = 512 * 1024 * 1024;
 const MAX_ITEMS = 100_000; // in each list
 const IMAGE_URL = /^data:image\/(?:jpeg|png|webp|gif|bmp|tiff);base64,[A-Za-z0-9+/]+={0,2}$/;
-const STATUSES = ["complete", "stopped", "truncated", "failed"];
+const STATUSES = ["complete", "stopped", "truncated", "failed", "running"];
 
 /** Downloads chats as a JSON file. @param {import("./chat_store.js").Chat[]} chats */
 export function download(chats) {
@@ -54,15 +54,23 @@ function valueThat(isValid, description) {
 }
 
 function list(item) {
-  const whole = valueThat((value) => Array.isArray(value) && value.length <= MAX_ITEMS, `a list with at most ${MAX_ITEMS} items`);
+  const whole = valueThat(
+    (value) => Array.isArray(value) && value.length <= MAX_ITEMS,
+    `a list with at most ${MAX_ITEMS} items`,
+  );
   return (value, path) => whole(value, path).map((entry, index) => item(entry, `${path}[${index}]`));
 }
 
 function record(fields) {
-  const whole = valueThat((value) => value !== null && typeof value === "object" && !Array.isArray(value), "an object");
+  const whole = valueThat(
+    (value) => value !== null && typeof value === "object" && !Array.isArray(value),
+    "an object",
+  );
   return (value, path) => {
     whole(value, path);
-    return Object.fromEntries(Object.entries(fields).map(([name, read]) => [name, read(value[name], `${path}.${name}`)]));
+    return Object.fromEntries(
+      Object.entries(fields).map(([name, read]) => [name, read(value[name], `${path}.${name}`)]),
+    );
   };
 }
 
@@ -73,7 +81,8 @@ const text = valueThat((value) => typeof value === "string", "a string");
 const number = valueThat((value) => Number.isFinite(value), "a number");
 const flag = valueThat((value) => typeof value === "boolean", "true or false");
 const imageUrl = valueThat((value) => typeof value === "string" && IMAGE_URL.test(value), "a data: URL of an image");
-const image = record({ name: text, width: number, height: number, url: imageUrl, isFile: flag });
+const no = () => false; // the user may have no file with the name of an imported image
+const image = record({ name: text, width: number, height: number, url: imageUrl, isFile: no });
 const score = (value, path) => [text(value?.[0], `${path}[0]`), number(value?.[1], `${path}[1]`)];
 const token = record({ text, logprob: number, top: list(score) });
 const measurements = record({
@@ -99,7 +108,10 @@ const response = record({
   measurements,
   tokens: list(token),
 });
-const schemaText = valueThat((value) => value === "" || !parseSchema(value).problem, "a JSON schema or an empty string");
+const schemaText = valueThat(
+  (value) => value === "" || !parseSchema(value).problem,
+  "a JSON schema or an empty string",
+);
 const format = record({ kind: oneOf(Object.keys(FORMATS)), schema: schemaText });
 const turn = record({ question: text, images: list(image), format, responses: list(response) });
 const content = record({ title: text, updatedAt: number, turns: list(turn) });

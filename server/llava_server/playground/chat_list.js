@@ -111,14 +111,26 @@ export class ChatList {
   }
 
   #item({ id, title }) {
-    const open = button(title, async () => {
-      const chat = await this.#store.get(id);
-      if (chat) this.#open(chat);
-      await this.#show();
-    }, { className: "chat", title });
+    const open = button(
+      title,
+      async () => {
+        const chat = await this.#store.get(id);
+        if (chat) this.#open(chat);
+        await this.#show();
+      },
+      { className: "chat", title },
+    );
     if (id === this.#current.id) open.setAttribute("aria-current", "true");
-    const save = button("⤓", async () => download([await this.#store.get(id)]), { className: "chat-action", ariaLabel: `Export ${title}`, title: "Export" });
-    const remove = button("×", () => this.#remove(id, title), { className: "chat-action", ariaLabel: `Delete ${title}`, title: "Delete" });
+    const save = button("⤓", async () => download([await this.#store.get(id)]), {
+      className: "chat-action",
+      ariaLabel: `Export ${title}`,
+      title: "Export",
+    });
+    const remove = button("×", () => this.#remove(id, title), {
+      className: "chat-action",
+      ariaLabel: `Delete ${title}`,
+      title: "Delete",
+    });
     return element("li", {}, open, save, remove);
   }
 

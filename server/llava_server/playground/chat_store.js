@@ -97,6 +97,8 @@ function resultOf(request) {
 
 function storageError(error) {
   const isFull = error?.name === "QuotaExceededError";
-  const reason = isFull ? "This browser has no space left for chats." : `This browser cannot store the chat (${error?.message}).`;
+  const reason = isFull
+    ? "This browser has no space left for chats."
+    : `This browser cannot store the chat (${error?.message}).`;
   return new StorageError(`${reason} Export your chats, and delete those that you do not need.`);
 }

@@ -104,7 +104,9 @@ export class Conversation {
     const running = new AbortController();
     const chat = this.#chat;
     this.#setRunning(running);
-    const tasks = columns.map((column) => this.#stream(turn.views[column], this.#request(turn, column).body, running.signal));
+    const tasks = columns.map((column) =>
+      this.#stream(turn.views[column], this.#request(turn, column).body, running.signal),
+    );
     chat.turns = this.#turns.map(({ data }) => data);
     this.#options.onSave(chat);
     scrollToEnd({ force: true });
@@ -121,7 +123,9 @@ export class Conversation {
     const waiting = setInterval(() => this.#showWaiting(view), WAITING_MS);
     let reason = "";
     try {
-      for await (const chunk of streamChat(body, this.#options.apiKey(), signal, (headers) => view.receiveHeaders(headers))) {
+      for await (const chunk of streamChat(body, this.#options.apiKey(), signal, (headers) =>
+        view.receiveHeaders(headers),
+      )) {
         view.append(chunk);
         reason = chunk.choices?.[0]?.finish_reason ?? reason;
         scrollToEnd();
@@ -137,7 +141,10 @@ export class Conversation {
   #end(view, error) {
     if (error.name === "AbortError") return view.end("stopped");
     if (!(error instanceof ApiError)) console.error(error);
-    view.end("failed", error instanceof ApiError ? error.message : "This page encountered an internal error. See the browser console.");
+    view.end(
+      "failed",
+      error instanceof ApiError ? error.message : "This page encountered an internal error. See the browser console.",
+    );
     if (error.status === 401) this.#options.onUnauthorized();
     return undefined;
   }
@@ -145,7 +152,8 @@ export class Conversation {
   async #showWaiting(view) {
     try {
       const load = await fetchLoad(this.#options.apiKey());
-      view.showWaiting(`waiting for the first token · ${load} ${load === 1 ? "response is" : "responses are"} in progress on this server`);
+      const responses = load === 1 ? "response is" : "responses are";
+      view.showWaiting(`waiting for the first token · ${load} ${responses} in progress on this server`);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error; // the request itself reports that the server is unavailable
     }

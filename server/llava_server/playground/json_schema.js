@@ -29,7 +29,8 @@ function check(value, schema, path, context) {
   if (typeof schema.$ref === "string") check(value, resolve(schema.$ref, context.root), path, inner);
   checkType(value, schema, path, errors);
   checkCombinations(value, schema, path, inner);
-  if (typeof value === "string") checkRange([...value].length, schema.minLength, schema.maxLength, `The length of ${path}`, errors);
+  if (typeof value === "string")
+    checkRange([...value].length, schema.minLength, schema.maxLength, `The length of ${path}`, errors);
   else if (typeof value === "number") checkNumber(value, schema, path, errors);
   else if (Array.isArray(value)) checkArray(value, schema, path, inner);
   else if (isObject(value)) checkObject(value, schema, path, inner);
@@ -40,7 +41,8 @@ function checkType(value, schema, path, errors) {
   const actual = typeOf(value);
   const matches = types.includes(actual) || (types.includes("number") && actual === "integer");
   if (types.length && !matches) errors.push(`${path} must be of type ${types.join(" or ")}, but is ${actual}.`);
-  if ("const" in schema && !isEqual(value, schema.const)) errors.push(`${path} must be ${JSON.stringify(schema.const)}.`);
+  if ("const" in schema && !isEqual(value, schema.const))
+    errors.push(`${path} must be ${JSON.stringify(schema.const)}.`);
   if (Array.isArray(schema.enum) && !schema.enum.some((option) => isEqual(value, option))) {
     errors.push(`${path} must be one of ${schema.enum.map((option) => JSON.stringify(option)).join(", ")}.`);
   }
@@ -55,9 +57,12 @@ function typeOf(value) {
 function checkCombinations(value, schema, path, context) {
   const count = (options) => options.filter((option) => conforms(value, option, path, context)).length;
   for (const option of listOf(schema.allOf)) check(value, option, path, context);
-  if (Array.isArray(schema.anyOf) && !count(schema.anyOf)) context.errors.push(`${path} conforms to none of the alternatives.`);
-  if (Array.isArray(schema.oneOf) && count(schema.oneOf) !== 1) context.errors.push(`${path} must conform to exactly one alternative.`);
-  if ("not" in schema && conforms(value, schema.not, path, context)) context.errors.push(`${path} is excluded by the schema.`);
+  if (Array.isArray(schema.anyOf) && !count(schema.anyOf))
+    context.errors.push(`${path} conforms to none of the alternatives.`);
+  if (Array.isArray(schema.oneOf) && count(schema.oneOf) !== 1)
+    context.errors.push(`${path} must conform to exactly one alternative.`);
+  if ("not" in schema && conforms(value, schema.not, path, context))
+    context.errors.push(`${path} is excluded by the schema.`);
 }
 
 function conforms(value, schema, path, context) {
@@ -75,7 +80,8 @@ function checkNumber(value, schema, path, errors) {
   checkRange(value, schema.minimum, schema.maximum, path, errors);
   if (value <= schema.exclusiveMinimum) errors.push(`${path} must be greater than ${schema.exclusiveMinimum}.`);
   if (value >= schema.exclusiveMaximum) errors.push(`${path} must be less than ${schema.exclusiveMaximum}.`);
-  if (schema.multipleOf && !Number.isInteger(value / schema.multipleOf)) errors.push(`${path} must be a multiple of ${schema.multipleOf}.`);
+  if (schema.multipleOf && !Number.isInteger(value / schema.multipleOf))
+    errors.push(`${path} must be a multiple of ${schema.multipleOf}.`);
 }
 
 function checkArray(value, schema, path, context) {
@@ -90,7 +96,7 @@ function checkObject(value, schema, path, context) {
     if (!Object.hasOwn(value, name)) context.errors.push(`${path}.${name} is missing.`);
   }
   for (const [name, item] of Object.entries(value)) {
-    const own = Object.hasOwn(properties, name) ? properties[name] : schema.additionalProperties ?? true;
+    const own = Object.hasOwn(properties, name) ? properties[name] : (schema.additionalProperties ?? true);
     check(item, own, `${path}.${name}`, context);
   }
 }

@@ -16,13 +16,22 @@ export function watchLightbox() {
   byId("zoom-fit").addEventListener("click", () => show(null));
   byId("lightbox-close").addEventListener("click", () => byId("lightbox").close());
   view.addEventListener("dblclick", () => show(scale === null ? 1 : null));
-  view.addEventListener("wheel", (event) => {
-    if (!event.ctrlKey) return; // scrolls; with Ctrl, or with two fingers on a trackpad, zooms
-    event.preventDefault();
-    zoomBy(event.deltaY < 0 ? 1.1 : 1 / 1.1);
-  }, { passive: false });
+  view.addEventListener(
+    "wheel",
+    (event) => {
+      if (!event.ctrlKey) return; // scrolls; with Ctrl, or with two fingers on a trackpad, zooms
+      event.preventDefault();
+      zoomBy(event.deltaY < 0 ? 1.1 : 1 / 1.1);
+    },
+    { passive: false },
+  );
   byId("lightbox").addEventListener("keydown", (event) => {
-    const action = { "+": () => zoomBy(STEP), "=": () => zoomBy(STEP), "-": () => zoomBy(1 / STEP), 0: () => show(null) }[event.key];
+    const action = {
+      "+": () => zoomBy(STEP),
+      "=": () => zoomBy(STEP),
+      "-": () => zoomBy(1 / STEP),
+      0: () => show(null),
+    }[event.key];
     if (!action || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     action();

@@ -35,7 +35,11 @@ export function renderMarkdown(target, text) {
 export function codeBlock(code, language) {
   const header = element("div", { className: "code-header" }, element("span", { textContent: language || "text" }));
   header.append(copyButton("Copy code", () => code));
-  const pre = element("pre", { tabIndex: 0, ariaLabel: `Code, ${language || "text"}` }, element("code", { textContent: code }));
+  const pre = element(
+    "pre",
+    { tabIndex: 0, ariaLabel: `Code, ${language || "text"}` },
+    element("code", { textContent: code }),
+  );
   pre.setAttribute("role", "region");
   return element("div", { className: "code-block" }, header, pre);
 }
@@ -139,17 +143,23 @@ function withoutIndent(line, indent) {
 
 /** Returns the nodes of a list item. The text of a tight item has no paragraph. */
 function itemNodes(lines, depth) {
-  return nodesOf(lines, depth + 1).flatMap((node) => (node.tagName === "P" && !lines.includes("") ? [...node.childNodes] : [node]));
+  return nodesOf(lines, depth + 1).flatMap((node) =>
+    node.tagName === "P" && !lines.includes("") ? [...node.childNodes] : [node],
+  );
 }
 
 function table(lines, start) {
   const header = cellsOf(lines[start]);
   const alignments = cellsOf(lines[start + 1] ?? "");
-  const isTable = lines[start].includes("|") && alignments.length === header.length && alignments.every((cell) => ALIGNMENT.test(cell));
+  const isTable =
+    lines[start].includes("|") &&
+    alignments.length === header.length &&
+    alignments.every((cell) => ALIGNMENT.test(cell));
   if (!isTable) return null;
   let end = start + 2;
   while (end < lines.length && lines[end].includes("|")) end += 1;
-  const row = (tag, cells) => element("tr", {}, ...header.map((_, index) => element(tag, {}, ...inlineNodes(cells[index] ?? ""))));
+  const row = (tag, cells) =>
+    element("tr", {}, ...header.map((_, index) => element(tag, {}, ...inlineNodes(cells[index] ?? ""))));
   const render = () => {
     const body = lines.slice(start + 2, end).map((line) => row("td", cellsOf(line)));
     const whole = element("table", {}, element("thead", {}, row("th", header)), element("tbody", {}, ...body));
@@ -167,7 +177,8 @@ function cellsOf(line) {
 
 function paragraph(lines, start, depth) {
   const isBlockStart = (line) =>
-    line.trim() === "" || (depth < MAX_DEPTH && [FENCE, HEADING, RULE, QUOTE, ITEM].some((pattern) => pattern.test(line)));
+    line.trim() === "" ||
+    (depth < MAX_DEPTH && [FENCE, HEADING, RULE, QUOTE, ITEM].some((pattern) => pattern.test(line)));
   let end = start + 1;
   while (end < lines.length && !isBlockStart(lines[end])) end += 1;
   return { end, render: () => element("p", {}, ...inlineNodes(lines.slice(start, end).join("\n"))) };

@@ -9,7 +9,7 @@ const PUNCTUATION = /[!-/:-@[-`{-~]/;
 const WORD = /[\p{L}\p{N}_]/u;
 const BARE_URL = /https?:\/\/[^\s<>"'`]+/y;
 const PROTOCOLS = new Set(["http:", "https:", "mailto:"]);
-const TAGS = { "**": "strong", "__": "strong", "*": "em", "_": "em", "~~": "del" };
+const TAGS = { "**": "strong", __: "strong", "*": "em", _: "em", "~~": "del" };
 const MAX_DEPTH = 8;
 
 /** Returns the DOM nodes and strings for a text. */
@@ -98,7 +98,12 @@ function link(text, start, bracket, missing, depth) {
   const end = middle < 0 || missing.has(")") ? -1 : text.indexOf(")", middle);
   if (middle >= 0 && end < 0) missing.add(")");
   if (middle < 0 || end < 0) return null;
-  const url = safeUrl(text.slice(middle + 2, end).trim().split(/\s/, 1)[0]);
+  const url = safeUrl(
+    text
+      .slice(middle + 2, end)
+      .trim()
+      .split(/\s/, 1)[0],
+  );
   if (url === null || depth >= MAX_DEPTH) return { node: text.slice(start, end + 1), end: end + 1 };
   const label = text.slice(bracket + 1, middle);
   return { node: anchor(url, label ? withoutLinks(label) : [url]), end: end + 1 };
@@ -141,7 +146,7 @@ function runEnd(text, start) {
 
 /** Returns where the last `length` letters of the first accepted run of a letter start, or -1. */
 function findRun(text, letter, from, isAccepted, length = null) {
-  for (let start = text.indexOf(letter, from); start >= 0; ) {
+  for (let start = text.indexOf(letter, from); start >= 0;) {
     const end = runEnd(text, start);
     if (isAccepted(start, end)) return length === null ? start : end - length;
     start = text.indexOf(letter, end);

@@ -27,7 +27,16 @@ const REMARKS = {
 /** @returns {Measurements} */
 export function noMeasurements() {
   const unknown = { queuePosition: null, queueEstimate: null, firstTokenMs: null, outputMs: null };
-  return { ...unknown, numPieces: 0, numPrompt: null, numCached: null, numOutput: null, id: "", fingerprint: "", numKills: 0 };
+  return {
+    ...unknown,
+    numPieces: 0,
+    numPrompt: null,
+    numCached: null,
+    numOutput: null,
+    id: "",
+    fingerprint: "",
+    numKills: 0,
+  };
 }
 
 /** Adds what the headers of a response contain. */
@@ -66,20 +75,29 @@ export function measurementsTable(measurements, model) {
     element("dt", { textContent: name }),
     element("dd", { textContent: value }),
   ]);
-  const details = element("details", { className: "measurements", open: sessionStorage.getItem(DETAILS_OPEN) === "yes" });
+  const details = element("details", {
+    className: "measurements",
+    open: sessionStorage.getItem(DETAILS_OPEN) === "yes",
+  });
   details.append(element("summary", { textContent: "Details" }), element("dl", {}, ...entries));
   details.addEventListener("toggle", () => sessionStorage.setItem(DETAILS_OPEN, details.open ? "yes" : "no"));
   return details;
 }
 
 function rows(measurements, model) {
-  const { queuePosition, queueEstimate, firstTokenMs, numPrompt, numCached, numOutput, id, fingerprint } = measurements;
+  const { queuePosition, queueEstimate, firstTokenMs, numPrompt, numCached, numOutput, id, fingerprint } =
+    measurements;
   const shares = [
     ["Model", `${model}${fingerprint ? ` (${fingerprint})` : ""}`],
     ["Queue", queue(queuePosition, queueEstimate)],
     ["First token", firstTokenMs === null ? "" : `after ${duration(firstTokenMs)}`],
     ["Prompt", numPrompt === null ? "" : `${numPrompt} tokens`],
-    ["Prefix cache", numCached === null || !numPrompt ? "" : `${numCached} tokens reused (${Math.round((100 * numCached) / numPrompt)} %)`],
+    [
+      "Prefix cache",
+      numCached === null || !numPrompt
+        ? ""
+        : `${numCached} tokens reused (${Math.round((100 * numCached) / numPrompt)} %)`,
+    ],
     ["Output", numOutput === null ? "" : `${numOutput} tokens`],
     ["Speed", speed(measurements) ?? ""],
     ["Response ID", id],
@@ -95,7 +113,9 @@ function queue(position, estimate) {
 
 function timing(measurements) {
   if (measurements.firstTokenMs === null) return [];
-  const facts = [[`first token ${duration(measurements.firstTokenMs)}`, "Time to first token, measured by this page"]];
+  const facts = [
+    [`first token ${duration(measurements.firstTokenMs)}`, "Time to first token, measured by this page"],
+  ];
   const rate = speed(measurements);
   if (rate !== null) facts.push([rate, "Tokens per second after the first token"]);
   return facts;

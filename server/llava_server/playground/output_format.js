@@ -6,10 +6,16 @@ import { byId } from "./dom.js";
 export const FORMATS = {
   text: { label: "Free text" },
   short: { label: "Word or phrase", instruction: "Answer the question using a single word or phrase." },
-  option: { label: "Letter of an option", instruction: "Answer with the option's letter from the given choices directly." },
+  option: {
+    label: "Letter of an option",
+    instruction: "Answer with the option's letter from the given choices directly.",
+  },
   caption: { label: "One-sentence caption", instruction: "Provide a one-sentence caption for the provided image." },
   region: { label: "Region description", instruction: "Provide a short description for this region." },
-  box: { label: "Bounding box", instruction: "Provide the bounding box coordinate of the region this sentence describes." },
+  box: {
+    label: "Bounding box",
+    instruction: "Provide the bounding box coordinate of the region this sentence describes.",
+  },
   json: { label: "JSON object" },
   schema: { label: "JSON schema" },
 };

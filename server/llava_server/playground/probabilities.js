@@ -23,7 +23,11 @@ export function tokensOf(chunk) {
 
 /** Shows tokens in an element. The arrow keys move between tokens, which together are one tab stop. */
 export function showTokens(target, tokens) {
-  const tip = element("div", { className: "token-tip", id: `tip-${crypto.getRandomValues(new Uint32Array(1))[0]}`, hidden: true });
+  const tip = element("div", {
+    className: "token-tip",
+    id: `tip-${crypto.getRandomValues(new Uint32Array(1))[0]}`,
+    hidden: true,
+  });
   tip.setAttribute("role", "tooltip");
   const nodes = tokens.map((token, index) => tokenNode(token, index === 0 ? 0 : -1, tip.id));
   const group = element("div", { className: "tokens", ariaLabel: "Tokens and their probabilities" }, ...nodes, tip);

@@ -6,7 +6,9 @@ const NUM_ALTERNATIVES = 5; // most likely tokens at each position
 
 /** Whether a response is part of the conversation that is sent to the model. Failed responses are excluded. */
 export function isComplete(response) {
-  return response !== undefined && response.text !== "" && response.status !== "failed" && response.status !== "running";
+  return (
+    response !== undefined && response.text !== "" && response.status !== "failed" && response.status !== "running"
+  );
 }
 
 /**

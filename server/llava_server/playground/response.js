@@ -28,7 +28,16 @@ import { asCurl, asPython } from "./snippets.js";
 
 /** @returns {Response} */
 export function newResponse(model, parameters, wantsTokens) {
-  return { model, parameters, wantsTokens, text: "", status: "running", error: "", measurements: noMeasurements(), tokens: [] };
+  return {
+    model,
+    parameters,
+    wantsTokens,
+    text: "",
+    status: "running",
+    error: "",
+    measurements: noMeasurements(),
+    tokens: [],
+  };
 }
 
 export class ResponseView {
@@ -52,7 +61,15 @@ export class ResponseView {
     this.#format = format;
     this.#actions = actions;
     const model = element("p", { className: "response-model", textContent: data.model });
-    this.element = element("div", { className: "response" }, model, this.#body, this.#validation, this.#facts, this.#rest);
+    this.element = element(
+      "div",
+      { className: "response" },
+      model,
+      this.#body,
+      this.#validation,
+      this.#facts,
+      this.#rest,
+    );
     if (data.status !== "running") this.#finish();
   }
 
@@ -74,7 +91,8 @@ export class ResponseView {
   append(chunk) {
     measureChunk(this.data.measurements, chunk, performance.now() - this.#startedAt);
     const offersKill = this.#actions.killWorker && !this.#rest.hasChildNodes();
-    if (offersKill) this.#rest.append(button("Kill this worker", () => this.#killWorker(), { className: "danger small" }));
+    if (offersKill)
+      this.#rest.append(button("Kill this worker", () => this.#killWorker(), { className: "danger small" }));
     this.data.tokens.push(...tokensOf(chunk));
     this.data.text += chunk.choices?.[0]?.delta?.content ?? "";
     this.#frame ||= requestAnimationFrame(() => {
@@ -141,7 +159,8 @@ export class ResponseView {
     const { text, tokens, status } = this.data;
     const isEmpty = text === "" && status !== "running";
     if (this.#showsTokens) showTokens(this.#body, tokens);
-    else if (isEmpty && status === "complete") this.#body.replaceChildren(element("em", { textContent: "(empty response)" }));
+    else if (isEmpty && status === "complete")
+      this.#body.replaceChildren(element("em", { textContent: "(empty response)" }));
     else if (text !== "" && isJson(this.#format)) this.#body.replaceChildren(codeBlock(indented(text), "json"));
     else renderMarkdown(this.#body, text);
   }
@@ -157,7 +176,10 @@ export class ResponseView {
     this.#validation.hidden = !isJson(this.#format) || this.data.text === "";
     if (this.#validation.hidden) return;
     const value = parsed(this.data.text);
-    const errors = value === undefined ? ["The response is not complete JSON."] : violations(value, parseSchema(this.#format.schema).schema ?? {});
+    const errors =
+      value === undefined
+        ? ["The response is not complete JSON."]
+        : violations(value, parseSchema(this.#format.schema).schema ?? {});
     const success = this.#format.kind === "schema" ? "Valid: conforms to the schema" : "Valid JSON";
     this.#validation.classList.toggle("is-invalid", errors.length > 0);
     this.#validation.textContent = errors.length ? errors.join(" ") : success;

@@ -18,7 +18,9 @@ export function watchSettings() {
   }
   const probabilities = field("probabilities");
   probabilities.checked = sessionStorage.getItem(PROBABILITIES) === "on";
-  probabilities.addEventListener("change", () => sessionStorage.setItem(PROBABILITIES, probabilities.checked ? "on" : "off"));
+  probabilities.addEventListener("change", () =>
+    sessionStorage.setItem(PROBABILITIES, probabilities.checked ? "on" : "off"),
+  );
   field("settings-reset").addEventListener("click", reset);
   for (const id of Object.keys(PICKERS)) {
     field(id).addEventListener("change", () => sessionStorage.setItem(`llava.${id}`, field(id).value));

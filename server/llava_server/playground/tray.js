@@ -92,12 +92,23 @@ export class Tray {
 
   #thumbnail(image, index) {
     const { name, url } = image;
-    const item = element("li", { draggable: true }, element("img", { src: url, alt: name, title: name, draggable: false }));
+    const item = element(
+      "li",
+      { draggable: true },
+      element("img", { src: url, alt: name, title: name, draggable: false }),
+    );
     item.append(button("×", () => this.#remove(image), { className: "remove", ariaLabel: `Remove ${name}` }));
     if (this.#images.length > 1) {
       const left = { className: "move", ariaLabel: `Move ${name} to the left`, disabled: index === 0 };
-      const right = { className: "move", ariaLabel: `Move ${name} to the right`, disabled: index === this.#images.length - 1 };
-      const buttons = [button("‹", () => this.#move(index, index - 1, 0), left), button("›", () => this.#move(index, index + 1, 1), right)];
+      const right = {
+        className: "move",
+        ariaLabel: `Move ${name} to the right`,
+        disabled: index === this.#images.length - 1,
+      };
+      const buttons = [
+        button("‹", () => this.#move(index, index - 1, 0), left),
+        button("›", () => this.#move(index, index + 1, 1), right),
+      ];
       item.append(element("div", { className: "moves" }, ...buttons));
     }
     item.addEventListener("dragstart", (event) => event.dataTransfer.setData(DRAGGED, String(index)));

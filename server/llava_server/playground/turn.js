@@ -43,9 +43,12 @@ export class TurnView {
 
   #showQuestion() {
     const { question, images, format } = this.data;
-    const children = images.length ? [element("div", { className: "images" }, ...images.map((image) => this.#thumbnail(image)))] : [];
+    const children = images.length
+      ? [element("div", { className: "images" }, ...images.map((image) => this.#thumbnail(image)))]
+      : [];
     children.push(element("p", { className: "question-text", textContent: question }));
-    if (format.kind !== "text") children.push(element("p", { className: "question-format", textContent: FORMATS[format.kind].label }));
+    if (format.kind !== "text")
+      children.push(element("p", { className: "question-format", textContent: FORMATS[format.kind].label }));
     const edit = button("Edit", () => this.#edit());
     const regenerate = button("Regenerate", () => this.#regenerate(), { className: "quiet small regenerate" });
     this.#question.replaceChildren(...children, element("div", { className: "question-actions" }, edit, regenerate));
@@ -65,8 +68,20 @@ export class TurnView {
   #edit() {
     const field = element("textarea", { value: this.data.question, rows: 3, ariaLabel: "Edit the question" });
     const cancel = button("Cancel", () => this.#showQuestion());
-    const form = element("form", { className: "edit" }, field, element("p", { className: "hint", textContent: "Later messages of this chat are removed." }));
-    form.append(element("div", { className: "question-actions" }, cancel, element("button", { className: "primary small", textContent: "Save and send" })));
+    const form = element(
+      "form",
+      { className: "edit" },
+      field,
+      element("p", { className: "hint", textContent: "Later messages of this chat are removed." }),
+    );
+    form.append(
+      element(
+        "div",
+        { className: "question-actions" },
+        cancel,
+        element("button", { className: "primary small", textContent: "Save and send" }),
+      ),
+    );
     const send = () => {
       const question = field.value.trim();
       if (question === "" || !this.#actions.canRegenerate()) return;

@@ -204,7 +204,7 @@ def test_the_instructions_are_those_of_the_client() -> None:
     from llava_client.answer_formats import FORMATS
 
     source = (files("llava_server") / "playground" / "output_format.js").read_text()
-    shown = dict(re.findall(r'^  (\w+): \{ label: .*instruction: "(.*)" \},$', source, re.MULTILINE))
+    shown = dict(re.findall(r'(\w+): \{\s+label: [^}]+instruction: "(.+)"', source))
     assert shown == {name: FORMATS[name] for name in ("short", "option", "caption", "region", "box")}
 
 
@@ -302,6 +302,16 @@ def test_queue_cache_and_speed_of_a_response_are_shown(playground: Page) -> None
         expect(rows).to_contain_text(re.compile(pattern))
     playground.reload()
     expect(playground.locator(".measurements dl")).to_be_visible()  # remains open
+
+
+def test_the_load_of_the_server_is_shown_while_a_response_waits(playground: Page) -> None:
+    playground.route(CHAT, lambda route: None)  # no response
+    ask(playground, "Hello?")
+    expect(playground.locator(".facts")).to_have_text(
+        "waiting for the first token · 0 responses are in progress on this server"
+    )
+    playground.get_by_role("button", name="Stop").click()
+    expect(playground.locator(".facts")).to_have_text("stopped")
 
 
 def test_two_models_are_compared_side_by_side(playground: Page) -> None:
