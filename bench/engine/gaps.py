@@ -1,9 +1,10 @@
 """``python -m bench.engine.gaps``: measure the gaps between tokens while a long prompt is prefilled.
 
-The benchmark runs the engine with the bundled tiny model, without a server. While four streams are decoding,
-long prompts with new images arrive at regular intervals. Each of these prompts is prefilled either in chunks
-of at most 512 tokens per step, or in a single step with a larger token budget. The two cases alternate for
-several rounds, so that other load on the machine affects both equally. A gap is the time between two
+The benchmark runs the engine without a server, by default with the bundled tiny model. While four streams
+are decoding, long prompts with new images arrive at regular intervals. Each of these prompts is prefilled in
+chunks of at most 512 tokens per step, in such chunks with a limit for the duration of a step, or in a single
+step with a larger token budget. The cases alternate for several rounds, so that other load on the machine
+affects all of them equally. A gap is the time between two
 consecutive tokens of a stream. Gaps are reported both in wall time and in the process's CPU time, which other
 programs do not affect. Speculative decoding is disabled, because tokens that are generated in the same step
 have no gap between them.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +24,6 @@ from typing import Any
 import llava_worker
 import matplotlib
 import numpy as np
-import torch
 from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.engine import ImageSpan, Sequence
 from llava_worker.engine.core.sequence import Pixels
@@ -34,9 +35,8 @@ from bench.record import RESULTS, write_record
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 NUM_STREAMS = 4
-NUM_IMAGES, NUM_WORDS = 14, 300  # per long prompt, 1,700 tokens in total; the context length is 2,048
+NUM_IMAGE_TOKENS, NUM_WORDS = 1400, 300  # per long prompt; the context length of the tiny model is 2,048
 STEPS_BETWEEN = 20  # number of steps between the end of a long prompt and the arrival of the next one
-BUDGETS = {"chunks of 512": 512, "whole prompts": 4096}
 
 
 Times = tuple[float, float]  # wall time and CPU time in seconds
@@ -61,35 +61,46 @@ def main() -> None:
         default=1,
         help="number of torch threads; CPU time is summed over them (default 1)",
     )
+    parser.add_argument("--folder", type=Path, default=TINY, help="checkpoint (default: the tiny model)")
+    parser.add_argument("--precision", default="fp32", help="precision of the model (default fp32)")
+    parser.add_argument("--kv-cache-mb", type=int, default=256, help="size of the KV cache (default 256)")
+    parser.add_argument("--gap-ms", type=float, default=20, help="limit of the third case (default 20)")
+    parser.add_argument("--name", default="gaps", help="name of the record and the plot (default gaps)")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    timings = {name: Timings() for name in BUDGETS}
+    cases = {
+        "chunks of 512": {"max_batch_tokens": 512, "max_token_gap_s": math.inf},
+        f"at most {args.gap_ms:g} ms": {"max_batch_tokens": 512, "max_token_gap_s": args.gap_ms / 1e3},
+        "whole prompts": {"max_batch_tokens": 4096, "max_token_gap_s": math.inf},
+    }
+    timings = {name: Timings() for name in cases}
     numbers = iter(range(1_000_000))
     for _ in range(args.rounds):
-        for name, budget in BUDGETS.items():
+        for name, limits in cases.items():
             engine, info = build_engine(
                 EngineConfig(
-                    TINY,
-                    precision="fp32",
+                    args.folder,
+                    precision=args.precision,
                     device="cpu",
-                    max_batch_tokens=budget,
-                    kv_cache_bytes=256 << 20,
+                    num_threads=args.threads,
+                    kv_cache_bytes=args.kv_cache_mb << 20,
                     use_speculation=False,
+                    **limits,
                 )
             )
             observe(engine, info, timings[name], num_prompts=args.prompts, numbers=numbers)
     results = {name: _summarize(timing) for name, timing in timings.items()}
     settings = {
-        "model": "tiny, fp32",
+        "model": "tiny" if args.folder == TINY else args.folder.name,
+        "precision": args.precision,
         "num_streams": NUM_STREAMS,
-        "long_prompt_tokens": NUM_IMAGES * info.tokens_per_tile + NUM_WORDS,
-        "pictures": NUM_IMAGES,
+        "long_prompt_tokens": _num_images(info) * info.tokens_per_tile + NUM_WORDS,
+        "images": _num_images(info),
         "threads": args.threads,
         "rounds": args.rounds,
-        "prompts_a_round": args.prompts,
+        "prompts_per_round": args.prompts,
     }
-    print(write_record("gaps", results, settings=settings))
-    print(plot(timings, RESULTS / "gaps.png"))
+    print(write_record(args.name, results, settings=settings))
+    print(plot(timings, RESULTS / f"{args.name}.png"))
     for name, summary in results.items():
         print(name, summary)
 
@@ -132,11 +143,15 @@ def _stream(seq_id: str, number: int, info: ModelInfo) -> Sequence:
     )
 
 
+def _num_images(info: ModelInfo) -> int:
+    return max(1, NUM_IMAGE_TOKENS // info.tokens_per_tile)
+
+
 def _long_prompt(seq_id: str, number: int, info: ModelInfo) -> Sequence:
     rng = np.random.default_rng(number)
     prompt_ids, images = [1], []
     pixels: list[Pixels] = []
-    for _ in range(NUM_IMAGES):
+    for _ in range(_num_images(info)):
         tile = rng.integers(0, 256, (info.image_side, info.image_side, 3), dtype=np.uint8).tobytes()
         digest = hashlib.sha256(tile).hexdigest()
         images.append(ImageSpan(len(prompt_ids), info.tokens_per_tile, digest))
@@ -173,7 +188,7 @@ def plot(timings: dict[str, Timings], path: Path) -> Path:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(6, 3.9), layout="constrained")
-    for (name, timing), color in zip(timings.items(), ("#1769aa", "#c2410c"), strict=True):
+    for (name, timing), color in zip(timings.items(), ("#1769aa", "#15803d", "#c2410c"), strict=True):
         for gaps, label, style in (
             (timing.gaps_during_prefill, f"{name}, during prefill", "-"),
             (timing.gaps, f"{name}, decode only", ":"),

@@ -42,6 +42,7 @@ class ServedModel:
     digest: str  # digest of the weights and of everything else that shapes the output; empty if unknown
     first_seen: int  # Unix seconds
     engine: EngineInfo | None = None  # None if the worker does not report it
+    max_token_bytes: int = 0  # maximum bytes of a text per token; 0 if it is unlimited or unknown
 
     def fingerprint(self, model_digest: str = "") -> str:
         """Return the ``system_fingerprint`` of a response.
@@ -180,6 +181,7 @@ class WorkerRegistry:
             heartbeat.model_digest,
             first_seen,
             heartbeat.engine,
+            heartbeat.max_token_bytes,
         )
         if known is None:
             logger.info(

@@ -73,7 +73,7 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 @pytest.fixture
 def queue_url(valkey_socket: Path) -> str:
     """The URL of an empty queue."""
-    return f"unix://{valkey_socket}?db={next(_databases)}"
+    return new_queue_url(valkey_socket)
 
 
 class Server:
@@ -188,12 +188,17 @@ def check_against_document(response: httpx2.Response) -> None:
     assert violations(response) == [], response.request.url
 
 
+def new_queue_url(valkey_socket: Path) -> str:
+    """Return the URL of a database that no other test uses."""
+    return f"unix://{valkey_socket}?db={next(_databases)}"
+
+
 @contextlib.contextmanager
 def running_stack(
-    url: str, *, capacity: int = 64, spec: ImageSpec = SPEC, **settings: Any
+    url: str, *, capacity: int = 64, spec: ImageSpec = SPEC, max_token_bytes: int = 0, **settings: Any
 ) -> Iterator[Stack]:
     settings = {"auth": "api_keys" in settings, **settings}
-    worker = ScriptedWorker(url, capacity=capacity, spec=spec).start()
+    worker = ScriptedWorker(url, capacity=capacity, spec=spec, max_token_bytes=max_token_bytes).start()
     server = Server(Settings(redis_url=url, image_workers=1, **settings))
     stack = None
     try:
@@ -212,7 +217,7 @@ def running_stack(
 
 @pytest.fixture(scope="module")
 def shared_stack(valkey_socket: Path) -> Iterator[Stack]:
-    with running_stack(f"unix://{valkey_socket}?db={next(_databases)}") as stack:
+    with running_stack(new_queue_url(valkey_socket)) as stack:
         yield stack
 
 

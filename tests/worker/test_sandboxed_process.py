@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,7 +53,20 @@ def test_child_does_not_inherit_secrets(process: SandboxedProcess, monkeypatch: 
     monkeypatch.setenv("LLAVA_SECRET", "x")
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     names = set(process.request("environment"))
-    assert names - {"LC_CTYPE", "THP_MEM_ALLOC_ENABLE"} == {"PYTHONPATH", "TZ"}  # the child sets the others
+    own = {"LC_CTYPE", "THP_MEM_ALLOC_ENABLE", "GOMP_SPINCOUNT"}  # the child sets these itself
+    assert names - own == {"PYTHONPATH", "TZ"}
+
+
+@pytest.mark.parametrize(("has_low_priority", "niceness"), [(True, 10), (False, 0)])
+def test_a_child_with_low_priority_runs_when_other_processes_leave_cpu_time(
+    has_low_priority: bool, niceness: int
+) -> None:
+    process = SandboxedProcess(PROGRAM, LIMITS, has_low_priority=has_low_priority)
+    try:
+        child = psutil.Process(process.request("pid"))
+        assert child.nice() == min(os.nice(0) + niceness, 19)
+    finally:
+        process.close()
 
 
 @pytest.mark.parametrize(

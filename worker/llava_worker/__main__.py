@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 _EXIT_NO_START = 1
 _EXIT_NO_QUEUE = 69  # EX_UNAVAILABLE in sysexits.h
+# Time after which a thread that prepares a long prompt must leave the interpreter to the engine. The default
+# of Python is 5 ms, which is longer than a step on a GPU.
+_SWITCH_INTERVAL_S = 0.0005
 
 logger = logging.getLogger("llava_worker")
 
@@ -43,6 +46,7 @@ def main() -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
         provider = open_tracing("llava-worker") if settings.otel else None
         host = ModelHost(settings, _open(settings))

@@ -130,6 +130,7 @@ def conversation_errors(settings: Settings) -> Iterator[None]:
 
 def make_heartbeat(
     engine: EngineInterface,
+    tokenizer: Tokenizer,
     spec: ImageSpec,
     name: str,
     model_digest: str,
@@ -147,6 +148,7 @@ def make_heartbeat(
         image_spec=spec,
         context_length=engine.context_length,
         capacity=engine.max_sequences,
+        max_token_bytes=tokenizer.max_token_bytes or 0,
         device=device,
         precision=precision,
         kernels=kernels,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import math
 import time
 from concurrent.futures import Future
 from dataclasses import asdict, replace
@@ -114,6 +115,7 @@ def _open_echo(settings: Settings) -> LoadedModel:
     digest = digest_echo(template)
     heartbeat = make_heartbeat(
         engine,
+        tokenizer,
         _ECHO_SPEC,
         name,
         digest,
@@ -169,6 +171,7 @@ def _open_native(
     stats = {f"start_{part}": seconds for part, seconds in asdict(times).items()}
     heartbeat = make_heartbeat(
         engine,
+        tokenizer,
         spec,
         name,
         digest,
@@ -205,6 +208,7 @@ def _engine_config(settings: Settings, folder: Path, base: Path | None) -> Engin
         tensor_parallel_size=settings.tensor_parallel,
         max_num_sequences=settings.max_num_sequences,
         max_batch_tokens=settings.max_batch_tokens,
+        max_token_gap_s=_max_token_gap_s(settings.max_token_gap_ms),
         gpu_memory_utilization=settings.gpu_memory_utilization,
         kv_cache_bytes=settings.kv_cache_mb << 20 if settings.kv_cache_mb else None,
         kv_cache_dtype=settings.kv_cache_dtype,
@@ -215,6 +219,12 @@ def _engine_config(settings: Settings, folder: Path, base: Path | None) -> Engin
         use_cuda_graphs=settings.cuda_graphs == "auto",
         use_async_scheduling=settings.overlap == "auto",
     )
+
+
+def _max_token_gap_s(milliseconds: int | None) -> float | None:
+    if milliseconds is None:
+        return None
+    return milliseconds / 1000 if milliseconds else math.inf
 
 
 def _weights_cache(setting: str) -> Path | None:

@@ -90,6 +90,7 @@ def open_transformers(folder: Path, settings: Settings, config: EngineConfig) ->
     logger.info("loaded %s with the transformers engine in %s; batching: %s", folder, times, info.batching)
     heartbeat = make_heartbeat(
         engine,
+        tokenizer,
         spec,
         name,
         digest_transformers(info.weights_digest, info.precision, template, folder=folder),

@@ -9,6 +9,9 @@ The child has these limits. If it exceeds one of them, it ends, and only the req
 - Address space: it can grow by a fixed size after the start.
 - Time until the reply, measured by the parent.
 
+By default, the child has the same CPU priority as the parent. With ``has_low_priority``, it uses the CPU time
+that other processes leave, so it does not delay the threads of the engine.
+
 The child's only environment variables are PYTHONPATH and TZ, and it writes no core dumps. It exits when its
 stdin is closed, which also happens if the worker is killed. A computation that is running at that moment
 ends at the latest when its CPU time is used up.
@@ -27,6 +30,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
@@ -34,6 +38,9 @@ __all__ = ["ProcessFailure", "ProcessLimits", "SandboxedProcess", "serve"]
 
 _START_S = 60.0  # timeout for starting Python and calling ``open_handler``, even on a busy machine
 _OUT_OF_MEMORY = 71  # exit status of the child
+# Added to the niceness of the parent. The child then gets about a tenth of a CPU that another process would
+# use completely.
+_LOW_PRIORITY_NICENESS = 10
 
 
 class ProcessFailure(Exception):
@@ -59,7 +66,9 @@ class SandboxedProcess:
     The child is started by the first request or by `start`. It is killed when the object is deleted.
     """
 
-    def __init__(self, module: str, limits: ProcessLimits, *, setup: object = None) -> None:
+    def __init__(
+        self, module: str, limits: ProcessLimits, *, setup: object = None, has_low_priority: bool = False
+    ) -> None:
         """Create the object. ``module`` calls `serve` if it is run as a program.
 
         ``setup`` is passed to ``open_handler``. Like all requests and replies, it must be a JSON value.
@@ -67,6 +76,7 @@ class SandboxedProcess:
         self.limits = limits
         self._module = module
         self._setup = _encode(setup)
+        self._has_low_priority = has_low_priority
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._is_ready = False
@@ -112,6 +122,8 @@ class SandboxedProcess:
                 stderr=subprocess.DEVNULL,
                 env=environment,
             )
+            if self._has_low_priority:
+                _lower_priority(self._child.pid)
             self._is_ready = False
             self._kill = weakref.finalize(self, _kill, self._child)
         return self._child
@@ -120,6 +132,13 @@ class SandboxedProcess:
         self._child = None
         if self._kill is not None:
             self._kill()
+
+
+def _lower_priority(pid: int) -> None:
+    """Lower the CPU priority of a process before it has started threads, which inherit the priority."""
+    niceness = os.getpriority(os.PRIO_PROCESS, 0) + _LOW_PRIORITY_NICENESS
+    with suppress(ProcessLookupError):  # the next request reports that the process exited
+        os.setpriority(os.PRIO_PROCESS, pid, niceness)
 
 
 def serve(open_handler: Callable[[Any], Callable[[Any], object]]) -> None:

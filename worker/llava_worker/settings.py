@@ -71,7 +71,10 @@ class Settings(ServiceSettings):
         "CPU, this is the number of processes.",
     )
     threads: int | None = Field(
-        None, ge=1, le=4096, description="Number of CPU threads. Defaults to one per core."
+        None,
+        ge=1,
+        le=4096,
+        description="Number of CPU threads. Defaults to one per core, but at most one per 16 MiB of weights.",
     )
     max_num_sequences: int = Field(
         16, ge=1, le=1024, description="Maximum number of sequences processed concurrently."
@@ -84,6 +87,16 @@ class Settings(ServiceSettings):
         "tokens increase the throughput of prompts, but also the longest gap between the tokens of a running "
         "response. Defaults to 512 on a CPU. On a GPU, the default is measured at startup (2048, 4096 or "
         "8192).",
+    )
+    max_token_gap_ms: int | None = Field(
+        None,
+        ge=0,
+        le=60_000,
+        description="Maximum duration of a step that computes prompts while responses are running, in "
+        "milliseconds. The worker learns from measured steps how many prompt tokens fit. A smaller limit "
+        "results in smoother streams, but prompts take longer. An image is never divided, and prompts get at "
+        "least as much time as the running responses. 0 disables the limit. Defaults to 400 on a CPU and 100 "
+        "on a GPU.",
     )
     gpu_memory_utilization: float = Field(
         0.9,

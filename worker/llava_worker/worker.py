@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 __all__ = ["LEAVE_TIMEOUT_S", "Worker", "has_overflow_slot", "sequence_priority"]
 
 _PROGRESS_S = 1.0  # maximum time between emits while the engine is running steps; far below any hang timeout
-_OVERFLOW_POLL_S = 0.1  # interval of overflow pulls while the engine is idle or slow
+# Intervals of overflow pulls while jobs in preparation occupy the slots, and while the engine is slow.
+_PREPARING_POLL_S, _SLOW_POLL_S = 0.02, 0.1
 _RECONCILE_S = 3.0  # infrequent, because reconciliation only repairs states that should not occur
 _STOP_TIMEOUT_S = 5.0  # time allowed for the engine to finish its current step
 # The usual time between SIGTERM and SIGKILL. If the worker is killed, its lease expires.
@@ -203,8 +204,7 @@ class Worker:
                     self._start_job(assignment)
             else:
                 # Without frequent emits, no reply reports that a job is waiting for an overflow slot.
-                emits_rarely = self._preparing or self._engine.step_s > _OVERFLOW_POLL_S
-                await _wait(self._slot_freed, _OVERFLOW_POLL_S if emits_rarely else _RECONCILE_S)
+                await _wait(self._slot_freed, self._overflow_poll_s)
             await self._fill_overflow_slots()
             if time.monotonic() >= next_reconcile:
                 for job_id in await self._consumer.reconcile(self.job_ids):
@@ -215,6 +215,12 @@ class Worker:
         while self._has_overflow_slot() and (assignments := await self._consumer.pull_overflow()):
             for assignment in assignments:
                 self._start_job(assignment)
+
+    @property
+    def _overflow_poll_s(self) -> float:
+        if self._preparing:
+            return _PREPARING_POLL_S
+        return _SLOW_POLL_S if self._engine.step_s > _SLOW_POLL_S else _RECONCILE_S
 
     def _has_overflow_slot(self) -> bool:
         return has_overflow_slot(len(self._in_engine), self._num_slots, num_preparing=len(self._preparing))

@@ -71,9 +71,9 @@ class LaunchPlan:
         if self.served_model_name:
             flags += ["--served-model-name", self.served_model_name]
         environment = _environment(redis_url)
-        if self.num_workers > 1:
+        if self.num_workers > 1 and "LLAVA_THREADS" not in environment:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            environment.setdefault("LLAVA_THREADS", str(max(1, cores // self.num_workers)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.num_workers)))
         command = _python("llava_worker", *flags)
         if self.gpus:  # each worker sees only its own GPU, as cuda:0
             return [

@@ -295,6 +295,24 @@ async def test_finished_jobs_make_room_for_new_ones_but_not_background_jobs_or_r
     harness.redis.flushall()
 
 
+async def test_the_counted_size_of_an_ended_job_is_close_to_its_memory(harness: Harness) -> None:
+    """Otherwise, an API key with many short requests would be rejected although there is room."""
+    producer, consumer = await harness.producer(), await harness.consumer()
+
+    async def run(num_jobs: int) -> tuple[int, int]:
+        for _ in range(num_jobs):
+            _, assignment = await harness.running(producer, consumer)
+            await consumer.emit([frame(assignment, 0, 1, final=STOP)])
+        harness.redis.delete(f"{PREFIX}out:{producer.controller_id}")
+        memory = harness.redis.info("memory")
+        return memory["used_memory"], int(harness.redis.get(f"{PREFIX}job_bytes") or 0)
+
+    memory, counted = await run(50)
+    memory_after, counted_after = await run(500)
+    used = memory_after - memory
+    assert used <= counted_after - counted <= 1.5 * used
+
+
 async def test_the_event_stream_of_a_controller_that_does_not_read_is_limited(harness: Harness) -> None:
     producer, consumer = await harness.producer(check_interval_s=0.1), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)

@@ -91,6 +91,8 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     num_shards: int = 1  # number of the queue's shards in the worker's settings
     # Digest of the servers of all shards in their order. Empty with one server, None in older releases.
     shard_servers: str | None = None
+    # Maximum number of bytes of a text that one token represents. 0 if it is unlimited or unknown.
+    max_token_bytes: int = 0
     # Digest of the location of the separate image store. Empty without one, None in older releases.
     image_store: str | None = None
     stats: dict[str, float] = {}  # engine statistics for display; the names depend on the worker's version

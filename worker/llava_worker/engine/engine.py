@@ -14,6 +14,7 @@ The engine is not thread-safe. All calls must come from one thread.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -54,6 +55,7 @@ class Engine:
         max_num_sequences: int,
         max_batch_tokens: int,
         encoder_cost: float = 0.0,
+        max_token_gap_s: float = math.inf,
         is_sharing_prefixes: bool = True,
         drafter: Drafter | None = None,
         is_async: bool = False,
@@ -63,8 +65,8 @@ class Engine:
 
         If ``drafter`` is None, a sequence gets at most one token per step. If ``is_async`` is true, the
         engine launches each step before it reads the previous one, if possible. This does not change the
-        outputs. Deadlines are compared with ``now()``, which returns seconds. For ``encoder_cost``, see
-        `Scheduler`.
+        outputs. Deadlines are compared with ``now()``, which returns seconds. For ``encoder_cost`` and
+        ``max_token_gap_s``, see `Scheduler`.
         """
         cache = runner.cache
         capacity = cache.num_blocks * cache.block_size
@@ -90,6 +92,7 @@ class Engine:
             max_batch_tokens=max_batch_tokens,
             encoded=runner.encoder_cache,
             encoder_cost=encoder_cost,
+            max_token_gap_s=max_token_gap_s,
         )
         self._image_embeddings = ImageEmbeddingQueue(runner, max_tokens=max_batch_tokens)
         self._speculation = SpeculativeDecoding(
@@ -165,6 +168,8 @@ class Engine:
             for result in step.results:
                 self._postprocess(result, outputs)
             self._speculation.record(step)
+            is_ahead = any(chunk.is_ahead for chunk in step.chunks)
+            self._scheduler.record_duration(step.seconds, is_ahead=is_ahead)
         return outputs
 
     def idle(self) -> bool:

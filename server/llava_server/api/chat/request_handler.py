@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from llava_server.api.chat.conversation import ImageSource, image_sources
 from llava_server.api.chat.job_builder import to_jobs
+from llava_server.api.chat.prompt_length import check_prompt_lengths
 from llava_server.api.chat.request import AssistantMessage, ChatRequest, FilePart, ImagePart
 from llava_server.api.parse import check_num_images, check_text, idempotency_key
 from llava_server.api.tools.prompt import tools_text
@@ -159,6 +160,7 @@ class RequestHandler:
         If ``is_resumable`` is true, the jobs continue after a disconnect. ``field`` is the request field that
         errors refer to.
         """
+        check_prompt_lengths(job_set.jobs, job_set.model, field)
         jobs = job_set.jobs
         if not is_resumable:
             jobs = [self.services.controller.on_available_shard(job) for job in jobs]
@@ -178,8 +180,9 @@ class RequestHandler:
             raise
         return Generation(jobs[0], job_set.model, outputs, (index, first))
 
-    async def submit_background(self, job_set: JobSet) -> None:
+    async def submit_background(self, job_set: JobSet, *, field: str) -> None:
         """Queue the jobs without waiting for an event."""
+        check_prompt_lengths(job_set.jobs, job_set.model, field)
         self._context.job_id = job_set.jobs[0].job_id
         outputs = MergedOutputs(self.services.controller)
         await outputs.submit(job_set.jobs, job_set.pixels)

@@ -118,7 +118,7 @@ async def _submit(
         job = msgspec.structs.replace(job, note="")
     job_set = JobSet(job_set.model, [job], job_set.pixels)
     if request.background and not request.stream:
-        await handler.submit_background(job_set)
+        await handler.submit_background(job_set, field="input")
         return False, serializer, None
     is_resumable = handler.idempotency_key is not None
     generation = await handler.submit(job_set, is_resumable=is_resumable, field="input")

@@ -42,11 +42,12 @@ def test_the_redis_url_file_is_removed_from_the_environment(monkeypatch: pytest.
 
 def test_multiple_workers_are_numbered_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LLAVA_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     workers = plan(num_workers=1000, served_model_name="mine").workers(SECRET)
     assert (workers[0].name, workers[-1].name) == ("worker-1", "worker-1000")
-    assert workers[0].environment["LLAVA_THREADS"] == "1"
+    assert workers[0].environment["OMP_NUM_THREADS"] == "1"
     assert workers[0].command[-2:] == ("--served-model-name", "mine")
-    assert "LLAVA_THREADS" not in plan().workers(SECRET)[0].environment
+    assert "OMP_NUM_THREADS" not in plan().workers(SECRET)[0].environment
 
 
 def test_no_key_is_generated_on_loopback() -> None:

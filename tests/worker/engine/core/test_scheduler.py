@@ -22,6 +22,7 @@ class Bench:
         max_batch_tokens: int = 10,
         is_sharing: bool = False,
         encoder_cost: float = 0.0,
+        max_token_gap_s: float = math.inf,
     ) -> None:
         self.blocks = BlockManager(num_blocks, 2, is_sharing=is_sharing)
         self.encoded: set[tuple[str, str]] = set()
@@ -31,6 +32,7 @@ class Bench:
             max_batch_tokens=max_batch_tokens,
             encoded=self.encoded,
             encoder_cost=encoder_cost,
+            max_token_gap_s=max_token_gap_s,
         )
 
     def add(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from llava_worker.engine.startup.build_engine import CheckpointError, build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
 
@@ -38,6 +40,18 @@ def test_a_model_runs_in_half_precision(folder: Path, make_sequence: MakeSequenc
 
     assert info.precision == "bf16"
     assert len(run(engine, [make_sequence(Prompt([1, 5, 6]), ignore_eos=True)])["one"]) == 12
+
+
+@pytest.mark.parametrize(("num_threads", "expected"), [(None, 1), (3, 3)])
+def test_a_small_model_uses_one_thread_by_default(
+    folder: Path, num_threads: int | None, expected: int
+) -> None:
+    torch.set_num_threads(4)
+    try:
+        build_engine(EngineConfig(folder, precision="fp32", device="cpu", num_threads=num_threads))
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("use_speculation", [True, False])
@@ -131,3 +145,17 @@ def test_a_model_that_does_not_fit_is_rejected_before_its_weights_are_read(folde
 
     with pytest.raises(ValueError, match="GiB free. Use a smaller model"):
         build_engine(EngineConfig(folder, precision="fp32", device="cpu"))
+
+
+def test_the_limit_of_the_token_gap_does_not_change_the_output(
+    folder: Path, make_sequence: MakeSequence, run: Run
+) -> None:
+    def outputs(max_token_gap_s: float) -> dict[str, list[int]]:
+        engine, _ = build_engine(EngineConfig(folder, precision="fp32", max_token_gap_s=max_token_gap_s))
+        rng = np.random.default_rng(0)
+        prompts = {name: random_prompt(rng, num_images=1, max_words=60) for name in ("one", "two", "three")}
+        return run(
+            engine, [make_sequence(prompt, seq_id=name, ignore_eos=True) for name, prompt in prompts.items()]
+        )
+
+    assert outputs(1e-6) == outputs(math.inf)

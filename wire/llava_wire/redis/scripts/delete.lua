@@ -5,7 +5,7 @@
 -- submitted again.
 -- ARGV: job, tenant, nonce   Reply: 1 if deleted, 0 if the tenant has no such job
 -- Uses shared/base.lua: key, request_resync; shared/jobs.lua: fence, end_job, count_job,
---   job_size.
+--   job_size, ENDED_OVERHEAD.
 local id, tenant, nonce = unpack(ARGV)
 local job = key('job', id)
 local state, owner_tenant, owner, former = unpack(redis.call('HMGET', job, 'state', 'tenant', 'controller', 'forgotten'))
@@ -19,5 +19,5 @@ end
 redis.call('HDEL', job, 'payload', 'digests', 'outline')
 redis.call('HSET', job, 'state', 'cancelled', 'forgotten', nonce)
 redis.call('DEL', key('log', id))
-count_job(id, tenant, job_size(id), redis.call('PTTL', job))
+count_job(id, tenant, job_size(id, ENDED_OVERHEAD), redis.call('PTTL', job))
 return 1

@@ -5,7 +5,7 @@
 -- Reply: {}, {'cancelled'} or {state, owner, payload, ttl_ms, log, {digest, bytes...}}
 -- Uses shared/base.lua: key, split, now, request_resync, extend, KEEP_MS, touch_controller; shared/images.lua:
 --   use_images; shared/fair_queue.lua: requeue; shared/jobs.lua: change_owner, count_job,
---   job_size.
+--   job_size, JOB_OVERHEAD.
 local id, tenant, controller, nonce = unpack(ARGV)
 local job = key('job', id)
 delete_if_damaged(id)
@@ -33,7 +33,7 @@ if state ~= 'done' then
     extend(job, ends - now + KEEP_MS)
     extend(key('log', id), ends - now + KEEP_MS)
     use_images(id, tenant, digests, ends - now + KEEP_MS)
-    count_job(id, tenant, job_size(id) + (redis.call('HGET', job, 'log_bytes') or 0), ends - now + KEEP_MS)
+    count_job(id, tenant, job_size(id, JOB_OVERHEAD) + (redis.call('HGET', job, 'log_bytes') or 0), ends - now + KEEP_MS)
     requeue(id, redis.call('HGET', job, 'length'))
   end
   touch_controller(controller)

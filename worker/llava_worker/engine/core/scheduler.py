@@ -3,7 +3,8 @@
 Each step is scheduled in the following stages:
 
 0. If the first waiting sequence does not fit, running sequences of lower priority are preempted.
-1. Every decoding sequence gets one token, so that no stream is blocked by a long prompt.
+1. Every decoding sequence gets one token, so that no stream is blocked by a long prompt. If there is such a
+   sequence, `TokenGap` limits the remaining budget, so that the step does not take too long.
 2. Partially computed prompts continue in chunks that fit in the remaining budget (chunked prefill), highest
    priority first.
 3. Waiting sequences are admitted, highest priority first, as long as there are enough free blocks for the
@@ -34,6 +35,7 @@ import msgspec
 
 from llava_worker.engine.core.block_manager import BlockCopy, BlockManager
 from llava_worker.engine.core.sequence import ImageSpan, Sequence
+from llava_worker.engine.core.token_gap import TokenGap
 
 __all__ = ["Chunk", "Scheduler", "SchedulerOutput", "priority_key"]
 
@@ -108,11 +110,13 @@ class Scheduler:
         max_batch_tokens: int,
         encoded: Container[tuple[str, str]] = (),
         encoder_cost: float = 0.0,
+        max_token_gap_s: float = math.inf,
     ) -> None:
         """Create a scheduler.
 
         ``encoded`` contains the `ImageKey` of each image that has already been encoded. ``encoder_cost`` is
         the cost of encoding an image per image token, relative to the cost of computing a prompt token.
+        ``max_token_gap_s`` is the maximum duration of a step with prompts while other sequences are decoding.
         """
         require_batch_tokens(max_batch_tokens, max_num_sequences)
         self.waiting: list[Sequence] = []
@@ -125,6 +129,8 @@ class Scheduler:
         self._max_batch_tokens = max_batch_tokens
         self._encoded = encoded
         self._encoder_cost = encoder_cost
+        self._token_gap = TokenGap(max_token_gap_s)
+        self._prompt_cost = 0  # of the step that was scheduled last
 
     def __iter__(self) -> Iterator[Sequence]:
         yield from self.running
@@ -151,12 +157,20 @@ class Scheduler:
         budget = _Budget(self._max_batch_tokens, self._max_batch_tokens)
         self._preempt_for_priority()
         output = SchedulerOutput(self._schedule_decodes(budget), [])
+        if output.chunks:
+            budget.num_tokens = self._token_gap.max_prompt_cost(budget.num_tokens)
+        num_available = budget.num_tokens
         begun = [sequence for sequence in self.running if sequence.num_uncomputed > 1]
         if begun:
             self._schedule_waiting(budget, output, above=begun[0].priority)
         output.chunks.extend(self._schedule_begun_prompts(begun, budget))
         self._schedule_waiting(budget, output)
+        self._prompt_cost = num_available - budget.num_tokens + budget.num_excess
         return output
+
+    def record_duration(self, seconds: float, *, is_ahead: bool) -> None:
+        """Record the duration of the step from ``schedule`` or, if ``is_ahead``, ``schedule_ahead``."""
+        self._token_gap.observe(prompt_cost=0 if is_ahead else self._prompt_cost, seconds=seconds)
 
     def schedule_ahead(self, sequences: list[Sequence]) -> list[Chunk]:
         """Schedule a decode step before the tokens of the current step have been read.
@@ -286,6 +300,7 @@ class Scheduler:
             return False
         else:
             budget.num_image_tokens = 0  # the budget is exceeded, so this is the only new image of the step
+            budget.num_excess = cost
         budget.images.add(key)
         return True
 
@@ -307,10 +322,12 @@ class _Budget:
     """The remaining budget of a step, in tokens.
 
     ``num_image_tokens`` limits the memory of the features that a step encodes. The first image of a step is
-    encoded even if it has more tokens. ``has_prompts`` is true once prompt tokens have been scheduled.
+    encoded even if it has more tokens. ``num_excess`` is the cost of an image that exceeds the budget.
+    ``has_prompts`` is true once prompt tokens have been scheduled.
     """
 
     num_tokens: int
     num_image_tokens: int
+    num_excess: int = 0
     images: set[tuple[str, str]] = field(default_factory=set)
     has_prompts: bool = False

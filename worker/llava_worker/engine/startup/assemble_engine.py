@@ -22,6 +22,7 @@ __all__ = ["assemble_engine"]
 
 # Tokens whose memory on a CPU is allocated before the worker is ready: a prompt with one image and some text.
 _PREFAULTED_TOKENS = 1024
+_CPU_TOKEN_GAP_S, _GPU_TOKEN_GAP_S = 0.4, 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +67,16 @@ def assemble_engine(
         max_num_sequences=config.max_num_sequences,
         max_batch_tokens=max_batch_tokens,
         encoder_cost=model.encoder_cost,
+        max_token_gap_s=_max_token_gap_s(plan),
         drafter=PromptLookupDrafter() if config.use_speculation else None,
         is_async=config.use_async_scheduling and plan.device.type == "cuda",
     )
+
+
+def _max_token_gap_s(plan: StartupPlan) -> float:
+    if plan.config.max_token_gap_s is not None:
+        return plan.config.max_token_gap_s
+    return _GPU_TOKEN_GAP_S if plan.device.type == "cuda" else _CPU_TOKEN_GAP_S
 
 
 def _fit_cache(plan: StartupPlan, step: StepMemory, graph_bytes: int) -> KVCacheSpec:

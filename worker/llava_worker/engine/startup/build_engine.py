@@ -30,9 +30,12 @@ from llava_worker.model.gpu.cuda_graphs import CudaGraphPool
 from llava_worker.model.gpu.current_gpu import use_device
 from llava_worker.model.llava import Llava
 from llava_worker.model.loading.weights import Progress, load_weights
+from llava_worker.model.memory_estimate import weight_bytes
 from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 
 __all__ = ["CheckpointError", "ModelInfo", "build_engine"]
+
+_MIN_THREAD_BYTES = 16 << 20  # weights per CPU thread, which are read in about 1 ms
 
 
 def build_engine(
@@ -52,7 +55,6 @@ def build_engine(
     InsufficientMemory (a ValueError) if the model does not fit in memory, and WarmupError if the first step
     of the model fails.
     """
-    _set_threads(config)
     config = replace(config, vision_tower=config.vision_tower or find_vision_tower(config.config_folder))
     device = choose_device(config.device, config.tensor_parallel_size)
     use_device(device)
@@ -60,6 +62,7 @@ def build_engine(
         device, num_ranks=config.tensor_parallel_size, gpu_utilization=config.gpu_memory_utilization
     )
     plan = StartupPlan.make(config, device, memory)
+    torch.set_num_threads(_num_threads(plan))
     stopwatch = _Stopwatch()
     ranks = SINGLE_RANK if config.tensor_parallel_size == 1 else _start_ranks(plan, on_lost_rank)
     model = Llava(plan.model_config, plan.image_config, precision=plan.precision, device=device, ranks=ranks)
@@ -109,13 +112,18 @@ def _start_ranks(plan: StartupPlan, on_lost: Callable[[str], None]) -> TensorPar
     return RankGroup.start(setup, partial(on_lost, setup.device)).ranks
 
 
-def _set_threads(config: EngineConfig) -> None:
-    """Set the number of CPU threads. By default, it is divided equally among the ranks."""
-    num_threads = config.num_threads
-    if num_threads is None and config.tensor_parallel_size > 1:
-        num_threads = max(1, torch.get_num_threads() // config.tensor_parallel_size)
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
+def _num_threads(plan: StartupPlan) -> int:
+    """Return the number of CPU threads of each rank. By default, the ranks share one thread per core equally.
+
+    Small models get fewer threads, because the threads wait for each other after each product.
+    """
+    if plan.config.num_threads is not None:
+        return plan.config.num_threads
+    num_threads = torch.get_num_threads() // plan.config.tensor_parallel_size
+    if plan.device.type == "cpu":
+        weights = weight_bytes(plan.model_config, plan.image_config, plan.precision.name)
+        num_threads = min(num_threads, weights // _MIN_THREAD_BYTES)
+    return max(1, num_threads)
 
 
 def _model_info(plan: StartupPlan, context_length: int, eos_ids: frozenset[int]) -> ModelInfo:

@@ -15,7 +15,9 @@ class EngineConfig:
     ``checkpoint``, ``vision_tower`` and ``base`` are folders. ``precision`` is "auto" or one of PRECISIONS;
     ``device`` is "auto" or the name of a torch device. If ``num_threads`` is None, torch's default number of
     threads is divided among the ranks. ``max_batch_tokens`` must not be less than ``max_num_sequences``. If
-    it is None, it is measured on a GPU and is 512 on other devices. If ``block_size`` is None, the attention
+    it is None, it is measured on a GPU and is 512 on other devices. ``max_token_gap_s`` limits the duration
+    of steps that compute prompts while other sequences are decoding. If it is None, it is 0.1 on a GPU and
+    0.4 on other devices. If ``block_size`` is None, the attention
     backend determines it. CUDA graphs and async scheduling are used only on GPUs.
 
     The KV cache is limited to ``kv_cache_bytes``, to the memory that remains during the largest step, and to
@@ -38,6 +40,7 @@ class EngineConfig:
     tensor_parallel_size: int = 1
     max_num_sequences: int = 16
     max_batch_tokens: int | None = None
+    max_token_gap_s: float | None = None
     block_size: int | None = None
     gpu_memory_utilization: float = 0.9
     kv_cache_bytes: int | None = None

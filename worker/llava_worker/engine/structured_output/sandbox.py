@@ -39,6 +39,7 @@ class GrammarSandbox:
             "llava_worker.engine.structured_output.sandbox",
             ProcessLimits(cpu_s=cpu_s, timeout_s=max(_TIMEOUT_S, cpu_s), memory_bytes=_MEMORY_BYTES),
             setup=[[token.hex() for token in tokens], list(eos_ids), begins_with_space],
+            has_low_priority=True,
         )
 
     def build(self, grammar: Grammar) -> str:

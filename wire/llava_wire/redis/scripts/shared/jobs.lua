@@ -6,6 +6,7 @@
 -- The budget 'job' counts the memory of each job with its log. An unfinished job counts with the largest size that its log
 -- can reach (`log_bytes`), so that `emit` does not have to count. A finished job counts with its actual size.
 local JOB_OVERHEAD = 4096 -- memory of a job's fields, index entries and queue entries
+local ENDED_OVERHEAD = 512 -- memory of an ended job's index entries
 local DROPPABLE_MS = 30000 -- a finished job is not dropped before its controller has certainly read its last event
 local MAX_DROPPED_JOBS = 64 -- maximum number of entries that one call examines to make room
 
@@ -18,9 +19,9 @@ local function count_job(id, tenant, size, ttl)
   space.add(id, size, ttl)
 end
 
--- Returns the memory used by the job.
-local function job_size(id)
-  local size = JOB_OVERHEAD
+-- Returns the memory used by the job. `overhead` is the memory of its entries elsewhere.
+local function job_size(id, overhead)
+  local size = overhead
   for _, kind in ipairs({'job', 'log'}) do
     size = size + (redis.call('MEMORY', 'USAGE', key(kind, id), 'SAMPLES', 0) or 0)
   end
@@ -126,7 +127,7 @@ local function end_job(id, state)
   if controller then redis.call('SREM', key('live', controller), id) end
   redis.call('PEXPIRE', job, KEEP_MS)
   redis.call('PEXPIRE', key('log', id), KEEP_MS)
-  if tenant then count_job(id, tenant, job_size(id), KEEP_MS) end
+  if tenant then count_job(id, tenant, job_size(id, ENDED_OVERHEAD), KEEP_MS) end
 end
 
 -- Adds the job to the live jobs of its tenant and its controller.

@@ -1,0 +1,54 @@
+"""The limit of prompt tokens in steps that also decode, so that running streams do not wait too long.
+
+The duration of a step is estimated from measured steps:
+
+    seconds = seconds of a decode step + prompt cost * seconds per unit of cost
+
+The unit of the prompt cost is one prompt token. Images that the step encodes are included (see `Scheduler`).
+Both averages follow changes, for example of the context length or of other load on the machine.
+"""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["TokenGap"]
+
+_WEIGHT = 0.25  # of a new measurement in an average
+_MAX_RATIO = (
+    4.0  # of a new measurement to the average, so that an interruption of the process has little effect
+)
+_MIN_COST = 16  # smaller prompt costs are neither measured nor scheduled
+
+
+class TokenGap:
+    """Limits the prompt cost of a step such that it takes about ``max_s`` seconds.
+
+    Prompts get at least as much time as a step without prompts takes, so they progress however slow the model
+    is. If ``max_s`` is infinite, there is no limit.
+    """
+
+    def __init__(self, max_s: float = math.inf) -> None:
+        self._max_s = max_s
+        self._decode_s = 0.0
+        self._unit_s = 0.0  # 0 until it has been measured
+
+    def max_prompt_cost(self, budget: int) -> int:
+        """Return the maximum prompt cost of a step in which streams wait, at most ``budget``."""
+        if math.isinf(self._max_s) or not self._unit_s:
+            return budget
+        seconds = max(self._max_s - self._decode_s, self._decode_s)
+        return min(budget, max(_MIN_COST, int(seconds / self._unit_s) // _MIN_COST * _MIN_COST))
+
+    def observe(self, *, prompt_cost: int, seconds: float) -> None:
+        """Record the duration of a completed step. ``prompt_cost`` is 0 if the step had no prompts."""
+        if prompt_cost == 0:
+            self._decode_s = _average(self._decode_s, seconds)
+        elif prompt_cost >= _MIN_COST:
+            self._unit_s = _average(self._unit_s, max(0.0, seconds - self._decode_s) / prompt_cost)
+
+
+def _average(average: float, value: float) -> float:
+    if not average:
+        return value
+    return average + _WEIGHT * (min(value, _MAX_RATIO * average) - average)
