@@ -116,7 +116,8 @@ function showRunning(isRunning) {
 /** Focuses the question field, except on touch screens, where the keyboard would cover the conversation. */
 function focusQuestion() {
   const isMoving = document.activeElement?.classList.contains("move"); // sorting images with the keyboard
-  if (matchMedia("(pointer: fine)").matches && !isMoving) $("question").focus({ preventScroll: true });
+  if (matchMedia("(pointer: fine)").matches && !isMoving && $("key-form").hidden)
+    $("question").focus({ preventScroll: true });
 }
 
 function fitQuestion() {

@@ -13,6 +13,7 @@ export class ChatList {
   #current = newChat();
   #notify;
   #onOpen;
+  #hasFailed = false; // whether the page displays an error of the last action
   #deleted = new Set(); // IDs of chats whose last response may still be running
 
   /** onOpen(chat) is called to show a chat. notify(message) is called with errors. */
@@ -74,13 +75,15 @@ export class ChatList {
     await this.#show();
   }
 
-  /** Runs an action. Shows its error message, if any. */
+  /** Runs an action and shows its error message, which the next successful action hides. */
   async #guard(action) {
     try {
       await action();
-      this.#notify("");
+      if (this.#hasFailed) this.#notify("");
+      this.#hasFailed = false;
     } catch (error) {
       if (!(error instanceof StorageError || error instanceof ImportError)) throw error;
+      this.#hasFailed = true;
       this.#notify(error.message);
     }
   }

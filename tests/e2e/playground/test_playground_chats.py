@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import BrowserContext, FilePayload, Page, expect
 
-from tests.e2e.playground.page_actions import ask, drop_image, finished, noise, scene, sent
+from tests.e2e.playground.page_actions import ask, drop, drop_image, finished, noise, scene, sent
 from tests.processes import ControllerProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
@@ -217,6 +217,15 @@ def test_without_a_database_chats_are_kept_until_the_page_is_closed(
     page.get_by_role("button", name="New chat").click()
     page.get_by_role("button", name="One?", exact=True).click()
     assert finished(page) == first
+
+
+def test_storing_a_chat_does_not_hide_another_message(playground: Page, slow_site: ControllerProcess) -> None:
+    playground.goto(slow_site.url)
+    ask(playground, "One?")
+    drop(playground, ("notes.txt", "text/plain", b"hello"))
+    finished(playground)
+    wait_for_chats(playground, "One?")
+    expect(playground.locator("#notice")).to_contain_text("“notes.txt” is not an image")
 
 
 def test_an_edited_question_replaces_the_rest_of_the_chat(playground: Page) -> None:
