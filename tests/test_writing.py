@@ -86,6 +86,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "server/llava_server/api/tools/prompt.py": (ANSWER,),
     "server/llava_server/api/chat/routes.py": (ANSWER,),  # names of operations in the OpenAPI document
     "server/llava_server/playground/app.js": (IMAGE,),
+    "server/llava_server/playground/output_format.js": (ANSWER,),
     "client/llava_cli/bench/prompts.py": (IMAGE, TELL, STAND),
     "client/llava_cli/up/display.py": (IMAGE,),
     "examples/README.md": (IMAGE, ANSWER),
@@ -93,8 +94,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "bench/*": (IMAGE, ANSWER),
     # public names
     "client/llava_client/*": (ANSWER, IS_OVER),
-    "client/llava_cli/bench/*": (IMAGE,),
-    "client/llava_cli/commands/bench.py": (IMAGE,),
     # names in messages between server and worker, in Redis and in traces
     "wire/llava_wire/messages/*": (ANSWER,),
     "wire/llava_wire/redis/*": (WARD, FORGET),

@@ -139,7 +139,7 @@ def test_the_common_prefix_is_not_computed_again() -> None:
 def test_a_quick_workload_is_a_smaller_version() -> None:
     for workload in WORKLOADS.values():
         quick = workload.quick().plan
-        assert quick.pictures == workload.plan.pictures
+        assert quick.images == workload.plan.images
         assert (quick.num_requests or 99) * quick.num_turns <= 4
         assert quick.max_tokens < workload.plan.max_tokens
 

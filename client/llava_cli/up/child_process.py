@@ -33,7 +33,8 @@ class Program:
     """A program to run.
 
     ``stop_grace_s`` is how long the program may take to exit after SIGTERM. If ``socket_path`` is set, the
-    program is ready once it listens on that Unix socket.
+    program is ready once it listens on that Unix socket. ``is_worker`` is whether demo mode
+    may kill it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Program:
     )  # not in the repr, because it contains the Redis URL and API keys
     stop_grace_s: float = 10.0
     socket_path: Path | None = None
+    is_worker: bool = False
 
 
 class Child:
@@ -57,6 +59,11 @@ class Child:
         self._on_line = on_line
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process ID of the program, or None if it has not started yet."""
+        return self._process.pid if self._process else None
 
     @property
     def reader_error(self) -> BaseException | None:
@@ -101,8 +108,7 @@ class Child:
         """
         process, reader = self._running()
         status = await process.wait()
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        self.kill()
         await asyncio.wait([reader], timeout=_READ_REST_S)
         return status
 
@@ -119,9 +125,14 @@ class Child:
         )
         killing.cancel()
         if not ended.done():
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            self.kill()
         await ended
+
+    def kill(self) -> None:
+        """Kill the process group, as if the program had crashed."""
+        process, _ = self._running()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
     async def aclose(self) -> None:
         """Close the output pipe of a process that has exited."""

@@ -314,7 +314,7 @@ async def build_chat_jobs(
     model = await services.registry.find(chat.model)
     owner = image_owner(_PUBLIC_SCOPE if chat.cache_scope == "public" else tenant, chat.cache_salt)
     sources = image_sources(chat.messages)
-    with span("pictures", num_pictures=len(sources)) if sources else nullcontext():
+    with span("images", num_images=len(sources)) if sources else nullcontext():
         images = [
             await load_image(services, source, model, tenant=tenant, owner=owner, num_images=len(sources))
             for source in sources

@@ -237,3 +237,27 @@ def test_children_are_killed_together_with_their_parent(tmp_path: Path) -> None:
 )
 def test_exit_statuses_are_described(status: int, words: str) -> None:
     assert describe_exit(status) == words
+
+
+def test_workers_killed_on_request_are_restarted_without_using_the_restart_budget() -> None:
+    async def scenario(harness: SupervisorHarness) -> None:
+        worker = Program(
+            "worker-1", ("sh", "-c", "echo $$; exec sleep 100"), dict(os.environ), is_worker=True
+        )
+        other = shell("other", "echo $$; exec sleep 100")
+        await harness.supervisor.start([worker, other])
+        harness.supervisor.enable_restarts()
+
+        def pids(name: str) -> list[int]:
+            return [int(line) for child, line in harness.lines if child == name]
+
+        await harness.wait_until(lambda: pids("other"), "the other program")
+        for number in range(FAST.max_restarts + 2):
+            await harness.wait_until(lambda n=number: len(pids("worker-1")) > n, "the worker")  # type: ignore[misc]
+            assert harness.supervisor.kill(pids("worker-1")[-1])
+        await harness.wait_until(lambda: len(pids("worker-1")) > FAST.max_restarts + 2, "the last restart")
+        assert not harness.supervisor.kill(pids("other")[-1])
+        assert not harness.supervisor.kill(os.getpid())
+        assert not has_exited(pids("other")[-1])
+
+    run_scenario(scenario)
