@@ -87,9 +87,12 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "server/llava_server/api/chat/routes.py": (ANSWER,),  # names of operations in the OpenAPI document
     "server/llava_server/playground/app.js": (IMAGE,),
     "client/llava_cli/bench/prompts.py": (IMAGE, TELL, STAND),
+    "client/llava_cli/evaluation/benchmarks.py": (ANSWER,),  # prompts, and columns of datasets
+    "client/llava_cli/evaluation/lmms_harness/*": (ANSWER,),
     "client/llava_cli/up/display.py": (IMAGE,),
     "examples/README.md": (IMAGE, ANSWER),
     "docs/client.md": (ANSWER,),
+    "docs/evaluation.md": (ANSWER,),  # a prompt and a column of a dataset
     "bench/*": (IMAGE, ANSWER),
     # public names
     "client/llava_client/*": (ANSWER, IS_OVER),
