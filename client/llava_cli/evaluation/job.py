@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def _run(plan: Plan, python: Path, targets: dict[str, Target], responses: Respon
             "API_TYPE": "openai",
             "MODEL_VERSION": "judge",
         }
-        process = HarnessProcess(python, Plan(**{**vars(plan), "url": relay.url(MODEL)}), variables)
+        process = HarnessProcess(python, replace(plan, url=relay.url(MODEL)), variables)
         stack.callback(process.stop)
 
         def on_event(event: dict[str, Any]) -> None:
@@ -138,6 +138,8 @@ def _run(plan: Plan, python: Path, targets: dict[str, Target], responses: Respon
 
         try:
             process.follow(on_event)
+        except ConfigurationError:
+            raise
         except (KeyboardInterrupt, LlavaError):
             typer.echo(
                 f"\n{len(responses)} responses are stored. To continue, run the same command again.", err=True

@@ -87,6 +87,7 @@ class Relay:
         self._num_sampled: Counter[str] = Counter()
         self.failure: Exception | None = None
         self.num_rejected = 0
+        self.is_closed = False
         self.token = secrets.token_hex()
         self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=[_POLL_S], daemon=True)
@@ -98,6 +99,7 @@ class Relay:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.is_closed = True
         self._server.shutdown()
         self._server.server_close()
 
@@ -170,6 +172,11 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, relay: Relay) -> None:
         self.relay = relay
         super().__init__(("127.0.0.1", 0), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print the traceback, unless the client was closed during a request because the run has ended."""
+        if not self.relay.is_closed:
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

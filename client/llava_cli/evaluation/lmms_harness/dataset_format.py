@@ -49,10 +49,13 @@ def check_file(path: Path, columns: Columns) -> None:
     if path.suffix == ".parquet":
         _check_parquet(path, columns)
         return
-    expected = {("file_name" if name == "image" else name): kind for name, kind in columns.items()}
+    has_images = "image" in columns.values()
+    expected = {name: kind for name, kind in columns.items() if kind != "image"}
+    if has_images:
+        expected["file_name"] = "text"
     for place, row in _lines(path):
         _check_row(place, row, expected)
-        if "file_name" in expected:
+        if has_images:
             _check_image(place, path.parent / row["file_name"])
 
 
@@ -108,7 +111,7 @@ def _check_image(place: str, source: Path | bytes) -> None:
             return
     except FileNotFoundError as error:
         raise FormatError(f"{place} refers to the image {str(source)!r}, which does not exist.") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
         shown = (
             f"The image in {place}" if isinstance(source, bytes) else f"The image {str(source)!r} in {place}"
         )
@@ -131,7 +134,7 @@ def _check_parquet(path: Path, columns: Columns) -> None:
                 number += 1
                 _check_parquet_row(f"{str(path)!r}, row {number}", row, columns)
     except ArrowInvalid as error:
-        raise FormatError(f"{str(path)!r} is not a valid Parquet file: {error}.") from error
+        raise FormatError(f"{str(path)!r} is not a valid Parquet file: {error}") from error
 
 
 def _check_parquet_row(place: str, row: dict[str, Any], columns: Columns) -> None:
@@ -142,6 +145,8 @@ def _check_parquet_row(place: str, row: dict[str, Any], columns: Columns) -> Non
         value = row[name]
         images = value if isinstance(value, list) else [value]
         for image in images:
-            if not isinstance(image, dict) or not isinstance(image.get("bytes"), bytes):
+            stored = image if isinstance(image, dict) else {}
+            source = stored.get("bytes") or stored.get("path")
+            if source is None:
                 raise FormatError(f"{place} has no image in the column {name!r}. {_expected(columns)}")
-            _check_image(place, image["bytes"])
+            _check_image(place, source if isinstance(source, bytes) else Path(source))

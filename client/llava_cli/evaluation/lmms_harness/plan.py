@@ -51,4 +51,5 @@ def read_plan(path: str) -> Plan:
 
 
 def write_plan(plan: Plan, path: Path) -> None:
+    path.touch(mode=0o600)  # the URL contains the relay's token
     path.write_text(json.dumps(asdict(plan), ensure_ascii=False, indent=1), "utf-8")

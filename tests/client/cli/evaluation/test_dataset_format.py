@@ -45,6 +45,8 @@ def test_datasets_of_scenes_have_the_expected_format(data: Path, name: str) -> N
         ("pope", {"question": ""}, "has the question '', not a non-empty string. Each row"),
         ("pope", {"question": None}, "has the question None, not a non-empty string."),
         ("pope", {"file_name": "no.png"}, "no.png', which does not exist."),
+        ("pope", {"file_name": 3}, "has the file_name 3, not a non-empty string"),
+        ("pope", {"file_name": "\0"}, "cannot be read: embedded null byte"),
         ("pope", {"file_name": "metadata.jsonl"}, "cannot be read: cannot identify image file"),
         ("vqav2", {"answers": ["red"]}, """has the answers ['red'], not a list of objects with the string"""),
         ("vqav2", {"answers": []}, "has the answers []"),

@@ -178,9 +178,10 @@ def test_a_judge_scores_each_response_once(setup: Setup, server: ScriptedServer,
 
 @pytest.mark.evaluation
 def test_parquet_files_give_the_same_results(setup: Setup, resumed: tuple[Path, str], tmp_path: Path) -> None:
-    program = (
-        "import datasets, sys; datasets.load_dataset('imagefolder', data_dir=sys.argv[1], split='train')"
-        ".to_parquet(sys.argv[2])"
+    program = (  # with the images in the file, as the hub stores them
+        "import sys; from datasets import load_dataset; from datasets.table import embed_table_storage; "
+        "rows = load_dataset('imagefolder', data_dir=sys.argv[1], split='train').with_format('arrow'); "
+        "rows.map(embed_table_storage, batched=True).to_parquet(sys.argv[2])"
     )
     target = tmp_path / "lmms-lab-encoder/VQAv2/data"
     target.mkdir(parents=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from llava_cli.evaluation.responses_file import ResponsesFile
 from llava_client import Client, RetryPolicy
 from llava_client.errors import ConfigurationError
 
-from tests.client.scripted_server import TEXT, ScriptedServer, closes_connection, returns_error
+from tests.client.scripted_server import TEXT, ScriptedServer, closes_connection, hangs_until, returns_error
+from tests.waiting import wait_until
 
 GREEDY = {
     "messages": [{"role": "user", "content": "x"}],
@@ -150,6 +152,30 @@ def test_a_task_that_requires_a_judge_ends_the_run_if_there_is_none(
         assert run.post(GREEDY, JUDGE) is None
         assert "Pass --judge-url" in str(run.relay.failure)
     assert server.chats == []
+
+
+def post_until_closed(url: str) -> None:
+    with suppress(httpx2.TransportError):
+        httpx2.post(url, json=GREEDY)
+
+
+def test_a_run_that_is_interrupted_during_a_request_prints_no_traceback(
+    server: ScriptedServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    released = threading.Event()
+    server.script(hangs_until(released))
+    with Client(server.url, max_retries=2, retry_policy=RetryPolicy(initial_delay_s=0)) as client:
+        targets = {MODEL: Target(client, "m", "run")}
+        responses = ResponsesFile(tmp_path / "responses.jsonl")
+        relay = Relay(targets, responses, on_response=print, on_failure=released.clear)
+        with relay:
+            post = threading.Thread(target=post_until_closed, args=[relay.url(MODEL)])
+            post.start()
+            wait_until(lambda: server.chats)
+    released.set()
+    post.join()
+    assert capfd.readouterr() == ("", "")
+    assert len(responses) == 0
 
 
 def test_a_request_without_the_token_is_not_sent(server: ScriptedServer, start_run: StartRun) -> None:
