@@ -62,7 +62,9 @@ def _install(folder: Path, interpreter: Path) -> None:
     _run([sys.executable, "-m", "venv", "--clear", str(folder)])
     install = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     try:
-        _run([*install, _TORCH, "--extra-index-url", _CPU_INDEX, "--retries", "1"])
+        # Without dependencies, which the requirements contain, so that only one package is looked up there.
+        index = ["--extra-index-url", _CPU_INDEX, "--retries", "0", "--timeout", "20"]
+        _run([*install, "--no-deps", _TORCH, *index])
     except ConfigurationError:
         _run([*install, _TORCH])
     _run([*install, "--no-deps", "-r", str(REQUIREMENTS)])

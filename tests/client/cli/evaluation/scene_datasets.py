@@ -16,7 +16,7 @@ from tiny.drawing import draw
 from tiny.questions import LETTERS, MAKERS, SHORT, Turn
 from tiny.scenes import Scene, sample_scene
 
-__all__ = ["ANSWERS_ARE_SHIFTED", "TASKS", "write_datasets", "write_llava_bench"]
+__all__ = ["ANSWERS_ARE_SHIFTED", "TASKS", "write_datasets", "write_gqa", "write_llava_bench"]
 
 HUB = "lmms-lab-encoder"
 FOLDERS = {
@@ -39,6 +39,20 @@ def write_datasets(folder: Path, num_items: int) -> None:
 def write_llava_bench(folder: Path, num_items: int) -> None:
     """Write a dataset in the format of LLaVA-Bench, whose responses are scored by a judge."""
     _write(folder / HUB / "llava-bench-in-the-wild/train", "llava-bench", num_items)
+
+
+def write_gqa(folder: Path, num_items: int) -> None:
+    """Write a dataset in the format of GQA, whose images are a second dataset."""
+    root = folder / HUB / "GQA"
+    images = root / "testdev_balanced_images/testdev"
+    _write(images, "gqa", num_items)
+    rows = [json.loads(line) for line in (images / "metadata.jsonl").read_text().splitlines()]
+    questions = root / "testdev_balanced_instructions/testdev/metadata.jsonl"
+    questions.parent.mkdir(parents=True)
+    texts = [{"imageId": row["id"], "question": row["question"], "answer": row["answer"]} for row in rows]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    names = [{"file_name": row["file_name"], "id": row["id"]} for row in rows]
+    (images / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in names))
 
 
 def _write(folder: Path, kind: str, num_items: int) -> None:
@@ -106,10 +120,16 @@ def _llava_bench(turn: Turn, number: int) -> dict[str, Any]:
     }
 
 
-_ROWS = {"pope": _pope, "vqav2": _vqav2, "mmbench": _mmbench, "llava-bench": _llava_bench}
+def _gqa(turn: Turn, number: int) -> dict[str, Any]:
+    question = turn.question.removesuffix(SHORT)
+    return {"id": f"n{number}", "question": question, "answer": turn.answer.lower()}
+
+
+_ROWS = {"pope": _pope, "vqav2": _vqav2, "mmbench": _mmbench, "llava-bench": _llava_bench, "gqa": _gqa}
 _MAKERS = {
     "pope": ["exists"],
     "vqav2": ["colour", "shape", "count", "read"],
     "mmbench": ["options"],
     "llava-bench": ["colour"],
+    "gqa": ["colour"],
 }

@@ -21,9 +21,10 @@ from tests.client.cli.evaluation.scene_datasets import (
     ANSWERS_ARE_SHIFTED,
     TASKS,
     write_datasets,
+    write_gqa,
     write_llava_bench,
 )
-from tests.client.scripted_server import ScriptedServer, send
+from tests.client.scripted_server import ScriptedServer, completes, send
 from tests.interop.environments import ROOT
 from tests.machine_speed import scaled
 from tests.processes import ControllerProcess, running_site
@@ -51,7 +52,7 @@ class Setup:
         places = ("--out", str(self.folder / output), "--data", str(data or self.data))
         environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(self.folder / "hub")}
         options = ("--url", self.site.url, "--python", str(self.python))
-        return start("eval", *arguments, *places, *options, env=environment)
+        return start("eval", *places, *options, *arguments, env=environment)
 
     def run(self, *arguments: str, output: str, data: Path | None = None) -> tuple[int, str, str]:
         """Run the command and return the exit code, stdout and stderr."""
@@ -162,18 +163,35 @@ def judges(handler: BaseHTTPRequestHandler) -> None:
 
 
 @pytest.mark.evaluation
-def test_a_judge_scores_each_response_once(setup: Setup, server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_judge_scores_each_response_once_and_the_model_generates_greedily(
+    setup: Setup, server: ScriptedServer, tmp_path: Path
+) -> None:
     write_llava_bench(tmp_path / "data", 3)
-    server.script(*[judges] * 3)
+    server.script(*[completes] * 3, *[judges] * 3)
     for _ in range(2):
         exit_code, stdout, stderr = setup.run(
-            *("llava-bench", "--judge-url", server.url, "--judge-model", "gpt"),
+            *("llava-bench", "--judge-url", server.url, "--judge-model", "gpt", "--url", server.url),
             output=str(tmp_path / "out"),
             data=tmp_path / "data",
         )
         assert exit_code == 0, stderr
         assert "│  75.0 │" in stdout
-    assert [request.body["model"] for request in server.chats] == ["gpt"] * 3
+    assert [request.body["model"] for request in server.chats] == ["tiny-llava"] * 3 + ["gpt"] * 3
+    for request in server.chats[:3]:
+        [message] = request.body.pop("messages")
+        assert [part["type"] for part in message["content"]] == ["image_url", "text"]
+        assert request.body == {"model": "tiny-llava", "temperature": 0.0, "max_tokens": 1024}
+
+
+@pytest.mark.evaluation
+def test_questions_and_images_can_be_separate_datasets(setup: Setup, tmp_path: Path) -> None:
+    write_gqa(tmp_path / "data", 3)
+    exit_code, stdout, stderr = setup.run("gqa", output=str(tmp_path / "out"), data=tmp_path / "data")
+    assert exit_code == 0, stderr
+    assert "100.0" in stdout
+    assert [item["response"] for item in items(tmp_path / "out", "gqa")] == [
+        item["target"].capitalize() for item in items(tmp_path / "out", "gqa")
+    ]
 
 
 @pytest.mark.evaluation
