@@ -15,11 +15,14 @@ __all__ = ["Events", "exit_with_parent"]
 
 
 class Events:
-    """The stdout that the process was started with."""
+    """The stdout that the process was started with.
+
+    It is stored as a file descriptor, because ``datasets`` pickles what the functions of a task refer to.
+    """
 
     def __init__(self, log: str) -> None:
         """Redirect stdout and stderr to the file ``log``."""
-        self._pipe = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+        self._pipe = os.dup(1)
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         sys.stdout.flush()
         os.dup2(file, 1)
@@ -27,7 +30,9 @@ class Events:
         os.close(file)
 
     def send(self, event: str, **fields: Any) -> None:
-        self._pipe.write(json.dumps({"event": event, **fields}) + "\n")
+        remaining = json.dumps({"event": event, **fields}).encode() + b"\n"
+        while remaining:
+            remaining = remaining[os.write(self._pipe, remaining) :]
 
     def fail(self, message: str) -> NoReturn:
         """Report the error with which the evaluation ends, and exit.
