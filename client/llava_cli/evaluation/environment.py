@@ -18,11 +18,11 @@ from llava_client.errors import ConfigurationError
 
 from llava_cli.file_lock import locked
 
-__all__ = ["LMMS_EVAL", "prepare_environment"]
+__all__ = ["LMMS_EVAL", "REQUIREMENTS", "TORCH", "prepare_environment"]
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-LMMS_EVAL = next(line for line in REQUIREMENTS.read_text().splitlines() if line.startswith("lmms-eval=="))
-_TORCH = "torch==2.13.0"
+LMMS_EVAL = "lmms-eval==0.7.3"  # as in the requirements
+TORCH = "torch==2.13.0"  # not in the requirements, because each platform has builds with and without CUDA
 _CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # without CUDA libraries, which are several gigabytes
 
 
@@ -64,9 +64,9 @@ def _install(folder: Path, interpreter: Path) -> None:
     try:
         # Without dependencies, which the requirements contain, so that only one package is looked up there.
         index = ["--extra-index-url", _CPU_INDEX, "--retries", "0", "--timeout", "20"]
-        _run([*install, "--no-deps", _TORCH, *index])
-    except ConfigurationError:
-        _run([*install, _TORCH])
+        _run([*install, "--no-deps", f"{TORCH}+cpu", *index])
+    except ConfigurationError:  # the index cannot be reached, or the platform has no other builds
+        _run([*install, TORCH])
     _run([*install, "--no-deps", "-r", str(REQUIREMENTS)])
 
 

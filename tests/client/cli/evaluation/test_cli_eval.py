@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from llava_cli import app
 from llava_cli.evaluation.benchmarks import BENCHMARKS
-from llava_cli.evaluation.environment import LMMS_EVAL
+from llava_cli.evaluation.environment import LMMS_EVAL, REQUIREMENTS, TORCH
 from llava_cli.evaluation.job import Outcome
 from llava_cli.evaluation.report import score_table, write_wrong_page
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from tests.client.scripted_server import ScriptedServer
+
+ROOT = Path(__file__).parents[4]
 
 
 def run_eval(*arguments: str) -> Result:
@@ -48,6 +50,11 @@ def test_an_unreachable_server_is_reported(tmp_path: Path) -> None:
     result = run_eval("pope", "--url", "http://127.0.0.1:9", "--out", str(tmp_path / "out"))
     assert result.exit_code == 3
     assert not (tmp_path / "out").exists()
+
+
+def test_the_versions_that_are_installed_are_those_that_are_tested() -> None:
+    assert LMMS_EVAL in REQUIREMENTS.read_text().splitlines()
+    assert TORCH in (ROOT / "constraints.txt").read_text().splitlines()
 
 
 def make_outcome(score: float = 0.5) -> Outcome:
