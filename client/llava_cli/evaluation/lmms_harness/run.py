@@ -15,7 +15,7 @@ from .items import write_items
 from .plan import Plan
 from .tasks import check_datasets, check_names, leaf_tasks, task_manager
 
-__all__ = ["evaluate", "run"]
+__all__ = ["check_prompts", "evaluate", "run"]
 
 
 def run(plan: Plan) -> None:
@@ -69,7 +69,7 @@ def _served_model(plan: Plan, events: Events) -> Any:
 
     class ServedModel(OpenAICompatible):  # type: ignore[misc]
         def generate_until(self, requests: Sequence[Any]) -> Any:
-            _check_prompts(plan, requests, events)
+            check_prompts(plan, requests, events)
             events.send("requests", count=len(requests))
             return super().generate_until(requests)
 
@@ -84,7 +84,7 @@ def _served_model(plan: Plan, events: Events) -> Any:
     )
 
 
-def _check_prompts(plan: Plan, requests: Sequence[Any], events: Events) -> None:
+def check_prompts(plan: Plan, requests: Sequence[Any], events: Events) -> None:
     """End with an error if a prompt lacks a sentence of the paper or if a response would be sampled."""
     for request in requests:
         settings = plan.settings.get(request.task_name)
