@@ -17,7 +17,7 @@ from llava_client.errors import APIError, ConfigurationError, LlavaError
 from llava_cli.atomic_file import replacing
 from llava_cli.evaluation.benchmarks import BENCHMARKS, PAPER, Benchmark, find_benchmark
 from llava_cli.evaluation.environment import LMMS_EVAL, prepare_environment
-from llava_cli.evaluation.harness_process import HarnessProcess
+from llava_cli.evaluation.harness_process import HarnessError, HarnessProcess
 from llava_cli.evaluation.lmms_harness.plan import Plan
 from llava_cli.evaluation.relay import JUDGE, MODEL, Relay, Target
 from llava_cli.evaluation.responses_file import ResponsesFile
@@ -114,6 +114,17 @@ def list_tasks(python: Path | None, output: Path) -> list[str]:
 
 def _run(plan: Plan, python: Path, targets: dict[str, Target], responses: ResponsesFile) -> int:
     """Run lmms-eval and return the number of rejected requests."""
+    try:
+        return _run_with_progress(plan, python, targets, responses)
+    except ConfigurationError:
+        raise
+    except (KeyboardInterrupt, LlavaError, OSError):
+        message = f"{len(responses)} responses are stored. To continue, run the same command again."
+        typer.echo(f"\n{message}", err=True)
+        raise
+
+
+def _run_with_progress(plan: Plan, python: Path, targets: dict[str, Target], responses: ResponsesFile) -> int:
     with Progress(0, None, "items") as progress, ExitStack() as stack:
         relay = stack.enter_context(
             Relay(
@@ -138,16 +149,11 @@ def _run(plan: Plan, python: Path, targets: dict[str, Target], responses: Respon
 
         try:
             process.follow(on_event)
-        except ConfigurationError:
-            raise
-        except (KeyboardInterrupt, LlavaError):
-            typer.echo(
-                f"\n{len(responses)} responses are stored. To continue, run the same command again.", err=True
-            )
-            if relay.failure is not None:
+        except HarnessError:
+            if relay.failure is not None:  # which is why the process was killed
                 raise relay.failure from None
             raise
-    return relay.num_rejected
+        return relay.num_rejected
 
 
 def _resolve(names: Sequence[str]) -> tuple[list[Benchmark], list[str]]:

@@ -24,7 +24,7 @@ from tests.client.cli.evaluation.scene_datasets import (
     write_gqa,
     write_llava_bench,
 )
-from tests.client.scripted_server import ScriptedServer, completes, send
+from tests.client.scripted_server import ScriptedServer, completes, returns_error, send
 from tests.interop.environments import ROOT
 from tests.machine_speed import scaled
 from tests.processes import ControllerProcess, running_site
@@ -181,6 +181,20 @@ def test_a_judge_scores_each_response_once_and_the_model_generates_greedily(
         [message] = request.body.pop("messages")
         assert [part["type"] for part in message["content"]] == ["image_url", "text"]
         assert request.body == {"model": "tiny-llava", "temperature": 0.0, "max_tokens": 1024}
+
+
+@pytest.mark.evaluation
+def test_an_error_that_concerns_all_requests_ends_the_evaluation(
+    setup: Setup, server: ScriptedServer, tmp_path: Path
+) -> None:
+    server.script(completes, completes, *[returns_error(401, "The key has been revoked.")] * 40)
+    exit_code, stdout, stderr = setup.run(
+        *("pope", "--url", server.url, "-c", "1"), output=str(tmp_path / "out")
+    )
+    assert (exit_code, stdout) == (4, "")
+    assert "2 responses are stored. To continue, run the same command again.\n" in stderr
+    assert "llava-serve: The key has been revoked." in stderr
+    assert len(server.chats) == 3
 
 
 @pytest.mark.evaluation
