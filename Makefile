@@ -1,5 +1,5 @@
-# Targets: up, test, test-fast, interop, wheel, lowest, containers, kernels, check, docs, format, bench, train, eval, lock,
-# sbom, audit, clean. Each target installs its dependencies first.
+# Targets: up, test, test-fast, interop, evaluation, wheel, lowest, containers, kernels, check, docs, format, bench,
+# train, eval, lock, sbom, audit, clean. Each target installs its dependencies first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -26,7 +26,7 @@ HAS_GPU   := $(shell command -v nvidia-smi 2>/dev/null)
 # If this variable is set, every program that a test starts compiles all of its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: up test test-fast interop wheel lowest containers kernels check docs format bench train eval lock sbom audit clean
+.PHONY: up test test-fast interop evaluation wheel lowest containers kernels check docs format bench train eval lock sbom audit clean
 .DEFAULT_GOAL := up
 
 up: $(VENV)/.up
@@ -47,6 +47,10 @@ interop: $(VENV)/.dev
 # Builds the wheel, installs it without a compiler in a new environment, tests the installation and prints the times.
 wheel: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/wheel --wheel -o log_cli=true --log-cli-level=INFO $(ARGS)
+
+# Runs lmms-eval with transformers' own model object, with a judge and with invalid datasets, and compares the results.
+evaluation: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/client/cli/evaluation --evaluation $(ARGS)
 
 # Builds the images, deploys docker-compose.yml with Podman, tests the deployment and prints a transcript.
 containers: $(VENV)/.dev

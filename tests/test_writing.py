@@ -88,9 +88,12 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "server/llava_server/playground/app.js": (IMAGE,),
     "server/llava_server/playground/output_format.js": (ANSWER,),
     "client/llava_cli/bench/prompts.py": (IMAGE, TELL, STAND),
+    "client/llava_cli/evaluation/benchmarks.py": (ANSWER,),  # prompts, and columns of datasets
+    "client/llava_cli/evaluation/lmms_harness/*": (ANSWER,),
     "client/llava_cli/up/display.py": (IMAGE,),
     "examples/README.md": (IMAGE, ANSWER),
     "docs/reference/python*.md": (ANSWER,),
+    "docs/guides/benchmarks.md": (ANSWER,),  # a prompt and a column of a dataset
     "bench/*": (IMAGE, ANSWER),
     # public names
     "client/llava_client/*": (ANSWER, IS_OVER),

@@ -1,4 +1,4 @@
-"""The progress bar of a run, shown only if stderr is a terminal, and the errors of individual images."""
+"""The progress bar of a run, shown only if stderr is a terminal, and the errors of individual requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from llava_cli.folder.record import Record
 from llava_cli.printing import sanitize
 
 if TYPE_CHECKING:
@@ -22,26 +21,33 @@ _MAX_SHOWN_ERRORS = 5
 
 
 class _Speed(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.3g} images/s" if task.speed else "")
+        return Text(f"{task.speed:.3g} {self._unit}/s" if task.speed else "")
 
 
 class Progress:
-    """A context manager that shows the bar. ``num_failed`` is the number of failed images in this run."""
+    """A context manager that shows the bar. ``num_failed`` is the number of failed requests in this run.
 
-    def __init__(self, num_done: int, num_images: int) -> None:
+    ``unit`` is the plural noun for what is counted. The total can be set later.
+    """
+
+    def __init__(self, num_done: int, total: int | None, unit: str) -> None:
         self.num_failed = 0
         self._console = Console(stderr=True, highlight=False)
         self._bar = RichProgress(
             BarColumn(),
             MofNCompleteColumn(),
-            _Speed(),
+            _Speed(unit),
             TimeRemainingColumn(),
             TextColumn("{task.fields[failures]}"),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=num_images, completed=num_done, failures="")
+        self._task = self._bar.add_task("", total=total, completed=num_done, failures="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -52,12 +58,15 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def count(self, record: Record) -> None:
-        """Add a finished image. Print the error if it failed, unless several errors have been printed."""
-        if record.error is not None:
+    def set_total(self, total: int) -> None:
+        self._bar.update(self._task, total=total)
+
+    def count(self, name: str, error: str | None) -> None:
+        """Add a finished request. Print its error, if any, unless several errors have been printed."""
+        if error is not None:
             self.num_failed += 1
             if self.num_failed <= _MAX_SHOWN_ERRORS:
-                line = " ".join(f"{record.image}: {record.error}".split())
+                line = " ".join(f"{name}: {error}".split())
                 self._console.print(Text(sanitize(line)), soft_wrap=True)
         failures = f"{self.num_failed} failed" if self.num_failed else ""
         self._bar.update(self._task, advance=1, failures=failures)
