@@ -6,8 +6,10 @@ Other code can rely on the name of the logger and on the part before the first c
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
-from llava_wire.messages.heartbeat import KernelInfo
+if TYPE_CHECKING:
+    from llava_wire.messages.heartbeat import KernelInfo
 
 __all__ = ["log_device", "log_kernels", "log_precision"]
 
