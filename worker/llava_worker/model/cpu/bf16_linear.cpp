@@ -56,9 +56,12 @@ void team::bf16_linear(const bf16* x, int64_t rows, int64_t inputs, const bf16* 
 #pragma omp for schedule(dynamic, 16)
   for (int64_t o = 0; o < outputs; o += OUTPUTS)
     for (int64_t r = 0; r < rows; r += ROWS) {
-      int64_t count = std::min<int64_t>(ROWS, rows - r);
-      Dot dot = outputs - o >= OUTPUTS ? dot_for<OUTPUTS>(count) : dot_for<1>(count);
-      dot(x + r * inputs, w + o * inputs, inputs, bias ? bias + o : nullptr, y + r * outputs + o, outputs);
+      int64_t count = std::min<int64_t>(ROWS, rows - r), end = std::min(o + OUTPUTS, outputs);
+      bool is_full = end - o == OUTPUTS;
+      Dot dot = is_full ? dot_for<OUTPUTS>(count) : dot_for<1>(count);
+      for (int64_t first = o; first < end; first += is_full ? OUTPUTS : 1)
+        dot(x + r * inputs, w + first * inputs, inputs, bias ? bias + first : nullptr, y + r * outputs + first,
+            outputs);
     }
 }
 
