@@ -25,7 +25,7 @@ __all__ = ["MAX_BF16_ROWS", "NativeKernels", "cpu_kernels"]
 logger = logging.getLogger(__name__)
 
 # Maximum number of rows for which the bf16 kernel in C++ is faster than torch's matrix product.
-MAX_BF16_ROWS = 6
+MAX_BF16_ROWS = 8
 _MAX_REASON_LENGTH = 300  # characters; the reason is sent in each heartbeat
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 # Parameter types, in the order of the C++ declarations. The last parameter is always the number of threads.
