@@ -1,10 +1,13 @@
-# Targets: up, test, test-fast, interop, wheel, lowest, containers, kernels, check, format, bench, train, eval, lock, sbom,
-# audit, clean. Each target installs its dependencies first.
+# Targets: up, test, test-fast, interop, evaluation, wheel, lowest, containers, kernels, check, docs, format, bench,
+# train, eval, lock, sbom, audit, clean. Each target installs its dependencies first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+# The versions in constraints.txt require Python 3.11. constraints-lowest.txt supports all versions of Python, but does
+# not contain the packages for development.
+USED_CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("constraints-lowest.txt" if sys.version_info < (3, 11) else "constraints.txt")')
 # Without an NVIDIA GPU, the CPU build of torch saves a download of several gigabytes.
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 # Tools with dependencies that the project does not need. They require Python 3.11 or newer.
@@ -13,6 +16,9 @@ SUPPLY_CHAIN := $(VENV)/supply-chain
 LOWEST := $(VENV)/lowest
 LOWEST_TOOLS := anthropic hypothesis jsonschema jsonschema-rs langchain-openai mypy ollama openai psutil pytest \
   pytest-cov pytest-timeout pytest-xdist pyyaml
+# The documentation site, built in an environment of its own, because the tests do not need these packages.
+DOCS := $(VENV)/docs
+DOCS_TOOLS := mkdocs-material mkdocstrings-python ruff
 # The version of Triton that torch 2.11 for CUDA requires. The development environment has a later one.
 GPU_TRITON := 3.6.0
 HAS_GPU   := $(shell command -v nvidia-smi 2>/dev/null)
@@ -20,16 +26,16 @@ HAS_GPU   := $(shell command -v nvidia-smi 2>/dev/null)
 # If this variable is set, every program that a test starts compiles all of its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: up test test-fast interop wheel lowest containers kernels check format bench train eval lock sbom audit clean
+.PHONY: up test test-fast interop evaluation wheel lowest containers kernels check docs format bench train eval lock sbom audit clean
 .DEFAULT_GOAL := up
 
 up: $(VENV)/.up
 	@$(BIN)/llava-serve up $(ARGS)
 
-# Many tests wait for processes and clocks, so two run in parallel. Each uses one compute thread, because two
-# multithreaded processes would compete for the same cores.
+# Many tests wait for processes and clocks, so three run in parallel on two cores. Each uses one compute thread,
+# because multithreaded processes would compete for the same cores.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not e2e and not browser" $(ARGS)
@@ -42,17 +48,22 @@ interop: $(VENV)/.dev
 wheel: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/wheel --wheel -o log_cli=true --log-cli-level=INFO $(ARGS)
 
+# Runs lmms-eval with transformers' own model object, with a judge and with invalid datasets, and compares the results.
+evaluation: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/client/cli/evaluation --evaluation $(ARGS)
+
 # Builds the images, deploys docker-compose.yml with Podman, tests the deployment and prints a transcript.
 containers: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/containers --containers -o log_cli=true --log-cli-level=INFO \
 	  --log-cli-format='%(asctime)s %(message)s' --log-cli-date-format=%H:%M:%S $(ARGS)
 
-# Tests the lowest versions of dependencies that pyproject.toml allows, except those of torch and the test tools. The
-# ignored tests require schemathesis, which needs a newer version of rich, or the newest versions of third-party clients.
+# Tests the wheel with the lowest versions of dependencies that pyproject.toml allows, except those of torch and the test
+# tools. The ignored tests require schemathesis, which needs a newer version of rich, or the newest versions of third-party clients.
 LOWEST_IGNORED := openapi/test_api_cases.py openapi/test_response_shapes.py fields/test_request_fields.py \
   compatibility/test_vocabularies.py
 lowest: $(LOWEST)/.done
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -W ignore::DeprecationWarning \
+	LLAVA_BUILD_KERNELS=none $(LOWEST)/bin/pip --disable-pip-version-check install -q --no-deps --force-reinstall .
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -W ignore::DeprecationWarning \
 	  $(LOWEST_IGNORED:%=--ignore tests/server/api/%) \
 	  tests/wire tests/client tests/server tests/worker/language tests/worker/engine/structured_output $(ARGS)
 
@@ -69,6 +80,11 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/proselint check --config .proselint.json --output-format compact *.md docs bench examples worker
+
+# Builds the documentation site in dist/site, and tests it. Warnings are errors, unless mkdocs runs with --quiet.
+docs: $(VENV)/.dev $(DOCS)/.done
+	NO_MKDOCS_2_WARNING=1 PATH=$(DOCS)/bin:$$PATH mkdocs build --strict
+	$(BIN)/python -m pytest tests/site --site $(ARGS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
@@ -107,14 +123,14 @@ $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("llava-serve requires Python 3.10 or newer, but this is " + sys.version.split()[0] + ". Run: make PYTHON=python3.12 up") if sys.version_info < (3, 10) else None'
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(HAS_GPU),)
-	$(PIP) install -q $(TORCH)+cpu --extra-index-url $(CPU_INDEX) --retries 1 -c constraints.txt 2>/dev/null || $(PIP) install -q $(TORCH) -c constraints.txt
+	$(PIP) install -q $(TORCH)+cpu --extra-index-url $(CPU_INDEX) --retries 1 -c $(USED_CONSTRAINTS) 2>/dev/null || $(PIP) install -q $(TORCH) -c $(USED_CONSTRAINTS)
 else
-	$(PIP) install -q $(TORCH) -c constraints.txt
+	$(PIP) install -q $(TORCH) -c $(USED_CONSTRAINTS)
 endif
 	@touch $@
 
 $(VENV)/.up: $(VENV)/.torch pyproject.toml
-	$(PIP) install -q -c constraints.txt -e '.[all]'
+	$(PIP) install -q -c $(USED_CONSTRAINTS) -e '.[all]'
 	@touch $@
 
 # LiteLLM is installed without its dependencies, because boto3's botocore requires an older python-dateutil than this
@@ -128,10 +144,15 @@ $(VENV)/triton-$(GPU_TRITON)/.done: $(VENV)/.dev
 	$(PIP) install -q --no-deps --target $(VENV)/triton-$(GPU_TRITON) triton==$(GPU_TRITON)
 	@touch $@
 
+$(DOCS)/.done: constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip --disable-pip-version-check install -q -c constraints.txt $(DOCS_TOOLS)
+	@touch $@
+
 $(LOWEST)/.done: pyproject.toml constraints.txt constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install -q $(TORCH)+cpu --extra-index-url $(CPU_INDEX) --retries 1 2>/dev/null || $(LOWEST)/bin/pip install -q $(TORCH)
-	$(LOWEST)/bin/pip install -q -c constraints-lowest.txt -e '.[all,otel]' $(LOWEST_TOOLS)
+	$(LOWEST)/bin/pip install -q -c constraints-lowest.txt '.[all,otel]' $(LOWEST_TOOLS)
 	@touch $@
 
 $(SUPPLY_CHAIN)/.done: deploy/requirements/supply-chain.txt

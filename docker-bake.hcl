@@ -1,6 +1,6 @@
 # docker buildx bake: builds all images for a registry. Bake also reads docker-compose.yml, which defines the contexts,
 # Dockerfiles, base images and tags of the targets "server" and "worker". Several platforms and attestations require a
-# builder with the docker-container driver. docs/deploy.md, "Images", contains the commands.
+# builder with the docker-container driver. docs/deploy/compose.md, "Images", contains the commands.
 
 variable "VERSION" {
   default = "0.1.0"

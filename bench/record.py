@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = [
     "ROOT",
     "WORK",
     "command_line",
+    "commit_of",
     "machine_facts",
     "make_record",
     "versions",
@@ -72,7 +74,7 @@ def make_record(
         "name": name,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command_line(),
-        "commit": _commit(),
+        "commit": commit_of(ROOT),
         "machine": machine_facts(),
         "versions": versions(packages),
         "settings": dict(settings or {}),
@@ -106,12 +108,16 @@ def machine_facts() -> dict[str, Any]:
 
 
 def versions(packages: Sequence[str] = ()) -> dict[str, str]:
-    """Return the versions of Python, of the default packages and of ``packages``, if they are installed."""
-    installed = {
-        found.name.lower().replace("_", "-"): found.version for found in importlib.metadata.distributions()
-    }
-    wanted = [name for name in (*_PACKAGES, *packages) if name in installed]
-    return {"python": platform.python_version(), **{name: installed[name] for name in wanted}}
+    """Return the versions of Python, of the default packages and of ``packages``, if they are installed.
+
+    If a package is installed more than once, its version is that of the first folder in ``sys.path``, from
+    which Python imports it.
+    """
+    found = {"python": platform.python_version()}
+    for name in (*_PACKAGES, *packages):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _cpu_info() -> dict[str, str]:
@@ -131,15 +137,24 @@ def _gpu() -> str | None:
     return str(torch.cuda.get_device_name())
 
 
-def _commit() -> str:
-    """Return the commit, with "+" if there are uncommitted changes, or "unknown" outside a repository."""
+def commit_of(checkout: Path) -> str:
+    """Return the newest commit of the main branch in a checkout, with "+" if there are other changes.
+
+    Commits of other branches would disappear from the history when these branches are rebased. Returns the
+    current commit if there is no branch ``main``, and "unknown" outside a repository.
+    """
     try:
-        head = _git("rev-parse", "--short=12", "HEAD")
-        return f"{head}+" if _git("status", "--porcelain", "--untracked-files=no") else head
+        branch = next((each for each in ("main", "origin/main") if _has_branch(checkout, each)), "HEAD")
+        commit = _git(checkout, "merge-base", "HEAD", branch)
+        return commit[:12] + ("+" if _git(checkout, "diff", "--name-only", commit) else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+def _has_branch(checkout: Path, name: str) -> bool:
+    return bool(_git(checkout, "for-each-ref", f"refs/heads/{name}", f"refs/remotes/{name}"))
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=checkout, capture_output=True, text=True, check=True)
     return done.stdout.strip()

@@ -18,7 +18,19 @@ import pytest_timeout
 from tests.machine_speed import SPEED, scaled
 
 TESTS = Path(__file__).parent
-LONG_FILES = frozenset({"test_mixed_attack.py", "test_attacks.py", "test_clients.py", "test_lost_keys.py"})
+# Files that take longer than 40 seconds, in descending order. If one is started last, the others wait for it.
+LONG_FILES = (
+    "test_clients.py",
+    "test_gpu_session.py",
+    "test_mixed_attack.py",
+    "test_lost_keys.py",
+    "test_attacks.py",
+    "test_transformers_engine.py",
+    "test_sentinel_and_cluster.py",
+    "test_paged_attention.py",
+    "test_queue_outages.py",
+    "test_batch_faults.py",
+)
 HAS_NVIDIA_DRIVER = Path("/dev/nvidiactl").exists()
 
 # Without a GPU, kernels run in Triton's interpreter. Triton reads this variable when it is first imported.
@@ -57,7 +69,9 @@ REQUIREMENTS: dict[Path, tuple[str, Callable[[], bool]]] = {
 
 # Markers of tests that run only with the option of the same name, and what these tests do.
 ON_REQUEST = {
+    "evaluation": "run lmms-eval with transformers' own model and with invalid datasets",
     "containers": "build the images, deploy docker-compose.yml with Podman and test the deployment",
+    "site": "test the documentation site in dist/site",
     "wheel": "build the wheel, install it without a compiler in a new environment, and test llava-serve up",
 }
 
@@ -124,7 +138,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if excluded:
         config.hook.pytest_deselected(items=excluded)
         items[:] = [item for item in items if item not in excluded]
-    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+    items.sort(key=_position)
+
+
+def _position(item: pytest.Item) -> int:
+    """Return the position of the item's file in the order in which files are started."""
+    name = item.path.name
+    return LONG_FILES.index(name) if name in LONG_FILES else len(LONG_FILES)
 
 
 def pytest_collection_finish() -> None:

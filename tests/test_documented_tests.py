@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 FIDELITY = (ROOT / "docs" / "fidelity.md").read_text("utf-8")
-RELIABILITY = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+RELIABILITY = (ROOT / "docs" / "how-it-works" / "fault-tolerance.md").read_text("utf-8")
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in ROOT.glob("tests/**/*.py")}
 
 

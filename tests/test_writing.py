@@ -1,4 +1,4 @@
-"""Texts and names use standard terms. docs/writing.md has the rules; this test lists the words to avoid."""
+"""Texts and names use standard terms. docs/project/writing.md has the rules, this test the words to avoid."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ WARD, FORGET, LET_GO, IS_OVER = (
     "is over|are over",
 )
 ALLOWED: dict[str, tuple[str, ...]] = {
-    "docs/writing.md": tuple(WORDS),  # the guide and this test list the words
+    "docs/project/writing.md": tuple(WORDS),  # the guide and this test list the words
     "tests/test_writing.py": tuple(WORDS),
     # prompts, questions to models, and the answers to these questions
     "tools/tiny/*": (IMAGE, ANSWER, TELL, STAND),
@@ -86,15 +86,17 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "server/llava_server/api/tools/prompt.py": (ANSWER,),
     "server/llava_server/api/chat/routes.py": (ANSWER,),  # names of operations in the OpenAPI document
     "server/llava_server/playground/app.js": (IMAGE,),
+    "server/llava_server/playground/output_format.js": (ANSWER,),
     "client/llava_cli/bench/prompts.py": (IMAGE, TELL, STAND),
+    "client/llava_cli/evaluation/benchmarks.py": (ANSWER,),  # prompts, and columns of datasets
+    "client/llava_cli/evaluation/lmms_harness/*": (ANSWER,),
     "client/llava_cli/up/display.py": (IMAGE,),
     "examples/README.md": (IMAGE, ANSWER),
-    "docs/client.md": (ANSWER,),
+    "docs/reference/python*.md": (ANSWER,),
+    "docs/guides/benchmarks.md": (ANSWER,),  # a prompt and a column of a dataset
     "bench/*": (IMAGE, ANSWER),
     # public names
     "client/llava_client/*": (ANSWER, IS_OVER),
-    "client/llava_cli/bench/*": (IMAGE,),
-    "client/llava_cli/commands/bench.py": (IMAGE,),
     # names in messages between server and worker, in Redis and in traces
     "wire/llava_wire/messages/*": (ANSWER,),
     "wire/llava_wire/redis/*": (WARD, FORGET),
@@ -212,7 +214,7 @@ def test_a_word_of_the_list_is_found(path: str, source: str) -> None:
     [
         ("a.py", 'code = "answer_not_found"  # a public error code'),
         ("a.py", '"""Return the response to the request, one token per step."""'),
-        ("docs/writing.md", "| picture | image |"),
+        ("docs/project/writing.md", "| picture | image |"),
     ],
 )
 def test_public_names_standard_terms_and_the_guide_itself_are_allowed(path: str, source: str) -> None:

@@ -1,4 +1,4 @@
-"""Generate the table of values in docs/kubernetes.md from the Helm chart's schema and default values.
+"""Generate the table of values in docs/deploy/kubernetes.md from the Helm chart's schema and default values.
 
     python tools/chart_values_page.py
 
@@ -17,7 +17,7 @@ import yaml
 __all__ = ["CHART", "PAGE", "fill", "table"]
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "kubernetes.md"
+PAGE = ROOT / "docs" / "deploy" / "kubernetes.md"
 CHART = ROOT / "deploy" / "helm" / "llava-serve"
 _BEGIN, _END = "<!-- values -->\n", "\n<!-- end -->\n"
 _UNUSED = {"global"}  # Helm adds this value to every chart
@@ -29,7 +29,8 @@ def fill(page: str, rows: str) -> str:
     _, end, tail = rest.partition(_END)
     if not (begin and end):
         raise SystemExit(
-            "docs/kubernetes.md has no section from '<!-- values -->' to '<!-- end -->'. Add both markers."
+            "docs/deploy/kubernetes.md has no section from '<!-- values -->' to '<!-- end -->'. "
+            "Add both markers."
         )
     return f"{head}{begin}{rows}{end}{tail}"
 

@@ -1,4 +1,4 @@
-"""Generate the tables in docs/configuration.md from the settings classes of the server and the worker.
+"""Generate the tables in docs/reference/configuration.md from the settings of the server and the worker.
 
     python tools/configuration_page.py
 
@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings
 
 __all__ = ["PAGE", "SETTINGS", "fill", "table"]
 
-PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
 SETTINGS: dict[str, type[BaseSettings]] = {"server": ServerSettings, "worker": WorkerSettings}
 
 _SIGNS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
@@ -31,8 +31,8 @@ def fill(page: str) -> str:
         _, end, tail = rest.partition("\n<!-- end -->\n")
         if not (begin and end):
             raise SystemExit(
-                f"docs/configuration.md has no section from '<!-- settings: {name} -->' to '<!-- end -->'. "
-                "Add both markers."
+                f"docs/reference/configuration.md has no section from '<!-- settings: {name} -->' to "
+                "'<!-- end -->'. Add both markers."
             )
         page = f"{head}{begin}{table(settings)}{end}{tail}"
     return page

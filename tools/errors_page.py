@@ -1,4 +1,4 @@
-"""Generate the message lists in docs/errors.md from the source code of the server, wire and worker packages.
+"""Generate the lists of messages in docs/reference/errors.md from the sources of server, wire and worker.
 
     python tools/errors_page.py
 
@@ -19,8 +19,8 @@ from llava_server.errors import ERRORS
 __all__ = ["BATCH_CODES", "BATCH_PAGE", "PAGE", "Message", "catalogue", "fill", "fill_batches", "messages_of"]
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "errors.md"
-BATCH_PAGE = ROOT / "docs" / "batches.md"
+PAGE = ROOT / "docs" / "reference" / "errors.md"
+BATCH_PAGE = ROOT / "docs" / "guides" / "batches.md"
 PACKAGES = {
     "server": ROOT / "server" / "llava_server",
     "wire": ROOT / "wire" / "llava_wire",
@@ -130,18 +130,20 @@ def fill(page: str, messages: list[Message]) -> str:
         head, _, rest = section.partition(f"{BEGIN}\n")
         _, end, tail = rest.partition(END)
         if not end:
-            raise SystemExit(f"docs/errors.md: section {code} must contain the markers {BEGIN} and {END}")
+            raise SystemExit(
+                f"docs/reference/errors.md: section {code} must contain the markers {BEGIN} and {END}"
+            )
         lines = [f"- {each.template} *({each.package})*\n" for each in messages if each.code == code]
         sections[index] = f"{head}{BEGIN}\n\n{''.join(lines)}\n{END}{tail}"
     return "\n## ".join(sections)
 
 
 def fill_batches(page: str, messages: list[Message]) -> str:
-    """Return docs/batches.md with the batch errors in its marked part."""
+    """Return docs/guides/batches.md with the batch errors in its marked part."""
     head, begin, rest = page.partition(f"{BEGIN}\n")
     _, end, tail = rest.partition(END)
     if not (begin and end):
-        raise SystemExit(f"docs/batches.md must contain the markers {BEGIN} and {END}")
+        raise SystemExit(f"docs/guides/batches.md must contain the markers {BEGIN} and {END}")
     lines = [f"- `{each.code}`: {each.template}\n" for each in messages if each.code in BATCH_CODES]
     return f"{head}{begin}\n{''.join(lines)}\n{end}{tail}"
 

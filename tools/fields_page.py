@@ -1,4 +1,4 @@
-"""Generate docs/fields.md from the rules for request fields.
+"""Generate docs/reference/request-fields.md from the rules for request fields.
 
 python tools/fields_page.py
 """
@@ -16,7 +16,7 @@ from vocabularies.status import MODELS, RULES
 
 __all__ = ["PAGE", "page"]
 
-PAGE = Path(__file__).parents[1] / "docs" / "fields.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "request-fields.md"
 _HEAD = """# Request fields of other servers
 
 This page lists the request fields of OpenAI, Anthropic, vLLM, SGLang, llama.cpp and Ollama that this server

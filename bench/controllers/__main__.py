@@ -31,7 +31,7 @@ from bench.controllers.clients import ClientsConfig, ClientsResult
 from bench.controllers.worker import WorkersConfig
 from bench.fleet.workers import MODEL
 from bench.program import free_port, wait_until_served
-from bench.record import ROOT, write_record
+from bench.record import ROOT, commit_of, write_record
 
 _STREAMS_PER_WORKER = 100
 _RAMP_UP_S = 60.0  # of tokens that streams can generate before and after the measurement
@@ -72,7 +72,7 @@ def main() -> None:
     print(msgspec.json.format(msgspec.json.encode(results)).decode())
     if args.name:
         settings = {name: getattr(args, name) for name in ("streams", "rate", "seconds", "processes", "runs")}
-        settings |= {"compared_commit": _commit_of(args.compare)} if args.compare else {}
+        settings |= {"compared_commit": commit_of(args.compare)} if args.compare else {}
         print(write_record(args.name, {"median": results, "runs": runs}, settings=settings))
 
 
@@ -133,11 +133,6 @@ def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
         for name in runs[0]
         if name != "stream_tokens"
     }
-
-
-def _commit_of(checkout: Path) -> str:
-    command = ["git", "rev-parse", "--short=12", "HEAD"]
-    return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _python(module: str, *arguments: str) -> list[str]:

@@ -46,7 +46,7 @@ from llava_worker.model.llava import Llava
 from llava_worker.model.quantization.precision import choose_precision
 from torch import Tensor
 
-from bench.record import ROOT, write_record
+from bench.record import ROOT, commit_of, write_record
 
 STREAMS = (1, 16, 128, 256)
 PROMPT_TOKENS = 640
@@ -74,6 +74,7 @@ def main() -> None:
             rounds.append(_round(ROOT, args.steps))
     results = {str(num): _summarize(str(num), rounds, baseline) for num in STREAMS}
     settings = {"prompt_tokens": PROMPT_TOKENS, "steps": args.steps, "rounds": args.rounds}
+    settings |= {"baseline_commit": commit_of(args.baseline)} if args.baseline else {}
     print(write_record("host-overhead", results, settings=settings))
     for num, summary in results.items():
         print(f"{num} streams:", summary)

@@ -1,4 +1,4 @@
-"""The CPU time of Redis for single calls, from which docs/scaling.md extrapolates to larger fleets."""
+"""The CPU time of Redis for single calls, from which docs/deploy/scaling.md extrapolates to larger fleets."""
 
 from __future__ import annotations
 

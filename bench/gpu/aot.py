@@ -7,8 +7,9 @@ For each variant of a kernel and each compute capability, the record contains th
 stack per thread (above 0 if registers are spilled) and the shared memory per program. For each launch of a
 layer with 1 and 128 rows, it contains the number of programs on a GPU with 132 multiprocessors.
 
-There is a record for each tested version of Triton (``make kernels``). The check fails if a record is not
-that of the current kernels. It recompiles other kernels each day.
+There is a record for each tested version of Triton (``make kernels``), as JSON and as a table. The check
+fails if a record is not that of the current kernels, if it contains a spilled register, or if its table
+differs. It recompiles other kernels each day, but only with the installed version of Triton.
 """
 
 from __future__ import annotations
@@ -51,18 +52,14 @@ def _write(folder: Path) -> Iterator[str]:
     for kernel in decoder_kernels():
         resources = {str(each): asdict(compile_variant(kernel.launch, each)) for each in kernel.capabilities}
         kernels.append(_facts(kernel) | {"resources": resources})
-        yield from (
-            f"{kernel.variant.name} ({kernel.description}) spills registers on sm_{capability}: {each}"
-            for capability, each in resources.items()
-            if each["stack_bytes"]
-        )
     results = {"kernels": kernels, "layers": list(launch_counts())}
     path = write_record(_NAME.format(triton.__version__), results, packages=("triton",), folder=folder)
     path.with_suffix(".md").write_text(kernel_tables(results, triton.__version__), encoding="utf-8")
     print(path)
+    yield from _spills(path.name, results)
 
 
-def _facts(kernel: DecoderKernel) -> dict[str, str]:
+def _facts(kernel: DecoderKernel) -> dict[str, Any]:
     return {
         "kernel": kernel.variant.name,
         "precision": kernel.precision,
@@ -77,37 +74,68 @@ def _check(folder: Path, every: int) -> Iterator[str]:
     paths = sorted(folder.glob(_NAME.format("*") + ".json"))
     if not paths:
         yield f"{folder} contains no record of kernels. Run make kernels."
-    records = {path: json.loads(path.read_text(encoding="utf-8"))["results"] for path in paths}
-    for path, record in records.items():
-        stale = _stale(record, kernels)
-        if record["layers"] != layers:
-            stale.append("the launches of a layer")
-        if stale:
-            differences = ", ".join(stale)
-            yield f"{path.name} is not the record of the current kernels ({differences}). Run make kernels."
-    record = records.get(folder / f"{_NAME.format(triton.__version__)}.json", {"kernels": []})
-    expected = {each["digest"]: each["resources"] for each in record["kernels"]}
+    for path in paths:
+        yield from _record_faults(path, kernels, layers)
+    yield from _compiled_faults(folder / f"{_NAME.format(triton.__version__)}.json", kernels, every)
+
+
+def _record_faults(path: Path, kernels: list[DecoderKernel], layers: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield what is wrong with a record, as far as this can be found without its version of Triton."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    results, version = record["results"], record["versions"].get("triton")
+    if path.stem != _NAME.format(version):
+        yield f"{path.name} was recorded with Triton {version}. Run make kernels."
+    stale = _stale(results, kernels)
+    if results["layers"] != layers:
+        stale.append("the launches of a layer")
+    if stale:
+        differences = ", ".join(stale)
+        yield f"{path.name} is not the record of the current kernels ({differences}). Run make kernels."
+    yield from _spills(path.name, results)
+    table = path.with_suffix(".md")
+    if not table.is_file() or table.read_text(encoding="utf-8") != kernel_tables(results, version):
+        yield f"{table.name} is not the table of {path.name}. Run make kernels."
+
+
+def _stale(results: dict[str, Any], kernels: list[DecoderKernel]) -> list[str]:
+    """Return the names of kernels that are missing in the record, have changed, or no longer exist."""
+    current = {
+        (each.variant.digest, gpu, each.variant.name, each.precision, each.description)
+        for each in kernels
+        for gpu in each.capabilities
+    }
+    recorded = {
+        (each["digest"], int(gpu), each["kernel"], each["precision"], each["variant"])
+        for each in results["kernels"]
+        for gpu in each["resources"]
+    }
+    return sorted({name for _, _, name, *_ in recorded ^ current})
+
+
+def _spills(name: str, results: dict[str, Any]) -> Iterator[str]:
+    for kernel in results["kernels"]:
+        for capability, resources in kernel["resources"].items():
+            if resources["stack_bytes"]:
+                variant = f"{kernel['kernel']} ({kernel['precision']}, {kernel['variant']})"
+                yield f"{name}: {variant} spills registers on sm_{capability}: {resources}"
+
+
+def _compiled_faults(path: Path, kernels: list[DecoderKernel], every: int) -> Iterator[str]:
+    """Compile every n-th kernel, and yield the differences from the record at ``path``, if it exists."""
+    recorded = json.loads(path.read_text(encoding="utf-8"))["results"]["kernels"] if path.is_file() else []
+    expected = {each["digest"]: each["resources"] for each in recorded}
     pairs = [(kernel, capability) for kernel in kernels for capability in kernel.capabilities]
     sample = pairs[date.today().toordinal() % every :: every]
     for kernel, capability in sample:
         actual = asdict(compile_variant(kernel.launch, capability))
-        recorded = expected.get(kernel.variant.digest, {}).get(str(capability))
+        resources = expected.get(kernel.variant.digest, {}).get(str(capability))
         name = f"{kernel.variant.name} ({kernel.precision}, {kernel.description}) on sm_{capability}"
         if actual["stack_bytes"]:
             yield f"{name} spills registers: {actual}"
-        if recorded not in (None, actual):
-            yield f"{name} was recorded with {recorded}, but is now {actual}. Run make kernels."
+        if resources not in (None, actual):
+            yield f"{name} was recorded with {resources}, but is now {actual}. Run make kernels."
     compared = "compared with the record" if expected else "of which there is no record"
     print(f"compiled {len(sample)} of {len(pairs)} kernels with Triton {triton.__version__}, {compared}")
-
-
-def _stale(record: dict[str, Any], kernels: list[DecoderKernel]) -> list[str]:
-    """Return the names of kernels that are missing in the record, and of those that no longer exist."""
-    recorded = {
-        (each["digest"], int(gpu)): each["kernel"] for each in record["kernels"] for gpu in each["resources"]
-    }
-    current = {(each.variant.digest, gpu): each.variant.name for each in kernels for gpu in each.capabilities}
-    return sorted({(recorded | current)[key] for key in recorded.keys() ^ current.keys()})
 
 
 def _parse_args(arguments: list[str]) -> argparse.Namespace:

@@ -1,8 +1,8 @@
 """The accuracy of llama.cpp's formats on the same weights, tokens and contexts.
 
 Requires the programs llama-quantize and llama-perplexity, for example from the sources in the PyPI package
-llama-cpp-python (docs/precision.md contains the commands). llama-perplexity writes the log-probabilities
-with 16 bits each, between the maximum and 16 nats below it.
+llama-cpp-python (docs/performance/precision.md contains the commands). llama-perplexity writes the
+log-probabilities with 16 bits each, between the maximum and 16 nats below it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llava_cli.bench import Pictures, Plan, Run, run_load, summarize
+from llava_cli.bench import Images, Plan, Run, run_load, summarize
 
 __all__ = ["AT_ONCE", "COMMON_TOKENS", "OUTPUT_TOKENS", "PROMPT_TOKENS", "WORKLOADS", "Workload", "measure"]
 
@@ -51,9 +51,9 @@ WORKLOADS = {
     "new8": Workload("8 requests, new images", replace(_BASE, num_requests=8, concurrency=AT_ONCE, seed=2)),
     "same8": Workload(
         "8 requests, same image",
-        replace(_BASE, num_requests=8, concurrency=AT_ONCE, pictures=Pictures.SAME, seed=3),
+        replace(_BASE, num_requests=8, concurrency=AT_ONCE, images=Images.SAME, seed=3),
     ),
-    "text": Workload("1 request, text only", replace(_BASE, num_requests=3, pictures=Pictures.NONE, seed=4)),
+    "text": Workload("1 request, text only", replace(_BASE, num_requests=3, images=Images.NONE, seed=4)),
     "talk": Workload("conversation with 5 turns", replace(_BASE, num_requests=1, num_turns=5, seed=5)),
 }
 

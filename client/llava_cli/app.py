@@ -9,6 +9,7 @@ from llava_cli.commands.batch import batch
 from llava_cli.commands.bench import bench
 from llava_cli.commands.chat import chat
 from llava_cli.commands.embed import embed
+from llava_cli.commands.eval import evaluate
 from llava_cli.commands.exec import dlq, doctor, keys, server, top, worker
 from llava_cli.commands.models import models
 from llava_cli.exit_codes import EXIT_CODES
@@ -34,6 +35,7 @@ app.command("models")(models)
 app.command("batch")(batch)
 app.command("embed")(embed)
 app.command("bench")(bench)
+app.command("eval")(evaluate)
 app.command("server", context_settings=_FORWARDED)(server)
 app.command("keys", context_settings=_FORWARDED)(keys)
 app.command("worker", context_settings=_FORWARDED)(worker)

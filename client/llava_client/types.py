@@ -223,7 +223,7 @@ class ChatChunk(ResponseModel):
 
 
 class Embeddings(ResponseModel):
-    """Unit-length embeddings, one per input, in input order: [number of inputs][hidden size].
+    """Unit-length embeddings, one per input, in input order: ``[inputs][hidden size]``.
 
     Text and image embeddings are not comparable.
     """

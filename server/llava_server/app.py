@@ -44,7 +44,7 @@ from llava_server.middleware.response_headers import ResponseHeadersMiddleware
 from llava_server.middleware.server_error import ServerErrorMiddleware
 from llava_server.middleware.tracing import TracingMiddleware
 from llava_server.middleware.turns import Turns
-from llava_server.operator import health
+from llava_server.operator import demo, health
 from llava_server.package_version import package_version
 from llava_server.playground import routes as playground
 from llava_server.settings import Settings
@@ -160,6 +160,8 @@ def _include_routes(app: FastAPI, settings: Settings) -> None:
         routers.append(health.metrics_router)
     for router in routers:
         app.include_router(router)
+    if settings.demo_socket is not None:
+        app.include_router(demo.router)
     # After FastAPI has built the document, a new route would make it build another one.
     app.include_router(reference_router(app.openapi))
     app.openapi_schema = build_document(

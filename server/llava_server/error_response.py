@@ -40,7 +40,7 @@ _ANTHROPIC_TYPES: dict[int, AnthropicErrorType] = {
     503: "overloaded_error",
     504: "timeout_error",
 }
-_PAGE = "docs/errors.md"  # this page has one section per error code
+_PAGE = "docs/reference/errors.md"  # this page has one section per error code
 _EXAMPLE = {
     "message": "top_p: input should be less than or equal to 1 (got 2)",
     "type": "invalid_request_error",
@@ -75,7 +75,7 @@ class ErrorFields(ResponseModel, kw_only=True):
         str,
         doc(
             "A machine-readable error code. Each code always has the same HTTP status. All codes are "
-            "described in docs/errors.md.",
+            "described in docs/reference/errors.md.",
             _EXAMPLE["code"],
             extra_json_schema={"enum": sorted(ERRORS)},
         ),
@@ -147,7 +147,7 @@ class OllamaError(ResponseModel, kw_only=True):
         str,
         doc(
             "A machine-readable error code. Each code always has the same HTTP status. All codes are "
-            "described in docs/errors.md.",
+            "described in docs/reference/errors.md.",
             _EXAMPLE["code"],
             extra_json_schema={"enum": sorted(ERRORS)},
         ),

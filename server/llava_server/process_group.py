@@ -3,7 +3,7 @@
 The parent process starts the controllers, restarts those that crash, and passes signals on to them. It
 handles no requests. Each controller has its own listening socket with SO_REUSEPORT, and Linux distributes new
 connections evenly over these sockets. With one inherited socket, the controllers that wake first get most of
-the connections (docs/LOG.md). The controllers share only the queue, like those on different machines.
+the connections (docs/log.md). The controllers share only the queue, like those on different machines.
 """
 
 from __future__ import annotations

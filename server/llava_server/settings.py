@@ -17,7 +17,7 @@ from llava_server.images.color import Transparency
 from llava_server.images.host_rules import HOST_RULE
 from llava_server.log_format import LogFormat
 from llava_server.middleware.cors import check_cors_access, check_origin
-from llava_server.middleware.hosts import check_host_rule
+from llava_server.middleware.hosts import check_host_rule, is_loopback
 
 __all__ = ["Settings", "load_settings"]
 
@@ -318,6 +318,12 @@ class Settings(ServiceSettings):
         "If the client does not reconnect in time, the response is cancelled.",
     )
 
+    demo_socket: Path | None = Field(
+        None,
+        description="Unix socket of llava-serve up --demo, through which the playground kills workers. "
+        "Requires a loopback address.",
+    )
+
     drain_timeout_s: float = Field(
         120.0,
         ge=0,
@@ -381,6 +387,15 @@ class Settings(ServiceSettings):
     @model_validator(mode="after")
     def _check_cors(self) -> Settings:
         check_cors_access(self.cors_origins, host=self.host, has_auth=self.auth)
+        return self
+
+    @model_validator(mode="after")
+    def _check_demo(self) -> Settings:
+        if self.demo_socket and not is_loopback(self.host):
+            raise ValueError(
+                "LLAVA_DEMO_SOCKET / --demo-socket lets every client kill workers, so it requires a loopback "
+                f"address, and LLAVA_HOST is {self.host}. Remove one of the two settings."
+            )
         return self
 
     @field_validator("api_keys")

@@ -2,14 +2,14 @@
 
     POST /v1/...          the request, from its first byte to the last byte of the response; child of the
                           client's span, started by TracingMiddleware
-      pictures            fetch, decode and preprocess the images
+      images              fetch, decode and preprocess the images
       submit              charge the tokens against the rate limits and submit the job
         (worker spans)    part of the same trace through the ``traceparent`` sent with the job
       first event         wait for the worker's first event
 
     batch line            one line of a batch, until its result is stored; a separate trace with a link to
                           the request that created the batch, because a batch can run for a day
-      pictures, submit    as above
+      images, submit      as above
 
 The tracer is stored in a context variable, like the current span, so code that handles a request or a batch
 line does not need a tracer argument. No other code creates spans. Attributes contain sizes and identifiers,

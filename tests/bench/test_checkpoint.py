@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from llava_cli.bench import Pictures, Plan
+from llava_cli.bench import Images, Plan
 from llava_cli.bench.plan import conversations
 from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
@@ -85,7 +85,7 @@ def test_the_benchmark_shape_is_llava_1_5_with_a_1_3_billion_parameter_decoder()
 
 def test_each_word_of_a_question_is_one_token_and_each_id_decodes_to_text(folder: Path) -> None:
     tokenizer = HFTokenizer(folder)
-    _, conversation = itertools.islice(conversations(Plan(pictures=Pictures.NONE)), 2)
+    _, conversation = itertools.islice(conversations(Plan(images=Images.NONE)), 2)
     question = conversation.questions[0]
     words = question.rsplit(" ", 1)[0]
     assert len(tokenizer.encode(words)) == len(words.split())

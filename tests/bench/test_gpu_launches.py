@@ -54,23 +54,48 @@ def test_the_records_are_those_of_the_current_kernels_and_a_sample_compiles_with
     assert re.search(r"compiled \d\d of \d\d\d kernels with Triton", done.stdout)
 
 
-def test_a_stale_record_fails_the_check(tmp_path: Path) -> None:
-    path = RECORDS[0]
-    record = json.loads(path.read_text())
+def check_faults(folder: Path, cache: Path) -> list[str]:
+    """Check the records in a folder without compiling kernels. Return the faults that are found."""
+    command = ("-m", "bench.gpu.aot", "--check", "--every", "100000000", "--folder", str(folder))
+    done = run_python(*command, cache=cache)
+    assert done.returncode == 1
+    return [line for line in done.stderr.splitlines() if line.startswith(("kernels-triton-", str(folder)))]
+
+
+def test_a_stale_or_inconsistent_record_fails_the_check(tmp_path: Path) -> None:
+    """This includes the record of a version of Triton that is not installed."""
+    stale, altered = (tmp_path / path.name for path in RECORDS)
+    record = json.loads(RECORDS[0].read_text())
     by_name = {each["kernel"]: each for each in record["results"]["kernels"]}
     by_name["rms_norm"]["digest"] = "another"
+    by_name["silu_and_mul"]["variant"] = "another"
     del by_name["int4_linear"]["resources"]["120"]
     record["results"]["layers"][0]["launches"].pop()
-    (tmp_path / path.name).write_text(json.dumps(record))
+    stale.write_text(json.dumps(record))
+    record = json.loads(RECORDS[1].read_text())
+    record["results"]["kernels"][0]["resources"]["90"]["stack_bytes"] = 8
+    record["versions"]["triton"] = "1.0"
+    altered.write_text(json.dumps(record))
+    altered.with_suffix(".md").write_text(RECORDS[1].with_suffix(".md").read_text())
 
-    for folder, fault in (
-        (tmp_path, "record of the current kernels (int4_linear, rms_norm, the launches of a layer)"),
-        (tmp_path / "empty", "contains no record of kernels"),
-    ):
-        command = ("-m", "bench.gpu.aot", "--check", "--every", "100000000", "--folder", str(folder))
-        done = run_python(*command, cache=tmp_path)
-        assert done.returncode == 1
-        assert fault in done.stderr and "Run make kernels." in done.stderr
+    faults = check_faults(tmp_path, tmp_path)
+
+    changed = "int4_linear, rms_norm, silu_and_mul, the launches of a layer"
+    spilled = record["results"]["kernels"][0]
+    assert [fault[: fault.index(". ")] for fault in faults if " spills " not in fault] == [
+        f"{stale.name} is not the record of the current kernels ({changed})",
+        f"{stale.stem}.md is not the table of {stale.name}",
+        f"{altered.name} was recorded with Triton 1.0",
+        f"{altered.stem}.md is not the table of {altered.name}",
+    ]
+    [spill] = [fault for fault in faults if " spills " in fault]
+    assert spill.startswith(f"{altered.name}: {spilled['kernel']} ({spilled['precision']}, ")
+    assert "spills registers on sm_90: {" in spill
+
+
+def test_a_folder_without_records_fails_the_check(tmp_path: Path) -> None:
+    [fault] = check_faults(tmp_path / "empty", tmp_path)
+    assert fault.endswith("contains no record of kernels. Run make kernels.")
 
 
 DIGEST = """
@@ -150,18 +175,25 @@ def test_no_kernel_spills_registers_on_any_gpu(path: Path) -> None:
             assert resources["shared_bytes"] <= SHARED_KIB[capability] << 10, (kernel, capability)
 
 
-MAX_LAUNCHES = {"fp16": 8, "bf16": 8, "fp32": 8, "int4": 8, "w4a16": 8, "w8a8": 9, "fp8": 9}
+LAUNCHES = {  # by the number of rows
+    **dict.fromkeys(("fp16", "bf16", "fp32"), {1: 8, 128: 8, 1024: 8}),
+    "w4a16": {1: 8, 128: 8, 1024: 12},  # above 256 rows, weights are dequantized
+    "int4": {1: 8, 128: 20, 1024: 20},  # above 4 rows, bitsandbytes may dequantize weights and their scales
+    "w8a8": {1: 9, 128: 9, 1024: 13},  # above 256 rows, torch computes the products
+    "fp8": {1: 9, 128: 9, 1024: 9},
+}
 MIN_PROGRAMS = 100  # on 132 multiprocessors
 
 
 def test_a_layer_launches_few_kernels_which_use_all_multiprocessors_for_a_single_sequence() -> None:
     layers = read_results(RECORDS[0])["layers"]
 
-    assert len(layers) == 2 * len(MAX_LAUNCHES) * 2 * 2 * 2
+    assert len(layers) == 2 * len(LAUNCHES) * 9
     for layer in layers:
         launches = {each["name"]: math.prod(each["grid"]) for each in layer["launches"]}
         # In a mixed step, RoPE and writing to the KV cache are a launch of their own.
-        assert len(layer["launches"]) == MAX_LAUNCHES[layer["precision"]] + layer["is_mixed"], layer
+        expected = LAUNCHES[layer["precision"]][layer["rows"]] + layer["is_mixed"]
+        assert len(layer["launches"]) == expected, layer
         assert "decode_attention" in launches
         for name, num_programs in launches.items():
             if name in KERNELS and ("linear" in name or "attention" in name):
@@ -169,46 +201,41 @@ def test_a_layer_launches_few_kernels_which_use_all_multiprocessors_for_a_single
 
 
 SIMULATE = """
-import json, random, sys
-from bench.gpu.launches import CONTEXT, TEXT_CONFIGS, make_decoder, record_prefill, record_step
-from bench.gpu.kernel_variant import variant_of
-from llava_worker.engine.startup.warmup import sizes_up_to
+import json, sys
+from bench.gpu.launches import available_backends, gpu_precision
+from bench.gpu.simulated_engine import SimulatedEngine
 
-precision, is_int8_cache, num_steps = sys.argv[1], sys.argv[2] == "True", int(sys.argv[3])
-MAX_SEQUENCES, MAX_TOKENS = 64, 1024
-text = TEXT_CONFIGS["7b"]
-decoder, random = make_decoder(text, precision), random.Random(0)
-
-def keys_of(launches):
-    return {variant_of(each).key for each in launches if each.kernel}
-
-compiled = set()
-for size in sizes_up_to(MAX_SEQUENCES):
-    compiled |= keys_of(record_prefill(decoder, text, [1] * size, is_int8_cache=is_int8_cache))
-    for is_mixed in (False, True):
-        compiled |= keys_of(record_step(decoder, text, size, is_int8_cache=is_int8_cache, is_mixed=is_mixed))
-for size in sizes_up_to(MAX_TOKENS):
-    compiled |= keys_of(record_prefill(decoder, text, [size], is_int8_cache=is_int8_cache))
-
-late = set()
-for step in range(num_steps):
-    rows = [1] * random.randint(0, MAX_SEQUENCES // 2)
-    rows += [random.choice([2, 5, random.randint(2, 300)]) for _ in range(random.randint(0, 3))]
-    context = random.randint(max(rows or [1]), CONTEXT)
-    launches = record_prefill(decoder, text, rows or [1], context=context, is_int8_cache=is_int8_cache)
-    late |= keys_of(launches) - compiled
-print(json.dumps([len(compiled), sorted(late)]))
+results = []
+for name in sys.argv[2:]:
+    precision, cache = name.split("/")
+    is_int8 = cache == "int8"
+    for backend in available_backends(gpu_precision(precision).dtype, is_int8_cache=is_int8):
+        engine = SimulatedEngine(precision, backend, is_int8_cache=is_int8)
+        needed = engine.run(int(sys.argv[1]))
+        results.append([name, backend.block_size, sorted(engine.compiled), sorted(needed)])
+print(json.dumps(results))
 """
+NUM_STEPS = 3000  # of all engines together
+NUM_ENGINES = 8
 
 
 @pytest.mark.parametrize(
-    ("precision", "is_int8_cache"),
-    [("fp16", False), ("w4a16", True), ("w8a8", False), ("fp8", True), ("bf16", True)],
+    ("served", "block_sizes"),
+    [
+        (("fp16/auto", "fp32/auto", "bf16/int8"), [256, 16, 16, 16]),
+        (("w8a8/auto", "w4a16/int8", "fp8/int8"), [256, 16, 16, 16]),
+    ],
+    ids=["16 and 32 bits", "quantized"],
 )
 def test_no_kernel_is_compiled_in_3000_steps_after_the_warm_up(
-    tmp_path: Path, precision: str, is_int8_cache: bool
+    tmp_path: Path, served: tuple[str, ...], block_sizes: list[int]
 ) -> None:
-    num_compiled, late = run_program(SIMULATE, precision, str(is_int8_cache), "600", cache=tmp_path)
+    """The steps are those of engines with random requests. 16-bit caches are used with two block sizes."""
+    engines = run_program(SIMULATE, str(NUM_STEPS // NUM_ENGINES), *served, cache=tmp_path)
 
-    assert late == []
-    assert 6 <= num_compiled <= 15
+    assert [block_size for _, block_size, *_ in engines] == block_sizes
+    for name, block_size, compiled, needed in engines:
+        assert not set(needed) - set(compiled), (name, block_size)
+        assert {"decode_attention", "rope_and_cache"} <= {key.split()[0] for key in needed}
+    # All of them need different variants, so this test would find one that is not compiled.
+    assert len({tuple(needed) for *_, needed in engines}) == NUM_ENGINES // 2

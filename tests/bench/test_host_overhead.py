@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import cProfile
+import json
 import pstats
 import random
 
 from bench.engine.host_overhead import PROMPT_TOKENS, add_streams, make_engine, measure
+from bench.record import RESULTS
 
 NUM_STEPS = 20
 
@@ -33,3 +35,12 @@ def test_a_step_needs_few_function_calls_per_stream() -> None:
 
 def test_a_measured_step_decodes_one_token_for_each_stream() -> None:
     assert measure(3, 5) > 0
+
+
+def test_the_recorded_time_of_a_step_is_below_the_minimum_of_an_h200() -> None:
+    """The minimum is that of LLaVA-1.5-7B in 16 bits, by arithmetic (docs/deploy/gpus.md)."""
+    record = json.loads((RESULTS / "host-overhead.json").read_text())["results"]
+
+    for num_streams, device_ms in {"1": 2.8, "128": 12.6, "256": 22.0}.items():
+        assert record[num_streams]["cpu_ms_per_step"] < device_ms / 2
+    assert record["128"]["cpu_ms_per_step"] <= 1.5

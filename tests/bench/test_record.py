@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.record import ROOT, command_line, make_record, versions, write_record
+from bench.record import RESULTS, ROOT, command_line, commit_of, make_record, versions, write_record
 from bench.serving.ceilings import Ceilings
 from bench.serving.roofline import limits
 from bench.serving.table import serving_table
@@ -51,6 +53,65 @@ def test_versions_include_only_installed_packages() -> None:
     assert "no-such-package" not in found
 
 
+def test_the_version_of_a_package_is_that_of_the_copy_that_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "pytest-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pytest\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert versions(["pytest"])["pytest"] == "1.0"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.com")
+    command = ["git", *identity, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_record_names_a_commit_of_the_main_branch_because_others_may_be_rebased(tmp_path: Path) -> None:
+    assert commit_of(tmp_path) == "unknown"
+    git(tmp_path, "init", "-b", "main")
+    git(tmp_path, "commit", "--allow-empty", "-m", "first")
+    first = git(tmp_path, "rev-parse", "--short=12", "HEAD")
+    assert commit_of(tmp_path) == first
+
+    git(tmp_path, "checkout", "-b", "other")
+    (tmp_path / "file").touch()
+    git(tmp_path, "add", "file")
+    assert commit_of(tmp_path) == first + "+"
+    git(tmp_path, "commit", "-m", "second")
+    assert commit_of(tmp_path) == first + "+"
+
+    git(tmp_path, "branch", "-D", "main")
+    assert commit_of(tmp_path) == git(tmp_path, "rev-parse", "--short=12", "HEAD")
+
+
+def recorded_commits(value: Any) -> Iterator[str]:
+    """Yield the commits in a record, without "+"."""
+    if isinstance(value, list):
+        for each in value:
+            yield from recorded_commits(each)
+    if isinstance(value, dict):
+        yield from (each.rstrip("+") for name, each in value.items() if name.endswith("commit"))
+        yield from recorded_commits(list(value.values()))
+
+
+def test_all_records_name_commits_that_exist() -> None:
+    if not (ROOT / ".git").exists() or git(ROOT, "rev-parse", "--is-shallow-repository") == "true":
+        pytest.skip("this checkout has no history")
+    history = {commit[:12] for commit in git(ROOT, "rev-list", "HEAD").split()}
+    records = {path: json.loads(path.read_text()) for path in RESULTS.rglob("*.json")}
+    absent = {
+        f"{path.relative_to(ROOT)}: {commit}"
+        for path, record in records.items()
+        for commit in recorded_commits(record)
+        if commit not in history
+    }
+    assert len(records) > 20
+    assert not absent
+
+
 def test_the_limits_match_a_manual_calculation() -> None:
     """The model has 1.28e9 weights of 2 bytes each and stores 0.2 MB of keys and values per token."""
     found = limits(LLAVA_1_5_SMALL, MACHINE, bits=16, **LOAD)
@@ -78,7 +139,7 @@ def test_the_common_prefix_is_not_computed_again() -> None:
 def test_a_quick_workload_is_a_smaller_version() -> None:
     for workload in WORKLOADS.values():
         quick = workload.quick().plan
-        assert quick.pictures == workload.plan.pictures
+        assert quick.images == workload.plan.images
         assert (quick.num_requests or 99) * quick.num_turns <= 4
         assert quick.max_tokens < workload.plan.max_tokens
 

@@ -33,7 +33,7 @@ def images() -> Images:
         ["sh", "tools/build_images.sh"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        remedy = "If the registry cannot be reached, use tools/base_images.sh. See docs/deploy.md."
+        remedy = "If the registry cannot be reached, use tools/base_images.sh. See docs/deploy/compose.md."
         pytest.exit(f"{done.stdout[-2000:]}{done.stderr[-4000:]}\n{remedy}", returncode=1)
     LOG.info("built the images in %.0f s", time.monotonic() - started_at)
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
@@ -67,7 +67,7 @@ def project(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="session")
 def api_key(project: Deployment) -> str:
-    """A key that is created with the command in docs/deploy.md."""
+    """A key that is created with the command in docs/deploy/compose.md."""
     printed = project.compose("exec", "-T", "server", "llava-serve", "keys", "create", "containers")
     return printed.split()[-1]
 

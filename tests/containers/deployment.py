@@ -1,4 +1,4 @@
-"""A deployment of docker-compose.yml in a folder of its own, as docs/deploy.md describes it."""
+"""A deployment of docker-compose.yml in a folder of its own, as docs/deploy/compose.md describes it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Deployment:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def prepare(self, images: Images) -> None:
-        """Follow the quick start of docs/deploy.md up to the start of the containers."""
+        """Follow the quick start of docs/deploy/compose.md up to the start of the containers."""
         (self._folder / "deploy").mkdir()
         shutil.copy(ROOT / "docker-compose.yml", self._folder)
         for name in ("create_secrets.sh", "users.acl"):
@@ -120,7 +120,7 @@ class Deployment:
         return self.readiness()[0] == 200
 
     def admin(self, path: str) -> str:
-        """Send a request to the admin port with the command from docs/deploy.md."""
+        """Send a request to the admin port with the command from docs/deploy/compose.md."""
         script = f"import urllib.request as http; print(http.urlopen('{ADMIN}{path}').read().decode())"
         return self.compose("exec", "-T", "server", "python", "-c", script)
 

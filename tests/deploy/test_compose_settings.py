@@ -25,7 +25,7 @@ SETTINGS = {
     for name, settings in (("server", ServerSettings), ("worker", WorkerSettings))
 }
 VARIABLE = re.compile(r"\b(?:LLAVA|OTEL|HF)_[A-Z0-9_]*[A-Z0-9]\b")
-DEPLOYMENT = (ROOT / "docs" / "deploy.md").read_text("utf-8")
+DEPLOYMENT = (ROOT / "docs" / "deploy" / "compose.md").read_text("utf-8")
 _, _, _SECTION = DEPLOYMENT.partition("\n## Settings\n")
 SECTION = _SECTION.partition("\n## ")[0]
 NOT_PASSED = {

@@ -1,4 +1,4 @@
-"""The configuration of nginx in docs/deploy.md: nginx accepts it and forwards streams, uploads and errors."""
+"""nginx accepts the configuration in docs/deploy/compose.md and forwards streams, uploads and errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.wire.redis_server import running_redis
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 OPENSSL = shutil.which("openssl")
-DOCUMENT = Path(__file__).parents[2] / "docs" / "deploy.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "deploy" / "compose.md"
 
 pytestmark = [
     pytest.mark.e2e,

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")),
     # tests/interop runs the examples in clients.md, because each requires an environment of its own.
-    *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "clients.md"),
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "clients.md"),
     *sorted(ROOT.glob("*/README.md")),
     *sorted(ROOT.glob("worker/**/README.md")),
 ]

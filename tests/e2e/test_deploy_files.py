@@ -96,7 +96,9 @@ def test_the_admin_port_is_reachable_only_on_the_operators_network() -> None:
 
 
 def test_every_variable_is_a_setting() -> None:
-    known = set(re.findall(r"LLAVA_\w+", (ROOT / "docs" / "configuration.md").read_text("utf-8")))
+    known = set(
+        re.findall(r"LLAVA_\w+", (ROOT / "docs" / "reference" / "configuration.md").read_text("utf-8"))
+    )
     files = [ROOT / "docker-compose.yml", *OVERLAYS]
     services = [service for path in files for service in _compose(path)["services"].values()]
     given = {name for service in services for name in service.get("environment", ())}

@@ -53,7 +53,7 @@ def test_a_request_has_one_trace_from_its_caller_to_its_last_token(
     request, whole, submit = spans[CHAT], spans["chat echo"], spans["submit"]
     prefill, decode, queue = spans["prefill"], spans["decode"], spans["queue"]
     assert request.parent == CALLER
-    for name in ("pictures", "submit", "first event"):
+    for name in ("images", "submit", "first event"):
         assert spans[name].parent == request.span_id
     assert whole.parent == queue.parent == submit.span_id
     assert prefill.parent == decode.parent == whole.span_id
@@ -69,7 +69,7 @@ def test_a_request_has_one_trace_from_its_caller_to_its_last_token(
     assert whole.attributes["gen_ai.response.finish_reasons"] == ["length"]
     assert whole.attributes["gen_ai.operation.name"] == "chat"
     assert whole.attributes["gen_ai.request.model"] == "echo"
-    assert prefill.attributes["llava.pictures"] == spans["pictures"].attributes["llava.num.pictures"] == 1
+    assert prefill.attributes["llava.images"] == spans["images"].attributes["llava.num.images"] == 1
     assert prefill.attributes["gen_ai.usage.cache_read.input_tokens"] == 0
 
 

@@ -5,7 +5,7 @@ Each client has a folder in ``clients/``:
 - ``requirements.in`` pins the packages that the client's users install, and ``requirements.txt`` all packages
   of its environment. Node.js clients have ``package.json`` and ``package-lock.json`` instead.
 - ``checks.py`` (or ``checks.mjs``) has one public function per check.
-- ``example.py`` (or ``.sh``, ``.mjs``) is the program in ``docs/clients.md``.
+- ``example.py`` (or ``.sh``, ``.mjs``) is the program in ``docs/guides/clients.md``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "clients"
 
-# Checks that are a column of the table in docs/clients.md, with the heading of the column.
+# Checks that are a column of the table in docs/guides/clients.md, with the heading of the column.
 FEATURES = {
     "streaming": "streaming",
     "tool_loop": "tool loop",

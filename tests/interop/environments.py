@@ -44,13 +44,22 @@ def environment(client: Client) -> Path:
             shutil.copy(client.folder / name, folder)
         _install(["npm", "ci", "--no-audit", "--no-fund"], folder)
     else:
-        _install([str(UV), "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], ROOT)
-        _install([str(UV), "pip", "sync", "--quiet", "--python", str(folder), str(lock)], ROOT)
-        if (client.folder / "excluded.txt").exists():
-            [site_packages] = folder.glob("lib/python*/site-packages")
-            (site_packages / "project.pth").write_text(sysconfig.get_path("purelib"))
+        install_python(folder, lock, uses_project=(client.folder / "excluded.txt").exists())
     shutil.copy(lock, installed)
     return folder
+
+
+def install_python(folder: Path, lock: Path, *, uses_project: bool) -> None:
+    """Create a Python environment with exactly the packages in ``lock``.
+
+    With ``uses_project``, other packages are imported from the project's environment. Raises the same errors
+    as ``environment``.
+    """
+    _install([str(UV), "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], ROOT)
+    _install([str(UV), "pip", "sync", "--quiet", "--python", str(folder), str(lock)], ROOT)
+    if uses_project:
+        [site_packages] = folder.glob("lib/python*/site-packages")
+        (site_packages / "project.pth").write_text(sysconfig.get_path("purelib"))
 
 
 def _install(command: list[str], folder: Path) -> None:

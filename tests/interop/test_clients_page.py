@@ -1,4 +1,4 @@
-"""docs/clients.md lists the tested clients, and its examples are the programs that the tests run."""
+"""docs/guides/clients.md lists the tested clients, and its examples are the programs that the tests run."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_no_broken_image_makes_an_error_reveal_internals(stack: Stack) -> None:
         assert not LEAKS.search("".join(response.headers.values())), (number, response.headers)
         if response.status_code == 400:
             error = response.json()["error"]
-            assert error.pop("doc") == f"docs/errors.md#{error['code']}"
+            assert error.pop("doc") == f"docs/reference/errors.md#{error['code']}"
             assert error["code"] in ("invalid_image", "image_too_large"), (number, error)
             assert not LEAKS.search(json.dumps(error)), (number, error)
     assert stack.works()

@@ -15,15 +15,16 @@ import llava_worker
 import pytest
 import redis
 from llava_wire.messages.event import ErrorCode
-from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import Message
 from llava_wire.messages.sampling_params import Grammar
 from llava_wire.redis.keys import PREFIX
 from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES
 from llava_worker.language.hf_tokenizer import HFTokenizer
+from llava_worker.language.image_tokens import TileExpander
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.tokenizer import ByteTokenizer
+from llava_worker.model.config.image_grid import ImageLayout
 
 from tests.machine_speed import scaled
 from tests.waiting import async_wait_until
@@ -91,7 +92,7 @@ def prompts(tokenizer: SlowTokenizer) -> PromptBuilder:
     return PromptBuilder(
         tokenizer,
         CONVERSATION_TEMPLATES["vicuna_v1"],
-        image_spec=ImageSpec(side=8, tokens_per_tile=4),
+        expander=TileExpander(ImageLayout(side=8, tokens_per_tile=4), tokenizer.image_token_id),
         context_length=4096,
     )
 

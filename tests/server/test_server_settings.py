@@ -16,6 +16,7 @@ INVALID = {
     "--redis-url http://x": ["LLAVA_REDIS_URL", "redis://"],
     "--drain-timeout-s nan": ["LLAVA_DRAIN_TIMEOUT_S", "nan"],
     "--no-such-flag 1": ["--no-such-flag"],
+    "--demo-socket /tmp/x --host 0.0.0.0": ["LLAVA_DEMO_SOCKET", "loopback address", "0.0.0.0"],
 }
 
 

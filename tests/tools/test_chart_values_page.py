@@ -1,4 +1,4 @@
-"""Tests that docs/kubernetes.md lists every value of the Helm chart with its default."""
+"""Tests that docs/deploy/kubernetes.md lists every value of the Helm chart with its default."""
 
 from __future__ import annotations
 

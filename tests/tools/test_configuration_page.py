@@ -1,4 +1,4 @@
-"""Tests that docs/configuration.md lists every setting of the server and the worker."""
+"""Tests that docs/reference/configuration.md lists every setting of the server and the worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/errors.md lists every message that a client can receive, with the same text as in the source code."""
+"""docs/reference/errors.md lists every message that clients can receive, with its text in the source code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/fields.md lists every rule for request fields."""
+"""docs/reference/request-fields.md lists every rule for request fields."""
 
 from __future__ import annotations
 

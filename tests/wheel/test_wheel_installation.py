@@ -1,4 +1,6 @@
-"""The wheel, installed as in docs/installation.md where no compiler is found, serves README.md's request.
+"""The wheel, installed without a compiler, serves README.md's request.
+
+The installation follows docs/get-started/installation.md.
 
 The kernels in the wheel are used, and no program is needed that a minimal system does not have.
 """

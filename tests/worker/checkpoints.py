@@ -17,22 +17,28 @@ from llava_worker.model.config.image_grid import ImageLayout
 from numpy.typing import NDArray
 from transformers import (
     AutoConfig,
-    LlavaConfig,
+    AutoModelForImageTextToText,
     LlavaForConditionalGeneration,
-    LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaOnevisionForConditionalGeneration,
+    VipLlavaForConditionalGeneration,
 )
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 IMAGE_TOKEN = 127
 
-Reference = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
+Reference = (
+    LlavaForConditionalGeneration
+    | LlavaNextForConditionalGeneration
+    | LlavaOnevisionForConditionalGeneration
+    | VipLlavaForConditionalGeneration
+)
 
 # Model classes in the LLaVA family, used as arguments for `write_checkpoint`.
 MISTRAL: dict[str, Any] = {"model_type": "mistral", "sliding_window": 11}
 NEXT: dict[str, Any] = {
-    "is_next": True,
+    "kind": "llava_next",
     "vision": {"image_size": 28, "patch_size": 7},
     "image_grid_pinpoints": [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]],  # height, width
 }
@@ -43,6 +49,20 @@ LLAVA_INTERLEAVE: dict[str, Any] = {
     "vision_feature_layer": -1,
     "vision_feature_select_strategy": "full",
 }
+VIP_LLAVA: dict[str, Any] = {
+    "kind": "vipllava",
+    "vision": {"num_hidden_layers": 5},
+    "vision_feature_layer": [-2, -3, 1],
+}
+LLAVA_ONEVISION: dict[str, Any] = {
+    "kind": "llava_onevision",
+    "text": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "vision": {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 7},
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "full",
+    "vision_aspect_ratio": "anyres_max_2",
+    "image_grid_pinpoints": [[28 * rows, 28 * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)],
+}
 
 
 def write_checkpoint(
@@ -51,10 +71,10 @@ def write_checkpoint(
     seed: int = 0,
     text: dict[str, Any] | None = None,
     vision: dict[str, Any] | None = None,
-    is_next: bool = False,
+    kind: str = "llava",
     **llava: Any,
 ) -> Reference:
-    """Save a random model with transformers, and return it."""
+    """Save a random model of the type ``kind`` with transformers, and return it."""
     torch.manual_seed(seed)
     text_defaults: dict[str, Any] = {
         "model_type": "llama",
@@ -64,7 +84,7 @@ def write_checkpoint(
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 512 if is_next else 256,
+        "max_position_embeddings": 256 if kind in ("llava", "vipllava") else 512,
         "initializer_range": 0.3,
         "pad_token_id": 0,
     }
@@ -80,11 +100,8 @@ def write_checkpoint(
     }
     vision_config = AutoConfig.for_model(**vision_defaults | (vision or {}))
     llava |= {"vision_config": vision_config, "text_config": text_config, "image_token_index": IMAGE_TOKEN}
-    model: Reference
-    if is_next:
-        model = LlavaNextForConditionalGeneration(LlavaNextConfig(**llava))
-    else:
-        model = LlavaForConditionalGeneration(LlavaConfig(**llava))
+    config = AutoConfig.for_model(kind, **llava)
+    model: Reference = AutoModelForImageTextToText.from_config(config)
     model.train(False)
     for name, parameter in model.named_parameters():
         if "projector" in name or "newline" in name or name.endswith("bias"):
@@ -95,7 +112,10 @@ def write_checkpoint(
 
 @dataclass
 class Prompt:
-    """Token IDs with image placeholders. ``sizes`` contains the original image sizes, (width, height)."""
+    """Token IDs with image placeholders.
+
+    ``sizes`` contains the original image sizes, (width, height), or (0, 0) for images that are not split.
+    """
 
     token_ids: list[int] = field(default_factory=list)
     image_starts: list[int] = field(default_factory=list)
@@ -121,10 +141,11 @@ def random_prompt(
     max_words: int = 12,
 ) -> Prompt:
     prompt = Prompt([1])
+    is_split = num_images == 1 or layout.splits_several_images
     for _ in range(num_images):
         prompt.token_ids += rng.integers(3, 100, int(rng.integers(0, max_words))).tolist()
         prompt.image_starts.append(len(prompt.token_ids))
-        size = (int(rng.integers(3, 150)), int(rng.integers(3, 150)))
+        size = (int(rng.integers(3, 150)), int(rng.integers(3, 150))) if is_split else (0, 0)
         plan = layout.plan(*size)
         shape = (plan.num_tiles, layout.side, layout.side, 3)
         prompt.pixels.append(rng.integers(0, 256, shape, dtype=np.uint8))
@@ -167,6 +188,8 @@ def _image_inputs(model: Reference, prompt: Prompt) -> dict[str, Any]:
     if not prompt.pixels:
         return {}
     values = {"pixel_values": normalized(np.concatenate(prompt.pixels))}
-    if isinstance(model, LlavaNextForConditionalGeneration):
+    if isinstance(model, LlavaOnevisionForConditionalGeneration):
+        values["batch_num_images"] = torch.tensor([len(prompt.pixels)])
+    if not isinstance(model, LlavaForConditionalGeneration | VipLlavaForConditionalGeneration):
         values["image_sizes"] = torch.tensor([(height, width) for width, height in prompt.sizes])
     return values

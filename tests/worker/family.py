@@ -1,7 +1,7 @@
 """Small random models of every class in the LLaVA family, with reference logits from transformers.
 
-This module implements the parts that transformers lacks: the one-layer projector and the features of
-LLaVA-1.5-HD.
+This module implements the parts that transformers lacks: the one-layer projector, the other ways to merge the
+features of tiles, and the features of LLaVA-1.5-HD.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from tests.worker.checkpoints import (
     write_checkpoint,
 )
 from tests.worker.layouts import replace_projector, write_original
+from tests.worker.original_merge import merge_features
 
 Options = dict[str, Any]
 Logits = Callable[[Prompt], torch.Tensor]
+MergeFeatures = Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def _with_grid(options: Options, rng: np.random.Generator) -> Options:
     shapes = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
     num_shapes = int(rng.integers(2, len(shapes) + 1))
     grid = [[28 * rows, 28 * columns] for rows, columns in shapes[:num_shapes]]
-    return options | {"is_next": True, "image_grid_pinpoints": grid}
+    return options | {"kind": "llava_next", "image_grid_pinpoints": grid}
 
 
 def _llava_hf(options: Options, folder: Path, seed: int) -> Member:
@@ -145,6 +147,18 @@ def _interleave(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     return _llava_hf(options | features, folder, seed)
 
 
+def _onevision(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+    options = _options(rng, groups=[1, 7], kind="qwen2", tie_word_embeddings=bool(seed % 2))
+    options["text"]["max_position_embeddings"] = 2048
+    options["vision"] |= {"model_type": "siglip_vision_model"}
+    colours = {"image_mean": MEAN.flatten().tolist(), "image_std": STD.flatten().tolist()}
+    (folder / "preprocessor_config.json").write_text(json.dumps(colours))
+    grid = [[28 * rows, 28 * columns] for rows in range(1, 7) for columns in range(1, 7)]
+    values = {"vision_aspect_ratio": "anyres_max_9", "image_grid_pinpoints": grid}
+    features = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    return _llava_hf(options | features | values | {"kind": "llava_onevision"}, folder, seed)
+
+
 def _llava_1_5_hd(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     """Write LLaVA-1.5-HD. No checkpoint has been published, so use 1.6 with a different configuration."""
     options = _with_grid(_options(rng, groups=[1]), rng)
@@ -153,7 +167,28 @@ def _llava_1_5_hd(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     values |= {"model_type": "llava", "image_aspect_ratio": "hd"}
     (folder / "config.json").write_text(json.dumps(values))
     layout = read_config(folder).image_layout()
-    return Member(folder, lambda prompt: hd_logits(reference, prompt, layout))
+    newline = reference.model.image_newline
+    return Member(
+        folder,
+        lambda prompt: spliced_logits(
+            reference, prompt, lambda features, size: _hd_features(features, size, layout, newline)
+        ),
+    )
+
+
+def make_merging_member(merge_type: str, number: int, folder: Path) -> Member:
+    """Write an original checkpoint with this ``mm_patch_merge_type``. transformers supports only one type."""
+    options = _with_grid(_options(np.random.default_rng(number), groups=[1]), np.random.default_rng(number))
+    reference = write_checkpoint(folder, seed=number, **options)
+    newline = reference.model.image_newline
+    original = write_original(folder, folder / "original", merge_type=merge_type)
+    layout = read_config(original).image_layout()
+    return Member(
+        original,
+        lambda prompt: spliced_logits(
+            reference, prompt, lambda features, size: merge_features(features, size, layout, newline)
+        ),
+    )
 
 
 CLASSES = {
@@ -164,18 +199,22 @@ CLASSES = {
     "1.6, mistral": _mistral,
     "1.6, 34B": _yi_34b,
     "llava-interleave": _interleave,
+    "OneVision": _onevision,
     "1.5-HD": _llava_1_5_hd,
 }
 
 
 @torch.inference_mode()
-def hd_logits(reference: Reference, prompt: Prompt, layout: ImageLayout) -> torch.Tensor:
-    """Return the logits of transformers' decoder for image features that are assembled patch by patch."""
+def spliced_logits(reference: Reference, prompt: Prompt, merge: MergeFeatures) -> torch.Tensor:
+    """Return the logits of transformers' decoder for image features that ``merge`` assembles.
+
+    Its arguments are the features of the tiles, [tiles, patches, hidden], and the image size.
+    """
     x = reference.get_input_embeddings()(torch.tensor(prompt.token_ids)).clone()
     for start, tiles, size in zip(prompt.image_starts, prompt.pixels, prompt.sizes, strict=True):
         states = reference.model.vision_tower(normalized(tiles), output_hidden_states=True).hidden_states
         features = reference.model.multi_modal_projector(states[-2][:, 1:])
-        packed = _hd_features(features, size, layout, reference.model.image_newline)
+        packed = merge(features, size)
         x[start : start + len(packed)] = packed
     logits: torch.Tensor = reference(inputs_embeds=x[None]).logits
     return logits[0]

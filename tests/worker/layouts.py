@@ -22,6 +22,10 @@ PREFIXES = (
     ("multi_modal_projector.linear_2.", "model.mm_projector.2."),
     ("image_newline", "model.image_newline"),
 )
+VIP_PREFIXES = (
+    ("model.mm_projector.", "model.mm_projector.final_linear."),
+    ("multi_modal_projector.projector_layernorm.", "model.mm_projector.clip_layernorm."),
+)
 PROCESSOR = "preprocessor_config.json"
 DECODERS = {"llama": "llava_llama", "mistral": "llava_mistral", "qwen2": "llava_qwen"}
 RANK, ALPHA = 4, 6  # LoRA settings of the adapter
@@ -34,28 +38,36 @@ MATRICES = (
 PROJECTOR = ("model.mm_projector.0.weight", "model.mm_projector.2.bias")
 
 
-def write_original(source: Path, target: Path, *, tower: Path | None = None) -> Path:
+def write_original(
+    source: Path, target: Path, *, tower: Path | None = None, merge_type: str = "spatial_unpad"
+) -> Path:
     """Convert a checkpoint from llava-hf's layout.
 
     If ``tower`` is given, move the vision tower to that folder.
     """
     values = json.loads((source / "config.json").read_text())
     tensors = renamed(load_file(source / "model.safetensors"), PREFIXES)
+    is_vip = values["model_type"] == "vipllava"
+    if is_vip:
+        tensors = renamed(tensors, VIP_PREFIXES)
+    if merge_type != "spatial_unpad":
+        del tensors["model.image_newline"]
     target.mkdir(exist_ok=True)
-    is_next = values["model_type"] == "llava_next"
+    ratios = {"llava": "pad", "vipllava": "pad", "llava_next": "anyres"}
+    ratio = values.get("vision_aspect_ratio") or ratios[values["model_type"]]
     grid = {
-        "mm_patch_merge_type": "spatial_unpad",
+        "mm_patch_merge_type": merge_type,
         "image_grid_pinpoints": [[width, height] for height, width in values.get("image_grid_pinpoints", [])],
     }
     text = values["text_config"]
-    config = text | {"vision_config": values["vision_config"]} | (grid if is_next else {})
+    config = text | {"vision_config": values["vision_config"]} | (grid if ratio != "pad" else {})
     config |= {
         "model_type": DECODERS[text["model_type"]],
-        "image_aspect_ratio": "anyres" if is_next else "pad",
-        "mm_vision_tower": "somewhere/a-small-tower",
+        "image_aspect_ratio": ratio,
+        "mm_vision_tower": "clip_4layers_336" if is_vip else "somewhere/a-small-tower",
         "mm_projector_type": "mlp2x_gelu",
         "mm_hidden_size": values["vision_config"]["hidden_size"],
-        "mm_vision_select_layer": values["vision_feature_layer"],
+        "mm_vision_select_layer": -2 if is_vip else values["vision_feature_layer"],
         "mm_vision_select_feature": "patch",
         "mm_use_im_start_end": False,
     }

@@ -25,6 +25,8 @@ def choose(folder: Path, config: dict[str, Any], setting: EngineSetting = "auto"
         {"model_type": "llava", "text_config": LLAMA, "vision_config": CLIP},
         {"model_type": "llava_next", "text_config": {"model_type": "qwen2"}},
         {"model_type": "llava"},
+        {"model_type": "llava_onevision"},
+        {"model_type": "vipllava"},
         {"model_type": "llava_llama", "mm_vision_tower": "openai/clip-vit-large-patch14-336"},
         {"model_type": "llava", "text_config": 5},  # the native engine reports the error
         {},
@@ -37,7 +39,6 @@ def test_auto_selects_the_native_engine_for_llava(tmp_path: Path, config: dict[s
 @pytest.mark.parametrize(
     "config",
     [
-        {"model_type": "llava_onevision"},
         {"model_type": "qwen2_vl"},
         {"model_type": "llava", "text_config": {"model_type": "phi"}},
         {"model_type": "llava", "text_config": LLAMA, "vision_config": {"model_type": "pixtral"}},

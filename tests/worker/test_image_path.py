@@ -13,6 +13,7 @@ from llava_worker.engine import Sequence
 from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES
+from llava_worker.language.image_tokens import TileExpander
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.tokenizer import ByteTokenizer
 from llava_worker.open_model import image_spec
@@ -52,10 +53,11 @@ def test_image_preprocessed_by_the_server_is_accepted_by_the_engine(
     )
     num_tiles = tiles.height // spec.side
     image = ImageRef(digest="p", num_tiles=num_tiles, side=spec.side, width=size[0], height=size[1])
+    tokenizer = AsciiTokenizer()
     builder = PromptBuilder(
-        AsciiTokenizer(),
+        tokenizer,
         CONVERSATION_TEMPLATES["mistral_instruct"],
-        image_spec=spec,
+        expander=TileExpander(info.layout, tokenizer.image_token_id),
         context_length=engine.context_length,
     )
     prompt = builder.build_chat([Message("user", (image, "Hi?"))])

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 from llava_wire.messages.event import ErrorCode
-from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import Message
 from llava_wire.messages.sampling_params import Grammar
 from llava_worker.engine import Sequence
 from llava_worker.job_output import JobOutput
 from llava_worker.job_preparation import JobPreparation
 from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES
+from llava_worker.language.image_tokens import TileExpander
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.tokenizer import ByteTokenizer
+from llava_worker.model.config.image_grid import ImageLayout
 
 from tests.machine_speed import scaled
 from tests.worker.assignments import make_assignment, make_job
@@ -41,7 +42,7 @@ async def prepare(
     prompts = PromptBuilder(
         tokenizer,
         CONVERSATION_TEMPLATES["plain"],
-        image_spec=ImageSpec(side=8, tokens_per_tile=4),
+        expander=TileExpander(ImageLayout(side=8, tokens_per_tile=4), tokenizer.image_token_id),
         context_length=100,
     )
     job = make_job(Message("user", ("Hi?",)), form="raw", **fields)

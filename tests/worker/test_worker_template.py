@@ -6,11 +6,12 @@ import asyncio
 
 import pytest
 from llava_wire.messages.event import ErrorCode
-from llava_wire.messages.heartbeat import ImageSpec
+from llava_worker.language.image_tokens import TileExpander
 from llava_worker.language.jinja_template import JinjaChatTemplate
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.template_process import TemplateProcess
 from llava_worker.language.tokenizer import ByteTokenizer
+from llava_worker.model.config.image_grid import ImageLayout
 from llava_worker.sandboxed_process import ProcessLimits
 
 from tests.waiting import async_wait_until
@@ -31,7 +32,10 @@ async def test_runaway_template_fails_only_its_own_job(queue_url: str, client: J
         JinjaChatTemplate, SOURCE, process=process, special_tokens=["</s>"], variables={}
     )
     prompts = PromptBuilder(
-        ByteTokenizer(), template, image_spec=ImageSpec(side=8, tokens_per_tile=4), context_length=4096
+        ByteTokenizer(),
+        template,
+        expander=TileExpander(ImageLayout(side=8, tokens_per_tile=4), ByteTokenizer.image_token_id),
+        context_length=4096,
     )
     engine = SteppedEngine()
     async with running_worker(queue_url, engine, is_stepped=True, prompts=prompts) as running:

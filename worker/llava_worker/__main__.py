@@ -31,6 +31,7 @@ from llava_worker.settings import Settings, load_settings
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # read by llava-serve up
 _EXIT_NO_START = 1
 _EXIT_NO_QUEUE = 69  # EX_UNAVAILABLE in sysexits.h
 # Time after which a thread that prepares a long prompt must leave the interpreter to the engine. The default
@@ -43,9 +44,7 @@ logger = logging.getLogger("llava_worker")
 def main() -> int:
     """Run the worker and return its exit status."""
     settings = load_settings(sys.argv[1:])
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
         provider = open_tracing("llava-worker") if settings.otel else None

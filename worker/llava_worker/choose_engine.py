@@ -25,7 +25,7 @@ _NATIVE = {
     "text_config": ("llama", "mistral", "qwen2"),
     "vision_config": ("clip_vision_model", "siglip_vision_model"),
 }
-_NATIVE_MODELS = ("llava", "llava_next")
+_NATIVE_MODELS = ("llava", "llava_next", "llava_onevision", "vipllava")
 
 
 def choose_engine(setting: EngineSetting, folder: Path) -> EngineName:

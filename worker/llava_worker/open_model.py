@@ -22,6 +22,7 @@ from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.engine_thread import end_process
 from llava_worker.language.conversation_templates import choose_template
+from llava_worker.language.image_tokens import TileExpander
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.tokenizer import ByteTokenizer, TokenizerError
 from llava_worker.load_progress import LoadProgress, ProgressCallback
@@ -37,10 +38,12 @@ from llava_worker.loaded_model import (
     served_name,
     traced_engine,
 )
+from llava_worker.model.config.image_grid import ImageLayout
 from llava_worker.model.private_folder import user_cache
 from llava_worker.model_digest import digest_checkpoint, digest_echo
 from llava_worker.model_thread import ModelThread
 from llava_worker.open_transformers import open_transformers
+from llava_worker.selection_log import log_kernels
 from llava_worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,7 +60,8 @@ _ENGINE_MODULES = (
 )
 _ENGINE_PACKAGES = ("torch", "safetensors", "tokenizers", "numpy", "llguidance")
 _MIN_CACHED_BYTES = 256 << 20  # smaller models load quickly anyway
-_ECHO_SPEC = ImageSpec(side=32, tokens_per_tile=4)
+_ECHO_LAYOUT = ImageLayout(side=32, tokens_per_tile=4)
+_ECHO_SPEC = ImageSpec(side=_ECHO_LAYOUT.side, tokens_per_tile=_ECHO_LAYOUT.tokens_per_tile)
 # Files that may contain code are excluded, except for chat templates, which run only on request in a sandbox.
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
 
@@ -110,7 +114,10 @@ def _open_echo(settings: Settings) -> LoadedModel:
     with conversation_errors(settings):
         template = choose_template(settings.conversation, settings.prompt_style)
         prompts = PromptBuilder(
-            tokenizer, template, image_spec=_ECHO_SPEC, context_length=engine.context_length
+            tokenizer,
+            template,
+            expander=TileExpander(_ECHO_LAYOUT, tokenizer.image_token_id),
+            context_length=engine.context_length,
         )
     digest = digest_echo(template)
     heartbeat = make_heartbeat(
@@ -157,7 +164,7 @@ def _open_native(
         prompts = PromptBuilder(
             tokenizer,
             template,
-            image_spec=spec,
+            expander=TileExpander(info.layout, tokenizer.image_token_id),
             context_length=engine.context_length,
             has_image_marks=info.has_image_marks,
         )
@@ -166,6 +173,8 @@ def _open_native(
         imported_at - started_at, info.weights_s, info.warmup_s, time.monotonic() - started_at
     )
     logger.info("loaded %s in %s", folder, times)
+    kernels = KernelInfo(**info.kernels._asdict())
+    log_kernels(kernels)
     grammars = make_grammars(tokenizer, vocab_size=info.vocab_size, eos_ids=info.eos_ids)
     digest = digest_checkpoint(config, info, template, tokenizer_folder=tokenizer_folder)
     stats = {f"start_{part}": seconds for part, seconds in asdict(times).items()}
@@ -178,7 +187,7 @@ def _open_native(
         EngineInfo(name="native", batching="continuous"),
         device=info.device,
         precision=info.precision,
-        kernels=KernelInfo(**info.kernels._asdict()),
+        kernels=kernels,
         stats=stats,
     )
     traced = traced_engine(engine, settings, name, engine.timer)
@@ -235,12 +244,16 @@ def _weights_cache(setting: str) -> Path | None:
 
 def image_spec(info: ModelInfo) -> ImageSpec:
     """Return the model's image preprocessing parameters."""
+    layout = info.layout
     return ImageSpec(
-        side=info.image_side,
-        fit=info.fit,
+        side=layout.side,
+        fit=layout.fit,
         background=info.background,
-        tokens_per_tile=info.tokens_per_tile,
-        grid=info.grid,
+        tokens_per_tile=layout.tokens_per_tile,
+        grid=layout.grid,
+        single_tile_fit=layout.single_tile_fit,
+        splits_several_images=layout.splits_several_images,
+        max_tokens=layout.max_tokens if layout.has_grid else 0,
     )
 
 

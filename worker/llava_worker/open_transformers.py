@@ -27,6 +27,7 @@ from llava_worker.loaded_model import (
     traced_engine,
 )
 from llava_worker.model_digest import digest_transformers
+from llava_worker.selection_log import log_kernels
 from llava_worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -79,14 +80,15 @@ def open_transformers(folder: Path, settings: Settings, config: EngineConfig) ->
         prompts = PromptBuilder(
             tokenizer,
             template,
-            image_spec=spec,
-            context_length=engine.context_length,
             expander=expander,
+            context_length=engine.context_length,
         )
     name = settings.served_model_name or served_name(settings.model, folder)
     times = StartupTimes(
         imported_at - started_at, info.weights_s, info.warmup_s, time.monotonic() - started_at
     )
+    kernels = KernelInfo(source="torch")
+    log_kernels(kernels)
     logger.info("loaded %s with the transformers engine in %s; batching: %s", folder, times, info.batching)
     heartbeat = make_heartbeat(
         engine,
@@ -97,7 +99,7 @@ def open_transformers(folder: Path, settings: Settings, config: EngineConfig) ->
         EngineInfo(name="transformers", batching=info.batching),
         device=info.device,
         precision=info.precision,
-        kernels=KernelInfo(source="torch"),
+        kernels=kernels,
         stats={f"start_{part}": seconds for part, seconds in asdict(times).items()},
     )
     grammars = make_grammars(tokenizer, vocab_size=info.vocab_size, eos_ids=info.eos_ids)

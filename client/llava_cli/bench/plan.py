@@ -14,10 +14,10 @@ from llava_client.chat_request import user_message
 from llava_cli.bench.images import ImageGenerator
 from llava_cli.bench.prompts import WORDS
 
-__all__ = ["Pictures", "Plan", "PlannedConversation", "conversations"]
+__all__ = ["Images", "Plan", "PlannedConversation", "conversations"]
 
 
-class Pictures(str, Enum):
+class Images(str, Enum):
     """Which images to use: a new one for each conversation, the same one for all conversations, or none."""
 
     NEW = "new"
@@ -46,7 +46,7 @@ class Plan:
     duration_s: float | None = None
     concurrency: int | None = 1
     rate: float | None = None
-    pictures: Pictures = Pictures.NEW
+    images: Images = Images.NEW
     width: int = 640  # pixels
     height: int = 480
     num_words: int = 24  # per question
@@ -80,11 +80,11 @@ def conversations(plan: Plan) -> Iterator[PlannedConversation]:
 
     No two conversations are the same.
     """
-    generator = None if plan.pictures is Pictures.NONE else ImageGenerator(plan.width, plan.height)
+    generator = None if plan.images is Images.NONE else ImageGenerator(plan.width, plan.height)
     for index in itertools.count():
         rng = random.Random(f"{plan.seed}/{index}")
         questions = tuple(_question(rng, plan.num_words, index) for _ in range(plan.num_turns))
-        is_shared = plan.pictures is Pictures.SAME and index > 0
+        is_shared = plan.images is Images.SAME and index > 0
         image_seed = random.Random(f"{plan.seed}/picture/{1 if is_shared else index}").getrandbits(64)
         yield PlannedConversation(index, questions, generator.png(image_seed) if generator else None)
 

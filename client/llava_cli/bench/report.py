@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from llava_cli.bench.load_generator import Run
-from llava_cli.bench.plan import Pictures, Plan
+from llava_cli.bench.plan import Images, Plan
 from llava_cli.bench.summary import PERCENTILES
 from llava_cli.bench.svg_plot import duration
 
@@ -61,10 +61,10 @@ def describe(plan: Plan) -> str:
         pace = f"{plan.rate:g} conversations per second{limit}"
     size = f"{plan.width}x{plan.height}"
     images = {
-        Pictures.NEW: f"a new {size} image each",
-        Pictures.SAME: f"one {size} image shared by all requests",
-        Pictures.NONE: "text only",
-    }[plan.pictures]
+        Images.NEW: f"a new {size} image each",
+        Images.SAME: f"one {size} image shared by all requests",
+        Images.NONE: "text only",
+    }[plan.images]
     turns = f", {plan.num_turns} turns each" if plan.num_turns > 1 else ""
     ends = f"{plan.max_tokens} tokens" if plan.ignore_eos else f"at most {plan.max_tokens} tokens"
     return f"{pace}, {images}{turns}, {ends} per response, seed {plan.seed}"

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from llava_cli.bench import Pictures, Plan, Run, run_load, summarize
+from llava_cli.bench import Images, Plan, Run, run_load, summarize
 from llava_cli.bench.load_generator import DEFAULT_TIMEOUT_S
 from llava_cli.bench.progress import Progress
 from llava_cli.bench.report import as_json, as_text, describe
@@ -74,8 +74,8 @@ _Rate = Annotated[
     float | None,
     typer.Option(min=0.0001, help="Average number of conversations started per second (Poisson arrivals)."),
 ]
-_Pictures = Annotated[
-    Pictures,
+_Images = Annotated[
+    Images,
     typer.Option(
         help="Use a new image for each conversation, the same image for all conversations, or no images."
     ),
@@ -117,7 +117,7 @@ def bench(
     duration: _Duration = None,
     concurrency: _Concurrency = None,
     rate: _Rate = None,
-    pictures: _Pictures = Pictures.NEW,
+    images: _Images = Images.NEW,
     size: _Size = "640x480",
     words: _Words = 24,
     max_tokens: _MaxTokens = 64,
@@ -139,7 +139,7 @@ def bench(
         duration_s=duration,
         concurrency=1 if concurrency is None and rate is None else concurrency,
         rate=rate,
-        pictures=pictures,
+        images=images,
         width=width,
         height=height,
         num_words=words,

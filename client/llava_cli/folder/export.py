@@ -12,7 +12,7 @@ from typing import Any
 
 from llava_client.errors import ConfigurationError
 
-from llava_cli.folder.atomic_file import replacing
+from llava_cli.atomic_file import replacing
 from llava_cli.folder.record import COLUMNS, Record
 
 __all__ = ["check_format", "export"]

@@ -16,10 +16,10 @@ from llava_client.errors import APIError, ConfigurationError, ImageError, LlavaE
 from llava_cli.folder.contact_sheet import check_page, write_contact_sheet
 from llava_cli.folder.export import check_format, export
 from llava_cli.folder.image_files import ImageFile, find_images
-from llava_cli.folder.progress import Progress
 from llava_cli.folder.record import Record, Request
 from llava_cli.folder.requests import send_all
 from llava_cli.folder.results_file import ResultsFile, open_results
+from llava_cli.progress import Progress
 
 __all__ = ["FolderJob", "run_job"]
 
@@ -83,10 +83,10 @@ def _send(
 
     def store(record: Record) -> None:
         results.append(record)
-        progress.count(record)
+        progress.count(record.image, record.error)
 
     try:
-        with Progress(len(images) - len(pending), len(images)) as progress:
+        with Progress(len(images) - len(pending), len(images), "images") as progress:
             sending = send_all(
                 pending,
                 Request(job.prompt, model, job.settings),

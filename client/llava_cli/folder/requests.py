@@ -24,7 +24,7 @@ from llava_client.errors import (
 from llava_cli.folder.image_files import ImageContent, ImageFile
 from llava_cli.folder.record import Record, Request
 
-__all__ = ["send_all"]
+__all__ = ["is_fatal", "send_all"]
 
 _MAX_RETRIES = 10  # with the default delays, a server may be unavailable for almost a minute
 _FATAL = (
@@ -84,13 +84,13 @@ async def _send(image: ImageFile, client: AsyncClient, request: Request) -> Reco
         content = await asyncio.to_thread(image.read)
         response = await client.chat(request.prompt, image=content.data, **options)
     except LlavaError as exc:
-        if _is_fatal(exc, request.settings):
+        if is_fatal(exc, request.settings):
             raise
         return _record(image, content, request, error=str(exc))
     return _record(image, content, request, text=response.text, finish_reason=response.finish_reason)
 
 
-def _is_fatal(error: LlavaError, settings: Mapping[str, Any]) -> bool:
+def is_fatal(error: LlavaError, settings: Mapping[str, Any]) -> bool:
     """Whether the error does not depend on the image. Then, the next request would fail too.
 
     A 5xx status without an error code is from a proxy, because the server's own errors have codes. A 503

@@ -8,15 +8,15 @@ A lock prevents two processes from writing the same results.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from llava_client.errors import ConfigurationError
 
-from llava_cli.folder.atomic_file import replacing
-from llava_cli.folder.file_lock import locked
+from llava_cli.append_line import append_line
+from llava_cli.atomic_file import replacing
+from llava_cli.file_lock import locked
 from llava_cli.folder.record import Record, parse_record
 
 __all__ = ["ResultsFile", "open_results"]
@@ -52,15 +52,7 @@ class ResultsFile:
 
     def append(self, record: Record) -> None:
         """Add a result for an image that has none. Raises OSError, for example if the disk is full."""
-        with self.path.open("ab", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            remaining = memoryview(record.line())
-            try:
-                while remaining:
-                    remaining = remaining[file.write(remaining) :]
-            except BaseException:
-                file.truncate(size)
-                raise
+        append_line(self.path, record.line())
         self.records[record.image] = record
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections import deque
@@ -22,6 +23,7 @@ __all__ = ["Child", "Program", "describe_exit"]
 
 _PARENT_DEATH_SIGNAL = str(Path(__file__).with_name("parent_death_signal.py"))
 _TAIL_LINES = 20
+_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # sequences that move the cursor of a terminal
 _READ_BYTES = 1 << 16
 _READ_REST_S = 1.0  # limited, because a daemon in another session may keep the pipe open
 
@@ -31,7 +33,8 @@ class Program:
     """A program to run.
 
     ``stop_grace_s`` is how long the program may take to exit after SIGTERM. If ``socket_path`` is set, the
-    program is ready once it listens on that Unix socket.
+    program is ready once it listens on that Unix socket. ``is_worker`` is whether demo mode
+    may kill it.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Program:
     )  # not in the repr, because it contains the Redis URL and API keys
     stop_grace_s: float = 10.0
     socket_path: Path | None = None
+    is_worker: bool = False
 
 
 class Child:
@@ -55,6 +59,11 @@ class Child:
         self._on_line = on_line
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process ID of the program, or None if it has not started yet."""
+        return self._process.pid if self._process else None
 
     @property
     def reader_error(self) -> BaseException | None:
@@ -99,8 +108,7 @@ class Child:
         """
         process, reader = self._running()
         status = await process.wait()
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        self.kill()
         await asyncio.wait([reader], timeout=_READ_REST_S)
         return status
 
@@ -117,9 +125,14 @@ class Child:
         )
         killing.cancel()
         if not ended.done():
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            self.kill()
         await ended
+
+    def kill(self) -> None:
+        """Kill the process group, as if the program had crashed."""
+        process, _ = self._running()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
     async def aclose(self) -> None:
         """Close the output pipe of a process that has exited."""
@@ -151,7 +164,7 @@ class Child:
             transport.close()
 
     def _handle_line(self, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip()
+        text = _CONTROL.sub("", line.decode(errors="replace").rstrip().rpartition("\r")[2])
         self.tail.append(text)
         self._on_line(self.program.name, text)
 

@@ -7,7 +7,9 @@ shown in full only with ``--verbose``.
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +21,22 @@ from rich.status import Status
 
 from llava_cli.up.plan import LaunchPlan
 
-__all__ = ["Display", "curl_command", "example_image"]
+__all__ = ["Display", "commands", "example_image"]
 
 _COLORS = ("cyan", "magenta", "green", "yellow", "blue")
 _STATUS_WIDTH = 70
+_QUESTION = "What is in the picture?"
 _IMAGES = ("*.png", "*.jpg", "*.jpeg", "*.webp")
+
+
+# A line of a worker's log, and the logger whose messages are shown once the server is ready.
+_LOG_LINE = re.compile(r"\S+ \S+ [A-Z]+ (?P<logger>[\w.]+): (?P<message>.*)")
+_SELECTED = "llava_worker.selected"
+_REAL_MODEL = (
+    "tiny-llava recognizes only drawings of shapes, numbers and short words. To serve a real model, stop\n"
+    "this command and run, for example (downloads 14 GB):\n"
+    "llava-serve up --model llava-hf/llava-1.5-7b-hf --precision int4"
+)
 
 
 class Display:
@@ -38,6 +51,7 @@ class Display:
         self._is_verbose = is_verbose
         self._status: Status | None = None
         self._colors: dict[str, str] = {}
+        self._selected: dict[str, str] = {}  # what the workers selected, such as the device: value and reason
 
     @contextmanager
     def waiting(self, activity: str) -> Iterator[None]:
@@ -52,28 +66,29 @@ class Display:
 
     def line(self, name: str, text: str) -> None:
         """Handle a line of a child's output."""
+        entry = _LOG_LINE.fullmatch(text)
+        message = entry["message"] if entry else text
+        if entry and entry["logger"] == _SELECTED:
+            key, _, value = message.partition(": ")
+            self._selected[key] = value
         if self._is_verbose:
             color = self._colors.setdefault(name, _COLORS[len(self._colors) % len(_COLORS)])
             self._err.print(f"[{color}]{name:>9} |[/] {escape(text)}", soft_wrap=True)
         elif self._status is not None:
-            self._status.update(escape(f"{name}: {text}"[:_STATUS_WIDTH]))
+            self._status.update(escape(f"{name}: {message}"[:_STATUS_WIDTH]))
 
     def show(self, sentence: str) -> None:
         """Print a message, regardless of ``--verbose``."""
         self._err.print(escape(sentence), soft_wrap=True)
 
-    def ready(self, plan: LaunchPlan, model: str, *, kernels: str = "") -> None:
-        """Print the URLs, the model name, any generated API key, how to stop, and a curl command to try.
-
-        ``kernels`` names the kernels of the workers. It is empty if the workers do not report them.
-        """
+    def ready(self, plan: LaunchPlan, model: str) -> None:
+        """Print the URLs, the model, what the workers selected, any generated key, and commands to try."""
         rows = [
             f"playground  {plan.base_url}/",
             f"API         {plan.base_url}/v1",
             f"model       {model}",
         ]
-        if kernels:
-            rows.append(f"kernels     {kernels}")
+        rows += [f"{key:<11} {value}" for key, value in self._selected.items()]
         if plan.generated_key:
             rows.append(f"API key     {plan.generated_key}")
         rows.append("stop        Ctrl-C")
@@ -82,8 +97,11 @@ class Display:
             self._out.print(Panel(text, title="llava-serve is up", expand=False))
         else:
             self._out.print(f"llava-serve is up\n{text}", soft_wrap=True)
-        # Print the command outside the panel and without line breaks so that it can be copied.
-        self._out.print(escape(curl_command(plan, model, example_image(Path.cwd()))), soft_wrap=True)
+        # Print the commands outside the panel and without line breaks so that they can be copied.
+        for name, command in commands(plan, model, example_image(Path.cwd())).items():
+            self._out.print(escape(f"\n# {name}\n{command}"), soft_wrap=True)
+        if plan.model == "tiny":
+            self._out.print(escape(f"\n{_REAL_MODEL}"), soft_wrap=True)
 
     def tail(self, lines: Sequence[str]) -> None:
         """Print the last output lines of a child that failed, unless ``--verbose`` has already shown them."""
@@ -98,7 +116,25 @@ def example_image(folder: Path) -> str:
     return str(found[0].relative_to(folder)) if found else "photo.png"
 
 
-def curl_command(plan: LaunchPlan, model: str, image: str) -> str:
+def commands(plan: LaunchPlan, model: str, image: str) -> dict[str, str]:
+    """Return shell commands that send a request with curl, this client and the openai package."""
+    key = plan.generated_key
+    # JSON strings are Python strings too. Double quotes need no escapes in the shell's single quotes.
+    arguments = ", ".join(json.dumps(each) for each in (plan.base_url, key) if each)
+    ask = f"Client({arguments}).chat({json.dumps(_QUESTION)}, image={json.dumps(image)})"
+    messages = '[{"role": "user", "content": "What can you do?"}]'
+    create = f"openai.OpenAI().chat.completions.create(model={json.dumps(model)}, messages={messages})"
+    chat = f"import openai; print({create}.choices[0].message.content)"
+    python = shlex.quote(sys.executable)
+    variables = f"OPENAI_BASE_URL={plan.base_url}/v1 OPENAI_API_KEY={key or 'none'}"
+    return {
+        "curl": _curl_command(plan, model, image),
+        "Python": f"{python} -c {shlex.quote(f'from llava_client import Client; print({ask})')}",
+        "the openai package (pip install openai)": f"{variables} {python} -c {shlex.quote(chat)}",
+    }
+
+
+def _curl_command(plan: LaunchPlan, model: str, image: str) -> str:
     """Return a curl command that asks about ``image``.
 
     It works in sh, bash and zsh, with either GNU or BSD tools.
@@ -106,7 +142,7 @@ def curl_command(plan: LaunchPlan, model: str, image: str) -> str:
     # The server detects the image format from the bytes, so the media type in the URL does not have to match.
     before = f'{{"model": {json.dumps(model)}, "messages": [{{"role": "user", "content": ['
     before += '{"type": "image_url", "image_url": {"url": "data:image/png;base64,'
-    after = '"}}, {"type": "text", "text": "What is in the picture?"}]}]}'
+    after = '"}}, {"type": "text", "text": ' + json.dumps(_QUESTION) + "}]}]}"
     encoded = f'"$(base64 < {shlex.quote(image)} | tr -d "\\n")"'
     key = f" -H 'Authorization: Bearer {plan.generated_key}'" if plan.generated_key else ""
     return (

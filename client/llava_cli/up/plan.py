@@ -7,6 +7,7 @@ import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from llava_client.connection import is_loopback
 
@@ -26,7 +27,7 @@ class LaunchPlan:
     """The processes that one ``up`` command runs. If ``gpus`` is not empty, each GPU gets one worker.
 
     ``generated_key`` is the API key generated for this run. It is None if no key is required or if keys are
-    already configured.
+    already configured. ``demo_socket`` is the socket through which the server can have workers killed.
     """
 
     model: str
@@ -38,6 +39,7 @@ class LaunchPlan:
     port: int
     gpus: tuple[Gpu, ...] = ()
     generated_key: str | None = field(default=None, repr=False)
+    demo_socket: Path | None = None
 
     @staticmethod
     def generate_key(host: str, environment: Mapping[str, str]) -> str | None:
@@ -58,6 +60,8 @@ class LaunchPlan:
             environment["LLAVA_API_KEYS"] = self.generated_key
         elif is_loopback(self.host) and not _has_keys(environment):
             environment.setdefault("LLAVA_AUTH", "false")
+        if self.demo_socket:
+            environment["LLAVA_DEMO_SOCKET"] = str(self.demo_socket)
         environment["LLAVA_DRAIN_TIMEOUT_S"] = str(_DRAIN_S)
         return Program("server", command, environment, stop_grace_s=_DRAIN_S + 10.0)
 
@@ -67,16 +71,20 @@ class LaunchPlan:
         if self.served_model_name:
             flags += ["--served-model-name", self.served_model_name]
         environment = _environment(redis_url)
+        # huggingface_hub shows the progress of downloads only on terminals, unless this variable is set.
+        environment.setdefault("TQDM_POSITION", "-1")
         if self.num_workers > 1 and "LLAVA_THREADS" not in environment:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.num_workers)))
         command = _python("llava_worker", *flags)
         if self.gpus:  # each worker sees only its own GPU, as cuda:0
             return [
-                Program(f"worker-{i + 1}", command, {**environment, **gpu.environment})
+                Program(f"worker-{i + 1}", command, {**environment, **gpu.environment}, is_worker=True)
                 for i, gpu in enumerate(self.gpus)
             ]
-        return [Program(f"worker-{i + 1}", command, environment) for i in range(self.num_workers)]
+        return [
+            Program(f"worker-{i + 1}", command, environment, is_worker=True) for i in range(self.num_workers)
+        ]
 
 
 def _has_keys(environment: Mapping[str, str]) -> bool:

@@ -74,6 +74,7 @@ class Supervisor:
         self._process_layers: list[list[Child]] = []
         self._monitors: list[asyncio.Task[None]] = []
         self._is_restarting = False
+        self._killed: set[Child] = set()  # killed by ``kill`` and not restarted yet
         self._failure: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
 
     async def __aenter__(self) -> Self:
@@ -104,6 +105,18 @@ class Supervisor:
         """From now on, restart children that exit."""
         self._is_restarting = True
 
+    def kill(self, pid: int) -> bool:
+        """Kill the worker with this process ID, which is then restarted. Return whether it was found.
+
+        This does not count towards the restart budget.
+        """
+        for child in (child for layer in self._process_layers for child in layer):
+            if child.pid == pid and child.program.is_worker:
+                self._killed.add(child)
+                child.kill()
+                return True
+        return False
+
     async def watch(self) -> None:
         """Wait until a child exits and cannot be restarted, then raise ChildFailed.
 
@@ -121,14 +134,17 @@ class Supervisor:
                 raise error
             while restarts and restarts[0] < loop.time() - self._budget.window_s:
                 restarts.popleft()
-            delay_s = self._budget.delay_s(len(restarts)) if self._is_restarting else None
+            is_killed = child in self._killed
+            self._killed.discard(child)
+            delay_s = self._budget.delay_s(0 if is_killed else len(restarts)) if self._is_restarting else None
             if delay_s is None:
                 self._fail(child, status, num_restarts=len(restarts))
                 return
             name = child.program.name
             self._on_event(f"{name} {describe_exit(status)}; restarting in {delay_s:g} s")
             await asyncio.sleep(delay_s)
-            restarts.append(loop.time())
+            if not is_killed:
+                restarts.append(loop.time())
             await child.start()
 
     def _report_crash(self, monitor: asyncio.Task[None]) -> None:

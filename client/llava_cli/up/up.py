@@ -19,12 +19,14 @@ from typing import Annotated, Any
 import httpx2
 import typer
 from llava_client.async_client import AsyncClient
+from llava_client.connection import is_loopback
 from llava_client.errors import LlavaError
 from pydantic import BaseModel, ValidationError
 
 from llava_cli.exit_codes import EXIT_FAILED, EXIT_USAGE, fail, handle_errors
 from llava_cli.extras import install_line, missing_modules
 from llava_cli.up.child_process import Program
+from llava_cli.up.demo import demo_socket_path, serve_demo_socket
 from llava_cli.up.display import Display
 from llava_cli.up.gpus import Gpu, GpusUnavailable, choose_gpus
 from llava_cli.up.plan import LaunchPlan
@@ -35,6 +37,7 @@ from llava_cli.up.supervisor import ChildFailed, Supervisor
 __all__ = ["up"]
 
 _POLL_S = 0.1
+_MIN_DEMO_WORKERS = 2  # one of them is killed, and another one continues the response
 
 
 def up(
@@ -58,6 +61,13 @@ def up(
     redis_url: Annotated[
         str | None, typer.Option(envvar="LLAVA_REDIS_URL", help="Redis URL. Default: a private Redis server.")
     ] = None,
+    demo: Annotated[
+        bool,
+        typer.Option(
+            help="Run at least two workers, and let the playground kill a worker during a response. "
+            "Requires a loopback address."
+        ),
+    ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show the output of the processes.")
     ] = False,
@@ -71,13 +81,14 @@ def up(
             plan = LaunchPlan(
                 model=model,
                 served_model_name=served_model_name,
-                num_workers=len(selected_gpus) or workers,
+                num_workers=len(selected_gpus) or max(workers, _MIN_DEMO_WORKERS if demo else 1),
                 precision=precision,
                 device="cuda" if selected_gpus else device,
                 gpus=selected_gpus,
                 host=host,
                 port=check_port(host, port),
                 generated_key=LaunchPlan.generate_key(host, os.environ),
+                demo_socket=_demo_socket(host, stack) if demo else None,
             )
             layers = _process_layers(plan, redis_url, stack)
             asyncio.run(run(plan, layers, display))
@@ -95,15 +106,18 @@ async def run(plan: LaunchPlan, layers: list[list[Program]], display: Display) -
     """
     stop, kill_now = asyncio.Event(), asyncio.Event()
     _listen_for_signals(stop, kill_now)
-    async with Supervisor(on_line=display.line, on_event=display.show, kill_now=kill_now) as supervisor:
+    async with (
+        Supervisor(on_line=display.line, on_event=display.show, kill_now=kill_now) as supervisor,
+        serve_demo_socket(plan.demo_socket, supervisor.kill),
+    ):
         workers = "1 worker" if plan.num_workers == 1 else f"{plan.num_workers} workers"
         with display.waiting(f"starting {plan.model} with {workers}"):
             await _run_until_first(stop.wait(), supervisor.watch(), _start(supervisor, layers, plan.base_url))
         if not stop.is_set():
             supervisor.enable_restarts()
-            name, status = await _served_name(plan), await _status(plan.base_url)
-            display.ready(plan, name, kernels=", ".join(status.kernels.get(name, ())))
-            for warning in status.warnings:
+            name, warnings = await _served_name(plan), await _warnings(plan.base_url)
+            display.ready(plan, name)
+            for warning in warnings:
                 display.show(f"warning: {warning}")
             await _run_until_first(stop.wait(), supervisor.watch())
         display.show("stopping; press Ctrl-C again to kill the processes")
@@ -130,6 +144,17 @@ def _choose_gpus(gpus: str | None, num_workers: int, device: str) -> tuple[Gpu, 
             f"--gpus {gpus} runs one worker per GPU. Omit --gpus, or omit both --workers and --device."
         )
     return choose_gpus(gpus, os.environ)
+
+
+def _demo_socket(host: str, stack: ExitStack) -> Path:
+    """Return the path of the socket for demo mode, which ``stack`` removes."""
+    if not is_loopback(host):
+        fail(
+            f"--demo lets every client kill workers, so it needs a loopback address, and --host is {host}. "
+            "Omit --host or --demo.",
+            EXIT_USAGE,
+        )
+    return stack.enter_context(demo_socket_path())
 
 
 def _process_layers(plan: LaunchPlan, redis_url: str | None, stack: ExitStack) -> list[list[Program]]:
@@ -208,19 +233,18 @@ async def _wait_until_ready(base_url: str) -> None:
 
 
 class _Status(BaseModel):
-    """The fields of /readyz that are displayed. Older servers do not send them."""
+    """The field of /readyz that is displayed. Older servers do not send it."""
 
-    kernels: dict[str, list[str]] = {}
     warnings: list[str] = []
 
 
-async def _status(base_url: str) -> _Status:
-    """Return the server's status, which is empty if the server does not respond correctly."""
+async def _warnings(base_url: str) -> list[str]:
+    """Return the server's warnings. There are none if the server does not respond correctly."""
     try:
         async with httpx2.AsyncClient(trust_env=False, timeout=5.0) as http:
-            return _Status.model_validate_json((await http.get(f"{base_url}/readyz")).content)
+            return _Status.model_validate_json((await http.get(f"{base_url}/readyz")).content).warnings
     except (httpx2.RequestError, ValidationError):
-        return _Status()
+        return []
 
 
 async def _served_name(plan: LaunchPlan) -> str:

@@ -19,18 +19,26 @@ export async function fetchModels(key) {
   return listing.data.map((model) => model.id);
 }
 
+/** Returns the number of responses that the server is generating or that wait for a worker. */
+export async function fetchLoad(key) {
+  const response = await call("/load", { headers: headers(key) });
+  return (await response.json()).server_load;
+}
+
+/** Kills the worker that generates a response. The server allows this only in demo mode. */
+export async function killWorker(responseId, key) {
+  await call("/demo/kill-worker", post({ response_id: responseId }, key));
+}
+
 /**
  * Yields the chunks of a streamed response. Returns only after the server has sent [DONE].
+ * @param {(headers: Headers) => void} onHeaders  called once, with the headers of the response
  * @throws {ApiError} if the request fails or the stream contains an error event
  * @throws {DOMException} named AbortError, if aborted
  */
-export async function* streamChat(body, key, signal) {
-  const response = await call("/v1/chat/completions", {
-    method: "POST",
-    headers: { ...headers(key), "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-    signal,
-  });
+export async function* streamChat(body, key, signal, onHeaders) {
+  const response = await call("/v1/chat/completions", { ...post(body, key), signal });
+  onHeaders(response.headers);
   try {
     for await (const data of readEvents(response.body)) {
       if (data === "[DONE]") return;
@@ -47,6 +55,14 @@ export async function* streamChat(body, key, signal) {
 
 function headers(key) {
   return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+function post(body, key) {
+  return {
+    method: "POST",
+    headers: { ...headers(key), "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  };
 }
 
 async function call(path, init) {

@@ -1,29 +1,54 @@
-// The playground app. A conversation is a list of turns; only one response is generated at a time.
+// The playground app: connects the parts of the page.
 
-import { ApiError, fetchModels, streamChat } from "./api.js";
-import { byId as $, element } from "./dom.js";
-import { releaseImage } from "./images.js";
-import { apiKey, sampling, saveApiKey, selectedModel, showModels, systemMessage, watchSettings } from "./settings.js";
-import { followEnd, scrollToEnd } from "./scroll.js";
+import { fetchModels } from "./api.js";
+import { ChatList } from "./chat_list.js";
+import { ChatStore } from "./chat_store.js";
+import { Conversation } from "./conversation.js";
+import { button, byId as $ } from "./dom.js";
+import { openLightbox, watchLightbox } from "./lightbox.js";
+import { parseSchema, selectedFormat, watchFormat } from "./output_format.js";
+import { followEnd } from "./scroll.js";
+import {
+  apiKey,
+  parameters,
+  saveApiKey,
+  selectedModels,
+  showModels,
+  wantsProbabilities,
+  watchSettings,
+} from "./settings.js";
+import { watchTheme } from "./theme.js";
 import { Tray } from "./tray.js";
-import { Turn } from "./turn.js";
 
 const MODELS_RETRY_MS = 3000;
 const IDEAS = ["Describe the picture in one sentence.", "How many objects are there?", "What does the text say?"];
-const STOPPED = ["stopped", "You stopped this response"];
-const REMARKS = { length: ["truncated", "The response reached the length limit set in the settings or by the model"] };
 
-const tray = new Tray($("thumbs"), { onChange: showIdeas, onReject: notify });
-let turns = [];
-let running = null; // AbortController of the response that is being streamed
+const tray = new Tray($("thumbs"), { onChange: showIdeas, onReject: notify, onMove: announce });
+const conversation = new Conversation($("log"), {
+  apiKey,
+  hasModel,
+  choices: () => ({ models: selectedModels(), parameters: parameters(), wantsTokens: wantsProbabilities() }),
+  isDemo: "demo" in document.documentElement.dataset,
+  onSave: (chat) => chats.save(chat),
+  onRunning: showRunning,
+  announce,
+  notify,
+  onUnauthorized: askForKey,
+  onEnlarge: openLightbox,
+});
+const chats = new ChatList(new ChatStore(), { onOpen: showChat, notify });
 
 function notify(message) {
   $("notice").textContent = message;
   $("notice").hidden = message === "";
 }
 
+function announce(text) {
+  $("status").textContent = text;
+}
+
 function showIdeas() {
-  $("ideas").hidden = turns.length > 0 || tray.images.length === 0;
+  $("ideas").hidden = !conversation.isEmpty || tray.images.length === 0;
   focusQuestion();
 }
 
@@ -46,71 +71,39 @@ function askForKey() {
   $("key").focus();
 }
 
-async function ask(question) {
-  if (running || question.trim() === "") return;
-  if (!selectedModel()) return notify("No model is running yet. Wait until a worker has loaded a model.");
-  notify("");
-  const turn = new Turn({ question: question.trim(), images: tray.take(), onEnlarge: enlarge });
-  turns.push(turn);
-  $("log").append(turn.element);
+function hasModel() {
+  const isSelected = selectedModels().length > 0;
+  if (!isSelected) notify("No model is running yet. Wait until a worker has loaded a model.");
+  return isSelected;
+}
+
+function ask(text) {
+  const question = text.trim();
+  if (conversation.isRunning || question === "") return;
+  if (!hasModel()) return;
+  const format = selectedFormat();
+  const problem = format.kind === "schema" ? parseSchema(format.schema).problem : "";
+  notify(problem && `The JSON schema is invalid. ${problem}`);
+  if (problem) return;
   $("question").value = "";
   fitQuestion();
   $("welcome").hidden = true;
+  const images = tray.take();
+  conversation.ask(question, images, format);
   showIdeas();
-  await respond(turn);
 }
 
-/** Streams the response to a turn. Always ends the turn and re-enables the form, even if it fails. */
-async function respond(turn) {
-  if (running) return;
-  const earlier = turns.slice(0, turns.indexOf(turn)).filter((earlierTurn) => earlierTurn.isComplete);
-  turn.begin();
-  const request = requestFor([...earlier, turn]);
-  running = new AbortController();
-  showRunning(true);
-  scrollToEnd({ force: true });
-  try {
-    const reason = await stream(turn, request);
-    turn.end(request, REMARKS[reason]);
-    announce(`Response: ${turn.response}`);
-  } catch (error) {
-    if (error.name === "AbortError") {
-      turn.end(request, STOPPED);
-      announce("Stopped.");
-    } else {
-      fail(turn, request, error);
-    }
-  } finally {
-    running = null;
-    showRunning(false);
-    scrollToEnd();
-  }
+function showChat(chat) {
+  conversation.show(chat);
+  $("welcome").hidden = chat.turns.length > 0;
+  showIdeas();
 }
 
-async function stream(turn, request) {
-  let reason = "";
-  for await (const chunk of streamChat(request.body, apiKey(), running.signal)) {
-    turn.append(chunk);
-    reason = chunk.choices?.[0]?.finish_reason ?? reason;
-    scrollToEnd();
-  }
-  return reason;
-}
-
-function fail(turn, request, error) {
-  if (!(error instanceof ApiError)) console.error(error);
-  const message = error instanceof ApiError ? error.message : "This page encountered an internal error. See the browser console.";
-  turn.fail(request, message, () => respond(turn));
-  announce("");
-  if (error.status === 401) askForKey();
-}
-
-function requestFor(included) {
-  const system = systemMessage();
-  const messages = system ? [{ role: "system", content: system }] : [];
-  for (const turn of included) messages.push(...turn.messages());
-  const body = { model: selectedModel(), messages, ...sampling(), stream: true, stream_options: { include_usage: true } };
-  return { body, images: included.flatMap((turn) => turn.images), usesKey: apiKey() !== "" };
+function newChat() {
+  tray.take();
+  notify("");
+  chats.create();
+  announce("New chat.");
 }
 
 function showRunning(isRunning) {
@@ -122,30 +115,9 @@ function showRunning(isRunning) {
 
 /** Focuses the question field, except on touch screens, where the keyboard would cover the conversation. */
 function focusQuestion() {
-  if (matchMedia("(pointer: fine)").matches) $("question").focus({ preventScroll: true });
-}
-
-function announce(text) {
-  $("status").textContent = text;
-}
-
-function enlarge(image) {
-  const shown = $("lightbox").querySelector("img");
-  shown.src = image.preview;
-  shown.alt = image.name;
-  $("lightbox").showModal();
-}
-
-function newChat() {
-  running?.abort();
-  for (const turn of turns) turn.images.forEach(releaseImage);
-  turns = [];
-  $("log").replaceChildren();
-  tray.clear();
-  notify("");
-  announce("New chat.");
-  $("welcome").hidden = false;
-  showIdeas();
+  const isMoving = document.activeElement?.classList.contains("move"); // sorting images with the keyboard
+  if (matchMedia("(pointer: fine)").matches && !isMoving && $("key-form").hidden)
+    $("question").focus({ preventScroll: true });
 }
 
 function fitQuestion() {
@@ -166,27 +138,27 @@ function addListeners() {
     ask($("question").value);
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !$("lightbox").open) running?.abort();
+    if (event.key === "Escape" && !$("lightbox").open) conversation.stop();
   });
-  $("stop").addEventListener("click", () => running?.abort());
+  $("stop").addEventListener("click", () => conversation.stop());
   $("new-chat").addEventListener("click", newChat);
   $("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
     saveApiKey($("key").value.trim());
     loadModels();
   });
-  for (const button of $("examples").querySelectorAll("button")) {
-    button.addEventListener("click", () => tray.addFrom(button.querySelector("img").src));
+  for (const example of $("examples").querySelectorAll("button")) {
+    example.addEventListener("click", () => tray.addFrom(example.querySelector("img").src));
   }
-  for (const idea of IDEAS) {
-    const button = element("button", { type: "button", textContent: idea });
-    button.addEventListener("click", () => ask(idea));
-    $("ideas").append(button);
-  }
+  $("ideas").append(...IDEAS.map((idea) => button(idea, () => ask(idea), { className: "" })));
 }
 
 watchSettings();
+watchFormat();
+watchLightbox();
+watchTheme($("theme"));
 addListeners();
 tray.listen({ input: $("files"), curtain: $("curtain") });
 followEnd($("to-end"));
 loadModels();
+await chats.start();

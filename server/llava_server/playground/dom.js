@@ -7,4 +7,11 @@ export function element(tag, properties = {}, ...children) {
   return node;
 }
 
+/** Creates a button. The properties can replace its class and add an accessible name. */
+export function button(label, onClick, properties = {}) {
+  const node = element("button", { type: "button", className: "quiet small", textContent: label, ...properties });
+  node.addEventListener("click", onClick);
+  return node;
+}
+
 export const byId = (id) => document.getElementById(id);

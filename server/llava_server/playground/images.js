@@ -4,34 +4,27 @@ const SUPPORTED_TYPES = new Set(["image/jpeg", "image/png", "image/webp", "image
 const MAX_BYTES = 8_000_000; // base64 adds a third; the server accepts about 20 MB per image and 32 MB per request
 const MAX_SIDE = 4096; // far above the few hundred pixels that models use
 
-let numImages = 0;
-
 /**
  * @typedef {object} ImageFile
  * @property {string} name   file name, for display
- * @property {string} url    data: URL for the request
- * @property {string} preview  blob: URL for this page; released by releaseImage()
+ * @property {string} url    data: URL, for the request and for display
  * @property {boolean} isFile  whether the user has a file with this name that contains exactly the bytes sent
  */
 
 /** @returns {Promise<ImageFile>} @throws {Error} with a message for the user if the browser cannot decode the file */
 export async function readImage(file, { isFile = true } = {}) {
   const name = file.name || "image";
-  const preview = URL.createObjectURL(file);
+  const original = URL.createObjectURL(file);
   try {
-    const { width, height } = await decoded(preview);
+    const { width, height } = await decoded(original);
     const fits = file.size <= MAX_BYTES && SUPPORTED_TYPES.has(file.type);
     const bytes = fits ? file : await reencoded(file, width, height);
-    return { id: ++numImages, name, width, height, preview, url: await dataUrl(bytes), isFile: fits && isFile };
+    return { name, width, height, url: await dataUrl(bytes), isFile: fits && isFile };
   } catch {
-    URL.revokeObjectURL(preview);
     throw new Error(`“${name}” is not an image that this browser can read. Use JPEG, PNG, WebP, GIF or BMP.`);
+  } finally {
+    URL.revokeObjectURL(original);
   }
-}
-
-/** Releases the preview. Call this once no element displays the image anymore. */
-export function releaseImage(image) {
-  URL.revokeObjectURL(image.preview);
 }
 
 async function decoded(url) {

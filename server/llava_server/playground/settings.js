@@ -1,11 +1,11 @@
-// The user's settings: model, sampling and API key. They are stored for this tab only, in sessionStorage.
+// The user's settings: models, sampling and API key. They are stored for this tab only, in sessionStorage.
 
 import { byId as field } from "./dom.js";
 
 const DEFAULTS = { temperature: "0", "max-tokens": "", system: "" };
 const KEY = "llava.key";
-const MODEL = "llava.model";
-
+const PROBABILITIES = "llava.probabilities";
+const PICKERS = { model: "no model is running", "second-model": "off" }; // and the text of their empty option
 
 /** Shows the stored settings and stores every change. */
 export function watchSettings() {
@@ -16,14 +16,25 @@ export function watchSettings() {
       showTemperature();
     });
   }
-  field("settings-reset").addEventListener("click", () => {
-    for (const [id, standard] of Object.entries(DEFAULTS)) {
-      field(id).value = standard;
-      sessionStorage.removeItem(`llava.${id}`);
-    }
-    showTemperature();
-  });
-  field("model").addEventListener("change", () => sessionStorage.setItem(MODEL, field("model").value));
+  const probabilities = field("probabilities");
+  probabilities.checked = sessionStorage.getItem(PROBABILITIES) === "on";
+  probabilities.addEventListener("change", () =>
+    sessionStorage.setItem(PROBABILITIES, probabilities.checked ? "on" : "off"),
+  );
+  field("settings-reset").addEventListener("click", reset);
+  for (const id of Object.keys(PICKERS)) {
+    field(id).addEventListener("change", () => sessionStorage.setItem(`llava.${id}`, field(id).value));
+  }
+  showTemperature();
+}
+
+function reset() {
+  for (const [id, standard] of Object.entries(DEFAULTS)) {
+    field(id).value = standard;
+    sessionStorage.removeItem(`llava.${id}`);
+  }
+  field("probabilities").checked = false;
+  sessionStorage.removeItem(PROBABILITIES);
   showTemperature();
 }
 
@@ -31,30 +42,35 @@ function showTemperature() {
   field("temperature-value").value = field("temperature").value;
 }
 
-/** Returns the sampling parameters for a request. Empty fields are omitted, so that the server's defaults apply. */
-export function sampling() {
-  const parameters = { temperature: Number(field("temperature").value) };
-  const maxTokens = Number(field("max-tokens").value);
-  if (field("max-tokens").value.trim() !== "") parameters.max_tokens = maxTokens;
-  return parameters;
+/** @returns {import("./response.js").Parameters} */
+export function parameters() {
+  const maxTokens = field("max-tokens").value.trim();
+  return {
+    temperature: Number(field("temperature").value),
+    maxTokens: maxTokens === "" ? null : Number(maxTokens),
+    system: field("system").value.trim(),
+  };
 }
 
-export function systemMessage() {
-  return field("system").value.trim();
+export function wantsProbabilities() {
+  return field("probabilities").checked;
 }
 
-export function selectedModel() {
-  return field("model").value;
+/** Returns the models for the next question: the selected one, and the one to compare it with, if any. */
+export function selectedModels() {
+  return [field("model").value, field("second-model").value].filter((name) => name !== "");
 }
 
-/** Fills the model list and keeps the selected model if it is still served. */
+/** Fills the model lists and keeps the selected models if they are still served. */
 export function showModels(names) {
-  const picker = field("model");
-  const wanted = picker.value || sessionStorage.getItem(MODEL);
-  const shown = names.length ? names : [""];
-  picker.replaceChildren(...shown.map((name) => new Option(name || "no model is running", name)));
-  if (names.includes(wanted)) picker.value = wanted;
-  picker.disabled = names.length === 0;
+  for (const [id, emptyText] of Object.entries(PICKERS)) {
+    const picker = field(id);
+    const wanted = picker.value || sessionStorage.getItem(`llava.${id}`);
+    const shown = names.length && id === "model" ? names : ["", ...names];
+    picker.replaceChildren(...shown.map((name) => new Option(name || emptyText, name)));
+    if (names.includes(wanted)) picker.value = wanted;
+    picker.disabled = names.length === 0;
+  }
 }
 
 export function apiKey() {

@@ -19,8 +19,7 @@ export function asCurl(request, origin) {
   if (request.usesKey) lines.push('  -H "Authorization: Bearer $LLAVA_API_KEY" \\');
   lines.push("  -H 'Content-Type: application/json' \\");
   lines.push(`  --data-binary @- <<${files.size ? "JSON" : "'JSON'"}`); // unquoted: the shell expands $IMAGE_1
-  const leaf = (value) =>
-    files.has(value) ? `"$IMAGE_${files.get(value).number}"` : escaped(JSON.stringify(value));
+  const leaf = (value) => (files.has(value) ? `"$IMAGE_${files.get(value).number}"` : escaped(JSON.stringify(value)));
   lines.push(literal(request.body, leaf, "", "  "), "JSON");
   return `${lines.join("\n")}\n`;
 }
@@ -78,19 +77,20 @@ function shellQuoted(text) {
 function pythonLeaf(value, files) {
   if (value === true) return "True";
   if (value === false) return "False";
+  if (value === null) return "None";
   if (!files.has(value)) return JSON.stringify(value); // JSON strings and numbers are valid Python
   const { image } = files.get(value);
   return `image_url(${JSON.stringify(image.name)}, ${JSON.stringify(mediaType(image))})`;
 }
 
-/** Formats objects and arrays, whose syntax is the same in JSON and Python. leaf() formats all other values. */
+/** Formats objects and arrays, whose syntax is the same in JSON and Python. leaf() formats names and other values. */
 function literal(value, leaf, indent, step) {
-  if (typeof value !== "object") return leaf(value);
+  if (value === null || typeof value !== "object") return leaf(value);
   const deeper = indent + step;
   const [open, close] = Array.isArray(value) ? "[]" : "{}";
   const items = Array.isArray(value)
     ? value.map((item) => literal(item, leaf, deeper, step))
-    : Object.entries(value).map(([name, item]) => `"${name}": ${literal(item, leaf, deeper, step)}`);
+    : Object.entries(value).map(([name, item]) => `${leaf(name)}: ${literal(item, leaf, deeper, step)}`);
   const flat = `${open}${items.join(", ")}${close}`;
   if (flat.length <= 72 && !flat.includes("\n")) return flat;
   return `${open}\n${items.map((item) => deeper + item).join(",\n")}\n${indent}${close}`;

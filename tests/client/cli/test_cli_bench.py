@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from llava_cli import app
-from llava_cli.bench import Pictures, Plan, run_load
+from llava_cli.bench import Images, Plan, run_load
 from typer.testing import CliRunner
 
 from tests.client.scripted_server import (
@@ -54,15 +54,15 @@ def test_a_load_prints_a_table_and_nothing_on_stderr(server: ScriptedServer) -> 
 
 
 def test_images_are_new_shared_or_omitted_as_requested(server: ScriptedServer) -> None:
-    run(server, "-n", "4", "--pictures", "new")
+    run(server, "-n", "4", "--images", "new")
     assert len({image_of(request.body) for request in server.chats}) == 5
     server.requests.clear()
-    run(server, "-n", "4", "--pictures", "same")
+    run(server, "-n", "4", "--images", "same")
     warm_up, *measured = [image_of(request.body) for request in server.chats]
     assert set(measured).isdisjoint({warm_up, None})
     assert len(set(measured)) == 1
     server.requests.clear()
-    run(server, "-n", "2", "--pictures", "none")
+    run(server, "-n", "2", "--images", "none")
     assert {image_of(request.body) for request in server.chats} == {None}
 
 
@@ -77,7 +77,7 @@ def test_the_same_seed_repeats_the_load_and_the_default_seed_is_random(server: S
 
 
 def test_a_request_contains_the_options_of_the_load(server: ScriptedServer) -> None:
-    run(server, "-n", "1", "--max-tokens", "9", "--words", "5", "--pictures", "none", "-m", "other")
+    run(server, "-n", "1", "--max-tokens", "9", "--words", "5", "--images", "none", "-m", "other")
     body = server.last_body
     assert (body["model"], body["max_tokens"], body["temperature"], body["ignore_eos"]) == (
         "other",
@@ -95,7 +95,7 @@ def test_the_number_of_tokens_in_the_first_piece_is_read_from_the_stream(server:
 
     pieces = [counted({"content": "many"}, 5), counted({"content": "one"}, 6), counted({}, 6, "length")]
     server.script(*[streams(*pieces, b"data: [DONE]\n\n")] * 2)
-    load = asyncio.run(run_load(Plan(num_requests=1, pictures=Pictures.NONE), server.url))
+    load = asyncio.run(run_load(Plan(num_requests=1, images=Images.NONE), server.url))
 
     [sample] = load.samples
     assert sample.num_tokens == 6
@@ -212,7 +212,7 @@ def test_goodput_counts_requests_within_the_objectives(server: ScriptedServer, t
 
 
 def test_a_load_ends_after_its_duration(server: ScriptedServer, tmp_path: Path) -> None:
-    report = run_json(server, tmp_path, "--duration", "0.2", "--rate", "50", "--pictures", "none")
+    report = run_json(server, tmp_path, "--duration", "0.2", "--rate", "50", "--images", "none")
     assert report["plan"]["num_requests"] is None
     assert report["samples"]
     assert all(sample["due_s"] < 0.2 for sample in report["samples"])

@@ -15,7 +15,7 @@ from threading import Event, Lock
 
 import numpy as np
 import pytest
-from llava_cli.bench import Pictures, Plan, Run, Sample, percentile, run_load, summarize
+from llava_cli.bench import Images, Plan, Run, Sample, percentile, run_load, summarize
 from llava_cli.bench.images import ImageGenerator
 from llava_cli.bench.plan import conversations
 from llava_cli.bench.progress import Progress
@@ -29,7 +29,7 @@ from tests.machine_speed import scaled
 from tests.processes import running_site
 from tests.wire.redis_server import running_redis
 
-TEXT_ONLY = Plan(pictures=Pictures.NONE, num_requests=12)
+TEXT_ONLY = Plan(images=Images.NONE, num_requests=12)
 
 
 class Barrier:

@@ -1,4 +1,4 @@
-"""docs/client.md lists all commands. The code blocks of all pages are tested in tests/docs."""
+"""docs/reference/cli.md lists all commands. The code blocks of all pages are tested in tests/docs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from llava_cli import app
 from typer.testing import CliRunner
 
-PAGE = (Path(__file__).parents[3] / "docs" / "client.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^llava-serve (\w+)", PAGE, re.MULTILINE)
 
 

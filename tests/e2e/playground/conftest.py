@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from tests.e2e.conftest import TINY
 from tests.machine_speed import scaled
-from tests.processes import ControllerProcess, running_controller, running_site
+from tests.processes import ControllerProcess, running_controller, running_site, worker_factory
+from tests.waiting import wait_until
 from tests.wire.redis_server import running_redis
 
 KEY = "a-key-for-tests"
@@ -52,6 +54,17 @@ def guarded_site(
         yield guarded
 
 
+@pytest.fixture(scope="session")
+def two_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerProcess]:
+    """A server with the bundled model and the echo model."""
+    folder = tmp_path_factory.mktemp("two-models")
+    with running_redis() as url, worker_factory(url, folder) as start_worker:
+        workers = [start_worker(**TINY), start_worker(echo_step_s=0.002)]
+        wait_until(lambda: all(worker.is_ready for worker in workers), "both workers")
+        with running_controller(url, folder) as site:
+            yield site
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A browser for one module.
@@ -70,6 +83,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    context.set_default_timeout(scaled(60_000))
     yield context
     context.close()
 

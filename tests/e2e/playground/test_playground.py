@@ -64,6 +64,8 @@ def test_a_finished_response_shows_its_speed_and_token_counts(slow_playground: P
     assert re.search(r"[\d.]+ tokens/s", shown)
     assert re.search(r"\d+ tokens in · \d+ out", shown)
     assert "≈" not in shown  # once the response is complete, the page shows the server's exact numbers
+    slow_playground.get_by_text("Details").click()
+    expect(slow_playground.locator(".measurements")).to_contain_text(re.compile(r"Speed[\d.]+ tokens/s"))
 
 
 @pytest.mark.parametrize("trigger", ["button", "Escape"])

@@ -44,7 +44,7 @@ def test_html_from_the_model_is_shown_as_text(playground: Page) -> None:
     scripted(playground, *EVIL)
     ask(playground, "Be evil.")
     assert finished(playground) == "".join(EVIL)
-    expect(response_text(playground).locator("*")).to_have_count(0)
+    expect(response_text(playground).locator("p *")).to_have_count(0)
     assert playground.evaluate("window.pwned") is None
 
 
@@ -166,6 +166,7 @@ def test_the_key_is_requested_stored_in_the_tab_and_never_copied(
 def test_the_key_is_requested_again_if_it_is_wrong(page: Page, guarded_site: ControllerProcess) -> None:
     page.goto(guarded_site.url)
     field = page.get_by_label("This server requires an API key")
+    expect(field).to_be_focused()
     field.fill("wrong-key")
     with page.expect_response("**/v1/models") as response:
         page.get_by_role("button", name="Use key").click()

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.e2e.playground.conftest import KEY
 from tests.e2e.playground.page_actions import ask, copied, drop_image, finished, noise
@@ -96,6 +96,25 @@ def test_copied_snippets_read_a_large_image_from_its_file(playground: Page, tmp_
         text = copied(playground, button)
         assert len(text) < 2000
         assert run_text(text, tmp_path) == shown
+
+
+def test_text_in_a_json_schema_is_not_run_by_the_copied_snippets(playground: Page, tmp_path: Path) -> None:
+    """The names of properties are quoted too. Schemas can come from other people."""
+    evil = """$(touch pwned)`touch pwned`"+__import__("os").system("touch pwned")+"\\"""
+    (tmp_path / BIG_NAME).write_bytes(BIG)
+    drop_image(playground, BIG_NAME, BIG)  # with an image file, the shell expands the text of the request
+    playground.get_by_label("Output format").select_option("JSON schema")
+    schema = {"type": "object", "properties": {evil: {"enum": [None, True, evil]}}}
+    playground.get_by_label("JSON schema of the response").fill(json.dumps(schema))
+    ask(playground, evil)
+    expect(playground.locator(".failure")).to_contain_text("does not support structured output")
+    for button, command in (("Copy as curl", ["bash", "-c"]), ("Copy as Python", [sys.executable, "-c"])):
+        text = copied(playground, button)
+        done = subprocess.run(
+            [*command, text], cwd=tmp_path, capture_output=True, text=True, timeout=scaled(60), check=False
+        )
+        assert "does not support structured output" in done.stdout + done.stderr  # the request was understood
+        assert [path.name for path in tmp_path.iterdir()] == [BIG_NAME]
 
 
 def test_copied_snippets_read_the_key_from_the_environment(

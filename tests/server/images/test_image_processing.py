@@ -58,11 +58,11 @@ def original_pad(image: Image.Image, side: int) -> Pixels:
     return np.asarray(pil_resize(square, (side, side)))
 
 
-def processed(processor: Any, image: Image.Image) -> Pixels:
-    """Return a transformers processor's output, without rescaling or normalization."""
+def processed(processor: Any, images: Image.Image | list[list[Image.Image]]) -> Pixels:
+    """Return a transformers processor's output for the first image."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Image.Image, "resize", pil_resize)
-        output: Pixels = processor(image, return_tensors="np")["pixel_values"][0]
+        output: Pixels = processor(images, return_tensors="np")["pixel_values"][0]
     return np.moveaxis(output, -3, -1)
 
 

@@ -25,6 +25,9 @@ from llava_worker.model.config.image_grid import ImageLayout, best_resolution, s
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
+)
 
 from tests.server.image_slots import decoder_pool
 from tests.server.images.test_image_processing import noise, original_pad, pil_resize, processed
@@ -176,6 +179,27 @@ def test_anyres_tiles_equal_transformers_processor_bit_for_bit(size: tuple[int, 
     expected = processed(processor, image)
     tiles = resize(image, side=SIDE, mode="anyres", background=(0, 0, 0), grid=GRID)
     assert np.array_equal(np.asarray(tiles), np.concatenate(list(expected)))
+
+
+@settings(max_examples=15, deadline=None)
+@given(SIZES)
+@example((2, 2))
+@example((SIDE, SIDE))
+def test_tiles_of_onevision_equal_transformers_processor_bit_for_bit(size: tuple[int, int]) -> None:
+    image = noise(*size)
+    processor = LlavaOnevisionImageProcessorPil(
+        size={"height": SIDE, "width": SIDE},
+        image_grid_pinpoints=[[height, width] for width, height in GRID],
+        image_mean=[0.5, 0.5, 0.5],
+        do_rescale=False,
+        do_normalize=False,
+    )
+    background = (127, 127, 127)
+    single, several = processed(processor, [[image]]), processed(processor, [[image, image]])
+    padded = resize(image, side=SIDE, mode="pad", background=background)
+    split = resize(image, side=SIDE, mode="anyres", background=background, grid=GRID)
+    assert np.array_equal(np.asarray(split), np.concatenate(list(single)))
+    assert np.array_equal(np.asarray(padded), several[0])
 
 
 @given(SIZES, st.sampled_from([GRID, HD_GRID]))

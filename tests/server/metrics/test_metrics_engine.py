@@ -136,7 +136,7 @@ def test_every_statistic_of_the_engine_has_a_metric() -> None:
 
 
 def test_every_metric_is_in_the_documentation() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "engine.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "metrics.md").read_text()
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     documented = {name for row in rows for name in re.findall(r"`([a-z_]+)", row)}
     gauges = {name for name, _ in engine_metrics.GAUGES.values()}

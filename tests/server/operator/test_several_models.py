@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 from llava_wire.messages.heartbeat import ImageSpec
 
@@ -14,7 +15,9 @@ from tests.server.image_files import encoded, part, scene
 from tests.server.scripted_worker import SPEC, ScriptedWorker
 from tests.waiting import wait_until
 
-GRID = ImageSpec(side=28, tokens_per_tile=4, fit="anyres", grid=((28, 56), (56, 28), (56, 56)))
+GRIDS = ((28, 56), (56, 28), (56, 56))
+GRID = ImageSpec(side=28, tokens_per_tile=4, fit="anyres", grid=GRIDS)
+ONEVISION = msgspec.structs.replace(GRID, single_tile_fit="pad", splits_several_images=False)
 
 
 class TwoModels:
@@ -87,3 +90,17 @@ def test_low_detail_uses_one_tile_even_for_a_model_with_a_grid(two: TwoModels) -
         assert two.chat(model, [image_part, {"type": "text", "text": "say fine"}]).status_code == 200
         [image] = two.workers[model].assignments[-1].job.images
         assert (image.num_tiles, image.width, image.height) == (num_tiles, 40, 20), (model, detail)
+
+
+def test_several_images_are_not_split_if_the_model_splits_only_single_images(
+    two: TwoModels, queue_url: str, request: pytest.FixtureRequest
+) -> None:
+    worker = ScriptedWorker(queue_url, model="onevision", spec=ONEVISION).start()
+    request.addfinalizer(worker.stop)
+    two.workers["onevision"] = worker
+    image, text = part(encoded(scene())), {"type": "text", "text": "say fine"}
+    for model, num_tiles in (("onevision", 1), ("gridded", 3)):
+        assert text_of(two.chat(model, [image, image, text])) == "fine"
+        assert [each.num_tiles for each in two.workers[model].assignments[-1].job.images] == [num_tiles] * 2
+    assert text_of(two.chat("onevision", [image, text])) == "fine"
+    assert [each.num_tiles for each in worker.assignments[-1].job.images] == [3]

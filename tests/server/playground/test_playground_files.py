@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_page_has_a_strict_content_security_policy(stack: Stack) -> None:
 def test_every_file_that_the_page_references_is_served_with_its_type(stack: Stack) -> None:
     names = set(re.findall(r'(?:src|href)="(/playground/[^"]+)"', stack.http.get("/").text))
     assert names
-    types = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
+    types = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".webp": "image/webp"}
     for name in names:
         response = stack.http.get(name)
         assert response.status_code == 200, name
@@ -37,3 +38,16 @@ def test_unchanged_file_returns_304(stack: Stack) -> None:
 @pytest.mark.parametrize("name", ["nothing.js", "..%2Fapp.py", "%2e%2e/settings.py", "index.html%00"])
 def test_other_files_are_not_served(stack: Stack, name: str) -> None:
     assert stack.http.get(f"/playground/{name}").status_code == 404
+
+
+def test_no_module_can_turn_text_into_html_or_code() -> None:
+    """Text from models, files and errors can then not become active content, whatever it contains."""
+    sinks = re.compile(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|createContextualFragment|DOMParser|srcdoc"
+        r"|setHTML|\beval\b|new Function|javascript:|setTimeout\([\"'`]"
+    )
+    modules = [
+        entry for entry in (files("llava_server") / "playground").iterdir() if entry.name.endswith(".js")
+    ]
+    assert len(modules) > 20
+    assert [entry.name for entry in modules if sinks.search(entry.read_text())] == []

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import llava_worker
 import pytest
-from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import Message
 from llava_worker.language.bad_words import bad_word_ids
 from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES
 from llava_worker.language.hf_tokenizer import HFTokenizer
+from llava_worker.language.image_tokens import TileExpander
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.tokenizer import ByteTokenizer
+from llava_worker.model.config.image_grid import ImageLayout
 from transformers import AutoTokenizer
 
 from tests.worker.assignments import make_job
@@ -56,7 +57,7 @@ def test_a_prompt_has_the_token_sequences_of_its_job(words: tuple[str, ...]) -> 
     builder = PromptBuilder(
         BYTES,
         CONVERSATION_TEMPLATES["vicuna_v1"],
-        image_spec=ImageSpec(side=8, tokens_per_tile=4),
+        expander=TileExpander(ImageLayout(side=8, tokens_per_tile=4), BYTES.image_token_id),
         context_length=4096,
     )
     prompt = builder.build(make_job(Message("user", ("Hi?",)), sampling={"bad_words": words}))

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
 from llava_worker.language.conversation_templates import (
     CONVERSATION_TEMPLATES,
     choose_template,
     template_for_config,
 )
+from llava_worker.language.image_tokens import TileExpander
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.prompt_formats import ChatTemplateError, Segment, SpecialToken
 from llava_worker.language.tokenizer import ByteTokenizer
+from llava_worker.model.config.image_grid import ImageLayout
 
 IMAGE = ImageRef(digest="p", num_tiles=1, side=8, width=5, height=4)
 TURNS = [
@@ -45,6 +46,12 @@ CHATML = (
     "<|im_start|>system\n{0}<|im_end|>{1}<|im_start|>user\n#\nHi?<|im_end|>{1}"
     "<|im_start|>assistant\nYes.<|im_end|>{1}<|im_start|>user\nWhy?<|im_end|>{1}<|im_start|>assistant\n"
 )
+LLAMA_3 = (
+    "<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\n#\nHi?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nYes.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+)
 EXPECTED = {
     "vicuna_v1": VICUNA.format(SYSTEM["vicuna_v1"]),
     "llava_v1": VICUNA.format(SYSTEM["llava_v1"]),
@@ -57,6 +64,7 @@ EXPECTED = {
     "mistral_instruct": "[INST] #\nHi? [/INST] Yes. </s>[INST] Why? [/INST]",
     "chatml_direct": CHATML.format("Answer the questions.", ""),
     "qwen_1_5": CHATML.format("You are a helpful assistant.", "\n"),
+    "llava_llama_3": LLAMA_3.format(SYSTEM["llava_llama_3"]),
     "plain": "#\nHi?\nYes.\nWhy?\n",
     "paligemma": "#<bos>Hi?\nYes.\nWhy?\n",
     "llava_hf": "USER: #\nHi? ASSISTANT: Yes. USER: Why? ASSISTANT:",
@@ -65,6 +73,18 @@ EXPECTED = {
 
 def test_templates_have_the_format_of_the_original() -> None:
     assert {name: render(name) for name in CONVERSATION_TEMPLATES} == EXPECTED
+
+
+def test_spaces_around_texts_are_removed_only_for_llama_3() -> None:
+    """Llama 3's own chat template, which the original uses, trims the content, including the image."""
+    plain, with_image = (
+        render("llava_llama_3", [Message("system", ("",)), Message("user", parts)])
+        for parts in ((" Hi? \n",), (IMAGE, " Hi? \n"))
+    )
+    end = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert plain == f"<|start_header_id|>user<|end_header_id|>\n\nHi?{end}"
+    assert with_image == f"<|start_header_id|>user<|end_header_id|>\n\n#\n Hi?{end}"
+    assert " Hi? \n" in render("qwen_1_5", [Message("user", (" Hi? \n",))])
 
 
 def test_system_message_replaces_the_default_of_every_template() -> None:
@@ -103,6 +123,19 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "original 1.5, later name": ({"model_type": "llava_llama", "eos_token_id": 2}, "vicuna_v1"),
     "original 1.6 mistral": ({"model_type": "llava_mistral"}, "mistral_instruct"),
     "original 1.6 34b": ({"model_type": "llava_llama", "eos_token_id": 7}, "chatml_direct"),
+    "llava-hf onevision": (
+        {"model_type": "llava_onevision", "text_config": {"model_type": "qwen2"}},
+        "qwen_1_5",
+    ),
+    "original onevision": ({"model_type": "llava_qwen", "image_aspect_ratio": "anyres_max_9"}, "qwen_1_5"),
+    "llava-hf vip": ({"model_type": "vipllava", "text_config": {"model_type": "llama"}}, "llava_v1"),
+    "original vip": ({"model_type": "llava_llama", "mm_vision_tower": "clip_4layers_336"}, "llava_v1"),
+    "llava-hf llama 3": (
+        {"model_type": "llava_next", "text_config": {"model_type": "llama", "eos_token_id": 128001}},
+        "llava_llama_3",
+    ),
+    "original llama 3": ({"model_type": "llava_llama", "eos_token_id": [128009]}, "llava_llama_3"),
+    "llava-hf qwen1.5": ({"model_type": "llava_next", "text_config": {"model_type": "qwen2"}}, "qwen_1_5"),
     "nothing known": ({}, "vicuna_v1"),
 }
 
@@ -144,7 +177,7 @@ def test_images_are_enclosed_in_marks_if_the_model_was_trained_with_them() -> No
     builder = PromptBuilder(
         ImageMarkTokenizer(),
         CONVERSATION_TEMPLATES["vicuna_v1"],
-        image_spec=ImageSpec(side=8, tokens_per_tile=2),
+        expander=TileExpander(ImageLayout(side=8, tokens_per_tile=2), ByteTokenizer.image_token_id),
         context_length=4096,
         has_image_marks=True,
     )
@@ -154,8 +187,13 @@ def test_images_are_enclosed_in_marks_if_the_model_was_trained_with_them() -> No
 
 
 def test_prompts_of_chatml_models_have_no_bos() -> None:
-    spec = ImageSpec(side=8, tokens_per_tile=2)
+    layout = ImageLayout(side=8, tokens_per_tile=2)
     for name, has_bos in (("vicuna_v1", True), ("chatml_direct", False)):
         template = CONVERSATION_TEMPLATES[name]
-        builder = PromptBuilder(ByteTokenizer(), template, image_spec=spec, context_length=4096)
+        builder = PromptBuilder(
+            ByteTokenizer(),
+            template,
+            expander=TileExpander(layout, ByteTokenizer.image_token_id),
+            context_length=4096,
+        )
         assert (builder.build_chat(TURNS).token_ids[0] == ByteTokenizer.bos_token_id) is has_bos

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llava_wire.messages.event import ErrorCode
-from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
 from llava_worker.language.chat_template_files import read_chat_template
 from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES, choose_template
 from llava_worker.language.hf_tokenizer import HFTokenizer
+from llava_worker.language.image_tokens import TileExpander
 from llava_worker.language.jinja_template import JinjaChatTemplate
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.prompt_formats import (
@@ -26,6 +26,7 @@ from llava_worker.language.prompt_formats import (
     SpecialToken,
 )
 from llava_worker.language.template_process import TemplateProcess
+from llava_worker.model.config.image_grid import ImageLayout
 from PIL import Image
 from transformers import AutoTokenizer, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -52,8 +53,11 @@ def conversations(draw: st.DrawFn) -> list[Message]:
 
 
 def encode(folder: Path, template: PromptTemplate, messages: list[Message]) -> list[int]:
-    spec = ImageSpec(side=28, tokens_per_tile=NUM_IMAGE_TOKENS)
-    builder = PromptBuilder(HFTokenizer(folder), template, image_spec=spec, context_length=4096)
+    layout = ImageLayout(side=28, tokens_per_tile=NUM_IMAGE_TOKENS)
+    tokenizer = HFTokenizer(folder)
+    builder = PromptBuilder(
+        tokenizer, template, expander=TileExpander(layout, tokenizer.image_token_id), context_length=4096
+    )
     return builder.build_chat(messages).token_ids
 
 

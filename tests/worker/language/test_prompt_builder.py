@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from llava_wire.messages.event import ErrorCode
-from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
 from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES
+from llava_worker.language.image_tokens import TileExpander
 from llava_worker.language.prompt_builder import Prompt, PromptBuilder, PromptError
 from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer
+from llava_worker.model.config.image_grid import ImageLayout
 
 from tests.worker.assignments import make_job
 
@@ -28,7 +29,9 @@ def build(*messages: Message, context_length: int = 4096, tokenizer: Tokenizer =
     builder = PromptBuilder(
         tokenizer,
         CONVERSATION_TEMPLATES["vicuna_v1"],
-        image_spec=ImageSpec(side=SIDE, tokens_per_tile=TOKENS_PER_TILE),
+        expander=TileExpander(
+            ImageLayout(side=SIDE, tokens_per_tile=TOKENS_PER_TILE), tokenizer.image_token_id
+        ),
         context_length=context_length,
     )
     return builder.build_chat(messages)
@@ -144,7 +147,9 @@ def build_job(tokenizer: Tokenizer, text: str, **fields: Any) -> Prompt:
     builder = PromptBuilder(
         tokenizer,
         CONVERSATION_TEMPLATES["plain"],
-        image_spec=ImageSpec(side=SIDE, tokens_per_tile=TOKENS_PER_TILE),
+        expander=TileExpander(
+            ImageLayout(side=SIDE, tokens_per_tile=TOKENS_PER_TILE), tokenizer.image_token_id
+        ),
         context_length=60,
     )
     return builder.build(make_job(user(text), form="raw", **fields))
@@ -190,7 +195,7 @@ def test_image_preprocessed_for_another_model_is_rejected() -> None:
     assert raised.value.error.code is ErrorCode.INTERNAL_ERROR
 
 
-ANYRES = ImageSpec(side=8, fit="anyres", tokens_per_tile=4, grid=((8, 16), (16, 8), (16, 16)))
+ANYRES = ImageLayout(side=8, fit="anyres", tokens_per_tile=4, grid=((8, 16), (16, 8), (16, 16)))
 
 
 def anyres_image(*, num_tiles: int = 3) -> ImageRef:
@@ -199,7 +204,10 @@ def anyres_image(*, num_tiles: int = 3) -> ImageRef:
 
 def test_image_of_several_tiles_has_one_token_per_feature() -> None:
     builder = PromptBuilder(
-        BYTES, CONVERSATION_TEMPLATES["vicuna_v1"], image_spec=ANYRES, context_length=4096
+        BYTES,
+        CONVERSATION_TEMPLATES["vicuna_v1"],
+        expander=TileExpander(ANYRES, BYTES.image_token_id),
+        context_length=4096,
     )
     [span] = builder.build_chat([user(anyres_image(), "Hi?")]).images
     # A base view of 2x2 tokens, plus two grid rows that show the image, each with 4 tokens and a newline.
@@ -208,7 +216,10 @@ def test_image_of_several_tiles_has_one_token_per_feature() -> None:
 
 def test_image_with_another_number_of_tiles_is_rejected() -> None:
     builder = PromptBuilder(
-        BYTES, CONVERSATION_TEMPLATES["vicuna_v1"], image_spec=ANYRES, context_length=4096
+        BYTES,
+        CONVERSATION_TEMPLATES["vicuna_v1"],
+        expander=TileExpander(ANYRES, BYTES.image_token_id),
+        context_length=4096,
     )
     with pytest.raises(PromptError, match="2 tiles of 8 pixels") as raised:
         builder.build_chat([user(anyres_image(num_tiles=2), "Hi?")])

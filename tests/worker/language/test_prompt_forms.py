@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 from llava_wire.messages.event import ErrorCode
-from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
 from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES
+from llava_worker.language.image_tokens import TileExpander
 from llava_worker.language.jinja_template import JinjaChatTemplate
 from llava_worker.language.prompt_builder import PromptBuilder, PromptError
 from llava_worker.language.prompt_formats import PromptTemplate
 from llava_worker.language.template_process import TemplateProcess
 from llava_worker.language.tokenizer import ByteTokenizer
+from llava_worker.model.config.image_grid import ImageLayout
 
 from tests.worker.assignments import make_job
 
@@ -21,10 +22,12 @@ VICUNA = CONVERSATION_TEMPLATES["vicuna_v1"]
 
 
 def builder(
-    template: PromptTemplate, *, spec: ImageSpec | None = None, context_length: int = 4096
+    template: PromptTemplate, *, layout: ImageLayout | None = None, context_length: int = 4096
 ) -> PromptBuilder:
-    spec = spec or ImageSpec(side=8, tokens_per_tile=4)
-    return PromptBuilder(BYTES, template, image_spec=spec, context_length=context_length)
+    layout = layout or ImageLayout(side=8, tokens_per_tile=4)
+    return PromptBuilder(
+        BYTES, template, expander=TileExpander(layout, BYTES.image_token_id), context_length=context_length
+    )
 
 
 def text(token_ids: list[int]) -> str:
@@ -112,16 +115,16 @@ def test_prompt_that_is_only_tokenized_may_exceed_the_context_length() -> None:
     assert build(make_job(QUESTION, task="tokenize")).token_ids == [BYTES.bos_token_id, *b"Hi?\n"]
 
 
-def test_image_with_low_detail_has_the_tokens_of_its_base_view() -> None:
-    grid = ImageSpec(side=8, tokens_per_tile=4, fit="anyres", grid=((8, 16), (16, 8), (16, 16)))
-    build = builder(VICUNA, spec=grid).build
+def test_image_with_low_detail_has_the_tokens_of_one_tile_and_a_newline() -> None:
+    grid = ImageLayout(side=8, tokens_per_tile=4, fit="anyres", grid=((8, 16), (16, 8), (16, 16)))
+    build = builder(VICUNA, layout=grid).build
 
     def message(num_tiles: int) -> Message:
         image = ImageRef(digest="a", num_tiles=num_tiles, side=8, width=30, height=15)
         return Message("user", (image, "Hi?"))
 
     [low], [high] = build(make_job(message(1))).images, build(make_job(message(3))).images
-    assert (low.length, low.width, low.height) == (4, 0, 0)
+    assert (low.length, low.width, low.height) == (5, 0, 0)
     assert (high.length > 4, high.width, high.height) == (True, 30, 15)
     with pytest.raises(PromptError, match="different preprocessing configurations"):
         build(make_job(message(2)))

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
 from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES
 from llava_worker.language.hf_tokenizer import HFTokenizer
+from llava_worker.language.image_tokens import TileExpander
 from llava_worker.language.prompt_builder import PromptBuilder
+from llava_worker.model.config.image_grid import ImageLayout
 
 from tests.worker.assignments import make_job
 from tests.worker.language.llama_files import ADDED_TOKENS, FILE_FORMATS, FOLDER, FileFormat, write_files
@@ -53,7 +54,7 @@ def encode(golden: Golden, tokenizer: HFTokenizer) -> list[int]:
     builder = PromptBuilder(
         tokenizer,
         CONVERSATION_TEMPLATES[golden["template"]],
-        image_spec=ImageSpec(side=336, tokens_per_tile=1),
+        expander=TileExpander(ImageLayout(side=336, tokens_per_tile=1), tokenizer.image_token_id),
         context_length=4096,
         has_image_marks=golden["vocabulary"] == "marks",
     )

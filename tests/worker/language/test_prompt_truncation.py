@@ -8,12 +8,13 @@ from typing import Any
 import llava_worker
 import pytest
 from llava_wire.messages.event import ErrorCode
-from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
 from llava_worker.language.conversation_templates import CONVERSATION_TEMPLATES
 from llava_worker.language.hf_tokenizer import HFTokenizer
+from llava_worker.language.image_tokens import TileExpander
 from llava_worker.language.prompt_builder import Prompt, PromptBuilder, PromptError
 from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer
+from llava_worker.model.config.image_grid import ImageLayout
 from transformers import AutoTokenizer
 
 from tests.worker.assignments import make_job
@@ -35,7 +36,7 @@ def build(
     builder = PromptBuilder(
         tokenizer,
         CONVERSATION_TEMPLATES["vicuna_v1"],
-        image_spec=ImageSpec(side=8, tokens_per_tile=TOKENS_PER_TILE),
+        expander=TileExpander(ImageLayout(side=8, tokens_per_tile=TOKENS_PER_TILE), tokenizer.image_token_id),
         context_length=CONTEXT_LENGTH,
     )
     messages = [Message("system", ("",)), Message("user", parts)]

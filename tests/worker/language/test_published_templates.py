@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 from jinja2 import TemplateError
-from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
 from llava_worker.language.hf_tokenizer import HFTokenizer
+from llava_worker.language.image_tokens import TileExpander
 from llava_worker.language.jinja_template import JinjaChatTemplate
 from llava_worker.language.prompt_builder import PromptBuilder, PromptError
 from llava_worker.language.prompt_formats import Segment, SpecialToken
 from llava_worker.language.template_process import TemplateProcess
+from llava_worker.model.config.image_grid import ImageLayout
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -170,8 +171,13 @@ class Model:
             variables=self.reference.special_tokens_map,
             image_token=self.style.image_token,
         )
-        spec = ImageSpec(side=14, tokens_per_tile=1)
-        self.builder = PromptBuilder(tokenizer, self.template, image_spec=spec, context_length=4096)
+        layout = ImageLayout(side=14, tokens_per_tile=1)
+        self.builder = PromptBuilder(
+            tokenizer,
+            self.template,
+            expander=TileExpander(layout, tokenizer.image_token_id),
+            context_length=4096,
+        )
 
     def expected_text(self, messages: Sequence[Message], **options: bool) -> str:
         options = options or {"add_generation_prompt": True}

@@ -18,15 +18,17 @@ from llava_worker.model.config.model_config import read_config
 from tests.worker.checkpoints import (
     LLAVA_INTERLEAVE,
     LLAVA_NEXT_MISTRAL,
+    LLAVA_ONEVISION,
     MISTRAL,
     NEXT,
+    VIP_LLAVA,
     Prompt,
     Reference,
     random_prompt,
     reference_logits,
     write_checkpoint,
 )
-from tests.worker.family import make_member
+from tests.worker.family import Member, make_member, make_merging_member
 from tests.worker.model.load_model import load_model
 
 CPU = torch.device("cpu")
@@ -90,6 +92,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "1.6, vicuna": NEXT,
     "1.6, grouped queries": NEXT | {"text": {"num_key_value_heads": 1}},
     "1.6, mistral": LLAVA_NEXT_MISTRAL,
+    "1.6, qwen2": NEXT | {"text": {"model_type": "qwen2", "rope_parameters": {"rope_theta": 1e6}}},
+    "1.6, llama 3": NEXT | {"text": {"num_key_value_heads": 1, "rope_parameters": {"rope_theta": 5e5}}},
+    "vipllava": VIP_LLAVA,
+    "onevision": LLAVA_ONEVISION,
+    "onevision with a grid that is never reduced": LLAVA_ONEVISION | {"vision_aspect_ratio": "anyres_max_9"},
     "features with class token": {"vision_feature_select_strategy": "full"},
     "features from several layers": {"vision_feature_layer": [0, 2, -1]},
     "features from the last layer": {"vision_feature_layer": -1},
@@ -166,6 +173,7 @@ CLASSES: dict[str, dict[str, Any]] = {
     "1.5": {},
     "1.6, mistral": LLAVA_NEXT_MISTRAL,
     "llava-interleave": LLAVA_INTERLEAVE,
+    "onevision": LLAVA_ONEVISION,
 }
 
 
@@ -225,11 +233,23 @@ def test_a_nan_in_one_sequence_does_not_affect_others(saved: tuple[Path, Referen
 
 @pytest.mark.parametrize("number", range(3))
 def test_hd_equals_a_simple_implementation_of_the_paper(tmp_path: Path, number: int) -> None:
-    member = make_member("1.5-HD", number, tmp_path)
+    assert_exact(make_member("1.5-HD", number, tmp_path))
+
+
+@pytest.mark.parametrize("merge_type", ["flat", "spatial", "spatial_unpad"])
+def test_merge_types_equal_a_simple_implementation_of_the_original(tmp_path: Path, merge_type: str) -> None:
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert_exact(make_merging_member(merge_type, number, folder))
+
+
+def assert_exact(member: Member) -> None:
     rng = np.random.default_rng(7)
     prompts = [random_prompt(rng, num_images=n, layout=member.image_layout) for n in (1, 2)]
+    forward = Forward(member.folder, prompts)
 
-    actual = Forward(tmp_path, prompts)([(i, 0, len(prompt.token_ids)) for i, prompt in enumerate(prompts)])
+    actual = forward([(i, 0, len(prompt.token_ids)) for i, prompt in enumerate(prompts)])
 
     for prompt, logits in zip(prompts, actual, strict=True):
         torch.testing.assert_close(logits, member.logits_of(prompt), atol=1e-4, rtol=0)

@@ -31,7 +31,9 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     possible canvas sizes (width, height). The canvas that preserves the most pixels of the image is selected;
     ties are resolved in favor of the least wasted area. The image is resized to fit the canvas without
     changing its aspect ratio (sizes are rounded up to whole pixels), centered on a black background (offsets
-    are rounded down) and cut into tiles row by row.
+    are rounded down) and cut into tiles row by row. The image is encoded as at most ``max_tokens`` tokens, if
+    it is not 0. With low detail, an image is not split. Instead, ``single_tile_fit`` is used. If
+    ``splits_several_images`` is false, this also applies if a request contains several images.
 
     "rgb" requests the whole image as plain RGB pixels, for models whose own image processor runs in the
     worker. The image is resized only if its longer side exceeds ``side``. ``tokens_per_tile`` is then an
@@ -43,6 +45,9 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     background: tuple[int, int, int] = (122, 116, 104)
     tokens_per_tile: int = 576
     grid: tuple[tuple[int, int], ...] = ()
+    single_tile_fit: Literal["pad", "crop", "squash"] = "squash"
+    splits_several_images: bool = True
+    max_tokens: int = 0
 
 
 class KernelInfo(msgspec.Struct, frozen=True, kw_only=True):

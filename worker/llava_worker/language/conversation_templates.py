@@ -1,10 +1,10 @@
 """The conversation templates that LLaVA models were trained with, and template selection.
 
 Each template has the same system message, roles and separators as the template of the same name in the
-original LLaVA (``llava/conversation.py``). ``qwen_1_5`` is from LLaVA-NeXT. ``llava_hf`` is the chat template
-of llava-hf's LLaVA-1.5 checkpoints. ``paligemma`` is the prompt of PaliGemma, whose checkpoints have no chat
-template. To add a template, add an entry here and, if no existing format applies, a format in
-``prompt_formats``.
+original LLaVA (``llava/conversation.py``). ``qwen_1_5`` and ``llava_llama_3`` are from LLaVA-NeXT.
+``llava_hf`` is the chat template of llava-hf's LLaVA-1.5 checkpoints. ``paligemma`` is the prompt of
+PaliGemma, whose checkpoints have no chat template. To add a template, add an entry here and, if no existing
+format applies, a format in ``prompt_formats``.
 """
 
 from __future__ import annotations
@@ -99,6 +99,13 @@ _ALL = [
         format="chatml",
         has_bos=False,
     ),
+    ConversationTemplate(
+        name="llava_llama_3",
+        system=_LLAMA_2_SYSTEM,
+        separator="\n\n",
+        end=SpecialToken("<|eot_id|>"),
+        format="llama_3",
+    ),
     ConversationTemplate(name="plain", system="", separator="\n", end="\n", format="plain"),
     ConversationTemplate(
         name="paligemma", system="", separator="\n", end="\n", format="paligemma", has_bos=False
@@ -108,7 +115,12 @@ _ALL = [
 CONVERSATION_TEMPLATES = {template.name: template for template in _ALL}
 
 _LLAVA_1_5_TEMPLATES = ("vicuna_v1", "llava_v1", "llava_hf")  # the "hf" prompt style requires one of these
-_YI_EOS = 7  # <|im_end|> of Nous-Hermes-2-Yi-34B, the decoder of LLaVA-1.6-34B
+# Llama models whose template is identified by the end token.
+_TEMPLATE_OF_EOS = {
+    7: "chatml_direct",  # <|im_end|> of Nous-Hermes-2-Yi-34B, the decoder of LLaVA-1.6-34B
+    128001: "llava_llama_3",  # <|end_of_text|>
+    128009: "llava_llama_3",  # <|eot_id|>
+}
 
 
 def choose_template(
@@ -146,9 +158,12 @@ def choose_template(
 def template_for_config(config: Mapping[str, Any]) -> str:
     """Return the name of the template for a model with this config.json, in either checkpoint layout.
 
-    The default is vicuna_v1, which is also returned for LLaVA-v0 and for models based on Llama-2-chat,
-    because their configurations are indistinguishable from those of Vicuna models.
+    ViP-LLaVA was trained with llava_v1. The default is vicuna_v1, which is also returned for LLaVA-v0 and for
+    models based on Llama-2-chat, because their configurations are indistinguishable from those of Vicuna
+    models.
     """
+    if config.get("model_type") == "vipllava" or config.get("mm_vision_tower") == "clip_4layers_336":
+        return "llava_v1"
     text = config.get("text_config")
     if not text or not isinstance(text, dict):
         text = config
@@ -156,7 +171,9 @@ def template_for_config(config: Mapping[str, Any]) -> str:
     for word, name in (("mistral", "mistral_instruct"), ("qwen", "qwen_1_5")):
         if word in model_type:
             return name
-    return "chatml_direct" if text.get("eos_token_id") == _YI_EOS else "vicuna_v1"
+    eos = text.get("eos_token_id")
+    eos_ids = [each for each in (eos if isinstance(eos, list) else [eos]) if isinstance(each, int)]
+    return next((_TEMPLATE_OF_EOS[each] for each in eos_ids if each in _TEMPLATE_OF_EOS), "vicuna_v1")
 
 
 def _checkpoint_template(

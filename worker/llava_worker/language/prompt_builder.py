@@ -13,16 +13,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from llava_wire.messages.event import ErrorCode
-from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Job, Message
 
 from llava_worker.engine import ImageSpan
 from llava_worker.language.bad_words import bad_word_ids
 from llava_worker.language.detokenizer import detokenize
-from llava_worker.language.image_tokens import ImageExpander, ImageTokens, TileExpander
+from llava_worker.language.image_tokens import ImageExpander, ImageTokens
 from llava_worker.language.prompt_formats import PromptError, PromptTemplate, Segment, SpecialToken
 from llava_worker.language.tokenizer import Tokenizer
-from llava_worker.model.config.image_grid import ImageLayout
 
 __all__ = ["Prompt", "PromptBuilder", "PromptError"]
 
@@ -80,19 +78,18 @@ class PromptBuilder:
         tokenizer: Tokenizer,
         template: PromptTemplate,
         *,
-        image_spec: ImageSpec,
+        expander: ImageExpander,
         context_length: int,
         has_image_marks: bool = False,
-        expander: ImageExpander | None = None,
     ) -> None:
         """Create a builder. Raises TokenizerError if the vocabulary lacks a required special token.
 
-        ``has_image_marks`` is true if the model was trained with ``<im_start>`` and ``<im_end>`` around
-        images. ``expander`` determines the tokens of images. It is required if ``image_spec.fit`` is "rgb".
+        ``expander`` determines the tokens of images. ``has_image_marks`` is true if the model was trained
+        with ``<im_start>`` and ``<im_end>`` around images.
         """
         self._tokenizer = tokenizer
         self._template = template
-        self._expander = expander or _tile_expander(image_spec, tokenizer)
+        self._expander = expander
         self._context_length = context_length
         self._image_marks = _IMAGE_MARKS if has_image_marks else ()
         for segment in [*self._image_marks, *template.render(_SAMPLE_CHAT)]:
@@ -236,13 +233,6 @@ class PromptBuilder:
                 "for prompt and output. Shorten the text."
             )
         return PromptError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message)
-
-
-def _tile_expander(spec: ImageSpec, tokenizer: Tokenizer) -> TileExpander:
-    if spec.fit == "rgb":
-        raise ValueError("RGB images require an expander.")
-    layout = ImageLayout(spec.side, spec.tokens_per_tile, fit=spec.fit, grid=spec.grid)
-    return TileExpander(layout, tokenizer.image_token_id)
 
 
 def _image_span(image: ImageRef, tokens: ImageTokens, *, start: int) -> ImageSpan:

@@ -26,7 +26,7 @@ __all__ = [
     "validate_messages",
 ]
 
-PromptFormat = Literal["colons", "inst", "chatml", "plain", "llava_hf", "paligemma"]
+PromptFormat = Literal["colons", "inst", "chatml", "llama_3", "plain", "llava_hf", "paligemma"]
 
 
 class PromptError(Exception):
@@ -85,8 +85,9 @@ class ConversationTemplate:
     """A built-in template.
 
     ``separator`` follows the system message and each user message. ``end`` follows each assistant message.
-    There are two exceptions: in the "inst" format, ``separator`` precedes every user message except the
-    first; in the "chatml" format, ``end`` and ``separator`` follow every message.
+    There are three exceptions: in the "inst" format, ``separator`` precedes every user message except the
+    first; in the "chatml" format, ``end`` and ``separator`` follow every message; in the "llama_3" format,
+    ``separator`` precedes and ``end`` follows every message.
 
     If ``has_bos`` is true, the prompt begins with the beginning-of-sequence token, provided that the
     vocabulary has one. If ``has_image_tags`` is true (only for "colons"), images are rendered as
@@ -128,7 +129,7 @@ class ConversationTemplate:
         if not is_continued:
             return render(self, system, messages[first_turn:])
         space = (
-            "" if self.format in ("chatml", "plain", "paligemma") else " "
+            "" if self.format in ("chatml", "llama_3", "plain", "paligemma") else " "
         )  # before each assistant message
         partial_response = _text(messages[-1])
         return [*render(self, system, messages[first_turn:-1]), f"{space}{partial_response}"]
@@ -178,6 +179,23 @@ def _render_chatml(template: ConversationTemplate, system: str, turns: Sequence[
     return [*segments, start, "assistant\n"]
 
 
+def _render_llama_3(template: ConversationTemplate, system: str, turns: Sequence[Message]) -> list[Segment]:
+    """``<|start_header_id|>user<|end_header_id|>\\n\\n{question}<|eot_id|>`` for each message.
+
+    As in Llama 3's own chat template, which the original uses, spaces around messages are removed.
+    """
+
+    def header(role: str) -> list[Segment]:
+        start, end = SpecialToken("<|start_header_id|>"), SpecialToken("<|end_header_id|>")
+        return [start, role, end, template.separator]
+
+    segments: list[Segment] = [*header("system"), system.strip(), template.end] if system else []
+    for turn in turns:
+        images, text = _images(turn), _text(turn).rstrip()
+        segments += [*header(turn.role), *images, text if images else text.lstrip(), template.end]
+    return [*segments, *header("assistant")]
+
+
 def _render_plain(template: ConversationTemplate, system: str, turns: Sequence[Message]) -> list[Segment]:
     """Images and texts without roles, each on a separate line, as in pretraining."""
     segments: list[Segment] = [system]
@@ -215,6 +233,7 @@ _RENDERERS: dict[PromptFormat, Callable[[ConversationTemplate, str, Sequence[Mes
     "colons": _render_colons,
     "inst": _render_inst,
     "chatml": _render_chatml,
+    "llama_3": _render_llama_3,
     "plain": _render_plain,
     "llava_hf": _render_llava_hf,
     "paligemma": _render_paligemma,

@@ -1,7 +1,7 @@
 """Large CPU allocations that are faulted in incrementally.
 
 Linux allocates each page of memory when it is first written. On a virtual machine, the host also has to
-allocate the page, which can limit the speed to 0.3 GB/s (docs/LOG.md). While the worker is idle, it therefore
+allocate the page, which can limit the speed to 0.3 GB/s (docs/log.md). While the worker is idle, it therefore
 faults in the pages that the next requests may need.
 """
 

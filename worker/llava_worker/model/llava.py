@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from llava_worker.model.attention.base import AttentionPlan
 from llava_worker.model.config.image_grid import ImagePlan
@@ -92,18 +93,23 @@ class Llava(nn.Module):
     def assemble(self, features: Tensor, plan: ImagePlan) -> Tensor:
         """Arrange an image's features, [tiles, tokens_per_tile, hidden], in prompt order, [tokens, hidden].
 
-        Without a grid, the result contains the features of the only tile. With a grid, the base view comes
-        first, followed by the unpadded grid row by row, with a newline embedding after each row of patches.
+        Without a grid, the result contains the features tile by tile. With a grid, the base view comes first,
+        followed by the encoded part of the grid row by row. See `ImagePlan`.
         """
         if not plan.rows:
-            return features.flatten(0, 1)
+            newline = [self.image_newline[None]] if plan.has_newlines else []
+            return torch.cat([features.flatten(0, 1), *newline])
         size = features.shape[-1]
         side = math.isqrt(features.shape[1])  # patches
         tiles = features[1:].view(plan.rows, plan.columns, side, side, size)
         grid = tiles.transpose(1, 2).reshape(plan.rows * side, plan.columns * side, size)
-        unpadded = grid[plan.top : plan.bottom, plan.left : plan.right]
-        newlines = self.image_newline.expand(len(unpadded), 1, size)
-        return torch.cat([features[0], torch.cat([unpadded, newlines], dim=1).flatten(0, 1)])
+        rows = grid[plan.top : plan.bottom, plan.left : plan.right]
+        if plan.reduced is not None:
+            channels = rows.permute(2, 0, 1)[None]  # [1, hidden, rows, columns]
+            rows = functional.interpolate(channels, plan.reduced, mode="bilinear")[0].permute(1, 2, 0)
+        if plan.has_newlines:
+            rows = torch.cat([rows, self.image_newline.expand(len(rows), 1, size)], dim=1)
+        return torch.cat([features[0], rows.flatten(0, 1)])
 
     def embed(self, token_ids: Tensor) -> Tensor:  # [tokens] -> [tokens, hidden]
         return self.language_model.embed(token_ids)
@@ -120,12 +126,17 @@ class _Projector(nn.Module):
     """Maps features of the vision tower to the decoder's width: linear layers with activations in between.
 
     LLaVA-1.5 uses two layers ("mlp2x_gelu") and LLaVA-v1 uses one ("linear"). If the type is "identity",
-    there are no layers. The layers are named linear_1, linear_2, ...
+    there are no layers. The layers are named linear_1, linear_2, ... In VipLlava, a norm precedes them.
     """
 
     def __init__(self, config: ModelConfig, precision: Precision, device: torch.device) -> None:
         super().__init__()
         width, size = config.feature_size, config.text_config.hidden_size
+        self.projector_layernorm: nn.LayerNorm | None = None
+        if config.projector_layernorm_eps is not None:
+            self.projector_layernorm = nn.LayerNorm(
+                width, config.projector_layernorm_eps, dtype=precision.dtype, device=device
+            )
         for number in range(1, config.projector_depth + 1):
             shape = LinearShape.plain(width, size, has_bias=config.multimodal_projector_bias)
             self.add_module(f"linear_{number}", precision.linear(shape, device, "projector"))
@@ -135,6 +146,9 @@ class _Projector(nn.Module):
     def __call__(
         self, features: Tensor
     ) -> Tensor:  # [tiles, tokens, feature_size] -> [tiles, tokens, hidden]
-        for index, linear in enumerate(self.children()):
+        if self.projector_layernorm is not None:
+            features = self.projector_layernorm(features)
+        linears = (module for module in self.children() if isinstance(module, Linear))
+        for index, linear in enumerate(linears):
             features = linear(self._activation(features) if index else features)
         return features

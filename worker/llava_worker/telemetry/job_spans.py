@@ -105,7 +105,7 @@ class TracedJobOutput(JobOutput):
             self._end_spans()
         else:
             self._start_phase(
-                "prefill", {"gen_ai.usage.input_tokens": num_tokens, "llava.pictures": len(prompt.images)}
+                "prefill", {"gen_ai.usage.input_tokens": num_tokens, "llava.images": len(prompt.images)}
             )
 
     def process(self, output: StepOutput) -> None:

@@ -2,8 +2,8 @@
 
 APIs allow messages in any order, but chat templates do not. A conversation consists of an optional system
 message, followed by user and assistant turns that alternate. The first turn is a user turn. The last turn is
-a user turn too, unless the model continues an assistant message. docs/api.md lists the position of each
-message.
+a user turn too, unless the model continues an assistant message. docs/reference/api.md lists the position of
+each message.
 
 No text and no image is dropped, and their order does not change. Later system messages therefore remain where
 they are: moving their text into the system prompt would change what they refer to, and every new one would

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 from collections.abc import Sequence
 
@@ -222,8 +223,12 @@ def estimate_cost(messages: Sequence[Message], sampling: SamplingParams, model: 
     """Estimate the total number of prompt and output tokens of a job, for fair queueing."""
     parts = [part for message in messages for part in message.parts]
     num_chars = sum(len(part) for part in parts if isinstance(part, str))
-    num_tiles = sum(part.num_tiles for part in parts if isinstance(part, ImageRef))
     max_tokens = _EXPECTED_OUTPUT_TOKENS if sampling.max_tokens is None else sampling.max_tokens
     num_output_tokens = min(max_tokens, model.context_length)
-    num_image_tokens = num_tiles * model.image_spec.tokens_per_tile
+    spec = model.image_spec
+    num_image_tokens = sum(
+        min(part.num_tiles * spec.tokens_per_tile, spec.max_tokens or math.inf)
+        for part in parts
+        if isinstance(part, ImageRef)
+    )
     return num_chars / _CHARS_PER_TOKEN + num_image_tokens + num_output_tokens

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-import msgspec
 from llava_wire.controller_side.query_results import JobSnapshot, QueuePosition
 from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.event import Event
-from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import Job
 from starlette.requests import Request
 from starlette.responses import Response
@@ -31,6 +29,7 @@ from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.generation.sse import SSE_HEADERS
 from llava_server.generation.sse_response import EventStream, Serializer
 from llava_server.generation.stream_format import SSE, StreamFormat
+from llava_server.images.choose_spec import choose_spec
 from llava_server.images.errors import ImageError
 from llava_server.images.loader import PreprocessedImage
 from llava_server.lifespan import Services, services_of
@@ -54,8 +53,6 @@ __all__ = [
 _PUBLIC_SCOPE = "*"  # owner of images whose cache_scope is "public"; never a tenant name
 _JSON_TYPE = re.compile(r"application/([!-~]+\+)?json")
 _LARGE_BODY_BYTES = 64 * 1024  # larger bodies are parsed in a thread to avoid delaying other streams
-_GRIDS = ("anyres", "hd")
-_LOW_DETAIL_SIDE = 512  # pixels; as documented for OpenAI's API
 
 T = TypeVar("T")
 
@@ -317,8 +314,11 @@ async def build_chat_jobs(
     model = await services.registry.find(chat.model)
     owner = image_owner(_PUBLIC_SCOPE if chat.cache_scope == "public" else tenant, chat.cache_salt)
     sources = image_sources(chat.messages)
-    with span("pictures", num_pictures=len(sources)) if sources else nullcontext():
-        images = [await load_image(services, source, model, tenant=tenant, owner=owner) for source in sources]
+    with span("images", num_images=len(sources)) if sources else nullcontext():
+        images = [
+            await load_image(services, source, model, tenant=tenant, owner=owner, num_images=len(sources))
+            for source in sources
+        ]
     ttl_s = settings.request_timeout_s
     jobs = to_jobs(
         chat,
@@ -354,13 +354,20 @@ def _check_size(chat: ChatRequest, *, max_text_bytes: int, max_images: int, fiel
 
 
 async def load_image(
-    services: Services, source: ImageSource, model: ServedModel, *, tenant: str, owner: str
+    services: Services,
+    source: ImageSource,
+    model: ServedModel,
+    *,
+    tenant: str,
+    owner: str,
+    num_images: int = 1,
 ) -> PreprocessedImage:
     """Load, decode and preprocess an image for the model. Raises an ApiError that names the image's field.
 
     ``tenant`` owns the stored files, and ``owner`` is the scope in which the decoded image is cached.
+    ``num_images`` is the number of images in the prompt.
     """
-    spec = _base_view(model.image_spec) if source.is_low_detail else model.image_spec
+    spec = choose_spec(model.image_spec, is_low_detail=source.is_low_detail, num_images=num_images)
     loader = services.image_loader
     try:
         if not source.file_id:
@@ -390,15 +397,11 @@ async def _read_file(services: Services, source: ImageSource, tenant: str) -> by
     )
 
 
-def _base_view(spec: ImageSpec) -> ImageSpec:
-    """Return the spec for low detail: an image is encoded as a single tile, or an RGB image is reduced."""
-    if spec.fit == "rgb":
-        return msgspec.structs.replace(spec, side=min(spec.side, _LOW_DETAIL_SIDE))
-    return msgspec.structs.replace(spec, fit="squash", grid=()) if spec.fit in _GRIDS else spec
-
-
 def queue_headers(position: QueuePosition | None) -> dict[str, str]:
-    """Return headers that describe the queue at the time the request arrived. See docs/reliability.md."""
+    """Return headers that describe the queue at the time the request arrived.
+
+    docs/how-it-works/fault-tolerance.md lists them.
+    """
     if position is None:
         return {}
     headers = {"x-queue-position": str(position.num_ahead)}

@@ -1,7 +1,7 @@
 """Rules for request fields that exist in other servers' APIs but have no effect or are not supported here.
 
 A field that the request model defines needs no rule. A field without a rule that the model does not define is
-ignored, because some clients send extra fields. docs/fields.md lists all rules.
+ignored, because some clients send extra fields. docs/reference/request-fields.md lists all rules.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class FileUpload(BaseModel):
     """A file for a batch, or an image."""
 
     file: bytes = Field(
-        description="An image, or a JSONL file with one request per line. See docs/batches.md.",
+        description="An image, or a JSONL file with one request per line. See docs/guides/batches.md.",
         examples=["requests.jsonl"],
     )
     purpose: Literal["batch", "vision", "user_data", "assistants"] = Field(

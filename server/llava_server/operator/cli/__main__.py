@@ -42,8 +42,8 @@ RedisUrl = Annotated[
     str | None,
     typer.Option(
         "--redis-url",
-        help="URL of the job queue (see docs/deploy.md). Defaults to LLAVA_REDIS_URL or the contents of "
-        "LLAVA_REDIS_URL_FILE.",
+        help="URL of the job queue (see docs/deploy/compose.md). Defaults to LLAVA_REDIS_URL or the contents "
+        "of LLAVA_REDIS_URL_FILE.",
     ),
 ]
 

@@ -38,11 +38,11 @@ class Running:
 
     def read_panel(self) -> None:
         assert self.process.stdout is not None
-        while not self.shown.endswith("photo.png"):
+        while "openai.OpenAI()" not in self.shown:
             letter = self.process.stdout.read(1)
             assert letter, self.process.stderr.read() if self.process.stderr else ""
             self.shown += letter
-        facts = dict(line.split(maxsplit=1) for line in self.shown.splitlines() if line[:1] != " ")
+        facts = dict(line.split(maxsplit=1) for line in self.shown.splitlines() if line.count(" ") > 1)
         self.url = facts["playground"]
         self.key = facts["API"].removeprefix("key").strip() if "API key" in self.shown else None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
-from llava_cli.up.display import Display, curl_command, example_image
+from llava_cli.up.display import Display, commands, example_image
 from llava_cli.up.plan import LaunchPlan
 
 from tests.client.scripted_server import PNG, ScriptedServer
@@ -75,6 +76,14 @@ def test_a_reachable_server_requires_a_generated_key() -> None:
     assert first not in repr(reachable)
 
 
+def test_workers_report_the_progress_of_downloads_unless_configured_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert plan().workers(SECRET)[0].environment["TQDM_POSITION"] == "-1"
+    monkeypatch.setenv("TQDM_POSITION", "0")
+    assert plan().workers(SECRET)[0].environment["TQDM_POSITION"] == "0"
+
+
 @pytest.mark.parametrize("name", ["LLAVA_API_KEYS", "LLAVA_API_KEYS_FILE"])
 def test_configured_keys_are_not_replaced(name: str) -> None:
     assert LaunchPlan.generate_key("0.0.0.0", {name: "mine-1234"}) is None
@@ -98,7 +107,7 @@ def test_the_printed_curl_command_works(server: ScriptedServer, tmp_path: Path) 
     (tmp_path / "examples" / "it's an image.png").write_bytes(PNG * 1000)
     port = int(server.url.rpartition(":")[2])
     image = example_image(tmp_path)
-    line = curl_command(plan(port=port, generated_key="lv-key"), 'the "model"', image)
+    line = commands(plan(port=port, generated_key="lv-key"), 'the "model"', image)["curl"]
     done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, timeout=scaled(30))
     assert json.loads(done.stdout)["choices"]
     assert server.chats[-1].headers["authorization"] == "Bearer lv-key"
@@ -106,6 +115,18 @@ def test_the_printed_curl_command_works(server: ScriptedServer, tmp_path: Path) 
     url = server.last_body["messages"][0]["content"][0]["image_url"]["url"]
     assert url.startswith("data:image/png;base64,iVBOR")
     assert "\n" not in url
+
+
+@pytest.mark.parametrize("name", ["Python", "the openai package (pip install openai)"])
+def test_the_printed_python_commands_work(server: ScriptedServer, tmp_path: Path, name: str) -> None:
+    (tmp_path / "it's an image.png").write_bytes(PNG)
+    port = int(server.url.rpartition(":")[2])
+    line = commands(plan(port=port, generated_key="lv-key"), "the-model", "it's an image.png")[name]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+    assert server.chats[-1].headers["authorization"] == "Bearer lv-key"
 
 
 def test_the_curl_command_uses_a_placeholder_without_example_images(tmp_path: Path) -> None:
@@ -116,14 +137,17 @@ def test_the_output_without_a_terminal_is_plain_text(capsys: pytest.CaptureFixtu
     display = Display(is_verbose=False)
     with display.waiting("starting"):
         display.line("worker-1", "loading [weights]")
-    display.ready(plan(generated_key="lv-key"), "tiny-llava", kernels="shipped")
+        display.line(
+            "worker-1", "2030-01-31 10:00:00,000 INFO llava_worker.selected: precision: bf16, because"
+        )
+    display.ready(plan(generated_key="lv-key"), "tiny-llava")
     display.tail(["last [line]"])
     shown = capsys.readouterr()
     for fact in (
         "http://127.0.0.1:8000/\n",
         "http://127.0.0.1:8000/v1\n",
         "tiny-llava",
-        "kernels     shipped\n",
+        "precision   bf16, because\n",
         "lv-key",
         "Ctrl-C",
     ):
@@ -139,3 +163,12 @@ def test_verbose_prints_each_line_once_with_the_name_of_the_process(
     display.line("worker-1", "loading [weights]")
     display.tail(["loading [weights]"])
     assert capsys.readouterr().err == " worker-1 | loading [weights]\n"
+
+
+def test_up_with_the_bundled_model_explains_how_to_serve_a_real_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Display(is_verbose=False).ready(plan(model="tiny"), "tiny-llava")
+    assert "llava-serve up --model llava-hf/llava-1.5-7b-hf --precision int4" in capsys.readouterr().out
+    Display(is_verbose=False).ready(plan(model="llava-hf/llava-1.5-7b-hf"), "llava-1.5-7b-hf")
+    assert "--precision int4" not in capsys.readouterr().out

@@ -78,6 +78,15 @@ def test_lines_of_any_length_are_reported_with_the_name_of_the_child() -> None:
     assert {name for name, _ in harness.lines} == {"printer"}
 
 
+def test_progress_bars_are_reported_without_the_sequences_that_control_a_terminal() -> None:
+    async def scenario(harness: SupervisorHarness) -> None:
+        script = r"printf '\n\r 0%%|    |\033[A\n\r14%%|#   |\033[A\r28%%|##  |\n'; sleep 100"
+        await harness.supervisor.start([shell("worker-1", script)])
+        await harness.wait_until(lambda: len(harness.lines) >= 3, "three lines")
+
+    assert [text for _, text in run_scenario(scenario).lines] == ["", " 0%|    |", "28%|##  |"]
+
+
 def test_an_exit_during_startup_is_final_and_includes_the_last_lines() -> None:
     async def scenario(harness: SupervisorHarness) -> None:
         await harness.supervisor.start([shell("worker-1", "echo no such model; exit 3")])
@@ -228,3 +237,27 @@ def test_children_are_killed_together_with_their_parent(tmp_path: Path) -> None:
 )
 def test_exit_statuses_are_described(status: int, words: str) -> None:
     assert describe_exit(status) == words
+
+
+def test_workers_killed_on_request_are_restarted_without_using_the_restart_budget() -> None:
+    async def scenario(harness: SupervisorHarness) -> None:
+        worker = Program(
+            "worker-1", ("sh", "-c", "echo $$; exec sleep 100"), dict(os.environ), is_worker=True
+        )
+        other = shell("other", "echo $$; exec sleep 100")
+        await harness.supervisor.start([worker, other])
+        harness.supervisor.enable_restarts()
+
+        def pids(name: str) -> list[int]:
+            return [int(line) for child, line in harness.lines if child == name]
+
+        await harness.wait_until(lambda: pids("other"), "the other program")
+        for number in range(FAST.max_restarts + 2):
+            await harness.wait_until(lambda n=number: len(pids("worker-1")) > n, "the worker")  # type: ignore[misc]
+            assert harness.supervisor.kill(pids("worker-1")[-1])
+        await harness.wait_until(lambda: len(pids("worker-1")) > FAST.max_restarts + 2, "the last restart")
+        assert not harness.supervisor.kill(pids("other")[-1])
+        assert not harness.supervisor.kill(os.getpid())
+        assert not has_exited(pids("other")[-1])
+
+    run_scenario(scenario)

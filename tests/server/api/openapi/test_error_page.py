@@ -1,4 +1,4 @@
-"""docs/errors.md has a section for each error code, and each error response links to its section."""
+"""docs/reference/errors.md has a section for each error code, and each error links to its section."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llava_server.errors import ERRORS, ApiError
 from llava_wire.messages.event import ErrorCode
 
 ROOT = Path(__file__).parents[4]
-PAGE = (ROOT / "docs" / "errors.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "reference" / "errors.md").read_text("utf-8")
 SECTIONS = {text.partition("\n")[0]: text for text in PAGE.split("\n## ")[1:]}
 
 

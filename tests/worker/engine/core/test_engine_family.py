@@ -18,8 +18,10 @@ from llava_worker.model.config.image_grid import ImageLayout
 from tests.worker.checkpoints import (
     LLAVA_INTERLEAVE,
     LLAVA_NEXT_MISTRAL,
+    LLAVA_ONEVISION,
     MEAN,
     STD,
+    VIP_LLAVA,
     Reference,
     random_prompt,
     reference_output,
@@ -34,7 +36,11 @@ def next_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Referenc
     return folder, write_checkpoint(folder, **LLAVA_NEXT_MISTRAL)
 
 
-@pytest.mark.parametrize("options", [LLAVA_NEXT_MISTRAL, LLAVA_INTERLEAVE], ids=["1.6", "interleave"])
+@pytest.mark.parametrize(
+    "options",
+    [LLAVA_NEXT_MISTRAL, LLAVA_INTERLEAVE, LLAVA_ONEVISION, VIP_LLAVA],
+    ids=["1.6", "interleave", "onevision", "vipllava"],
+)
 def test_outputs_equal_those_of_transformers_with_and_without_cache_hits(
     tmp_path: Path, make_sequence: MakeSequence, run: Run, options: dict[str, Any]
 ) -> None:
@@ -60,7 +66,7 @@ def test_outputs_equal_those_of_transformers_with_and_without_cache_hits(
     again = run(engine, [make_sequence(prompt, seq_id=str(i)) for i, prompt in enumerate(prompts)])
 
     assert [first[str(i)] for i in range(4)] == [again[str(i)] for i in range(4)] == expected
-    assert (info.fit, info.grid) == (layout.fit, layout.grid)
+    assert info.layout == layout
     assert engine.stats().num_cached_tokens_total > 0
     assert engine.stats().num_encoded_images_total == 6
 
@@ -90,14 +96,14 @@ def test_equal_tiles_with_different_image_sizes_are_different_images(
     assert are_equal == [True, True]
 
 
-def test_a_low_detail_image_has_only_the_base_view(
+def test_a_low_detail_image_has_only_the_base_view_and_a_newline(
     next_model: tuple[Path, Reference], make_sequence: MakeSequence, run: Run
 ) -> None:
     engine, _ = build_engine(EngineConfig(next_model[0], precision="fp32", device="cpu", block_size=8))
     layout = layout_of(engine)
     prompt = random_prompt(np.random.default_rng(5), num_images=1, layout=layout)
     start, length = prompt.image_starts[0], prompt.lengths[0]
-    num_low = layout.tokens_per_tile
+    num_low = layout.tokens_per_tile + 1  # a newline
     assert num_low < length
 
     token_ids = prompt.token_ids[:start] + [127] * num_low + prompt.token_ids[start + length :]
@@ -108,7 +114,8 @@ def test_a_low_detail_image_has_only_the_base_view(
     features = model.encode(torch.from_numpy(prompt.pixels[0].copy()))
     whole = model.assemble(features, layout.plan(*prompt.sizes[0]))
     base = model.assemble(features[:1], layout.plan(0, 0))
-    assert torch.equal(base, whole[:num_low])
+    assert torch.equal(base[:-1], whole[: num_low - 1])
+    assert torch.equal(base[-1], model.image_newline)
 
 
 def test_an_image_span_that_does_not_match_its_size_is_rejected(

@@ -16,7 +16,7 @@ from tests.worker.engine.logit_recorder import RecordingRunner, load_recording, 
 from tests.worker.family import make_member
 from tests.worker.layouts import split_tower, write_hf, write_original
 
-IN_BOTH = ["1.5", "1.5, 13B", "1.6, vicuna", "1.6, mistral", "1.6, 34B", "llava-interleave"]
+IN_BOTH = ["1.5", "1.5, 13B", "1.6, vicuna", "1.6, mistral", "1.6, 34B", "llava-interleave", "OneVision"]
 
 Logits = tuple[list[tuple[str, int]], torch.Tensor]  # (sequence, position) of each row
 ComputeLogits = Callable[..., Logits]

@@ -73,12 +73,27 @@ def test_steps_with_prompts_are_as_long_as_the_limit_once_the_speed_is_known(see
     assert min(full) >= min(0.4, full_budget_s) * 0.8
 
 
-def test_prompts_use_the_whole_budget_while_no_stream_is_running() -> None:
-    device = Device(0.1, decode_s=0.01, token_s=0.01)
+@pytest.mark.parametrize(
+    ("decode_s", "num_tokens"),
+    [
+        (0.005, 176),  # 0.1 s minus a decode step, at 0.5 ms per token
+        (0.02, 352),  # ten decode steps minus one
+        (0.15, 512),  # the whole budget takes less than ten decode steps
+    ],
+)
+def test_while_no_stream_is_running_steps_are_short_if_this_costs_little_throughput(
+    decode_s: float, num_tokens: int
+) -> None:
+    device = Device(0.4, decode_s=decode_s, token_s=0.0005)
     decode(device)
-    device.scheduler.remove(next(iter(device.scheduler)))
-    device.add("prompt", 1500)
-    assert [device.step()["prompt"] for _ in range(3)] == [(0, 512), (512, 1024), (1024, 1500)]
+    device.add("first", 600)
+    while device.step().get("first", (0, 0))[1] < 600:
+        pass
+    for sequence in list(device.scheduler):
+        device.scheduler.remove(sequence)
+    device.add("second", 1500)
+    start, end = device.step()["second"]
+    assert end - start == num_tokens
 
 
 def test_without_a_limit_prompts_use_the_whole_budget() -> None:
@@ -121,6 +136,6 @@ def test_an_interruption_of_the_process_hardly_changes_the_limit() -> None:
     for _ in range(10):
         gap.observe(prompt_cost=0, seconds=0.1)
         gap.observe(prompt_cost=100, seconds=0.2)
-    assert gap.max_prompt_cost(BUDGET) == 288
+    assert gap.max_prompt_cost(BUDGET, has_streams=True) == 288
     gap.observe(prompt_cost=100, seconds=60.0)
-    assert gap.max_prompt_cost(BUDGET) >= 144
+    assert gap.max_prompt_cost(BUDGET, has_streams=True) >= 144

@@ -30,7 +30,7 @@ def test_an_engine_and_its_model_info_are_built_from_a_folder(
 
     assert (info.name, info.precision, info.device) == ("my-llava", "fp32", "cpu")
     assert (info.image_side, info.tokens_per_tile, info.image_token_id) == (28, 4, 127)
-    assert (info.fit, info.background) == ("pad", (122, 116, 104))
+    assert (info.layout.fit, info.background) == ("pad", (122, 116, 104))
     assert (info.context_length, info.vocab_size, info.eos_ids) == (256, 128, frozenset({2}))
     assert len(run(engine, [make_sequence(Prompt([1, 5, 6]), ignore_eos=True)])["one"]) == 12
 
@@ -71,7 +71,7 @@ def test_images_are_cropped_if_the_checkpoint_requires_it(folder: Path) -> None:
     )
     _, info = build_engine(EngineConfig(folder, precision="fp32"))
 
-    assert (info.fit, info.background) == ("crop", (127, 127, 127))
+    assert (info.layout.fit, info.background) == ("crop", (127, 127, 127))
 
 
 def test_a_small_kv_cache_reduces_the_context_and_logs_a_warning(
@@ -133,7 +133,7 @@ def test_original_and_hf_layouts_give_equal_outputs(
     )
 
     assert run(original_engine, [make_sequence(prompt)]) == run(hf_engine, [make_sequence(prompt)])
-    assert (info.fit, info.has_image_marks, info.image_token_id) == ("pad", True, 0)
+    assert (info.layout.fit, info.has_image_marks, info.image_token_id) == ("pad", True, 0)
     assert progress[-1][0] == progress[-1][1]
 
 

@@ -27,8 +27,9 @@ from llava_worker.model.memory_estimate import InsufficientMemory
 from llava_worker.model.peak_memory import PeakMemory
 from llava_worker.model.quantization.precision import choose_precision
 
-from tests.worker.checkpoints import Prompt, Reference, random_prompt
+from tests.worker.checkpoints import LLAVA_ONEVISION, Prompt, Reference, random_prompt, write_checkpoint
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
+from tests.worker.model.load_model import load_model
 
 CPU = torch.device("cpu")
 LIMITS = {"max_num_sequences": 8, "max_batch_tokens": 64}
@@ -92,6 +93,27 @@ def test_images_are_part_of_the_estimate(model: Llava) -> None:
     assert many.tower == 10 * few.tower > 0  # each image has four tokens
     assert StepMemory(tower=9, prefill=3, decode=4).num_bytes == 9
     assert StepMemory(tower=5, prefill=3, decode=4).num_bytes == 7
+
+
+def test_merging_the_tiles_of_the_largest_image_is_part_of_the_estimate(
+    tmp_path: Path, make_engine: MakeEngine, make_sequence: MakeSequence
+) -> None:
+    options = {"text": {"model_type": "qwen2", "hidden_size": 512}, "image_grid_pinpoints": [[168, 168]]}
+    write_checkpoint(tmp_path, **LLAVA_ONEVISION | options)
+    model = load_model(tmp_path)
+    layout = model.config.image_layout()
+    image = layout.plan(168, 168)
+    assert image.num_tiles == 37
+    pixels = np.zeros((image.num_tiles, 28, 28, 3), dtype=np.uint8)
+    prompt = Prompt([1] + [127] * image.num_tokens + [5], [1], [pixels], [image.num_tokens], [(168, 168)])
+    limits = {"max_num_sequences": 1, "max_batch_tokens": 4}
+    estimate = warm_up(WarmupSteps(model, SdpaBackend(), plan(model)), **limits)
+    engine = make_engine(over=model, num_blocks=60, encoder_cache_bytes=0, **limits)
+    engine.add(make_sequence(prompt, max_new_tokens=1))
+    with PeakMemory(CPU) as peak:
+        engine.step()
+
+    assert peak.num_bytes <= estimate.tower <= 2 * peak.num_bytes
 
 
 def test_a_step_with_more_tokens_than_the_context_is_measured_with_several_prompts(model: Llava) -> None:

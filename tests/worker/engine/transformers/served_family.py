@@ -11,6 +11,7 @@ import numpy as np
 from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.job import ImageRef, Job, Message
 from llava_wire.messages.sampling_params import SamplingParams
+from llava_worker.choose_engine import EngineSetting
 from llava_worker.engine import Sequence
 from llava_worker.engine.transformers.checkpoint import read_checkpoint
 from llava_worker.engine.transformers.processor import ModelProcessor
@@ -87,11 +88,11 @@ class ReferenceFamily:
 
 
 class ServedFamily(ReferenceFamily):
-    """A checkpoint that the worker has opened with the transformers engine."""
+    """A checkpoint that the worker has opened, by default with the transformers engine."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, engine: EngineSetting = "transformers") -> None:
         super().__init__(folder)
-        settings = load_settings(["--model", str(folder), "--device", "cpu", *flags])
+        settings = load_settings(["--model", str(folder), "--engine", engine, "--device", "cpu", *flags])
         self.model: LoadedModel = open_model(settings)
 
     def sequence(
@@ -105,11 +106,8 @@ class ServedFamily(ReferenceFamily):
         **sampling: Any,
     ) -> Sequence:
         """Return the sequence that the worker adds to the engine for this request."""
-        pixels = {f"{seq_id}-{index}": image for index, image in enumerate(question.images)}
-        images = [
-            ImageRef(digest=digest, num_tiles=1, side=0, width=image.shape[1], height=image.shape[0])
-            for digest, image in pixels.items()
-        ]
+        preprocessed = self.preprocess(question.images, seq_id)
+        images = [image for image, _ in preprocessed]
         params = SamplingParams(seed=7, temperature=temperature, max_tokens=max_tokens, **sampling)
         job = Job(
             job_id=seq_id,
@@ -124,10 +122,26 @@ class ServedFamily(ReferenceFamily):
             assignment_id=seq_id,
             token_ids=tuple(output_ids),
             text="",
-            pixels={digest: image.tobytes() for digest, image in pixels.items()},
+            pixels={image.digest: pixels for image, pixels in preprocessed},
         )
         prompt = self.model.prompts.build(job)
         return make_sequence(assignment, prompt, context_length=self.model.engine.context_length)
+
+    def preprocess(self, images: Items[Pixels], seq_id: str) -> list[tuple[ImageRef, bytes]]:
+        """Return references to the images of a sequence, and their pixels, as the server sends them."""
+        return [
+            (
+                ImageRef(
+                    digest=f"{seq_id}-{index}",
+                    num_tiles=1,
+                    side=0,
+                    width=image.shape[1],
+                    height=image.shape[0],
+                ),
+                image.tobytes(),
+            )
+            for index, image in enumerate(images)
+        ]
 
     def run(self, *sequences: Sequence) -> dict[str, list[int]]:
         """Run the sequences together and return their output tokens."""

@@ -57,6 +57,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bare": {"model_type": "llava"},
     "as published": LLAVA_1_5_7B,
     "mistral": {"model_type": "llava_next", "text_config": {"model_type": "mistral"}},
+    "onevision": {"model_type": "llava_onevision", "text_config": {"eos_token_id": 7}},
+    "onevision with parts": {
+        "model_type": "llava_onevision",
+        "text_config": {"hidden_size": 896, "eos_token_id": 7},
+        "vision_config": {"hidden_size": 1152, "image_size": 384},
+    },
     "qwen2 and siglip": {
         "model_type": "llava",
         "text_config": {"model_type": "qwen2", "eos_token_id": 5},
@@ -81,6 +87,22 @@ def test_defaults_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     assert actual.text_config.rope.rope_theta == expected.text_config.rope_parameters["rope_theta"]
 
 
+@pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision", "vipllava"])
+def test_defaults_of_the_model_type_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
+    actual = read_config(write(tmp_path, model_type=kind))
+    expected = AutoConfig.from_pretrained(tmp_path)
+
+    layers = expected.vision_feature_layer
+    assert actual.vision_feature_layer == (layers if isinstance(layers, int) else tuple(layers))
+    strategy = getattr(expected, "vision_feature_select_strategy", "default")  # fixed for vipllava
+    assert actual.vision_feature_select_strategy == strategy
+    assert actual.projector_layernorm_eps == getattr(expected, "projector_layernorm_eps", None)
+    grid = getattr(expected, "image_grid_pinpoints", ())
+    assert actual.image_layout().grid == tuple((width, height) for height, width in grid)
+    ratio = getattr(expected, "vision_aspect_ratio", "")
+    assert actual.image_layout().max_tiles == (int(ratio.removeprefix("anyres_max_")) if ratio else None)
+
+
 def test_published_llava_is_vicuna_with_clip_and_576_tokens(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, **LLAVA_1_5_7B))
 
@@ -99,14 +121,24 @@ def test_the_older_spelling_of_rope_parameters_is_supported(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("values", "difference"),
     [
-        ({"model_type": "bert"}, "model_type"),
-        ({"model_type": "llava", "text_config": {"model_type": "mamba"}}, "text_config.model_type"),
+        (
+            {"model_type": "bert"},
+            "model_type is 'bert'; supported values are 'llava', 'llava_next', .* or 'vipllava'.",
+        ),
+        (
+            {"model_type": "llava", "text_config": {"model_type": "mamba"}},
+            "text_config.model_type is 'mamba'; supported values are 'llama', 'mistral' or 'qwen2'.",
+        ),
         ({"model_type": "llava", "text_config": {"rope_scaling": {"type": "longrope"}}}, "rope_type"),
         ({"model_type": "llava", "vision_feature_layer": -40}, "vision_feature_layer -40"),
         ({"model_type": "llava", "text_config": [1], "vision_config": 3}, "text_config.*vision_config"),
         (
             {"model_type": "llava_next", "vision_feature_select_strategy": "full"},
             "577 tokens; image grids require a square number",
+        ),
+        (
+            {"model_type": "llava_onevision", "vision_aspect_ratio": "pad"},
+            "vision_aspect_ratio is 'pad'; the supported value is anyres_max_<tiles>",
         ),
         ({}, "model_type"),
     ],

@@ -1,25 +1,41 @@
-"""Images have the same tiles and tokens as in transformers (LLaVA-1.6) or as in the paper (LLaVA-1.5-HD)."""
+"""Images have the same tiles and tokens as in transformers, in the original code or in the HD paper."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from llava_worker.model.config.image_grid import HD_SHAPES, ImageLayout, best_resolution, size_on_canvas
+from llava_worker.model.config.image_grid import (
+    HD_SHAPES,
+    ImageLayout,
+    Merge,
+    best_resolution,
+    size_on_canvas,
+)
 from llava_worker.model.llava import Llava
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
+from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
+from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
+
+from tests.worker.original_merge import merge_features
 
 PINPOINTS = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]  # height, width
 ANYRES = ImageLayout(336, 576, fit="anyres", grid=tuple((width, height) for height, width in PINPOINTS))
 HD = ImageLayout(224, 256, fit="hd", grid=tuple((columns * 224, rows * 224) for columns, rows in HD_SHAPES))
+ONEVISION_SIDES = range(384, 2305, 384)
+ONEVISION_PINPOINTS = [[height, width] for height in ONEVISION_SIDES for width in ONEVISION_SIDES]
+ONEVISION = ImageLayout(
+    384, 729, fit="anyres", grid=tuple((width, height) for height, width in ONEVISION_PINPOINTS), max_tiles=9
+)
 LENGTHS = st.one_of(st.integers(1, 3000), st.sampled_from([1, 2, 3, 16_384]))
 SIZES = st.tuples(LENGTHS, LENGTHS)
 
@@ -45,6 +61,97 @@ def test_tiles_and_tokens_of_llava_1_6_equal_those_of_transformers(size: tuple[i
     assert best_resolution(size, ANYRES.grid) == (canvas_width, canvas_height)
     assert plan.num_tiles == 1 + (canvas_width // 336) * (canvas_height // 336)
     assert plan.num_tokens == ANYRES.num_tokens(width, height) == transformers_tokens(width, height)
+
+
+def onevision_tokens(width: int, height: int) -> int:
+    processor: Any = LlavaOnevisionProcessor
+    attributes = SimpleNamespace(
+        image_processor=SimpleNamespace(image_grid_pinpoints=ONEVISION_PINPOINTS),
+        num_image_tokens=729,
+        vision_aspect_ratio="anyres_max_9",
+    )
+    attributes._get_unpadded_features = lambda *args: processor._get_unpadded_features(attributes, *args)
+    return int(processor._get_number_of_features(attributes, height, width, 384, 384))
+
+
+@settings(max_examples=300, deadline=None)
+@given(size=SIZES)
+def test_tiles_and_tokens_of_onevision_equal_those_of_transformers(size: tuple[int, int]) -> None:
+    width, height = size
+    plan = ONEVISION.plan(width, height)
+    canvas_height, canvas_width = select_best_resolution((height, width), ONEVISION_PINPOINTS)
+
+    assert plan.num_tiles == 1 + (canvas_width // 384) * (canvas_height // 384)
+    assert plan.num_tokens == onevision_tokens(width, height) <= ONEVISION.max_tokens
+
+
+# In the original layout, the same list contains the width first. If several sizes are equally good, the first
+# one in the list is selected, so some images have a different grid.
+ORIGINAL_ANYRES = replace(ANYRES, grid=tuple(PINPOINTS), rounds_sizes=False)
+ORIGINAL = [replace(ORIGINAL_ANYRES, merge=merge) for merge in get_args(Merge)]
+ORIGINAL.append(replace(ONEVISION, rounds_sizes=False))
+
+
+@pytest.mark.parametrize("layout", ORIGINAL, ids=["flat", "spatial", "spatial_unpad", "onevision"])
+@settings(max_examples=40, deadline=None)
+@given(size=SIZES)
+@example((1598, 752))
+@example((88, 55))
+@example((328, 205))
+def test_tokens_and_features_equal_those_of_the_original_code(
+    layout: ImageLayout, size: tuple[int, int]
+) -> None:
+    plan = layout.plan(*size)
+    features = torch.rand(plan.num_tiles, layout.tokens_per_tile, 1)
+    newline = torch.full((1,), -1.0)
+    expected = merge_features(features, size, layout, newline)
+
+    model = cast(Llava, SimpleNamespace(image_newline=newline))
+    assert torch.equal(Llava.assemble(model, features, plan), expected)
+    assert plan.num_tokens == len(expected) <= layout.max_tokens
+
+
+def test_sizes_that_transformers_rounds_have_the_tokens_of_the_original_code() -> None:
+    """A floating-point value slightly below a whole number of patches is rounded down."""
+    for size, num_tokens, num_rounded in (
+        ((1598, 752), 1800, 1848),
+        ((88, 55), 926, 976),
+        ((328, 205), 926, 976),
+        ((640, 480), 2340, 2340),
+    ):
+        assert ORIGINAL_ANYRES.num_tokens(*size) == num_tokens
+        assert replace(ORIGINAL_ANYRES, rounds_sizes=True).num_tokens(*size) == num_rounded
+
+
+def test_only_large_grids_of_onevision_are_reduced() -> None:
+    reduced = [ONEVISION.plan(side, side).reduced for side in (300, 1152, 1250, 4000)]
+
+    assert reduced == [None, None, (81, 81), (81, 81)]
+
+
+@pytest.mark.parametrize("size", [(300, 200), (1500, 1490), (2400, 900), (700, 4000), (4000, 4000)])
+def test_features_of_onevision_equal_those_of_transformers(size: tuple[int, int]) -> None:
+    small = ImageLayout(
+        28,
+        16,
+        fit="anyres",
+        grid=tuple((w * 28 // 384, h * 28 // 384) for w, h in ONEVISION.grid),
+        max_tiles=9,
+    )
+    plan = small.plan(*size)
+    features, newline = torch.randn(plan.num_tiles, 16, 3), torch.randn(3)
+    vision = SimpleNamespace(image_size=28, patch_size=7)
+    pinpoints = [[height, width] for width, height in small.grid]
+    attributes: Any = SimpleNamespace(
+        config=SimpleNamespace(vision_config=vision, image_grid_pinpoints=pinpoints)
+    )
+    (expected,), _ = LlavaOnevisionModel.pack_image_features(attributes, [features], [size[::-1]], newline)
+    (alone,), _ = LlavaOnevisionModel.pack_image_features(attributes, [features[:1]], [size[::-1]], newline)
+
+    model = cast(Llava, SimpleNamespace(image_newline=newline))
+    assert torch.equal(Llava.assemble(model, features, plan), expected)
+    assert torch.equal(Llava.assemble(model, features[:1], small.plan(0, 0)), alone)
+    assert len(expected) == plan.num_tokens
 
 
 @settings(max_examples=100, deadline=None)

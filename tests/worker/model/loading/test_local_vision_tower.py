@@ -61,7 +61,7 @@ def test_the_folder_that_config_json_names_is_used(split: Path, kind: str) -> No
 
     engine, info = build_engine(EngineConfig(split, precision="fp32", device="cpu", kv_cache_bytes=1 << 20))
 
-    assert (engine.num_sequences, info.fit) == (0, "pad")
+    assert (engine.num_sequences, info.layout.fit) == (0, "pad")
     assert (bias_of(split) == 2).all()
 
 

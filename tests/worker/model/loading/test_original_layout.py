@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ from llava_worker.model.config.model_config import (
 )
 from llava_worker.model.llava import Llava
 
-from tests.worker.checkpoints import LLAVA_INTERLEAVE, LLAVA_NEXT_MISTRAL, MEAN, STD, write_checkpoint
+from tests.worker.checkpoints import (
+    LLAVA_INTERLEAVE,
+    LLAVA_NEXT_MISTRAL,
+    LLAVA_ONEVISION,
+    MEAN,
+    STD,
+    write_checkpoint,
+)
 from tests.worker.layouts import replace_projector, write_hf, write_original
 from tests.worker.model.load_model import assert_same_weights, load_model
 
@@ -28,11 +36,15 @@ def assert_same_model(actual: Llava, expected: Llava) -> None:
     for part in ("text_config", "vision_config", "feature_layers", "projector_depth", "is_tied"):
         assert getattr(actual.config, part) == getattr(expected.config, part)
     assert actual.config.tokens_per_tile == expected.config.tokens_per_tile
-    assert actual.config.image_layout() == expected.config.image_layout()
+    # Sizes are rounded as in the implementation of each layout.
+    layout, expected_layout = actual.config.image_layout(), expected.config.image_layout()
+    assert replace(layout, rounds_sizes=True) == replace(expected_layout, rounds_sizes=True)
 
 
 @pytest.mark.parametrize(
-    "options", [{}, LLAVA_NEXT_MISTRAL, LLAVA_INTERLEAVE], ids=["1.5", "1.6 mistral", "qwen2 and siglip"]
+    "options",
+    [{}, LLAVA_NEXT_MISTRAL, LLAVA_INTERLEAVE, LLAVA_ONEVISION],
+    ids=["1.5", "1.6 mistral", "qwen2 and siglip", "onevision"],
 )
 def test_a_model_is_the_same_in_both_layouts(tmp_path: Path, options: dict[str, Any]) -> None:
     hf, tower = tmp_path / "hf", tmp_path / "tower"
@@ -46,6 +58,19 @@ def test_a_model_is_the_same_in_both_layouts(tmp_path: Path, options: dict[str, 
     assert_same_model(load_model(whole), expected)
     assert_same_model(load_model(split, tower=tower), expected)
     assert_same_model(load_model(write_hf(whole, tmp_path / "back", like=hf)), expected)
+
+
+def test_vip_llava_is_the_same_in_both_layouts(tmp_path: Path) -> None:
+    hf = tmp_path / "hf"
+    hf.mkdir()
+    write_checkpoint(hf, kind="vipllava", vision={"num_hidden_layers": 12})
+    whole = write_original(hf, tmp_path / "whole")
+
+    assert_same_model(load_model(whole), load_model(hf))
+    assert load_model(whole).config.projector_layernorm_eps == 1e-5
+
+    config = read(tmp_path, mm_vision_tower="clip_4layers_336")
+    assert (config.feature_layers, config.feature_size) == ([23, 20, 17, 14, 6], 5 * 1024)
 
 
 def test_a_checkpoint_without_a_vision_tower_requires_the_tower_folder(tmp_path: Path) -> None:
@@ -155,6 +180,43 @@ def test_image_grids_are_width_first_in_the_original_layout(tmp_path: Path) -> N
         assert (layout.fit, layout.grid) == ("anyres", tuple(map(tuple, PINPOINTS)))
 
 
+# config.json of lmms-lab/llava-onevision-qwen2-7b-ov, without the training options.
+ONEVISION: dict[str, Any] = SIGLIP | {
+    "architectures": ["LlavaQwenForCausalLM"],
+    "hidden_size": 3584,
+    "image_aspect_ratio": "anyres_max_9",
+    "image_grid_pinpoints": "(1x1),...,(6x6)",
+    "intermediate_size": 18944,
+    "max_position_embeddings": 32768,
+    "mm_patch_merge_type": "spatial_unpad",
+    "mm_resampler_type": None,
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+}
+
+
+def test_the_published_onevision_has_36_grids_and_reduces_large_ones_to_9_tiles(tmp_path: Path) -> None:
+    config = read(tmp_path, **ONEVISION)
+    layout = config.image_layout()
+
+    sides = range(384, 2305, 384)
+    assert layout.grid == tuple((width, height) for width in sides for height in sides)
+    assert (layout.merge, layout.max_tiles, layout.rounds_sizes) == ("spatial_unpad", 9, False)
+    assert (layout.splits_several_images, layout.single_tile_fit) == (False, "pad")
+    assert (config.feature_layers, config.tokens_per_tile, config.has_image_newline) == ([26], 729, True)
+
+
+@pytest.mark.parametrize("merge_type", ["flat", "spatial", "spatial_unpad", None])
+def test_the_merge_type_is_flat_unless_specified(tmp_path: Path, merge_type: str | None) -> None:
+    values = ANYRES | {"image_grid_pinpoints": PINPOINTS, "mm_patch_merge_type": merge_type}
+    config = read(tmp_path, **values)
+
+    assert config.image_layout().merge == (merge_type or "flat")
+    assert config.has_image_newline is (merge_type == "spatial_unpad")
+
+
 def test_siglip_by_name_has_no_class_token_and_its_own_mean_and_std(tmp_path: Path) -> None:
     config = read(tmp_path, **SIGLIP)
     image = read_image_config(tmp_path, vision=config.vision_config)
@@ -170,7 +232,10 @@ def test_siglip_by_name_has_no_class_token_and_its_own_mean_and_std(tmp_path: Pa
         ({"mm_projector_type": "resampler"}, "mm_projector_type is 'resampler'"),
         ({"mm_vision_select_feature": "all"}, "mm_vision_select_feature is 'all'"),
         ({"mm_vision_tower": "eva-clip"}, "'eva-clip' is not recognized"),
-        ({"image_aspect_ratio": "anyres"}, "mm_patch_merge_type is None"),
+        (ANYRES | {"mm_patch_merge_type": "maxpool2x2"}, "'maxpool2x2'; .* flat, spatial, spatial_unpad"),
+        ({"image_aspect_ratio": "anyres_max"}, "'anyres_max' is not supported. .* for example anyres_max_9"),
+        ({"mm_resampler_type": "perceiver"}, "mm_resampler_type is 'perceiver'"),
+        (ANYRES | {"image_grid_pinpoints": "(1x1),...,(99x99)"}, r"image_grid_pinpoints is '\(1x1\)"),
         (ANYRES | {"image_grid_pinpoints": [3]}, r"image_grid_pinpoints is \[3\]"),
         (ANYRES, "Image grid .* is not supported"),
         ({"mm_projector_type": "identity"}, "no projector, but its feature size 1024 differs .* 4096"),

@@ -18,7 +18,7 @@ def test_auto_logs_the_selected_precision_and_the_reason(caplog: pytest.LogCaptu
         precision = choose_precision("auto", CPU)
 
     assert precision.name in ("fp32", "bf16")
-    assert f"precision auto: selected {precision.name} because" in caplog.text
+    assert f"precision: {precision.name}, because" in caplog.text
 
 
 def test_an_explicit_precision_is_used_unchanged(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,8 +3,8 @@
 Each step is scheduled in the following stages:
 
 0. If the first waiting sequence does not fit, running sequences of lower priority are preempted.
-1. Every decoding sequence gets one token, so that no stream is blocked by a long prompt. If there is such a
-   sequence, `TokenGap` limits the remaining budget, so that the step does not take too long.
+1. Every decoding sequence gets one token, so that no stream is blocked by a long prompt. `TokenGap` limits
+   the remaining budget, so that the step does not take too long.
 2. Partially computed prompts continue in chunks that fit in the remaining budget (chunked prefill), highest
    priority first.
 3. Waiting sequences are admitted, highest priority first, as long as there are enough free blocks for the
@@ -157,9 +157,8 @@ class Scheduler:
         budget = _Budget(self._max_batch_tokens, self._max_batch_tokens)
         self._preempt_for_priority()
         output = SchedulerOutput(self._schedule_decodes(budget), [])
-        if output.chunks:
-            budget.num_tokens = self._token_gap.max_prompt_cost(budget.num_tokens)
-        num_available = budget.num_tokens
+        num_available = self._token_gap.max_prompt_cost(budget.num_tokens, has_streams=bool(output.chunks))
+        budget.num_tokens = num_available
         begun = [sequence for sequence in self.running if sequence.num_uncomputed > 1]
         if begun:
             self._schedule_waiting(budget, output, above=begun[0].priority)

@@ -1,4 +1,4 @@
-"""The limit of prompt tokens in steps that also decode, so that running streams do not wait too long.
+"""The limit of prompt tokens in a step, so that running streams and new requests do not wait too long.
 
 The duration of a step is estimated from measured steps:
 
@@ -19,10 +19,13 @@ _MAX_RATIO = (
     4.0  # of a new measurement to the average, so that an interruption of the process has little effect
 )
 _MIN_COST = 16  # smaller prompt costs are neither measured nor scheduled
+# While no stream is running, a new request should not wait for a longer step. Each step also takes the time
+# of a decode step, in which the weights are read. It may use at most a tenth of the time.
+_WAIT_S, _MIN_STEP_RATIO = 0.1, 10.0
 
 
 class TokenGap:
-    """Limits the prompt cost of a step such that it takes about ``max_s`` seconds.
+    """Limits the prompt cost of a step such that it takes about ``max_s`` seconds while streams are running.
 
     Prompts get at least as much time as a step without prompts takes, so they progress however slow the model
     is. If ``max_s`` is infinite, there is no limit.
@@ -33,11 +36,17 @@ class TokenGap:
         self._decode_s = 0.0
         self._unit_s = 0.0  # 0 until it has been measured
 
-    def max_prompt_cost(self, budget: int) -> int:
-        """Return the maximum prompt cost of a step in which streams wait, at most ``budget``."""
-        if math.isinf(self._max_s) or not self._unit_s:
+    def max_prompt_cost(self, budget: int, *, has_streams: bool) -> int:
+        """Return the maximum prompt cost of a step, at most ``budget``.
+
+        ``has_streams`` is true if sequences are decoding. Their tokens wait for the end of the step.
+        """
+        if math.isinf(self._max_s) or not self._unit_s or not self._decode_s:
             return budget
-        seconds = max(self._max_s - self._decode_s, self._decode_s)
+        if has_streams:
+            seconds = max(self._max_s - self._decode_s, self._decode_s)
+        else:
+            seconds = max(min(_WAIT_S, self._max_s), _MIN_STEP_RATIO * self._decode_s) - self._decode_s
         return min(budget, max(_MIN_COST, int(seconds / self._unit_s) // _MIN_COST * _MIN_COST))
 
     def observe(self, *, prompt_cost: int, seconds: float) -> None:

@@ -128,13 +128,10 @@ def _num_threads(plan: StartupPlan) -> int:
 
 def _model_info(plan: StartupPlan, context_length: int, eos_ids: frozenset[int]) -> ModelInfo:
     config, image = plan.model_config, plan.image_config
-    layout = config.image_layout(image.fit)
     return ModelInfo(
         name=plan.config.checkpoint.resolve().name,
-        image_side=layout.side,
-        fit=layout.fit,
-        background=(0, 0, 0) if layout.has_grid else _background(image),
-        tokens_per_tile=config.tokens_per_tile,
+        layout=config.image_layout(image.fit),
+        background=_background(image),
         image_token_id=config.image_token_id,
         context_length=context_length,
         vocab_size=config.text_config.vocab_size,
@@ -142,7 +139,6 @@ def _model_info(plan: StartupPlan, context_length: int, eos_ids: frozenset[int])
         precision=plan.precision.name,
         device=str(plan.device),
         kernels=plan.precision.kernels.origin,
-        grid=layout.grid,
         has_image_marks=config.mm_use_im_start_end,
     )
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 
-__all__ = ["choose_device"]
+from llava_worker.selection_log import log_device
 
-logger = logging.getLogger(__name__)
+__all__ = ["choose_device"]
 
 
 def choose_device(name: str, num_ranks: int = 1) -> torch.device:
@@ -18,8 +16,9 @@ def choose_device(name: str, num_ranks: int = 1) -> torch.device:
     GPUs than ranks.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        logger.info("device is auto; using %s", name)
+        has_gpu = torch.cuda.is_available()
+        name = "cuda" if has_gpu else "cpu"
+        log_device(name, f"torch finds {'a' if has_gpu else 'no'} GPU")
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llava_worker.model.config.image_grid import Fit, Resolution
+from llava_worker.model.config.image_grid import ImageLayout
 from llava_worker.model.kernels.interface import KernelOrigin
 
 __all__ = ["ModelInfo"]
@@ -18,10 +18,8 @@ class ModelInfo:
     """
 
     name: str  # name of the checkpoint folder
-    image_side: int  # pixels
-    fit: Fit
+    layout: ImageLayout
     background: tuple[int, int, int]
-    tokens_per_tile: int
     image_token_id: int
     context_length: int
     vocab_size: int
@@ -29,8 +27,16 @@ class ModelInfo:
     precision: str
     device: str
     kernels: KernelOrigin
-    grid: tuple[Resolution, ...] = ()  # (width, height) in pixels; set only if fit is "anyres" or "hd"
     has_image_marks: bool = False  # images in the prompt are enclosed in <im_start> and <im_end>
     weights_digest: str = ""  # see `digest_weights`
     weights_s: float = 0.0  # time taken to load the weights, in seconds
     warmup_s: float = 0.0  # time taken by the warm-up, in seconds
+
+    @property
+    def image_side(self) -> int:
+        """The side length of a tile in pixels."""
+        return self.layout.side
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return self.layout.tokens_per_tile

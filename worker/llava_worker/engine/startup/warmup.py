@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from llava_wire.messages.sampling_params import SamplingParams
@@ -80,7 +80,8 @@ def warm_up(steps: WarmupSteps, *, max_num_sequences: int, max_batch_tokens: int
     num_tiles = max_tiles_per_step(steps.model, max_batch_tokens)
     measure = _extrapolate if steps.model.device.type == "cpu" else _measure_largest
     with step_errors(steps, f"{max_batch_tokens} tokens and {max_num_sequences} sequences"):
-        return measure(steps, num_tiles, max_num_sequences, max_batch_tokens)
+        memory = measure(steps, num_tiles, max_num_sequences, max_batch_tokens)
+    return replace(memory, tower=memory.tower + _merge_bytes(steps.model))
 
 
 @contextmanager
@@ -179,13 +180,29 @@ class WarmupSteps:
         return peak.num_bytes
 
 
+def _merge_bytes(model: Llava) -> int:
+    """Return the memory for merging the features of the largest image, in addition to the tower's memory.
+
+    The features of all tiles are copied when passes of the tower are joined, and when tiles are arranged in a
+    grid.
+    """
+    num_tiles = _num_grid_tiles(model)
+    size = model.config.text_config.hidden_size * model.dtype.itemsize
+    return 2 * (1 + num_tiles) * model.config.tokens_per_tile * size if num_tiles else 0
+
+
+def _num_grid_tiles(model: Llava) -> int:
+    """Return the number of tiles of the largest image, without its base view. 0 without a grid."""
+    layout = model.config.image_layout()
+    return max((width * height // layout.side**2 for width, height in layout.grid), default=0)
+
+
 def max_tiles_per_step(model: Llava, max_batch_tokens: int) -> int:
     """Return the maximum number of tiles per pass of the vision tower.
 
     It is large enough for all images of a step or for one large image, up to MAX_TILES_PER_PASS.
     """
-    layout = model.config.image_layout()
-    largest = 1 + max((width * height // layout.side**2 for width, height in layout.grid), default=0)
+    largest = 1 + _num_grid_tiles(model)
     return min(MAX_TILES_PER_PASS, max(largest, max_batch_tokens // model.config.tokens_per_tile))
 
 

@@ -2,8 +2,8 @@
 
 In this module, a row is the key or the value of one token in one head: head_dim elements, stored in the
 compute dtype or in int8. An int8 cache needs about half the memory of a 16-bit cache, at the cost of a small
-loss of accuracy (see docs/engine.md). Its format is described in `kv_quantization`. The stored form of a row
-depends only on the row, not on the batch or the prompt chunk that contained it.
+loss of accuracy (see docs/how-it-works/memory.md). Its format is described in `kv_quantization`. The stored
+form of a row depends only on the row, not on the batch or the prompt chunk that contained it.
 """
 
 from __future__ import annotations

@@ -25,8 +25,21 @@ from llava_worker.model.config.bounded_numbers import (
     TokenId,
     Width,
 )
-from llava_worker.model.config.image_grid import HD_SHAPES, Fit, ImageLayout, OneTileFit, Resolution
-from llava_worker.model.config.original_config import CLIP_L_336, is_original, to_hf_config
+from llava_worker.model.config.image_grid import (
+    HD_SHAPES,
+    Fit,
+    ImageLayout,
+    Merge,
+    OneTileFit,
+    Resolution,
+)
+from llava_worker.model.config.original_config import (
+    CLIP_L_336,
+    SIGLIP_SO400M_384,
+    is_original,
+    max_tiles_of,
+    to_hf_config,
+)
 from llava_worker.model.config.text_config import Activation, ConfigPart, RopeConfig, TextConfig
 from llava_worker.model.config.untrusted_file import CheckpointError, read_json_object
 
@@ -48,8 +61,31 @@ __all__ = [
 _VISION_DEFAULTS: dict[str, dict[str, Any]] = {
     "siglip_vision_model": {"patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
 }
-_NEXT_PINPOINTS = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
-
+# The defaults of transformers for the fields of each model type.
+_MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llava": {},
+    "llava_next": {
+        "image_grid_pinpoints": [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)],
+    },
+    "vipllava": {
+        "vision_feature_layer": (-2, -5, -8, -11, 6),
+        "projector_layernorm_eps": 1e-5,
+    },
+    "llava_onevision": {
+        "image_token_index": 151646,
+        "text_config": {},
+        "vision_config": SIGLIP_SO400M_384 | {"num_hidden_layers": 26},
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "vision_aspect_ratio": "anyres_max_9",
+        "image_grid_pinpoints": [(384 * i, 384 * j) for i in range(1, 7) for j in range(1, 7)],
+    },
+}
+_TILED = ("llava_next", "llava_onevision")
+# Names of fields in transformers, and their aliases.
+_ALIASES = {"image_token_index": "image_token_id", "vision_feature_layer": "vision_feature_layers"}
+# The types of parts whose configuration does not contain a type, unless they are those of LLaVA-1.5.
+_PART_TYPES = {"llava_onevision": {"text_config": "qwen2", "vision_config": "siglip_vision_model"}}
 
 _MAX_PATCHES = 1 << 14  # per tile; CLIP-L/14 with 336 pixels has 576
 _MAX_GRID = 1 << 10
@@ -111,17 +147,19 @@ class VisionConfig(ConfigPart):
 class ModelConfig(ConfigPart):
     """Configuration of a LLaVA model: the vision tower, the projector, the decoder and the image layout.
 
-    If ``image_aspect_ratio`` is None, the image processor's configuration determines whether images are
-    padded.
+    ``image_aspect_ratio`` has the same values as in the original layout: images are split into tiles if it is
+    "anyres" or "anyres_max_N". If it is None, the image processor's configuration determines whether images
+    are padded. ``patch_merge_type`` and ``rounds_sizes`` are fields of the `ImageLayout`.
     """
 
-    model_type: Literal["llava", "llava_next"]
+    model_type: Literal["llava", "llava_next", "llava_onevision", "vipllava"]
     text_config: TextConfig = Field(default_factory=TextConfig)
     vision_config: VisionConfig = Field(default_factory=lambda: VisionConfig.model_validate(CLIP_L_336))
     image_token_id: TokenId = Field(default=32000, alias="image_token_index")
     projector_hidden_act: Activation = "gelu"
     projector_depth: int = Field(default=2, ge=0, le=64)  # number of linear layers; 0 means identity
     multimodal_projector_bias: bool = True
+    projector_layernorm_eps: Factor | None = None  # None: no norm before the first linear layer
     vision_feature_layer: (
         LayerIndex | Annotated[tuple[LayerIndex, ...], Field(min_length=1, max_length=MAX_FEATURE_LAYERS)]
     ) = -2
@@ -131,6 +169,8 @@ class ModelConfig(ConfigPart):
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = Field(
         default=None, max_length=_MAX_GRID
     )  # (height, width) in pixels
+    patch_merge_type: Merge = "spatial_unpad"
+    rounds_sizes: bool = True
     mm_use_im_start_end: bool = False
     vision_tower_name: str | None = (
         None  # only in the original layout, where the checkpoint might not contain the tower
@@ -138,10 +178,19 @@ class ModelConfig(ConfigPart):
 
     @model_validator(mode="before")
     @classmethod
-    def _accept_both_names(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _derive(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Add the defaults for the model type, and convert the names of transformers."""
         values = {key: value for key, value in values.items() if value is not None}
-        if "image_token_id" in values:
-            values.setdefault("image_token_index", values.pop("image_token_id"))
+        for name, alias in _ALIASES.items():
+            if alias in values:
+                values.setdefault(name, values.pop(alias))
+        kind = str(values.get("model_type"))
+        values = _MODEL_DEFAULTS.get(kind, {}) | values
+        for part, part_type in _PART_TYPES.get(kind, {}).items():
+            if isinstance(values[part], dict):
+                values[part] = {"model_type": part_type} | values[part]
+        if kind in _TILED:  # in transformers, the model type determines whether images are split into tiles
+            values["image_aspect_ratio"] = values.get("vision_aspect_ratio", "anyres")
         return values
 
     def shard(self, num_ranks: int) -> ModelConfig:
@@ -161,7 +210,12 @@ class ModelConfig(ConfigPart):
                 f"The model has no projector, but its feature size {self.feature_size} differs from the "
                 f"decoder's hidden size {self.text_config.hidden_size}."
             )
-        _ = self.image_layout()  # raises ValueError for an unsupported grid
+        layout = self.image_layout()  # raises ValueError for an unsupported grid
+        if self.model_type == "llava_onevision" and layout.max_tiles is None:
+            raise ValueError(
+                f"vision_aspect_ratio is {self.image_aspect_ratio!r:.80}; the supported value is "
+                "anyres_max_<tiles>, for example anyres_max_9."
+            )
         return self
 
     @property
@@ -196,20 +250,28 @@ class ModelConfig(ConfigPart):
     @property
     def has_image_newline(self) -> bool:
         """Whether each row of patches is followed by a learned newline embedding."""
-        return self.image_layout().has_grid
+        return self.image_layout().has_newlines
 
     def image_layout(self, fit: OneTileFit = "pad") -> ImageLayout:
         """Return the image layout. ``fit`` is used only if config.json does not specify a method."""
-        side, tokens = self.vision_config.image_size, self.tokens_per_tile
-        return ImageLayout(side, tokens, fit=self._fit(fit), grid=self._grid(side))
+        aspect_ratio, side = self.image_aspect_ratio or "", self.vision_config.image_size
+        return ImageLayout(
+            side,
+            self.tokens_per_tile,
+            fit=self._fit(fit),
+            grid=self._grid(side),
+            merge=self.patch_merge_type,
+            max_tiles=max_tiles_of(aspect_ratio),
+            rounds_sizes=self.rounds_sizes,
+        )
 
     def _fit(self, default: OneTileFit) -> Fit:
-        if self.image_aspect_ratio == "hd":
-            return "hd"
-        if self.model_type == "llava_next":
-            return "anyres"
         if self.image_aspect_ratio is None:
             return default
+        if self.image_aspect_ratio == "hd":
+            return "hd"
+        if self.image_aspect_ratio.startswith("anyres"):
+            return "anyres"
         if self.image_aspect_ratio == "pad":
             return "pad"
         # The original code uses the tower's image processor. For CLIP, it crops images to their center;
@@ -219,10 +281,9 @@ class ModelConfig(ConfigPart):
     def _grid(self, side: int) -> tuple[Resolution, ...]:
         if self.image_aspect_ratio == "hd":
             return tuple((columns * side, rows * side) for columns, rows in HD_SHAPES)
-        if self.model_type == "llava":
+        if not (self.image_aspect_ratio or "").startswith("anyres"):
             return ()
-        pinpoints = _NEXT_PINPOINTS if self.image_grid_pinpoints is None else self.image_grid_pinpoints
-        return tuple((width, height) for height, width in pinpoints)
+        return tuple((width, height) for height, width in self.image_grid_pinpoints or ())
 
 
 class ImageSize(ConfigPart):
@@ -354,5 +415,9 @@ def describe_problems(error: ValidationError) -> str:
     problems = []
     for item in error.errors():
         field, message = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")
+        if item["type"] == "literal_error":
+            supported = item["ctx"]["expected"]
+            problems.append(f"{field} is {item['input']!r:.80}; supported values are {supported}.")
+            continue
         problems.append((f"{field}: {message}" if field else message).removesuffix(".") + ".")
     return " ".join(problems)

@@ -28,6 +28,7 @@ _PREFIXES = (
     ("model.vision_tower.vision_model.", "vision_tower."),
     ("model.vision_tower.", "vision_tower."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("model.mm_projector.clip_layernorm.", "multi_modal_projector.projector_layernorm."),
     ("model.image_newline", "image_newline"),
     ("model.embed_tokens.", "language_model.embed_tokens."),
     ("model.layers.", "language_model.layers."),
@@ -43,8 +44,10 @@ _TOWER_PREFIXES = (
     ("head.", "vision_tower.head."),
 )
 # In the original layout, the projector is either a Sequential with linear layers at even indices or a single
-# linear layer.
-_ORIGINAL_PROJECTOR = re.compile(r"model\.mm_projector\.(?:(\d{0,3}[02468])\.)?(weight|bias)")
+# linear layer. ViP-LLaVA adds a norm and a prefix.
+_ORIGINAL_PROJECTOR = re.compile(
+    r"model\.mm_projector\.(?:final_linear\.)?(?:(\d{0,3}[02468])\.)?(weight|bias)"
+)
 
 # Canonical names of tensors that may be in the files but are not used: constants, modules of the vision tower
 # after the last layer that is used, an LM head that is tied to the embedding table, and the text models of

@@ -31,6 +31,7 @@ from llava_worker.model.quantization.capability import (
 )
 from llava_worker.model.quantization.quantized_linear import QuantizedLinear
 from llava_worker.model.quantization.w8a8 import W8A8Linear
+from llava_worker.selection_log import log_precision
 
 __all__ = ["PRECISIONS", "Precision", "Role", "choose_dtype", "choose_precision", "precisions_on"]
 
@@ -42,7 +43,7 @@ Role = Literal["vision_tower", "projector", "decoder", "down_proj", "lm_head"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Bits per weight on a CPU, keyed by the role of the layer. Only decoder layers, which are read for every
 # token, use 4 or 5 bits. In other layers, the loss of accuracy would outweigh the savings
-# (docs/precision.md).
+# (docs/performance/precision.md).
 _CPU_BITS: dict[str, dict[Role, int]] = {
     "int8": {"vision_tower": 8, "projector": 8, "decoder": 8, "down_proj": 8, "lm_head": 8},
     "int4": {"vision_tower": 8, "projector": 8, "decoder": 4, "down_proj": 5, "lm_head": 8},
@@ -161,7 +162,7 @@ def _resolve(name: str, known: Collection[str], device: torch.device, *, is_smal
     """Return the precision that "auto" selects, or the given one. Raises ValueError if it is unknown."""
     if name == "auto":
         name, reason = _auto(device, is_small)
-        logger.info("precision auto: selected %s because %s", name, reason)
+        log_precision(name, reason)
     if name not in known:
         supported = ", ".join(known)
         raise ValueError(f"Precision {name!r} is not supported. Use one of auto, {supported}.")

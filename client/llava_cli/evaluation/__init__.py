@@ -1,0 +1,1 @@
+"""Runs benchmarks with lmms-eval against a server (``llava-serve eval``)."""

@@ -1,0 +1,222 @@
+"""Runs an evaluation, and continues earlier runs that did not complete."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import typer
+from llava_client.client import Client
+from llava_client.errors import APIError, ConfigurationError, LlavaError
+
+from llava_cli.atomic_file import replacing
+from llava_cli.evaluation.benchmarks import BENCHMARKS, PAPER, Benchmark, find_benchmark
+from llava_cli.evaluation.environment import LMMS_EVAL, prepare_environment
+from llava_cli.evaluation.harness_process import HarnessError, HarnessProcess
+from llava_cli.evaluation.lmms_harness.plan import Plan
+from llava_cli.evaluation.relay import JUDGE, MODEL, Relay, Target
+from llava_cli.evaluation.responses_file import ResponsesFile
+from llava_cli.file_lock import locked
+from llava_cli.progress import Progress
+
+__all__ = ["Evaluation", "Judge", "Outcome", "list_tasks", "run_evaluation"]
+
+_MAX_RETRIES = 10  # with the default delays, a server may be unavailable for almost a minute
+_MAX_IMAGES = 200  # per task, on the page of wrong responses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """The server and the model that score the responses of some tasks."""
+
+    url: str
+    model: str
+    api_key: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The arguments of the command. ``model`` defaults to the first model in the server's list."""
+
+    names: Sequence[str]
+    output: Path
+    data: Path | None
+    model: str | None
+    limit: int | None
+    concurrency: int
+    judge: Judge | None
+    python: Path | None
+    base_url: str | None
+    api_key: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The scores of each task of lmms-eval by metric, the number of items, and of rejected requests."""
+
+    model: str
+    benchmarks: list[Benchmark]
+    scores: dict[str, dict[str, float]]
+    counts: dict[str, int]
+    num_rejected: int
+
+
+def run_evaluation(job: Evaluation) -> Outcome:
+    """Run the tasks and return the scores.
+
+    Raises LlavaError, OSError if a file cannot be written, or KeyboardInterrupt. Responses that are complete
+    at that time are stored.
+    """
+    benchmarks, others = _resolve(job.names)
+    _check_judge(job, benchmarks)
+    tasks = [task for benchmark in benchmarks for task in benchmark.tasks]
+    with ExitStack() as stack:
+        client = stack.enter_context(Client(job.base_url, job.api_key, max_retries=_MAX_RETRIES))
+        model = job.model or _default_model(job)
+        python = prepare_environment(job.python)
+        stack.enter_context(_locked_folder(job.output))
+        run_id = _run_id(job.output, {"model": model, "judge": job.judge.model if job.judge else None})
+        targets = {MODEL: Target(client, model, run_id)}
+        if job.judge is not None:
+            judge = stack.enter_context(Client(job.judge.url, job.judge.api_key, max_retries=_MAX_RETRIES))
+            targets[JUDGE] = Target(judge, job.judge.model, run_id)
+        plan = Plan(
+            tasks=[*tasks, *others],
+            settings={task: benchmark.plan() for benchmark in benchmarks for task in benchmark.tasks},
+            url="",
+            concurrency=job.concurrency,
+            output=str(job.output.absolute()),
+            data=str(job.data.absolute()) if job.data else None,
+            limit=job.limit,
+            max_images=_MAX_IMAGES,
+        )
+        num_rejected = _run(plan, python, targets, ResponsesFile(job.output / "responses.jsonl"))
+    results = json.loads((job.output / "results.json").read_text("utf-8"))
+    return Outcome(model=model, benchmarks=benchmarks, num_rejected=num_rejected, **results)
+
+
+def list_tasks(python: Path | None, output: Path) -> list[str]:
+    """Return the names of all tasks, groups and tags of lmms-eval."""
+    names: list[str] = []
+    plan = Plan(tasks=["list"], settings={}, url="", concurrency=1, output=str(output))
+    process = HarnessProcess(prepare_environment(python), plan, {})
+    try:
+        process.follow(lambda event: names.extend(event["names"]))
+    finally:
+        process.stop()
+    return names
+
+
+def _run(plan: Plan, python: Path, targets: dict[str, Target], responses: ResponsesFile) -> int:
+    """Run lmms-eval and return the number of rejected requests."""
+    try:
+        return _run_with_progress(plan, python, targets, responses)
+    except ConfigurationError:
+        raise
+    except (KeyboardInterrupt, LlavaError, OSError):
+        message = f"{len(responses)} responses are stored. To continue, run the same command again."
+        typer.echo(f"\n{message}", err=True)
+        raise
+
+
+def _run_with_progress(plan: Plan, python: Path, targets: dict[str, Target], responses: ResponsesFile) -> int:
+    with Progress(0, None, "items") as progress, ExitStack() as stack:
+        relay = stack.enter_context(
+            Relay(
+                targets,
+                responses,
+                on_response=lambda error: progress.count("request", error),
+                on_failure=lambda: process.kill(),
+            )
+        )
+        variables = {
+            "OPENAI_API_URL": relay.url(JUDGE),
+            "OPENAI_API_KEY": "none",
+            "API_TYPE": "openai",
+            "MODEL_VERSION": "judge",
+        }
+        process = HarnessProcess(python, replace(plan, url=relay.url(MODEL)), variables)
+        stack.callback(process.stop)
+
+        def on_event(event: dict[str, Any]) -> None:
+            if event["event"] == "requests":
+                progress.set_total(event["count"])
+
+        try:
+            process.follow(on_event)
+        except HarnessError:
+            if relay.failure is not None:  # which is why the process was killed
+                raise relay.failure from None
+            raise
+        return relay.num_rejected
+
+
+def _resolve(names: Sequence[str]) -> tuple[list[Benchmark], list[str]]:
+    """Return the paper's benchmarks and the other names, which are those of lmms-eval."""
+    every = [each.name for each in BENCHMARKS]
+    expanded = list(dict.fromkeys(each for name in names for each in (every if name == PAPER else [name])))
+    found = {name: find_benchmark(name) for name in expanded}
+    return [each for each in found.values() if each], [name for name, each in found.items() if not each]
+
+
+def _check_judge(job: Evaluation, benchmarks: Sequence[Benchmark]) -> None:
+    if job.judge is None and (names := [each.name for each in benchmarks if each.needs_judge]):
+        raise ConfigurationError(
+            f"A judge model scores {' and '.join(names)}. Pass --judge-url and --judge-model, or leave out "
+            f"{'it' if len(names) == 1 else 'them'}."
+        )
+
+
+def _default_model(job: Evaluation) -> str:
+    """Return the first model. Reports an unreachable server without the retries of a long run."""
+    with Client(job.base_url, job.api_key) as client:
+        models = client.models()
+        if not models:
+            raise APIError(f"{client.base_url} offers no models. Start a worker.")
+        return models[0].id
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / "lock"))
+        except BlockingIOError as error:
+            raise ConfigurationError(
+                f"Another process is writing {str(folder)!r}. Wait for it to finish, or use another --out."
+            ) from error
+        yield
+
+
+def _run_id(folder: Path, identity: dict[str, str | None]) -> str:
+    """Return the random ID of the runs in this folder.
+
+    Raises ConfigurationError if earlier runs had another model, judge or version of lmms-eval.
+    """
+    path = folder / "run.json"
+    identity = {"lmms_eval": LMMS_EVAL, **identity}
+    if not path.exists():
+        run = {"id": uuid.uuid4().hex, **identity}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(run, indent=1), "utf-8")
+        return str(run["id"])
+    try:
+        earlier = json.loads(path.read_text("utf-8"))
+        differing = next((name for name in identity if earlier[name] != identity[name]), None)
+        run_id = str(earlier["id"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigurationError(
+            f"{str(path)!r} is not a file of this command. Use another --out."
+        ) from error
+    if differing is not None:
+        raise ConfigurationError(
+            f"{str(folder)!r} has results with the {differing} {earlier[differing]!r}, but this command has "
+            f"{identity[differing]!r}. Use another --out, or delete the folder."
+        )
+    return run_id

@@ -1,0 +1,157 @@
+// The list of stored chats, and the buttons to export, import and delete them.
+
+import { ImportError, download, newId, readChats } from "./chat_file.js";
+import { StorageError } from "./chat_store.js";
+import { button, byId, element } from "./dom.js";
+
+const CURRENT = "llava.chat"; // the open chat of this tab
+const TITLE_LENGTH = 60;
+const WIDE = "(min-width: 75rem)";
+
+export class ChatList {
+  #store;
+  #current = newChat();
+  #notify;
+  #onOpen;
+  #hasFailed = false; // whether the page displays an error of the last action
+  #deleted = new Set(); // IDs of chats whose last response may still be running
+
+  /** onOpen(chat) is called to show a chat. notify(message) is called with errors. */
+  constructor(store, { onOpen, notify }) {
+    this.#store = store;
+    this.#onOpen = onOpen;
+    this.#notify = notify;
+  }
+
+  /** Shows the stored chats, and opens the one that was open in this tab. */
+  async start() {
+    const problem = await this.#store.open();
+    if (problem) this.#notify(problem);
+    this.#addListeners();
+    this.#showSidebar(matchMedia(WIDE).matches);
+    const stored = await this.#store.get(sessionStorage.getItem(CURRENT) ?? "");
+    this.#open(stored ?? this.#current);
+    await this.#show();
+  }
+
+  /** Opens a new, empty chat. */
+  create() {
+    this.#open(newChat());
+    this.#show();
+  }
+
+  /** Stores a chat, unless it has been deleted. */
+  async save(chat) {
+    if (this.#deleted.has(chat.id)) return;
+    chat.title ||= titleOf(chat.turns);
+    chat.updatedAt = Date.now();
+    await this.#guard(() => this.#store.put(chat));
+    await this.#show();
+  }
+
+  #addListeners() {
+    byId("chats-button").addEventListener("click", () => this.#showSidebar(byId("sidebar").hidden));
+    // In the capturing phase, because Escape also stops the response if it does not close anything.
+    document.addEventListener("keydown", (event) => this.#closeDrawer(event), { capture: true });
+    byId("export-chats").addEventListener("click", async () => {
+      const titles = await this.#store.titles();
+      download(await Promise.all(titles.map(({ id }) => this.#store.get(id))));
+    });
+    byId("import-chats").addEventListener("change", (event) => this.#import(event.target));
+    byId("delete-chats").addEventListener("click", async () => {
+      if (!confirm("Delete all chats that are stored in this browser?")) return;
+      this.#deleted.add(this.#current.id);
+      await this.#guard(() => this.#store.clear());
+      this.create();
+    });
+  }
+
+  async #import(input) {
+    const [file] = input.files;
+    await this.#guard(async () => {
+      for (const chat of await readChats(file)) await this.#store.put(chat);
+    });
+    input.value = ""; // allows the same file to be selected again
+    await this.#show();
+  }
+
+  /** Runs an action and shows its error message, which the next successful action hides. */
+  async #guard(action) {
+    try {
+      await action();
+      if (this.#hasFailed) this.#notify("");
+      this.#hasFailed = false;
+    } catch (error) {
+      if (!(error instanceof StorageError || error instanceof ImportError)) throw error;
+      this.#hasFailed = true;
+      this.#notify(error.message);
+    }
+  }
+
+  #open(chat) {
+    this.#current = chat;
+    sessionStorage.setItem(CURRENT, chat.id);
+    this.#onOpen(chat);
+    if (!matchMedia(WIDE).matches) this.#showSidebar(false);
+  }
+
+  #closeDrawer(event) {
+    if (event.key !== "Escape" || byId("sidebar").hidden || matchMedia(WIDE).matches) return;
+    event.stopPropagation();
+    this.#showSidebar(false);
+    byId("chats-button").focus();
+  }
+
+  #showSidebar(isVisible) {
+    byId("sidebar").hidden = !isVisible;
+    byId("chats-button").setAttribute("aria-expanded", String(isVisible));
+  }
+
+  async #show() {
+    const titles = await this.#store.titles();
+    byId("chats").replaceChildren(...titles.map((entry) => this.#item(entry)));
+    byId("export-chats").disabled = byId("delete-chats").disabled = titles.length === 0;
+  }
+
+  #item({ id, title }) {
+    const open = button(
+      title,
+      async () => {
+        const chat = await this.#store.get(id);
+        if (chat) this.#open(chat);
+        await this.#show();
+      },
+      { className: "chat", title },
+    );
+    if (id === this.#current.id) open.setAttribute("aria-current", "true");
+    const save = button("⤓", async () => download([await this.#store.get(id)]), {
+      className: "chat-action",
+      ariaLabel: `Export ${title}`,
+      title: "Export",
+    });
+    const remove = button("×", () => this.#remove(id, title), {
+      className: "chat-action",
+      ariaLabel: `Delete ${title}`,
+      title: "Delete",
+    });
+    return element("li", {}, open, save, remove);
+  }
+
+  async #remove(id, title) {
+    if (!confirm(`Delete the chat “${title}”?`)) return;
+    this.#deleted.add(id);
+    await this.#guard(() => this.#store.remove(id));
+    if (id === this.#current.id) this.create();
+    else await this.#show();
+  }
+}
+
+/** @returns {import("./chat_store.js").Chat} */
+function newChat() {
+  return { id: newId(), title: "", updatedAt: 0, turns: [] };
+}
+
+function titleOf(turns) {
+  const [line] = (turns[0]?.question ?? "").split("\n");
+  return line.length > TITLE_LENGTH ? `${line.slice(0, TITLE_LENGTH)}…` : line;
+}

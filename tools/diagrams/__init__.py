@@ -1,0 +1,1 @@
+"""The diagrams of the documentation: ``python -m diagrams`` in ``tools`` writes them to ``docs/images``."""
