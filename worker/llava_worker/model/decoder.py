@@ -8,16 +8,20 @@ avoid the overhead of hooks, which are not used. Over hundreds of calls per step
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 
 from llava_worker.model.attention.base import AttentionPlan
 from llava_worker.model.config.model_config import TextConfig
+from llava_worker.model.cpu.native import NativeKernels
 from llava_worker.model.kernels.w8a8 import QuantizedRows
 from llava_worker.model.layers.activation import gated_activation
 from llava_worker.model.layers.embedding import Embedding
 from llava_worker.model.layers.linear import LinearShape
 from llava_worker.model.layers.rotary import RotaryEmbedding, Rotation
+from llava_worker.model.native_layers import LayerWeights, NativeLayers
 from llava_worker.model.quantization.precision import Precision
 from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 
@@ -49,6 +53,9 @@ class LlamaDecoder(nn.Module):
             [_Layer(config, index, precision, device, ranks) for index in range(config.num_hidden_layers)]
         )
         self.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps, precision, device)
+        self._config = config
+        self._kernels = precision.kernels
+        self._has_ranks = ranks.size > 1
         self.rotary = RotaryEmbedding(config, precision.kernels, device)
 
     def embed(self, token_ids: Tensor) -> Tensor:  # [tokens] -> [tokens, hidden]
@@ -57,10 +64,24 @@ class LlamaDecoder(nn.Module):
     def __call__(self, x: Tensor, positions: Tensor, attention: AttentionPlan) -> Tensor:
         """Return the final hidden states [tokens, hidden] for x [tokens, hidden] and positions [tokens]."""
         rotation = self.rotary(positions, x.dtype)
+        rows = attention.decode_rows
+        if rows is not None and self._native_layers is not None:
+            hidden = self._native_layers.compute(x, rotation, rows)
+            if hidden is not None:
+                return self.norm(hidden, None)[0]
         residual: Tensor | None = None
         for layer in self.layers:
             x, residual = layer(x, residual, rotation, attention)
         return self.norm(x, residual)[0]
+
+    @cached_property
+    def _native_layers(self) -> NativeLayers | None:
+        """The layers for steps with few tokens, if C++ kernels support them."""
+        config, kernels = self._config, self._kernels
+        if self._has_ranks or config.hidden_act != "silu" or not isinstance(kernels, NativeKernels):
+            return None
+        weights = [layer.weights for layer in self.layers if isinstance(layer, _Layer)]
+        return NativeLayers.create(weights, config.rms_norm_eps, config.head_dim, kernels)
 
 
 class _Layer(nn.Module):
@@ -88,6 +109,18 @@ class _Layer(nn.Module):
         normed, residual = self.post_attention_layernorm.for_linear(x, residual)
         return self.mlp(normed), residual
 
+    @property
+    def weights(self) -> LayerWeights:
+        return LayerWeights(
+            self.input_layernorm.weight,
+            self.post_attention_layernorm.weight,
+            qkv=self.self_attn.qkv_proj,
+            o=self.self_attn.o_proj,
+            gate_up=self.mlp.gate_up_proj,
+            down=self.mlp.down_proj,
+            window=self.self_attn.window or 0,
+        )
+
 
 class _Attention(nn.Module):
     def __init__(
@@ -102,7 +135,7 @@ class _Attention(nn.Module):
         self._ranks = ranks
         self._index = index
         self._head_dim = config.head_dim
-        self._window = config.sliding_windows[index]
+        self.window = config.sliding_windows[index]
         q_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
         self._kv_heads = config.num_key_value_heads
@@ -124,7 +157,7 @@ class _Attention(nn.Module):
         qkv = self.qkv_proj(x)
         qkv = qkv.view(len(qkv), -1, self._head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
         out = attention.rope_and_attend(  # [tokens, heads, head_dim]
-            self._index, qkv, rotation, kv_heads=self._kv_heads, window=self._window
+            self._index, qkv, rotation, kv_heads=self._kv_heads, window=self.window
         )
         return self._ranks.all_reduce(self.o_proj(out.flatten(1)))
 

@@ -132,7 +132,7 @@ def test_the_output_for_a_row_of_zeros_is_the_bias(native: NativeKernels, bits: 
 
 
 def test_bf16_layers_are_exact_up_to_rounding(native: NativeKernels) -> None:
-    for rows, inputs, outputs in (*SHAPES, (8, 96, 3), (16, 2048, 65)):
+    for rows, inputs, outputs in (*SHAPES, (1, 64, 2), (5, 96, 7), (8, 96, 3), (16, 2048, 65)):
         x, weight = (random(n, inputs, dtype=torch.bfloat16, seed=n) for n in (rows, outputs))
         for bias in (None, random(outputs, dtype=torch.bfloat16)):
             exact = x.double() @ weight.double().t() + (0 if bias is None else bias.double())

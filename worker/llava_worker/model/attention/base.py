@@ -22,7 +22,7 @@ from torch import Tensor
 from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.layers.rotary import Rotation
 
-__all__ = ["AttentionBackend", "AttentionMetadata", "AttentionPlan", "DecodeMetadata"]
+__all__ = ["AttentionBackend", "AttentionMetadata", "AttentionPlan", "DecodeMetadata", "DecodeRows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,27 @@ class DecodeMetadata:
     block_tables: Tensor  # int32 [rows, max blocks per row]
 
 
+@dataclass(frozen=True, slots=True)
+class DecodeRows:
+    """The tokens of a step and their slots in the KV cache.
+
+    Each token attends to itself and the previous tokens of its sequence. Several tokens can belong to one
+    sequence.
+    """
+
+    cache: KVCache
+    slots: Tensor  # int64 [tokens], for the key and value of each token
+    tables: Tensor  # int64 [tokens, blocks]
+    contexts: Tensor  # int64 [tokens], length of the sequence up to and including the token
+
+
 class AttentionPlan(ABC):
     """Computes attention for one forward pass."""
+
+    @property
+    def decode_rows(self) -> DecodeRows | None:
+        """The tokens of the step, if `NativeLayers` can compute attention for them."""
+        return None
 
     @abstractmethod
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:

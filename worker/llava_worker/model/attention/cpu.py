@@ -16,7 +16,7 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from llava_worker.model.attention.base import AttentionBackend, AttentionMetadata, AttentionPlan
+from llava_worker.model.attention.base import AttentionBackend, AttentionMetadata, AttentionPlan, DecodeRows
 from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.cpu.native import NativeKernels
@@ -67,6 +67,12 @@ class _CpuPlan(AttentionPlan):
             [n for length, end in contexts for n in range(end - length + 1, end + 1)], dtype=torch.int64
         )
         self._prompts = list(_prompts(metadata, num_short))
+
+    @property
+    def decode_rows(self) -> DecodeRows | None:
+        if self._prompts:
+            return None
+        return DecodeRows(self._cache, self._slot_mapping, self._tables, self._contexts)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
         self._cache.write(layer, self._slot_mapping, k, v)

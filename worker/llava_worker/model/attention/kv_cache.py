@@ -121,6 +121,15 @@ class KVCache:
         while self.prefault_more(num_slots):
             pass
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        """The contiguous tensors of the cache.
+
+        Keys and values, [layers, 2, slots, kv_heads, head_dim]. If the cache is int8, their scales, [layers,
+        2, slots, kv_heads].
+        """
+        return self._rows, self._scales
+
     def layer(self, layer: int) -> LayerCache:
         """Return views of one layer's keys and values, for kernels that read the cache in place."""
         keys, values = self._rows[layer]

@@ -4,7 +4,7 @@
 // This kernel reads W sequentially and only once. While a weight is in a register, it is multiplied by up to ROWS rows.
 #include <algorithm>
 
-#include "simd.h"
+#include "team_kernels.h"
 
 #ifdef __AVX512BF16__
 namespace {
@@ -51,14 +51,23 @@ Dot dot_for(int64_t rows) {
 
 }  // namespace
 
-extern "C" void bf16_linear(const bf16* x, int64_t rows, int64_t inputs, const bf16* w, int64_t outputs,
-                            const bf16* bias, bf16* y, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 16)
+void team::bf16_linear(const bf16* x, int64_t rows, int64_t inputs, const bf16* w, int64_t outputs, const bf16* bias,
+                       bf16* y) {
+#pragma omp for schedule(dynamic, 16)
   for (int64_t o = 0; o < outputs; o += OUTPUTS)
     for (int64_t r = 0; r < rows; r += ROWS) {
-      int64_t count = std::min<int64_t>(ROWS, rows - r);
-      Dot dot = outputs - o >= OUTPUTS ? dot_for<OUTPUTS>(count) : dot_for<1>(count);
-      dot(x + r * inputs, w + o * inputs, inputs, bias ? bias + o : nullptr, y + r * outputs + o, outputs);
+      int64_t count = std::min<int64_t>(ROWS, rows - r), end = std::min(o + OUTPUTS, outputs);
+      bool is_full = end - o == OUTPUTS;
+      Dot dot = is_full ? dot_for<OUTPUTS>(count) : dot_for<1>(count);
+      for (int64_t first = o; first < end; first += is_full ? OUTPUTS : 1)
+        dot(x + r * inputs, w + first * inputs, inputs, bias ? bias + first : nullptr, y + r * outputs + first,
+            outputs);
     }
+}
+
+extern "C" void bf16_linear(const bf16* x, int64_t rows, int64_t inputs, const bf16* w, int64_t outputs,
+                            const bf16* bias, bf16* y, int threads) {
+#pragma omp parallel num_threads(threads)
+  team::bf16_linear(x, rows, inputs, w, outputs, bias, y);
 }
 #endif

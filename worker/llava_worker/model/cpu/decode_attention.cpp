@@ -2,32 +2,19 @@
 //
 // Each task processes some of the KV heads of one row. It iterates over the context, TOKENS positions at a time, and
 // computes scores, online softmax and weighted values. Each key and value is read from memory only once.
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
 #include <vector>
 
 #include "online_softmax.h"
+#include "team_kernels.h"
 
 namespace {
 
 constexpr int TOKENS = 32;
-
-// T is the type of queries and results. K is the type of keys and values: T, or int8 with one scale per head and slot.
-template <class T, class K>
-struct Arguments {
-  const T* q;  // [rows][heads][size]
-  const K *keys, *values;                  // [slots][kv_heads][size]
-  const float *key_scales, *value_scales;  // [slots][kv_heads]; int8 only
-  const int64_t *tables, *contexts;
-  T* out;  // [rows][heads][size]
-  int64_t q_stride, rows, heads, kv_heads, size, table_width, block_size, window;
-  float scale;
-
-  int64_t slot(int64_t row, int64_t position) const {
-    return tables[row * table_width + position / block_size] * block_size + position % block_size;
-  }
-};
 
 template <class T>
 INLINE float scale_of(const float*, int64_t, const T*) { return 1.0f; }
@@ -72,9 +59,9 @@ INLINE float dot(const bf16* q, const bf16* key, int64_t size) {
 #endif
 
 // Explicit prefetches are necessary because a slot is about one page long, and the hardware prefetcher stops at page
-// boundaries.
+// boundaries. Unlike with weights, prefetches into the L1 cache are faster than those into the L2 cache.
 INLINE void prefetch(const void* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)from + i, 0, 2);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)from + i);
 }
 
 // to += p[0] * values[starts[0]] + p[1] * values[starts[1]] + ..., with up to 128 sums in registers.
@@ -157,7 +144,7 @@ struct HeadState {
 // KV heads [first, last) of one row, and the query heads that use them.
 template <class T, class K>
 struct HeadGroup {
-  const Arguments<T, K>& args;
+  const DecodeAttention<T, K>& args;
   int64_t row, first, last;
   int64_t per_kv = args.heads / args.kv_heads, count = (last - first) * per_kv;
   using Query = typename QueryType<T, K>::type;
@@ -202,10 +189,12 @@ struct HeadGroup {
   }
 };
 
+}  // namespace
+
 template <class T, class K>
-void decode(const Arguments<T, K>& args, int threads) {
-  int64_t groups = std::min<int64_t>(args.kv_heads, std::max<int64_t>(1, threads / args.rows));
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
+void team::decode_attention(const DecodeAttention<T, K>& args) {
+  int64_t groups = std::min<int64_t>(args.kv_heads, std::max<int64_t>(1, omp_get_num_threads() / args.rows));
+#pragma omp for schedule(dynamic)
   for (int64_t task = 0; task < args.rows * groups; task++) {
     int64_t group = task % groups;
     int64_t first = args.kv_heads * group / groups, last = args.kv_heads * (group + 1) / groups;
@@ -213,7 +202,10 @@ void decode(const Arguments<T, K>& args, int threads) {
   }
 }
 
-}  // namespace
+template void team::decode_attention(const DecodeAttention<bf16, bf16>&);
+template void team::decode_attention(const DecodeAttention<bf16, int8_t>&);
+template void team::decode_attention(const DecodeAttention<float, float>&);
+template void team::decode_attention(const DecodeAttention<float, int8_t>&);
 
 // ``size``, the head size, must be a multiple of 16. A ``window`` of 0 means unlimited. Scales must be null unless keys
 // and values are int8.
@@ -225,9 +217,11 @@ extern "C" void decode_attention(int is_bf16, const void* q, int64_t q_stride, c
   auto run = [&](auto* queries, auto* stored) {
     using T = std::remove_reference_t<decltype(*queries)>;
     using K = std::remove_reference_t<decltype(*stored)>;
-    Arguments<T, K> args{(const T*)q, (const K*)keys, (const K*)values, key_scales, value_scales, tables, contexts,
-                         (T*)out, q_stride, rows, heads, kv_heads, size, table_width, block_size, window, scale};
-    decode(args, threads);
+    DecodeAttention<T, K> args{(const T*)q, (const K*)keys, (const K*)values, key_scales, value_scales, tables,
+                               contexts, (T*)out, q_stride, rows, heads, kv_heads, size, table_width, block_size,
+                               window, scale};
+#pragma omp parallel num_threads(threads)
+    team::decode_attention(args);
   };
   bf16* as_bf16 = nullptr;
   float* as_fp32 = nullptr;

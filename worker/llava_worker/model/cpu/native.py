@@ -20,12 +20,12 @@ from llava_worker.model.cpu.load import Library, capabilities, load, variant_for
 from llava_worker.model.kernels.interface import KernelOrigin, Kernels, LayerCache, QuantizedWeight
 from llava_worker.model.kernels.torch_impl import TorchKernels
 
-__all__ = ["NativeKernels", "cpu_kernels"]
+__all__ = ["MAX_BF16_ROWS", "NativeKernels", "cpu_kernels"]
 
 logger = logging.getLogger(__name__)
 
 # Maximum number of rows for which the bf16 kernel in C++ is faster than torch's matrix product.
-_MAX_BF16_ROWS = 6
+MAX_BF16_ROWS = 8
 _MAX_REASON_LENGTH = 300  # characters; the reason is sent in each heartbeat
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 # Parameter types, in the order of the C++ declarations. The last parameter is always the number of threads.
@@ -57,6 +57,7 @@ _SIGNATURES: dict[str, list[Any]] = {
         ),  # keys, values, scales, tables, contexts
         *(_LONG, _LONG, _LONG, _LONG, _LONG, _LONG, _LONG, _FLOAT, _POINTER, _INT),
     ],
+    "decoder_layers": [_INT, _POINTER, _INT],  # is_bf16, step
     "prefill_attention": [
         *(_POINTER, _LONG),  # q
         *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER),  # keys, values, scales, table
@@ -101,10 +102,15 @@ class NativeKernels(Kernels):
     def packing(self) -> str:
         return f"{self._variant} {self._library_digest}"  # compilers may round differently
 
+    @property
+    def has_bf16_linear(self) -> bool:
+        """Whether products of a few rows with bf16 weights are computed in C++."""
+        return "bf16_linear" in self._functions
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         num_rows = x.numel() // x.shape[-1]
-        is_supported = "bf16_linear" in self._functions and x.dtype == weight.dtype == torch.bfloat16
-        if not is_supported or not 0 < num_rows <= _MAX_BF16_ROWS:
+        is_supported = self.has_bf16_linear and x.dtype == weight.dtype == torch.bfloat16
+        if not is_supported or not 0 < num_rows <= MAX_BF16_ROWS:
             return self._torch.linear(x, weight, bias)
         x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], len(weight))
@@ -214,6 +220,13 @@ class NativeKernels(Kernels):
         shape = (tokens, context, heads, kv_heads, size, stored.block_size, window, int(is_causal))
         cached = (stored.keys, stored.values, stored.keys.stride(0), stored.key_scales, stored.value_scales)
         self._call("prefill_attention", q, q.stride(0), *cached, table.contiguous(), *shape, size**-0.5, out)
+
+    def decoder_layers(self, dtype: torch.dtype, step: int) -> None:
+        """Compute all layers of a decoder. ``step`` is the address of a DecoderStep (decoder_layers.cpp).
+
+        ``dtype`` is that of the hidden states.
+        """
+        self._call("decoder_layers", int(dtype == torch.bfloat16), step)
 
     def _call(self, name: str, *arguments: Tensor | float | None) -> None:
         """Call a C++ function. Convert tensors to pointers and append the number of threads."""

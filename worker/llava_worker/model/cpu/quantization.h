@@ -7,6 +7,7 @@
 
 constexpr int PANEL_OUTPUTS = 32;
 constexpr int WEIGHT_GROUP = 64;     // inputs per scale of 4-bit and 5-bit weights
+constexpr int MAX_GROUP = 256;       // maximum number of inputs per scale of x
 constexpr int WEIGHT_OFFSET = 128;   // added to the values of weights, which makes them unsigned
 constexpr int NIBBLE_BYTES = WEIGHT_GROUP * PANEL_OUTPUTS / 2;  // low four bits of the codes of a group in a panel
 
@@ -81,18 +82,23 @@ float quantize_group(const T* x, int64_t size, int64_t padded, int8_t* codes) {
   return max_abs / 127.0f + horizontal_sum(non_finite);
 }
 
-// Quantizes a row of x to codes [padded]. Stores the scale and the sum of group g at index g * stride.
+// Quantizes group g of a row of x, and stores its codes, scale and sum. Returns the number of codes.
 template <class T>
-void quantize_row(const T* x, int64_t size, const QuantizedWeight& w, int8_t* codes, float* scales, int32_t* sums,
-                  int stride) {
-  for (int g = 0; g < w.groups(); g++) {
-    int64_t first = int64_t(g) * w.group_size, padded = std::min<int64_t>(w.group_size, w.padded - first);
-    int64_t inputs = std::max<int64_t>(0, std::min(padded, size - first));
-    scales[g * stride] = quantize_group(x + first, inputs, padded, codes + first);
-    int32_t total = 0;
-    for (int64_t k = 0; k < padded; k++) total += codes[first + k];
-    sums[g * stride] = total;
-  }
+int64_t quantize_group(const T* x, int64_t size, const QuantizedWeight& w, int g, int8_t* codes, float& scale,
+                       int32_t& sum) {
+  int64_t first = int64_t(g) * w.group_size, padded = std::min<int64_t>(w.group_size, w.padded - first);
+  int64_t inputs = std::max<int64_t>(0, std::min(padded, size - first));
+  scale = quantize_group(x + first, inputs, padded, codes);
+  int32_t total = 0;
+  for (int64_t k = 0; k < padded; k++) total += codes[k];
+  sum = total;
+  return padded;
+}
+
+// Quantizes a row of x to codes [padded], with one scale and one sum per group.
+template <class T>
+void quantize_row(const T* x, int64_t size, const QuantizedWeight& w, int8_t* codes, float* scales, int32_t* sums) {
+  for (int g = 0; g < w.groups(); g++) codes += quantize_group(x, size, w, g, codes, scales[g], sums[g]);
 }
 
 // Stores up to 16 outputs of a row, starting at ``first``. They are the sums, multiplied by the scales of the weight

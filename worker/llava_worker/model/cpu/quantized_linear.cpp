@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "quantized_linear_amx.h"
-#include "quantization.h"
+#include "team_kernels.h"
 
 namespace {
 
@@ -30,18 +30,30 @@ constexpr int MAX_TILE_ROWS = 3, FEW_ROWS = 1;
 constexpr int64_t PREFETCH_BYTES = 4096;  // prefetch distance
 
 struct RowTile {
-  int first, rows;
+  int64_t first;
+  int rows;
   int8_t* inputs;   // [padded / 4][rows][4]
   int32_t* sums;    // [groups][rows]
   float* scales;    // [groups][rows]
 };
 
+int64_t num_tiles(int64_t rows) { return (rows + MAX_TILE_ROWS - 1) / MAX_TILE_ROWS; }
+
+RowTile tile_of(int64_t t, int64_t rows, const QuantizedWeight& w, QuantizedRows& quantized) {
+  int64_t count = num_tiles(rows), first = rows * t / count, last = rows * (t + 1) / count;
+  return {first, int(last - first), quantized.codes.data() + first * w.padded,
+          quantized.sums.data() + first * w.groups(), quantized.scales.data() + first * w.groups()};
+}
+
+// Quantizes group g of the rows of a tile. Threads that quantize different groups write to different cache lines.
 template <class T>
-void quantize(const T* x, int64_t size, const QuantizedWeight& w, const RowTile& tile, std::vector<int8_t>& row) {
-  row.resize(w.padded + 16);
+void quantize(const T* x, int64_t size, const QuantizedWeight& w, const RowTile& tile, int g) {
+  int8_t codes[MAX_GROUP];
   for (int r = 0; r < tile.rows; r++) {
-    quantize_row(x + (tile.first + r) * size, size, w, row.data(), tile.scales + r, tile.sums + r, tile.rows);
-    for (int64_t k = 0; k < w.padded; k += 4) std::memcpy(tile.inputs + k * tile.rows + r * 4, &row[k], 4);
+    int64_t scale = int64_t(g) * tile.rows + r;
+    int64_t count = quantize_group(x + (tile.first + r) * size, size, w, g, codes, tile.scales[scale], tile.sums[scale]);
+    int8_t* to = tile.inputs + int64_t(g) * w.group_size * tile.rows + r * 4;
+    for (int64_t k = 0; k < count; k += 4) std::memcpy(to + k * tile.rows, codes + k, 4);
   }
 }
 
@@ -120,38 +132,47 @@ void multiply_panels(const QuantizedWeight& w, const RowTile& tile, int64_t firs
     multiply_for<BITS, 1, T>(tile.rows, std::make_integer_sequence<int, MAX_TILE_ROWS>())(w, tile, p, bias, y);
 }
 
+// Computes y. Called by all threads of a team.
+template <int BITS, class T>
+void multiply_rows(const T* x, int64_t rows, int64_t inputs, const QuantizedWeight& w, const float* bias, T* y,
+                   QuantizedRows& quantized) {
+  int64_t tiles = num_tiles(rows), groups = w.groups(), panels = (w.outputs + PANEL_OUTPUTS - 1) / PANEL_OUTPUTS;
+#pragma omp for schedule(static) collapse(2)
+  for (int64_t t = 0; t < tiles; t++)
+    for (int64_t g = 0; g < groups; g++) quantize(x, inputs, w, tile_of(t, rows, w, quantized), int(g));
+#pragma omp for schedule(static)
+  for (int64_t p = 0; p < panels; p += 2)
+    for (int64_t t = 0; t < tiles; t++)
+      multiply_panels<BITS>(w, tile_of(t, rows, w, quantized), p, std::min(p + 2, panels), bias, y);
+}
+
 template <int BITS, class T>
 void run(const T* x, int64_t rows, int64_t inputs, const QuantizedWeight& w, const float* bias, T* y, int threads) {
 #ifdef __AMX_INT8__
   if (rows >= MIN_AMX_ROWS && is_amx_permitted())
     return quantized_linear_amx<BITS>(x, rows, inputs, w, bias, y, threads);
 #endif
-  static thread_local std::vector<int8_t> codes;
-  static thread_local std::vector<int32_t> sums;
-  static thread_local std::vector<float> scales;
-  codes.resize(rows * w.padded);
-  sums.resize(rows * w.groups());
-  scales.resize(rows * w.groups());
-  int count = int((rows + MAX_TILE_ROWS - 1) / MAX_TILE_ROWS);
-  std::vector<RowTile> tiles(count);
-  for (int t = 0; t < count; t++) {
-    int64_t first = rows * t / count, last = rows * (t + 1) / count;
-    tiles[t] = {int(first), int(last - first), codes.data() + first * w.padded,
-                sums.data() + first * w.groups(), scales.data() + first * w.groups()};
-  }
-  int64_t panels = (w.outputs + PANEL_OUTPUTS - 1) / PANEL_OUTPUTS;
+  static thread_local QuantizedRows buffers;
+  buffers.reserve(rows, w);
+  QuantizedRows& quantized = buffers;  // of this thread
 #pragma omp parallel num_threads(threads)
-  {
-    std::vector<int8_t> row;
-#pragma omp for schedule(static)
-    for (int t = 0; t < count; t++) quantize(x, inputs, w, tiles[t], row);
-#pragma omp for schedule(static)
-    for (int64_t p = 0; p < panels; p += 2)
-      for (const RowTile& tile : tiles) multiply_panels<BITS>(w, tile, p, std::min(p + 2, panels), bias, y);
-  }
+  multiply_rows<BITS>(x, rows, inputs, w, bias, y, quantized);
 }
 
 }  // namespace
+
+template <class T>
+void team::quantized_linear(int bits, const T* x, int64_t rows, int64_t inputs, const QuantizedWeight& w,
+                            const float* bias, T* y, QuantizedRows& quantized) {
+  if (bits == 8) multiply_rows<8>(x, rows, inputs, w, bias, y, quantized);
+  else if (bits == 5) multiply_rows<5>(x, rows, inputs, w, bias, y, quantized);
+  else multiply_rows<4>(x, rows, inputs, w, bias, y, quantized);
+}
+
+template void team::quantized_linear(int, const bf16*, int64_t, int64_t, const QuantizedWeight&, const float*, bf16*,
+                                     QuantizedRows&);
+template void team::quantized_linear(int, const float*, int64_t, int64_t, const QuantizedWeight&, const float*, float*,
+                                     QuantizedRows&);
 
 // x [rows][inputs] and y [rows][outputs] must both be bf16 or both be fp32. bias must be fp32 [outputs] or null.
 extern "C" void quantized_linear(int bits, int is_bf16, const void* x, int64_t rows, int64_t inputs,

@@ -166,7 +166,7 @@ void quantized_linear_amx(const T* x, int64_t rows, int64_t inputs, const Quanti
     _tile_loadconfig(&config);
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
-      quantize_row(x + r * inputs, inputs, w, row.data(), all_scales + r * w.groups(), all_sums + r * w.groups(), 1);
+      quantize_row(x + r * inputs, inputs, w, row.data(), all_scales + r * w.groups(), all_sums + r * w.groups());
       int8_t* to = all_codes + r / 16 * 16 * w.padded + r % 16 * DEPTH;
       for (int64_t k = 0; k < w.padded; k += DEPTH) std::memcpy(to + k * 16, &row[k], DEPTH);
     }

@@ -174,11 +174,13 @@ INLINE float horizontal_sum(f32x16 v) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-INLINE float horizontal_max(f32x16 v) {
-  float lanes[16];
-  write(lanes, v);
-  for (int i = 1; i < 16; i++) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
-  return lanes[0];
+INLINE float horizontal_max(f32x16 v) {  // no lane can be NaN
+  __m256 halves[2];
+  std::memcpy(halves, &v, sizeof halves);
+  __m256 eight = _mm256_max_ps(halves[0], halves[1]);
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
 // Computes e^x with an error of at most 2 ULP, as 2^n times a polynomial for half an octave on either side of 0.

@@ -1,0 +1,183 @@
+// Computes all layers of a decoder for a few rows, each of which is the next token of a sequence.
+//
+// With few rows, a layer takes less than a millisecond. Separate calls for its operations would start a parallel region
+// each, and between the regions, threads would wait for the Python interpreter. Here, the whole step is one parallel
+// region. The operations and their order are those of LlamaDecoder, so that the results are bitwise identical.
+#include <algorithm>
+#include <cfloat>
+#include <vector>
+
+#include "row_kernels.h"
+#include "team_kernels.h"
+
+// The structures below correspond to those in native_layers.py.
+
+struct LinearLayer {
+  int64_t bits;  // 8, 5 or 4; or 16 for a bf16 weight in the layout of the checkpoint
+  int64_t inputs, outputs, padded, group_size;
+  const void *weight, *scales, *codebook, *bias;
+};
+
+struct DecoderLayer {
+  const void *input_norm, *post_attention_norm;
+  LinearLayer qkv, o, gate_up, down;
+  int64_t window;  // 0 means unlimited
+};
+
+struct DecoderStep {
+  const DecoderLayer* layers;
+  void* hidden;                                // [rows][size]: the embeddings, and the result
+  const void *cos, *sin;                       // [rows][head_size / 2]
+  void* cached;                                // [layers][2][num_slots][kv_heads][head_size]
+  float* cached_scales;                        // [layers][2][num_slots][kv_heads]; null unless the cache is int8
+  const int64_t *slots, *tables, *contexts;    // [rows], [rows][table_width], [rows]
+  int64_t num_layers, rows, size, heads, kv_heads, head_size, intermediate, num_slots, block_size, table_width;
+  float eps, attention_scale;
+};
+
+namespace {
+
+// Stores a key or a value in the cache.
+template <class T>
+INLINE void store_head(const T* head, int64_t size, T* to, float*) { std::copy_n(head, size, to); }
+
+// The format is described in kv_quantization.py.
+template <class T>
+INLINE void store_head(const T* head, int64_t size, int8_t* to, float* scale) {
+  f32x16 lane_max{}, non_finite{};
+  for (int64_t k = 0; k < size; k += 16) {
+    f32x16 v = load(head + k);
+    lane_max = maximum(absolute(v), lane_max);
+    non_finite += v - v;  // NaN if v is infinite or NaN, which makes the scale NaN; otherwise 0
+  }
+  bf16 as_bf16;
+  store_partial(&as_bf16, broadcast(horizontal_max(lane_max) / 127.0f), 1);
+  float rounded = std::max(to_float(&as_bf16), FLT_MIN);
+  for (int64_t k = 0; k < size; k += 16) {
+    f32x16 v = load(head + k) / rounded;
+    v = v > 127.0f ? broadcast(127.0f) : v;
+    v = v < -127.0f ? broadcast(-127.0f) : v;
+    write(to + k, to_int8(round_to_int(v)));
+  }
+  *scale = rounded + horizontal_sum(non_finite);
+}
+
+template <class T>
+struct Buffers {
+  std::vector<T> normed, qkv, attended, projected, gate_up, gated;
+  QuantizedRows quantized;
+
+  explicit Buffers(const DecoderStep& s)
+      : normed(s.rows * s.size), qkv(s.rows * (s.heads + 2 * s.kv_heads) * s.head_size),
+        attended(s.rows * s.heads * s.head_size), projected(s.rows * s.size), gate_up(s.rows * 2 * s.intermediate),
+        gated(s.rows * s.intermediate) {
+    for (int64_t i = 0; i < s.num_layers; i++)
+      for (const LinearLayer* layer : {&s.layers[i].qkv, &s.layers[i].o, &s.layers[i].gate_up, &s.layers[i].down})
+        if (layer->bits != 16) quantized.reserve(s.rows, weight_of(*layer));
+  }
+
+  static QuantizedWeight weight_of(const LinearLayer& layer) {
+    return {(const uint8_t*)layer.weight, layer.scales, (const int8_t*)layer.codebook, layer.outputs, layer.padded,
+            int(layer.group_size)};
+  }
+};
+
+// A step with rows of type T and a cache of type K. All threads of a team call each function.
+template <class T, class K>
+struct Step {
+  const DecoderStep& s;
+  Buffers<T>& buffers;
+  T* hidden = (T*)s.hidden;
+
+  void run() {
+    for (int64_t i = 0; i < s.num_layers; i++) {
+      const DecoderLayer& layer = s.layers[i];
+      add_and_norm(i ? buffers.projected.data() : nullptr, layer.input_norm);
+      multiply(layer.qkv, buffers.normed, buffers.qkv);
+      attend(i, layer.window);
+      multiply(layer.o, buffers.attended, buffers.projected);
+      add_and_norm(buffers.projected.data(), layer.post_attention_norm);
+      multiply(layer.gate_up, buffers.normed, buffers.gate_up);
+      gate();
+      multiply(layer.down, buffers.gated, buffers.projected);
+    }
+    add_and_norm(buffers.projected.data(), nullptr);
+  }
+
+  // Adds ``addend`` to the hidden states and stores their norm. ``addend`` and ``weight`` can be null.
+  void add_and_norm(const T* addend, const void* weight) {
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < s.rows; row++) {
+      int64_t first = row * s.size;
+      if (addend) add_row(addend + first, s.size, hidden + first);
+      if (weight) rms_norm_row(hidden + first, (const T*)weight, s.eps, s.size, &buffers.normed[first]);
+    }
+  }
+
+  void multiply(const LinearLayer& layer, const std::vector<T>& x, std::vector<T>& y) {
+    if constexpr (std::is_same_v<T, bf16>)
+      if (layer.bits == 16) return multiply_bf16(layer, x.data(), y.data());
+    team::quantized_linear(int(layer.bits), x.data(), s.rows, layer.inputs, Buffers<T>::weight_of(layer),
+                           (const float*)layer.bias, y.data(), buffers.quantized);
+  }
+
+  void multiply_bf16(const LinearLayer& layer, const bf16* x, bf16* y) {
+#ifdef __AVX512BF16__
+    team::bf16_linear(x, s.rows, layer.inputs, (const bf16*)layer.weight, layer.outputs, (const bf16*)layer.bias, y);
+#endif
+  }
+
+  // Applies RoPE to queries and keys, stores keys and values in the cache, and computes attention.
+  void attend(int64_t layer, int64_t window) {
+    int64_t kept = s.num_slots * s.kv_heads;  // heads per layer in the cache
+    K *keys = (K*)s.cached + layer * 2 * kept * s.head_size, *values = keys + kept * s.head_size;
+    float *key_scales = nullptr, *value_scales = nullptr;
+    if (s.cached_scales) key_scales = s.cached_scales + layer * 2 * kept, value_scales = key_scales + kept;
+    int64_t heads = s.heads + 2 * s.kv_heads, half = s.head_size / 2;
+#pragma omp for schedule(static) collapse(2)
+    for (int64_t row = 0; row < s.rows; row++)
+      for (int64_t h = 0; h < heads; h++) {
+        T* head = &buffers.qkv[(row * heads + h) * s.head_size];
+        if (h < s.heads + s.kv_heads)
+          rotate_head(head, (const T*)s.cos + row * half, (const T*)s.sin + row * half, half, head);
+        if (h < s.heads) continue;
+        bool is_key = h < s.heads + s.kv_heads;
+        int64_t to = s.slots[row] * s.kv_heads + (h - s.heads) % s.kv_heads;
+        store_head(head, s.head_size, (is_key ? keys : values) + to * s.head_size,
+                   (is_key ? key_scales : value_scales) + (s.cached_scales ? to : 0));
+      }
+    team::decode_attention(DecodeAttention<T, K>{
+        buffers.qkv.data(), keys, values, key_scales, value_scales, s.tables, s.contexts, buffers.attended.data(),
+        heads * s.head_size, s.rows, s.heads, s.kv_heads, s.head_size, s.table_width, s.block_size, window,
+        s.attention_scale});
+  }
+
+  void gate() {
+    constexpr int64_t CHUNK = 512;
+    int64_t size = s.intermediate;
+#pragma omp for schedule(static) collapse(2)
+    for (int64_t row = 0; row < s.rows; row++)
+      for (int64_t k = 0; k < size; k += CHUNK) {
+        const T* x = &buffers.gate_up[row * 2 * size + k];
+        silu_and_mul_row(x, x + size, std::min(CHUNK, size - k), &buffers.gated[row * size + k]);
+      }
+  }
+};
+
+template <class T, class K>
+void run(const DecoderStep& step, int threads) {
+  Buffers<T> buffers(step);
+#pragma omp parallel num_threads(threads)
+  Step<T, K>{step, buffers}.run();
+}
+
+}  // namespace
+
+// Rows and the cache must be bf16 or fp32, except that the cache can be int8. bf16 weights require bf16 rows.
+extern "C" void decoder_layers(int is_bf16, const DecoderStep* step, int threads) {
+  bool is_int8 = step->cached_scales;
+  if (is_bf16 && is_int8) run<bf16, int8_t>(*step, threads);
+  else if (is_bf16) run<bf16, bf16>(*step, threads);
+  else if (is_int8) run<float, int8_t>(*step, threads);
+  else run<float, float>(*step, threads);
+}

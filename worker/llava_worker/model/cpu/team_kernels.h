@@ -1,0 +1,51 @@
+// Kernels that all threads of an OpenMP team call together. They share the work of the current parallel region, and end
+// with a barrier.
+#pragma once
+
+#include <vector>
+
+#include "quantization.h"
+
+// Buffers for rows of x that are quantized for a product. All threads of a team use the same buffers.
+struct QuantizedRows {
+  std::vector<int8_t> codes;
+  std::vector<int32_t> sums;
+  std::vector<float> scales;
+
+  void reserve(int64_t rows, const QuantizedWeight& w) {  // called by one thread
+    codes.resize(std::max<size_t>(codes.size(), rows * w.padded));
+    sums.resize(std::max<size_t>(sums.size(), rows * w.groups()));
+    scales.resize(std::max<size_t>(scales.size(), rows * w.groups()));
+  }
+};
+
+// T is the type of queries and results. K is the type of keys and values: T, or int8 with one scale per head and slot.
+template <class T, class K>
+struct DecodeAttention {
+  const T* q;                              // [rows][heads][size]
+  const K *keys, *values;                  // [slots][kv_heads][size]
+  const float *key_scales, *value_scales;  // [slots][kv_heads]; int8 only
+  const int64_t *tables, *contexts;
+  T* out;  // [rows][heads][size]
+  int64_t q_stride, rows, heads, kv_heads, size, table_width, block_size, window;
+  float scale;
+
+  int64_t slot(int64_t row, int64_t position) const {
+    return tables[row * table_width + position / block_size] * block_size + position % block_size;
+  }
+};
+
+namespace team {
+
+template <class T>
+void quantized_linear(int bits, const T* x, int64_t rows, int64_t inputs, const QuantizedWeight& w, const float* bias,
+                      T* y, QuantizedRows& quantized);
+
+// Exists only in variants with instructions for bf16 dot products.
+void bf16_linear(const bf16* x, int64_t rows, int64_t inputs, const bf16* w, int64_t outputs, const bf16* bias,
+                 bf16* y);
+
+template <class T, class K>
+void decode_attention(const DecodeAttention<T, K>& args);
+
+}  // namespace team

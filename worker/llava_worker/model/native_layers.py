@@ -1,0 +1,150 @@
+"""All layers of a decoder, computed by one call of the C++ kernels.
+
+This is used for steps with few tokens, for which the overhead of a call per operation would be significant.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llava_worker.model.attention.base import DecodeRows
+from llava_worker.model.cpu.native import MAX_BF16_ROWS, NativeKernels
+from llava_worker.model.layers.linear import DenseLinear, Linear
+from llava_worker.model.layers.rotary import Rotation
+from llava_worker.model.quantization.quantized_linear import QuantizedLinear
+
+__all__ = ["LayerWeights", "NativeLayers"]
+
+_MAX_QUANTIZED_ROWS = 16  # with more rows, products take most of the time, and other kernels may compute them
+_BF16_BITS = 16
+_LANES = 16  # head_dim must be a multiple of this
+_POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """The weights of a decoder layer. ``window`` is the sliding window; 0 means unlimited."""
+
+    input_norm: Tensor
+    post_attention_norm: Tensor
+    qkv: Linear
+    o: Linear
+    gate_up: Linear
+    down: Linear
+    window: int
+
+
+class _Linear(ctypes.Structure):
+    """Corresponds to LinearLayer in decoder_layers.cpp."""
+
+    _fields_ = (
+        *((name, _LONG) for name in ("bits", "inputs", "outputs", "padded", "group_size")),
+        *((name, _POINTER) for name in ("weight", "scales", "codebook", "bias")),
+    )
+
+
+class _Layer(ctypes.Structure):
+    """Corresponds to DecoderLayer in decoder_layers.cpp."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("input_norm", "post_attention_norm")),
+        *((name, _Linear) for name in ("qkv", "o", "gate_up", "down")),
+        ("window", _LONG),
+    )
+
+
+class _Step(ctypes.Structure):
+    """Corresponds to DecoderStep in decoder_layers.cpp."""
+
+    _fields_ = (
+        ("layers", ctypes.POINTER(_Layer)),
+        *((name, _POINTER) for name in ("hidden", "cos", "sin", "cached", "cached_scales")),
+        *((name, _POINTER) for name in ("slots", "tables", "contexts")),
+        *((name, _LONG) for name in ("num_layers", "rows", "size", "heads", "kv_heads", "head_size")),
+        *((name, _LONG) for name in ("intermediate", "num_slots", "block_size", "table_width")),
+        *((name, _FLOAT) for name in ("eps", "attention_scale")),
+    )
+
+
+class NativeLayers:
+    """Layers of a decoder with a gated SiLU. Their weights must not be replaced afterwards."""
+
+    def __init__(self, layers: Sequence[LayerWeights], eps: float, kernels: NativeKernels) -> None:
+        self._kernels = kernels
+        self._eps = eps
+        self._size = layers[0].o.shape.out_features
+        self._attended_size = layers[0].o.shape.in_features
+        self._intermediate = layers[0].down.shape.in_features
+        self._weights = layers  # keeps the memory of the pointers below
+        self._layers = (_Layer * len(layers))(*map(_layer, layers))
+        has_bf16 = any(isinstance(each, DenseLinear) for layer in layers for each in _linears(layer))
+        self._max_rows = MAX_BF16_ROWS if has_bf16 else _MAX_QUANTIZED_ROWS
+
+    @classmethod
+    def create(
+        cls, layers: Sequence[LayerWeights], eps: float, head_dim: int, kernels: NativeKernels
+    ) -> NativeLayers | None:
+        """Return the layers, or None if the C++ kernels do not support them."""
+        linears = [each for layer in layers for each in _linears(layer)]
+        is_supported = head_dim % _LANES == 0 and bool(layers)
+        if not is_supported or not all(_is_native(each, kernels) for each in linears):
+            return None
+        return cls(layers, eps, kernels)
+
+    def compute(self, x: Tensor, rotation: Rotation, rows: DecodeRows) -> Tensor | None:
+        """Return the sum of the embeddings x [tokens, hidden] and the outputs of all layers.
+
+        The results are bitwise identical to those of separate operations. Returns None if the step has too
+        many tokens for this function.
+        """
+        if not 0 < len(x) <= self._max_rows:
+            return None
+        hidden = x.clone()
+        spec, tables = rows.cache.spec, rows.tables.contiguous()
+        cached, scales = rows.cache.tensors
+        cos, sin = rotation.cos.contiguous(), rotation.sin.contiguous()
+        step = _Step(
+            self._layers,
+            *map(_pointer, (hidden, cos, sin, cached, scales, rows.slots, tables, rows.contexts)),
+            *(len(self._layers), len(x), self._size, self._attended_size // spec.head_dim),
+            *(spec.num_kv_heads, spec.head_dim, self._intermediate, spec.num_tokens, spec.block_size),
+            *(tables.shape[1], self._eps, spec.head_dim**-0.5),
+        )
+        self._kernels.decoder_layers(hidden.dtype, ctypes.addressof(step))
+        return hidden
+
+
+def _linears(layer: LayerWeights) -> tuple[Linear, ...]:
+    return layer.qkv, layer.o, layer.gate_up, layer.down
+
+
+def _is_native(linear: Linear, kernels: NativeKernels) -> bool:
+    """Return whether the C++ kernels compute this layer for a few rows."""
+    if type(linear) is QuantizedLinear:
+        return True
+    return type(linear) is DenseLinear and kernels.has_bf16_linear and linear.weight.dtype == torch.bfloat16
+
+
+def _layer(weights: LayerWeights) -> _Layer:
+    norms = (_pointer(weights.input_norm), _pointer(weights.post_attention_norm))
+    return _Layer(*norms, *map(_linear, _linears(weights)), weights.window)
+
+
+def _linear(linear: Linear) -> _Linear:
+    sizes = (linear.shape.in_features, linear.shape.out_features)
+    if isinstance(linear, QuantizedLinear):
+        weight = linear.weight
+        stored = (weight.packed, weight.scales, weight.codebook, linear.bias)
+        formats = (weight.padded_in_features, weight.group_size)
+        return _Linear(weight.bits, *sizes, *formats, *map(_pointer, stored))
+    assert isinstance(linear, DenseLinear)
+    return _Linear(_BF16_BITS, *sizes, 0, 0, *map(_pointer, (linear.weight, None, None, linear.bias)))
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
