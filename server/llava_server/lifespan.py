@@ -31,6 +31,7 @@ from llava_server.images.decoder_pool import DecoderPool
 from llava_server.images.errors import ImageLimits
 from llava_server.images.fetch import FetchRules, ImageFetcher
 from llava_server.images.loader import ImageLoader
+from llava_server.loaded_data import LoadedData
 from llava_server.metrics import Metrics
 from llava_server.middleware.auth import ApiKeys
 from llava_server.middleware.rate_limit import RateLimiter
@@ -68,6 +69,7 @@ class Services:
     metrics: Metrics
     shutdown: GracefulShutdown
     api_keys: ApiKeys
+    loaded_data: LoadedData
     rate_limiter: RateLimiter
     tracer: Tracer | None
     health: QueueHealth
@@ -114,6 +116,7 @@ async def open_services(
     metrics: Metrics,
     shutdown: GracefulShutdown,
     api_keys: ApiKeys,
+    loaded_data: LoadedData,
     rate_limiter: RateLimiter,
     tracer: Tracer | None,
 ) -> AsyncIterator[Services]:
@@ -154,6 +157,7 @@ async def open_services(
             metrics=metrics,
             shutdown=shutdown,
             api_keys=api_keys,
+            loaded_data=loaded_data,
             rate_limiter=rate_limiter,
             tracer=tracer,
             health=health,

@@ -12,7 +12,16 @@ import msgspec
 from msgspec import Meta
 from starlette.responses import Response
 
-__all__ = ["AlwaysFalse", "AlwaysTrue", "Count", "JSONResponse", "ResponseModel", "Timestamp", "doc"]
+__all__ = [
+    "AlwaysFalse",
+    "AlwaysTrue",
+    "Count",
+    "EncodedResponse",
+    "JSONResponse",
+    "ResponseModel",
+    "Timestamp",
+    "doc",
+]
 
 _MAX_TIMESTAMP = 253_402_300_799  # the last second of the year 9999
 
@@ -26,8 +35,14 @@ class ResponseModel(msgspec.Struct):
     """Base class for response bodies and their parts."""
 
 
+class EncodedResponse(Response):
+    """A response whose body is encoded JSON."""
+
+    media_type = "application/json"
+
+
 class JSONResponse(Response):
-    """A response whose body is a ResponseModel."""
+    """A response whose body is a small ResponseModel. ``encode_in_pieces`` encodes large ones."""
 
     media_type = "application/json"
 

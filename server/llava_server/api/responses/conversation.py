@@ -32,6 +32,7 @@ from llava_server.api.responses.stored_output import save_response
 from llava_server.api.storage.stored import store_errors
 from llava_server.errors import ApiError
 from llava_server.lifespan import Services
+from llava_server.loaded_data import LoadedBytes
 
 __all__ = ["StoredItem", "conversation_items", "incomplete_conversation", "new_record", "with_stored_items"]
 
@@ -40,18 +41,18 @@ _items = TypeAdapter(list[Item])
 
 
 async def with_stored_items(
-    services: Services, request: ResponseRequest, *, tenant: str
+    services: Services, request: ResponseRequest, loaded: LoadedBytes, *, tenant: str
 ) -> tuple[ResponseRequest, ResponseRequest]:
     """Replace the references in a request by the items that they refer to.
 
     Return the request without references, and the same request with the conversation before its input.
     Raises ApiError (400, 404, 503), which names the field.
     """
-    own = await with_referenced_items(services, request.items, tenant=tenant)
+    own = await with_referenced_items(services, request.items, loaded, tenant=tenant)
     request = request.model_copy(update={"input": own})
     if request.previous_response_id is None:
         return request, request
-    earlier = await _previous_items(services, request.previous_response_id, tenant=tenant)
+    earlier = await _previous_items(services, request.previous_response_id, loaded, tenant=tenant)
     items = [*await services.threads.run(tenant, partial(_items.validate_python, earlier)), *own]
     if len(items) > MAX_ITEMS:
         raise _too_long(len(items))
@@ -68,7 +69,7 @@ def new_record(request: ResponseRequest, job_id: str) -> StoredResponse:
 
 
 async def conversation_items(
-    services: Services, response_id: str, *, tenant: str, has_output: bool
+    services: Services, response_id: str, loaded: LoadedBytes, *, tenant: str, has_output: bool
 ) -> list[StoredItem]:
     """Return the items of a stored conversation, oldest first, with or without the last response's output.
 
@@ -79,6 +80,7 @@ async def conversation_items(
         check_stored_bytes(
             services, num_bytes, "The responses of the conversation", param="previous_response_id"
         )
+        await loaded.reserve(num_bytes)
         chain = await services.responses.conversation(response_id, tenant=tenant, max_responses=MAX_ITEMS)
     if chain[0].previous_id:
         raise _too_long(MAX_ITEMS + 1)
@@ -96,9 +98,11 @@ async def conversation_items(
     return await run_parser(services, tenant, sum(map(len, parts)), partial(_decode, parts))
 
 
-async def _previous_items(services: Services, response_id: str, *, tenant: str) -> list[StoredItem]:
+async def _previous_items(
+    services: Services, response_id: str, loaded: LoadedBytes, *, tenant: str
+) -> list[StoredItem]:
     try:
-        return await conversation_items(services, response_id, tenant=tenant, has_output=True)
+        return await conversation_items(services, response_id, loaded, tenant=tenant, has_output=True)
     except BrokenChain as broken:
         if broken.response_id != response_id:
             raise incomplete_conversation(broken) from broken

@@ -21,6 +21,7 @@ from llava_server.api.responses.stored_output import find_response
 from llava_server.api.storage.stored import store_errors
 from llava_server.errors import ApiError
 from llava_server.lifespan import Services
+from llava_server.loaded_data import LoadedBytes
 
 __all__ = ["check_stored_bytes", "with_referenced_items"]
 
@@ -38,7 +39,9 @@ class _Identified(msgspec.Struct):
     id: str
 
 
-async def with_referenced_items(services: Services, items: Sequence[Item], *, tenant: str) -> list[Item]:
+async def with_referenced_items(
+    services: Services, items: Sequence[Item], loaded: LoadedBytes, *, tenant: str
+) -> list[Item]:
     """Return the items of an input, with references replaced by the items that they refer to.
 
     Items that are referenced repeatedly are shared. Raises ApiError (400, 404, 503), which names the field.
@@ -54,6 +57,7 @@ async def with_referenced_items(services: Services, items: Sequence[Item], *, te
             await services.responses.num_bytes(each, tenant=tenant) for each in set(response_ids.values())
         ]
     check_stored_bytes(services, sum(sizes), "The responses whose items are referenced")
+    await loaded.reserve(sum(sizes))
     texts: dict[str, bytes] = {}  # by item ID
     for response_id in set(response_ids.values()):
         wanted = {each for each in response_ids if response_ids[each] == response_id}
