@@ -119,15 +119,7 @@ def create_app(
             Middleware(ServerErrorMiddleware),
             Middleware(AuthMiddleware, keys=api_keys, turns=turns),
             Middleware(RateLimitMiddleware, limiter=rate_limiter),
-            Middleware(
-                RequestLimitMiddleware,
-                limits=BodyLimits(settings.max_body_mb * _MIB, settings.body_timeout_s),
-                open_requests=open_requests,
-                loaded_data=loaded_data,
-                keys=api_keys,
-                shutdown=shutdown,
-                metrics=metrics,
-            ),
+            _request_limits(settings, open_requests, loaded_data, api_keys, shutdown, metrics),
             Middleware(HeadMiddleware),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
@@ -136,6 +128,26 @@ def create_app(
     )
     _include_routes(app, settings)
     return app
+
+
+def _request_limits(
+    settings: Settings,
+    open_requests: OpenRequests,
+    loaded_data: LoadedData,
+    keys: ApiKeys,
+    shutdown: GracefulShutdown,
+    metrics: Metrics,
+) -> Middleware:
+    """Return the middleware that limits open requests and their data."""
+    return Middleware(
+        RequestLimitMiddleware,
+        limits=BodyLimits(max_body_bytes=settings.max_body_mb * _MIB, timeout_s=settings.body_timeout_s),
+        open_requests=open_requests,
+        loaded_data=loaded_data,
+        keys=keys,
+        shutdown=shutdown,
+        metrics=metrics,
+    )
 
 
 def _request_budget(settings: Settings) -> RequestBudget:

@@ -149,9 +149,7 @@ async def open_services(
         stack.enter_context(_engine_metrics(metrics, registry))
         controller.start()
         _start_tasks(tasks, metrics, registry, api_keys, inspector)
-        if settings.image_store.get_secret_value():
-            remove_images = partial(_remove_expired_images, producer)
-            tasks.start("expired images", partial(run_periodically, _EXPIRED_IMAGES_S, remove_images))
+        _start_image_removal(tasks, settings, producer)
         yield Services(
             settings=settings,
             metrics=metrics,
@@ -186,6 +184,12 @@ def _start_tasks(
     tasks.start("registry", partial(run_periodically, _REGISTRY_REFRESH_S, registry.refresh))
     tasks.start("keys", partial(run_periodically, _KEYS_REFRESH_S, api_keys.refresh))
     tasks.start("memory", partial(run_periodically, _MEMORY_REFRESH_S, refresh_memory))
+
+
+def _start_image_removal(tasks: SupervisedTasks, settings: Settings, producer: ShardedProducer) -> None:
+    if settings.image_store.get_secret_value():
+        remove_images = partial(_remove_expired_images, producer)
+        tasks.start("expired images", partial(run_periodically, _EXPIRED_IMAGES_S, remove_images))
 
 
 async def _redis_budgets(inspector: ShardedInspector, settings: Settings, metrics: Metrics) -> RedisBudgets:
