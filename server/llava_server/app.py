@@ -29,12 +29,13 @@ from llava_server.api.responses import routes as responses
 from llava_server.api.tokenize import routes as tokenize
 from llava_server.exception_handlers import EXCEPTION_HANDLERS
 from llava_server.lifespan import attach_services, open_services
+from llava_server.loaded_data import LoadedData
 from llava_server.metrics import Metrics
 from llava_server.middleware.auth import ApiKeys, AuthMiddleware, is_public
 from llava_server.middleware.cors import cors_middleware
 from llava_server.middleware.head import HeadMiddleware
 from llava_server.middleware.hosts import HostMiddleware, api_host_rules
-from llava_server.middleware.open_requests import RequestBudget
+from llava_server.middleware.open_requests import OpenRequests, RequestBudget
 from llava_server.middleware.origins import OriginMiddleware
 from llava_server.middleware.paths import PathMiddleware
 from llava_server.middleware.rate_limit import RateLimiter, RateLimitMiddleware
@@ -84,6 +85,8 @@ def create_app(
     rate_limiter = RateLimiter(api_keys)
     turns = Turns(metrics, lambda tenant: api_keys.limits(tenant).weight)
     tracing = Tracing()
+    open_requests = OpenRequests(_request_budget(settings))
+    loaded_data = LoadedData(open_requests, api_keys.limits)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -91,7 +94,9 @@ def create_app(
             if settings.otel:
                 await stack.enter_async_context(tracing.open())
             services = await stack.enter_async_context(
-                open_services(settings, metrics, shutdown, api_keys, rate_limiter, tracing.tracer)
+                open_services(
+                    settings, metrics, shutdown, api_keys, loaded_data, rate_limiter, tracing.tracer
+                )
             )
             attach_services(app, services)
             await stack.enter_async_context(run_saver(services))
@@ -114,7 +119,7 @@ def create_app(
             Middleware(ServerErrorMiddleware),
             Middleware(AuthMiddleware, keys=api_keys, turns=turns),
             Middleware(RateLimitMiddleware, limiter=rate_limiter),
-            _request_limits(settings, api_keys, shutdown, metrics),
+            _request_limits(settings, open_requests, loaded_data, api_keys, shutdown, metrics),
             Middleware(HeadMiddleware),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
@@ -126,18 +131,31 @@ def create_app(
 
 
 def _request_limits(
-    settings: Settings, keys: ApiKeys, shutdown: GracefulShutdown, metrics: Metrics
+    settings: Settings,
+    open_requests: OpenRequests,
+    loaded_data: LoadedData,
+    keys: ApiKeys,
+    shutdown: GracefulShutdown,
+    metrics: Metrics,
 ) -> Middleware:
-    """Return the middleware that limits open requests and their bodies."""
-    limits = BodyLimits(max_body_bytes=settings.max_body_mb * _MIB, timeout_s=settings.body_timeout_s)
-    budget = RequestBudget(
+    """Return the middleware that limits open requests and their data."""
+    return Middleware(
+        RequestLimitMiddleware,
+        limits=BodyLimits(max_body_bytes=settings.max_body_mb * _MIB, timeout_s=settings.body_timeout_s),
+        open_requests=open_requests,
+        loaded_data=loaded_data,
+        keys=keys,
+        shutdown=shutdown,
+        metrics=metrics,
+    )
+
+
+def _request_budget(settings: Settings) -> RequestBudget:
+    return RequestBudget(
         max_requests=settings.max_open_requests,
         max_bytes=settings.max_inflight_body_mb * _MIB,
         max_tenant_requests=settings.max_tenant_requests,
         max_tenant_bytes=settings.max_tenant_inflight_body_mb * _MIB,
-    )
-    return Middleware(
-        RequestLimitMiddleware, limits=limits, budget=budget, keys=keys, shutdown=shutdown, metrics=metrics
     )
 
 

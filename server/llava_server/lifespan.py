@@ -31,6 +31,7 @@ from llava_server.images.decoder_pool import DecoderPool
 from llava_server.images.errors import ImageLimits
 from llava_server.images.fetch import FetchRules, ImageFetcher
 from llava_server.images.loader import ImageLoader
+from llava_server.loaded_data import LoadedData
 from llava_server.metrics import Metrics
 from llava_server.middleware.auth import ApiKeys
 from llava_server.middleware.rate_limit import RateLimiter
@@ -68,6 +69,7 @@ class Services:
     metrics: Metrics
     shutdown: GracefulShutdown
     api_keys: ApiKeys
+    loaded_data: LoadedData
     rate_limiter: RateLimiter
     tracer: Tracer | None
     health: QueueHealth
@@ -114,6 +116,7 @@ async def open_services(
     metrics: Metrics,
     shutdown: GracefulShutdown,
     api_keys: ApiKeys,
+    loaded_data: LoadedData,
     rate_limiter: RateLimiter,
     tracer: Tracer | None,
 ) -> AsyncIterator[Services]:
@@ -146,14 +149,13 @@ async def open_services(
         stack.enter_context(_engine_metrics(metrics, registry))
         controller.start()
         _start_tasks(tasks, metrics, registry, api_keys, inspector)
-        if settings.image_store.get_secret_value():
-            remove_images = partial(_remove_expired_images, producer)
-            tasks.start("expired images", partial(run_periodically, _EXPIRED_IMAGES_S, remove_images))
+        _start_image_removal(tasks, settings, producer)
         yield Services(
             settings=settings,
             metrics=metrics,
             shutdown=shutdown,
             api_keys=api_keys,
+            loaded_data=loaded_data,
             rate_limiter=rate_limiter,
             tracer=tracer,
             health=health,
@@ -182,6 +184,12 @@ def _start_tasks(
     tasks.start("registry", partial(run_periodically, _REGISTRY_REFRESH_S, registry.refresh))
     tasks.start("keys", partial(run_periodically, _KEYS_REFRESH_S, api_keys.refresh))
     tasks.start("memory", partial(run_periodically, _MEMORY_REFRESH_S, refresh_memory))
+
+
+def _start_image_removal(tasks: SupervisedTasks, settings: Settings, producer: ShardedProducer) -> None:
+    if settings.image_store.get_secret_value():
+        remove_images = partial(_remove_expired_images, producer)
+        tasks.start("expired images", partial(run_periodically, _EXPIRED_IMAGES_S, remove_images))
 
 
 async def _redis_budgets(inspector: ShardedInspector, settings: Settings, metrics: Metrics) -> RedisBudgets:

@@ -9,12 +9,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import Scope
 
 from llava_server.errors import ApiError
 from llava_server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from llava_server.loaded_data import LoadedBytes
 
 __all__ = ["RequestBody", "RequestContext", "abandon_request", "add_context", "context_of"]
 
@@ -59,6 +62,7 @@ class RequestContext:
     tenant: str = field(init=False)  # set by AuthMiddleware
     take_turn: Callable[[], Awaitable[None]] = field(init=False)  # see Turns; set by AuthMiddleware
     body: RequestBody = field(init=False)  # set by RequestLimitMiddleware for each POST request
+    loaded: LoadedBytes = field(init=False)  # set by RequestLimitMiddleware
     is_head: bool = False  # set by HeadMiddleware, because routes handle HEAD requests as GET requests
     job_id: str | None = None  # set by the route after it has submitted a job
     error_code: str | None = None

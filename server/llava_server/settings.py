@@ -117,15 +117,15 @@ class Settings(ServiceSettings):
         512,
         ge=1,
         le=65536,
-        description="Maximum total size of all request bodies in memory, in MiB. "
+        description="Maximum total size of all request bodies and loaded stored data in memory, in MiB. "
         "Requests above the limit fail with 503.",
     )
     max_tenant_inflight_body_mb: int = Field(
         96,
         ge=1,
         le=65536,
-        description="Maximum total size of the request bodies of one API key in memory, in MiB, for each "
-        "controller. Requests above the limit fail with 429.",
+        description="Maximum total size of the request bodies and loaded stored data of one API key in "
+        "memory, in MiB, for each controller. Requests above the limit fail with 429.",
     )
     body_timeout_s: float = Field(
         60.0, gt=0, le=3600, description="Maximum time to receive a request body, in seconds."

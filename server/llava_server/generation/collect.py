@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from llava_wire.messages.event import Event, Final, TokenLogprob
@@ -10,7 +10,12 @@ from llava_wire.messages.event import Event, Final, TokenLogprob
 from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.metrics import EventObserver
 
-__all__ = ["CollectedChoice", "collect"]
+__all__ = ["CollectedChoice", "collect", "num_event_bytes"]
+
+# Typical sizes in JSON.
+_SCORE_BYTES = 64  # log probability
+_TOKEN_BYTES = 8
+_NUMBER_BYTES = 5  # per byte of an embedding, which consists of float32 numbers
 
 
 @dataclass
@@ -43,6 +48,17 @@ class CollectedChoice:
         if self.last.final is None:
             raise ValueError("The choice has not finished.")
         return self.last.final
+
+
+def num_event_bytes(events: Iterable[Event | CollectedChoice]) -> int:
+    """Return the approximate size of the JSON text for these events or choices."""
+    num_scores = num_bytes = 0
+    for event in events:
+        num_scores += sum(1 + len(token.top) for tokens in (event.logprobs, event.prompt) for token in tokens)
+        num_bytes += len(event.text) + _TOKEN_BYTES * len(event.token_ids)
+        if (final := event.last.final if isinstance(event, CollectedChoice) else event.final) is not None:
+            num_bytes += _NUMBER_BYTES * len(final.vector)
+    return num_bytes + _SCORE_BYTES * num_scores
 
 
 async def collect(

@@ -1,7 +1,11 @@
-"""The number of open requests and the size of their bodies in memory, in total and for each API key."""
+"""The number of open requests and the size of their data in memory, in total and for each API key.
+
+The data consists of the bodies, and of stored data that the requests load from Redis.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass
 
@@ -17,7 +21,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class RequestBudget:
-    """Limits on open requests and on the total size of their bodies in memory.
+    """Limits on open requests and on the total size of their bodies and loaded data in memory.
 
     The totals apply to POST requests. The limits for one tenant apply to requests with any method, and a key
     can have other ones (see ``KeyLimits``). A tenant without an own limit may have at most as many requests
@@ -40,6 +44,9 @@ class OpenRequests:
         self._num_bytes = 0
         self._tenant_requests: Counter[str] = Counter()
         self._tenant_bytes: Counter[str] = Counter()
+        self._loaded_bytes: Counter[str] = Counter()  # the part of _tenant_bytes that is not in bodies
+        self.num_released_bytes = 0
+        self.released = asyncio.Event()  # set and replaced when bytes are released
 
     def count(self, tenant: str, change: int, *, is_post: bool) -> None:
         """Add (+1) or remove (-1) a request."""
@@ -50,6 +57,41 @@ class OpenRequests:
         """Add or remove bytes of a request body."""
         self._num_bytes += change
         _add(self._tenant_bytes, tenant, change)
+        if change < 0:
+            self.num_released_bytes -= change
+            self.released.set()
+            self.released = asyncio.Event()
+
+    def count_loaded(self, tenant: str, change: int) -> None:
+        """Add or remove bytes of loaded data."""
+        _add(self._loaded_bytes, tenant, change)
+        self.count_bytes(tenant, change)
+
+    def loading_error(self, tenant: str, limits: KeyLimits, num_bytes: int) -> ApiError | None:
+        """Return the error (429 or 503) for a request that would load too many bytes, or None.
+
+        A tenant that has loaded nothing may always load data, so that it can read everything that it has
+        stored.
+        """
+        max_bytes = self._max_tenant_bytes(limits)
+        if not self._loaded_bytes[tenant]:
+            del self._loaded_bytes[tenant]
+            return None
+        if self._tenant_bytes[tenant] + num_bytes > max_bytes:
+            return ApiError(
+                "rate_limit_exceeded",
+                "The stored data that this API key is reading, and its request bodies, exceed the limit of "
+                f"{max_bytes} bytes in total. Wait for a request to finish.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        if self._num_bytes + num_bytes > self._budget.max_bytes:
+            return ApiError(
+                "overloaded",
+                "The server is reading too much stored data for other requests. Its total size, with that of "
+                f"uploads, exceeds the limit of {self._budget.max_bytes} bytes. Retry later.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        return None
 
     def is_full(self) -> bool:
         """Return whether there are more POST requests than allowed."""

@@ -13,9 +13,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_server.errors import ApiError
+from llava_server.loaded_data import LoadedData
 from llava_server.metrics import Metrics
 from llava_server.middleware.auth import ApiKeys, is_public
-from llava_server.middleware.open_requests import RETRY_AFTER_S, OpenRequests, RequestBudget
+from llava_server.middleware.open_requests import RETRY_AFTER_S, OpenRequests
 from llava_server.middleware.server_error import send_error
 from llava_server.middleware.uploads import Uploads
 from llava_server.request_context import RequestBody, context_of
@@ -48,7 +49,8 @@ class RequestLimitMiddleware:
         app: ASGIApp,
         *,
         limits: BodyLimits,
-        budget: RequestBudget,
+        open_requests: OpenRequests,
+        loaded_data: LoadedData,
         keys: ApiKeys,
         shutdown: GracefulShutdown,
         metrics: Metrics,
@@ -58,8 +60,9 @@ class RequestLimitMiddleware:
         self._keys = keys
         self._shutdown = shutdown
         self._metrics = metrics
-        self._num_released_bytes = 0  # since memory was last returned to the operating system
-        self._open = OpenRequests(budget)
+        self._num_released_bytes = 0  # when memory was last returned to the operating system
+        self._open = open_requests
+        self._loaded_data = loaded_data
         self._uploads = Uploads()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,17 +73,17 @@ class RequestLimitMiddleware:
         try:
             try:
                 self._check_tenant(tenant)
-                if not is_post:
-                    return await self._app(scope, receive, send)
             except ApiError as error:
                 return await send_error(scope, send, error)
-            await self._handle_post(scope, receive, send)
+            with self._loaded_data.hold(tenant) as context_of(scope).loaded:
+                await (self._handle_post if is_post else self._app)(scope, receive, send)
         finally:
             self._count(tenant, -1, is_post=is_post)
+            self._return_memory()
 
     async def _handle_post(self, scope: Scope, receive: Receive, send: Send) -> None:
         tenant = context_of(scope).tenant
-        body = RequestBody(on_release=lambda num_bytes: self._release(tenant, num_bytes))
+        body = RequestBody(on_release=lambda num_bytes: self._open.count_bytes(tenant, -num_bytes))
         try:
             try:
                 self._check_before_reading(scope)
@@ -92,15 +95,10 @@ class RequestLimitMiddleware:
                 await self._app(scope, receive, send)
         finally:
             body.release()
-            self._return_memory()
 
     def _count(self, tenant: str, change: int, *, is_post: bool) -> None:
         self._open.count(tenant, change, is_post=is_post)
         self._metrics.open_requests.set(self._open.num_posts)
-
-    def _release(self, tenant: str, num_bytes: int) -> None:
-        self._open.count_bytes(tenant, -num_bytes)
-        self._num_released_bytes += num_bytes
 
     def _return_memory(self) -> None:
         """Return free memory to the operating system if many bytes have been released since the last time.
@@ -108,8 +106,9 @@ class RequestLimitMiddleware:
         glibc does not do so if memory in use lies behind the free memory, so that a few large bodies would
         increase the size of the process permanently. The call takes a few milliseconds.
         """
-        if self._num_released_bytes >= _TRIM_BYTES and _malloc_trim is not None:
-            self._num_released_bytes = 0
+        num_released_bytes = self._open.num_released_bytes
+        if num_released_bytes - self._num_released_bytes >= _TRIM_BYTES and _malloc_trim is not None:
+            self._num_released_bytes = num_released_bytes
             _malloc_trim(0)
 
     def _check_tenant(self, tenant: str) -> None:

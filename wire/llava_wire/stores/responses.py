@@ -94,6 +94,13 @@ class ResponseStore(LinkOwner):
         await self._write(response_id, "output", output, tenant=tenant)
         return bool(await self._call("finish", response_id, tenant, payload, len(output), *self._limits))
 
+    async def num_bytes(self, response_id: str, *, tenant: str, max_responses: int = 1) -> int:
+        """Return the size of a response and of up to ``max_responses - 1`` responses that it continues.
+
+        Missing responses, and outputs that are not stored yet, count 0 bytes.
+        """
+        return int(await self._call("size", response_id, tenant, max_responses))
+
     async def find(self, response_id: str, *, tenant: str) -> StoredResponse | None:
         """Return a response.
 

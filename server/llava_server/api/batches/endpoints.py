@@ -15,7 +15,7 @@ from llava_wire.messages.job import LOWEST_PRIORITY, Job
 from llava_server.api.batches.request import BatchEndpoint
 from llava_server.api.chat.job_builder import seed_for_key, with_keyed_ids
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.chat.request_handler import JobSet, build_chat_jobs, run_parser
+from llava_server.api.chat.request_handler import JobSet, build_chat_jobs, run_encoder, run_parser
 from llava_server.api.chat.serializer import ChatSerializer
 from llava_server.api.chat.stored_chat import new_chat_record
 from llava_server.api.completions.job_builder import build_completion_jobs
@@ -34,7 +34,7 @@ from llava_server.api.responses.serializer import ResponsesSerializer, with_note
 from llava_server.api.responses.to_chat import parse_response_request, to_chat
 from llava_server.api.storage.stored import store_too_large, stored
 from llava_server.errors import ApiError
-from llava_server.generation.collect import CollectedChoice
+from llava_server.generation.collect import CollectedChoice, num_event_bytes
 from llava_server.lifespan import Services
 from llava_server.response_model import ResponseModel
 
@@ -67,8 +67,17 @@ class LineContext:
         """Return the result of ``parse`` for the body."""
         return await run_parser(self.services, self.tenant, len(body), partial(parse, body))
 
+    async def encode(
+        self,
+        build: Callable[[list[CollectedChoice]], ResponseModel],
+        choices: list[CollectedChoice],
+    ) -> bytes:
+        """Return the JSON text of the response that ``build`` returns for these choices."""
+        num_bytes = num_event_bytes(choices)
+        return await run_encoder(self.services, self.tenant, num_bytes, partial(build, choices))
 
-async def _chat(context: LineContext, body: bytes) -> ResponseModel:
+
+async def _chat(context: LineContext, body: bytes) -> bytes:
     services, tenant = context.services, context.tenant
     chat = await context.parse(partial(parse_request, ChatRequest), body)
     _reject_stream(chat.stream)
@@ -86,10 +95,10 @@ async def _chat(context: LineContext, body: bytes) -> ResponseModel:
     except ResponseTooLarge as error:
         raise store_too_large(error) from error
     fingerprint = job_set.model.fingerprint(choices[0].model_digest)
-    return ChatSerializer(first, fingerprint).to_response(choices)
+    return await context.encode(ChatSerializer(first, fingerprint).to_response, choices)
 
 
-async def _response(context: LineContext, body: bytes) -> ResponseModel:
+async def _response(context: LineContext, body: bytes) -> bytes:
     services, tenant = context.services, context.tenant
     request, chat = await context.parse(parse_response_request, body)
     _reject_stream(request.stream)
@@ -98,8 +107,9 @@ async def _response(context: LineContext, body: bytes) -> ResponseModel:
             "invalid_value", "background must not be true in a batch. Remove it.", param="background"
         )
     if chat is None:
-        request, whole = await with_stored_items(services, request, tenant=tenant)
-        chat = await services.threads.run(tenant, partial(to_chat, whole))
+        with services.loaded_data.hold(tenant) as loaded:
+            request, whole = await with_stored_items(services, request, loaded, tenant=tenant)
+            chat = await services.threads.run(tenant, partial(to_chat, whole))
     job_set = await build_chat_jobs(services, chat, tenant=tenant, idempotency_key=context.key)
     job_set = _at_lowest_priority(job_set)
     if request.store is not False:
@@ -114,15 +124,16 @@ async def _response(context: LineContext, body: bytes) -> ResponseModel:
     return await _generated(context, request.model_copy(update={"store": False}), job_set)
 
 
-async def _generated(context: LineContext, request: ResponseRequest, job_set: JobSet) -> ResponseModel:
+async def _generated(context: LineContext, request: ResponseRequest, job_set: JobSet) -> bytes:
     job = with_note(job_set.jobs[0], request)
     serializer = ResponsesSerializer(job)
     if request.store is False:
         job = msgspec.structs.replace(job, note="")
-    return serializer.to_response(await context.run_jobs([job], job_set.pixels, "input"))
+    choices = await context.run_jobs([job], job_set.pixels, "input")
+    return await context.encode(serializer.to_response, choices)
 
 
-async def _completion(context: LineContext, body: bytes) -> ResponseModel:
+async def _completion(context: LineContext, body: bytes) -> bytes:
     request = await context.parse(partial(parse_request, CompletionRequest), body)
     _reject_stream(request.stream)
     if request.seed is None:
@@ -131,10 +142,10 @@ async def _completion(context: LineContext, body: bytes) -> ResponseModel:
     jobs = with_keyed_ids(_at_lowest_priority(job_set).jobs, context.key)
     choices = await context.run_jobs(jobs, job_set.pixels, "prompt")
     fingerprint = job_set.model.fingerprint(choices[0].model_digest)
-    return CompletionSerializer(request, jobs[0], fingerprint).to_response(choices)
+    return await context.encode(CompletionSerializer(request, jobs[0], fingerprint).to_response, choices)
 
 
-async def _embeddings(context: LineContext, body: bytes) -> ResponseModel:
+async def _embeddings(context: LineContext, body: bytes) -> bytes:
     request = await context.parse(partial(parse_request, EmbeddingRequest), body)
     job_set = await build_embedding_jobs(context.services, request, tenant=context.tenant)
     jobs = with_keyed_ids(_at_lowest_priority(job_set).jobs, context.key)
@@ -142,7 +153,8 @@ async def _embeddings(context: LineContext, body: bytes) -> ResponseModel:
     for begin in range(0, len(jobs), MAX_PARALLEL_JOBS):
         part = slice(begin, begin + MAX_PARALLEL_JOBS)
         outputs += await context.run_jobs(jobs[part], job_set.pixels, request.fields[part])
-    return to_embedding_list(request, outputs, job_set.model.name)
+    build = partial(to_embedding_list, request, model_name=job_set.model.name)
+    return await context.encode(build, outputs)
 
 
 def _at_lowest_priority(job_set: JobSet) -> JobSet:
@@ -155,8 +167,8 @@ def _reject_stream(stream: bool | None) -> None:
         raise ApiError("invalid_value", "stream must not be true in a batch. Remove it.", param="stream")
 
 
-# Runs the body of a request. Raises ApiError.
-ENDPOINTS: Mapping[BatchEndpoint, Callable[[LineContext, bytes], Awaitable[ResponseModel]]] = {
+# Runs the body of a request and returns the response in JSON. Raises ApiError.
+ENDPOINTS: Mapping[BatchEndpoint, Callable[[LineContext, bytes], Awaitable[bytes]]] = {
     "/v1/chat/completions": _chat,
     "/v1/responses": _response,
     "/v1/completions": _completion,

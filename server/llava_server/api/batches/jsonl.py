@@ -13,7 +13,6 @@ from llava_server.api.batches.request import BatchEndpoint, BatchLine
 from llava_server.api.parse import parse_request
 from llava_server.error_response import to_error
 from llava_server.errors import ApiError
-from llava_server.response_model import ResponseModel
 
 __all__ = [
     "InputLine",
@@ -102,14 +101,14 @@ def check_input(
     return num_lines, tuple(issues[:_MAX_ISSUES])
 
 
-def completed_result(line: InputLine, body: ResponseModel) -> LineResult:
-    """Return the result for a request that completed."""
+def completed_result(line: InputLine, body: bytes) -> LineResult:
+    """Return the result for a request that completed with this JSON text as its response."""
     return LineResult(True, _result_line(line, response=_response(line, 200, body)))
 
 
 def failed_result(line: InputLine, error: ApiError) -> LineResult:
     """Return the result for a request that failed."""
-    body = to_error(error, line.request_id)
+    body = msgspec.json.encode(to_error(error, line.request_id))
     return LineResult(False, _result_line(line, response=_response(line, error.kind.status, body)))
 
 
@@ -118,8 +117,8 @@ def skipped_result(line: InputLine, code: str, message: str) -> LineResult:
     return LineResult(False, _result_line(line, error={"code": code, "message": message}))
 
 
-def _response(line: InputLine, status: int, body: ResponseModel) -> dict[str, Any]:
-    return {"status_code": status, "request_id": line.request_id, "body": msgspec.to_builtins(body)}
+def _response(line: InputLine, status: int, body: bytes) -> dict[str, Any]:
+    return {"status_code": status, "request_id": line.request_id, "body": msgspec.Raw(body)}
 
 
 def _result_line(
@@ -131,7 +130,7 @@ def _result_line(
         "response": response,
         "error": error,
     }
-    return json.dumps(result, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return msgspec.json.encode(result) + b"\n"
 
 
 def _check_line(

@@ -18,7 +18,6 @@ from llava_server.generation.collect import CollectedChoice, collect
 from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.lifespan import Services
 from llava_server.metrics import NoMetrics
-from llava_server.response_model import ResponseModel
 from llava_server.tracing import set_error_type
 
 __all__ = ["LineRunner"]
@@ -58,8 +57,8 @@ class LineRunner:
             else:
                 return completed_result(line, completion)
 
-    async def _complete(self, line: InputLine, should_cancel: Callable[[], bool]) -> ResponseModel:
-        """Return the response to a request. Raises ApiError."""
+    async def _complete(self, line: InputLine, should_cancel: Callable[[], bool]) -> bytes:
+        """Return the response to a request, in JSON. Raises ApiError."""
         services, tenant = self._services, line.batch.tenant
         if not services.api_keys.is_active(tenant):
             raise ApiError("invalid_api_key", "The API key that created this batch has been revoked.")

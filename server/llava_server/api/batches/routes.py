@@ -49,6 +49,7 @@ async def create_batch(request: Request) -> Response:
     with handler.body() as raw:
         batch_request = await handler.parse(raw, partial(parse_request, BatchRequest))
     file = await stored_file(request, batch_request.input_file_id)
+    await handler.loaded.reserve(file.size)
     try:
         data = await services.files.read(file, tenant=tenant)
         if data is None or not await services.files.renew(file.file_id, tenant=tenant):

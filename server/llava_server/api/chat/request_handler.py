@@ -23,7 +23,7 @@ from llava_server.api.chat.request import AssistantMessage, ChatRequest, FilePar
 from llava_server.api.parse import check_num_images, check_text, idempotency_key
 from llava_server.api.tools.prompt import tools_text
 from llava_server.errors import ApiError, from_store_error, response_not_found
-from llava_server.generation.collect import CollectedChoice, collect
+from llava_server.generation.collect import CollectedChoice, collect, num_event_bytes
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.generation.sse import SSE_HEADERS
@@ -32,10 +32,12 @@ from llava_server.generation.stream_format import SSE, StreamFormat
 from llava_server.images.choose_spec import choose_spec
 from llava_server.images.errors import ImageError
 from llava_server.images.loader import PreprocessedImage
+from llava_server.json_pieces import encode_in_pieces
 from llava_server.lifespan import Services, services_of
+from llava_server.loaded_data import LoadedBytes
 from llava_server.metrics import ChoiceMetrics, EventObserver, NoMetrics
 from llava_server.request_context import context_of
-from llava_server.response_model import JSONResponse
+from llava_server.response_model import EncodedResponse, ResponseModel
 from llava_server.tracing import span
 from llava_server.worker_registry import ServedModel
 
@@ -47,12 +49,14 @@ __all__ = [
     "image_owner",
     "load_image",
     "queue_headers",
+    "run_encoder",
     "run_parser",
 ]
 
 _PUBLIC_SCOPE = "*"  # owner of images whose cache_scope is "public"; never a tenant name
 _JSON_TYPE = re.compile(r"application/([!-~]+\+)?json")
 _LARGE_BODY_BYTES = 64 * 1024  # larger bodies are parsed in a thread to avoid delaying other streams
+_MEMORY_PER_FILE_BYTE = 2  # an image file and its Base64 text
 
 T = TypeVar("T")
 
@@ -102,6 +106,7 @@ class RequestHandler:
         self._context = context_of(request)
         self.services = services_of(request)
         self.tenant = self._context.tenant
+        self.loaded = self._context.loaded
 
     @property
     def idempotency_key(self) -> str | None:
@@ -208,7 +213,26 @@ class RequestHandler:
             stream.headers.update(generation.queue_headers)
             return stream
         choices = await cancel_on_disconnect(self._request.receive, self.collect(generation))
-        return JSONResponse(serializer.to_response(choices), headers=generation.queue_headers)
+        return await self._complete(serializer, choices, generation.queue_headers)
+
+    async def _complete(
+        self,
+        serializer: Serializer,
+        choices: Sequence[CollectedChoice],
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        return await self.encoded(num_event_bytes(choices), partial(serializer.to_response, choices), headers)
+
+    async def encoded(
+        self, num_bytes: int, build: Callable[[], ResponseModel], headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """Return a response whose body has about this many bytes. A large one is built in a thread.
+
+        The body counts as loaded data until it has been sent. Raises ApiError (429, 503).
+        """
+        body = await run_encoder(self.services, self.tenant, num_bytes, build)
+        self.loaded.count(len(body))
+        return EncodedResponse(body, headers=headers)
 
     async def collect(self, generation: Generation) -> list[CollectedChoice]:
         """Return the complete output of every choice and close the outputs."""
@@ -249,7 +273,7 @@ class RequestHandler:
             choices = await cancel_on_disconnect(self._request.receive, collected)
         finally:
             await outputs.aclose()
-        return JSONResponse(serializer.to_response(choices))
+        return await self._complete(serializer, choices)
 
     async def delete(self, job_id: str) -> None:
         """Cancel and delete a stored job. Raises ApiError (404) if this tenant has no such job."""
@@ -293,6 +317,16 @@ async def run_parser(services: Services, tenant: str, num_bytes: int, call: Call
     if num_bytes <= _LARGE_BODY_BYTES:
         return call()
     return await services.threads.run(tenant, call)
+
+
+async def run_encoder(
+    services: Services, tenant: str, num_bytes: int, build: Callable[[], ResponseModel]
+) -> bytes:
+    """Return the JSON text of a model. If it has about this many bytes and they are many, use a thread.
+
+    Raises ApiError (429, 503).
+    """
+    return await run_parser(services, tenant, num_bytes, lambda: encode_in_pieces(build()))
 
 
 async def build_chat_jobs(
@@ -372,18 +406,20 @@ async def load_image(
     try:
         if not source.file_id:
             return await loader.load(source.url, spec, tenant=tenant, owner=owner)
-        file = await _read_file(services, source, tenant)
-        return await loader.load_file(file, spec, tenant=tenant, owner=owner)
+        with services.loaded_data.hold(tenant) as loaded:
+            file = await _read_file(services, source, tenant, loaded)
+            return await loader.load_file(file, spec, tenant=tenant, owner=owner)
     except ImageError as error:
         raise ApiError(error.code, f"{source.param}: {error.message}", param=source.param) from error
 
 
-async def _read_file(services: Services, source: ImageSource, tenant: str) -> bytes:
-    """Return the contents of a stored image file. Raises ApiError (404, 503) and ImageError."""
+async def _read_file(services: Services, source: ImageSource, tenant: str, loaded: LoadedBytes) -> bytes:
+    """Return the contents of a stored image file. Raises ApiError (404, 429, 503) and ImageError."""
     try:
         file = await services.files.find(source.file_id, tenant=tenant)
         if file is not None:
             services.image_loader.check_size(file.size)
+            await loaded.reserve(_MEMORY_PER_FILE_BYTE * file.size)
             if (data := await services.files.read(file, tenant=tenant)) is not None:
                 return data
     except QueueUnavailable as error:

@@ -22,7 +22,7 @@ from llava_server.api.chat.request import ChatRequest
 from llava_server.api.chat.request_handler import Generation, RequestHandler, run_parser
 from llava_server.api.chat.response import CHAT_ID, ChatCompletion, ChatCompletionChunk, DeletedChat
 from llava_server.api.chat.serializer import ChatSerializer
-from llava_server.api.chat.stored_chat import find_chat, new_chat_record, to_completion
+from llava_server.api.chat.stored_chat import completion_text, find_chat, new_chat_record
 from llava_server.api.fields.sampling import MAX_CHOICES
 from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
@@ -36,7 +36,7 @@ from llava_server.api.storage.stored import (
 from llava_server.error_response import Error
 from llava_server.errors import ApiError
 from llava_server.generation.disconnect import cancel_on_disconnect
-from llava_server.response_model import JSONResponse
+from llava_server.response_model import EncodedResponse, JSONResponse
 
 __all__ = ["JobId", "router"]
 
@@ -109,9 +109,8 @@ async def read_answer(
     handler = RequestHandler(request)
     if stream != "true":
         with suppress_not_found():
-            return JSONResponse(
-                to_completion(await find_chat(handler.services, job_id, tenant=handler.tenant))
-            )
+            found = await find_chat(handler.services, job_id, handler.loaded, tenant=handler.tenant)
+            return EncodedResponse(completion_text(found))
     start = _num_received(job_id, starting_after, request.headers.get("last-event-id"))
     snapshot = await handler.snapshot(job_id, has_events=False)
     job = snapshot.outline

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from llava_server.api.chat.request_handler import RequestHandler
 from llava_server.api.chat.response import ChatCompletion
 from llava_server.api.chat.routes import JobId
-from llava_server.api.chat.stored_chat import find_chat, list_chats, to_completion
+from llava_server.api.chat.stored_chat import completion_text, find_chat, list_chats
 from llava_server.api.chat.stored_messages import (
     ChatList,
     ChatUpdate,
@@ -27,7 +27,7 @@ from llava_server.api.parse import parse_request
 from llava_server.api.storage.paging import After, Limit, Order, page_of
 from llava_server.api.storage.stored import store_errors
 from llava_server.errors import response_not_found
-from llava_server.response_model import JSONResponse
+from llava_server.response_model import EncodedResponse
 
 __all__ = ["router"]
 
@@ -53,20 +53,22 @@ async def list_completions(
     certain metadata, add parameters of the form ``metadata[key]=value``.
     """
     handler = RequestHandler(request)
-    found = await list_chats(
+    page, has_more = await list_chats(
         handler.services,
+        handler.loaded,
         tenant=handler.tenant,
         after=after,
-        limit=limit + 1,
+        limit=limit,
         order=order,
         model=model,
         metadata=_metadata(request.query_params),
     )
-    data = [to_completion(stored) for stored in found[:limit]]
-    body = ChatList(data=data, has_more=len(found) > limit)
-    if data:
-        body.first_id, body.last_id = data[0].id, data[-1].id
-    return JSONResponse(body)
+    body = ChatList(data=[], has_more=has_more)
+    if page:
+        body.first_id, body.last_id = page[0].response_id, page[-1].response_id
+    texts = b",".join(completion_text(stored) for stored in page)
+    head = msgspec.json.encode(body)
+    return EncodedResponse(head.replace(b'"data":[]', b'"data":[' + texts + b"]", 1))
 
 
 @router.post("/v1/chat/completions/{job_id}", summary="Change the metadata of a stored chat completion")
@@ -81,13 +83,13 @@ async def update_completion(request: Request, job_id: JobId) -> Response:
     handler = RequestHandler(request)
     with handler.body() as raw:
         update = await handler.parse(raw, partial(parse_request, ChatUpdate))
-    stored = await find_chat(handler.services, job_id, tenant=handler.tenant)
+    stored = await find_chat(handler.services, job_id, handler.loaded, tenant=handler.tenant)
     head = msgspec.structs.replace(stored.head, metadata=update.metadata or {})
     with store_errors():
         is_updated = await handler.services.responses.update(job_id, head, tenant=handler.tenant)
     if not is_updated:
         raise response_not_found()
-    return JSONResponse(to_completion(msgspec.structs.replace(stored, head=head)))
+    return EncodedResponse(completion_text(msgspec.structs.replace(stored, head=head)))
 
 
 @router.get("/v1/chat/completions/{job_id}/messages", summary="List the messages of a stored chat completion")
@@ -101,16 +103,20 @@ async def list_messages(
 ) -> Response:
     """Returns the messages of the request. The generated message is part of the completion."""
     handler = RequestHandler(request)
-    stored = await find_chat(handler.services, job_id, tenant=handler.tenant)
+    stored = await find_chat(handler.services, job_id, handler.loaded, tenant=handler.tenant)
+    build = partial(_message_list, job_id, stored.input, after=after, limit=limit, order=order)
+    return await handler.encoded(len(stored.input), build)
+
+
+def _message_list(job_id: str, texts: bytes, *, after: str, limit: int, order: Order) -> StoredMessageList:
     messages = [
-        to_stored_message(job_id, index, message)
-        for index, message in enumerate(msgspec.json.decode(stored.input))
+        to_stored_message(job_id, index, message) for index, message in enumerate(msgspec.json.decode(texts))
     ]
     data, has_more = page_of(messages, lambda message: message.id, after=after, limit=limit, order=order)
     body = StoredMessageList(data=data, has_more=has_more)
     if data:
         body.first_id, body.last_id = data[0].id, data[-1].id
-    return JSONResponse(body)
+    return body
 
 
 def _metadata(query: QueryParams) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from fastapi import APIRouter
@@ -20,9 +21,8 @@ from llava_server.api.embeddings.response import EmbeddingList
 from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.parse import parse_request
-from llava_server.generation.collect import CollectedChoice
+from llava_server.generation.collect import CollectedChoice, num_event_bytes
 from llava_server.generation.disconnect import cancel_on_disconnect
-from llava_server.response_model import JSONResponse
 
 __all__ = ["Embeddings", "compute_embeddings", "router"]
 
@@ -70,4 +70,5 @@ async def _create_embeddings(handler: RequestHandler) -> Response:
         request = await handler.parse(raw, lambda body: parse_request(EmbeddingRequest, body))
         job_set = await build_embedding_jobs(handler.services, request, tenant=handler.tenant)
     outputs, headers = await compute_embeddings(handler, job_set, request.fields)
-    return JSONResponse(to_embedding_list(request, outputs, job_set.model.name), headers=headers)
+    build = partial(to_embedding_list, request, outputs, job_set.model.name)
+    return await handler.encoded(num_event_bytes(outputs), build, headers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from fastapi import APIRouter
@@ -46,6 +47,7 @@ from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.parse import check_text, convert_request, parse_request
 from llava_server.error_response import OllamaError
+from llava_server.generation.collect import num_event_bytes
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.stream_format import NDJSON
 from llava_server.request_context import context_of
@@ -188,15 +190,19 @@ async def _embed(request: Request) -> Response:
         body = await handler.parse(raw, lambda raw_body: parse_request(EmbedRequest, raw_body))
     fields = ["input"] if isinstance(body.input, str) else [f"input[{n}]" for n in range(len(body.inputs))]
     embeddings = await _embed_texts(handler, body.model, body.inputs, fields)
+    build = partial(_embed_response, request, body, embeddings)
+    return await handler.encoded(num_event_bytes(embeddings.outputs), build, embeddings.headers)
+
+
+def _embed_response(request: Request, body: EmbedRequest, embeddings: Embeddings) -> EmbedResponse:
     vectors = [as_numbers(output.final.vector) for output in embeddings.outputs]
-    response = EmbedResponse(
+    return EmbedResponse(
         model=body.model,
         embeddings=[_shortened(vector, body.dimensions or len(vector)) for vector in vectors],
         total_duration=elapsed_ns(context_of(request).arrived_at),
         load_duration=0,
         prompt_eval_count=embeddings.num_tokens,
     )
-    return JSONResponse(response, headers=embeddings.headers)
 
 
 async def _embed_one(request: Request) -> Response:

@@ -7,7 +7,6 @@ The ID of each item contains the number of its response. Items can therefore be 
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -27,38 +26,33 @@ from llava_server.api.responses.input_items import (
     ReasoningItem,
     ResultItem,
 )
+from llava_server.api.responses.references import check_stored_bytes, with_referenced_items
 from llava_server.api.responses.request import ResponseRequest
-from llava_server.api.responses.stored_output import find_response, save_response
+from llava_server.api.responses.stored_output import save_response
 from llava_server.api.storage.stored import store_errors
 from llava_server.errors import ApiError
 from llava_server.lifespan import Services
+from llava_server.loaded_data import LoadedBytes
 
 __all__ = ["StoredItem", "conversation_items", "incomplete_conversation", "new_record", "with_stored_items"]
 
 StoredItem = dict[str, Any]
-_ITEM_ID = re.compile(r"(?:msg|fc|fco)_([0-9a-f]{32})_i?[0-9]{1,6}", re.ASCII)
-_REASONING_PREFIX = "rs_"
 _items = TypeAdapter(list[Item])
 
 
 async def with_stored_items(
-    services: Services, request: ResponseRequest, *, tenant: str
+    services: Services, request: ResponseRequest, loaded: LoadedBytes, *, tenant: str
 ) -> tuple[ResponseRequest, ResponseRequest]:
     """Replace the references in a request by the items that they refer to.
 
     Return the request without references, and the same request with the conversation before its input.
     Raises ApiError (400, 404, 503), which names the field.
     """
-    own = [
-        await _referenced(services, item.id, f"input[{index}].id", tenant=tenant)
-        if isinstance(item, ItemReference) and not item.id.startswith(_REASONING_PREFIX)
-        else item
-        for index, item in enumerate(request.items)
-    ]
+    own = await with_referenced_items(services, request.items, loaded, tenant=tenant)
     request = request.model_copy(update={"input": own})
     if request.previous_response_id is None:
         return request, request
-    earlier = await _previous_items(services, request.previous_response_id, tenant=tenant)
+    earlier = await _previous_items(services, request.previous_response_id, loaded, tenant=tenant)
     items = [*await services.threads.run(tenant, partial(_items.validate_python, earlier)), *own]
     if len(items) > MAX_ITEMS:
         raise _too_long(len(items))
@@ -75,13 +69,18 @@ def new_record(request: ResponseRequest, job_id: str) -> StoredResponse:
 
 
 async def conversation_items(
-    services: Services, response_id: str, *, tenant: str, has_output: bool
+    services: Services, response_id: str, loaded: LoadedBytes, *, tenant: str, has_output: bool
 ) -> list[StoredItem]:
     """Return the items of a stored conversation, oldest first, with or without the last response's output.
 
     Raises BrokenChain, and ApiError (400, 503).
     """
     with store_errors():
+        num_bytes = await services.responses.num_bytes(response_id, tenant=tenant, max_responses=MAX_ITEMS)
+        check_stored_bytes(
+            services, num_bytes, "The responses of the conversation", param="previous_response_id"
+        )
+        await loaded.reserve(num_bytes)
         chain = await services.responses.conversation(response_id, tenant=tenant, max_responses=MAX_ITEMS)
     if chain[0].previous_id:
         raise _too_long(MAX_ITEMS + 1)
@@ -99,9 +98,11 @@ async def conversation_items(
     return await run_parser(services, tenant, sum(map(len, parts)), partial(_decode, parts))
 
 
-async def _previous_items(services: Services, response_id: str, *, tenant: str) -> list[StoredItem]:
+async def _previous_items(
+    services: Services, response_id: str, loaded: LoadedBytes, *, tenant: str
+) -> list[StoredItem]:
     try:
-        return await conversation_items(services, response_id, tenant=tenant, has_output=True)
+        return await conversation_items(services, response_id, loaded, tenant=tenant, has_output=True)
     except BrokenChain as broken:
         if broken.response_id != response_id:
             raise incomplete_conversation(broken) from broken
@@ -145,24 +146,6 @@ async def _output(services: Services, stored: StoredResponse, *, tenant: str) ->
             param="previous_response_id",
         )
     return saved.output
-
-
-async def _referenced(services: Services, item_id: str, param: str, *, tenant: str) -> Item:
-    """Return the item with this ID. Raises ApiError (404, 503)."""
-    if match := _ITEM_ID.fullmatch(item_id):
-        stored = await find_response(services, f"resp_{match[1]}", tenant=tenant)
-        if stored is not None:
-            parts = [stored.input, *([] if stored.output is None else [stored.output])]
-            items = await run_parser(services, tenant, sum(map(len, parts)), partial(_decode, parts))
-            if found := [item for item in items if item["id"] == item_id]:
-                return _items.validate_python(found)[0]
-    short_id = item_id[:64]
-    raise ApiError(
-        "item_not_found",
-        f"{param}: the item {short_id!a} does not exist, belongs to a different API key, was not stored, "
-        "or has expired. Send the item itself.",
-        param=param,
-    )
 
 
 def _own_items(own: Sequence[Item], number: str) -> list[StoredItem]:

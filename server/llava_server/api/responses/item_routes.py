@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -11,7 +13,7 @@ from starlette.responses import Response
 
 from llava_server.api.chat.request_handler import RequestHandler
 from llava_server.api.openapi.document import Operation
-from llava_server.api.responses.conversation import conversation_items, incomplete_conversation
+from llava_server.api.responses.conversation import StoredItem, conversation_items, incomplete_conversation
 from llava_server.api.responses.item_list import InputTokenCount, StoredItemList, to_stored_item
 from llava_server.api.responses.request import ResponseRequest
 from llava_server.api.responses.routes import ResponseId, read_request
@@ -60,19 +62,28 @@ async def list_input_items(
     handler = RequestHandler(request)
     try:
         items = await conversation_items(
-            handler.services, response_id, tenant=handler.tenant, has_output=False
+            handler.services, response_id, handler.loaded, tenant=handler.tenant, has_output=False
         )
     except BrokenChain as error:
         if error.response_id != response_id:
             raise incomplete_conversation(error) from error
         raise response_not_found() from error
+    include_all = (*(include or ()), *(include_brackets or ()))
+    build = partial(
+        _item_list, items, after=after, limit=limit, order=order, has_image_urls=_IMAGE_URL in include_all
+    )
+    return await handler.encoded(handler.loaded.num_bytes, build)
+
+
+def _item_list(
+    items: Sequence[StoredItem], *, after: str, limit: int, order: Order, has_image_urls: bool
+) -> StoredItemList:
     page, has_more = page_of(items, lambda item: str(item["id"]), after=after, limit=limit, order=order)
-    has_image_urls = _IMAGE_URL in (*(include or ()), *(include_brackets or ()))
     data = [to_stored_item(item, has_image_urls=has_image_urls) for item in page]
     body = StoredItemList(data=data, has_more=has_more)
     if data:
         body.first_id, body.last_id = data[0].id, data[-1].id
-    return JSONResponse(body)
+    return body
 
 
 @router.post("/v1/responses/input_tokens", summary="Count the tokens of an input")
@@ -84,5 +95,5 @@ async def count_input_tokens(request: Request) -> Response:
 
 async def _count(handler: RequestHandler) -> Response:
     with handler.body() as raw:
-        _, chat = await read_request(handler, raw)
+        _, chat = await read_request(handler, raw, handler.loaded)
         return JSONResponse(InputTokenCount(await count_chat_tokens(handler, chat)))

@@ -35,10 +35,18 @@ from llava_server.api.responses.response import DeletedResponse
 from llava_server.api.responses.serializer import ResponsesSerializer, with_note
 from llava_server.api.responses.stored_output import find_response, job_id_of
 from llava_server.api.responses.to_chat import parse_response_request, to_chat
-from llava_server.api.storage.stored import store_errors, store_too_large, stored, suppress_not_found
+from llava_server.api.storage.stored import (
+    reserve_stored,
+    store_errors,
+    store_too_large,
+    stored,
+    suppress_not_found,
+)
 from llava_server.errors import ApiError, response_not_found
+from llava_server.generation.collect import num_event_bytes
 from llava_server.generation.disconnect import cancel_on_disconnect
-from llava_server.response_model import JSONResponse
+from llava_server.loaded_data import LoadedBytes
+from llava_server.response_model import EncodedResponse, JSONResponse
 
 __all__ = ["ResponseId", "read_request", "router"]
 
@@ -70,13 +78,17 @@ ResponseId = Annotated[
 async def create_response(request: Request) -> Response:
     """To continue a conversation, set ``previous_response_id`` or send the whole conversation as input."""
     handler = RequestHandler(request)
-    is_stream, serializer, generation = await cancel_on_disconnect(request.receive, _start(handler))
+    with handler.services.loaded_data.hold(handler.tenant) as loaded:
+        start = _start(handler, loaded)
+        is_stream, serializer, generation = await cancel_on_disconnect(request.receive, start)
     if generation is None:
         return JSONResponse(serializer.snapshot("queued", []))
     return await handler.respond(generation, serializer, is_stream=is_stream)
 
 
-async def read_request(handler: RequestHandler, raw: bytes) -> tuple[ResponseRequest, ChatRequest]:
+async def read_request(
+    handler: RequestHandler, raw: bytes, loaded: LoadedBytes
+) -> tuple[ResponseRequest, ChatRequest]:
     """Parse a request and load the items that it refers to. The returned requests contain no references.
 
     The chat request contains the whole conversation. Raises ApiError.
@@ -84,17 +96,19 @@ async def read_request(handler: RequestHandler, raw: bytes) -> tuple[ResponseReq
     request, chat = await handler.parse(raw, parse_response_request)
     if chat is not None:
         return request, chat
-    request, whole = await with_stored_items(handler.services, request, tenant=handler.tenant)
+    request, whole = await with_stored_items(handler.services, request, loaded, tenant=handler.tenant)
     convert = partial(to_chat, whole, num_earlier=len(whole.items) - len(request.items))
     return request, await handler.services.threads.run(handler.tenant, convert)
 
 
-async def _start(handler: RequestHandler) -> tuple[bool, ResponsesSerializer, Generation | None]:
+async def _start(
+    handler: RequestHandler, loaded: LoadedBytes
+) -> tuple[bool, ResponsesSerializer, Generation | None]:
     """Return whether to stream, the serializer, and the generation (None if queued in the background)."""
     with handler.body() as raw:
-        request, chat = await read_request(handler, raw)
+        request, chat = await read_request(handler, raw, loaded)
         job_set = await handler.build_jobs(chat, field="input")
-        num_bytes = len(raw)
+        num_bytes = len(raw) + loaded.num_bytes
     if request.store is not False:
         encode = partial(new_record, request, job_set.jobs[0].job_id)
         record = await run_parser(handler.services, handler.tenant, num_bytes, encode)
@@ -167,9 +181,9 @@ async def read_response(
             raise ApiError(
                 "answer_not_found", "The events of this response have expired. Retrieve it without stream."
             )
-        return JSONResponse(body)
+        return EncodedResponse(body)
     if not is_stream:
-        return _partial(job)
+        return await _partial(handler, job)
     serializer = ResponsesSerializer(
         job.outline,
         created_at=job.created_at,
@@ -185,12 +199,12 @@ async def cancel_response(request: Request, response_id: ResponseId) -> Response
     handler = RequestHandler(request)
     job = await _snapshot(handler, response_id, has_events=False)
     if job is None:
-        return JSONResponse(await _saved(handler, response_id))
+        return EncodedResponse(await _saved(handler, response_id))
     await handler.services.controller.cancel(job.outline.job_id, handler.tenant)
     job = await _snapshot(handler, response_id)
     if job is None:
         raise response_not_found()
-    return _partial(job)
+    return await _partial(handler, job)
 
 
 @router.delete("/v1/responses/{response_id}", summary="Delete a response")
@@ -226,14 +240,18 @@ async def _snapshot(
     return job
 
 
-async def _saved(handler: RequestHandler, response_id: str) -> response.Response:
-    """Return a response whose job has expired. Raises ApiError (404, 503)."""
-    found = await find_response(handler.services, response_id, tenant=handler.tenant)
-    if found is None or found.output is None:
+async def _saved(handler: RequestHandler, response_id: str) -> bytes:
+    """Return a response whose job has expired, in JSON. Raises ApiError (404, 429, 503)."""
+    services, tenant = handler.services, handler.tenant
+    await reserve_stored(services.responses, response_id, handler.loaded, tenant=tenant)
+    found = await find_response(services, response_id, tenant=tenant)
+    if found is None or not found.output:
         raise response_not_found()
-    return msgspec.json.decode(found.output, type=response.Response)
+    return found.output
 
 
-def _partial(job: JobSnapshot) -> Response:
+async def _partial(handler: RequestHandler, job: JobSnapshot) -> Response:
     serializer = ResponsesSerializer(job.outline, created_at=job.created_at)
-    return JSONResponse(serializer.snapshot(job.state, job.events))
+    return await handler.encoded(
+        num_event_bytes(job.events), partial(serializer.snapshot, job.state, job.events)
+    )

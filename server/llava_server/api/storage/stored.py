@@ -11,8 +11,9 @@ from llava_wire.errors import QueueUnavailable, ResponseTooLarge
 from llava_wire.stores.responses import ResponseStore, StoredResponse
 
 from llava_server.errors import ApiError, from_store_error
+from llava_server.loaded_data import LoadedBytes
 
-__all__ = ["store_errors", "store_too_large", "stored", "suppress_not_found"]
+__all__ = ["reserve_stored", "store_errors", "store_too_large", "stored", "suppress_not_found"]
 
 _REMOVE_TIMEOUT_S = 5.0
 
@@ -34,6 +35,13 @@ def suppress_not_found() -> Iterator[None]:
     except ApiError as error:
         if error.code != "answer_not_found":
             raise
+
+
+async def reserve_stored(store: ResponseStore, response_id: str, loaded: LoadedBytes, *, tenant: str) -> None:
+    """Reserve memory for a response that is then loaded. Raises ApiError (429, 503)."""
+    with store_errors():
+        num_bytes = await store.num_bytes(response_id, tenant=tenant)
+    await loaded.reserve(num_bytes)
 
 
 def store_too_large(error: ResponseTooLarge) -> ApiError:

@@ -12,6 +12,8 @@
 --                          If only newer responses could make room for the output, the response is removed.
 --   read: number of responses, ttl_ms           Reply: {response...}, following `previous` from the given response.
 --                          Stops early after READ_BYTES. If ttl_ms is not 0, restarts the TTL of these responses.
+--   size: number of responses                   Reply: the total size of the inputs and outputs of the responses that
+--                          `read` would return without its limits
 --   part: 'input' or 'output', first, last      Reply: the bytes in this range
 --   list: 'asc' or 'desc', last ID of the previous page or '', number
 --                          Reply: {response...} without data
@@ -141,6 +143,18 @@ function steps.read()
     if id == '' or left <= 0 then break end
   end
   return reply
+end
+
+function steps.size()
+  local total = 0
+  for _ = 1, tonumber(ARGV[4]) do
+    if not is_own(id) then break end
+    local previous, num_in, num_out =
+      unpack(redis.call('HMGET', key('response', id), 'previous', 'input_size', 'output_size'))
+    total, id = total + num_in + math.max(tonumber(num_out), 0), previous
+    if id == '' then break end
+  end
+  return total
 end
 
 function steps.part()
