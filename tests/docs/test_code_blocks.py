@@ -42,6 +42,7 @@ REASONS = {
     "downloads a model",
     "requires Docker",
     "requires a cluster",
+    "requires Helm",
     "requires a model of your own",
     "requires a second machine",
     "runs until it is stopped",
