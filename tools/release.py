@@ -97,7 +97,9 @@ def _write(new: str) -> None:
         (ROOT / path).write_text(text, "utf-8")
     subprocess.run(["git", "--no-pager", "diff", "--stat"], cwd=ROOT, check=True)
     print("Review the changes, then run:")
-    print(f"  git commit -am 'Release {new}' && git tag -a v{new} -m 'Release {new}' && git push --follow-tags")
+    print(
+        f"  git commit -am 'Release {new}' && git tag -a v{new} -m 'Release {new}' && git push --follow-tags"
+    )
 
 
 def main() -> None:
