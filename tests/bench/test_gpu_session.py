@@ -16,6 +16,7 @@ import torch
 
 from bench.gpu.session import performance
 from bench.gpu.session.__main__ import exit_status
+from bench.gpu.session.attention_backends import ATTENTION_BACKENDS
 from bench.gpu.session.ceilings import Ceilings
 from bench.gpu.session.end_to_end import running
 from bench.gpu.session.measurement import CheckFailed, Measurement, NotApplicable
@@ -156,6 +157,12 @@ def test_the_table_contains_the_reason_why_a_measurement_does_not_apply(tmp_path
         results.add("kernels", name, "skipped", message="It supports only 16 bits.")
     table = make_table(results, ["kernels"], {})
     assert "  SKIPPED kernels, flash-attn in fp32 and 1 more: It supports only 16 bits." in table
+
+
+def test_the_triton_backends_are_rehearsed_with_the_installed_interpreter() -> None:
+    pytest.importorskip("triton", reason="triton is not installed: pip install triton")
+    for candidate in (ATTENTION_BACKENDS[0], ATTENTION_BACKENDS[-1]):
+        assert candidate.create(torch.float32).name.startswith("Triton")
 
 
 def test_an_error_message_of_the_interpreter_is_not_a_reason_to_skip_a_measurement(tmp_path: Path) -> None:
