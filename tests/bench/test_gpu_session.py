@@ -291,6 +291,36 @@ def test_a_row_contains_the_ratio_to_the_floor_and_a_verdict(
     assert make_table(results, [], {}).splitlines()[-1].endswith(f" {expected}")
 
 
+def test_rows_with_a_target_are_not_omitted_from_a_long_table(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    for number in range(100):
+        results.add("performance", "fp16", "value", values=make_row(f"step {number}", 0.001, None))
+    results.add("end_to_end", "x", "value", values=make_row("HTTP", 0.001, None, limit_s=0.002))
+    lines = make_table(results, STAGES, {}).splitlines()
+    assert len(lines) == MAX_LINES
+    assert lines[-2].startswith("HTTP ") and lines[-3].startswith("step 49 ")
+    assert lines[-1] == "and 50 more rows in results.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "expected"),
+    [
+        ("NVIDIA H200", {"fp16": 3.6e-3, "fp8": 2.2e-3, "w8a8": 2.2e-3, "w4a16": 1.6e-3, "int4": None}),
+        ("NVIDIA L4", dict.fromkeys(("fp16", "fp8", "w8a8", "w4a16", "int4"))),
+    ],
+)
+def test_the_targets_of_an_h200_are_durations_and_those_of_other_gpus_multiples_of_the_floor(
+    tmp_path: Path, gpu: str, expected: dict[str, float | None]
+) -> None:
+    setup = Setup(tmp_path, is_rehearsal=False)
+    setup.results.add("ceilings", "machine", "value", values={"gpu": gpu})
+    for precision, limit_s in expected.items():
+        ratio, actual = performance.decode_target(setup, performance.Case(precision), 1)
+        assert actual == limit_s and ratio is not None
+    ratio, actual = performance.decode_target(setup, performance.Case("fp16"), 128)
+    assert actual == (14e-3 if "H200" in gpu else None) and ratio is not None
+
+
 def test_floors_use_the_measured_rates(tmp_path: Path) -> None:
     """At 4.3 TB/s, LLaVA-1.5-7B reads its weights in 3.1 ms, or in 0.8 ms if the layers have 4 bits."""
     results, shape = Results(tmp_path), Setup(tmp_path, is_rehearsal=False).shape

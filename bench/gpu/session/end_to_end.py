@@ -23,7 +23,7 @@ from llava_cli.bench import Plan, run_load, summarize
 from bench.checkpoint import write_checkpoint
 from bench.gpu.session.ceilings import Ceilings
 from bench.gpu.session.measurement import CheckFailed, Measurement, NotApplicable
-from bench.gpu.session.rows import decode_floor_s, make_row
+from bench.gpu.session.rows import decode_floor_s, h200_limit_s, make_row
 from bench.gpu.session.setup import Setup
 from bench.serving.target import RunningTarget, Target, Unavailable, run_target
 from bench.shape import Shape
@@ -33,6 +33,7 @@ __all__ = ["measurements", "running"]
 _MEMORY_FILES = Path("/dev/shm")  # a file system in memory
 _TIMEOUT_S = 120.0
 _TARGETS = {1: 1.5, 2: 1.9}  # time per output token, as multiples of the floor, by number of GPUs
+_H200_TARGETS = {2: 2.6e-3}  # the same in seconds, on H200s
 _DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
@@ -105,6 +106,7 @@ def _streams(setup: Setup, url: str, num: int, num_ranks: int) -> Iterator[dict[
         summary["tpot_s"]["p50"],
         None if floor_s is None else floor_s / num_ranks,
         ratio=_TARGETS[num_ranks] if num == 1 else None,
+        limit_s=h200_limit_s(setup.results, _H200_TARGETS.get(num_ranks)) if num == 1 else None,
     )
     yield make_row(f"HTTP, first token, {streams}", summary["ttft_s"]["p50"], None)
 

@@ -23,13 +23,21 @@ def make_table(results: Results, stages: Sequence[str], endings: dict[str, str])
     if more > 0:
         problems = [*problems[:_MAX_PROBLEMS], f"  and {more} more in {results.path.name}"]
     rows = [line for line in lines if "row" in line.values]
-    titles = f"{'row':<58} {'measured':>11} {'floor':>11} {'ratio':>7}  verdict"
-    body = [titles, *(_row(line) for line in rows)]
     left = MAX_LINES - len(head) - len(problems)
-    if len(body) > left:
-        omitted = len(body) - left + 1
-        body = [*body[: left - 1], f"and {omitted} more rows in {results.path.name}"]
+    omitted = max(0, len(rows) + 1 - left)
+    titles = f"{'row':<58} {'measured':>11} {'floor':>11} {'ratio':>7}  verdict"
+    if omitted:
+        omitted += 1  # for the line below
+    body = [titles, *(_row(line) for line in _most_important(rows, len(rows) - omitted))]
+    if omitted:
+        body.append(f"and {omitted} more rows in {results.path.name}")
     return "\n".join(line[:_MAX_WIDTH] for line in [*head, *problems, *body])
+
+
+def _most_important(rows: list[Line], num: int) -> list[Line]:
+    """Return ``num`` rows in their order. Rows without a target are omitted first."""
+    by_target = sorted(range(len(rows)), key=lambda index: rows[index].values["limit_s"] is None)
+    return [rows[index] for index in sorted(by_target[:num])]
 
 
 def _stage_line(stage: str, lines: list[Line], ending: str) -> str:
