@@ -18,7 +18,7 @@ __all__ = ["require_loops"]
 
 
 @triton.jit
-def _count(out, limits):
+def _count(out, limits):  # type: ignore[no-untyped-def]
     count = 0
     for _ in range(0, tl.load(limits), 1):
         count += 1
