@@ -6,6 +6,8 @@ import importlib
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,13 +16,18 @@ import torch
 
 from bench.gpu.session import performance
 from bench.gpu.session.__main__ import exit_status
+from bench.gpu.session.attention_backends import ATTENTION_BACKENDS
 from bench.gpu.session.ceilings import Ceilings
-from bench.gpu.session.profiler import kernel_pattern
-from bench.gpu.session.results import Results
+from bench.gpu.session.end_to_end import running
+from bench.gpu.session.measurement import CheckFailed, Measurement, NotApplicable
+from bench.gpu.session.profiler import kernel_pattern, require_counters
+from bench.gpu.session.results import Results, Status
 from bench.gpu.session.rows import decode_floor_s, make_row
 from bench.gpu.session.setup import Setup
+from bench.gpu.session.stage import run_measurements
 from bench.gpu.session.table import MAX_CHARACTERS, MAX_LINES, make_table
 from bench.record import ROOT
+from bench.serving.target import Target
 from tests.machine_speed import scaled
 from tests.waiting import wait_until
 
@@ -113,8 +120,59 @@ def test_the_exit_status_is_1_unless_all_checks_ended_and_passed(tmp_path: Path)
     for stage in ("kernels", "model", "gpu_tests"):
         assert exit_status(results, {**ended, stage: "out of time"}) == 1
         assert exit_status(results, {name: end for name, end in ended.items() if name != stage}) == 1
-    results.add("model", "greedy", "failed", message="wrong")
+    results.add("performance", "transformers", "error", message="ImportError")
+    results.add("kernels", "flash-attn", "skipped", message="not installed")
+    assert exit_status(results, ended) == 0
+    results.add("end_to_end", "streams", "failed", message="wrong")
     assert exit_status(results, ended) == 1
+
+
+@pytest.mark.parametrize("status", ["failed", "error", "not run"])
+def test_the_exit_status_is_1_if_one_check_did_not_pass(tmp_path: Path, status: Status) -> None:
+    ended = {"kernels": "", "model": "", "gpu_tests": ""}
+    results = Results(tmp_path)
+    results.add("model", "logits", "done")
+    results.add("gpu_tests", "test_gpu_attention", status)
+    assert exit_status(results, ended) == 1
+
+
+def test_checks_without_enough_time_are_in_the_table_and_the_exit_status_is_1(tmp_path: Path) -> None:
+    results, setup = Results(tmp_path), Setup(tmp_path, is_rehearsal=False)
+    endings = {}
+    for stage in ("kernels", "model", "gpu_tests"):
+        measurements = importlib.import_module(f"bench.gpu.session.{stage}").measurements(setup)
+        status = run_measurements(stage, measurements, results, time.monotonic() + 1.0, is_paced=True)
+        endings[stage] = "" if status == 0 else str(status)
+    table = make_table(results, STAGES, endings)
+
+    assert {line.status for line in results.lines()} == {"not run"}
+    assert exit_status(results, endings) == 1
+    assert "gpu_tests: 7 not run" in table
+    assert "NOT RUN gpu_tests, test_gpu_attention and 6 more: 1 s were left; the measurement needs" in table
+
+
+def test_the_table_contains_the_reason_why_a_measurement_does_not_apply(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    for name in ("flash-attn in fp32", "varlen_attn in fp32"):
+        results.add("kernels", name, "skipped", message="It supports only 16 bits.")
+    table = make_table(results, ["kernels"], {})
+    assert "  SKIPPED kernels, flash-attn in fp32 and 1 more: It supports only 16 bits." in table
+
+
+def test_the_triton_backends_are_rehearsed_with_the_installed_interpreter() -> None:
+    pytest.importorskip("triton", reason="triton is not installed: pip install triton")
+    for candidate in (ATTENTION_BACKENDS[0], ATTENTION_BACKENDS[-1]):
+        assert candidate.create(torch.float32).name.startswith("Triton")
+
+
+def test_an_error_message_of_the_interpreter_is_not_a_reason_to_skip_a_measurement(tmp_path: Path) -> None:
+    def measure() -> Iterator[dict[str, float]]:
+        raise TypeError("only 0-dimensional arrays can be converted to Python scalars")
+        yield {}
+
+    results = Results(tmp_path)
+    run_measurements("kernels", [Measurement("x", measure)], results, time.monotonic() + 60, is_paced=False)
+    assert [line.status for line in results.lines()] == ["started", "error"]
 
 
 @pytest.mark.e2e
@@ -157,10 +215,10 @@ def test_a_measurement_that_fails_crashes_or_hangs_does_not_stop_the_next_one(
     endings = {line.name: (line.status, line.message) for line in results.lines() if line.status != "started"}
 
     crashed = (
-        "failed",
+        "error",
         "The process crashed or reached the time limit of this measurement. See session.log.",
     )
-    assert endings["raises"] == ("failed", "RuntimeError: an unexpected error")
+    assert endings["raises"] == ("error", "RuntimeError: an unexpected error")
     assert endings["wrong"] == ("failed", "the result is wrong")
     assert endings["unsupported"] == ("skipped", "not on this machine")
     assert endings["crashes"] == endings["hangs"] == crashed
@@ -233,6 +291,36 @@ def test_a_row_contains_the_ratio_to_the_floor_and_a_verdict(
     assert make_table(results, [], {}).splitlines()[-1].endswith(f" {expected}")
 
 
+def test_rows_with_a_target_are_not_omitted_from_a_long_table(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    for number in range(100):
+        results.add("performance", "fp16", "value", values=make_row(f"step {number}", 0.001, None))
+    results.add("end_to_end", "x", "value", values=make_row("HTTP", 0.001, None, limit_s=0.002))
+    lines = make_table(results, STAGES, {}).splitlines()
+    assert len(lines) == MAX_LINES
+    assert lines[-2].startswith("HTTP ") and lines[-3].startswith("step 49 ")
+    assert lines[-1] == "and 50 more rows in results.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "expected"),
+    [
+        ("NVIDIA H200", {"fp16": 3.6e-3, "fp8": 2.2e-3, "w8a8": 2.2e-3, "w4a16": 1.6e-3, "int4": None}),
+        ("NVIDIA L4", dict.fromkeys(("fp16", "fp8", "w8a8", "w4a16", "int4"))),
+    ],
+)
+def test_the_targets_of_an_h200_are_durations_and_those_of_other_gpus_multiples_of_the_floor(
+    tmp_path: Path, gpu: str, expected: dict[str, float | None]
+) -> None:
+    setup = Setup(tmp_path, is_rehearsal=False)
+    setup.results.add("ceilings", "machine", "value", values={"gpu": gpu})
+    for precision, limit_s in expected.items():
+        ratio, actual = performance.decode_target(setup, performance.Case(precision), 1)
+        assert actual == limit_s and ratio is not None
+    ratio, actual = performance.decode_target(setup, performance.Case("fp16"), 128)
+    assert actual == (14e-3 if "H200" in gpu else None) and ratio is not None
+
+
 def test_floors_use_the_measured_rates(tmp_path: Path) -> None:
     """At 4.3 TB/s, LLaVA-1.5-7B reads its weights in 3.1 ms, or in 0.8 ms if the layers have 4 bits."""
     results, shape = Results(tmp_path), Setup(tmp_path, is_rehearsal=False).shape
@@ -267,3 +355,31 @@ def test_a_floor_without_measured_rates_is_unknown(tmp_path: Path) -> None:
 )
 def test_profiled_kernels_are_found_by_their_base_name(name: str, expected: str) -> None:
     assert kernel_pattern(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "error", "message"),
+    [
+        (
+            1,
+            "==ERROR== ERR_NVGPUCTRPERM - The user does not have",
+            NotApplicable,
+            "does not permit this user",
+        ),
+        (1, "==ERROR== An unknown option", RuntimeError, "ncu exited with status 1: ==ERROR== An unknown"),
+        (0, "==WARNING== No kernels were profiled.", RuntimeError, "ncu found no launch of the kernel"),
+    ],
+)
+def test_an_output_of_ncu_without_counters_is_an_error_or_a_reason_to_skip(
+    status: int, output: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        require_counters(status, output)
+
+
+def test_a_server_that_does_not_start_is_a_failed_check(tmp_path: Path) -> None:
+    target = Target(
+        name="x", title="x", bits=16, command=lambda port: [sys.executable, "-c", "raise SystemExit(3)"]
+    )
+    with pytest.raises(CheckFailed, match="exited with status 3"), running(target, logs=tmp_path):
+        pass

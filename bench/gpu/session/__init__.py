@@ -7,6 +7,7 @@ setup         the device, the sizes and the files of a session
 measurement   the unit of work within a stage
 results       the file of results, which is written line by line
 table         the table at the end
+interpreter   a check of Triton's interpreter, for rehearsals
 
 ceilings, kernels, model, gpu_tests, performance, end_to_end, profiler      the stages
 """

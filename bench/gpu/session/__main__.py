@@ -7,8 +7,8 @@ The session needs no network and no checkpoint. The most important stages run fi
 processes until its share of the remaining time is used up, and is then killed. Each result is appended to
 FOLDER/results.jsonl at once. FOLDER also contains the output of the stages (session.log) and of the server
 (llava-serve.log), the table that is printed at the end and updated after each stage (table.txt), and the
-output of ncu (ncu.txt). The exit status is 1 if a check failed, if a stage of checks did not end, or if there
-is no result.
+output of ncu (ncu.txt). The exit status is 1 if a check failed, if any check was not run for lack of time or
+raised an exception, or if no check was run. Errors while performance is measured do not change it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _STAGES = (
     _Stage("ceilings", 0.1),
     _Stage("kernels", 0.25, is_check=True),
     _Stage("model", 0.25, is_check=True),
-    _Stage("gpu_tests", 0.25, is_check=True),
+    _Stage("gpu_tests", 0.35, is_check=True),
     _Stage("performance", 0.6),
     _Stage("end_to_end", 0.75),
     _Stage("profiler", 1.0),
@@ -72,10 +72,17 @@ def main(arguments: list[str]) -> int:
 
 
 def exit_status(results: Results, endings: dict[str, str]) -> int:
-    """Return 0 if all checks ended and passed. ``endings`` contains the reasons why stages ended early."""
-    statuses = [line.status for line in results.lines()]
-    has_unfinished = any(endings.get(stage.name, "not started") for stage in _STAGES if stage.is_check)
-    return int(not statuses or "failed" in statuses or has_unfinished)
+    """Return 0 if all checks ended and passed. ``endings`` contains the reasons why stages ended early.
+
+    Checks that do not apply to this machine are ignored, but at least one check must have passed.
+    """
+    checks = [stage.name for stage in _STAGES if stage.is_check]
+    statuses = {line.status for stage in checks for line in results.lines(stage)}
+    has_unfinished = any(endings.get(stage, "not started") for stage in checks)
+    has_failed = any(line.status == "failed" for line in results.lines())  # includes stages that measure
+    return int(
+        has_unfinished or has_failed or "done" not in statuses or bool(statuses & {"error", "not run"})
+    )
 
 
 def _run_stages(args: argparse.Namespace, results: Results, endings: dict[str, str]) -> None:

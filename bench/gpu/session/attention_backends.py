@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from llava_worker.model.attention.base import AttentionBackend
@@ -35,11 +36,20 @@ class BackendCandidate:
             raise NotApplicable(str(reason)) from reason
 
 
+def _triton(*, has_decode_kernel: bool) -> AttentionBackend:
+    """Raises KernelUnavailable if Triton is not installed, and NotApplicable if it cannot run the kernels."""
+    backend = PagedBackend(TritonKernel(), TritonDecodeKernel() if has_decode_kernel else None)
+    from bench.gpu.session.interpreter import require_loops
+
+    require_loops()
+    return backend
+
+
 # The most important ones first.
 ATTENTION_BACKENDS = (
     BackendCandidate(
         "Triton with Triton decoding",
-        lambda: PagedBackend(TritonKernel(), TritonDecodeKernel()),
+        partial(_triton, has_decode_kernel=True),
         supports_fp32=True,
         supports_int8_cache=True,
     ),
@@ -47,6 +57,6 @@ ATTENTION_BACKENDS = (
     BackendCandidate("flash-attn", lambda: PagedBackend(FlashAttnKernel())),
     BackendCandidate("torch's varlen_attn", lambda: PagedBackend(VarlenKernel())),
     BackendCandidate(
-        "Triton", lambda: PagedBackend(TritonKernel()), supports_fp32=True, supports_int8_cache=True
+        "Triton", partial(_triton, has_decode_kernel=False), supports_fp32=True, supports_int8_cache=True
     ),
 )

@@ -23,16 +23,17 @@ from llava_cli.bench import Plan, run_load, summarize
 from bench.checkpoint import write_checkpoint
 from bench.gpu.session.ceilings import Ceilings
 from bench.gpu.session.measurement import CheckFailed, Measurement, NotApplicable
-from bench.gpu.session.rows import decode_floor_s, make_row
+from bench.gpu.session.rows import decode_floor_s, h200_limit_s, make_row
 from bench.gpu.session.setup import Setup
-from bench.serving.target import Target, run_target
+from bench.serving.target import RunningTarget, Target, Unavailable, run_target
 from bench.shape import Shape
 
-__all__ = ["measurements"]
+__all__ = ["measurements", "running"]
 
 _MEMORY_FILES = Path("/dev/shm")  # a file system in memory
 _TIMEOUT_S = 120.0
 _TARGETS = {1: 1.5, 2: 1.9}  # time per output token, as multiples of the floor, by number of GPUs
+_H200_TARGETS = {2: 2.6e-3}  # the same in seconds, on H200s
 _DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
@@ -49,11 +50,21 @@ def _serve(setup: Setup, num_ranks: int) -> Iterator[dict[str, Any]]:
     began = time.monotonic()
     with _checkpoint(setup) as folder:
         yield {"checkpoint_s": time.monotonic() - began}
-        with run_target(_target(setup, folder, num_ranks), logs=setup.folder) as server:
+        with running(_target(setup, folder, num_ranks), logs=setup.folder) as server:
             yield {"server_ready_s": server.ready_s}
             for num in setup.streams if num_ranks == 1 else (1,):
                 yield from _streams(setup, server.url, num, num_ranks)
             yield {"server_memory_bytes": server.memory_bytes()}
+
+
+@contextmanager
+def running(target: Target, *, logs: Path) -> Iterator[RunningTarget]:
+    """Run the server. Raises CheckFailed if it does not start."""
+    try:
+        with run_target(target, logs=logs) as server:
+            yield server
+    except Unavailable as reason:
+        raise CheckFailed(str(reason)) from reason
 
 
 def _target(setup: Setup, folder: Path, num_ranks: int) -> Target:
@@ -95,6 +106,7 @@ def _streams(setup: Setup, url: str, num: int, num_ranks: int) -> Iterator[dict[
         summary["tpot_s"]["p50"],
         None if floor_s is None else floor_s / num_ranks,
         ratio=_TARGETS[num_ranks] if num == 1 else None,
+        limit_s=h200_limit_s(setup.results, _H200_TARGETS.get(num_ranks)) if num == 1 else None,
     )
     yield make_row(f"HTTP, first token, {streams}", summary["ttft_s"]["p50"], None)
 

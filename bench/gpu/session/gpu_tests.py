@@ -35,7 +35,7 @@ def _run(path: str, setup: Setup) -> Iterator[dict[str, Any]]:
     if setup.is_rehearsal:
         raise NotApplicable("These tests require a GPU.")
     if importlib.util.find_spec("pytest_timeout") is None:
-        raise NotApplicable("pytest-timeout is not installed.")
+        raise CheckFailed("pytest-timeout is not installed. Run: pip install pytest-timeout")
     counts: dict[str, int] = {}
     command = [sys.executable, "-m", "pytest", *_OPTIONS, *_FORMAT, path]
     with subprocess.Popen(

@@ -23,7 +23,7 @@ class Measurement:
 
     ``measure`` yields dictionaries of JSON-serializable values, each of which is written to the file of
     results at once. It raises CheckFailed if a result is wrong, and NotApplicable if it cannot run on this
-    machine. ``needs_s`` is the typical duration on a GPU in seconds: the measurement is skipped if less time
+    machine. ``needs_s`` is the typical duration on a GPU in seconds: the measurement is not run if less time
     is left. Its process is killed after ``limit_s`` seconds.
     """
 

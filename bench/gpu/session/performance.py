@@ -25,14 +25,18 @@ from bench.engine.random_engine import make_engine, make_model, precision_on
 from bench.gpu.session.attention_backends import ATTENTION_BACKENDS, BackendCandidate
 from bench.gpu.session.ceilings import Ceilings
 from bench.gpu.session.measurement import Measurement, NotApplicable
-from bench.gpu.session.rows import decode_floor_s, make_row
+from bench.gpu.session.rows import decode_floor_s, h200_limit_s, make_row
 from bench.gpu.session.setup import Setup
 from bench.gpu.timing import captured, median_s
 from bench.gpu.transformers import measure_continuous, measure_generate
 
-__all__ = ["measurements"]
+__all__ = ["Case", "decode_target", "measurements"]
 
-# Targets, as multiples of the floor.
+# Targets for LLaVA-1.5-7B on an H200, in seconds.
+_H200_DECODE = {"fp16": 3.6e-3, "fp8": 2.2e-3, "w8a8": 2.2e-3, "w4a16": 1.6e-3}  # 1 stream
+_H200_MANY = 14e-3  # 128 streams in 16 bits
+_H200_ATTENTION = {(1, 2048): 0.3e-3}  # keyed by rows and context
+# Targets for other devices and shapes, as multiples of the floor.
 _DECODE_TARGETS = {"fp16": 1.3, "fp8": 1.5, "w8a8": 1.5, "w4a16": 1.8, "int4": 2.0}  # 1 stream
 _MANY_TARGET = 1.12  # 128 streams in 16 bits
 _ATTENTION_TARGET = 1.5  # 1 stream
@@ -42,7 +46,7 @@ _NUM_PROMPTS, _NUM_TILES = 8, 16
 
 
 @dataclass(frozen=True, slots=True)
-class _Case:
+class Case:
     """A configuration of the engine whose speed is measured."""
 
     precision: str
@@ -54,7 +58,7 @@ class _Case:
 
 
 def measurements(setup: Setup) -> list[Measurement]:
-    first, *others = [_Case(name) for name in setup.precisions]
+    first, *others = [Case(name) for name in setup.precisions]
     own = {case: _measurement(case.title, partial(_measure, setup, case)) for case in (first, *others)}
     attention = [
         Measurement(f"decode attention, {backend.name}", partial(_attention, setup, backend), needs_s=5)
@@ -62,7 +66,7 @@ def measurements(setup: Setup) -> list[Measurement]:
     ]
     batched = _measurement("transformers generate", partial(_transformers, setup))
     continuous = _measurement("transformers continuous batching", partial(_continuous, setup))
-    int8 = _Case(setup.precision, kv_cache_dtype="int8")
+    int8 = Case(setup.precision, kv_cache_dtype="int8")
     return [
         *(own[first], *attention, own[others[0]], batched),
         *(own[case] for case in others[1:]),
@@ -74,7 +78,7 @@ def _measurement(name: str, measure: Callable[[], Iterator[dict[str, Any]]]) -> 
     return Measurement(name, measure, needs_s=20, limit_s=150)
 
 
-def _measure(setup: Setup, case: _Case) -> Iterator[dict[str, Any]]:
+def _measure(setup: Setup, case: Case) -> Iterator[dict[str, Any]]:
     shape, streams = setup.shape, setup.streams
     try:
         precision = precision_on(case.precision, setup.device)
@@ -97,13 +101,13 @@ def _measure(setup: Setup, case: _Case) -> Iterator[dict[str, Any]]:
     for num in streams:
         yield from _decoding(setup, case, engine, generator, num)
     yield _prefill(setup, case, engine, generator)
-    if case == _Case(setup.precision):
+    if case == Case(setup.precision):
         yield _tower(setup, "eager", model.encode, model)
         yield _tower(setup, "as served", engine._runner.encode, model)
 
 
 def _decoding(
-    setup: Setup, case: _Case, engine: Engine, generator: SequenceGenerator, num: int
+    setup: Setup, case: Case, engine: Engine, generator: SequenceGenerator, num: int
 ) -> Iterator[dict[str, Any]]:
     sequences = [generator.sequence(setup.num_tokens) for _ in range(num)]
     figures = generate(engine, sequences)
@@ -116,7 +120,7 @@ def _decoding(
         context=context,
         kv_bits=16 if case.kv_cache_dtype == "auto" else 8,
     )
-    ratio, limit_s = _decode_target(setup, case, num)
+    ratio, limit_s = decode_target(setup, case, num)
     title = _decode_title(case.title, num)
     yield make_row(title, figures["decode_step_s"], floor_s, ratio=ratio, limit_s=limit_s)
     yield {
@@ -133,15 +137,17 @@ def _decode_title(name: str, num: int) -> str:
     return f"{name} decode step, {num} stream{'s' if num > 1 else ''}"
 
 
-def _decode_target(setup: Setup, case: _Case, num: int) -> tuple[float | None, float | None]:
-    """Return the target as a multiple of the floor, and as a duration. At least one of them is None.
+def decode_target(setup: Setup, case: Case, num: int) -> tuple[float | None, float | None]:
+    """Return the target as a multiple of the floor, and as a duration, which has precedence.
 
-    With several streams, quantized weights and caches must be faster than unquantized ones.
+    Both can be None. With several streams, quantized weights and caches must be faster than unquantized ones.
     """
     if num == 1:
-        return _DECODE_TARGETS.get(case.precision), None
-    if case == _Case(setup.precision):
-        return (_MANY_TARGET if num == 128 else None), None
+        return _DECODE_TARGETS.get(case.precision), h200_limit_s(
+            setup.results, _H200_DECODE.get(case.precision)
+        )
+    if case == Case(setup.precision):
+        return (_MANY_TARGET, h200_limit_s(setup.results, _H200_MANY)) if num == 128 else (None, None)
     return None, _recorded_s(setup, _decode_title(setup.precision, num))
 
 
@@ -151,7 +157,7 @@ def _recorded_s(setup: Setup, title: str) -> float | None:
     return next((row["seconds"] for row in rows), None)
 
 
-def _prefill(setup: Setup, case: _Case, engine: Engine, generator: SequenceGenerator) -> dict[str, Any]:
+def _prefill(setup: Setup, case: Case, engine: Engine, generator: SequenceGenerator) -> dict[str, Any]:
     """Measure text-only prompts that arrive at the same time, until the last one has its first token."""
     prompts = [generator.text(1) for _ in range(_NUM_PROMPTS)]
     length = len(prompts[0].prompt_ids)
@@ -190,7 +196,9 @@ def _attention(setup: Setup, candidate: BackendCandidate) -> Iterator[dict[str, 
         seconds = _attention_s(setup, backend, num_rows, context)
         floor_s = ceilings.memory_s(num_rows * context * setup.shape.kv_bytes_per_token)
         title = f"attention, {candidate.name}, {num_rows} x {context} tokens"
-        yield make_row(title, seconds, floor_s, ratio=_ATTENTION_TARGET if num_rows == 1 else None)
+        limit_s = h200_limit_s(setup.results, _H200_ATTENTION.get((num_rows, context)))
+        ratio = _ATTENTION_TARGET if num_rows == 1 else None
+        yield make_row(title, seconds, floor_s, ratio=ratio, limit_s=limit_s)
 
 
 def _attention_s(setup: Setup, backend: AttentionBackend, num_rows: int, context: int) -> float:

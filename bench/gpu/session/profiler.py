@@ -19,15 +19,17 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.engine.engine_alone import SequenceGenerator, generate
 from bench.engine.random_engine import make_engine, make_model, precision_on
-from bench.gpu.session.measurement import CheckFailed, Measurement, NotApplicable
+from bench.gpu.session.measurement import Measurement, NotApplicable
 from bench.gpu.session.setup import Setup
 
-__all__ = ["kernel_pattern", "measurements", "run_decode_steps"]
+__all__ = ["kernel_pattern", "measurements", "require_counters", "run_decode_steps"]
 
 _NUM_LAYERS, _NUM_LISTED, _NUM_COUNTED = 2, 15, 2
 _LAUNCHES_SKIPPED = 20  # launches of the kernel before the one that ncu measures
 _NCU = ("ncu", "--clock-control", "none", "--set", "detailed", "--launch-count", "1")
 _NCU_LIMIT_S = 60
+# In the output of ncu, which exits with status 0 in the second case.
+_NOT_PERMITTED, _NO_KERNEL = "ERR_NVGPUCTRPERM", "No kernels were profiled"
 
 
 def measurements(setup: Setup) -> list[Measurement]:
@@ -105,9 +107,23 @@ def _counters(setup: Setup) -> Iterator[dict[str, Any]]:
         )
         with (setup.folder / "ncu.txt").open("a", encoding="utf-8") as file:
             file.write(f"### {kernel['kernel']}\n{done.stdout}\n")
-        if done.returncode:
-            raise CheckFailed(f"ncu exited with status {done.returncode}: {done.stdout[-300:]}")
+        require_counters(done.returncode, done.stdout)
         yield {"counted": kernel["kernel"]}
+
+
+def require_counters(status: int, output: str) -> None:
+    """Raise an exception if ncu did not read the hardware counters of a kernel.
+
+    Raises NotApplicable if the driver does not permit this user to read them, and RuntimeError otherwise.
+    """
+    if _NOT_PERMITTED in output:
+        raise NotApplicable(
+            f"The driver does not permit this user to read hardware counters ({_NOT_PERMITTED})."
+        )
+    if status:
+        raise RuntimeError(f"ncu exited with status {status}: {output[-300:]}")
+    if _NO_KERNEL in output:
+        raise RuntimeError(f"ncu found no launch of the kernel: {output[-300:]}")
 
 
 if __name__ == "__main__":

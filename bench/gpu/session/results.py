@@ -6,8 +6,10 @@ started, and either values or a message:
     started   the measurement has started. If this is its last line, its process exited or was killed.
     value     one result. A measurement can have any number of them.
     done      the measurement has ended
-    failed    the measurement found an error, or raised an exception
-    skipped   the measurement does not apply to this machine, or there was not enough time
+    failed    a check found a wrong result, or the device reported an error
+    error     the measurement raised another exception, crashed or reached its time limit
+    not run   there was not enough time
+    skipped   the measurement does not apply to this machine
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Line", "Results", "Status"]
+__all__ = ["ENDS", "Line", "Results", "Status"]
 
-Status = Literal["started", "value", "done", "failed", "skipped"]
-_ENDS = ("done", "failed", "skipped")
+Status = Literal["started", "value", "done", "failed", "error", "not run", "skipped"]
+ENDS: tuple[Status, ...] = ("done", "failed", "error", "not run", "skipped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class Results:
 
     def ended(self, stage: str) -> set[str]:
         """Return the names of the measurements that have ended."""
-        return {line.name for line in self.lines(stage) if line.status in _ENDS}
+        return {line.name for line in self.lines(stage) if line.status in ENDS}
 
     def unfinished(self, stage: str) -> set[str]:
         """Return the names of the measurements that have started but not ended."""

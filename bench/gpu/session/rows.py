@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from bench.gpu.session.ceilings import Ceilings
+from bench.gpu.session.results import Results
 from bench.shape import Shape
 
-__all__ = ["WEIGHT_BITS", "decode_floor_s", "make_row"]
+__all__ = ["WEIGHT_BITS", "decode_floor_s", "h200_limit_s", "make_row"]
 
 WEIGHT_BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4, "w4a16": 4, "w8a8": 8, "fp8": 8}
 _HEAD_BITS = 16  # on a GPU, the output layer is not quantized
@@ -31,6 +32,11 @@ def make_row(
     if limit_s is None and ratio is not None and floor_s is not None:
         limit_s = ratio * floor_s
     return {"row": title, "seconds": seconds, "floor_s": floor_s, "limit_s": limit_s}
+
+
+def h200_limit_s(results: Results, seconds: float | None) -> float | None:
+    """Return ``seconds``, a target for an H200, or None if the session runs on a different device."""
+    return seconds if "H200" in results.values("ceilings").get("gpu", "") else None
 
 
 def decode_floor_s(

@@ -1,7 +1,7 @@
 """``python -m bench.gpu.session.stage MODULE``: run the measurements of one stage.
 
 MODULE has a function ``measurements(setup)``, which returns them in order of importance. A measurement that
-raises an exception is recorded as failed, and the next one runs. After an error of the device, all later
+raises an exception is recorded as an error, and the next one runs. After an error of the device, all later
 operations of the process would fail. The process then exits with status 75, and its parent starts a new one,
 which continues with the next measurement. The same happens if a measurement crashes the process or reaches
 its time limit.
@@ -23,15 +23,13 @@ import torch
 
 from bench.engine.random_engine import release_memory
 from bench.gpu.session.measurement import CheckFailed, Measurement, NotApplicable
-from bench.gpu.session.results import Results
+from bench.gpu.session.results import Results, Status
 from bench.gpu.session.setup import Setup
 
 __all__ = ["EXIT_DEVICE_ERROR", "run_measurements"]
 
 EXIT_DEVICE_ERROR = 75  # EX_TEMPFAIL in sysexits.h
 _MAX_MESSAGE = 600  # characters
-# Rehearsals run Triton kernels in its interpreter. That of Triton 3.6 does not support NumPy 2.5.
-_INTERPRETER_FAULT = "only 0-dimensional arrays can be converted"
 
 
 def main() -> int:
@@ -55,11 +53,11 @@ def run_measurements(
 ) -> int:
     """Run all measurements that an earlier process has not started. Return the exit status.
 
-    ``is_paced`` skips measurements that need more than the remaining time.
+    If ``is_paced`` is true, measurements that need more than the remaining time are not run.
     """
     for name in results.unfinished(stage):
         message = "The process crashed or reached the time limit of this measurement. See session.log."
-        results.add(stage, name, "failed", message=message)
+        results.add(stage, name, "error", message=message)
     ended = results.ended(stage)
     for measurement in measurements:
         if measurement.name in ended:
@@ -67,7 +65,7 @@ def run_measurements(
         left_s = deadline - time.monotonic()
         if is_paced and left_s < measurement.needs_s:
             message = f"{left_s:.0f} s were left; the measurement needs about {measurement.needs_s:.0f} s."
-            results.add(stage, measurement.name, "skipped", message=message)
+            results.add(stage, measurement.name, "not run", message=message)
         elif not _run(stage, measurement, results, left_s):
             return EXIT_DEVICE_ERROR
     return 0
@@ -80,6 +78,7 @@ def _run(stage: str, measurement: Measurement, results: Results, left_s: float) 
     results.add(stage, name, "started")
     # This timer needs no Python code, so it ends the process even if a call into a library never returns.
     faulthandler.dump_traceback_later(max(0.1, min(left_s, measurement.limit_s)), exit=True)
+    status: Status
     message = ""
     try:
         for values in measurement.measure():
@@ -92,14 +91,12 @@ def _run(stage: str, measurement: Measurement, results: Results, left_s: float) 
         status, message = "failed", str(error)
     except Exception as error:  # recorded as a result
         traceback.print_exc()
-        status, message = "failed", f"{type(error).__name__}: {error}"
-        if _INTERPRETER_FAULT in message:
-            status, message = "skipped", "Triton's interpreter does not support this version of NumPy."
+        status, message = "error", f"{type(error).__name__}: {error}"
     fault = _device_fault()
     results.add(
         stage,
         name,
-        "failed" if fault else status,  # type: ignore[arg-type]
+        "failed" if fault else status,
         seconds=time.monotonic() - began,
         message=" ".join(text for text in (message, fault) if text)[:_MAX_MESSAGE],
     )

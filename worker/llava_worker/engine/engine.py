@@ -168,7 +168,8 @@ class Engine:
             for result in step.results:
                 self._postprocess(result, outputs)
             self._speculation.record(step)
-            is_ahead = any(chunk.is_ahead for chunk in step.chunks)
+            # The same for all chunks. After an out-of-memory error, there may be none.
+            is_ahead = bool(step.chunks) and step.chunks[0].is_ahead
             self._scheduler.record_duration(step.seconds, is_ahead=is_ahead)
         return outputs
 

@@ -6,10 +6,8 @@ A stub replaces CUDA's own functions.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import llava_worker
 import pytest
 import torch
 from llava_worker.engine.core.kv_cache_size import fit_cache, plan_cache
@@ -17,6 +15,8 @@ from llava_worker.engine.startup.memory_budget import MemoryBudget
 from llava_worker.model.config.model_config import ImageConfig, ModelConfig, read_config
 from llava_worker.model.memory_estimate import InsufficientMemory, available_bytes, require_memory
 from llava_worker.model.quantization.precision import choose_precision
+
+from tests.gpu.test_gpu_startup import BUDGETS, TINY
 
 GIB, MIB = 1 << 30, 1 << 20
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
@@ -108,7 +108,7 @@ def test_on_a_gpu_the_kv_cache_takes_all_memory_that_is_left(max_num_sequences: 
 def test_the_kv_cache_of_a_small_model_does_not_fill_the_gpu(
     max_num_sequences: int, num_contexts: int
 ) -> None:
-    config = read_config(Path(llava_worker.__file__).parent / "tiny")
+    config = read_config(TINY)
     options: dict[str, Any] = {"kv_cache_dtype": "auto", "device": GPU, "free_bytes": 110 * GIB}
     for max_bytes in (None, 100 * GIB):
         spec = plan_cache(
@@ -121,6 +121,29 @@ def test_the_kv_cache_of_a_small_model_does_not_fill_the_gpu(
         )
         assert spec.num_tokens == num_contexts * config.text_config.max_position_embeddings
         assert spec.num_bytes < 4 * GIB
+
+
+@pytest.mark.parametrize("total", [6 * GIB, 24 * GIB, 141 * GIB, 192 * GIB])
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_memory_that_the_gpu_tests_configure_is_smaller_than_the_largest_kv_cache_of_the_tiny_model(
+    gpu: StubGpu, budget: int, total: int
+) -> None:
+    """Otherwise, the tests would fail on large GPUs, because the worker would leave memory unused."""
+    gpu.free = gpu.total = total
+    gpu.free -= CONTEXT
+    free_bytes = measure(budget / total).left_bytes()
+    assert free_bytes is not None
+    spec = plan_cache(
+        read_config(TINY),
+        choose_precision("fp16", CPU),
+        kv_cache_dtype="auto",
+        device=GPU,
+        max_bytes=None,
+        free_bytes=free_bytes,
+        block_size=16,
+        max_num_sequences=16,
+    )
+    assert 0 <= free_bytes - spec.num_bytes < spec.bytes_per_block
 
 
 def test_the_minimum_in_the_error_for_a_small_kv_cache_is_exact() -> None:

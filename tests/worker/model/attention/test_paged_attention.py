@@ -82,6 +82,18 @@ class FirstRowKernel(ReferenceKernel):
         return written
 
 
+class WrongShapeKernel(ReferenceKernel):
+    """A kernel that is wrong only for one number of rows with long contexts, and one number of new tokens."""
+
+    name = "wrong shape"
+    shape = (1, 1)  # rows, new tokens per row
+
+    def attend(self, q: Tensor, cache: LayerCache, rows: QueryRows, window: int | None) -> Tensor:
+        out = super().attend(q, cache, rows, window)
+        is_wrong = (len(rows.contexts), rows.max_query) == self.shape and rows.max_context >= 200
+        return out * 1.5 if is_wrong else out
+
+
 class RaisingKernel(ReferenceKernel):
     name = "raising"
 
@@ -303,6 +315,17 @@ def test_a_kernel_that_leaves_the_outputs_of_some_rows_unwritten_is_not_used(
     assert isinstance(backend, SdpaBackend)
     assert "first row failed its self-test: the maximum error is nan for rows with (5,)" in caplog.text
     assert not torch.are_deterministic_algorithms_enabled()  # requested only during the self-test
+
+
+@pytest.mark.parametrize("new_tokens", [1, 5])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 16])
+def test_a_kernel_that_is_wrong_for_one_number_of_rows_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, num_rows: int, new_tokens: int
+) -> None:
+    """Kernels choose code paths by the number of rows, so the self-test covers several."""
+    monkeypatch.setattr(WrongShapeKernel, "shape", (num_rows, new_tokens))
+    backend = first_passing([WrongShapeKernel], [None], TEXT, torch.float32, CPU)
+    assert isinstance(backend, SdpaBackend)
 
 
 def test_without_a_kernel_that_passes_the_reference_is_used_and_logged(
