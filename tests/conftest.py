@@ -69,7 +69,7 @@ REQUIREMENTS: dict[Path, tuple[str, Callable[[], bool]]] = {
 
 # Markers of tests that run only with the option of the same name, and what these tests do.
 ON_REQUEST = {
-    "evaluation": "run lmms-eval with transformers' own model and with invalid datasets",
+    "evaluation": "install lmms-eval and run it, also with transformers' own model and with invalid datasets",
     "containers": "build the images, deploy docker-compose.yml with Podman and test the deployment",
     "site": "test the documentation site in dist/site",
     "wheel": "build the wheel, install it without a compiler in a new environment, and test llava-serve up",

@@ -16,5 +16,5 @@ def test_the_page_lists_exactly_the_existing_commands() -> None:
     shown = CliRunner().invoke(app, ["--help"]).stdout
     for command in COMMANDS:
         assert f" {command} " in shown
-    expected = "up ask chat models batch embed bench server worker keys top doctor dlq"
+    expected = "up ask chat models batch embed bench eval server worker keys top doctor dlq"
     assert set(expected.split()) == set(COMMANDS)

@@ -310,7 +310,8 @@ async def test_the_counted_size_of_an_ended_job_is_close_to_its_memory(harness: 
     memory, counted = await run(50)
     memory_after, counted_after = await run(500)
     used = memory_after - memory
-    assert used <= counted_after - counted <= 1.5 * used
+    # The memory of a server varies by a few percent, for example when a hash table grows.
+    assert 0.9 * used <= counted_after - counted <= 1.5 * used
 
 
 async def test_the_event_stream_of_a_controller_that_does_not_read_is_limited(harness: Harness) -> None:

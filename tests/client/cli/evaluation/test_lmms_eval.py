@@ -31,7 +31,7 @@ from tests.processes import ControllerProcess, running_site
 from tests.waiting import wait_until
 from tests.wire.redis_server import running_redis
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.evaluation, pytest.mark.timeout(900)]
 
 NUM_ITEMS = 12
 # In fp32, the bundled model generates the same tokens at every batch size.
@@ -134,7 +134,6 @@ def test_prompts_have_the_sentences_of_the_paper(resumed: tuple[Path, str]) -> N
         assert all(str(item["prompt"]).endswith(expected) for item in items(output, task))
 
 
-@pytest.mark.evaluation
 def test_each_item_has_the_same_result_with_the_model_object_of_transformers(
     setup: Setup, resumed: tuple[Path, str]
 ) -> None:
@@ -162,7 +161,6 @@ def judges(handler: BaseHTTPRequestHandler) -> None:
     send(handler, 200, json.dumps(completion).encode())
 
 
-@pytest.mark.evaluation
 def test_a_judge_scores_each_response_once_and_the_model_generates_greedily(
     setup: Setup, server: ScriptedServer, tmp_path: Path
 ) -> None:
@@ -183,7 +181,6 @@ def test_a_judge_scores_each_response_once_and_the_model_generates_greedily(
         assert request.body == {"model": "tiny-llava", "temperature": 0.0, "max_tokens": 1024}
 
 
-@pytest.mark.evaluation
 def test_an_error_that_concerns_all_requests_ends_the_evaluation(
     setup: Setup, server: ScriptedServer, tmp_path: Path
 ) -> None:
@@ -197,7 +194,6 @@ def test_an_error_that_concerns_all_requests_ends_the_evaluation(
     assert len(server.chats) == 3
 
 
-@pytest.mark.evaluation
 def test_questions_and_images_can_be_separate_datasets(setup: Setup, tmp_path: Path) -> None:
     write_gqa(tmp_path / "data", 3)
     exit_code, stdout, stderr = setup.run("gqa", output=str(tmp_path / "out"), data=tmp_path / "data")
@@ -208,7 +204,6 @@ def test_questions_and_images_can_be_separate_datasets(setup: Setup, tmp_path: P
     ]
 
 
-@pytest.mark.evaluation
 def test_parquet_files_give_the_same_results(setup: Setup, resumed: tuple[Path, str], tmp_path: Path) -> None:
     program = (  # with the images in the file, as the hub stores them
         "import sys; from datasets import load_dataset; from datasets.table import embed_table_storage; "
@@ -235,7 +230,6 @@ def remove_split(path: Path) -> None:
     path.unlink()
 
 
-@pytest.mark.evaluation
 @pytest.mark.parametrize(
     ("change", "task", "messages"),
     [
