@@ -85,6 +85,9 @@ def _record_faults(path: Path, kernels: list[DecoderKernel], layers: list[dict[s
     results, version = record["results"], record["versions"].get("triton")
     if path.stem != _NAME.format(version):
         yield f"{path.name} was recorded with Triton {version}. Run make kernels."
+    digests = [each["digest"] for each in results["kernels"]]
+    if len(set(digests)) < len(digests):
+        yield f"{path.name} contains kernels more than once. Run make kernels."
     stale = _stale(results, kernels)
     if results["layers"] != layers:
         stale.append("the launches of a layer")

@@ -74,6 +74,7 @@ def test_a_stale_or_inconsistent_record_fails_the_check(tmp_path: Path) -> None:
     stale.write_text(json.dumps(record))
     record = json.loads(RECORDS[1].read_text())
     record["results"]["kernels"][0]["resources"]["90"]["stack_bytes"] = 8
+    record["results"]["kernels"].append({**record["results"]["kernels"][1]})
     record["versions"]["triton"] = "1.0"
     altered.write_text(json.dumps(record))
     altered.with_suffix(".md").write_text(RECORDS[1].with_suffix(".md").read_text())
@@ -86,6 +87,7 @@ def test_a_stale_or_inconsistent_record_fails_the_check(tmp_path: Path) -> None:
         f"{stale.name} is not the record of the current kernels ({changed})",
         f"{stale.stem}.md is not the table of {stale.name}",
         f"{altered.name} was recorded with Triton 1.0",
+        f"{altered.name} contains kernels more than once",
         f"{altered.stem}.md is not the table of {altered.name}",
     ]
     [spill] = [fault for fault in faults if " spills " in fault]
