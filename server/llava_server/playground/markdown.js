@@ -158,8 +158,9 @@ function table(lines, start) {
   if (!isTable) return null;
   let end = start + 2;
   while (end < lines.length && lines[end].includes("|")) end += 1;
+  // Missing cells are not added: the table would have many more cells than the text has characters.
   const row = (tag, cells) =>
-    element("tr", {}, ...header.map((_, index) => element(tag, {}, ...inlineNodes(cells[index] ?? ""))));
+    element("tr", {}, ...cells.slice(0, header.length).map((cell) => element(tag, {}, ...inlineNodes(cell))));
   const render = () => {
     const body = lines.slice(start + 2, end).map((line) => row("td", cellsOf(line)));
     const whole = element("table", {}, element("thead", {}, row("th", header)), element("tbody", {}, ...body));

@@ -362,3 +362,18 @@ def test_a_failed_response_of_a_comparison_is_retried_alone(playground: Page) ->
     expect(playground.get_by_role("button", name="Copy as curl")).to_have_count(2, timeout=scaled(60_000))
     assert playground.locator(".response-text").first.text_content() == first
     expect(playground.locator(".failure")).to_have_count(0)
+
+
+def test_a_table_has_no_more_cells_than_its_text(playground: Page) -> None:
+    """Otherwise, a table with n columns and n rows of 1 cell has n * n cells."""
+    table = "|" + "a|" * 1_500 + "\n|" + "-|" * 1_500 + "\n" + "|a\n" * 1_500
+    num_cells = playground.evaluate(
+        """async (text) => {
+            const { renderMarkdown } = await import("/playground/markdown.js");
+            const target = document.createElement("div");
+            renderMarkdown(target, text);
+            return target.querySelectorAll("th, td").length;
+        }""",
+        table,
+    )
+    assert num_cells == 3_000
