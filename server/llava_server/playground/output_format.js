@@ -21,9 +21,14 @@ export const FORMATS = {
   schema: { label: "JSON schema" },
 };
 
+// The length of all values is limited, because a small model may not end a string before the token limit.
+const SHAPES = ["circle", "square", "triangle", "star"];
 const EXAMPLE = {
   type: "object",
-  properties: { shapes: { type: "array", items: { type: "string" }, maxItems: 3 }, has_text: { type: "boolean" } },
+  properties: {
+    shapes: { type: "array", items: { enum: SHAPES }, maxItems: 3 },
+    has_text: { type: "boolean" },
+  },
   required: ["shapes", "has_text"],
   additionalProperties: false,
 };

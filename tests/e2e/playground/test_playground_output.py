@@ -377,3 +377,14 @@ def test_a_table_has_no_more_cells_than_its_text(playground: Page) -> None:
         table,
     )
     assert num_cells == 3_000
+
+
+def test_the_bundled_model_completes_the_example_schema(page: Page, two_models: ControllerProcess) -> None:
+    page.goto(two_models.url)
+    select_model(page, "tiny-llava")
+    page.get_by_label("Output format").select_option("JSON schema")
+    page.get_by_role("button", name="the word MUSIC").click()
+    expect(page.get_by_label("Images to send").get_by_role("img")).to_have_count(1)
+    ask(page, "Describe the picture in one sentence.")
+    finished(page)
+    expect(page.locator(".validation")).to_have_text("Valid: conforms to the schema")
