@@ -239,3 +239,27 @@ def test_escape_closes_the_settings_before_it_stops_the_response(slow_playground
     slow_playground.keyboard.press("Escape")
     finished(slow_playground)
     expect(slow_playground.locator(".facts")).to_contain_text("stopped")
+
+
+def test_the_load_is_not_requested_after_the_first_token(slow_playground: Page) -> None:
+    slow_playground.add_init_script(
+        """const start = window.setInterval;
+        const stop = window.clearInterval;
+        window.intervals = new Set();
+        window.setInterval = (call, ms) => {
+            const id = start(call, ms);
+            if (ms === 1000) window.intervals.add(id);
+            return id;
+        };
+        window.clearInterval = (id) => {
+            window.intervals.delete(id);
+            stop(id);
+        };"""
+    )
+    slow_playground.reload()
+    ask(slow_playground, "Hello?")
+    expect(response_text(slow_playground)).to_have_text(re.compile(r"\w{3}"))
+    assert slow_playground.evaluate("window.intervals.size") == 0
+    expect(slow_playground.get_by_role("button", name="Stop")).to_be_visible()
+    slow_playground.get_by_role("button", name="Stop").click()
+    finished(slow_playground)
