@@ -138,7 +138,8 @@ function addListeners() {
     ask($("question").value);
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !$("lightbox").open) conversation.stop();
+    const closesSomething = $("lightbox").open || document.querySelector(":popover-open");
+    if (event.key === "Escape" && !closesSomething) conversation.stop();
   });
   $("stop").addEventListener("click", () => conversation.stop());
   $("new-chat").addEventListener("click", newChat);

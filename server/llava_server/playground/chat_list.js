@@ -91,7 +91,14 @@ export class ChatList {
   #open(chat) {
     this.#current = chat;
     sessionStorage.setItem(CURRENT, chat.id);
-    this.#onOpen(chat);
+    try {
+      this.#onOpen(chat);
+    } catch (error) {
+      console.error(error); // an error in this page: the other chats remain available
+      this.#notify(`The chat “${chat.title}” cannot be displayed (${error.message}). Export or delete it.`);
+      this.#open(newChat());
+      return;
+    }
     if (!matchMedia(WIDE).matches) this.#showSidebar(false);
   }
 

@@ -127,6 +127,7 @@ export class Conversation {
         view.receiveHeaders(headers),
       )) {
         view.append(chunk);
+        if (view.data.text !== "") clearInterval(waiting);
         reason = chunk.choices?.[0]?.finish_reason ?? reason;
         scrollToEnd();
       }

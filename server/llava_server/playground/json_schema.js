@@ -7,8 +7,16 @@ const MAX_DEPTH = 64; // of nested schemas, because a schema can refer to itself
 const MAX_CHECKS = 20_000; // alternatives that refer to the schema itself multiply
 const MAX_ERRORS = 20;
 
+export const MAX_NESTING = 100; // levels of a JSON value; JSON.stringify overflows the stack at a few thousand
+
 const listOf = (value) => (Array.isArray(value) ? value : []);
 const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+
+/** Returns whether a JSON value has more levels of lists and objects than this page processes. */
+export function isNestedTooDeeply(value, levels = MAX_NESTING) {
+  if (value === null || typeof value !== "object") return false;
+  return levels === 0 || Object.values(value).some((item) => isNestedTooDeeply(item, levels - 1));
+}
 
 /** Returns a list of sentences, one for each violation. It is empty if the value conforms to the schema. */
 export function violations(value, schema) {

@@ -6,7 +6,7 @@ import { copyButton } from "./clipboard.js";
 import { element } from "./dom.js";
 import { inlineNodes } from "./markdown_inline.js";
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$/;
+const FENCE = /^ {0,3}(`{3,}(?!`)|~{3,}(?!~))([^`]*)$/; // the lookaheads prevent quadratic backtracking
 const HEADING = /^ {0,3}(#{1,6})[ \t]+(\S.*)$/;
 const RULE = /^ {0,3}([-*_])([ \t]*\1){2,}[ \t]*$/;
 const QUOTE = /^ {0,3}> ?/;
@@ -70,8 +70,9 @@ function nodesOf(lines, depth) {
 // Each reader returns the { end, render } of the block that starts at a line, or null.
 
 function fence(lines, start) {
-  const [, marker, language] = FENCE.exec(lines[start]) ?? [];
+  const [, marker, info] = FENCE.exec(lines[start]) ?? [];
   if (!marker) return null;
+  const [language] = info.trim().split(/\s/, 1);
   let close = start + 1;
   while (close < lines.length && !isClosingFence(lines[close].trim(), marker)) close += 1;
   const render = () => codeBlock(lines.slice(start + 1, close).join("\n"), language);
@@ -143,8 +144,9 @@ function withoutIndent(line, indent) {
 
 /** Returns the nodes of a list item. The text of a tight item has no paragraph. */
 function itemNodes(lines, depth) {
+  const isTight = !lines.includes("");
   return nodesOf(lines, depth + 1).flatMap((node) =>
-    node.tagName === "P" && !lines.includes("") ? [...node.childNodes] : [node],
+    node.tagName === "P" && isTight ? [...node.childNodes] : [node],
   );
 }
 
@@ -158,8 +160,9 @@ function table(lines, start) {
   if (!isTable) return null;
   let end = start + 2;
   while (end < lines.length && lines[end].includes("|")) end += 1;
+  // Missing cells are not added: the table would have many more cells than the text has characters.
   const row = (tag, cells) =>
-    element("tr", {}, ...header.map((_, index) => element(tag, {}, ...inlineNodes(cells[index] ?? ""))));
+    element("tr", {}, ...cells.slice(0, header.length).map((cell) => element(tag, {}, ...inlineNodes(cell))));
   const render = () => {
     const body = lines.slice(start + 2, end).map((line) => row("td", cellsOf(line)));
     const whole = element("table", {}, element("thead", {}, row("th", header)), element("tbody", {}, ...body));

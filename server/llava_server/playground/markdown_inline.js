@@ -93,11 +93,13 @@ function emphasis(text, start, missing, depth) {
 }
 
 function link(text, start, bracket, missing, depth) {
-  const middle = missing.has("](") ? -1 : text.indexOf("](", bracket);
-  if (middle < 0) missing.add("](");
-  const end = middle < 0 || missing.has(")") ? -1 : text.indexOf(")", middle);
-  if (middle >= 0 && end < 0) missing.add(")");
-  if (middle < 0 || end < 0) return null;
+  if (missing.has("](")) return null;
+  const middle = text.indexOf("](", bracket);
+  const end = middle < 0 ? -1 : text.indexOf(")", middle);
+  if (end < 0) {
+    missing.add("](");
+    return null;
+  }
   const url = safeUrl(
     text
       .slice(middle + 2, end)
@@ -121,7 +123,9 @@ function bareLink(text, start) {
   let end = found.length;
   while (".,;:!?)]*_~".includes(found[end - 1])) end -= 1;
   const url = safeUrl(found.slice(0, end));
-  return url === null ? null : { node: anchor(url, [found.slice(0, end)]), end: start + end };
+  // An invalid URL is text up to its end. Otherwise, each "http://" in it would be parsed again.
+  if (url === null) return { node: found, end: start + found.length };
+  return { node: anchor(url, [found.slice(0, end)]), end: start + end };
 }
 
 function anchor(url, children) {

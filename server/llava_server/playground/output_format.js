@@ -1,6 +1,7 @@
 // The output format of a response: free text, a sentence from the LLaVA-1.5 paper, JSON, or a JSON schema.
 
 import { byId } from "./dom.js";
+import { MAX_NESTING, isNestedTooDeeply } from "./json_schema.js";
 
 /** Formats by name. An instruction is added to the question on its own line, as in the training data of LLaVA-1.5. */
 export const FORMATS = {
@@ -20,9 +21,14 @@ export const FORMATS = {
   schema: { label: "JSON schema" },
 };
 
+// The length of all values is limited, because a small model may not end a string before the token limit.
+const SHAPES = ["circle", "square", "triangle", "star"];
 const EXAMPLE = {
   type: "object",
-  properties: { shapes: { type: "array", items: { type: "string" }, maxItems: 3 }, has_text: { type: "boolean" } },
+  properties: {
+    shapes: { type: "array", items: { enum: SHAPES }, maxItems: 3 },
+    has_text: { type: "boolean" },
+  },
   required: ["shapes", "has_text"],
   additionalProperties: false,
 };
@@ -50,6 +56,7 @@ export function parseSchema(text) {
   try {
     const schema = JSON.parse(text);
     const isObject = schema !== null && typeof schema === "object" && !Array.isArray(schema);
+    if (isNestedTooDeeply(schema)) return { problem: `It has more than ${MAX_NESTING} levels. Remove some.` };
     return isObject ? { schema, problem: "" } : { problem: "A JSON schema must be an object." };
   } catch (error) {
     return { problem: `This is not valid JSON: ${error.message}` };

@@ -2,7 +2,7 @@
 
 import { copyButton } from "./clipboard.js";
 import { button, element } from "./dom.js";
-import { violations } from "./json_schema.js";
+import { MAX_NESTING, isNestedTooDeeply, violations } from "./json_schema.js";
 import { codeBlock, renderMarkdown } from "./markdown.js";
 import { measureChunk, measureHeaders, measurementsTable, noMeasurements, summary } from "./measurements.js";
 import { isJson, parseSchema } from "./output_format.js";
@@ -175,14 +175,16 @@ export class ResponseView {
   #validate() {
     this.#validation.hidden = !isJson(this.#format) || this.data.text === "";
     if (this.#validation.hidden) return;
-    const value = parsed(this.data.text);
-    const errors =
-      value === undefined
-        ? ["The response is not complete JSON."]
-        : violations(value, parseSchema(this.#format.schema).schema ?? {});
+    const errors = this.#errorsOf(parsed(this.data.text));
     const success = this.#format.kind === "schema" ? "Valid: conforms to the schema" : "Valid JSON";
     this.#validation.classList.toggle("is-invalid", errors.length > 0);
     this.#validation.textContent = errors.length ? errors.join(" ") : success;
+  }
+
+  #errorsOf(value) {
+    if (value === undefined) return ["The response is not complete JSON."];
+    if (isNestedTooDeeply(value)) return [`The response has more than ${MAX_NESTING} levels, so it is not checked.`];
+    return violations(value, parseSchema(this.#format.schema).schema ?? {});
   }
 
   async #killWorker() {
@@ -200,5 +202,5 @@ function parsed(text) {
 
 function indented(text) {
   const value = parsed(text);
-  return value === undefined ? text : JSON.stringify(value, null, 2);
+  return value === undefined || isNestedTooDeeply(value) ? text : JSON.stringify(value, null, 2);
 }

@@ -15,6 +15,7 @@ import { ResponseView } from "./response.js";
 export class TurnView {
   #question = element("div", { className: "question" });
   #responses = element("div", { className: "responses" });
+  #editButton;
   #actions;
 
   /**
@@ -49,9 +50,9 @@ export class TurnView {
     children.push(element("p", { className: "question-text", textContent: question }));
     if (format.kind !== "text")
       children.push(element("p", { className: "question-format", textContent: FORMATS[format.kind].label }));
-    const edit = button("Edit", () => this.#edit());
+    this.#editButton = button("Edit", () => this.#edit());
     const regenerate = button("Regenerate", () => this.#regenerate(), { className: "quiet small regenerate" });
-    this.#question.replaceChildren(...children, element("div", { className: "question-actions" }, edit, regenerate));
+    this.#question.replaceChildren(...children, element("div", { className: "question-actions" }, this.#editButton, regenerate));
   }
 
   #regenerate() {
@@ -65,9 +66,14 @@ export class TurnView {
     return node;
   }
 
+  #cancelEdit() {
+    this.#showQuestion();
+    this.#editButton.focus();
+  }
+
   #edit() {
     const field = element("textarea", { value: this.data.question, rows: 3, ariaLabel: "Edit the question" });
-    const cancel = button("Cancel", () => this.#showQuestion());
+    const cancel = button("Cancel", () => this.#cancelEdit());
     const form = element(
       "form",
       { className: "edit" },
@@ -96,7 +102,7 @@ export class TurnView {
     form.addEventListener("keydown", (event) => {
       if (event.key === "Escape") {
         event.stopPropagation();
-        this.#showQuestion();
+        this.#cancelEdit();
       } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.target === field) {
         event.preventDefault();
         send();

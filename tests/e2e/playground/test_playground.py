@@ -225,3 +225,41 @@ def test_no_content_overflows_at_any_width(playground: Page, width: int) -> None
     ask(playground, "Averylongwordwithoutanyspace" * 12)
     expect(playground.locator(".facts")).to_contain_text("tokens/s")
     assert playground.evaluate(overhang) <= 0
+
+
+def test_escape_closes_the_settings_before_it_stops_the_response(slow_playground: Page) -> None:
+    ask(slow_playground, "Hello?")
+    expect(response_text(slow_playground)).to_have_text(re.compile(r"\w{3}"))
+    slow_playground.get_by_role("button", name="Settings").click()
+    settings = slow_playground.locator("#settings")
+    expect(settings).to_be_visible()
+    slow_playground.keyboard.press("Escape")
+    expect(settings).to_be_hidden()
+    expect(slow_playground.get_by_role("button", name="Stop")).to_be_visible()
+    slow_playground.keyboard.press("Escape")
+    finished(slow_playground)
+    expect(slow_playground.locator(".facts")).to_contain_text("stopped")
+
+
+def test_the_load_is_not_requested_after_the_first_token(slow_playground: Page) -> None:
+    slow_playground.add_init_script(
+        """const start = window.setInterval;
+        const stop = window.clearInterval;
+        window.intervals = new Set();
+        window.setInterval = (call, ms) => {
+            const id = start(call, ms);
+            if (ms === 1000) window.intervals.add(id);
+            return id;
+        };
+        window.clearInterval = (id) => {
+            window.intervals.delete(id);
+            stop(id);
+        };"""
+    )
+    slow_playground.reload()
+    ask(slow_playground, "Hello?")
+    expect(response_text(slow_playground)).to_have_text(re.compile(r"\w{3}"))
+    assert slow_playground.evaluate("window.intervals.size") == 0
+    expect(slow_playground.get_by_role("button", name="Stop")).to_be_visible()
+    slow_playground.get_by_role("button", name="Stop").click()
+    finished(slow_playground)

@@ -185,3 +185,17 @@ def test_every_module_is_preloaded(page: Page, site: ControllerProcess) -> None:
     html = (files("llava_server") / "playground" / "index.html").read_text()
     assert set(re.findall(r'"/playground/([^"]+\.js)"', html)) == modules
     expect(response_text(page)).to_have_count(0)
+
+
+def test_focus_returns_to_the_edit_button_after_an_edit_is_cancelled(playground: Page) -> None:
+    ask(playground, "Hello?")
+    finished(playground)
+    edit = playground.get_by_role("button", name="Edit")
+    for cancel in ("Escape", "Enter"):
+        edit.focus()
+        playground.keyboard.press("Enter")
+        expect(playground.get_by_label("Edit the question")).to_be_focused()
+        if cancel == "Enter":
+            playground.get_by_role("button", name="Cancel").focus()
+        playground.keyboard.press(cancel)
+        expect(edit).to_be_focused()

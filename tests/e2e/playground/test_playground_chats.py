@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import BrowserContext, FilePayload, Page, expect
 
-from tests.e2e.playground.page_actions import ask, drop, drop_image, finished, noise, scene, sent
+from tests.e2e.playground.page_actions import ask, drop, drop_image, finished, noise, scene, scripted, sent
 from tests.processes import ControllerProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
@@ -305,3 +305,42 @@ def test_an_image_is_enlarged_with_buttons_and_keys(playground: Page) -> None:
     expect(playground.get_by_role("dialog", name="Image")).to_be_hidden()
     expect(playground.get_by_role("button", name="scene.png, 64 × 48")).to_be_focused()
     finished(playground)
+
+
+def test_a_deeply_nested_json_response_is_shown_as_text(playground: Page) -> None:
+    text = "[" * 20_000 + "]" * 20_000
+    playground.get_by_label("Output format").select_option("JSON object")
+    scripted(playground, text)
+    ask(playground, "Hello?")
+    finished(playground)
+    expect(playground.locator(".validation")).to_have_text(
+        "The response has more than 100 levels, so it is not checked."
+    )
+    wait_for_chats(playground, "Hello?")
+    playground.reload()
+    expect(playground.locator("pre code")).to_have_text(text)
+    wait_for_chats(playground, "Hello?")
+
+
+def test_a_chat_that_cannot_be_displayed_leaves_the_list_usable(
+    context: BrowserContext, site: ControllerProcess
+) -> None:
+    page = context.new_page()  # not the fixture, because the page logs the error
+    page.goto(site.url)
+    scripted(page, "Hi.")
+    ask(page, "Hello?")
+    finished(page)
+    wait_for_chats(page, "Hello?")
+    page.evaluate(
+        """async () => {
+            const { ChatStore } = await import("/playground/chat_store.js");
+            const store = new ChatStore();
+            await store.open();
+            const [{ id }] = await store.titles();
+            await store.put({ ...(await store.get(id)), turns: [null] });
+        }"""
+    )
+    page.reload()
+    expect(page.locator("#notice")).to_contain_text("The chat “Hello?” cannot be displayed")
+    wait_for_chats(page, "Hello?")
+    expect(page.get_by_role("button", name="Delete all")).to_be_enabled()

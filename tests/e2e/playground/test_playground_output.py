@@ -60,6 +60,7 @@ PATHOLOGICAL = [
         "|" * 30_000 + "\n" + "|-" * 15_000,
     ),
     *("`a``" * 10_000, "![" * 20_000, "https://" * 5_000, "#" * 30_000, "~~a " * 10_000, "\\" * 30_001),
+    *("http://%" * 20_000, "`" * 3 + "a" * 300_000 + "`", "~" * 300_000 + "`", "[" * 300_000 + "]("),
 ]
 SCHEMA = {
     "type": "object",
@@ -362,3 +363,29 @@ def test_a_failed_response_of_a_comparison_is_retried_alone(playground: Page) ->
     expect(playground.get_by_role("button", name="Copy as curl")).to_have_count(2, timeout=scaled(60_000))
     assert playground.locator(".response-text").first.text_content() == first
     expect(playground.locator(".failure")).to_have_count(0)
+
+
+def test_a_table_has_no_more_cells_than_its_text(playground: Page) -> None:
+    """Otherwise, a table with n columns and n rows of 1 cell has n * n cells."""
+    table = "|" + "a|" * 1_500 + "\n|" + "-|" * 1_500 + "\n" + "|a\n" * 1_500
+    num_cells = playground.evaluate(
+        """async (text) => {
+            const { renderMarkdown } = await import("/playground/markdown.js");
+            const target = document.createElement("div");
+            renderMarkdown(target, text);
+            return target.querySelectorAll("th, td").length;
+        }""",
+        table,
+    )
+    assert num_cells == 3_000
+
+
+def test_the_bundled_model_completes_the_example_schema(page: Page, two_models: ControllerProcess) -> None:
+    page.goto(two_models.url)
+    select_model(page, "tiny-llava")
+    page.get_by_label("Output format").select_option("JSON schema")
+    page.get_by_role("button", name="the word MUSIC").click()
+    expect(page.get_by_label("Images to send").get_by_role("img")).to_have_count(1)
+    ask(page, "Describe the picture in one sentence.")
+    finished(page)
+    expect(page.locator(".validation")).to_have_text("Valid: conforms to the schema")
