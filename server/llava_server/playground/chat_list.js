@@ -14,6 +14,7 @@ export class ChatList {
   #notify;
   #onOpen;
   #hasFailed = false; // whether the page displays an error of the last action
+  #shown = ""; // the open chat and the titles in the list, as JSON
   #deleted = new Set(); // IDs of chats whose last response may still be running
 
   /** onOpen(chat) is called to show a chat. notify(message) is called with errors. */
@@ -116,6 +117,9 @@ export class ChatList {
 
   async #show() {
     const titles = await this.#store.titles();
+    const shown = JSON.stringify([this.#current.id, titles.map(({ id, title }) => [id, title])]);
+    if (shown === this.#shown) return; // a button of the list may have the focus
+    this.#shown = shown;
     byId("chats").replaceChildren(...titles.map((entry) => this.#item(entry)));
     byId("export-chats").disabled = byId("delete-chats").disabled = titles.length === 0;
   }

@@ -7,6 +7,7 @@ import { scrollToEnd } from "./scroll.js";
 import { TurnView } from "./turn.js";
 
 const WAITING_MS = 1000; // interval at which the load is displayed while a response waits for its first token
+const SAVE_MS = 2000; // interval at which a response is stored while it is generated
 const CLOSED = "The page was closed before the response was complete.";
 const STATUSES = { length: "truncated" }; // by finish reason; all others are complete
 
@@ -110,7 +111,9 @@ export class Conversation {
     chat.turns = this.#turns.map(({ data }) => data);
     this.#options.onSave(chat);
     scrollToEnd({ force: true });
+    const saving = setInterval(() => this.#options.onSave(chat), SAVE_MS);
     await Promise.all(tasks);
+    clearInterval(saving);
     this.#options.onSave(chat);
     if (this.#running !== running) return; // another chat is shown
     this.#setRunning(null);

@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 from playwright.sync_api import BrowserContext, FilePayload, Page, expect
 
-from tests.e2e.playground.page_actions import ask, drop, drop_image, finished, noise, scene, scripted, sent
+from tests.e2e.playground.page_actions import (
+    ask,
+    drop,
+    drop_image,
+    finished,
+    noise,
+    response_text,
+    scene,
+    scripted,
+    sent,
+)
 from tests.processes import ControllerProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
@@ -344,3 +354,28 @@ def test_a_chat_that_cannot_be_displayed_leaves_the_list_usable(
     expect(page.locator("#notice")).to_contain_text("The chat “Hello?” cannot be displayed")
     wait_for_chats(page, "Hello?")
     expect(page.get_by_role("button", name="Delete all")).to_be_enabled()
+
+
+def test_a_response_is_stored_while_it_is_generated(playground: Page, slow_site: ControllerProcess) -> None:
+    playground.goto(slow_site.url)
+    playground.get_by_role("button", name="Settings").click()
+    playground.get_by_label("Maximum response length").fill("")
+    playground.keyboard.press("Escape")
+    ask(playground, "Hello?")
+    playground.evaluate(
+        """async () => {
+            const { ChatStore } = await import("/playground/chat_store.js");
+            const store = new ChatStore();
+            await store.open();
+            for (let text = ""; text === "";) {
+                const [entry] = await store.titles();
+                const chat = entry && (await store.get(entry.id));
+                const response = chat?.turns[0].responses[0];
+                if (response && response.status !== "running") throw new Error(response.status);
+                text = response?.text ?? "";
+            }
+        }"""
+    )
+    playground.reload()
+    expect(playground.locator(".failure")).to_contain_text("closed before the response was complete")
+    assert response_text(playground).text_content()
