@@ -78,6 +78,24 @@ _MMBENCH = {
     "image": "image",
 }
 
+
+def _mmbench(name: str, title: str, task: str, paper: tuple[float, float], sentence: str) -> Benchmark:
+    return Benchmark(
+        name,
+        title,
+        (task,),
+        "gpt_eval_score",
+        paper,
+        _MMBENCH,
+        scale=1.0,
+        sentences=(sentence,),
+        max_tokens=1024,
+        prompt_settings={"post_prompt": sentence},
+        aggregation={"gpt_eval_score": _STATIC},
+        note="options matched by rules, not by a judge",
+    )
+
+
 BENCHMARKS = (
     Benchmark(
         "vqav2",
@@ -149,34 +167,8 @@ BENCHMARKS = (
         sentences=(_SHORT,),
         note="perception",
     ),
-    Benchmark(
-        "mmbench",
-        "MMBench",
-        ("mmbench_en_dev",),
-        "gpt_eval_score",
-        (64.3, 67.7),
-        _MMBENCH,
-        scale=1.0,
-        sentences=(_LETTER,),
-        max_tokens=1024,
-        prompt_settings={"post_prompt": _LETTER},
-        aggregation={"gpt_eval_score": _STATIC},
-        note="options matched by rules, not by a judge",
-    ),
-    Benchmark(
-        "mmbench-cn",
-        "MMBench-CN",
-        ("mmbench_cn_dev",),
-        "gpt_eval_score",
-        (58.3, 63.6),
-        _MMBENCH,
-        scale=1.0,
-        sentences=(_LETTER_CN,),
-        max_tokens=1024,
-        prompt_settings={"post_prompt": _LETTER_CN},
-        aggregation={"gpt_eval_score": _STATIC},
-        note="options matched by rules, not by a judge",
-    ),
+    _mmbench("mmbench", "MMBench", "mmbench_en_dev", (64.3, 67.7), _LETTER),
+    _mmbench("mmbench-cn", "MMBench-CN", "mmbench_cn_dev", (58.3, 63.6), _LETTER_CN),
     Benchmark(
         "seedbench",
         "SEED-Bench",

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 from llava_client.client import Client
-from llava_client.errors import APIError, ConfigurationError, LlavaError
+from llava_client.errors import ConfigurationError, LlavaError
 
 from llava_cli.atomic_file import replacing
 from llava_cli.evaluation.benchmarks import BENCHMARKS, PAPER, Benchmark, find_benchmark
@@ -22,6 +22,7 @@ from llava_cli.evaluation.lmms_harness.plan import Plan
 from llava_cli.evaluation.relay import JUDGE, MODEL, Relay, Target
 from llava_cli.evaluation.responses_file import ResponsesFile
 from llava_cli.file_lock import locked
+from llava_cli.first_model import first_model
 from llava_cli.progress import Progress
 
 __all__ = ["Evaluation", "Judge", "Outcome", "list_tasks", "run_evaluation"]
@@ -175,10 +176,7 @@ def _check_judge(job: Evaluation, benchmarks: Sequence[Benchmark]) -> None:
 def _default_model(job: Evaluation) -> str:
     """Return the first model. Reports an unreachable server without the retries of a long run."""
     with Client(job.base_url, job.api_key) as client:
-        models = client.models()
-        if not models:
-            raise APIError(f"{client.base_url} offers no models. Start a worker.")
-        return models[0].id
+        return first_model(client)
 
 
 @contextmanager

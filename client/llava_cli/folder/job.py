@@ -11,8 +11,9 @@ from typing import Any
 
 import typer
 from llava_client.client import Client
-from llava_client.errors import APIError, ConfigurationError, ImageError, LlavaError
+from llava_client.errors import ConfigurationError, ImageError, LlavaError
 
+from llava_cli.first_model import first_model
 from llava_cli.folder.contact_sheet import check_page, write_contact_sheet
 from llava_cli.folder.export import check_format, export
 from llava_cli.folder.image_files import ImageFile, find_images
@@ -105,10 +106,7 @@ def _send(
 
 def _default_model(job: FolderJob) -> str:
     with Client(job.base_url, job.api_key) as client:
-        models = client.models()
-        if not models:
-            raise APIError(f"{client.base_url} offers no models. Start a worker.")
-        return models[0].id
+        return first_model(client)
 
 
 def _completed(images: Sequence[ImageFile], results: ResultsFile) -> dict[str, Record]:

@@ -10,8 +10,6 @@ from llava_worker.model.attention.base import AttentionPlan
 from llava_worker.model.attention.cpu import CpuBackend
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.config.text_config import TextConfig
-from llava_worker.model.cpu.build import VARIANTS, KernelsUnavailable
-from llava_worker.model.cpu.load import capabilities, load, variant_for
 from llava_worker.model.cpu.native import NativeKernels
 from llava_worker.model.decoder import LlamaDecoder
 from llava_worker.model.kernels.interface import Kernels
@@ -38,24 +36,6 @@ BITS: dict[str, dict[Role, int]] = {
     "int8": {"decoder": 8, "down_proj": 8},
     "int4": {"decoder": 4, "down_proj": 5},
 }
-
-
-def runnable_variants() -> list[str]:
-    try:
-        best = variant_for(capabilities())
-    except KernelsUnavailable:
-        return []
-    return list(VARIANTS)[list(VARIANTS).index(best) :]
-
-
-@pytest.fixture(scope="module", params=runnable_variants() or [""])
-def native(request: pytest.FixtureRequest) -> NativeKernels:
-    if not request.param:
-        pytest.skip("the CPU does not support AVX2")
-    try:
-        return NativeKernels(load(request.param))
-    except KernelsUnavailable as error:
-        pytest.skip(str(error))
 
 
 def make_decoder(

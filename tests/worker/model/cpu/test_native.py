@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from llava_worker.model.cpu.build import VARIANTS, KernelsUnavailable, compile_to
-from llava_worker.model.cpu.load import capabilities, load, variant_for
+from llava_worker.model.cpu.build import KernelsUnavailable, compile_to
+from llava_worker.model.cpu.load import load, variant_for
 from llava_worker.model.cpu.native import NativeKernels
 from llava_worker.model.kernels.interface import Kernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
@@ -24,24 +24,6 @@ SHAPES = [
     *((32, 512, 64), (113, 650, 161)),
 ]
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-def runnable_variants() -> list[str]:
-    try:
-        best = variant_for(capabilities())
-    except KernelsUnavailable:
-        return []
-    return list(VARIANTS)[list(VARIANTS).index(best) :]
-
-
-@pytest.fixture(scope="module", params=runnable_variants() or [""])
-def native(request: pytest.FixtureRequest) -> NativeKernels:
-    if not request.param:
-        pytest.skip("the CPU does not support AVX2")
-    try:
-        return NativeKernels(load(request.param))
-    except KernelsUnavailable as error:
-        pytest.skip(str(error))
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:

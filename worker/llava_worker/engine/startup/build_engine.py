@@ -121,7 +121,7 @@ def _num_threads(plan: StartupPlan) -> int:
         return plan.config.num_threads
     num_threads = torch.get_num_threads() // plan.config.tensor_parallel_size
     if plan.device.type == "cpu":
-        weights = weight_bytes(plan.model_config, plan.image_config, plan.precision.name)
+        weights = weight_bytes(plan.model_config, plan.image_config, plan.precision.name, plan.device)
         num_threads = min(num_threads, weights // _MIN_THREAD_BYTES)
     return max(1, num_threads)
 

@@ -17,8 +17,8 @@ class EngineConfig:
     threads is divided among the ranks. ``max_batch_tokens`` must not be less than ``max_num_sequences``. If
     it is None, it is measured on a GPU and is 512 on other devices. ``max_token_gap_s`` limits the duration
     of steps that compute prompts while other sequences are decoding. If it is None, it is 0.1 on a GPU and
-    0.4 on other devices. If ``block_size`` is None, the attention
-    backend determines it. CUDA graphs and async scheduling are used only on GPUs.
+    0.4 on other devices. If ``block_size`` is None, the attention backend determines it. CUDA graphs and
+    async scheduling are used only on GPUs.
 
     The KV cache is limited to ``kv_cache_bytes``, to the memory that remains during the largest step, and to
     ``max_num_sequences`` full contexts (256 on a GPU, if this is more). On a GPU, the worker uses at most the
