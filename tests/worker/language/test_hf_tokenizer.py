@@ -45,6 +45,21 @@ def test_image_marks_are_special_even_if_the_file_declares_them_as_ordinary(
     assert tokenizer.special_id(mark) not in tokenizer.encode(f"a {mark} b")
 
 
+def test_an_added_token_with_the_id_of_another_token_is_rejected(tmp_path: Path) -> None:
+    description = json.loads((TINY_FOLDER / "tokenizer.json").read_text("utf-8"))
+    used = {token["content"]: token["id"] for token in description["added_tokens"]}
+    description["added_tokens"].append({**description["added_tokens"][0], "id": 5000, "content": "<extra>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description), "utf-8")
+    with pytest.raises(
+        TokenizerError, match=r"'<extra>' has the ID 5000, but .* Add the token to model.vocab"
+    ):
+        HFTokenizer(tmp_path)
+
+    description["model"]["vocab"] |= {**used, "<extra>": 5000}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description), "utf-8")
+    assert HFTokenizer(tmp_path).special_id("<extra>") == 5000
+
+
 @given(TEXT)
 def test_token_bytes_concatenate_to_the_text(text: str) -> None:
     ids = TINY.encode(text)
@@ -162,11 +177,9 @@ def test_unsupported_decoder_is_rejected(tmp_path: Path) -> None:
 
 
 def test_tokenizer_that_encodes_text_as_a_special_token_is_rejected(tmp_path: Path) -> None:
-    description = json.loads((TINY_FOLDER / "tokenizer.json").read_text())
-    tokenizer = Tokenizer.from_str(json.dumps(description))
-    tokenizer.model = models.WordLevel({"</s>": 2, "<unk>": 0}, unk_token="<unk>")
-    tokenizer.normalizer = None
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>"))
+    tokenizer.decoder = Tokenizer.from_file(str(TINY_FOLDER / "tokenizer.json")).decoder
     tokenizer.add_special_tokens([AddedToken("</s>", normalized=False)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(TokenizerError, match="special"):
+    with pytest.raises(TokenizerError, match="encodes the plain text '</s>' as special token 1"):
         HFTokenizer(tmp_path)

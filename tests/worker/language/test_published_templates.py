@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from llava_worker.language.prompt_builder import PromptBuilder, PromptError
 from llava_worker.language.prompt_formats import Segment, SpecialToken
 from llava_worker.language.template_process import TemplateProcess
 from llava_worker.model.config.image_grid import ImageLayout
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 DATA = Path(__file__).parents[2] / "data"
@@ -115,9 +115,13 @@ def source(name: str) -> str:
 
 def save_tokenizer(folder: Path, style: Style) -> None:
     """Save Llama's tokenizer with the template's special tokens in addition."""
-    tokenizer = Tokenizer.from_file(str(DATA / "prompts" / "tokenizer.json"))
-    tokenizer.add_special_tokens([style.image_token, *style.tokens])
-    tokenizer.save(str(folder / "tokenizer.json"))
+    description = json.loads((DATA / "prompts" / "tokenizer.json").read_text("utf-8"))
+    added, vocabulary = description["added_tokens"], description["model"]["vocab"]
+    for token in (style.image_token, *style.tokens):
+        if token not in vocabulary:
+            vocabulary[token] = max(vocabulary.values()) + 1
+            added.append({**added[0], "content": token, "id": vocabulary[token]})
+    (folder / "tokenizer.json").write_text(json.dumps(description), "utf-8")
     shutil.copy(DATA / "prompts" / "tokenizer_config.json", folder)
 
 

@@ -200,6 +200,7 @@ def _load(folder: Path, config: dict[str, Any]) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises a plain Exception if it cannot read a file
         raise TokenizerError(f"The tokenizer file {path} could not be read: {error}") from error
+    _check_added_tokens(path, tokenizer)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     marks = [token.content for token in tokenizer.get_added_tokens_decoder().values() if not token.special]
@@ -207,6 +208,21 @@ def _load(folder: Path, config: dict[str, Any]) -> Tokenizer:
         [AddedToken(mark, special=True, normalized=False) for mark in marks if mark in _IMAGE_MARKS]
     )
     return tokenizer
+
+
+def _check_added_tokens(path: Path, tokenizer: Tokenizer) -> None:
+    """Check that each added token has the ID that the file declares.
+
+    The tokenizers library ignores the declared ID and uses the vocabulary's size instead. If the vocabulary
+    has unused IDs, this can be the ID of another token.
+    """
+    for token in json.loads(path.read_text("utf-8"))["added_tokens"]:
+        token_id = tokenizer.token_to_id(token["content"])
+        if token_id != token["id"]:
+            raise TokenizerError(
+                f"{path} is invalid. The added token {token['content']!r} has the ID {token['id']}, but the "
+                f"next ID after the vocabulary is {token_id}. Add the token to model.vocab in the file."
+            )
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
