@@ -23,7 +23,7 @@ from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.paged import KernelUnavailable, PagedBackend
 from llava_worker.model.attention.select import kernels_for
 from llava_worker.model.config.text_config import TextConfig
-from llava_worker.model.decoder import LlamaDecoder
+from llava_worker.model.decoder import Decoder
 from llava_worker.model.kernels.fused import FusedKernels
 from llava_worker.model.quantization.bitsandbytes import BnbNF4Linear
 from llava_worker.model.quantization.precision import Precision, choose_precision
@@ -141,13 +141,13 @@ def available_backends(dtype: torch.dtype, *, is_int8_cache: bool = False) -> li
     return list(backends.values())
 
 
-def make_decoder(text: TextConfig, precision: str, *, num_layers: int = 1) -> LlamaDecoder:
+def make_decoder(text: TextConfig, precision: str, *, num_layers: int = 1) -> Decoder:
     """Return a decoder on the meta device that uses the same kernels as on a GPU.
 
     Quantized models compute in bf16, which is the default on Ampere and newer GPUs.
     """
     text = text.model_copy(update={"num_hidden_layers": num_layers})
-    decoder = LlamaDecoder(text, precision=gpu_precision(precision), device=META)
+    decoder = Decoder(text, precision=gpu_precision(precision), device=META)
     for layer in decoder.modules():
         if isinstance(layer, BnbNF4Linear):  # bitsandbytes creates some tensors while weights are loaded
             layer.load_rows(0, _meta(layer.shape.out_features, layer.shape.in_features, dtype=torch.bfloat16))
@@ -161,7 +161,7 @@ def gpu_precision(name: str) -> Precision:
 
 
 def record_step(
-    decoder: LlamaDecoder,
+    decoder: Decoder,
     text: TextConfig,
     backend: PagedBackend,
     rows: int,
@@ -202,7 +202,7 @@ def launches_per_layer(
 
 
 def record_prefill(
-    decoder: LlamaDecoder,
+    decoder: Decoder,
     text: TextConfig,
     backend: PagedBackend,
     num_tokens: int,
@@ -222,14 +222,14 @@ def record_prefill(
     return _record(decoder, text, plan, num_tokens)
 
 
-def _record(decoder: LlamaDecoder, text: TextConfig, plan: AttentionPlan, tokens: int) -> list[Launch]:
+def _record(decoder: Decoder, text: TextConfig, plan: AttentionPlan, tokens: int) -> list[Launch]:
     x, positions = _meta(tokens, text.hidden_size, dtype=_dtype(decoder)), _meta(tokens, dtype=torch.int64)
     with torch.no_grad(), recorded_launches() as launches:  # inference mode would record compound operations
         decoder(x, positions, plan)
     return launches
 
 
-def _cache(decoder: LlamaDecoder, text: TextConfig, block_size: int, is_int8: bool) -> KVCache:
+def _cache(decoder: Decoder, text: TextConfig, block_size: int, is_int8: bool) -> KVCache:
     num_layers, blocks = len(decoder.layers), 256 * CONTEXT // block_size
     spec = KVCacheSpec(
         blocks, block_size, num_layers, text.num_key_value_heads, text.head_dim, _dtype(decoder), is_int8
@@ -237,7 +237,7 @@ def _cache(decoder: LlamaDecoder, text: TextConfig, block_size: int, is_int8: bo
     return KVCache(spec, META)
 
 
-def _dtype(decoder: LlamaDecoder) -> torch.dtype:
+def _dtype(decoder: Decoder) -> torch.dtype:
     return decoder.norm.weight.dtype
 
 

@@ -37,6 +37,8 @@ Reference = (
 
 # Model classes in the LLaVA family, used as arguments for `write_checkpoint`.
 MISTRAL: dict[str, Any] = {"model_type": "mistral", "sliding_window": 11}
+PHI: dict[str, Any] = {"model_type": "phi", "partial_rotary_factor": 0.5}
+PHI_3: dict[str, Any] = {"model_type": "phi3", "sliding_window": 11}
 NEXT: dict[str, Any] = {
     "kind": "llava_next",
     "vision": {"image_size": 28, "patch_size": 7},

@@ -21,6 +21,8 @@ from tests.worker.checkpoints import (
     LLAVA_ONEVISION,
     MISTRAL,
     NEXT,
+    PHI,
+    PHI_3,
     VIP_LLAVA,
     Prompt,
     Reference,
@@ -30,6 +32,7 @@ from tests.worker.checkpoints import (
 )
 from tests.worker.family import Member, make_member, make_merging_member
 from tests.worker.model.load_model import load_model
+from tests.worker.phi_family import LAYOUTS, write_phi_model
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 4
@@ -84,6 +87,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "layer_types": ["sliding_attention", "full_attention"],
         }
     },
+    "phi": {"text": PHI},
+    "phi with the proportions of Phi-2": {
+        "text": PHI | {"hidden_size": 80, "num_attention_heads": 2, "partial_rotary_factor": 0.4}
+    },
+    "phi that rotates all dimensions, multi-head attention": {
+        "text": PHI | {"partial_rotary_factor": 1.0, "num_key_value_heads": 4}
+    },
+    "phi with yarn rope scaling": {"text": PHI | rope("yarn", factor=4.0, partial_rotary_factor=0.5)},
+    "phi-3 with a sliding window": {"text": PHI_3},
+    "1.6, phi": NEXT | {"text": PHI},
     "siglip tower": {
         "vision": {"model_type": "siglip_vision_model"},
         "vision_feature_select_strategy": "full",
@@ -174,6 +187,7 @@ CLASSES: dict[str, dict[str, Any]] = {
     "1.6, mistral": LLAVA_NEXT_MISTRAL,
     "llava-interleave": LLAVA_INTERLEAVE,
     "onevision": LLAVA_ONEVISION,
+    "phi": {"text": PHI},
 }
 
 
@@ -242,6 +256,11 @@ def test_merge_types_equal_a_simple_implementation_of_the_original(tmp_path: Pat
         folder = tmp_path / str(number)
         folder.mkdir()
         assert_exact(make_merging_member(merge_type, number, folder))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_published_layouts_with_phi_equal_their_parts_in_transformers(tmp_path: Path, name: str) -> None:
+    assert_exact(write_phi_model(name, tmp_path))
 
 
 def assert_exact(member: Member) -> None:

@@ -11,7 +11,7 @@ from llava_worker.model.attention.cpu import CpuBackend
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.config.text_config import TextConfig
 from llava_worker.model.cpu.native import NativeKernels
-from llava_worker.model.decoder import LlamaDecoder
+from llava_worker.model.decoder import Decoder
 from llava_worker.model.kernels.interface import Kernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.layers.linear import Linear
@@ -40,7 +40,7 @@ BITS: dict[str, dict[Role, int]] = {
 
 def make_decoder(
     kernels: Kernels, bits: str, dtype: torch.dtype, ranks: TensorParallel | None = None, **options: Any
-) -> LlamaDecoder:
+) -> Decoder:
     """Return a decoder with random weights. Its input size is not a multiple of the size of a group."""
     config = TextConfig.model_validate(
         {
@@ -55,7 +55,7 @@ def make_decoder(
         }
     )
     precision = Precision(bits, dtype, kernels, BITS[bits])
-    decoder = LlamaDecoder(config, precision=precision, device=CPU, ranks=ranks or TensorParallel())
+    decoder = Decoder(config, precision=precision, device=CPU, ranks=ranks or TensorParallel())
     for module in decoder.modules():
         if isinstance(module, Linear):
             size = module.shape.in_features
@@ -101,7 +101,7 @@ def calls_of(kernels: NativeKernels, monkeypatch: pytest.MonkeyPatch) -> list[st
 
 
 @torch.inference_mode()
-def compute(decoder: LlamaDecoder, rows: Rows, *, is_int8: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+def compute(decoder: Decoder, rows: Rows, *, is_int8: bool = False) -> tuple[list[Tensor], list[Tensor]]:
     """Compute a step in one call and with separate operations.
 
     For both, return the hidden states and the tensors of the cache.

@@ -1,4 +1,7 @@
-"""The language model: a Llama decoder that also supports sliding windows and the biases of Qwen2.
+"""The language model: a decoder with the layers of Llama or Phi (see `phi_layer`).
+
+The layers of Llama also support the sliding windows of Mistral, the biases of Qwen2 and the fused tensors of
+Phi-3.
 
 The input, [tokens, hidden], is packed: it contains the tokens of all sequences without padding. Only
 attention and RoPE use the positions of the tokens. Attributes have the same names as the tensors in
@@ -16,21 +19,20 @@ from torch import Tensor, nn
 from llava_worker.model.attention.base import AttentionPlan
 from llava_worker.model.config.model_config import TextConfig
 from llava_worker.model.cpu.native import NativeKernels
-from llava_worker.model.kernels.w8a8 import QuantizedRows
 from llava_worker.model.layers.activation import gated_activation
 from llava_worker.model.layers.embedding import Embedding
 from llava_worker.model.layers.linear import LinearShape
 from llava_worker.model.layers.rotary import RotaryEmbedding, Rotation
 from llava_worker.model.native_layers import LayerWeights, NativeLayers
+from llava_worker.model.norm import LayerNorm, Normed, RMSNorm
+from llava_worker.model.phi_layer import PhiLayer
 from llava_worker.model.quantization.precision import Precision
 from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 
-__all__ = ["LlamaDecoder"]
-
-_Normed = Tensor | QuantizedRows  # the output of a norm in a layer, [tokens, hidden]
+__all__ = ["Decoder"]
 
 
-class LlamaDecoder(nn.Module):
+class Decoder(nn.Module):
     """A decoder, or one rank's shard of a decoder. It maps embeddings to final hidden states.
 
     ``config`` describes the shard. Only the first rank embeds tokens.
@@ -49,10 +51,11 @@ class LlamaDecoder(nn.Module):
             self.embed_tokens = Embedding(
                 config.vocab_size, config.hidden_size, dtype=precision.dtype, device=device
             )
+        layer, norm = (PhiLayer, LayerNorm) if config.model_type == "phi" else (_LlamaLayer, RMSNorm)
         self.layers = nn.ModuleList(
-            [_Layer(config, index, precision, device, ranks) for index in range(config.num_hidden_layers)]
+            [layer(config, index, precision, device, ranks) for index in range(config.num_hidden_layers)]
         )
-        self.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps, precision, device)
+        self.norm = norm(config, precision, device)
         self._config = config
         self._kernels = precision.kernels
         self._has_ranks = ranks.size > 1
@@ -76,15 +79,15 @@ class LlamaDecoder(nn.Module):
 
     @cached_property
     def _native_layers(self) -> NativeLayers | None:
-        """The layers for steps with few tokens, if C++ kernels support them."""
+        """The layers for steps with few tokens, if C++ kernels support them. They do not support Phi."""
         config, kernels = self._config, self._kernels
         if self._has_ranks or config.hidden_act != "silu" or not isinstance(kernels, NativeKernels):
             return None
-        weights = [layer.weights for layer in self.layers if isinstance(layer, _Layer)]
+        weights = [layer.weights for layer in self.layers if isinstance(layer, _LlamaLayer)]
         return NativeLayers.create(weights, config.rms_norm_eps, config.head_dim, kernels)
 
 
-class _Layer(nn.Module):
+class _LlamaLayer(nn.Module):
     def __init__(
         self,
         config: TextConfig,
@@ -94,10 +97,9 @@ class _Layer(nn.Module):
         ranks: TensorParallel,
     ) -> None:
         super().__init__()
-        size, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = _RMSNorm(size, eps, precision, device)
+        self.input_layernorm = RMSNorm(config, precision, device)
         self.self_attn = _Attention(config, index, precision, device, ranks)
-        self.post_attention_layernorm = _RMSNorm(size, eps, precision, device)
+        self.post_attention_layernorm = RMSNorm(config, precision, device)
         self.mlp = _Mlp(config, precision, device, ranks)
 
     def __call__(
@@ -141,7 +143,7 @@ class _Attention(nn.Module):
         self._kv_heads = config.num_key_value_heads
         qkv = LinearShape(
             config.hidden_size,
-            {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size},
+            _parts(config, "qkv_proj", {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}),
             has_bias=config.has_qkv_bias,
             rows=ranks.shard,
         )
@@ -152,7 +154,7 @@ class _Attention(nn.Module):
         self.qkv_proj = precision.linear(qkv, device, "decoder")
         self.o_proj = precision.linear(o, device, "decoder")
 
-    def __call__(self, x: _Normed, rotation: Rotation, attention: AttentionPlan) -> Tensor:
+    def __call__(self, x: Normed, rotation: Rotation, attention: AttentionPlan) -> Tensor:
         """Return the attention output [tokens, hidden] for x [tokens, hidden]."""
         qkv = self.qkv_proj(x)
         qkv = qkv.view(len(qkv), -1, self._head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
@@ -169,36 +171,18 @@ class _Mlp(nn.Module):
         super().__init__()
         self._ranks = ranks
         size, inner, has_bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        gate_up = LinearShape(size, {"gate_proj": inner, "up_proj": inner}, has_bias, rows=ranks.shard)
+        parts = _parts(config, "gate_up_proj", {"gate_proj": inner, "up_proj": inner})
+        gate_up = LinearShape(size, parts, has_bias, rows=ranks.shard)
         down = LinearShape.plain(inner, size, has_bias=has_bias and ranks.is_first, columns=ranks.shard)
         self.gate_up_proj = precision.linear(gate_up, device, "decoder")
         self.down_proj = precision.linear(down, device, "down_proj")
         self._act = gated_activation(config.hidden_act, precision.kernels, precision.w8a8)
 
-    def __call__(self, x: _Normed) -> Tensor:  # [tokens, hidden] -> [tokens, hidden]
+    def __call__(self, x: Normed) -> Tensor:  # [tokens, hidden] -> [tokens, hidden]
         gate_up = self.gate_up_proj(x)  # [tokens, 2 * intermediate]
         return self._ranks.all_reduce(self.down_proj(self._act(gate_up)))
 
 
-class _RMSNorm(nn.Module):
-    """RMSNorm, computed in fp32 and, as in training, rounded before being multiplied by the weight."""
-
-    def __init__(self, size: int, eps: float, precision: Precision, device: torch.device) -> None:
-        super().__init__()
-        weight = torch.empty(size, dtype=precision.dtype, device=device)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self._eps = eps
-        self._kernels = precision.kernels
-        self._w8a8 = precision.w8a8
-
-    def for_linear(self, x: Tensor, residual: Tensor | None) -> tuple[_Normed, Tensor]:
-        """Return the same as a call, but quantize the norm if this is the input format of linear layers."""
-        if self._w8a8 is None:
-            return self(x, residual)
-        return self._kernels.rms_norm_w8a8(x, residual, self.weight, self._eps, self._w8a8)
-
-    def __call__(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the norm of x + residual, and x + residual itself, both [tokens, hidden]."""
-        if residual is None:
-            return self._kernels.rms_norm(x, self.weight, self._eps), x
-        return self._kernels.add_rms_norm(x, residual, self.weight, self._eps)
+def _parts(config: TextConfig, fused: str, parts: dict[str, int]) -> dict[str, int]:
+    """Return the names and widths of the tensors in the checkpoint for the projection named ``fused``."""
+    return {fused: sum(parts.values())} if config.has_fused_tensors else parts

@@ -11,7 +11,7 @@ from torch.nn import functional
 from llava_worker.model.attention.base import AttentionPlan
 from llava_worker.model.config.image_grid import ImagePlan
 from llava_worker.model.config.model_config import ImageConfig, ModelConfig
-from llava_worker.model.decoder import LlamaDecoder
+from llava_worker.model.decoder import Decoder
 from llava_worker.model.layers.activation import activation
 from llava_worker.model.layers.linear import Linear, LinearShape, num_multiplications
 from llava_worker.model.quantization.precision import Precision
@@ -49,7 +49,7 @@ class Llava(nn.Module):
             config.vision_config, config.feature_layers, precision=precision, device=device
         )
         self.multi_modal_projector = _Projector(config, precision, device)
-        self.language_model = LlamaDecoder(text, precision=precision, device=device, ranks=ranks)
+        self.language_model = Decoder(text, precision=precision, device=device, ranks=ranks)
         self.lm_head = self._make_lm_head(precision)
         if config.has_image_newline:
             newline = torch.empty(text.hidden_size, dtype=precision.dtype, device=device)
@@ -75,7 +75,7 @@ class Llava(nn.Module):
 
     def _make_lm_head(self, precision: Precision) -> Linear:
         text = self.config.text_config
-        shape = LinearShape.plain(text.hidden_size, text.vocab_size)
+        shape = LinearShape.plain(text.hidden_size, text.vocab_size, has_bias=text.has_lm_head_bias)
         if not self.config.is_tied:
             return precision.linear(shape, self.device, "lm_head")
         lm_head = precision.dense_linear(shape, self.device)

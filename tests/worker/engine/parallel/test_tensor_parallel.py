@@ -12,7 +12,7 @@ import torch
 from llava_worker.engine import Sequence
 from llava_worker.model.llava import Llava
 
-from tests.worker.checkpoints import Prompt, random_prompt, write_checkpoint
+from tests.worker.checkpoints import PHI, Prompt, random_prompt, write_checkpoint
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 from tests.worker.engine.parallel.two_ranks import RecordingRunner, TwoRanks, load, logits_of
 
@@ -23,6 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
     "mistral": {"model_type": "mistral", "sliding_window": 11},
+    "phi": PHI,
 }
 
 

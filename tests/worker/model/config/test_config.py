@@ -127,7 +127,8 @@ def test_the_older_spelling_of_rope_parameters_is_supported(tmp_path: Path) -> N
         ),
         (
             {"model_type": "llava", "text_config": {"model_type": "mamba"}},
-            "text_config.model_type is 'mamba'; supported values are 'llama', 'mistral' or 'qwen2'.",
+            "text_config.model_type is 'mamba'; supported values are 'llama', 'mistral', 'qwen2', 'phi' or "
+            "'phi3'.",
         ),
         ({"model_type": "llava", "text_config": {"rope_scaling": {"type": "longrope"}}}, "rope_type"),
         ({"model_type": "llava", "vision_feature_layer": -40}, "vision_feature_layer -40"),
@@ -140,7 +141,35 @@ def test_the_older_spelling_of_rope_parameters_is_supported(tmp_path: Path) -> N
             {"model_type": "llava_onevision", "vision_aspect_ratio": "pad"},
             "vision_aspect_ratio is 'pad'; the supported value is anyres_max_<tiles>",
         ),
-        ({}, "model_type"),
+        ({}, "has no model_type"),
+        (
+            {"model_type": "llava", "text_config": {"model_type": "phi", "qk_layernorm": True}},
+            "text_config.qk_layernorm is True; supported values are False",
+        ),
+        (
+            {"model_type": "llava", "text_config": {"model_type": "phi3", "partial_rotary_factor": 0.75}},
+            "partial_rotary_factor is 0.75; the supported value for a decoder of model_type phi3 is 1",
+        ),
+        (
+            {"model_type": "llava", "text_config": {"model_type": "phi", "partial_rotary_factor": 0.01}},
+            "a head size of 64 result in 0 rotated dimensions",
+        ),
+        (
+            {"model_type": "tinyllava", "connector_type": "qformer"},
+            "connector_type is 'qformer'; supported values are linear, identity and mlp<depth>x_gelu",
+        ),
+        (
+            {"model_type": "tinyllava", "connector_type": "linear", "image_aspect_ratio": "anyres"},
+            "image_aspect_ratio is 'anyres'; supported values are square, pad",
+        ),
+        (
+            {"model_type": "tinyllava", "connector_type": "linear", "vision_model_name_or_path2": "dino"},
+            "vision_model_name_or_path2 is 'dino'; models with two towers are not supported",
+        ),
+        (
+            {"model_type": "tinyllava", "connector_type": "linear", "text_config": {"model_type": "openelm"}},
+            "text_config.model_type is 'openelm'",
+        ),
     ],
 )
 def test_an_unsupported_model_is_rejected_with_the_field_name(
@@ -148,6 +177,72 @@ def test_an_unsupported_model_is_rejected_with_the_field_name(
 ) -> None:
     with pytest.raises(CheckpointError, match=difference):
         read_config(write(tmp_path, **values))
+
+
+# config.json of tinyllava/TinyLLaVA-Phi-2-SigLIP-3.1B, without the training options.
+TINYLLAVA_PHI_2: dict[str, Any] = {
+    "architectures": ["TinyLlavaForConditionalGeneration"],
+    "connector_type": "mlp2x_gelu",
+    "hidden_size": 2560,
+    "ignore_index": -100,
+    "image_aspect_ratio": "square",
+    "image_token_index": -200,
+    "llm_model_name_or_path": "microsoft/phi-2",
+    "model_type": "tinyllava",
+    "num_queries": 128,
+    "pad_token": "<|endoftext|>",
+    "text_config": {
+        "bos_token_id": 50256,
+        "eos_token_id": 50256,
+        "hidden_act": "gelu_new",
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 2048,
+        "model_type": "phi",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 32,
+        "partial_rotary_factor": 0.4,
+        "qk_layernorm": False,
+        "rope_scaling": None,
+        "vocab_size": 51200,
+    },
+    "tokenizer_model_max_length": 3072,
+    "vision_config": {
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 1152,
+        "image_size": 384,
+        "intermediate_size": 4304,
+        "layer_norm_eps": 1e-06,
+        "model_type": "siglip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+    },
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "patch",
+    "vision_model_name_or_path2": "",
+    "vocab_size": 51200,
+}
+
+
+def test_published_tinyllava_is_phi_2_with_siglip_without_its_first_patch(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, **TINYLLAVA_PHI_2))
+
+    text = config.text_config
+    assert (text.model_type, text.head_dim, text.rotary_dim, text.layer_norm_eps) == ("phi", 80, 32, 1e-5)
+    assert (config.tokens_per_tile, config.feature_layers, config.projector_depth) == (728, [26], 2)
+    assert config.image_layout().fit == "squash"
+    pixels = read_image_config(tmp_path, vision=config.vision_config)
+    assert pixels.image_mean == pixels.image_std == (0.5, 0.5, 0.5)
+
+
+def test_tensor_parallelism_rejects_fused_projections(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, model_type="llava", text_config={"model_type": "phi3"}))
+    with pytest.raises(ValueError, match="tensor_parallel is 2; the supported value .* phi3.* is 1"):
+        config.shard(2)
+    assert config.shard(1) == config
 
 
 def test_a_folder_without_a_configuration_is_rejected(tmp_path: Path) -> None:

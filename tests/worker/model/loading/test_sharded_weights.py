@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from llava_worker.model.config.model_config import read_config, read_image_config
-from llava_worker.model.decoder import LlamaDecoder
+from llava_worker.model.decoder import Decoder
 from llava_worker.model.llava import Llava
 from llava_worker.model.loading.checkpoint_files import read_file
 from llava_worker.model.loading.weights import load_weights
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load(folder: Path, index: int, size: int) -> tuple[LlamaDecoder, int]:
+def load(folder: Path, index: int, size: int) -> tuple[Decoder, int]:
     """Load one rank. Return its decoder and the number of bytes read.
 
     The first rank also reads the modules that are not part of the decoder.
@@ -39,14 +39,14 @@ def load(folder: Path, index: int, size: int) -> tuple[LlamaDecoder, int]:
         image = read_image_config(folder)
         model = Llava(config, image, precision=precision, device=CPU, ranks=ranks)
     else:
-        decoder = LlamaDecoder(config.text_config, precision=precision, device=CPU, ranks=ranks)
+        decoder = Decoder(config.text_config, precision=precision, device=CPU, ranks=ranks)
         model = nn.ModuleDict({"language_model": decoder})
     progress: list[tuple[int, int, int]] = []
     load_weights(model, folder, is_whole=index == 0, on_progress=lambda *numbers: progress.append(numbers))
     done, total, _ = progress[-1]
     assert done == total == sum(parameter.nbytes for parameter in model.parameters())
     loaded = model.get_submodule("language_model")
-    assert isinstance(loaded, LlamaDecoder)
+    assert isinstance(loaded, Decoder)
     return loaded, done
 
 

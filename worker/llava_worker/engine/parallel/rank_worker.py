@@ -30,7 +30,7 @@ from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import ModelConfig, read_config
-from llava_worker.model.decoder import LlamaDecoder
+from llava_worker.model.decoder import Decoder
 from llava_worker.model.gpu.cuda_graphs import CudaGraphPool, EagerPool, GraphPool
 from llava_worker.model.gpu.shard_graphs import ShardGraphs
 from llava_worker.model.loading.weights import load_weights
@@ -91,7 +91,7 @@ class RankWorker:
                 f"{setup.attention}. All ranks must use the same type of device."
             )
         self._ranks = TensorParallel(setup.index, setup.size, device=self._device)
-        self._decoder = LlamaDecoder(text, precision=self._precision, device=self._device, ranks=self._ranks)
+        self._decoder = Decoder(text, precision=self._precision, device=self._device, ranks=self._ranks)
         self._cache: KVCache | None = None
         self._pool = pool or (CudaGraphPool(self._device) if self._device.type == "cuda" else EagerPool())
         self._make_one_shot = make_one_shot

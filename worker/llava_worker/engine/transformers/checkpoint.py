@@ -17,7 +17,11 @@ import torch
 from pydantic import ValidationError
 
 from llava_worker.model.config.model_config import TOKEN_IDS
-from llava_worker.model.config.untrusted_file import CheckpointError, read_json_object
+from llava_worker.model.config.untrusted_file import (
+    CheckpointError,
+    read_json_object,
+    require_model_type,
+)
 from llava_worker.model.loading.checkpoint_files import PICKLED, StoredTensor, find_weights, read_file
 from llava_worker.model.loading.weights_digest import digest_weights
 
@@ -113,13 +117,13 @@ def read_checkpoint(folder: Path) -> TransformersCheckpoint:
 
 def _read_config(folder: Path) -> Any:
     path = folder / "config.json"
-    values = read_json_object(path)
-    if not values:
+    if not path.exists():
         raise CheckpointError(f"{path} does not exist. {folder} is not a model folder.")
-    model_type: Any = values.get("model_type")
+    values = read_json_object(path)
+    model_type = require_model_type(values, path)
     if not is_model_type(model_type):
         raise CheckpointError(
-            f"{path}: model_type is {model_type!r}, for which transformers has no "
+            f"{path}: model_type is {model_type!r:.80}, for which transformers has no "
             "AutoModelForImageTextToText. Use a model that has one, such as llava_onevision, qwen2_vl, "
             "gemma3 or internvl."
         )

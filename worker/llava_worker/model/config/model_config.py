@@ -1,9 +1,9 @@
 """Reads a checkpoint's configuration: config.json and the configuration file of the image processor.
 
-The model type depends only on config.json, never on the name of the folder. Both layouts, llava-hf and the
-original one, are parsed into a `ModelConfig`. All defaults are the same as in transformers, because
-transformers omits default values when it saves a configuration. For example, the config.json published by
-llava-hf describes Vicuna-7B with only four fields.
+The model type depends only on config.json, never on the name of the folder. All layouts (llava-hf, the
+original one and that of TinyLLaVA Factory) are parsed into a `ModelConfig`. All defaults are the same as in
+transformers, because transformers omits default values when it saves a configuration. For example, the
+config.json published by llava-hf describes Vicuna-7B with only four fields.
 """
 
 from __future__ import annotations
@@ -41,7 +41,12 @@ from llava_worker.model.config.original_config import (
     to_hf_config,
 )
 from llava_worker.model.config.text_config import Activation, ConfigPart, RopeConfig, TextConfig
-from llava_worker.model.config.untrusted_file import CheckpointError, read_json_object
+from llava_worker.model.config.tinyllava_config import from_tinyllava_config, is_tinyllava
+from llava_worker.model.config.untrusted_file import (
+    CheckpointError,
+    read_json_object,
+    require_model_type,
+)
 
 __all__ = [
     "TOKEN_IDS",
@@ -347,6 +352,7 @@ def read_config(folder: Path, vision_tower: Path | None = None) -> ModelConfig:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist. {folder} is not a model folder.")
     values = read_json_object(path)
+    require_model_type(values, path)
     tower = None if vision_tower is None else read_json_object(vision_tower / "config.json")
     if vision_tower is not None and not tower:
         missing = vision_tower / "config.json"
@@ -354,7 +360,11 @@ def read_config(folder: Path, vision_tower: Path | None = None) -> ModelConfig:
             f"{missing} does not exist. Set vision_tower to a folder that contains a vision tower."
         )
     try:
-        return ModelConfig.model_validate(to_hf_config(values, tower) if is_original(values) else values)
+        if is_original(values):
+            values = to_hf_config(values, tower)
+        elif is_tinyllava(values):
+            values = from_tinyllava_config(values)
+        return ModelConfig.model_validate(values)
     except ValueError as error:
         reason = describe_problems(error) if isinstance(error, ValidationError) else error
         raise CheckpointError(f"{path} does not describe a supported LLaVA model. {reason}") from error

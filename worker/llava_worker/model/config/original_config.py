@@ -11,7 +11,14 @@ import ast
 import re
 from typing import Any
 
-__all__ = ["CLIP_L_336", "SIGLIP_SO400M_384", "is_original", "max_tiles_of", "to_hf_config"]
+__all__ = [
+    "CLIP_L_336",
+    "SIGLIP_SO400M_384",
+    "is_original",
+    "max_tiles_of",
+    "projector_depth",
+    "to_hf_config",
+]
 
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "patch_size": 14} | {
     "model_type": "clip_vision_model",
@@ -32,12 +39,23 @@ _TOWERS = {
     "clip-vit-large-patch14": CLIP_L_224,
     "clip-vit-large-patch14-336": CLIP_L_336,
     "siglip-so400m-patch14-384": SIGLIP_SO400M_384,
+    "TinyLLaVA-3.1B-SigLIP": SIGLIP_SO400M_384,
+    "TinyLLaVA-1.5B-SigLIP": SIGLIP_SO400M_384,
 }
 # ViP-LLaVA concatenates the features of five layers of this tower.
 _SEVERAL_LAYERS = {
     "clip_4layers_336": {"vision_feature_layer": (-2, -5, -8, -11, 6), "projector_layernorm_eps": 1e-5}
 }
-_DECODERS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
+# "llava_phi" is LLaVA++ with Phi-3. The names with "tiny" are those of TinyLLaVA before TinyLLaVA Factory.
+_DECODERS = {
+    "llava": "llama",
+    "llava_llama": "llama",
+    "llava_mistral": "mistral",
+    "llava_qwen": "qwen2",
+    "llava_phi": "phi3",
+    "tiny_llava_llama": "llama",
+    "tiny_llava_phi": "phi",
+}
 _MLP = re.compile(r"mlp(\d{1,9})x_gelu")
 _MAX_LITERAL = 10_000  # characters of a list that is stored as Python code
 _MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
@@ -72,10 +90,10 @@ def to_hf_config(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[s
 
     Raises ValueError if an option is not supported.
     """
-    kind = values.get("model_type")
-    if not isinstance(kind, str) or kind not in _DECODERS:
+    kind = values["model_type"]
+    if kind not in _DECODERS:
         supported = ", ".join(_DECODERS)
-        raise ValueError(f"model_type is {kind!r}; supported values are {supported}.")
+        raise ValueError(f"model_type is {kind!r:.80}; supported values are {supported}.")
     if values.get("mm_resampler_type") is not None:
         raise ValueError(f"mm_resampler_type is {values['mm_resampler_type']!r}; it must be null.")
     vision = _vision(values, tower)
@@ -87,7 +105,7 @@ def to_hf_config(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[s
         "vision_config": vision,
         # In the original layout, the vocabulary does not contain an image token, so any ID can be used.
         "image_token_index": 0,
-        "projector_depth": _projector_depth(values.get("mm_projector_type") or "linear"),
+        "projector_depth": projector_depth(values.get("mm_projector_type") or "linear"),
         "vision_feature_layer": values.get("mm_vision_select_layer", -2),
         "vision_feature_select_strategy": _strategy(values, has_class_token),
         "image_aspect_ratio": aspect_ratio,
@@ -129,13 +147,17 @@ def _vision(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[str, A
     return known
 
 
-def _projector_depth(kind: Any) -> int:
+def projector_depth(kind: Any, name: str = "mm_projector_type") -> int:
+    """Return the number of linear layers in a projector of this type. ``name`` is the key in config.json.
+
+    Raises ValueError if the type is not supported.
+    """
     if kind in ("identity", "linear"):
         return int(kind == "linear")
     match = _MLP.fullmatch(kind) if isinstance(kind, str) else None
     if match is None:
         raise ValueError(
-            f"mm_projector_type is {kind!r}; supported values are linear, identity and mlp<depth>x_gelu, for "
+            f"{name} is {kind!r:.80}; supported values are linear, identity and mlp<depth>x_gelu, for "
             "example mlp2x_gelu."
         )
     return int(match[1])

@@ -1,4 +1,4 @@
-"""Configuration of the decoder, which is Llama, Mistral or Qwen2, depending on ``model_type``."""
+"""Configuration of the decoder, which is Llama, Mistral, Qwen2, Phi or Phi-3, depending on ``model_type``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,24 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32768,
         "sliding_window": 4096,
     },
+    "phi": {
+        "vocab_size": 51200,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 24,
+        "hidden_act": "gelu_new",
+        "partial_rotary_factor": 0.5,
+    },
+    "phi3": {
+        "vocab_size": 32064,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "eos_token_id": 32000,
+    },
 }
+_WITHOUT_WINDOW = ("llama", "phi")
 
 
 class ConfigPart(BaseModel):
@@ -67,13 +84,16 @@ class RopeConfig(ConfigPart):
     mscale: Factor | None = None
     mscale_all_dim: Factor | None = None
     truncate: bool = True
-    partial_rotary_factor: float = Field(default=1.0, ge=1, le=1)
+    partial_rotary_factor: Annotated[Factor, Field(le=1)] = 1.0
 
 
 class TextConfig(ConfigPart):
-    """Configuration of the decoder."""
+    """Configuration of the decoder.
 
-    model_type: Literal["llama", "mistral", "qwen2"] = "llama"
+    ``rms_norm_eps`` belongs to the norms of all types except Phi, and ``layer_norm_eps`` to those of Phi.
+    """
+
+    model_type: Literal["llama", "mistral", "qwen2", "phi", "phi3"] = "llama"
     vocab_size: VocabSize = 32000
     hidden_size: Width = 4096
     intermediate_size: Width = 11008
@@ -84,8 +104,10 @@ class TextConfig(ConfigPart):
     hidden_act: Activation = "silu"
     max_position_embeddings: Length = 2048
     rms_norm_eps: Factor = 1e-6
+    layer_norm_eps: Factor = 1e-5
     attention_bias: bool = False  # only for Llama; applies to all four projections
     mlp_bias: bool = False
+    qk_layernorm: Literal[False] = False
     tie_word_embeddings: bool = False
     eos_token_id: TokenId | Annotated[tuple[TokenId, ...], Field(max_length=MAX_TOKENS)] = 2
     sliding_window: Length | None = None
@@ -105,7 +127,9 @@ class TextConfig(ConfigPart):
         values = {key: value for key, value in values.items() if value is not None}
         kind = str(values.get("model_type", "llama"))
         values = _DEFAULTS.get(kind, {}) | values
-        if has_no_window or (kind == "qwen2" and not values.get("use_sliding_window")) or kind == "llama":
+        if has_no_window or (kind == "qwen2" and not values.get("use_sliding_window")):
+            values["sliding_window"] = None
+        if kind in _WITHOUT_WINDOW:
             values["sliding_window"] = None
         if kind != "llama":
             values |= {"attention_bias": False, "mlp_bias": False}
@@ -123,6 +147,17 @@ class TextConfig(ConfigPart):
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
                 f"num_key_value_heads ({self.num_key_value_heads})."
             )
+        if self.model_type != "phi" and self.rope.partial_rotary_factor != 1:
+            raise ValueError(
+                f"partial_rotary_factor is {self.rope.partial_rotary_factor}; the supported value for a "
+                f"decoder of model_type {self.model_type} is 1."
+            )
+        if self.rotary_dim % 2 or not self.rotary_dim:
+            raise ValueError(
+                f"partial_rotary_factor ({self.rope.partial_rotary_factor}) and a head size of "
+                f"{self.head_dim} result in {self.rotary_dim} rotated dimensions; the number must be even "
+                "and positive."
+            )
         if self.layer_types is not None and len(self.layer_types) < self.num_hidden_layers:
             raise ValueError(
                 f"layer_types has {len(self.layer_types)} entries; the decoder has {self.num_hidden_layers} "
@@ -133,8 +168,14 @@ class TextConfig(ConfigPart):
     def shard(self, num: int) -> TextConfig:
         """Return the configuration of one of ``num`` ranks, with its share of heads and intermediate size.
 
-        Raises ValueError unless the head counts and the intermediate size are multiples of ``num``.
+        Raises ValueError unless the head counts and the intermediate size are multiples of ``num``, or if the
+        checkpoint contains fused tensors.
         """
+        if self.has_fused_tensors and num > 1:
+            raise ValueError(
+                f"tensor_parallel is {num}; the supported value for a decoder of model_type "
+                f"{self.model_type}, whose checkpoint contains fused projections, is 1."
+            )
         sizes = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
         indivisible = ", ".join(
             f"{name} {getattr(self, name)}" for name in sizes if getattr(self, name) % num
@@ -152,6 +193,20 @@ class TextConfig(ConfigPart):
         """All numbers of ranks across which the decoder can be sharded, in ascending order."""
         common = math.gcd(self.num_attention_heads, self.num_key_value_heads, self.intermediate_size)
         return [num for num in range(1, common + 1) if common % num == 0]
+
+    @property
+    def rotary_dim(self) -> int:
+        """The number of dimensions of a head that RoPE rotates."""
+        return int(self.head_dim * self.rope.partial_rotary_factor)
+
+    @property
+    def has_fused_tensors(self) -> bool:
+        """Whether the checkpoint contains qkv_proj and gate_up_proj instead of the separate projections."""
+        return self.model_type == "phi3"
+
+    @property
+    def has_lm_head_bias(self) -> bool:
+        return self.model_type == "phi"
 
     @property
     def has_qkv_bias(self) -> bool:
@@ -173,7 +228,7 @@ class TextConfig(ConfigPart):
 def _rope(values: dict[str, Any]) -> Any:
     """Return the RoPE parameters, which are in ``rope_parameters`` or ``rope_scaling``.
 
-    ``rope_theta`` can be specified there or at the top level.
+    ``rope_theta`` and ``partial_rotary_factor`` can be specified there or at the top level.
     """
     rope = values.get("rope_parameters", values.get("rope_scaling", {}))
     if not isinstance(rope, dict):
@@ -181,5 +236,6 @@ def _rope(values: dict[str, Any]) -> Any:
     rope = {key: value for key, value in rope.items() if value is not None}
     rope.setdefault("rope_type", rope.pop("type", "default"))
     rope.setdefault("rope_theta", values.get("rope_theta", 10000.0))
+    rope.setdefault("partial_rotary_factor", values.get("partial_rotary_factor", 1.0))
     rope.setdefault("original_max_position_embeddings", values.get("max_position_embeddings", 2048))
     return rope

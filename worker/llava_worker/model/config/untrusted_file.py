@@ -21,6 +21,7 @@ __all__ = [
     "read_bytes",
     "read_json_object",
     "read_text",
+    "require_model_type",
 ]
 
 MAX_JSON_BYTES = 16 << 20
@@ -70,6 +71,23 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str
     if not os.path.lexists(path):
         return {}
     return parse_json_object(read_bytes(path, max_bytes=max_bytes), str(path))
+
+
+def require_model_type(values: dict[str, Any], path: Path) -> str:
+    """Return the ``model_type`` in config.json, whose path is used in errors. Raises CheckpointError."""
+    if "model_type" not in values:
+        raise CheckpointError(
+            f"{path} has no model_type, which identifies the model, so replace the file with the config.json "
+            "that was published with the checkpoint, in which model_type is, for example, llava, llava_next "
+            "or qwen2_vl."
+        )
+    model_type = values["model_type"]
+    if not isinstance(model_type, str):
+        raise CheckpointError(
+            f"{path} has model_type {model_type!r:.80}; it must be a string, for example llava, llava_next "
+            "or qwen2_vl."
+        )
+    return model_type
 
 
 def parse_json_object(data: bytes, name: str, *, has_unique_keys: bool = False) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.kv_cache import KVCache
-from llava_worker.model.decoder import LlamaDecoder
+from llava_worker.model.decoder import Decoder
 from llava_worker.model.gpu.cuda_graphs import GraphPool
 from llava_worker.model.gpu.step_graphs import capture_steps
 from llava_worker.model.gpu.step_inputs import StepInputs
@@ -25,7 +25,7 @@ class ShardGraphs:
 
     def __init__(
         self,
-        decoder: LlamaDecoder,
+        decoder: Decoder,
         cache: KVCache,
         backend: AttentionBackend,
         pool: GraphPool,

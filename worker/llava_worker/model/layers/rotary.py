@@ -1,4 +1,8 @@
-"""Rotary position embedding (RoPE) with linear, Llama 3 and YaRN scaling."""
+"""Rotary position embedding (RoPE) with linear, Llama 3 and YaRN scaling.
+
+If the decoder rotates only some dimensions of each head, these are the first ones of both halves. The others
+have the angle 0.
+"""
 
 from __future__ import annotations
 
@@ -40,17 +44,19 @@ class RotaryEmbedding:
 
     def __init__(self, config: TextConfig, kernels: Kernels, device: torch.device) -> None:
         rope = config.rope
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        frequencies = 1.0 / rope.rope_theta**exponents  # [head_dim / 2]
+        exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
+        frequencies = 1.0 / rope.rope_theta**exponents  # [rotary_dim / 2]
         if rope.rope_type == "linear":
             frequencies = frequencies / rope.factor
         elif rope.rope_type == "llama3":
             frequencies = _llama3(frequencies, rope)
         elif rope.rope_type == "yarn":
-            frequencies = _yarn(frequencies, rope, config.head_dim)
+            frequencies = _yarn(frequencies, rope, config.rotary_dim)
+        scale = _yarn_scale(rope) if rope.rope_type == "yarn" else 1.0
+        fixed = torch.zeros((config.head_dim - config.rotary_dim) // 2)
         self._kernels = kernels
-        self._frequencies = frequencies.to(device)
-        self._scale = _yarn_scale(rope) if rope.rope_type == "yarn" else 1.0
+        self._frequencies = torch.cat([frequencies, fixed]).to(device)  # [head_dim / 2]
+        self._scale = torch.cat([torch.full_like(frequencies, scale), fixed + 1]).to(device)
 
     def __call__(self, positions: Tensor, dtype: torch.dtype) -> Rotation:  # positions [tokens]
         angles = (positions[:, None].float() * self._frequencies)[:, None, :]
@@ -70,19 +76,19 @@ def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
     return frequencies * (unscaled + (1 - unscaled) / rope.factor)
 
 
-def _yarn(frequencies: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
+def _yarn(frequencies: Tensor, rope: RopeConfig, rotary_dim: int) -> Tensor:
     """Apply YaRN scaling (arXiv 2309.00071), which resembles `_llama3`, but interpolates in the dimension."""
 
     def dimension(num_rotations: float) -> float:
         length = rope.original_max_position_embeddings
-        return head_dim * math.log(length / (num_rotations * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
+        return rotary_dim * math.log(length / (num_rotations * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
 
     low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
+    low, high = max(low, 0), min(high, rotary_dim - 1)
     width = high - low or 0.001
-    unscaled = 1 - ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+    unscaled = 1 - ((torch.arange(rotary_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
     return frequencies * (unscaled + (1 - unscaled) / rope.factor)
 
 

@@ -1,11 +1,12 @@
 """Translates the tensor names of all supported checkpoint layouts to canonical names.
 
 The canonical name of a tensor is its attribute path in `Llava`. The parts of a fused layer have separate
-names (q_proj, k_proj, v_proj).
+names (q_proj, k_proj, v_proj), unless they are fused in the checkpoint.
 
     llava-hf as published     language_model.model.*  vision_tower.vision_model.*      multi_modal_projector.*
     transformers 5 modules    the same with the prefix "model.", the tower without "vision_model."
     original LLaVA            model.layers.* ...      model.vision_tower.vision_tower.* model.mm_projector.*
+    TinyLLaVA Factory         language_model.model.*  vision_tower._vision_tower.*     connector._connector.*
     separate tower folder                             vision_model.* or embeddings.* ...
 """
 
@@ -18,11 +19,14 @@ __all__ = ["canonical_name", "canonical_tower_name", "is_unused"]
 
 # (prefix in the file, canonical prefix). The first match is used.
 _PREFIXES = (
+    ("language_model.model.final_layernorm.", "language_model.norm."),
     ("language_model.model.", "language_model."),
     ("language_model.lm_head.", "lm_head."),
+    ("vision_tower._vision_tower.vision_model.", "vision_tower."),
     ("vision_tower.vision_model.", "vision_tower."),
     ("vision_tower.", "vision_tower."),
     ("multi_modal_projector.", "multi_modal_projector."),
+    ("model.language_model.final_layernorm.", "language_model.norm."),
     ("model.language_model.", "language_model."),
     ("model.vision_tower.vision_tower.vision_model.", "vision_tower."),
     ("model.vision_tower.vision_model.", "vision_tower."),
@@ -33,6 +37,7 @@ _PREFIXES = (
     ("model.embed_tokens.", "language_model.embed_tokens."),
     ("model.layers.", "language_model.layers."),
     ("model.norm.", "language_model.norm."),
+    ("model.final_layernorm.", "language_model.norm."),
     ("lm_head.", "lm_head."),
 )
 _TOWER_PREFIXES = (
@@ -43,10 +48,11 @@ _TOWER_PREFIXES = (
     ("post_layernorm.", "vision_tower.post_layernorm."),
     ("head.", "vision_tower.head."),
 )
-# In the original layout, the projector is either a Sequential with linear layers at even indices or a single
-# linear layer. ViP-LLaVA adds a norm and a prefix.
+# In the original layout and that of TinyLLaVA Factory, the projector is either a Sequential with linear
+# layers at even indices or a single linear layer. ViP-LLaVA adds a norm and a prefix.
 _ORIGINAL_PROJECTOR = re.compile(
-    r"model\.mm_projector\.(?:final_linear\.)?(?:(\d{0,3}[02468])\.)?(weight|bias)"
+    r"(?:model\.mm_projector|connector\._connector)\."
+    r"(?:final_linear\.)?(?:(\d{0,3}[02468])\.)?(weight|bias)"
 )
 
 # Canonical names of tensors that may be in the files but are not used: constants, modules of the vision tower

@@ -1,8 +1,9 @@
 """Loads the weights of a checkpoint into a model, a few rows of one tensor at a time.
 
 The canonical names of the model's parameters determine which tensors are required (see `weight_names`). The
-files must contain all of these tensors. Apart from them, the files may contain only tensors that are known to
-be unused. The loaded parameters can be stored in a cache, so that the next process need not load them.
+files must contain all of these tensors, except the bias of the LM head, which is 0 if it is missing. Apart
+from them, the files may contain only tensors that are known to be unused. The loaded parameters can be stored
+in a cache, so that the next process need not load them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from llava_worker.model.config.model_config import CheckpointError
@@ -34,6 +36,8 @@ Progress = Callable[[int, int, int], object]  # bytes loaded, total bytes, numbe
 # Bytes per read: enough to reach the full speed of a disk, but small compared with any model.
 _CHUNK_BYTES = 8 << 20
 _TOWER = "vision_tower."  # prefix of canonical names
+# Phi's LM head has a bias. transformers 5 and the first version of TinyLLaVA omit it in a LLaVA model.
+_OPTIONAL = frozenset({"lm_head.bias"})
 
 
 class LoadedWeights(NamedTuple):
@@ -158,7 +162,7 @@ class _LoadPlan:
 
     def validate(self, folder: Path, *, has_tower: bool) -> None:
         """Raise CheckpointError if the files do not match the model."""
-        missing = sorted(self.targets.keys() - self._sources.keys())
+        missing = sorted(self.targets.keys() - self._sources.keys() - _OPTIONAL)
         tower = [name for name in self.targets if name.startswith(_TOWER)]
         if tower and not has_tower and missing == sorted(tower):
             raise CheckpointError(
@@ -179,7 +183,9 @@ class _LoadPlan:
             raise CheckpointError(f"The tensors in {folder} do not match config.json: {differences}.")
 
     def run(self, on_progress: Progress | None) -> None:
-        """Load all tensors into their targets."""
+        """Load all tensors into their targets, and zeros into the targets of optional tensors."""
+        for name in _OPTIONAL & self.targets.keys() - self._sources.keys():
+            self.targets[name].load(0, torch.zeros(self.targets[name].shape))
         total = sum(
             self.targets[name].num_elements * tensor.dtype.itemsize for name, tensor in self._sources.items()
         )
