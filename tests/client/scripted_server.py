@@ -55,6 +55,7 @@ class ScriptedServer:
     responders: deque[Responder] = field(default_factory=deque)
     resumptions: deque[Responder] = field(default_factory=deque)
     models: list[str] = field(default_factory=lambda: ["tiny-llava"])
+    model_fields: dict[str, Any] = field(default_factory=dict)  # added to each model
 
     def script(self, *responders: Responder) -> None:
         """Use ``responders`` for the next requests to the chat endpoint, in order."""
@@ -181,7 +182,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._record(None)
         listing = {
             "object": "list",
-            "data": [{"id": name, "owned_by": "us", "context_length": 512} for name in self.scripted.models],
+            "data": [
+                {"id": name, "owned_by": "us", "context_length": 512, **self.scripted.model_fields}
+                for name in self.scripted.models
+            ],
         }
         if self.path == "/v1/models":
             send(self, 200, json.dumps(listing).encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,13 +13,13 @@ import typer
 from llava_client.client import Client
 from llava_client.errors import ConfigurationError, LlavaError
 
-from llava_cli.atomic_file import replacing
 from llava_cli.evaluation.benchmarks import BENCHMARKS, PAPER, Benchmark, find_benchmark
-from llava_cli.evaluation.environment import LMMS_EVAL, prepare_environment
+from llava_cli.evaluation.environment import prepare_environment
 from llava_cli.evaluation.harness_process import HarnessError, HarnessProcess
 from llava_cli.evaluation.lmms_harness.plan import Plan
 from llava_cli.evaluation.relay import JUDGE, MODEL, Relay, Target
 from llava_cli.evaluation.responses_file import ResponsesFile
+from llava_cli.evaluation.run_identity import Identity, model_identity, read_run_id
 from llava_cli.file_lock import locked
 from llava_cli.first_model import first_model
 from llava_cli.progress import Progress
@@ -78,10 +77,11 @@ def run_evaluation(job: Evaluation) -> Outcome:
     tasks = [task for benchmark in benchmarks for task in benchmark.tasks]
     with ExitStack() as stack:
         client = stack.enter_context(Client(job.base_url, job.api_key, max_retries=_MAX_RETRIES))
-        model = job.model or _default_model(job)
+        identity = _identify_models(job)
+        model = str(identity[MODEL])
         python = prepare_environment(job.python)
         stack.enter_context(_locked_folder(job.output))
-        run_id = _run_id(job.output, {"model": model, "judge": job.judge.model if job.judge else None})
+        run_id = read_run_id(job.output, identity)
         targets = {MODEL: Target(client, model, run_id)}
         if job.judge is not None:
             judge = stack.enter_context(Client(job.judge.url, job.judge.api_key, max_retries=_MAX_RETRIES))
@@ -97,6 +97,7 @@ def run_evaluation(job: Evaluation) -> Outcome:
             max_images=_MAX_IMAGES,
         )
         num_rejected = _run(plan, python, targets, ResponsesFile(job.output / "responses.jsonl"))
+        read_run_id(job.output, _identify_models(replace(job, model=model)))  # has a model been replaced?
     results = json.loads((job.output / "results.json").read_text("utf-8"))
     return Outcome(model=model, benchmarks=benchmarks, num_rejected=num_rejected, **results)
 
@@ -173,10 +174,17 @@ def _check_judge(job: Evaluation, benchmarks: Sequence[Benchmark]) -> None:
         )
 
 
-def _default_model(job: Evaluation) -> str:
-    """Return the first model. Reports an unreachable server without the retries of a long run."""
+def _identify_models(job: Evaluation) -> Identity:
+    """Return the identity of the model and the judge.
+
+    Reports an unreachable server without the retries of a long run.
+    """
     with Client(job.base_url, job.api_key) as client:
-        return first_model(client)
+        identity = model_identity(client, MODEL, job.model or first_model(client))
+    if job.judge is None:
+        return {**identity, JUDGE: None}
+    with Client(job.judge.url, job.judge.api_key) as client:
+        return identity | model_identity(client, JUDGE, job.judge.model)
 
 
 @contextmanager
@@ -190,31 +198,3 @@ def _locked_folder(folder: Path) -> Iterator[None]:
                 f"Another process is writing {str(folder)!r}. Wait for it to finish, or use another --out."
             ) from error
         yield
-
-
-def _run_id(folder: Path, identity: dict[str, str | None]) -> str:
-    """Return the random ID of the runs in this folder.
-
-    Raises ConfigurationError if earlier runs had another model, judge or version of lmms-eval.
-    """
-    path = folder / "run.json"
-    identity = {"lmms_eval": LMMS_EVAL, **identity}
-    if not path.exists():
-        run = {"id": uuid.uuid4().hex, **identity}
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(run, indent=1), "utf-8")
-        return str(run["id"])
-    try:
-        earlier = json.loads(path.read_text("utf-8"))
-        differing = next((name for name in identity if earlier[name] != identity[name]), None)
-        run_id = str(earlier["id"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigurationError(
-            f"{str(path)!r} is not a file of this command. Use another --out."
-        ) from error
-    if differing is not None:
-        raise ConfigurationError(
-            f"{str(folder)!r} has results with the {differing} {earlier[differing]!r}, but this command has "
-            f"{identity[differing]!r}. Use another --out, or delete the folder."
-        )
-    return run_id

@@ -53,10 +53,15 @@ def check_file(path: Path, columns: Columns) -> None:
     expected = {name: kind for name, kind in columns.items() if kind != "image"}
     if has_images:
         expected["file_name"] = "text"
+    checked: set[str] = set()  # many rows can refer to one image
+    place = None
     for place, row in _lines(path):
         _check_row(place, row, expected)
-        if has_images:
+        if has_images and row["file_name"] not in checked:
             _check_image(place, path.parent / row["file_name"])
+            checked.add(row["file_name"])
+    if place is None:
+        raise FormatError(f"{str(path)!r} is empty. {_one_object_per_line()} {_expected(expected)}")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -107,11 +112,12 @@ def _check_image(place: str, source: Path | bytes) -> None:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source):
-            return
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()  # a truncated image can be opened, but not decoded
     except FileNotFoundError as error:
         raise FormatError(f"{place} refers to the image {str(source)!r}, which does not exist.") from error
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+    # ValueError: a null character in the path; the others are raised by Pillow's decoders
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         shown = (
             f"The image in {place}" if isinstance(source, bytes) else f"The image {str(source)!r} in {place}"
         )
@@ -133,6 +139,8 @@ def _check_parquet(path: Path, columns: Columns) -> None:
             for row in batch.to_pylist():
                 number += 1
                 _check_parquet_row(f"{str(path)!r}, row {number}", row, columns)
+        if not number:
+            raise FormatError(f"{str(path)!r} has no rows. {_expected(columns)}")
     except ArrowInvalid as error:
         raise FormatError(f"{str(path)!r} is not a valid Parquet file: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from llava_cli.evaluation.benchmarks import BENCHMARKS, find_benchmark
 from llava_cli.evaluation.lmms_harness.dataset_format import FormatError, check_file
+from PIL import Image
 
 from tests.client.cli.evaluation.scene_datasets import write_datasets
 
@@ -73,6 +75,34 @@ def test_a_line_that_is_not_an_object_is_reported(tmp_path: Path, line: str) -> 
     path.write_text(f'{{"a": "b"}}\n{line}\n')
     with pytest.raises(FormatError, match="line 2 is not .*one JSON object per line"):
         check_file(path, {"a": "text"})
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".png", "PNG"), (".jpg", "JPEG")])
+def test_a_truncated_image_is_reported_with_its_file(tmp_path: Path, suffix: str, kind: str) -> None:
+    whole = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(whole, kind)
+    name = f"cut{suffix}"
+    path = tmp_path / "metadata.jsonl"
+    path.write_text(json.dumps({"file_name": name}) + "\n")
+    (tmp_path / name).write_bytes(whole.getvalue())
+    check_file(path, {"image": "image"})
+    (tmp_path / name).write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    with pytest.raises(FormatError) as error:
+        check_file(path, {"image": "image"})
+    assert str(error.value).startswith(
+        f"The image {str(tmp_path / name)!r} in {str(path)!r}, line 1 cannot be read: "
+    )
+
+
+def test_a_file_without_rows_is_reported_with_the_expected_format(tmp_path: Path) -> None:
+    path = tmp_path / "metadata.jsonl"
+    path.touch()
+    with pytest.raises(FormatError) as error:
+        check_file(path, {"question": "text"})
+    assert str(error.value) == (
+        f"{str(path)!r} is empty. The file must contain one JSON object per line. Each row must have: "
+        "question (a non-empty string)."
+    )
 
 
 def test_a_missing_column_is_reported_unless_it_is_optional(tmp_path: Path) -> None:
