@@ -39,6 +39,17 @@ class _Layout:
 
 
 _PHI = {"model_type": "phi", "partial_rotary_factor": 0.4, "hidden_size": 80, "num_attention_heads": 2}
+_TEXT: Values = {
+    "vocab_size": IMAGE_TOKEN + 1,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+}
 _FACTORY = {
     "model_type": "tinyllava",
     "architectures": ["TinyLlavaForConditionalGeneration"],
@@ -95,19 +106,20 @@ LAYOUTS = {
 }
 
 
-def write_phi_model(
-    name: str, folder: Path, *, max_length: int = 256, vocab_size: int = IMAGE_TOKEN + 1
-) -> Member:
-    """Write a checkpoint in the layout of the published model with this name."""
+def write_phi_model(name: str, folder: Path, **text: Any) -> Member:
+    """Write a checkpoint in the layout of the published model with this name.
+
+    ``text`` changes the configuration of the decoder.
+    """
     torch.manual_seed(4)
     layout = LAYOUTS[name]
-    reference = _Reference(layout, max_length, vocab_size)
+    reference = _Reference(layout, text)
     save_file(reference.tensors(), folder / "model.safetensors", metadata={"format": "pt"})
-    text, vision = (part.config.to_dict() for part in (reference.language, reference.tower))
+    text_config, vision = (part.config.to_dict() for part in (reference.language, reference.tower))
     if layout.config["model_type"] == "tinyllava":
-        config = {"text_config": text, "vision_config": vision} | layout.config
+        config = {"text_config": text_config, "vision_config": vision} | layout.config
     else:
-        config = text | {"vision_config": vision} | layout.config
+        config = text_config | {"vision_config": vision} | layout.config
     (folder / "config.json").write_text(json.dumps(config))
     colors = {"image_mean": MEAN.flatten().tolist(), "image_std": STD.flatten().tolist()}
     (folder / "preprocessor_config.json").write_text(json.dumps(colors))
@@ -115,13 +127,9 @@ def write_phi_model(
 
 
 class _Reference:
-    def __init__(self, layout: _Layout, max_length: int, vocab_size: int) -> None:
+    def __init__(self, layout: _Layout, changes: Values) -> None:
         self._layout = layout
-        sizes: Values = {"vocab_size": vocab_size, "hidden_size": 48, "intermediate_size": 80}
-        sizes["num_hidden_layers"] = 2
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
-        limits = {"max_position_embeddings": max_length, "initializer_range": 0.15}
-        text: Any = AutoConfig.for_model(**sizes | heads | limits | layout.text)
+        text: Any = AutoConfig.for_model(**_TEXT | layout.text | changes)
         self.language: Any = AutoModelForCausalLM.from_config(text)
         tower_class: Any = SiglipVisionModel if layout.vision == "siglip" else CLIPVisionModel
         vision = AutoConfig.for_model(
@@ -131,7 +139,7 @@ class _Reference:
             num_hidden_layers=3,
             num_attention_heads=3,
             image_size=28,
-            patch_size=14,
+            patch_size=7,
         )
         self.tower: Any = tower_class(vision)
         self.projector = torch.nn.Sequential(
@@ -139,9 +147,11 @@ class _Reference:
             torch.nn.GELU(),
             torch.nn.Linear(text.hidden_size, text.hidden_size),
         )
+        for parameter in self.projector.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
         for name, parameter in self.language.named_parameters():
             if name.endswith("bias"):
-                torch.nn.init.normal_(parameter, std=0.3)
+                torch.nn.init.normal_(parameter, std=0.1)
         if not layout.has_lm_head_bias and self.language.lm_head.bias is not None:
             torch.nn.init.zeros_(self.language.lm_head.bias)
 

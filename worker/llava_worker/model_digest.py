@@ -32,6 +32,8 @@ _TRANSFORMERS_FILES = (
     "processor_config.json",
     "tokenizer.json",
     "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",

@@ -63,7 +63,7 @@ _MIN_CACHED_BYTES = 256 << 20  # smaller models load quickly anyway
 _ECHO_LAYOUT = ImageLayout(side=32, tokens_per_tile=4)
 _ECHO_SPEC = ImageSpec(side=_ECHO_LAYOUT.side, tokens_per_tile=_ECHO_LAYOUT.tokens_per_tile)
 # Files that may contain code are excluded, except for chat templates, which run only on request in a sandbox.
-_HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
+_HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "chat_template.jinja"]
 
 logger = logging.getLogger(__name__)
 

@@ -52,6 +52,7 @@ LLAMA_3 = (
     "<|start_header_id|>assistant<|end_header_id|>\n\nYes.<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 )
+PHI_3 = "<|user|>\n#\nHi?<|end|>\n<|assistant|>\nYes.<|end|>\n<|user|>\nWhy?<|end|>\n<|assistant|>\n"
 EXPECTED = {
     "vicuna_v1": VICUNA.format(SYSTEM["vicuna_v1"]),
     "llava_v1": VICUNA.format(SYSTEM["llava_v1"]),
@@ -65,6 +66,9 @@ EXPECTED = {
     "chatml_direct": CHATML.format("Answer the questions.", ""),
     "qwen_1_5": CHATML.format("You are a helpful assistant.", "\n"),
     "llava_llama_3": LLAMA_3.format(SYSTEM["llava_llama_3"]),
+    "phi": VICUNA.format(SYSTEM["vicuna_v1"]).replace("</s>", "<|endoftext|>"),
+    "phi3_instruct": f"<|system|>\n{SYSTEM['phi3_instruct']}<|end|>\n{PHI_3}",
+    "phi3_chat": PHI_3,
     "plain": "#\nHi?\nYes.\nWhy?\n",
     "paligemma": "#<bos>Hi?\nYes.\nWhy?\n",
     "llava_hf": "USER: #\nHi? ASSISTANT: Yes. USER: Why? ASSISTANT:",
@@ -136,6 +140,16 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "original llama 3": ({"model_type": "llava_llama", "eos_token_id": [128009]}, "llava_llama_3"),
     "llava-hf qwen1.5": ({"model_type": "llava_next", "text_config": {"model_type": "qwen2"}}, "qwen_1_5"),
+    "tinyllava phi": ({"model_type": "tinyllava", "text_config": {"model_type": "phi"}}, "phi"),
+    "tinyllava qwen2": ({"model_type": "tinyllava", "text_config": {"model_type": "qwen2"}}, "phi"),
+    "tinyllava llama": ({"model_type": "tinyllava", "text_config": {"model_type": "llama"}}, "vicuna_v1"),
+    "tinyllava before its factory": ({"model_type": "tiny_llava_phi"}, "phi"),
+    "llava++ phi-3": ({"model_type": "llava_phi", "eos_token_id": 32000}, "phi3_instruct"),
+    "llava-hf phi-3": ({"model_type": "llava", "text_config": {"model_type": "phi3"}}, "phi3_chat"),
+    "xtuner phi-3": (
+        {"model_type": "llava", "text_config": {"model_type": "llama", "eos_token_id": 32000}},
+        "phi3_chat",
+    ),
     "nothing known": ({}, "vicuna_v1"),
 }
 

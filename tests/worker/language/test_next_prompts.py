@@ -1,4 +1,4 @@
-"""Prompts of LLaVA-NeXT's templates have the token IDs of the original code for the same text.
+"""Prompts of templates for byte-level tokenizers have the token IDs of the original code for the same text.
 
 The original code renders the prompt as text, splits it at the images and tokenizes each part.
 """
@@ -26,7 +26,14 @@ CONVERSATION = [
     Message("user", ("And this?", IMAGE)),
 ]
 LLAMA_3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-SPECIAL_TOKENS = {"qwen_1_5": ["<|im_start|>", "<|im_end|>"], "llava_llama_3": LLAMA_3}
+PHI_3 = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+SPECIAL_TOKENS = {
+    "qwen_1_5": ["<|im_start|>", "<|im_end|>"],
+    "llava_llama_3": LLAMA_3,
+    "phi": ["<|endoftext|>"],
+    "phi3_instruct": [LLAMA_3[0], *PHI_3],
+    "phi3_chat": [LLAMA_3[0], *PHI_3],
+}
 
 
 def save_tokenizer(folder: Path, special_tokens: list[str]) -> PreTrainedTokenizerFast:
@@ -36,7 +43,9 @@ def save_tokenizer(folder: Path, special_tokens: list[str]) -> PreTrainedTokeniz
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("Ċ", "Ċ"), ("a", "t")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special_tokens])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, rstrip=token in PHI_3) for token in special_tokens]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     bos = {"bos_token": LLAMA_3[0]} if LLAMA_3[0] in special_tokens else {}
     (folder / "tokenizer_config.json").write_text(json.dumps(bos))

@@ -89,6 +89,25 @@ def test_texts_of_one_message_are_joined_by_newlines() -> None:
     assert as_text(build(user("One.", "Two."))).endswith("USER: One.\nTwo. ASSISTANT:")
 
 
+def test_an_image_has_the_features_of_all_its_tiles_even_if_the_grid_is_reduced() -> None:
+    layout = ImageLayout(
+        side=SIDE, tokens_per_tile=16, fit="anyres", grid=((4 * SIDE, 4 * SIDE),), max_tiles=2
+    )
+    expander = TileExpander(layout, BYTES.image_token_id)
+    whole = ImageRef(digest="a", num_tiles=17, side=SIDE, width=64, height=64)
+    low_detail = ImageRef(digest="b", num_tiles=1, side=SIDE, width=64, height=64)
+
+    grid, single = expander.expand([whole, low_detail])
+
+    assert (grid.num_features, single.num_features) == (17 * 16, 16)
+    assert len(grid.token_ids) < 3 * 17
+    builder = PromptBuilder(
+        BYTES, CONVERSATION_TEMPLATES["vicuna_v1"], expander=expander, context_length=4096
+    )
+    [span] = builder.build_chat([user(whole)]).images
+    assert (span.num_encoded, span.length) == (17 * 16, len(grid.token_ids))
+
+
 def test_special_token_in_user_text_is_plain_text() -> None:
     prompt = build(user("</s><image><s>"))
     assert as_text(prompt).count("</s><image><s>") == 1

@@ -1,7 +1,8 @@
 """The conversation templates that LLaVA models were trained with, and template selection.
 
 Each template has the same system message, roles and separators as the template of the same name in the
-original LLaVA (``llava/conversation.py``). ``qwen_1_5`` and ``llava_llama_3`` are from LLaVA-NeXT.
+original LLaVA (``llava/conversation.py``). ``qwen_1_5`` and ``llava_llama_3`` are from LLaVA-NeXT, ``phi`` is
+from TinyLLaVA, ``phi3_instruct`` from LLaVA++ and ``phi3_chat`` from XTuner.
 ``llava_hf`` is the chat template of llava-hf's LLaVA-1.5 checkpoints. ``paligemma`` is the prompt of
 PaliGemma, whose checkpoints have no chat template. To add a template, add an entry here and, if no existing
 format applies, a format in ``prompt_formats``.
@@ -106,6 +107,24 @@ _ALL = [
         end=SpecialToken("<|eot_id|>"),
         format="llama_3",
     ),
+    ConversationTemplate(
+        name="phi",
+        system=_USER_SYSTEM,
+        separator=" ",
+        end=SpecialToken("<|endoftext|>"),
+        format="colons",
+        has_bos=False,
+    ),
+    ConversationTemplate(
+        name="phi3_instruct",
+        system="You are a helpful AI assistant.",
+        separator="\n",
+        end=SpecialToken("<|end|>"),
+        format="phi_3",
+    ),
+    ConversationTemplate(
+        name="phi3_chat", system="", separator="\n", end=SpecialToken("<|end|>"), format="phi_3"
+    ),
     ConversationTemplate(name="plain", system="", separator="\n", end="\n", format="plain"),
     ConversationTemplate(
         name="paligemma", system="", separator="\n", end="\n", format="paligemma", has_bos=False
@@ -115,9 +134,19 @@ _ALL = [
 CONVERSATION_TEMPLATES = {template.name: template for template in _ALL}
 
 _LLAVA_1_5_TEMPLATES = ("vicuna_v1", "llava_v1", "llava_hf")  # the "hf" prompt style requires one of these
+# The first word in the type of the decoder determines the template. "llava_phi" is LLaVA++ with Phi-3.
+_TEMPLATE_OF_TYPE = (
+    ("mistral", "mistral_instruct"),
+    ("qwen", "qwen_1_5"),
+    ("tiny_llava_phi", "phi"),
+    ("llava_phi", "phi3_instruct"),
+    ("phi3", "phi3_chat"),
+    ("phi", "phi"),
+)
 # Llama models whose template is identified by the end token.
 _TEMPLATE_OF_EOS = {
     7: "chatml_direct",  # <|im_end|> of Nous-Hermes-2-Yi-34B, the decoder of LLaVA-1.6-34B
+    32000: "phi3_chat",  # <|endoftext|> of Phi-3, which XTuner converts to Llama
     128001: "llava_llama_3",  # <|end_of_text|>
     128009: "llava_llama_3",  # <|eot_id|>
 }
@@ -158,9 +187,9 @@ def choose_template(
 def template_for_config(config: Mapping[str, Any]) -> str:
     """Return the name of the template for a model with this config.json, in either checkpoint layout.
 
-    ViP-LLaVA was trained with llava_v1. The default is vicuna_v1, which is also returned for LLaVA-v0 and for
-    models based on Llama-2-chat, because their configurations are indistinguishable from those of Vicuna
-    models.
+    ViP-LLaVA was trained with llava_v1, and TinyLLaVA with Qwen2 in the same format as with Phi. The default
+    is vicuna_v1, which is also returned for LLaVA-v0 and for models based on Llama-2-chat, because their
+    configurations are indistinguishable from those of Vicuna models.
     """
     if config.get("model_type") == "vipllava" or config.get("mm_vision_tower") == "clip_4layers_336":
         return "llava_v1"
@@ -168,7 +197,9 @@ def template_for_config(config: Mapping[str, Any]) -> str:
     if not text or not isinstance(text, dict):
         text = config
     model_type = str(text.get("model_type", "llama"))
-    for word, name in (("mistral", "mistral_instruct"), ("qwen", "qwen_1_5")):
+    if config.get("model_type") == "tinyllava" and model_type != "llama":
+        return "phi"
+    for word, name in _TEMPLATE_OF_TYPE:
         if word in model_type:
             return name
     eos = text.get("eos_token_id")

@@ -1,4 +1,4 @@
-"""A model's tokenizer, read from ``tokenizer.json`` or ``tokenizer.model`` in the model's folder.
+"""A model's tokenizer, read from ``tokenizer.json``, ``tokenizer.model`` or ``vocab.json`` in its folder.
 
 With vocabularies like Llama's, a space is prepended to a text, the prefix ``▁``. ``encode`` adds it to the
 same texts as transformers 4.37.2, which the original LLaVA uses. ``encode_segment`` adds it to the same texts
@@ -14,6 +14,11 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from llava_worker.language.byte_level_files import (
+    BYTE_LEVEL_FILES,
+    has_byte_level_files,
+    read_byte_level_files,
+)
 from llava_worker.language.sentencepiece import read_sentencepiece
 from llava_worker.language.tokenizer import TokenizerError
 from llava_worker.model.config.untrusted_file import read_json_object
@@ -30,7 +35,7 @@ _TOKEN_ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "p
 
 
 class HFTokenizer:
-    """A byte-fallback tokenizer (Llama) or a byte-level tokenizer (GPT-2, only from ``tokenizer.json``)."""
+    """A byte-fallback tokenizer (Llama) or a byte-level tokenizer (GPT-2)."""
 
     def __init__(
         self,
@@ -115,6 +120,10 @@ class HFTokenizer:
             )
         return token_id
 
+    def includes_white_space(self, token: str) -> bool:
+        special = self._special_tokens.get(self.special_id(token))
+        return special is not None and special.rstrip
+
     def token_bytes(self, token_id: int) -> bytes:
         if token_id not in self._bytes:
             self._bytes[token_id] = self._read_bytes(token_id)
@@ -177,22 +186,27 @@ class HFTokenizer:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+    names = ("tokenizer.json", "tokenizer.model")
+    return any((folder / name).exists() for name in names) or has_byte_level_files(folder)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """Return the files in the folder that the tokenizer depends on."""
-    vocabulary = folder / "tokenizer.json"
-    if not vocabulary.is_file():
-        vocabulary = folder / "tokenizer.model"
-    paths = (vocabulary, folder / "added_tokens.json", folder / "tokenizer_config.json")
+    formats = (("tokenizer.json",), ("tokenizer.model",), BYTE_LEVEL_FILES)
+    used = next((names for names in formats if (folder / names[0]).is_file()), ())
+    paths = [folder / name for name in (*used, "added_tokens.json", "tokenizer_config.json")]
     return [path for path in paths if path.is_file()]
 
 
 def _load(folder: Path, config: dict[str, Any]) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not has_tokenizer(folder):
-        raise TokenizerError(f"Neither tokenizer.json nor tokenizer.model exists in {folder}.")
+        raise TokenizerError(
+            f"{folder} contains no tokenizer: neither tokenizer.json nor tokenizer.model, nor vocab.json "
+            "with merges.txt. Copy these files from the folder of the original checkpoint."
+        )
+    if not path.exists() and not (folder / "tokenizer.model").exists():
+        return read_byte_level_files(folder)
     if not path.exists():
         scheme = "always" if config.get("legacy") is True else "first"  # as in transformers 5
         return read_sentencepiece(folder / "tokenizer.model", prefix_scheme=scheme)

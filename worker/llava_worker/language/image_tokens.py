@@ -29,7 +29,8 @@ class ImageTokens:
     """The tokens of one image.
 
     ``before`` and ``after`` are texts that are tokenized together with the adjacent text of the prompt.
-    ``width`` and ``height`` are set only if the image features depend on them.
+    ``width`` and ``height`` are set only if the image features depend on them. ``num_features`` is that of
+    `ImageSpan`.
     """
 
     token_ids: list[int]
@@ -37,6 +38,7 @@ class ImageTokens:
     after: str = ""
     width: int = 0
     height: int = 0
+    num_features: int = 0
 
 
 class ImageExpander(Protocol):
@@ -70,7 +72,9 @@ class TileExpander:
         # The size is set only for grids, whose features depend on it. Without a grid, the same pixels produce
         # the same features regardless of the original image's size.
         width, height = (image.width, image.height) if has_grid else (0, 0)
-        return ImageTokens([self._image_token_id] * plan.num_tokens, width=width, height=height)
+        num_features = plan.num_tiles * self._layout.tokens_per_tile
+        token_ids = [self._image_token_id] * plan.num_tokens
+        return ImageTokens(token_ids, width=width, height=height, num_features=num_features)
 
 
 class ProcessorExpander:

@@ -172,6 +172,8 @@ class PromptBuilder:
                 prompt.images.append(_image_span(segment, tokens, start=len(prompt.token_ids)))
                 prompt.token_ids += tokens.token_ids
             else:
+                if isinstance(segment, str) and self._includes_white_space(previous):
+                    segment = segment.lstrip()
                 prompt.token_ids += self._encode_part(segment, is_first=is_first)
             previous = segment
         return prompt
@@ -184,6 +186,9 @@ class PromptBuilder:
                 yield from (start, segment, end)
             else:
                 yield segment
+
+    def _includes_white_space(self, previous: Segment | None) -> bool:
+        return isinstance(previous, SpecialToken) and self._tokenizer.includes_white_space(previous.token)
 
     def _encode_part(self, segment: str | SpecialToken, *, is_first: bool) -> list[int]:
         if isinstance(segment, SpecialToken):
@@ -242,6 +247,7 @@ def _image_span(image: ImageRef, tokens: ImageTokens, *, start: int) -> ImageSpa
         digest=image.digest,
         width=tokens.width,
         height=tokens.height,
+        num_features=tokens.num_features,
     )
 
 

@@ -26,7 +26,7 @@ __all__ = [
     "validate_messages",
 ]
 
-PromptFormat = Literal["colons", "inst", "chatml", "llama_3", "plain", "llava_hf", "paligemma"]
+PromptFormat = Literal["colons", "inst", "chatml", "llama_3", "phi_3", "plain", "llava_hf", "paligemma"]
 
 
 class PromptError(Exception):
@@ -85,9 +85,10 @@ class ConversationTemplate:
     """A built-in template.
 
     ``separator`` follows the system message and each user message. ``end`` follows each assistant message.
-    There are three exceptions: in the "inst" format, ``separator`` precedes every user message except the
-    first; in the "chatml" format, ``end`` and ``separator`` follow every message; in the "llama_3" format,
-    ``separator`` precedes and ``end`` follows every message.
+    There are exceptions: in the "inst" format, ``separator`` precedes every user message except the first; in
+    the "chatml" format, ``end`` and ``separator`` follow every message; in the "llama_3" format,
+    ``separator`` precedes and ``end`` follows every message; in the "phi_3" format, ``separator`` precedes
+    every message, and ``end`` and ``separator`` follow it.
 
     If ``has_bos`` is true, the prompt begins with the beginning-of-sequence token, provided that the
     vocabulary has one. If ``has_image_tags`` is true (only for "colons"), images are rendered as
@@ -129,7 +130,7 @@ class ConversationTemplate:
         if not is_continued:
             return render(self, system, messages[first_turn:])
         space = (
-            "" if self.format in ("chatml", "llama_3", "plain", "paligemma") else " "
+            "" if self.format in ("chatml", "llama_3", "phi_3", "plain", "paligemma") else " "
         )  # before each assistant message
         partial_response = _text(messages[-1])
         return [*render(self, system, messages[first_turn:-1]), f"{space}{partial_response}"]
@@ -196,6 +197,18 @@ def _render_llama_3(template: ConversationTemplate, system: str, turns: Sequence
     return [*segments, *header("assistant")]
 
 
+def _render_phi_3(template: ConversationTemplate, system: str, turns: Sequence[Message]) -> list[Segment]:
+    """``<|user|>\\n{question}<|end|>\\n`` for each message. Phi-3's tokenizer drops most of the newlines."""
+
+    def message(role: str, *parts: Segment) -> list[Segment]:
+        return [SpecialToken(f"<|{role}|>"), template.separator, *parts, template.end, template.separator]
+
+    segments = message("system", system) if system else []
+    for turn in turns:
+        segments += message(turn.role, *_images(turn), _text(turn))
+    return [*segments, SpecialToken("<|assistant|>"), template.separator]
+
+
 def _render_plain(template: ConversationTemplate, system: str, turns: Sequence[Message]) -> list[Segment]:
     """Images and texts without roles, each on a separate line, as in pretraining."""
     segments: list[Segment] = [system]
@@ -234,6 +247,7 @@ _RENDERERS: dict[PromptFormat, Callable[[ConversationTemplate, str, Sequence[Mes
     "inst": _render_inst,
     "chatml": _render_chatml,
     "llama_3": _render_llama_3,
+    "phi_3": _render_phi_3,
     "plain": _render_plain,
     "llava_hf": _render_llava_hf,
     "paligemma": _render_paligemma,

@@ -68,6 +68,10 @@ class Tokenizer(Protocol):
         """Return the ID of a special token. Raises TokenizerError if the vocabulary does not contain it."""
         ...
 
+    def includes_white_space(self, token: str) -> bool:
+        """Return whether this special token includes the white space that follows it, as in Phi-3."""
+        ...
+
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of a token, or b"" for special tokens and IDs outside the vocabulary."""
         ...
@@ -107,6 +111,9 @@ class ByteTokenizer:
         if token == "<image>":
             return self.image_token_id
         return self.bos_token_id if token == "<s>" else self.eos_token_id
+
+    def includes_white_space(self, token: str) -> bool:  # noqa: ARG002
+        return False
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if 0 <= token_id < 256 else b""

@@ -62,7 +62,7 @@ class Llava(nn.Module):
 
     @property
     def encoder_cost(self) -> float:
-        """The cost of encoding an image, per image token, relative to computing a token in the decoder.
+        """The cost of encoding an image, per feature vector, relative to computing a token in the decoder.
 
         The costs are the numbers of multiplications in linear layers.
         """

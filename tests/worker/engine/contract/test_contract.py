@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from llava_wire.messages.event import ErrorCode
@@ -18,21 +19,40 @@ from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
 
 from tests.worker.assignments import make_assignment, make_job
+from tests.worker.byte_level_tokenizer import END_ID, VOCAB_SIZE, write_tokenizer_files
 from tests.worker.engine.contract.engine_model import EngineModel, token_ids
 from tests.worker.engine.transformers.families import write_family
+from tests.worker.phi_family import write_phi_model
 
-ENGINES = ("native", "transformers", "transformers without padding", "echo")
+ENGINES = ("native", "native with Phi", "transformers", "transformers without padding", "echo")
 MAX_SEQUENCES = 3
 QUESTIONS = ("Hi?", "What is in the image, and why is it there?", "Describe it.", "Who?", "When was it made?")
+
+
+def _write_qwen2_vl(folder: Path) -> tuple[str, ...]:
+    return (str(write_family("qwen2_vl", folder / "model")),)
+
+
+def _write_phi(folder: Path) -> tuple[str, ...]:
+    """Write TinyLLaVA. It is quantized, so that its steps use all C++ kernels that support Phi."""
+    write_tokenizer_files(folder, "CodeGenTokenizer")
+    text = {"vocab_size": VOCAB_SIZE, "eos_token_id": END_ID, "max_position_embeddings": 1024}
+    write_phi_model("TinyLLaVA-Phi-2-SigLIP-3.1B", folder, **text)
+    return str(folder), "--precision", "int8"
+
+
+_WRITERS: dict[str, Callable[[Path], tuple[str, ...]]] = {
+    "native": lambda _: ("tiny",),
+    "native with Phi": _write_phi,
+    "echo": lambda _: ("echo",),
+}
 
 
 @pytest.fixture(scope="module", params=ENGINES)
 def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EngineModel:
     name: str = request.param
-    model = {"native": "tiny", "echo": "echo"}.get(name) or str(
-        write_family("qwen2_vl", tmp_path_factory.mktemp("contract") / "model")
-    )
-    flags = ["--model", model, "--device", "cpu", "--max-num-sequences", str(MAX_SEQUENCES)]
+    model, *precision = _WRITERS.get(name, _write_qwen2_vl)(tmp_path_factory.mktemp("contract"))
+    flags = ["--model", model, "--device", "cpu", "--max-num-sequences", str(MAX_SEQUENCES), *precision]
     opened = EngineModel(open_model(load_settings(flags)))
     if isinstance(opened.engine, TransformersEngine):
         opened.engine.is_grouped = name == "transformers"

@@ -266,6 +266,13 @@ def test_encoding_an_image_uses_the_token_budget() -> None:
     assert bench.step() == {"a": (12, 13), "b": (0, 9)}
 
 
+def test_all_features_of_a_grid_use_the_budget_even_if_the_prompt_has_fewer_tokens() -> None:
+    bench = Bench(max_batch_tokens=30, encoder_cost=0.5)
+    bench.add("a", 40, ImageSpan(2, 10, "p", num_features=40))
+
+    assert bench.step() == {"a": (0, 10)}  # 10 tokens and 20 for encoding
+
+
 def test_encoding_shortens_the_chunk_that_contains_the_image() -> None:
     bench = Bench(max_batch_tokens=20, encoder_cost=0.5)
     bench.add("a", 40, ImageSpan(2, 10, "p"), ImageSpan(13, 20, "q"))

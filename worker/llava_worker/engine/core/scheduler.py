@@ -115,7 +115,7 @@ class Scheduler:
         """Create a scheduler.
 
         ``encoded`` contains the `ImageKey` of each image that has already been encoded. ``encoder_cost`` is
-        the cost of encoding an image per image token, relative to the cost of computing a prompt token.
+        the cost of encoding an image per feature vector, relative to the cost of computing a prompt token.
         ``max_token_gap_s`` is the maximum duration of a step with prompts while other sequences are decoding.
         """
         require_batch_tokens(max_batch_tokens, max_num_sequences)
@@ -289,16 +289,16 @@ class Scheduler:
         key = (sequence.cache_scope, image.content)
         if key in self._encoded or key in budget.images:
             return True
-        if budget.images and image.length > budget.num_image_tokens:
+        if budget.images and image.num_encoded > budget.num_features:
             return False
-        cost = math.ceil(self._encoder_cost * image.length)
+        cost = math.ceil(self._encoder_cost * image.num_encoded)
         if num_before + cost < budget.num_tokens:  # at least one token of the image fits, too
             budget.num_tokens -= cost
-            budget.num_image_tokens -= image.length
+            budget.num_features -= image.num_encoded
         elif budget.has_prompts or num_before:
             return False
         else:
-            budget.num_image_tokens = 0  # the budget is exceeded, so this is the only new image of the step
+            budget.num_features = 0  # the budget is exceeded, so this is the only new image of the step
             budget.num_excess = cost
         budget.images.add(key)
         return True
@@ -320,13 +320,13 @@ def priority_key(sequence: Sequence) -> tuple[int, int]:
 class _Budget:
     """The remaining budget of a step, in tokens.
 
-    ``num_image_tokens`` limits the memory of the features that a step encodes. The first image of a step is
-    encoded even if it has more tokens. ``num_excess`` is the cost of an image that exceeds the budget.
+    ``num_features`` limits the memory of the features that a step encodes. The first image of a step is
+    encoded even if it has more features. ``num_excess`` is the cost of an image that exceeds the budget.
     ``has_prompts`` is true once prompt tokens have been scheduled.
     """
 
     num_tokens: int
-    num_image_tokens: int
+    num_features: int
     num_excess: int = 0
     images: set[tuple[str, str]] = field(default_factory=set)
     has_prompts: bool = False

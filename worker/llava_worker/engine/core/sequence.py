@@ -40,6 +40,8 @@ class ImageSpan:
 
     ``digest`` is a hash of the pixels. ``width`` and ``height`` are the dimensions of the original image
     after EXIF rotation. Only models with image grids need them; for other models, they are 0.
+    ``num_features`` is the number of feature vectors of all tiles. It exceeds ``length`` if the features of a
+    grid are cropped or reduced. 0 means the same number as ``length``.
     """
 
     start: int
@@ -47,10 +49,16 @@ class ImageSpan:
     digest: str
     width: int = 0
     height: int = 0
+    num_features: int = 0
 
     @property
     def end(self) -> int:
         return self.start + self.length
+
+    @property
+    def num_encoded(self) -> int:
+        """The number of feature vectors that the vision tower computes."""
+        return self.num_features or self.length
 
     @property
     def content(self) -> str:
