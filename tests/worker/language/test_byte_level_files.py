@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llava_worker.language.hf_tokenizer import HFTokenizer, has_tokenizer, tokenizer_files
 from llava_worker.language.tokenizer import TokenizerError
+from llava_worker.language.tokenizer_check import TokenizerCheck
 from transformers import AutoTokenizer
 
 from tests.worker.byte_level_tokenizer import END, write_tokenizer_files
@@ -80,3 +81,16 @@ def test_invalid_files_are_rejected_with_the_problem(tmp_path: Path) -> None:
         with pytest.raises(TokenizerError, match="are not a valid vocabulary"):
             HFTokenizer(tmp_path)
         shutil.copy(backup, tmp_path / name)
+
+
+def test_files_that_crash_the_library_are_found_in_a_sandbox(tmp_path: Path) -> None:
+    write_tokenizer_files(tmp_path, CLASSES[0])
+    check = TokenizerCheck()
+    try:
+        check.check(tmp_path)
+        (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1}')
+        (tmp_path / "merges.txt").write_text("a b")
+        with pytest.raises(TokenizerError, match=r"vocab\.json makes the tokenizers library crash"):
+            check.check(tmp_path)
+    finally:
+        check.close()

@@ -1,8 +1,8 @@
-"""Loads an untrusted ``tokenizer.json`` in a `SandboxedProcess` before the worker loads it itself.
+"""Loads untrusted tokenizer files in a `SandboxedProcess` before the worker loads them itself.
 
 The tokenizers library is fast, but it trusts its files: a file can contain a regular expression that never
 ends or does not fit in memory, a normalizer that multiplies the length of each text, or values that abort the
-process. The child process loads the file and tokenizes texts that make common expressions backtrack. A file
+process. The child process loads the files and tokenizes texts that make common expressions backtrack. A file
 that passes can still contain an expression that is slow for a specific text.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from llava_worker.language.byte_level_files import has_byte_level_files, read_byte_level_files
 from llava_worker.language.tokenizer import TokenizerError
 from llava_worker.model.config.untrusted_file import CheckpointError, read_bytes
 from llava_worker.sandboxed_process import ProcessFailure, ProcessLimits, SandboxedProcess, serve
@@ -23,6 +24,7 @@ __all__ = ["TokenizerCheck"]
 
 _LIMITS = ProcessLimits(cpu_s=10.0, timeout_s=120.0, memory_bytes=2 << 30)
 _MAX_BYTES = 64 << 20
+_VOCABULARY = "vocab.json"
 _MAX_GROWTH = 64  # of a text's length by the normalizer, in characters
 _MAX_ADDED_TOKENS = 1 << 16
 _MAX_ERROR_LENGTH = 500
@@ -42,8 +44,10 @@ class TokenizerCheck:
         self._process.start()
 
     def check(self, folder: Path) -> None:
-        """Check the folder's tokenizer.json, if it has one. Raises TokenizerError."""
+        """Check the folder's tokenizer.json, or its vocab.json and merges.txt. Raises TokenizerError."""
         path = folder / "tokenizer.json"
+        if not path.exists() and has_byte_level_files(folder):
+            path = folder / _VOCABULARY
         if not path.exists():
             return
         try:
@@ -71,13 +75,9 @@ def _open_checker(_setup: Any) -> Callable[[Any], object]:
 
 
 def _find_error(path: Any) -> str | None:
-    """Return why the file cannot be used, or None if it can."""
+    """Return why the file, or vocab.json with the files next to it, cannot be used, or None if it can."""
     try:
-        data = read_bytes(Path(path), max_bytes=_MAX_BYTES)
-    except CheckpointError as error:
-        return str(error)
-    try:
-        tokenizer = Tokenizer.from_buffer(data)
+        tokenizer = _load(Path(path))
         tokenizer.no_padding()
         tokenizer.no_truncation()
         description = tokenizer.to_str()
@@ -88,9 +88,17 @@ def _find_error(path: Any) -> str | None:
                 tokenizer.encode(text, add_special_tokens=False)
     except MemoryError:
         raise
+    except (CheckpointError, TokenizerError) as error:
+        return str(error)
     except Exception as error:  # the tokenizers library raises a plain Exception if it cannot read a file
         return f"The tokenizer file {path} could not be read: {str(error)[:_MAX_ERROR_LENGTH]}"
     return None if problem is None else f"The tokenizer file {path} is not supported: {problem}"
+
+
+def _load(path: Path) -> Tokenizer:
+    if path.name == _VOCABULARY:
+        return read_byte_level_files(path.parent)
+    return Tokenizer.from_buffer(read_bytes(path, max_bytes=_MAX_BYTES))
 
 
 def _problem(description: dict[str, Any]) -> str | None:
