@@ -116,7 +116,7 @@ def test_a_model_that_no_engine_supports_ends_in_one_sentence(
 
     (error,) = [line for line in worker.log.splitlines() if "cannot be served" in line]
     assert "has model_type 'bert'" in error
-    assert "The native engine supports llava, llava_next" in error
-    assert "transformers has no AutoModelForImageTextToText of this type" in error
+    assert "the native engine supports llava, llava_next" in error
+    assert "transformers has no AutoModelForImageTextToText for model_type 'bert'" in error
     assert "for example llava_onevision, qwen2_vl" in error
     assert "Traceback" not in worker.log
