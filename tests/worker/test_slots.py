@@ -169,9 +169,15 @@ def test_overflow_slots_add_a_quarter_of_the_slots_once_all_slots_are_in_use() -
 
 
 def test_jobs_that_wait_for_an_overflow_slot_are_found_within_a_fraction_of_a_step() -> None:
-    assert [overflow_poll_s(step_s, 0) for step_s in (0.02, 0.1, 2.0)] == [0.02, 0.025, 0.5]
-    assert [overflow_poll_s(step_s, 0) for step_s in (0.0, 0.01)] == [0.1, 0.1]  # emits report them earlier
-    assert [overflow_poll_s(step_s, 1) for step_s in (0.0, 2.0)] == [0.02, 0.02]
+    def intervals(*, is_preparing: bool, has_prompts: bool) -> list[float]:
+        return [
+            overflow_poll_s(step_s, is_preparing=is_preparing, has_prompts=has_prompts)
+            for step_s in (0.01, 0.02, 0.1, 2.0)
+        ]
+
+    assert intervals(is_preparing=False, has_prompts=True) == [3.0, 0.02, 0.025, 0.5]
+    assert intervals(is_preparing=False, has_prompts=False) == [3.0, 3.0, 0.1, 0.5]  # emits report them
+    assert intervals(is_preparing=True, has_prompts=False) == [0.02] * 4
 
 
 def test_jobs_in_preparation_add_overflow_slots() -> None:
