@@ -419,7 +419,8 @@ _LANGUAGE = {
         _tokenizer("added_tokens", [_added(id=1200 + i, content=f"<{i}>") for i in range(100_000)]),
         r"tokenizer\.json .*added_tokens",
     ),
-    "an ID outside the vocabulary": Hostile(_tokenizer("model.vocab.zzz", 1300), "'zzz' has the ID 1300"),
+    "an ID outside the vocabulary": Hostile(_tokenizer("model.vocab.a", 1300), "'a' has the ID 1300"),
+    "an ID of another token": Hostile(_tokenizer("model.vocab.zzz", 1197), "'<image>' has the ID 1198, but"),
     "an ID of 2^32 - 1": Hostile(_tokenizer("model.vocab.zzz", 2**32 - 1), r"tokenizer\.json"),
     "an ID of 2^31": Hostile(
         _tokenizer("model.vocab.zzz", 2**31),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from llava_wire.messages.job import Job
 from llava_wire.messages.sampling_params import SamplingParams
-from llava_worker.worker import has_overflow_slot, sequence_priority
+from llava_worker.worker import has_overflow_slot, overflow_poll_s, sequence_priority
 
 from tests.waiting import async_wait_until
 from tests.worker.job_client import JobClient
@@ -166,6 +166,18 @@ def test_the_priority_of_a_job_precedes_the_shares_of_tenants() -> None:
 def test_overflow_slots_add_a_quarter_of_the_slots_once_all_slots_are_in_use() -> None:
     assert [num_jobs for num_jobs in range(30) if has_overflow_slot(num_jobs, 16)] == [16, 17, 18, 19]
     assert [num_jobs for num_jobs in range(30) if has_overflow_slot(num_jobs, 1)] == [1]
+
+
+def test_jobs_that_wait_for_an_overflow_slot_are_found_within_a_fraction_of_a_step() -> None:
+    def intervals(*, is_preparing: bool, has_prompts: bool) -> list[float]:
+        return [
+            overflow_poll_s(step_s, is_preparing=is_preparing, has_prompts=has_prompts)
+            for step_s in (0.01, 0.02, 0.1, 2.0)
+        ]
+
+    assert intervals(is_preparing=False, has_prompts=True) == [3.0, 0.02, 0.025, 0.5]
+    assert intervals(is_preparing=False, has_prompts=False) == [3.0, 3.0, 0.1, 0.5]  # emits report them
+    assert intervals(is_preparing=True, has_prompts=False) == [0.02] * 4
 
 
 def test_jobs_in_preparation_add_overflow_slots() -> None:

@@ -44,11 +44,11 @@ from llava_worker.model_thread import ModelThread
 if TYPE_CHECKING:
     from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 
-__all__ = ["LEAVE_TIMEOUT_S", "Worker", "has_overflow_slot", "sequence_priority"]
+__all__ = ["LEAVE_TIMEOUT_S", "Worker", "has_overflow_slot", "overflow_poll_s", "sequence_priority"]
 
 _PROGRESS_S = 1.0  # maximum time between emits while the engine is running steps; far below any hang timeout
-# Intervals of overflow pulls while jobs in preparation occupy the slots, and while the engine is slow.
-_PREPARING_POLL_S, _SLOW_POLL_S = 0.02, 0.1
+# The shortest intervals of overflow pulls while jobs are prepared or prompts computed, and at other times.
+_MIN_OVERFLOW_POLL_S, _SLOW_POLL_S = 0.02, 0.1
 _RECONCILE_S = 3.0  # infrequent, because reconciliation only repairs states that should not occur
 _STOP_TIMEOUT_S = 5.0  # time allowed for the engine to finish its current step
 # The usual time between SIGTERM and SIGKILL. If the worker is killed, its lease expires.
@@ -203,7 +203,6 @@ class Worker:
                 for assignment in await self._consumer.pull(num_free):
                     self._start_job(assignment)
             else:
-                # Without frequent emits, no reply reports that a job is waiting for an overflow slot.
                 await _wait(self._slot_freed, self._overflow_poll_s)
             await self._fill_overflow_slots()
             if time.monotonic() >= next_reconcile:
@@ -218,9 +217,10 @@ class Worker:
 
     @property
     def _overflow_poll_s(self) -> float:
-        if self._preparing:
-            return _PREPARING_POLL_S
-        return _SLOW_POLL_S if self._engine.step_s > _SLOW_POLL_S else _RECONCILE_S
+        has_prompts = any(output.num_pending_tokens for output in self._in_engine.values())
+        return overflow_poll_s(
+            self._engine.step_s, is_preparing=bool(self._preparing), has_prompts=has_prompts
+        )
 
     def _has_overflow_slot(self) -> bool:
         return has_overflow_slot(len(self._in_engine), self._num_slots, num_preparing=len(self._preparing))
@@ -416,6 +416,19 @@ def has_overflow_slot(num_running: int, num_slots: int, *, num_preparing: int = 
     num_jobs = num_running + num_preparing
     num_overflow_slots = max(1, num_slots // 4) + min(num_preparing, num_slots)
     return num_slots <= num_jobs < num_slots + num_overflow_slots
+
+
+def overflow_poll_s(step_s: float, *, is_preparing: bool, has_prompts: bool) -> float:
+    """Return the interval of overflow pulls while all slots are in use.
+
+    The replies to emits also report jobs that are waiting for an overflow slot. But steps that only compute
+    parts of prompts have no outputs to emit, and neither do jobs in preparation. If steps are long, the
+    interval is a fraction of a step, so that a job waits little longer than for the end of a step.
+    """
+    if is_preparing:
+        return _MIN_OVERFLOW_POLL_S
+    shortest_s = _MIN_OVERFLOW_POLL_S if has_prompts else _SLOW_POLL_S
+    return max(shortest_s, step_s / 4) if step_s >= shortest_s else _RECONCILE_S
 
 
 def sequence_priority(job: Job, num_prompt_tokens: int, others: Iterable[tuple[Job, int]]) -> int:

@@ -147,6 +147,7 @@ class Controller:
             raise from_wire_error(error) from error
         if job.job_id in self._detached:
             return await self.resume(job, timeout_s=job.ttl_s, event_arrived=event_arrived)
+        self._check_num_readers(job.job_id)  # again, because simultaneous requests may have become readers
         self._follow_other(output)
         return output
 

@@ -232,7 +232,7 @@ def _check_added_tokens(path: Path, tokenizer: Tokenizer) -> None:
     """
     for token in json.loads(path.read_text("utf-8"))["added_tokens"]:
         token_id = tokenizer.token_to_id(token["content"])
-        if token_id != token["id"]:
+        if token["content"] and token_id != token["id"]:  # the library ignores empty tokens
             raise TokenizerError(
                 f"{path} is invalid. The added token {token['content']!r} has the ID {token['id']}, but the "
                 f"next ID after the vocabulary is {token_id}. Add the token to model.vocab in the file."

@@ -55,10 +55,20 @@ def decode(device: Device, num_steps: int = 10) -> None:
         device.step()
 
 
+def learn_speed(device: Device) -> None:
+    """Measure steps with and without prompts, then remove all sequences."""
+    decode(device)
+    device.add("first", 600)
+    while device.step().get("first", (0, 0))[1] < 600:
+        pass
+    for sequence in list(device.scheduler):
+        device.scheduler.remove(sequence)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_steps_with_prompts_are_as_long_as_the_limit_once_the_speed_is_known(seed: int) -> None:
     random_ = random.Random(seed)
-    device = Device(0.4, decode_s=random_.uniform(0.01, 0.15), token_s=random_.uniform(0.0005, 0.005))
+    device = Device(0.4, decode_s=random_.uniform(0.04, 0.15), token_s=random_.uniform(0.0005, 0.005))
     decode(device)
     device.add("first", 1500)
     while device.step()["first"][1] < 1500:
@@ -73,27 +83,49 @@ def test_steps_with_prompts_are_as_long_as_the_limit_once_the_speed_is_known(see
     assert min(full) >= min(0.4, full_budget_s) * 0.8
 
 
-@pytest.mark.parametrize(
-    ("decode_s", "num_tokens"),
-    [
-        (0.005, 176),  # 0.1 s minus a decode step, at 0.5 ms per token
-        (0.02, 352),  # ten decode steps minus one
-        (0.15, 512),  # the whole budget takes less than ten decode steps
-    ],
-)
-def test_while_no_stream_is_running_steps_are_short_if_this_costs_little_throughput(
-    decode_s: float, num_tokens: int
-) -> None:
-    device = Device(0.4, decode_s=decode_s, token_s=0.0005)
-    decode(device)
-    device.add("first", 600)
-    while device.step().get("first", (0, 0))[1] < 600:
-        pass
-    for sequence in list(device.scheduler):
-        device.scheduler.remove(sequence)
-    device.add("second", 1500)
-    start, end = device.step()["second"]
-    assert end - start == num_tokens
+@pytest.mark.parametrize("has_stream", [False, True])
+def test_steps_are_short_if_this_costs_little_throughput(has_stream: bool) -> None:
+    device = Device(0.4, decode_s=0.01, token_s=0.0005)
+    learn_speed(device)
+    if has_stream:
+        decode(device)
+    device.add("long", 1500)
+    start, end = device.step()["long"]
+    assert end - start == 176  # ten decode steps minus one take 180 times as long as a prompt token
+
+
+def test_a_new_request_does_not_wait_for_long_prompts_of_lower_priority() -> None:
+    device = Device(0.4, decode_s=0.01, token_s=0.0005)
+    learn_speed(device)
+    for number in range(4):
+        device.add(f"long {number}", 1500)
+    device.step()
+    device.add("short", 50, priority=1)
+    device.seconds.clear()
+    chunks = device.step()
+    assert chunks["short"] == (0, 50)
+    assert device.seconds[0] <= 2 * device.decode_s + 50 * device.token_s
+    assert sum(end - start for start, end in chunks.values()) > 50  # the long prompts progress, too
+
+    for _ in range(10):
+        device.seconds.clear()
+        device.step()
+        assert device.seconds[0] <= 3 * device.decode_s
+    for _ in range(50):
+        device.step()
+    for number in range(4):
+        device.add(f"next {number}", 1500)
+    device.seconds.clear()
+    device.step()
+    assert device.seconds[0] > 9 * device.decode_s
+
+
+def test_a_short_prompt_of_equal_priority_does_not_shorten_the_step() -> None:
+    device = Device(0.4, decode_s=0.01, token_s=0.0005)
+    learn_speed(device)
+    device.add("short", 50)
+    device.add("long", 1500)
+    assert device.step() == {"short": (0, 50), "long": (0, 126)}
 
 
 def test_without_a_limit_prompts_use_the_whole_budget() -> None:
@@ -129,6 +161,19 @@ def test_new_images_count_with_their_duration() -> None:
     prefill = device.seconds[11:]  # the first step with a prompt is measured
     assert max(prefill) <= 0.4 * 1.1
     assert len(prefill) <= 8  # an image takes 0.2 s, so almost two fit in each step
+
+
+def test_an_image_is_encoded_although_every_step_has_prompts_of_higher_priority() -> None:
+    device = Device(0.4, decode_s=0.01, token_s=0.001, image_s=1.0)
+    learn_speed(device)
+    device.add("image", 100, ImageSpan(0, 100, "digest"))
+    num_steps, chunks = 0, dict[str, tuple[int, int]]()
+    while "image" not in chunks and num_steps < 20:
+        text = device.add(f"text {num_steps}", 5, priority=1)
+        chunks = device.step()
+        device.scheduler.remove(text)
+        num_steps += 1
+    assert 1 < num_steps <= 10
 
 
 def test_an_interruption_of_the_process_hardly_changes_the_limit() -> None:

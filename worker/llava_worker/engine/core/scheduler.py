@@ -13,8 +13,8 @@ Each step is scheduled in the following stages:
 
 A new image is encoded in the step that computes its first token, together with all other new images of the
 step. Encoding an image uses the budget like prompt tokens that take equally long. If the budget of a step is
-too small for an image, the image is encoded in a step without other prompt tokens before it. A step therefore
-exceeds its budget by at most one image.
+too small for an image, the image is encoded in a step without other prompt tokens before it, or after it has
+been deferred for several steps. A step therefore exceeds its budget by at most one image.
 
 Sequences of equal priority are served in arrival order. If a waiting sequence can share tokens that are about
 to be computed for a running sequence, the waiting sequence is skipped until these tokens have been computed.
@@ -38,6 +38,12 @@ from llava_worker.engine.core.sequence import ImageSpan, Sequence
 from llava_worker.engine.core.token_gap import TokenGap
 
 __all__ = ["Chunk", "Scheduler", "SchedulerOutput", "priority_key"]
+
+
+# After a prompt has been completed before prompts of lower priority, more such requests are expected for this
+# number of steps.
+_NUM_OVERTAKEN_STEPS = 50
+_MAX_DEFERRED = 8  # number of steps
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):
@@ -130,6 +136,7 @@ class Scheduler:
         self._encoded = encoded
         self._encoder_cost = encoder_cost
         self._token_gap = TokenGap(max_token_gap_s)
+        self._num_overtaken_steps = 0  # whose prompts use a smaller budget
         self._prompt_cost = 0  # of the step that was scheduled last
 
     def __iter__(self) -> Iterator[Sequence]:
@@ -154,17 +161,20 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput:
         """Schedule the next step. The schedule is empty only if there are no sequences."""
-        budget = _Budget(self._max_batch_tokens, self._max_batch_tokens)
         self._preempt_for_priority()
-        output = SchedulerOutput(self._schedule_decodes(budget), [])
-        num_available = self._token_gap.max_prompt_cost(budget.num_tokens, has_streams=bool(output.chunks))
-        budget.num_tokens = num_available
+        output = SchedulerOutput(self._schedule_decodes(), [])
+        num_left = self._max_batch_tokens - len(output.chunks)
+        self._num_overtaken_steps -= self._num_overtaken_steps > 0
+        num_tokens = self._token_gap.max_prompt_cost(
+            num_left, has_streams=bool(output.chunks), is_overtaken=self._num_overtaken_steps > 0
+        )
+        budget = _Budget(num_tokens, num_features=self._max_batch_tokens)
         begun = [sequence for sequence in self.running if sequence.num_uncomputed > 1]
         if begun:
             self._schedule_waiting(budget, output, above=begun[0].priority)
         output.chunks.extend(self._schedule_begun_prompts(begun, budget))
         self._schedule_waiting(budget, output)
-        self._prompt_cost = num_available - budget.num_tokens + budget.num_excess
+        self._prompt_cost = budget.num_used
         return output
 
     def record_duration(self, seconds: float, *, is_ahead: bool) -> None:
@@ -208,13 +218,12 @@ class Scheduler:
             sequence, num_spare=num_running
         )
 
-    def _schedule_decodes(self, budget: _Budget) -> list[Chunk]:
-        chunks = []
-        for sequence in self.running:  # preemption removes sequences from the end of this list
-            if sequence.num_uncomputed == 1 and self._append_slot(sequence):
-                budget.num_tokens -= 1
-                chunks.append(Chunk(sequence, sequence.num_computed, sequence.num_tokens))
-        return chunks
+    def _schedule_decodes(self) -> list[Chunk]:
+        return [
+            Chunk(sequence, sequence.num_computed, sequence.num_tokens)
+            for sequence in self.running  # preemption removes sequences from the end of this list
+            if sequence.num_uncomputed == 1 and self._append_slot(sequence)
+        ]
 
     def _append_slot(self, sequence: Sequence) -> bool:
         """Allocate a slot for the newest token, preempting sequences if necessary.
@@ -262,6 +271,10 @@ class Scheduler:
 
     def _next_chunk(self, sequence: Sequence, budget: _Budget) -> Chunk | None:
         """Return the largest chunk of the sequence that fits in the budget, or None if no token fits."""
+        if sequence.priority < budget.first_token_priority:
+            self._num_overtaken_steps = _NUM_OVERTAKEN_STEPS
+            budget.num_tokens = self._token_gap.extra_prompt_cost(budget.num_tokens)
+            budget.first_token_priority = sequence.priority
         start = sequence.num_computed
         end = min(sequence.num_tokens, start + budget.num_tokens)
         for image in sequence.images_within(start, end):
@@ -274,9 +287,12 @@ class Scheduler:
             end = min(end, start + budget.num_tokens)
         if end == start:
             return None
-        budget.num_tokens -= end - start
+        budget.use(end - start)
         budget.has_prompts = True
-        return Chunk(sequence, start, end)
+        chunk = Chunk(sequence, start, end)
+        if chunk.is_last:
+            budget.first_token_priority = sequence.priority
+        return chunk
 
     def _reserve_encoding(
         self, sequence: Sequence, image: ImageSpan, budget: _Budget, num_before: int
@@ -293,14 +309,16 @@ class Scheduler:
             return False
         cost = math.ceil(self._encoder_cost * image.num_encoded)
         if num_before + cost < budget.num_tokens:  # at least one token of the image fits, too
-            budget.num_tokens -= cost
+            budget.use(cost)
             budget.num_features -= image.num_encoded
-        elif budget.has_prompts or num_before:
+        elif budget.images or ((budget.has_prompts or num_before) and sequence.num_deferred < _MAX_DEFERRED):
+            sequence.num_deferred += 1
             return False
         else:
             budget.num_features = 0  # the budget is exceeded, so this is the only new image of the step
-            budget.num_excess = cost
+            budget.num_used += cost
         budget.images.add(key)
+        sequence.num_deferred = 0
         return True
 
     def _preempt_last(self) -> Sequence:
@@ -318,15 +336,21 @@ def priority_key(sequence: Sequence) -> tuple[int, int]:
 
 @dataclass(slots=True)
 class _Budget:
-    """The remaining budget of a step, in tokens.
+    """The remaining budget of a step for prompts, in tokens.
 
     ``num_features`` limits the memory of the features that a step encodes. The first image of a step is
-    encoded even if it has more features. ``num_excess`` is the cost of an image that exceeds the budget.
-    ``has_prompts`` is true once prompt tokens have been scheduled.
+    encoded even if it has more features. ``num_used`` is the cost of the scheduled prompts and images.
+    ``has_prompts`` is true once prompt tokens have been scheduled. ``first_token_priority`` is the priority
+    of the prompts that are completed in the step and thus wait for its end, or infinitely low if none is.
     """
 
     num_tokens: int
     num_features: int
-    num_excess: int = 0
+    num_used: int = 0
     images: set[tuple[str, str]] = field(default_factory=set)
     has_prompts: bool = False
+    first_token_priority: float = -math.inf
+
+    def use(self, num_tokens: int) -> None:
+        self.num_tokens -= num_tokens
+        self.num_used += num_tokens

@@ -110,9 +110,11 @@ class Sequence:
     # [0, num_computed). Other sequences may share the first num_published blocks. block_keys are the hash
     # keys of the leading blocks, whether or not they have been computed; the list is append-only. num_cached
     # is the number of prompt tokens found in the prefix cache at the first admission, and None before that.
-    # arrival numbers the sequences in order of arrival. end_ids are the tokens that end the output. The first
+    # arrival numbers the sequences in order of arrival. num_deferred is the number of steps whose budget was
+    # too small for the next image. end_ids are the tokens that end the output. The first
     # entry of prompt_logprobs is for the second token of the prompt.
     arrival: int = field(default=0, init=False)
+    num_deferred: int = field(default=0, init=False)
     block_table: list[int] = field(default_factory=list, init=False, repr=False)
     block_keys: list[bytes] = field(default_factory=list, init=False, repr=False)
     num_published: int = field(default=0, init=False, repr=False)

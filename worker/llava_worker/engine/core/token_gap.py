@@ -19,9 +19,10 @@ _MAX_RATIO = (
     4.0  # of a new measurement to the average, so that an interruption of the process has little effect
 )
 _MIN_COST = 16  # smaller prompt costs are neither measured nor scheduled
-# While no stream is running, a new request should not wait for a longer step. Each step also takes the time
-# of a decode step, in which the weights are read. It may use at most a tenth of the time.
-_WAIT_S, _MIN_STEP_RATIO = 0.1, 10.0
+# A new request waits for the current step, so a step with prompts should be short. But each step also takes
+# the time of a decode step, in which the weights are read. Prompts are slower by a tenth, or by a third while
+# other requests overtake them.
+_MAX_STEP_RATIO, _OVERTAKEN_STEP_RATIO = 10.0, 3.0
 
 
 class TokenGap:
@@ -36,17 +37,29 @@ class TokenGap:
         self._decode_s = 0.0
         self._unit_s = 0.0  # 0 until it has been measured
 
-    def max_prompt_cost(self, budget: int, *, has_streams: bool) -> int:
+    def max_prompt_cost(self, budget: int, *, has_streams: bool, is_overtaken: bool = False) -> int:
         """Return the maximum prompt cost of a step, at most ``budget``.
 
         ``has_streams`` is true if sequences are decoding. Their tokens wait for the end of the step.
+        ``is_overtaken`` is true if sequences of higher priority have recently overtaken the prompts.
         """
+        seconds = (_OVERTAKEN_STEP_RATIO if is_overtaken else _MAX_STEP_RATIO) * self._decode_s
+        if has_streams:
+            seconds = min(seconds, max(self._max_s, 2 * self._decode_s))
+        return self._cost(seconds - self._decode_s, budget)
+
+    def extra_prompt_cost(self, budget: int) -> int:
+        """Return the maximum cost of prompts in a step that completes a prompt of higher priority.
+
+        The first token after the completed prompt waits for the end of the step. The cost is therefore only
+        that of a decode step, or ``budget`` if it is lower.
+        """
+        return self._cost(self._decode_s, budget)
+
+    def _cost(self, seconds: float, budget: int) -> int:
+        """Return the prompt cost that takes this time, at most ``budget``, or ``budget`` if it is unknown."""
         if math.isinf(self._max_s) or not self._unit_s or not self._decode_s:
             return budget
-        if has_streams:
-            seconds = max(self._max_s - self._decode_s, self._decode_s)
-        else:
-            seconds = max(min(_WAIT_S, self._max_s), _MIN_STEP_RATIO * self._decode_s) - self._decode_s
         return min(budget, max(_MIN_COST, int(seconds / self._unit_s) // _MIN_COST * _MIN_COST))
 
     def observe(self, *, prompt_cost: int, seconds: float) -> None:
