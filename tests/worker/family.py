@@ -138,6 +138,11 @@ def _yi_34b(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     return _llava_hf(_with_grid(options, rng), folder, seed)
 
 
+def _phi(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+    options = _options(rng, groups=[1, 2], kind="phi", partial_rotary_factor=0.5)
+    return _llava_hf(options, folder, seed)
+
+
 def _interleave(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     options = _options(rng, groups=[1, 2], kind="qwen2", tie_word_embeddings=bool(seed % 2))
     options["vision"] |= {"model_type": "siglip_vision_model"}
@@ -198,6 +203,7 @@ CLASSES = {
     "1.6, vicuna": _vicuna,
     "1.6, mistral": _mistral,
     "1.6, 34B": _yi_34b,
+    "1.5, Phi": _phi,
     "llava-interleave": _interleave,
     "OneVision": _onevision,
     "1.5-HD": _llava_1_5_hd,
