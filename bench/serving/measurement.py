@@ -33,18 +33,18 @@ def measure_target(
 ) -> dict[str, Any]:
     """Start the server twice, and measure the workloads after the second start.
 
-    Before the first start, everything that the server stored during earlier starts is deleted. The weights
-    are read into the page cache, so that startup times do not include disk reads. A start ends with the
-    response to a short text-only request. Raises Unavailable if the server does not start or exits.
+    Before the first start and after the second, everything that the server stored is deleted. The weights are
+    read into the page cache, so that startup times do not include disk reads. A start ends with the response
+    to a short text-only request. Raises Unavailable if the server does not start or exits.
     """
-    if target.cache:
-        shutil.rmtree(target.cache, ignore_errors=True)
-    with _started(target, idle_s) as (_, first):
-        pass
-    with _started(target, idle_s) as (server, second):
-        loaded = server.memory()
-        results = measure_running(server.url, target.model, workloads)
-        memory = {"loaded": asdict(loaded), "used": asdict(server.memory())}
+    with _empty_folder(target.cache):
+        with _started(target) as (_, first):
+            pass
+        with _started(target) as (server, second):
+            time.sleep(idle_s)
+            loaded = server.memory()
+            results = measure_running(server.url, target.model, workloads)
+            memory = {"loaded": asdict(loaded), "used": asdict(server.memory())}
     return {"starts": [first, second], "memory": memory, "server_command": _command_line(target), **results}
 
 
@@ -66,13 +66,24 @@ def measure_running(url: str, model: str | None, workloads: Mapping[str, Workloa
 
 
 @contextmanager
-def _started(target: Target, idle_s: float) -> Iterator[tuple[RunningTarget, dict[str, float]]]:
+def _empty_folder(folder: Path | None) -> Iterator[None]:
+    """Delete the folder before and after its use."""
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    finally:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _started(target: Target) -> Iterator[tuple[RunningTarget, dict[str, float]]]:
     """Start the server, and yield it with its startup times."""
     if target.weights:
         _read_into_page_cache(target.weights)
     with run_target(target) as server:
         times = {"ready_s": server.ready_s, "first_response_s": server.ready_s + _response_s(target, server)}
-        time.sleep(idle_s)
         yield server, times
 
 

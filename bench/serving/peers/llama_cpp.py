@@ -45,7 +45,8 @@ def _target(model: ServedModel, kind: str) -> Target:
     def command(port: int) -> list[str]:
         files = ["-m", str(weights), "--mmproj", str(tower)]
         sizes = ["-c", str(model.kv_tokens), "-np", str(model.num_at_once)]
-        options = ["--threads", str(len(os.sched_getaffinity(0))), "--flash-attn", "on"]
+        # The prompts of finished requests are not stored: no workload sends them again.
+        options = ["--threads", str(len(os.sched_getaffinity(0))), "--flash-attn", "on", "--cache-ram", "0"]
         program = str(_PROGRAMS / "llama-server")
         return [program, *files, *sizes, *options, "--host", "127.0.0.1", "--port", str(port)]
 

