@@ -79,7 +79,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	$(BIN)/proselint check --config .proselint.json --output-format compact *.md docs bench examples worker
+	$(BIN)/proselint check --config .proselint.json --output-format compact *.md docs bench/README.md examples worker
 
 # Builds the documentation site in dist/site, and tests it. Warnings are errors, unless mkdocs runs with --quiet.
 docs: $(VENV)/.dev $(DOCS)/.done
