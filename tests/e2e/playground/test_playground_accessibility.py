@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
-from typing import Any
 
 import pytest
 from playwright.sync_api import Page, Response, expect
 
+from tests.axe import findings
 from tests.e2e.playground.page_actions import ask, drop_image, finished, response_text, scripted
 from tests.processes import ControllerProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
 
-AXE = (files("axe_playwright_python") / "axe.min.js").read_text()
 MAX_PAGE_BYTES = 150_000
 PHONE = {"width": 390, "height": 844}
 RESPONSE = """# Title
@@ -43,18 +42,6 @@ def playground(page: Page, site: ControllerProcess) -> Page:
     )  # axe measures the contrast of elements that are still transparent
     page.goto(site.url)
     return page
-
-
-def findings(page: Page) -> list[str]:
-    """Return the serious and critical findings of axe: rule, element and explanation."""
-    page.evaluate(AXE)
-    violations: list[dict[str, Any]] = page.evaluate("async () => (await axe.run()).violations")
-    return [
-        f"{violation['id']}: {node['html'][:200]} {node['failureSummary']}"
-        for violation in violations
-        if violation["impact"] in ("serious", "critical")
-        for node in violation["nodes"]
-    ]
 
 
 def converse(page: Page) -> None:
