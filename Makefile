@@ -152,7 +152,7 @@ $(DOCS)/.done: constraints.txt
 $(LOWEST)/.done: pyproject.toml constraints.txt constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install -q $(TORCH)+cpu --extra-index-url $(CPU_INDEX) --retries 1 2>/dev/null || $(LOWEST)/bin/pip install -q $(TORCH)
-	$(LOWEST)/bin/pip install -q -c constraints-lowest.txt '.[all,otel]' $(LOWEST_TOOLS)
+	LLAVA_BUILD_KERNELS=none $(LOWEST)/bin/pip install -q -c constraints-lowest.txt '.[all,otel]' $(LOWEST_TOOLS)
 	@touch $@
 
 $(SUPPLY_CHAIN)/.done: deploy/requirements/supply-chain.txt
