@@ -19,12 +19,12 @@ from llava_cli.bench.prompts import WORDS
 from safetensors.torch import save_file
 
 from bench.record import WORK
-from bench.shape import LLAVA_1_5_SMALL, MINI, Shape
+from bench.shape import LLAVA_1_5_7B, LLAVA_1_5_SMALL, MINI, Shape
 from bench.vocabulary import chat_template, write_tokenizer
 
 __all__ = [
     "DEFAULT_FOLDER",
-    "MINI_FOLDER",
+    "SHAPES",
     "draw_weight",
     "ensure_checkpoint",
     "processor_settings",
@@ -32,10 +32,14 @@ __all__ = [
 ]
 
 DEFAULT_FOLDER = WORK / "llava-1.5-shaped-1.3b"
-MINI_FOLDER = WORK / "llava-1.5-shaped-mini"
 _SHARD_BYTES = 512 << 20
 _MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # from CLIP
-_SHAPES = {"1.3b": (LLAVA_1_5_SMALL, DEFAULT_FOLDER), "mini": (MINI, MINI_FOLDER)}
+# Shapes and folders, keyed by the number of decoder parameters.
+SHAPES = {
+    "1.3b": (LLAVA_1_5_SMALL, DEFAULT_FOLDER),
+    "7b": (LLAVA_1_5_7B, WORK / "llava-1.5-shaped-7b"),
+    "mini": (MINI, WORK / "llava-1.5-shaped-mini"),
+}
 
 
 def main() -> None:
@@ -43,13 +47,11 @@ def main() -> None:
     parser.add_argument(
         "folder", type=Path, nargs="?", help="folder to write (default: a folder in bench/work)"
     )
-    parser.add_argument(
-        "--size", choices=sorted(_SHAPES), default="1.3b", help="number of decoder parameters"
-    )
+    parser.add_argument("--size", choices=sorted(SHAPES), default="1.3b", help="number of decoder parameters")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    shape, default = _SHAPES[args.size]
+    shape, default = SHAPES[args.size]
     folder = args.folder or default
     write_checkpoint(folder, shape, dtype=args.dtype, seed=args.seed)
     size = sum(path.stat().st_size for path in folder.iterdir())

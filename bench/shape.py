@@ -6,10 +6,10 @@ The numbers of bytes and operations are theoretical, so they apply to every impl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["LLAVA_1_5_SMALL", "MINI", "Shape"]
+__all__ = ["LLAVA_1_5_7B", "LLAVA_1_5_SMALL", "MINI", "Shape"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +189,9 @@ LLAVA_1_5_SMALL = Shape(
     image_side=336,
     patch=14,
 )
+
+# LLaVA-1.5-7B.
+LLAVA_1_5_7B = replace(LLAVA_1_5_SMALL, hidden=4096, layers=32, heads=32, intermediate=11008)
 
 MINI = Shape(
     hidden=64,

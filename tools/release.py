@@ -5,6 +5,8 @@ section of CHANGELOG.md for it. Commit the result, and push a tag such as v0.2.0
 publishes the release.
 
 ``--notes v0.2.0`` prints the changelog of this version, and fails if the project has another version.
+``--registry ghcr.io/OWNER`` writes the registry of the published images to the values of the Helm chart.
+``--repository https://github.com/OWNER/NAME`` writes the URL of the repository to all files that need it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["changelog_of", "release", "version"]
+__all__ = ["changelog_of", "release", "version", "with_registry", "with_repository"]
 
 ROOT = Path(__file__).parents[1]
 _VERSION = re.compile(r'^version = "(.+)"$', re.MULTILINE)
@@ -36,6 +38,20 @@ FILES = (
     "pyproject.toml",
     "server/llava_server/operator/health_response.py",
     "tests/deploy/value_sets.py",
+)
+VALUES = "deploy/helm/llava-serve/values.yaml"
+# Files that contain the URL of the repository, or an ellipsis in its place if there is none yet. mkdocs.yml
+# does not contain it, because each page of the site would request data from GitHub.
+REPOSITORY_FILES = (
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "README.md",
+    "deploy/helm/llava-serve/Chart.yaml",
+    "docs/get-started/first-response.md",
+    "pyproject.toml",
+)
+_REPOSITORY = re.compile(
+    r'^(?:# )?(git clone |home: |repository-code: |urls\.Repository = ")(?:…|https://[^\s"]+)', re.MULTILINE
 )
 _BEFORE = (
     r'(^version = "|^version: |^appVersion: |VERSION=|default = "|llava-serve-[a-z-]+:|llava-serve\.", ")'
@@ -81,6 +97,24 @@ def changelog_of(text: str, wanted: str) -> str:
     return section[1].strip()
 
 
+def with_registry(values: str, registry: str) -> str:
+    """Return the chart's default values with images from a registry such as ghcr.io/owner."""
+    return re.sub(r"^(  image: )\S*(llava-serve-)", rf"\g<1>{registry}/\g<2>", values, flags=re.MULTILINE)
+
+
+def with_repository(text: str, url: str) -> str:
+    """Return the text of a file with this URL of the repository.
+
+    Raises ValueError if the URL is invalid or the text has no place for it.
+    """
+    if not re.fullmatch(r'https://[^\s"]+', url):
+        raise ValueError(f"The URL of the repository, {url}, must begin with https://.")
+    changed, count = _REPOSITORY.subn(rf"\g<1>{url}", text)
+    if count != 1:
+        raise ValueError(f"The URL of the repository has {count} places in this file; expected one.")
+    return changed
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split("."))
 
@@ -108,6 +142,12 @@ def main() -> None:
         match arguments:
             case ["--notes", tag]:
                 _print_notes(tag)
+            case ["--registry", registry]:
+                path = ROOT / VALUES
+                path.write_text(with_registry(path.read_text("utf-8"), registry), "utf-8")
+            case ["--repository", url]:
+                for path in (ROOT / name for name in REPOSITORY_FILES):
+                    path.write_text(with_repository(path.read_text("utf-8"), url), "utf-8")
             case [new] if not new.startswith("-"):
                 _write(new)
             case _:

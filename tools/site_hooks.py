@@ -3,6 +3,7 @@
 - The Markdown files in ``PAGES`` become pages of the site.
 - Other linked files of the repository are copied: images as they are, and text as a page with a code block.
 - ``<!-- include FILE "HEADING" -->`` is replaced with the text below this heading of a Markdown file.
+- The theme's search dialog gets a name for screen readers.
 
 The same links therefore work on GitHub, in a clone and on the site. A link to a folder is an error, because
 the site has no page for it.
@@ -42,6 +43,7 @@ LOGO = "server/llava_server/playground/icon.svg"
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s\[]+)(?=\))")
 _INCLUDE = re.compile(r'^<!-- include (\S+) "(.+)" -->$', re.MULTILINE)
+_SEARCH = 'data-md-component="search" role="dialog"'
 _log = logging.getLogger("mkdocs.plugins.site_hooks")
 
 
@@ -65,6 +67,14 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     source = _source_of(page.file.src_uri)
     text = _INCLUDE.sub(lambda match: _moved(_section(match[1], match[2]), match[1], page), markdown)
     return re.sub(r"^ *<!--.*?-->\n", "", _moved(text, source, page), flags=re.MULTILINE)
+
+
+def on_post_page(output: str, **_: object) -> str:
+    """Name the search dialog. Fails if the theme has changed, so that the name is not lost unnoticed."""
+    named = output.replace(_SEARCH, f'{_SEARCH} aria-label="Search"')
+    if named == output:
+        _log.error("The page has no search dialog with %s. Adapt tools/site_hooks.py to the theme.", _SEARCH)
+    return named
 
 
 def _source_of(site: str) -> str:

@@ -94,6 +94,7 @@ def make_engine(
         max_bytes=None,
         free_bytes=memory.left_bytes(),
         block_size=backend.block_size,
+        is_head_major=backend.is_head_major,
         max_num_sequences=max_num_sequences,
     )
     plan = StartupPlan(

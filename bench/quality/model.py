@@ -82,6 +82,7 @@ class LoadedModel:
             block_size=backend.block_size,
             dtype=self.precision.dtype,
             is_int8=kv_cache_dtype == "int8",
+            is_head_major=backend.is_head_major,
         )
         cache, table = KVCache(spec, CPU), torch.arange(num_blocks)[None]
         hidden = []

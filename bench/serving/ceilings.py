@@ -34,6 +34,15 @@ class Ceilings:
     int8_per_s: float
     num_threads: int
 
+    def combined(self, other: Ceilings) -> Ceilings:
+        """Return the higher of two measured values for each rate."""
+        return Ceilings(
+            read_bytes_per_s=max(self.read_bytes_per_s, other.read_bytes_per_s),
+            bf16_per_s=max(self.bf16_per_s, other.bf16_per_s),
+            int8_per_s=max(self.int8_per_s, other.int8_per_s),
+            num_threads=self.num_threads,
+        )
+
     def per_s(self, bits: float) -> float:
         """Return the peak operations per second for weights of this width.
 

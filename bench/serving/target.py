@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 
 from bench.program import free_port
-from bench.record import WORK
+from bench.record import ROOT, WORK
 
-__all__ = ["RunningTarget", "Target", "Unavailable", "run_target"]
+__all__ = ["Memory", "RunningTarget", "Target", "Unavailable", "run_target"]
 
 _READY_S = 900.0  # some servers spend minutes compiling at startup
 _STOP_S = 30.0
@@ -36,7 +36,8 @@ class Target:
     ``command`` takes the port and returns the command line. ``prepare`` installs the server and converts the
     checkpoint if necessary, and raises Unavailable if this fails. ``bits`` is the width of the decoder
     weights, which determines the hardware limits. ``ready_path`` returns 200 when the server is ready.
-    ``model`` is the model name in requests.
+    ``model`` is the model name in requests. ``weights`` is the file or folder that the server loads, and
+    ``cache`` the folder in which it stores data for its next start.
     """
 
     name: str
@@ -44,10 +45,23 @@ class Target:
     bits: float
     command: Callable[[int], Sequence[str]]
     model: str | None = None
+    weights: Path | None = None
+    cache: Path | None = None
     ready_path: str = "/health"
     prepare: Callable[[], None] = lambda: None
     environment: Mapping[str, str] = field(default_factory=dict)
     packages: Callable[[], Mapping[str, str]] = dict  # returns the versions of the server's packages
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory of all processes of a server, in bytes.
+
+    ``rss_bytes`` counts shared pages once per process. ``pss_bytes`` counts them once.
+    """
+
+    rss_bytes: int
+    pss_bytes: int
 
 
 @dataclass(frozen=True)
@@ -58,13 +72,18 @@ class RunningTarget:
     ready_s: float
     process: psutil.Process
 
-    def memory_bytes(self) -> int:
-        """Return the current memory use of all server processes. Shared pages are counted once (PSS)."""
-        total = 0
-        for process in (self.process, *self.process.children(recursive=True)):
+    def memory(self) -> Memory:
+        """Return the current memory use. Raises Unavailable if the server has exited."""
+        rss = pss = 0
+        try:
+            processes = (self.process, *self.process.children(recursive=True))
+        except psutil.NoSuchProcess as error:
+            raise Unavailable("The server exited during the benchmark.") from error
+        for process in processes:
             with suppress(psutil.NoSuchProcess):
-                total += process.memory_full_info().pss
-        return total
+                info = process.memory_full_info()
+                rss, pss = rss + info.rss, pss + info.pss
+        return Memory(rss, pss)
 
 
 @contextmanager
@@ -88,23 +107,30 @@ def run_target(target: Target, *, logs: Path = WORK / "logs") -> Iterator[Runnin
             start_new_session=True,
         )
     try:
-        _wait_until_ready(target, process, url + target.ready_path)
+        _wait_until_ready(target, process, url + target.ready_path, log)
         yield RunningTarget(url, time.perf_counter() - began, psutil.Process(process.pid))
     finally:
         _stop(process)
 
 
-def _wait_until_ready(target: Target, process: subprocess.Popen[bytes], url: str) -> None:
+def _wait_until_ready(target: Target, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise Unavailable(
-                f"The server exited with status {process.returncode} before it was ready. See its log."
+                f"The server exited with status {process.returncode} before it was ready. "
+                f"The last line of its log: {_last_line(log)}"
             )
         if _is_ready(url):
             return
         time.sleep(_POLL_S)
     raise Unavailable(f"{target.title} was not ready after {_READY_S:.0f} seconds.")
+
+
+def _last_line(log: Path) -> str:
+    """Return the last line of a log, without local paths."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].replace(f"{ROOT}/", "") if lines else "(empty)"
 
 
 def _is_ready(url: str) -> bool:

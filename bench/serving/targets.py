@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+from llava_worker.model.cpu.build import KernelsUnavailable
+from llava_worker.model.cpu.load import capabilities, load, variant_for
+
+from bench.record import WORK
 from bench.serving.peers import llama_cpp, openvino_peer, transformers_serve, vllm
+from bench.serving.served_model import ServedModel
 from bench.serving.target import Target
 
 __all__ = ["LLAVA_SERVE", "all_targets"]
@@ -14,23 +20,34 @@ LLAVA_SERVE = "llava-serve"
 _BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
 
 
-def all_targets(checkpoint: Path) -> dict[str, Target]:
+def all_targets(model: ServedModel) -> dict[str, Target]:
     """Return all targets, keyed by name, starting with llava-serve. Does not install or start anything."""
-    llava_serve = [_llava_serve(checkpoint, precision, bits) for precision, bits in _BITS.items()]
-    peers = [transformers_serve, openvino_peer, vllm, llama_cpp]
-    others = [target for peer in peers for target in peer.targets(checkpoint)]
+    llava_serve = [_llava_serve(model.folder, precision, bits) for precision, bits in _BITS.items()]
+    peers = [vllm, llama_cpp, openvino_peer, transformers_serve]
+    others = [target for peer in peers for target in peer.targets(model)]
     return {target.name: target for target in (*llava_serve, *others)}
 
 
 def _llava_serve(checkpoint: Path, precision: str, bits: int) -> Target:
+    name = f"{LLAVA_SERVE}-{precision}"
     program = str(Path(sys.executable).parent / "llava-serve")
     options = ["--model", str(checkpoint), "--precision", precision, "--device", "cpu", "--verbose"]
+    cache = WORK / "caches" / f"{name}-{checkpoint.name}"
     return Target(
-        name=f"{LLAVA_SERVE}-{precision}",
+        name=name,
         title=f"llava-serve, {precision}",
         bits=bits,
         command=lambda port: [program, "up", *options, "--port", str(port)],
+        weights=checkpoint,
+        cache=cache,
         ready_path="/readyz",
+        prepare=_compile_kernels,
         # A model with random weights repeats itself, so nearly every draft token would be accepted.
-        environment={"LLAVA_SPECULATION": "off"},
+        environment={"LLAVA_SPECULATION": "off", "LLAVA_WEIGHTS_CACHE": str(cache)},
     )
+
+
+def _compile_kernels() -> None:
+    """Compile the kernels, because the published wheels contain them, but a checkout does not."""
+    with suppress(KernelsUnavailable):  # the worker has a fallback, which is then measured
+        load(variant_for(capabilities()))

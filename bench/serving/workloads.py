@@ -8,7 +8,18 @@ from typing import Any
 
 from llava_cli.bench import Images, Plan, Run, run_load, summarize
 
-__all__ = ["AT_ONCE", "COMMON_TOKENS", "OUTPUT_TOKENS", "PROMPT_TOKENS", "WORKLOADS", "Workload", "measure"]
+__all__ = [
+    "AT_ONCE",
+    "COMMON_TOKENS",
+    "CONTEXTS",
+    "OUTPUT_TOKENS",
+    "PROMPT_TOKENS",
+    "STREAMS",
+    "Workload",
+    "comparison",
+    "growth",
+    "measure",
+]
 
 AT_ONCE = 8
 OUTPUT_TOKENS = 32
@@ -16,8 +27,11 @@ PROMPT_TOKENS = (
     641  # with an image; approximate, because each question contains a number with one to three digits
 )
 COMMON_TOKENS = 33  # length of the system prompt, which is the beginning of every prompt
+CONTEXTS = (PROMPT_TOKENS, 1000, 2000, 3500)  # tokens per prompt
+STREAMS = (1, 2, 4, AT_ONCE)
 _TIMEOUT_S = 1800.0
-_BASE = Plan(max_tokens=OUTPUT_TOKENS, num_words=20, width=640, height=480)
+_REQUESTS = 3  # for workloads with one request at a time
+_WORDS = 20  # in the question of a prompt of PROMPT_TOKENS
 
 
 @dataclass(frozen=True)
@@ -46,16 +60,39 @@ class Workload:
         )
 
 
-WORKLOADS = {
-    "new": Workload("1 request, new image", replace(_BASE, num_requests=3, seed=1)),
-    "new8": Workload("8 requests, new images", replace(_BASE, num_requests=8, concurrency=AT_ONCE, seed=2)),
-    "same8": Workload(
-        "8 requests, same image",
-        replace(_BASE, num_requests=8, concurrency=AT_ONCE, images=Images.SAME, seed=3),
-    ),
-    "text": Workload("1 request, text only", replace(_BASE, num_requests=3, images=Images.NONE, seed=4)),
-    "talk": Workload("conversation with 5 turns", replace(_BASE, num_requests=1, num_turns=5, seed=5)),
-}
+def comparison(prompt_tokens: int = PROMPT_TOKENS) -> dict[str, Workload]:
+    """Return the workloads of a comparison, keyed by name. Prompts with an image have ``prompt_tokens``."""
+    base = _plan(prompt_tokens)
+    at_once = replace(base, num_requests=AT_ONCE, concurrency=AT_ONCE)
+    return {
+        "new": Workload("1 request, new image", replace(base, seed=1)),
+        "new8": Workload("8 requests, new images", replace(at_once, seed=2)),
+        "same8": Workload("8 requests, same image", replace(at_once, images=Images.SAME, seed=3)),
+        "text": Workload("1 request, text only", replace(base, images=Images.NONE, seed=4)),
+        "talk": Workload("conversation with 5 turns", replace(base, num_requests=1, num_turns=5, seed=5)),
+    }
+
+
+def growth() -> dict[str, Workload]:
+    """Return workloads with increasing numbers of tokens per prompt, and of concurrent requests."""
+    contexts = {
+        f"context-{tokens}": Workload(f"1 request, {tokens} tokens", replace(_plan(tokens), seed=tokens))
+        for tokens in CONTEXTS
+    }
+    base = _plan(PROMPT_TOKENS)
+    streams = {
+        f"streams-{number}": Workload(
+            f"{number} requests, new images",
+            replace(base, num_requests=number, concurrency=number, seed=10 + number),
+        )
+        for number in STREAMS
+    }
+    return {**contexts, **streams}
+
+
+def _plan(prompt_tokens: int) -> Plan:
+    num_words = _WORDS + prompt_tokens - PROMPT_TOKENS
+    return Plan(num_requests=_REQUESTS, max_tokens=OUTPUT_TOKENS, num_words=num_words, width=640, height=480)
 
 
 def measure(url: str, model: str | None, workload: Workload, *, is_first: bool) -> dict[str, Any]:

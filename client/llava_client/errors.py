@@ -202,17 +202,23 @@ def parse_retry_after(headers: Mapping[str, str]) -> float | None:
     return seconds if seconds is not None else _seconds_until(value)
 
 
+_REMEDY = (
+    "Check that the server is running, and set base_url (--base-url or LLAVA_BASE_URL) to the URL that "
+    "`llava-serve up` printed."
+)
+
+
 @contextmanager
 def connection_errors(base_url: str) -> Iterator[None]:
     """Convert the HTTP library's exceptions into this package's exceptions."""
     try:
         yield
     except httpx2.ConnectTimeout as exc:
-        raise APIConnectionError(
-            f"{base_url} did not accept a connection in time. Check that the server is running."
-        ) from exc
+        raise APIConnectionError(f"{base_url} did not accept a connection in time. {_REMEDY}") from exc
     except httpx2.TimeoutException as exc:
         raise APITimeoutError(f"{base_url} did not respond in time. Increase the timeout.") from exc
+    except httpx2.ConnectError as exc:
+        raise APIConnectionError(f"Cannot reach {base_url}: {exc}. {_REMEDY}") from exc
     except httpx2.RequestError as exc:
         reason = str(exc) or type(exc).__name__
         raise APIConnectionError(f"Cannot reach {base_url}: {reason}.") from exc

@@ -14,12 +14,15 @@ import pytest
 
 from bench.record import RESULTS, ROOT, command_line, commit_of, make_record, versions, write_record
 from bench.serving.ceilings import Ceilings
+from bench.serving.growth_plot import growth_table, plot_growth
+from bench.serving.plot import plot_serving
 from bench.serving.roofline import limits
-from bench.serving.table import serving_table
+from bench.serving.served_model import ServedModel
+from bench.serving.table import serving_table, shares
 from bench.serving.target import Target, Unavailable, run_target
 from bench.serving.targets import all_targets
-from bench.serving.workloads import WORKLOADS
-from bench.shape import LLAVA_1_5_SMALL
+from bench.serving.workloads import CONTEXTS, PROMPT_TOKENS, STREAMS, comparison, growth
+from bench.shape import LLAVA_1_5_7B, LLAVA_1_5_SMALL, Shape
 
 MACHINE = Ceilings(read_bytes_per_s=31e9, bf16_per_s=400e9, int8_per_s=700e9, num_threads=2)
 LOAD: dict[str, Any] = {"prompt_tokens": 613, "common_tokens": 0, "output_tokens": 32, "num_at_once": 8}
@@ -136,12 +139,31 @@ def test_the_common_prefix_is_not_computed_again() -> None:
     assert warm.tpot_s == cold.tpot_s
 
 
+def test_the_higher_of_two_measured_rates_is_the_peak_rate() -> None:
+    other = replace(MACHINE, read_bytes_per_s=40e9, int8_per_s=600e9)
+    assert MACHINE.combined(other) == other.combined(MACHINE) == replace(MACHINE, read_bytes_per_s=40e9)
+
+
 def test_a_quick_workload_is_a_smaller_version() -> None:
-    for workload in WORKLOADS.values():
+    for workload in comparison().values():
         quick = workload.quick().plan
         assert quick.images == workload.plan.images
         assert (quick.num_requests or 99) * quick.num_turns <= 4
         assert quick.max_tokens < workload.plan.max_tokens
+
+
+def test_a_longer_context_adds_words_to_each_question() -> None:
+    short, long = comparison(), comparison(2000)
+    assert list(short) == list(long) == ["new", "new8", "same8", "text", "talk"]
+    added = {long[name].plan.num_words - short[name].plan.num_words for name in short}
+    assert added == {2000 - PROMPT_TOKENS}
+
+
+def test_growth_has_one_workload_per_prompt_length_and_per_number_of_requests() -> None:
+    workloads = growth()
+    assert len(workloads) == len(CONTEXTS) + len(STREAMS)
+    assert workloads["context-2000"].plan.concurrency == 1
+    assert workloads["streams-8"].plan.concurrency == workloads["streams-8"].plan.num_requests == 8
 
 
 def summary(**changes: Any) -> dict[str, Any]:
@@ -153,7 +175,10 @@ def summary(**changes: Any) -> dict[str, Any]:
 def test_the_table_has_values_and_limits_and_lists_missing_servers(tmp_path: Path) -> None:
     bounds = limits(LLAVA_1_5_SMALL, MACHINE, bits=16, **LOAD).__dict__
     served = {"new": summary(), "new8": summary(errors={"timeout": 2}), "same8": summary(num_complete=0)}
-    results = {"title": "other server", "bits": 16, "limits": bounds, "workloads": served, "ready_s": 7.2}
+    starts = [{"first_response_s": 7.2}, {"first_response_s": 3.1}]
+    memory = {moment: {"rss_bytes": 5e9, "pss_bytes": 4e9} for moment in ("loaded", "used")}
+    more = {"starts": starts, "memory": memory}
+    results = {"title": "other server", "bits": 16, "limits": bounds, "workloads": served, **more}
     write_record("other", results, folder=tmp_path)
     write_record("gone", {"title": "missing server", "why_not": "No wheel."}, folder=tmp_path)
     write_record("llava-serve-x", {**results, "title": "llava-serve"}, folder=tmp_path)
@@ -161,19 +186,51 @@ def test_the_table_has_values_and_limits_and_lists_missing_servers(tmp_path: Pat
     assert head in (ROOT / "README.md").read_text("utf-8").splitlines()
     assert first.startswith("| llava-serve |")
     assert "| 0.50 s (4." in second and "| 500 ms (" in second
+    assert second.endswith("| 7.2 s | 3.1 s | 4.0 GB | 4.0 GB |")
     assert "2 failed" in second
     assert second.count(" - ") >= 2  # no request in these workloads succeeded
     assert rest == ["", "- missing server: not measured. No wheel."]
 
 
+def test_the_share_of_the_limit_is_1_at_the_limit_and_less_below() -> None:
+    bounds = {"ttft_new_s": 0.5, "tpot_s": 0.25, "new_tokens_per_s": 18.0}
+    found = shares({"limits": bounds, "workloads": {"new": summary(), "new8": summary()}})
+    assert found == {"ttft_new_s": 1.0, "tpot_s": 0.5, "new_tokens_per_s": 0.5}
+
+
+def test_the_plots_omit_values_and_servers_that_were_not_measured(tmp_path: Path) -> None:
+    bounds = limits(LLAVA_1_5_SMALL, MACHINE, bits=16, **LOAD).__dict__
+    served = {"new": summary(), f"context-{CONTEXTS[0]}": summary(), "streams-8": summary()}
+    write_record("one", {"title": "one", "limits": bounds, "workloads": served}, folder=tmp_path)
+    write_record("gone", {"title": "gone", "why_not": "No wheel."}, folder=tmp_path)
+    for plot in (plot_serving, plot_growth):
+        assert plot(tmp_path, tmp_path / "plot.png", "title").stat().st_size > 1000
+    assert "| one | 0.50 | - | - | - |" in growth_table(tmp_path)
+    assert "gone" not in growth_table(tmp_path)
+
+
+def served(folder: Path, shape: Shape = LLAVA_1_5_SMALL) -> ServedModel:
+    return ServedModel(folder=folder, shape=shape, num_at_once=8, tokens_per_request=1024)
+
+
 def test_targets_have_unique_names_and_nothing_is_installed(tmp_path: Path) -> None:
-    known = all_targets(tmp_path / "nowhere")
-    assert {"llava-serve-bf16", "llava-serve-int8", "transformers-bf16", "openvino-int4"} <= set(known)
+    known = all_targets(served(tmp_path / "nowhere"))
+    peers = {"transformers-bf16", "openvino-int4", "llama-cpp-q4_k_m", "vllm-bf16"}
+    assert {"llava-serve-bf16", "llava-serve-int8", *peers} <= set(known)
     assert all(name == target.name for name, target in known.items())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_servers_reserve_memory_for_the_kv_cache_of_all_concurrent_requests(tmp_path: Path) -> None:
+    small, large = served(tmp_path), served(tmp_path, LLAVA_1_5_7B)
+    assert (small.kv_tokens, small.kv_gib, large.kv_gib) == (8192, 2, 4)
+    command = all_targets(small)["llama-cpp-q8_0"].command(1)
+    assert command[command.index("-c") + 1] == "8192"
 
 
 def test_llava_serve_is_measured_without_speculative_decoding(tmp_path: Path) -> None:
-    targets = [target for name, target in all_targets(tmp_path).items() if name.startswith("llava-serve-")]
+    known = all_targets(served(tmp_path))
+    targets = [target for name, target in known.items() if name.startswith("llava-serve-")]
     assert len(targets) == 4
     assert all(target.environment["LLAVA_SPECULATION"] == "off" for target in targets)
 
@@ -197,12 +254,14 @@ UP = Target(
 def test_a_target_is_started_and_stopped() -> None:
     with run_target(UP) as server:
         assert server.ready_s > 0
-        assert server.memory_bytes() > 1 << 20
+        memory = server.memory()
+        assert memory.rss_bytes >= memory.pss_bytes > 1 << 20
         process = server.process
     assert not process.is_running()
 
 
 def test_a_target_that_exits_before_it_is_ready_is_unavailable() -> None:
-    broken = replace(UP, command=lambda port: [sys.executable, "-c", "raise SystemExit(3)"])
-    with pytest.raises(Unavailable, match="status 3"), run_target(broken):
+    program = f"import sys; sys.exit('no weights in {ROOT}/bench')"
+    broken = replace(UP, command=lambda port: [sys.executable, "-c", program])
+    with pytest.raises(Unavailable, match="status 1.*: no weights in bench$"), run_target(broken):
         pass

@@ -262,10 +262,12 @@ def test_doctor_reports_each_server_of_the_queue_and_which_one_is_unavailable() 
         assert f"{location}: {contents}" in healthy.stdout, healthy.stdout
         assert f"{location}: append-only file" in healthy.stdout
     assert f"{locations[1]}: shards 0" in broken.stdout
-    [line] = [each for each in broken.stdout.splitlines() if "FAIL /nowhere/s/0" in each]
+    [line] = [each for each in broken.stdout.splitlines() if "FAIL unix:///nowhere/s?db=0" in each]
     assert "Check the server and LLAVA_QUEUE_URLS." in line
-    assert "/nowhere/s/0: shards 1: " in line
-    assert broken.stdout.count("/nowhere/s/0: ") == 1, "no check of an unavailable server is reported as ok"
+    assert "unix:///nowhere/s?db=0: shards 1: " in line
+    assert broken.stdout.count("unix:///nowhere/s?db=0: ") == 1, (
+        "no check of an unavailable server is reported as ok"
+    )
     assert "--redis-url" not in broken.stdout + broken.stderr
     assert "secret" not in broken.stdout + broken.stderr
 

@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.axe import findings
 from tests.machine_speed import scaled
 
 pytestmark = pytest.mark.site
@@ -18,6 +20,16 @@ pytestmark = pytest.mark.site
 SITE = Path(__file__).parents[2] / "dist" / "site"
 CHROMIUM = Path("/usr/bin/chromium")
 # Elements whose address the browser loads with the page.
+# Pages that together contain all kinds of elements.
+PAGES = (
+    "index.html",
+    "get-started/first-response.html",
+    "guides/playground.html",
+    "how-it-works/fault-tolerance.html",
+    "performance/results.html",
+    "reference/errors.html",
+    "reference/python-api.html",
+)
 LOADED = {"img": "src", "script": "src", "link": "href", "iframe": "src", "source": "srcset"}
 
 
@@ -46,13 +58,18 @@ def documents() -> dict[Path, Document]:
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
+def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
         pytest.skip("Chromium is not installed")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser.new_page(viewport={"width": 1200, "height": 800})
+        yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser) -> Page:
+    return browser.new_page(viewport={"width": 1200, "height": 800})
 
 
 def test_all_links_lead_to_existing_pages_and_anchors(documents: dict[Path, Document]) -> None:
@@ -80,6 +97,19 @@ def test_pages_load_only_files_of_the_site(documents: dict[Path, Document]) -> N
 def test_nested_lists_are_nested() -> None:
     changelog = (SITE / "project" / "changelog.html").read_text("utf-8")
     assert re.search(r"<li><strong>API</strong>\s*<ul>\s*<li>The routes", changelog)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Browser, theme: Literal["light", "dark"]) -> None:
+    page = browser.new_page(color_scheme=theme)
+    found = {}
+    for path in PAGES:
+        page.goto((SITE / path).as_uri())
+        scheme = {"light": "default", "dark": "slate"}[theme]
+        expect(page.locator("body")).to_have_attribute("data-md-color-scheme", scheme)
+        found[path] = findings(page)
+    page.close()
+    assert {path: texts for path, texts in found.items() if texts} == {}
 
 
 def test_search_works_from_a_folder_without_external_requests(page: Page) -> None:

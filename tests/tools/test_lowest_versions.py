@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,14 @@ def lower_bound(requirement: Requirement) -> Version:
 @pytest.mark.parametrize("requirement", TESTED, ids=str)
 def test_the_lowest_version_that_is_tested_is_the_lower_bound(requirement: Requirement) -> None:
     assert LOWEST[canonicalize_name(requirement.name)] == lower_bound(requirement), "run make lock"
+
+
+def test_make_lowest_compiles_no_kernels() -> None:
+    command = ["make", "--dry-run", "--always-make", "lowest"]
+    plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    builds = [line for line in plan.splitlines() if re.search(r"pip .*install .*(\s|')\.(\[|\s|$)", line)]
+    assert len(builds) == 2
+    assert all(line.startswith("LLAVA_BUILD_KERNELS=none ") for line in builds)
 
 
 def test_all_direct_requirements_except_torch_are_tested() -> None:

@@ -36,7 +36,7 @@ def test_up_shows_what_a_worker_selected_and_why(
     for record in caplog.records:
         for line in logging.Formatter(LOG_FORMAT).format(record).splitlines():
             display.line("worker-1", line)
-    display.ready(PLAN, "m")
+    display.ready(PLAN, "m", None)
     shown = capsys.readouterr().out
     if not torch.cuda.is_available():
         assert "device      cpu, because torch finds no GPU\n" in shown

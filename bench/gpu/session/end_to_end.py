@@ -54,7 +54,7 @@ def _serve(setup: Setup, num_ranks: int) -> Iterator[dict[str, Any]]:
             yield {"server_ready_s": server.ready_s}
             for num in setup.streams if num_ranks == 1 else (1,):
                 yield from _streams(setup, server.url, num, num_ranks)
-            yield {"server_memory_bytes": server.memory_bytes()}
+            yield {"server_memory_bytes": server.memory().pss_bytes}
 
 
 @contextmanager

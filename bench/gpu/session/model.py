@@ -94,7 +94,11 @@ def forced_logits(model: Llava, backend: AttentionBackend, rows: list[Tensor], *
     text, size = model.config.text_config, backend.block_size
     blocks_per_row = -(-max(map(len, rows)) // size)
     spec = KVCacheSpec.for_model(
-        text, num_blocks=len(rows) * blocks_per_row, block_size=size, dtype=model.dtype
+        text,
+        num_blocks=len(rows) * blocks_per_row,
+        block_size=size,
+        dtype=model.dtype,
+        is_head_major=backend.is_head_major,
     )
     cache = KVCache(spec, model.device)
     tables = torch.arange(spec.num_blocks, device=model.device).flip(0).view(len(rows), blocks_per_row)

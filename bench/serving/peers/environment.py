@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench.record import ROOT, WORK
@@ -16,11 +16,17 @@ __all__ = ["cpu_torch", "ensure_environment", "installed", "run_or_unavailable"]
 _TAIL = 6  # number of output lines to report when a command fails
 
 
-def ensure_environment(name: str, *installs: Sequence[str], without: Sequence[str] = ()) -> Path:
+def ensure_environment(
+    name: str,
+    *installs: Sequence[str],
+    without: Sequence[str] = (),
+    patch: Callable[[Path], None] = lambda _: None,
+) -> Path:
     """Create the environment if it does not exist, and return its Python interpreter.
 
     Each of ``installs`` contains the arguments of a ``pip install`` command. The commands run in order. The
-    packages in ``without`` are uninstalled afterwards. Raises Unavailable if a command fails.
+    packages in ``without`` are uninstalled afterwards. Finally, ``patch`` is called with the folder of the
+    installed packages. Raises Unavailable if a command fails.
     """
     folder = WORK / f"venv-{name}"
     python = folder / "bin" / "python"
@@ -33,6 +39,7 @@ def ensure_environment(name: str, *installs: Sequence[str], without: Sequence[st
         run_or_unavailable([*pip, "install", "--quiet", *arguments])
     if without:
         run_or_unavailable([*pip, "uninstall", "--quiet", "--yes", *without])
+    patch(next(folder.glob("lib/python*/site-packages")))
     done.touch()
     return python
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.record import WORK
 from bench.serving.peers.environment import cpu_torch, ensure_environment, installed, run_or_unavailable
+from bench.serving.served_model import ServedModel
 from bench.serving.target import Target
 
 __all__ = ["targets"]
@@ -22,24 +23,25 @@ _SERVER = Path(__file__).with_name("openvino_server.py")
 _WEIGHTS = {8: ["int8"], 4: ["int4", "--sym", "--group-size", "128", "--ratio", "1.0"]}
 
 
-def targets(checkpoint: Path) -> list[Target]:
-    return [_target(checkpoint, bits) for bits in _WEIGHTS]
+def targets(model: ServedModel) -> list[Target]:
+    return [_target(model, bits) for bits in _WEIGHTS]
 
 
-def _target(checkpoint: Path, bits: int) -> Target:
-    folder = WORK / f"openvino-{checkpoint.name}-int{bits}"
+def _target(model: ServedModel, bits: int) -> Target:
+    folder = WORK / f"openvino-{model.folder.name}-int{bits}"
     python = WORK / f"venv-{_NAME}" / "bin" / "python"
 
     def prepare() -> None:
         # The dependency torchvision is built for CUDA and cannot be imported with the CPU build of torch.
         ensure_environment(_NAME, (cpu_torch(), *_REQUIREMENTS), without=["torchvision"])
-        _convert(checkpoint, folder, _WEIGHTS[bits])
+        _convert(model.folder, folder, _WEIGHTS[bits])
 
     return Target(
         name=f"openvino-int{bits}",
         title=f"OpenVINO GenAI, int{bits}",
         bits=bits,
-        command=lambda port: [str(python), str(_SERVER), str(folder), str(port)],
+        command=lambda port: [str(python), str(_SERVER), str(folder), str(port), str(model.kv_gib)],
+        weights=folder,
         model="openvino",
         prepare=prepare,
         packages=partial(installed, _NAME, ("openvino", "openvino-genai", "optimum-intel", "nncf")),

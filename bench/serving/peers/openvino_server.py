@@ -1,6 +1,6 @@
 """A minimal OpenAI-compatible server for OpenVINO GenAI's continuous batching, for this benchmark only.
 
-    python openvino_server.py FOLDER PORT      (in an environment with openvino-genai and pillow)
+    python openvino_server.py FOLDER PORT CACHE_GIB      (in an environment with openvino-genai and pillow)
 
 One thread runs the pipeline, and one thread per request waits for its output. The server supports streaming
 with greedy sampling, and images as data URLs. There is no error handling: if the pipeline fails, the server
@@ -32,7 +32,6 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-CACHE_GB = 4
 
 
 @dataclass
@@ -49,9 +48,9 @@ class Request:
 class Batcher:
     """Runs the pipeline for all requests."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, cache_gib: int) -> None:
         scheduling = openvino_genai.SchedulerConfig()
-        scheduling.cache_size = CACHE_GB
+        scheduling.cache_size = cache_gib
         scheduling.enable_prefix_caching = True
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(folder, scheduling, "CPU")
         self._tokenizer = self._pipeline.get_tokenizer()
@@ -165,8 +164,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    folder, port = sys.argv[1:]
-    Handler.batcher = Batcher(folder)
+    folder, port, cache_gib = sys.argv[1:]
+    Handler.batcher = Batcher(folder, int(cache_gib))
     threading.Thread(target=Handler.batcher.run, daemon=True).start()
     ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
 

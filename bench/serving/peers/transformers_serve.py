@@ -7,10 +7,9 @@ EOS.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from bench.record import WORK
 from bench.serving.peers.environment import cpu_torch, ensure_environment, installed
+from bench.serving.served_model import ServedModel
 from bench.serving.target import Target
 
 __all__ = ["targets"]
@@ -19,14 +18,14 @@ _NAME = "transformers"
 _REQUIREMENTS = ("transformers[serving]>=5.17", "accelerate", "pillow")
 
 
-def targets(checkpoint: Path) -> list[Target]:
+def targets(model: ServedModel) -> list[Target]:
     def prepare() -> None:
         ensure_environment(_NAME, (cpu_torch(), *_REQUIREMENTS))
 
     def command(port: int) -> list[str]:
         program = str(WORK / f"venv-{_NAME}" / "bin" / "transformers")
         options = ["--device", "cpu", "--dtype", "bfloat16", "--host", "127.0.0.1", "--port", str(port)]
-        return [program, "serve", str(checkpoint), *options]
+        return [program, "serve", str(model.folder), *options]
 
     return [
         Target(
@@ -34,7 +33,8 @@ def targets(checkpoint: Path) -> list[Target]:
             title="transformers serve, bf16",
             bits=16,
             command=command,
-            model=str(checkpoint),
+            model=str(model.folder),
+            weights=model.folder,
             prepare=prepare,
             environment={"HF_HUB_OFFLINE": "1"},
             packages=lambda: installed(_NAME, ("transformers", "torch")),

@@ -81,8 +81,12 @@ class Display:
         """Print a message, regardless of ``--verbose``."""
         self._err.print(escape(sentence), soft_wrap=True)
 
-    def ready(self, plan: LaunchPlan, model: str) -> None:
-        """Print the URLs, the model, what the workers selected, any generated key, and commands to try."""
+    def ready(self, plan: LaunchPlan, model: str, private_url: str | None) -> None:
+        """Print the URLs, the model, what the workers selected, any generated key, and commands to try.
+
+        ``private_url`` is the URL of the private Redis server, if there is one. Other URLs are not printed,
+        because they may contain a password.
+        """
         rows = [
             f"playground  {plan.base_url}/",
             f"API         {plan.base_url}/v1",
@@ -98,7 +102,10 @@ class Display:
         else:
             self._out.print(f"llava-serve is up\n{text}", soft_wrap=True)
         # Print the commands outside the panel and without line breaks so that they can be copied.
-        for name, command in commands(plan, model, example_image(Path.cwd())).items():
+        examples = commands(plan, model, example_image(Path.cwd()))
+        if private_url:
+            examples["another worker of this server"] = _worker_command(plan, private_url)
+        for name, command in examples.items():
             self._out.print(escape(f"\n# {name}\n{command}"), soft_wrap=True)
         if plan.model == "tiny":
             self._out.print(escape(f"\n{_REAL_MODEL}"), soft_wrap=True)
@@ -132,6 +139,11 @@ def commands(plan: LaunchPlan, model: str, image: str) -> dict[str, str]:
         "Python": f"{python} -c {shlex.quote(f'from llava_client import Client; print({ask})')}",
         "the openai package (pip install openai)": f"{variables} {python} -c {shlex.quote(chat)}",
     }
+
+
+def _worker_command(plan: LaunchPlan, redis_url: str) -> str:
+    """Return a shell command that adds a worker to the server of ``plan``."""
+    return f"LLAVA_REDIS_URL={shlex.quote(redis_url)} {shlex.join(plan.worker_command)}"
 
 
 def _curl_command(plan: LaunchPlan, model: str, image: str) -> str:

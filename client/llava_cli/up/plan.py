@@ -65,18 +65,23 @@ class LaunchPlan:
         environment["LLAVA_DRAIN_TIMEOUT_S"] = str(_DRAIN_S)
         return Program("server", command, environment, stop_grace_s=_DRAIN_S + 10.0)
 
-    def workers(self, redis_url: str) -> list[Program]:
-        """Return the worker programs. The CPU cores are divided among them to avoid contention."""
+    @property
+    def worker_command(self) -> tuple[str, ...]:
+        """The command that runs one worker. It reads the Redis URL from the environment."""
         flags = ["--model", self.model, "--precision", self.precision, "--device", self.device]
         if self.served_model_name:
             flags += ["--served-model-name", self.served_model_name]
+        return _python("llava_worker", *flags)
+
+    def workers(self, redis_url: str) -> list[Program]:
+        """Return the worker programs. The CPU cores are divided among them to avoid contention."""
         environment = _environment(redis_url)
         # huggingface_hub shows the progress of downloads only on terminals, unless this variable is set.
         environment.setdefault("TQDM_POSITION", "-1")
         if self.num_workers > 1 and "LLAVA_THREADS" not in environment:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.num_workers)))
-        command = _python("llava_worker", *flags)
+        command = self.worker_command
         if self.gpus:  # each worker sees only its own GPU, as cuda:0
             return [
                 Program(f"worker-{i + 1}", command, {**environment, **gpu.environment}, is_worker=True)

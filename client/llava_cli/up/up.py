@@ -90,8 +90,8 @@ def up(
                 generated_key=LaunchPlan.generate_key(host, os.environ),
                 demo_socket=_demo_socket(host, stack) if demo else None,
             )
-            layers = _process_layers(plan, redis_url, stack)
-            asyncio.run(run(plan, layers, display))
+            layers, private_url = _process_layers(plan, redis_url, stack)
+            asyncio.run(run(plan, layers, display, private_url))
         except (PortUnavailable, RedisNotFound, GpusUnavailable) as exc:
             fail(str(exc), EXIT_USAGE)
         except ChildFailed as exc:
@@ -99,10 +99,13 @@ def up(
             fail(str(exc), EXIT_USAGE if exc.status == EXIT_USAGE else EXIT_FAILED)
 
 
-async def run(plan: LaunchPlan, layers: list[list[Program]], display: Display) -> None:
+async def run(
+    plan: LaunchPlan, layers: list[list[Program]], display: Display, private_url: str | None
+) -> None:
     """Start the processes, supervise them until a stop signal arrives, and then stop them.
 
-    Raises ChildFailed if a process exits and cannot be restarted.
+    ``private_url`` is the URL of the private Redis server, or None if there is none. Raises ChildFailed if a
+    process exits and cannot be restarted.
     """
     stop, kill_now = asyncio.Event(), asyncio.Event()
     _listen_for_signals(stop, kill_now)
@@ -116,7 +119,7 @@ async def run(plan: LaunchPlan, layers: list[list[Program]], display: Display) -
         if not stop.is_set():
             supervisor.enable_restarts()
             name, warnings = await _served_name(plan), await _warnings(plan.base_url)
-            display.ready(plan, name)
+            display.ready(plan, name, private_url)
             for warning in warnings:
                 display.show(f"warning: {warning}")
             await _run_until_first(stop.wait(), supervisor.watch())
@@ -157,16 +160,17 @@ def _demo_socket(host: str, stack: ExitStack) -> Path:
     return stack.enter_context(demo_socket_path())
 
 
-def _process_layers(plan: LaunchPlan, redis_url: str | None, stack: ExitStack) -> list[list[Program]]:
-    """Return the layers of programs in the order in which to start them.
+def _process_layers(
+    plan: LaunchPlan, redis_url: str | None, stack: ExitStack
+) -> tuple[list[list[Program]], str | None]:
+    """Return the layers of programs in the order in which to start them, and the private Redis server's URL.
 
-    If a private Redis server is needed, ``stack`` cleans it up. Raises RedisNotFound if no such server is
-    installed.
+    If such a server is needed, ``stack`` cleans it up. Raises RedisNotFound if none is installed.
     """
     if redis_url:
-        return [plan.workers(redis_url), [plan.server(redis_url)]]
-    redis, redis_url = stack.enter_context(private_redis())
-    return [[redis], plan.workers(redis_url), [plan.server(redis_url)]]
+        return [plan.workers(redis_url), [plan.server(redis_url)]], None
+    redis, private_url = stack.enter_context(private_redis())
+    return [[redis], plan.workers(private_url), [plan.server(private_url)]], private_url
 
 
 def _listen_for_signals(stop: asyncio.Event, kill_now: asyncio.Event) -> None:

@@ -2,7 +2,6 @@
 
 import { fetchModels } from "./api.js";
 import { ChatList } from "./chat_list.js";
-import { ChatStore } from "./chat_store.js";
 import { Conversation } from "./conversation.js";
 import { button, byId as $ } from "./dom.js";
 import { openLightbox, watchLightbox } from "./lightbox.js";
@@ -36,7 +35,7 @@ const conversation = new Conversation($("log"), {
   onUnauthorized: askForKey,
   onEnlarge: openLightbox,
 });
-const chats = new ChatList(new ChatStore(), { onOpen: showChat, notify });
+const chats = new ChatList({ onOpen: showChat, isBusy: () => conversation.isBusy, notify });
 
 function notify(message) {
   $("notice").textContent = message;
@@ -93,8 +92,8 @@ function ask(text) {
   showIdeas();
 }
 
-function showChat(chat) {
-  conversation.show(chat);
+function showChat(chat, options) {
+  conversation.show(chat, options);
   $("welcome").hidden = chat.turns.length > 0;
   showIdeas();
 }

@@ -115,7 +115,7 @@ const schemaText = valueThat(
 const format = record({ kind: oneOf(Object.keys(FORMATS)), schema: schemaText });
 const turn = record({ question: text, images: list(image), format, responses: list(response) });
 const content = record({ title: text, updatedAt: number, turns: list(turn) });
-const chat = (value, path) => ({ id: newId(), ...content(value, path) });
+const chat = (value, path) => ({ id: newId(), revision: 0, ...content(value, path) });
 
 /** Returns an ID for a chat. crypto.randomUUID is unavailable if the page was loaded over http. */
 export function newId() {

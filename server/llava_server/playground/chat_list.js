@@ -1,7 +1,7 @@
 // The list of stored chats, and the buttons to export, import and delete them.
 
 import { ImportError, download, newId, readChats } from "./chat_file.js";
-import { StorageError } from "./chat_store.js";
+import { ChatStore, StorageError } from "./chat_store.js";
 import { button, byId, element } from "./dom.js";
 
 const CURRENT = "llava.chat"; // the open chat of this tab
@@ -13,14 +13,20 @@ export class ChatList {
   #current = newChat();
   #notify;
   #onOpen;
+  #isBusy;
   #hasFailed = false; // whether the page displays an error of the last action
   #shown = ""; // the open chat and the titles in the list, as JSON
-  #deleted = new Set(); // IDs of chats whose last response may still be running
+  #saving = Promise.resolve(); // ends when the last chat was saved
 
-  /** onOpen(chat) is called to show a chat. notify(message) is called with errors. */
-  constructor(store, { onOpen, notify }) {
-    this.#store = store;
+  /**
+   * onOpen(chat, { isUpdate }) is called to show a chat. isUpdate: it is shown already, and another tab has changed it.
+   * isBusy() returns whether the user edits the chat on the page or waits for a response. notify(message) is called
+   * with errors.
+   */
+  constructor({ onOpen, isBusy, notify }) {
+    this.#store = new ChatStore(() => this.#update());
     this.#onOpen = onOpen;
+    this.#isBusy = isBusy;
     this.#notify = notify;
   }
 
@@ -41,12 +47,36 @@ export class ChatList {
     this.#show();
   }
 
-  /** Stores a chat, unless it has been deleted. */
-  async save(chat) {
-    if (this.#deleted.has(chat.id)) return;
+  /** Stores a chat, unless it has been deleted. If another tab has changed it, it becomes a new chat. */
+  save(chat) {
+    this.#saving = this.#saving.finally(() => this.#save(chat));
+    return this.#saving;
+  }
+
+  async #save(chat) {
     chat.title ||= titleOf(chat.turns);
     chat.updatedAt = Date.now();
-    await this.#guard(() => this.#store.put(chat));
+    await this.#guard(async () => {
+      if ((await this.#store.put(chat)) !== "changed") return;
+      Object.assign(chat, { id: newId(), title: `${chat.title} (copy)`, revision: 0 });
+      if (chat === this.#current) sessionStorage.setItem(CURRENT, chat.id);
+      await this.#store.put(chat);
+      this.#notify("Another tab has changed this chat, so your messages are stored in a copy.");
+    });
+    await this.#show();
+  }
+
+  /** Shows what another tab has stored or deleted. A chat that the user is working on remains. */
+  async #update() {
+    const { id, revision } = this.#current;
+    const entry = (await this.#store.titles()).find((title) => title.id === id);
+    const stored = entry && entry.revision !== revision && (await this.#store.get(id));
+    const isSame = this.#current.id === id && this.#current.revision === revision;
+    if (isSame && stored && !this.#isBusy()) this.#open(stored, { isUpdate: true });
+    if (isSame && !entry && revision > 0) {
+      this.create();
+      this.#notify("Another tab has deleted this chat.");
+    }
     await this.#show();
   }
 
@@ -61,7 +91,6 @@ export class ChatList {
     byId("import-chats").addEventListener("change", (event) => this.#import(event.target));
     byId("delete-chats").addEventListener("click", async () => {
       if (!confirm("Delete all chats that are stored in this browser?")) return;
-      this.#deleted.add(this.#current.id);
       await this.#guard(() => this.#store.clear());
       this.create();
     });
@@ -89,18 +118,18 @@ export class ChatList {
     }
   }
 
-  #open(chat) {
+  #open(chat, { isUpdate = false } = {}) {
     this.#current = chat;
     sessionStorage.setItem(CURRENT, chat.id);
     try {
-      this.#onOpen(chat);
+      this.#onOpen(chat, { isUpdate });
     } catch (error) {
       console.error(error); // an error in this page: the other chats remain available
       this.#notify(`The chat “${chat.title}” cannot be displayed (${error.message}). Export or delete it.`);
       this.#open(newChat());
       return;
     }
-    if (!matchMedia(WIDE).matches) this.#showSidebar(false);
+    if (!isUpdate && !matchMedia(WIDE).matches) this.#showSidebar(false);
   }
 
   #closeDrawer(event) {
@@ -150,7 +179,6 @@ export class ChatList {
 
   async #remove(id, title) {
     if (!confirm(`Delete the chat “${title}”?`)) return;
-    this.#deleted.add(id);
     await this.#guard(() => this.#store.remove(id));
     if (id === this.#current.id) this.create();
     else await this.#show();
@@ -159,7 +187,7 @@ export class ChatList {
 
 /** @returns {import("./chat_store.js").Chat} */
 function newChat() {
-  return { id: newId(), title: "", updatedAt: 0, turns: [] };
+  return { id: newId(), title: "", updatedAt: 0, revision: 0, turns: [] };
 }
 
 function titleOf(turns) {

@@ -1,15 +1,21 @@
 // Stores chats in this browser, in IndexedDB. If the database is unavailable, chats are kept until the page is closed.
 //
 // Titles are stored separately, so that the list of chats can be read without their images.
+//
+// Several tabs can have the same chat open. Each stored chat has a revision, which is checked in the transaction that
+// replaces the chat, so that no tab overwrites what another one has stored. A BroadcastChannel reports changes to the
+// other tabs. It works on pages that were loaded over http too, unlike locks (navigator.locks).
 
 const DATABASE = "llava-serve";
 const VERSION = 1;
+const CHANNEL = "llava-serve.chats";
 
 /**
  * @typedef {object} Chat
  * @property {string} id
  * @property {string} title
  * @property {number} updatedAt  milliseconds since 1970
+ * @property {number} revision  how often the chat has been stored; 0 for a new chat
  * @property {import("./turn.js").Turn[]} turns
  */
 
@@ -19,6 +25,13 @@ export class StorageError extends Error {}
 export class ChatStore {
   #database = null;
   #memory = new Map(); // the chats, if there is no database
+  #channel = null;
+  #onChange;
+
+  /** onChange() is called after another tab has stored or deleted chats. */
+  constructor(onChange = () => {}) {
+    this.#onChange = onChange;
+  }
 
   /** Opens the database. @returns {Promise<string>} why chats cannot be stored, or an empty string */
   async open() {
@@ -30,13 +43,15 @@ export class ChatStore {
       };
       this.#database = await resultOf(request);
       this.#database.onversionchange = () => this.#database.close(); // a newer version of the page is open
+      this.#channel = new BroadcastChannel(CHANNEL);
+      this.#channel.onmessage = () => this.#onChange();
       return "";
     } catch (error) {
       return `This browser cannot store chats (${error.message || error.name}). They are lost when you close the page.`;
     }
   }
 
-  /** Returns { id, title, updatedAt } for each chat, the latest first. */
+  /** Returns { id, title, updatedAt, revision } for each chat, the latest first. */
   async titles() {
     const found = this.#database ? await resultOf(this.#read("titles").getAll()) : [...this.#memory.values()];
     return found.sort((left, right) => right.updatedAt - left.updatedAt);
@@ -47,14 +62,29 @@ export class ChatStore {
     return this.#database ? resultOf(this.#read("chats").get(id)) : this.#memory.get(id);
   }
 
-  /** Stores a chat. @throws {StorageError} if there is no space left */
+  /**
+   * Stores a chat and increments its revision, unless another tab has changed or deleted it in the meantime. The
+   * previous call for this chat must have ended.
+   *
+   * @returns {Promise<"stored" | "changed" | "deleted">}
+   * @throws {StorageError} if there is no space left
+   */
   async put(chat) {
-    const { id, title, updatedAt } = chat;
+    const next = { ...chat, revision: chat.revision + 1 };
+    const { id, title, updatedAt, revision } = next;
+    let outcome = outcomeOf(chat, this.#memory.get(id));
     await this.#write((chats, titles) => {
-      chats.put(chat);
-      titles.put({ id, title, updatedAt });
+      titles.get(id).onsuccess = ({ target }) => {
+        outcome = outcomeOf(chat, target.result);
+        if (outcome !== "stored") return;
+        chats.put(next);
+        titles.put({ id, title, updatedAt, revision });
+      };
     });
-    if (!this.#database) this.#memory.set(id, structuredClone(chat));
+    if (outcome !== "stored") return outcome;
+    if (!this.#database) this.#memory.set(id, structuredClone(next));
+    chat.revision = revision;
+    return outcome;
   }
 
   async remove(id) {
@@ -85,7 +115,14 @@ export class ChatStore {
       transaction.oncomplete = resolve;
       transaction.onabort = () => reject(storageError(transaction.error));
     });
+    this.#channel.postMessage(null);
   }
+}
+
+/** Returns what happens to a chat if `current` is the stored one, or undefined if there is none. */
+function outcomeOf({ revision }, current) {
+  if (!current) return revision === 0 ? "stored" : "deleted";
+  return current.revision === revision ? "stored" : "changed";
 }
 
 function resultOf(request) {

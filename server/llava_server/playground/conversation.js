@@ -9,6 +9,7 @@ import { TurnView } from "./turn.js";
 const WAITING_MS = 1000; // interval at which the load is displayed while a response waits for its first token
 const SAVE_MS = 2000; // interval at which a response is stored while it is generated
 const CLOSED = "The page was closed before the response was complete.";
+const ELSEWHERE = "Another tab is generating this response. It is shown here when it is complete.";
 const STATUSES = { length: "truncated" }; // by finish reason; all others are complete
 
 export class Conversation {
@@ -45,17 +46,28 @@ export class Conversation {
     return this.#running !== null;
   }
 
-  /** Shows a chat. A response that is being generated is stopped. @param {import("./chat_store.js").Chat} chat */
-  show(chat) {
+  /** Whether a response is being generated or a question is being edited. */
+  get isBusy() {
+    return this.isRunning || this.#log.querySelector(".edit") !== null;
+  }
+
+  /**
+   * Shows a chat. A response that is being generated is stopped.
+   *
+   * @param {import("./chat_store.js").Chat} chat
+   * @param {boolean} isUpdate  whether it is shown already, and another tab has changed it
+   */
+  show(chat, { isUpdate }) {
     this.stop();
     this.#setRunning(null);
     this.#chat = chat;
+    const error = isUpdate ? ELSEWHERE : CLOSED;
     for (const response of chat.turns.flatMap(({ responses }) => responses)) {
-      if (response.status === "running") Object.assign(response, { status: "failed", error: CLOSED });
+      if (response.status === "running") Object.assign(response, { status: "failed", error });
     }
     this.#turns = chat.turns.map((turn) => this.#view(turn));
     this.#log.replaceChildren(...this.#turns.map((turn) => turn.element));
-    scrollToEnd({ force: true });
+    scrollToEnd({ force: !isUpdate });
   }
 
   stop() {

@@ -106,6 +106,7 @@ def test_an_unreachable_server_exits_with_code_three_and_its_url() -> None:
     result = runner.invoke(app, ["ask", "Hello?", "--base-url", "http://127.0.0.1:1"])
     assert result.exit_code == 3
     assert "Cannot reach http://127.0.0.1:1" in result.stderr
+    assert "--base-url or LLAVA_BASE_URL) to the URL that `llava-serve up` printed" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
-from typing import Any
 
 import pytest
 from playwright.sync_api import Page, Response, expect
 
+from tests.axe import findings
 from tests.e2e.playground.page_actions import ask, drop_image, finished, response_text, scripted
 from tests.processes import ControllerProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
 
-AXE = (files("axe_playwright_python") / "axe.min.js").read_text()
 MAX_PAGE_BYTES = 150_000
 PHONE = {"width": 390, "height": 844}
 RESPONSE = """# Title
@@ -43,18 +42,6 @@ def playground(page: Page, site: ControllerProcess) -> Page:
     )  # axe measures the contrast of elements that are still transparent
     page.goto(site.url)
     return page
-
-
-def findings(page: Page) -> list[str]:
-    """Return the serious and critical findings of axe: rule, element and explanation."""
-    page.evaluate(AXE)
-    violations: list[dict[str, Any]] = page.evaluate("async () => (await axe.run()).violations")
-    return [
-        f"{violation['id']}: {node['html'][:200]} {node['failureSummary']}"
-        for violation in violations
-        if violation["impact"] in ("serious", "critical")
-        for node in violation["nodes"]
-    ]
 
 
 def converse(page: Page) -> None:
@@ -168,14 +155,19 @@ def test_the_phone_layout_fits_the_screen_and_chats_are_in_a_drawer(playground: 
     expect(playground.get_by_role("button", name="Chats", exact=True)).to_be_focused()
 
 
-def test_the_page_weighs_less_than_150_kb(page: Page, site: ControllerProcess) -> None:
+def test_the_browser_transfers_less_than_150_kb_for_the_page(page: Page, site: ControllerProcess) -> None:
     responses: list[Response] = []
+    sizes: list[float] = []  # of headers and bodies, as transferred
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+    session.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
     page.on("response", lambda response: responses.append(response))
     page.goto(site.url)
     expect(page.get_by_label("Model")).to_be_enabled()
     page.wait_for_load_state("networkidle")
     assert all(response.url.startswith(site.url) for response in responses)
-    assert 50_000 < sum(len(response.body()) for response in responses) < MAX_PAGE_BYTES
+    assert len(sizes) == len(responses)
+    assert 50_000 < sum(sizes) < MAX_PAGE_BYTES
 
 
 def test_every_module_is_preloaded(page: Page, site: ControllerProcess) -> None:

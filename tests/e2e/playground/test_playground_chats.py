@@ -346,6 +346,8 @@ def test_a_chat_that_cannot_be_displayed_leaves_the_list_usable(
             const { ChatStore } = await import("/playground/chat_store.js");
             const store = new ChatStore();
             await store.open();
+            // The page would otherwise show the chat before it is reloaded.
+            BroadcastChannel.prototype.postMessage = () => {};
             const [{ id }] = await store.titles();
             await store.put({ ...(await store.get(id)), turns: [null] });
         }"""

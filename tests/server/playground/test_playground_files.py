@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
+import httpx2
 import pytest
 
 from tests.server.conftest import Stack
@@ -33,6 +34,30 @@ def test_unchanged_file_returns_304(stack: Stack) -> None:
     etag = stack.http.get("/").headers["etag"]
     assert stack.http.get("/", headers={"if-none-match": etag}).status_code == 304
     assert stack.http.get("/", headers={"if-none-match": '"other"'}).status_code == 200
+
+
+def test_a_file_is_compressed_only_for_clients_that_accept_gzip(stack: Stack) -> None:
+    def fetch(encoding: str) -> httpx2.Response:
+        return stack.http.get("/playground/app.js", headers={"accept-encoding": encoding})
+
+    plain = fetch("identity")
+    assert "content-encoding" not in plain.headers
+    for encoding in ("gzip", "deflate, GZIP;q=0.5", "br, gzip ; q=1.0"):
+        compressed = fetch(encoding)
+        assert compressed.headers["content-encoding"] == "gzip"
+        assert int(compressed.headers["content-length"]) < len(plain.content) / 2
+        assert compressed.content == plain.content
+        assert compressed.headers["vary"] == plain.headers["vary"] == "accept-encoding"
+        assert compressed.headers["etag"] != plain.headers["etag"]
+    for encoding in ("", "br", "gzip;q=0", "gzip; q=0.000"):
+        assert "content-encoding" not in fetch(encoding).headers
+
+
+def test_an_etag_is_valid_only_for_its_encoding(stack: Stack) -> None:
+    etag = stack.http.get("/", headers={"accept-encoding": "gzip"}).headers["etag"]
+    for encoding, status in (("gzip", 304), ("identity", 200)):
+        headers = {"accept-encoding": encoding, "if-none-match": etag}
+        assert stack.http.get("/", headers=headers).status_code == status
 
 
 @pytest.mark.parametrize("name", ["nothing.js", "..%2Fapp.py", "%2e%2e/settings.py", "index.html%00"])

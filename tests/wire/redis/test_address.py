@@ -72,7 +72,7 @@ def test_an_address_does_not_print_its_password() -> None:
     [
         ("redis://user:secret@queue", "queue:6379/0"),
         ("rediss://queue:6380/2?ssl_cert_reqs=none", "queue:6380/2"),
-        ("unix://:secret@/run/redis.sock?db=3", "/run/redis.sock/3"),
+        ("unix://:secret@/run/redis.sock?db=3", "unix:///run/redis.sock?db=3"),
         ("redis+sentinel://u:secret@b,a:1/mymaster/4", "a:1,b:26379/mymaster/4"),
         ("redis+cluster://u:secret@b,a", "a:6379,b:6379/0"),
     ],

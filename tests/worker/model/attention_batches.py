@@ -39,10 +39,11 @@ def random_cache(
     *,
     is_int8: bool = False,
     block_size: int = BLOCK_SIZE,
+    is_head_major: bool = False,
     device: torch.device = CPU,
 ) -> KVCache:
     """Return a two-layer cache in which all slots contain random keys and values."""
-    spec = KVCacheSpec(NUM_BLOCKS, block_size, 2, kv_heads, head_dim, dtype, is_int8)
+    spec = KVCacheSpec(NUM_BLOCKS, block_size, 2, kv_heads, head_dim, dtype, is_int8, is_head_major)
     cache = KVCache(spec, device)
     shape = (spec.num_tokens, kv_heads, head_dim)
     for layer in range(2):

@@ -69,7 +69,7 @@ def make_decoder(
 
 
 def make_cache(dtype: torch.dtype, *, is_int8: bool = False) -> KVCache:
-    spec = KVCacheSpec(NUM_BLOCKS, BLOCK_SIZE, LAYERS, KV_HEADS, HEAD_DIM, dtype, is_int8)
+    spec = KVCacheSpec(NUM_BLOCKS, BLOCK_SIZE, LAYERS, KV_HEADS, HEAD_DIM, dtype, is_int8, is_head_major=True)
     cache = KVCache(spec, CPU)
     for layer in range(LAYERS):
         k, v = (torch.randn(spec.num_tokens, KV_HEADS, HEAD_DIM).to(dtype) for _ in range(2))

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 __all__ = ["RedisAddress", "RedisURLError", "parse_redis_url"]
 
@@ -64,10 +64,16 @@ class RedisAddress:
 
     @property
     def location(self) -> str:
-        """The hosts or the socket, the service and the database, without secrets, such as "queue:6379/0"."""
+        """The hosts, the service and the database, or the URL of the socket, without secrets.
+
+        Examples: "queue:6379/0" and "unix:///run/redis.sock?db=0".
+        """
+        database = self.options.get("db", 0)
+        if self.path:
+            return f"unix://{quote(self.path)}?db={database}"
         hosts = ",".join(sorted(f"{host}:{port}" for host, port in self.hosts))
         service = f"/{self.service}" if self.service else ""
-        return f"{self.path or hosts}{service}/{self.options.get('db', 0)}"
+        return f"{hosts}{service}/{database}"
 
 
 def parse_redis_url(url: str) -> RedisAddress:

@@ -66,7 +66,7 @@ class _Step(ctypes.Structure):
         *((name, _POINTER) for name in ("hidden", "cos", "sin", "cached", "cached_scales")),
         *((name, _POINTER) for name in ("slots", "tables", "contexts")),
         *((name, _LONG) for name in ("num_layers", "rows", "size", "heads", "kv_heads", "head_size")),
-        *((name, _LONG) for name in ("intermediate", "num_slots", "block_size", "table_width")),
+        *((name, _LONG) for name in ("intermediate", "num_blocks", "block_size", "table_width")),
         *((name, _FLOAT) for name in ("eps", "attention_scale")),
     )
 
@@ -112,7 +112,7 @@ class NativeLayers:
             self._layers,
             *map(_pointer, (hidden, cos, sin, cached, scales, rows.slots, tables, rows.contexts)),
             *(len(self._layers), len(x), self._size, self._attended_size // spec.head_dim),
-            *(spec.num_kv_heads, spec.head_dim, self._intermediate, spec.num_tokens, spec.block_size),
+            *(spec.num_kv_heads, spec.head_dim, self._intermediate, spec.num_blocks, spec.block_size),
             *(tables.shape[1], self._eps, spec.head_dim**-0.5),
         )
         self._kernels.decoder_layers(hidden.dtype, ctypes.addressof(step))

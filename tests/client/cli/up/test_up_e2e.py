@@ -37,14 +37,18 @@ class Running:
         self.key: str | None = None
 
     def read_panel(self) -> None:
-        assert self.process.stdout is not None
-        while "openai.OpenAI()" not in self.shown:
-            letter = self.process.stdout.read(1)
-            assert letter, self.process.stderr.read() if self.process.stderr else ""
-            self.shown += letter
+        self.read_until("openai.OpenAI()")
         facts = dict(line.split(maxsplit=1) for line in self.shown.splitlines() if line.count(" ") > 1)
         self.url = facts["playground"]
         self.key = facts["API"].removeprefix("key").strip() if "API key" in self.shown else None
+
+    def read_until(self, text: str) -> None:
+        """Read the output up to this text."""
+        assert self.process.stdout is not None
+        while text not in self.shown:
+            letter = self.process.stdout.read(1)
+            assert letter, self.process.stderr.read() if self.process.stderr else ""
+            self.shown += letter
 
     def processes(self) -> list[psutil.Process]:
         return list(psutil.Process(self.process.pid).children(recursive=True))
@@ -168,6 +172,20 @@ def test_operator_commands_find_the_queue_of_a_running_up(shared_up: Running) ->
     assert f"unix://{shared_up.folder}/llava-serve-redis-" in errors
     status, output, _ = operate(shared_up, "top", "--once")
     assert (status, "echo" in output) == (0, True)
+
+
+def test_the_printed_command_adds_a_worker_to_a_running_up(shared_up: Running) -> None:
+    shared_up.read_until("another worker of this server\n")
+    shared_up.read_until("--device auto\n")
+    line = shared_up.shown.splitlines()[-1]
+    assert line.startswith(f"LLAVA_REDIS_URL=unix://{shared_up.folder}/llava-serve-redis-")
+    worker = subprocess.Popen(["sh", "-c", f"exec env {line}"], stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: "2 workers" in operate(shared_up, "top", "--once")[1], "the second worker")
+    finally:
+        worker.terminate()
+        worker.wait(scaled(60))
+    assert shared_up.ask()
 
 
 def test_a_configured_queue_is_preferred_to_that_of_a_running_up(shared_up: Running) -> None:

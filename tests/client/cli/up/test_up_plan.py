@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,7 @@ def test_the_output_without_a_terminal_is_plain_text(capsys: pytest.CaptureFixtu
         display.line(
             "worker-1", "2030-01-31 10:00:00,000 INFO llava_worker.selected: precision: bf16, because"
         )
-    display.ready(plan(generated_key="lv-key"), "tiny-llava")
+    display.ready(plan(generated_key="lv-key"), "tiny-llava", None)
     display.tail(["last [line]"])
     shown = capsys.readouterr()
     for fact in (
@@ -165,10 +166,21 @@ def test_verbose_prints_each_line_once_with_the_name_of_the_process(
     assert capsys.readouterr().err == " worker-1 | loading [weights]\n"
 
 
+def test_up_prints_the_url_of_its_private_redis_server_but_no_other(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    display = Display(is_verbose=False)
+    display.ready(plan(precision="int8"), "tiny-llava", "unix:///tmp/a%20b/redis.sock")
+    expected = f"LLAVA_REDIS_URL=unix:///tmp/a%20b/redis.sock {sys.executable} -m llava_worker --model tiny "
+    assert f"{expected}--precision int8 --device cpu\n" in capsys.readouterr().out
+    display.ready(plan(), "tiny-llava", None)
+    assert "LLAVA_REDIS_URL" not in capsys.readouterr().out
+
+
 def test_up_with_the_bundled_model_explains_how_to_serve_a_real_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    Display(is_verbose=False).ready(plan(model="tiny"), "tiny-llava")
+    Display(is_verbose=False).ready(plan(model="tiny"), "tiny-llava", None)
     assert "llava-serve up --model llava-hf/llava-1.5-7b-hf --precision int4" in capsys.readouterr().out
-    Display(is_verbose=False).ready(plan(model="llava-hf/llava-1.5-7b-hf"), "llava-1.5-7b-hf")
+    Display(is_verbose=False).ready(plan(model="llava-hf/llava-1.5-7b-hf"), "llava-1.5-7b-hf", None)
     assert "--precision int4" not in capsys.readouterr().out

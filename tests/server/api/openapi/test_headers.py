@@ -23,7 +23,15 @@ BODY = {"model": MODEL, "messages": [{"role": "user", "content": "say yes"}]}
 OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods]
 # Headers that are documented elsewhere (API keys, body type and size), or sent only by web browsers.
 ELSEWHERE = {"authorization", "x-api-key", "content-type", "content-length", "content-encoding"}
-ELSEWHERE |= {"if-none-match", "origin", "host", "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest"}
+ELSEWHERE |= {
+    "accept-encoding",
+    "if-none-match",
+    "origin",
+    "host",
+    "sec-fetch-site",
+    "sec-fetch-mode",
+    "sec-fetch-dest",
+}
 
 
 def read_by(source: str) -> set[str]:

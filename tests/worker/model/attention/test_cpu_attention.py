@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import llava_worker
@@ -24,6 +25,7 @@ from tests.worker.model.attention_batches import LAYER, attend, make_metadata, r
 CPU = torch.device("cpu")
 TINY = Path(llava_worker.__file__).parent / "tiny"
 KERNELS = cpu_kernels()
+head_major_cache = partial(random_cache, is_head_major=True)
 IS_INT8 = pytest.mark.parametrize("is_int8", [False, True], ids=["exact", "int8"])
 needs_prefill_kernel = pytest.mark.skipif(
     not isinstance(KERNELS, NativeKernels) or not KERNELS.uses_prefill_attention(torch.bfloat16),
@@ -54,7 +56,7 @@ def test_rows_of_any_kind_agree_with_the_reference(
     metadata = make_metadata([(1, n) for n in decodes] + several or [(1, 33)])
     qkv = random_qkv(len(metadata.slot_mapping), kv_heads * group, kv_heads, head_dim, dtype=dtype)
     window = data.draw(st.sampled_from([None, 1, 3, 17, 100]))
-    cache = random_cache(kv_heads, head_dim, dtype, is_int8=is_int8)
+    cache = head_major_cache(kv_heads, head_dim, dtype, is_int8=is_int8)
 
     actual = attend(backend, metadata, cache, qkv, window)
 
@@ -66,7 +68,7 @@ def test_rows_of_any_kind_agree_with_the_reference(
 @IS_INT8
 def test_a_row_is_bitwise_identical_in_any_batch(backend: CpuBackend, is_int8: bool) -> None:
     torch.manual_seed(0)
-    cache = random_cache(2, 32, is_int8=is_int8)
+    cache = head_major_cache(2, 32, is_int8=is_int8)
     batch = make_metadata([(1, context) for context in (38, 1, 20, 7)])
     qkv = random_qkv(4, 4, 2, 32)
 
@@ -80,11 +82,57 @@ def test_a_row_is_bitwise_identical_in_any_batch(backend: CpuBackend, is_int8: b
         assert torch.equal(attend(backend, alone, cache, [part[one] for part in qkv]), together[one])
 
 
+# The blocks and the context of each row. Rows share all blocks, the first ones, or none, in any order.
+SHARED_BLOCKS = [
+    ([0, 1, 2, 3, 4, 5], 95),
+    ([7, 8, 9], 33),
+    ([0, 1, 2, 6], 64),
+    ([0, 1, 2, 3, 4, 5], 96),
+    ([0, 1, 2, 6, 10], 70),
+    ([0, 1, 2], 48),
+    ([0], 9),
+    ([11, 1, 2], 41),
+]
+
+
+@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@IS_INT8
+def test_a_row_is_bitwise_identical_if_other_rows_share_its_blocks(
+    backend: CpuBackend, is_int8: bool, dtype: torch.dtype, window: int | None
+) -> None:
+    for head_dim in (128, 48):
+        torch.manual_seed(0)
+        cache = head_major_cache(2, head_dim, dtype, is_int8=is_int8, block_size=16)
+        rows = SHARED_BLOCKS * 3  # more than one task processes
+        tables = torch.tensor([(blocks + [0] * 6)[:6] for blocks, _ in rows])
+        slots = torch.tensor([blocks[(end - 1) // 16] * 16 + (end - 1) % 16 for blocks, end in rows])
+        q, k, v = random_qkv(len(rows), 4, 2, head_dim, dtype=dtype)
+        k, v = (each[: len(SHARED_BLOCKS)].repeat(3, 1, 1) for each in (k, v))
+        contexts = tuple(end for _, end in rows)
+        batch = AttentionMetadata((1,) * len(rows), contexts, len(rows), tables, slots)
+
+        together = attend(backend, batch, cache, [q, k, v], window)
+
+        expected = attend(SdpaBackend(), batch, cache, [q, k, v], window)
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(together, expected, rtol=tolerance, atol=tolerance)
+        for row in range(len(rows)):
+            one = slice(row, row + 1)
+            alone = AttentionMetadata((1,), contexts[one], 1, tables[one], slots[one])
+            assert torch.equal(attend(backend, alone, cache, [q[one], k[one], v[one]], window), together[one])
+
+
+def test_a_token_major_cache_is_rejected(backend: CpuBackend) -> None:
+    with pytest.raises(ValueError, match="head-major"):
+        backend.plan(make_metadata([(1, 5)]), random_cache(2, 32))
+
+
 @IS_INT8
 def test_a_token_is_bitwise_identical_with_draft_tokens_after_it(backend: CpuBackend, is_int8: bool) -> None:
     """The result for a token does not depend on later draft tokens, even if one of them contains a NaN."""
     torch.manual_seed(0)
-    cache = random_cache(2, 32, is_int8=is_int8)
+    cache = head_major_cache(2, 32, is_int8=is_int8)
     batch = make_metadata([(4, 23)])
     qkv = random_qkv(4, 4, 2, 32)
     qkv[1][3] = float("nan")
@@ -105,7 +153,7 @@ def test_a_token_is_bitwise_identical_with_draft_tokens_after_it(backend: CpuBac
 
 def test_a_nan_in_another_row_is_not_read(backend: CpuBackend) -> None:
     torch.manual_seed(0)
-    cache = random_cache(2, 16)
+    cache = head_major_cache(2, 16)
     qkv = random_qkv(2, 2, 2, 16)
     qkv[1][0, 0, 0] = float("nan")
 
@@ -129,7 +177,7 @@ def long_prompt(
 ) -> tuple[AttentionMetadata, KVCache, list[Tensor]]:
     dtype = torch.bfloat16
     metadata = make_metadata([(num_new, context)], block_size=LONG_BLOCK_SIZE)
-    cache = random_cache(kv_heads, head_dim, dtype, is_int8=is_int8, block_size=LONG_BLOCK_SIZE)
+    cache = head_major_cache(kv_heads, head_dim, dtype, is_int8=is_int8, block_size=LONG_BLOCK_SIZE)
     return metadata, cache, random_qkv(num_new, heads, kv_heads, head_dim, dtype=dtype)
 
 

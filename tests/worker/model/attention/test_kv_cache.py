@@ -13,10 +13,11 @@ from torch import Tensor
 
 NUM_LAYERS, NUM_HEADS, HEAD_DIM = 3, 2, 16
 IS_INT8 = pytest.mark.parametrize("is_int8", [False, True], ids=["exact", "int8"])
+IS_HEAD_MAJOR = pytest.mark.parametrize("is_head_major", [False, True], ids=["token-major", "head-major"])
 
 
-def make_cache(*, is_int8: bool, dtype: torch.dtype = torch.float32) -> KVCache:
-    spec = KVCacheSpec(4, 4, NUM_LAYERS, NUM_HEADS, HEAD_DIM, dtype, is_int8)
+def make_cache(*, is_int8: bool, dtype: torch.dtype = torch.float32, is_head_major: bool = False) -> KVCache:
+    spec = KVCacheSpec(4, 4, NUM_LAYERS, NUM_HEADS, HEAD_DIM, dtype, is_int8, is_head_major)
     return KVCache(spec, torch.device("cpu"))
 
 
@@ -29,9 +30,11 @@ def content(cache: KVCache) -> Tensor:  # [layers, 2, slots, heads, head_dim]
     return torch.stack([torch.stack(cache.gather(layer, slots)) for layer in range(NUM_LAYERS)])
 
 
-def test_an_exact_cache_returns_what_was_written() -> None:
+@IS_HEAD_MAJOR
+def test_an_exact_cache_returns_what_was_written(is_head_major: bool) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        cache, slots = make_cache(is_int8=False, dtype=dtype), torch.tensor([9, 2, 14])
+        cache = make_cache(is_int8=False, dtype=dtype, is_head_major=is_head_major)
+        slots = torch.tensor([9, 2, 14])
         k, v = random_rows(3, 1).to(dtype), random_rows(3, 2).to(dtype)
 
         cache.write(1, slots, k, v)
@@ -39,6 +42,23 @@ def test_an_exact_cache_returns_what_was_written() -> None:
         assert not cache.is_int8
         keys, values = cache.gather(1, slots)
         assert torch.equal(keys, k) and torch.equal(values, v)
+
+
+@IS_INT8
+def test_a_head_major_cache_stores_the_rows_of_a_head_of_a_block_one_after_another(is_int8: bool) -> None:
+    token_major, head_major = (make_cache(is_int8=is_int8, is_head_major=each) for each in (False, True))
+    k, v = random_rows(16, 1), random_rows(16, 2)
+    for cache in (token_major, head_major):
+        cache.write(1, torch.arange(16), k, v)
+
+    by_token, by_head = token_major.layer(1), head_major.layer(1)
+
+    for tokens, heads in zip(by_token, by_head, strict=True):
+        if isinstance(tokens, Tensor) and isinstance(heads, Tensor):
+            assert heads.is_contiguous()
+            assert torch.equal(heads, tokens.view(4, 4, *tokens.shape[1:]).transpose(1, 2))
+        else:
+            assert tokens == heads
 
 
 def test_the_error_of_an_int8_cache_is_at_most_half_a_step() -> None:
@@ -91,9 +111,10 @@ def test_int8_rows_do_not_depend_on_the_batch_they_are_written_in() -> None:
     assert torch.equal(content(alone), content(together))
 
 
+@IS_HEAD_MAJOR
 @IS_INT8
-def test_a_cache_has_the_size_of_its_spec(is_int8: bool) -> None:
-    cache = make_cache(is_int8=is_int8)
+def test_a_cache_has_the_size_of_its_spec(is_int8: bool, is_head_major: bool) -> None:
+    cache = make_cache(is_int8=is_int8, is_head_major=is_head_major)
     stored = [tensor.nbytes for tensor in vars(cache).values() if isinstance(tensor, Tensor)]
 
     assert sum(stored) == cache.spec.num_bytes
@@ -108,14 +129,17 @@ def test_int8_halves_the_memory_of_llava_1_5_including_scales() -> None:
     assert int8 / exact < 0.52
 
 
+@IS_HEAD_MAJOR
 @IS_INT8
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
-def test_copied_rows_are_equal_and_all_others_unchanged(is_int8: bool, data: st.DataObject) -> None:
+def test_copied_rows_are_equal_and_all_others_unchanged(
+    is_int8: bool, is_head_major: bool, data: st.DataObject
+) -> None:
     """Sources and targets can overlap, because all sources are read before any target is written."""
     sources = data.draw(st.lists(st.integers(0, 15), max_size=8))
     targets = data.draw(st.permutations(range(16)))[: len(sources)]
-    cache = make_cache(is_int8=is_int8)
+    cache = make_cache(is_int8=is_int8, is_head_major=is_head_major)
     for layer in range(NUM_LAYERS):
         cache.write(layer, torch.arange(16), random_rows(16, layer), random_rows(16, 10 + layer))
     expected = content(cache)

@@ -44,6 +44,7 @@ def plan_cache(
     free_bytes: int | None,
     block_size: int,
     max_num_sequences: int,
+    is_head_major: bool = False,
     advice: str = "use a smaller model",
 ) -> KVCacheSpec:
     """Return the spec of the largest KV cache that fits in ``max_bytes``.
@@ -68,6 +69,7 @@ def plan_cache(
         block_size=block_size,
         dtype=precision.dtype,
         is_int8=kv_cache_dtype == "int8",
+        is_head_major=is_head_major,
     )
     is_set = max_bytes is not None
     if max_bytes is None:

@@ -164,6 +164,7 @@ class RankWorker:
             block_size=command.block_size,
             dtype=self._precision.dtype,
             is_int8=self._setup.kv_cache_dtype == "int8",
+            is_head_major=self._backend.is_head_major,
         )
         cache = allocate_cache(spec, self._device)
         # This rank cannot detect when the engine is idle, so it allocates memory for one context at once.

@@ -12,7 +12,14 @@ from llava_worker.engine.speculation.drafter import PromptLookupDrafter
 from llava_worker.engine.startup.batch_tokens import measure_batch_tokens
 from llava_worker.engine.startup.graph_capture import GraphCapture, max_graph_tokens
 from llava_worker.engine.startup.plan import StartupPlan
-from llava_worker.engine.startup.warmup import StepMemory, WarmupSteps, max_tiles_per_step, warm_up
+from llava_worker.engine.startup.stored_step_memory import StoredStepMemory
+from llava_worker.engine.startup.warmup import (
+    StepMemory,
+    WarmupSteps,
+    check_decode,
+    max_tiles_per_step,
+    warm_up,
+)
 from llava_worker.model.attention.kv_cache import KVCacheSpec
 from llava_worker.model.gpu.cuda_graphs import GraphPool
 from llava_worker.model.llava import Llava
@@ -28,9 +35,11 @@ logger = logging.getLogger(__name__)
 
 
 def assemble_engine(
-    model: Llava, plan: StartupPlan, pool: GraphPool | None, *, eos_ids: frozenset[int]
+    model: Llava, plan: StartupPlan, pool: GraphPool | None, *, eos_ids: frozenset[int], weights_key: str = ""
 ) -> Engine:
     """Return an engine for the loaded model. If ``pool`` is None, no CUDA graphs are captured.
+
+    If the weights are stored in the weights cache under ``weights_key``, the memory of a step is also stored.
 
     Everything that needs memory is measured before the size of the KV cache is determined:
 
@@ -41,7 +50,7 @@ def assemble_engine(
     config, memory = plan.config, plan.memory
     steps = WarmupSteps(model, plan.backend, plan.cache)
     max_batch_tokens = plan.max_batch_tokens or measure_batch_tokens(steps, memory.left_bytes)
-    largest = warm_up(steps, max_num_sequences=config.max_num_sequences, max_batch_tokens=max_batch_tokens)
+    largest = _largest_step(steps, plan, max_batch_tokens, weights_key)
     graphs = GraphCapture(
         model,
         plan.backend,
@@ -71,6 +80,26 @@ def assemble_engine(
         drafter=PromptLookupDrafter() if config.use_speculation else None,
         is_async=config.use_async_scheduling and plan.device.type == "cuda",
     )
+
+
+def _largest_step(
+    steps: WarmupSteps, plan: StartupPlan, max_batch_tokens: int, weights_key: str
+) -> StepMemory:
+    """Return the memory of the largest step, which is measured unless it is stored."""
+    num_sequences = plan.config.max_num_sequences
+
+    def measure() -> StepMemory:
+        return warm_up(steps, max_num_sequences=num_sequences, max_batch_tokens=max_batch_tokens)
+
+    if plan.weights_cache is None or not weights_key:
+        return measure()
+    settings = [plan.precision.name, plan.cache.is_int8, steps.context, num_sequences, max_batch_tokens]
+    stored = StoredStepMemory(plan.weights_cache.folder, weights_key, settings)
+    memory = stored.load()
+    if memory is None:
+        return stored.store(measure())
+    check_decode(steps)
+    return memory
 
 
 def _max_token_gap_s(plan: StartupPlan) -> float:

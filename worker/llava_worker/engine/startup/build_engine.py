@@ -84,7 +84,7 @@ def build_engine(
     if pool is not None and config.tensor_parallel_size > 1:
         # NCCL waits for captured graphs before it destroys a communicator. Runs before `RankGroup.close`.
         atexit.register(pool.release)
-    engine = assemble_engine(model, plan, pool, eos_ids=eos_ids)
+    engine = assemble_engine(model, plan, pool, eos_ids=eos_ids, weights_key=weights.key)
     info = _model_info(plan, engine.context_length, eos_ids)
     return engine, replace(info, weights_digest=weights.digest, weights_s=weights_s, warmup_s=stopwatch.lap())
 

@@ -71,7 +71,7 @@ class StartupPlan:
             is_int8_cache=config.kv_cache_dtype == "int8",
             measure=partial(decode_seconds, text=model.text_config, precision=precision, device=device),
         )
-        cache = _plan_cache(config, model, image, precision, config.block_size or backend.block_size, memory)
+        cache = _plan_cache(config, model, image, precision, backend, memory)
         return cls(config, model, image, precision, device, backend, max_batch_tokens, cache, memory)
 
     @property
@@ -104,7 +104,7 @@ def _plan_cache(
     model: ModelConfig,
     image: ImageConfig,
     precision: Precision,
-    block_size: int,
+    backend: AttentionBackend,
     memory: MemoryBudget,
 ) -> KVCacheSpec:
     """Return the largest KV cache that the settings and the size of the weights permit.
@@ -134,7 +134,8 @@ def _plan_cache(
         device=device,
         max_bytes=config.kv_cache_bytes,
         free_bytes=None if free is None else free - weights - reserved,
-        block_size=block_size,
+        block_size=config.block_size or backend.block_size,
+        is_head_major=backend.is_head_major,
         max_num_sequences=config.max_num_sequences,
         advice=memory.advice,
     )

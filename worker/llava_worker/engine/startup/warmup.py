@@ -34,6 +34,7 @@ __all__ = [
     "StepMemory",
     "WarmupError",
     "WarmupSteps",
+    "check_decode",
     "max_tiles_per_step",
     "sizes_up_to",
     "step_errors",
@@ -82,6 +83,15 @@ def warm_up(steps: WarmupSteps, *, max_num_sequences: int, max_batch_tokens: int
     with step_errors(steps, f"{max_batch_tokens} tokens and {max_num_sequences} sequences"):
         memory = measure(steps, num_tiles, max_num_sequences, max_batch_tokens)
     return replace(memory, tower=memory.tower + _merge_bytes(steps.model))
+
+
+def check_decode(steps: WarmupSteps) -> None:
+    """Decode one token for two sequences, which initializes the sampler and checks that the model works.
+
+    Raises the same exceptions as `warm_up`.
+    """
+    with step_errors(steps, "2 sequences"):
+        steps.decode(2)  # one greedy and one random
 
 
 @contextmanager

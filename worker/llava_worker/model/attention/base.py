@@ -101,6 +101,7 @@ class AttentionBackend(ABC):
 
     name = "sdpa"
     block_size = 16
+    is_head_major = False  # see `KVCacheSpec`
 
     @abstractmethod
     def plan(self, metadata: AttentionMetadata, cache: KVCache) -> AttentionPlan:

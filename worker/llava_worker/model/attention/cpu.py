@@ -28,11 +28,17 @@ _MAX_SHORT_ROW = 16  # tokens; for longer rows, it is faster to read keys and va
 
 
 class CpuBackend(AttentionBackend):
+    """Attention for a head-major cache."""
+
+    is_head_major = True
+
     def __init__(self, kernels: NativeKernels) -> None:
         self._kernels = kernels
         self._reference = SdpaBackend()
 
     def plan(self, metadata: AttentionMetadata, cache: KVCache) -> AttentionPlan:
+        if not cache.spec.is_head_major:
+            raise ValueError("The C++ kernels require a head-major KV cache.")
         lens = metadata.query_lens
         num_short = sum(1 for _ in takewhile(lambda length: length <= _MAX_SHORT_ROW, lens))
         if cache.spec.head_dim % _LANES:

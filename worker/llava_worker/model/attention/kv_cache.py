@@ -40,10 +40,20 @@ class KVCacheSpec:
     head_dim: int
     dtype: torch.dtype  # dtype in which keys and values are written and read
     is_int8: bool = False  # whether they are stored as int8 instead of ``dtype``
+    # Whether the rows of a head are adjacent within a block, which CPUs read faster. Otherwise, those of a
+    # token are adjacent.
+    is_head_major: bool = False
 
     @classmethod
     def for_model(
-        cls, text: TextConfig, *, num_blocks: int, block_size: int, dtype: torch.dtype, is_int8: bool = False
+        cls,
+        text: TextConfig,
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        is_int8: bool = False,
+        is_head_major: bool = False,
     ) -> KVCacheSpec:
         return cls(
             num_blocks=num_blocks,
@@ -53,7 +63,18 @@ class KVCacheSpec:
             head_dim=text.head_dim,
             dtype=dtype,
             is_int8=is_int8,
+            is_head_major=is_head_major,
         )
+
+    @property
+    def rows_shape(self) -> tuple[int, ...]:
+        """The dimensions of the keys or values of one layer, without head_dim.
+
+        [slots, kv_heads] or, if the cache is head-major, [blocks * kv_heads * block_size].
+        """
+        if self.is_head_major:
+            return (self.num_tokens * self.num_kv_heads,)
+        return self.num_tokens, self.num_kv_heads
 
     @property
     def num_tokens(self) -> int:
@@ -90,10 +111,10 @@ class KVCache:
         self.dtype = spec.dtype
         self.num_blocks = spec.num_blocks
         self.block_size = spec.block_size
-        shape = (spec.num_layers, 2, spec.num_tokens, spec.num_kv_heads, spec.head_dim)
-        self._rows = zeros(shape, torch.int8 if spec.is_int8 else spec.dtype, device)
-        self._scales = zeros(shape[:-1], KV_SCALE_DTYPE, device) if spec.is_int8 else None
-        self._num_faulted = 0  # slots that are faulted in once ``_unfaulted`` is exhausted
+        shape = (spec.num_layers, 2, *spec.rows_shape)
+        self._rows = zeros((*shape, spec.head_dim), torch.int8 if spec.is_int8 else spec.dtype, device)
+        self._scales = zeros(shape, KV_SCALE_DTYPE, device) if spec.is_int8 else None
+        self._num_faulted = 0  # blocks that are faulted in once ``_unfaulted`` is exhausted
         self._unfaulted: Iterator[Tensor] = iter(())
 
     @property
@@ -101,19 +122,23 @@ class KVCache:
         return self._scales is not None
 
     def prefault_more(self, num_slots: int) -> bool:
-        """Fault in another part of the first ``num_slots`` slots of a CPU cache. Contents do not change.
+        """Fault in another part of the blocks of the first ``num_slots`` slots of a CPU cache.
 
-        The first write to a page that has not been faulted in has to wait for the operating system. A call
-        takes a few milliseconds. Returns False once all of these slots are faulted in.
+        Contents do not change. The first write to a page that has not been faulted in has to wait for the
+        operating system. A call takes a few milliseconds. Returns False once all of them are faulted in.
         """
-        num_slots = min(num_slots, self.spec.num_tokens)
-        if self._rows.device.type == "cpu" and num_slots > self._num_faulted:
+        num_blocks = min(-(-num_slots // self.block_size), self.num_blocks)
+        if self._rows.device.type == "cpu" and num_blocks > self._num_faulted:
             added = [
-                prefault_columns(stored.flatten(0, 1), self._num_faulted, num_slots)
+                prefault_columns(
+                    stored.view(-1, self.num_blocks, stored[0, 0].numel() // self.num_blocks),
+                    self._num_faulted,
+                    num_blocks,
+                )
                 for stored in self._tensors()
             ]
             self._unfaulted = chain(self._unfaulted, *added)
-            self._num_faulted = num_slots
+            self._num_faulted = num_blocks
         return bool(list(islice(self._unfaulted, _CHUNKS_AT_ONCE)))
 
     def prefault(self, num_slots: int) -> None:
@@ -125,36 +150,38 @@ class KVCache:
     def tensors(self) -> tuple[Tensor, Tensor | None]:
         """The contiguous tensors of the cache.
 
-        Keys and values, [layers, 2, slots, kv_heads, head_dim]. If the cache is int8, their scales, [layers,
-        2, slots, kv_heads].
+        Keys and values, [layers, 2, *rows_shape, head_dim]. If the cache is int8, their scales, [layers, 2,
+        *rows_shape].
         """
         return self._rows, self._scales
 
     def layer(self, layer: int) -> LayerCache:
         """Return views of one layer's keys and values, for kernels that read the cache in place."""
-        keys, values = self._rows[layer]
-        if self._scales is None:
-            return LayerCache(keys, values, self.block_size)
-        return LayerCache(keys, values, self.block_size, *self._scales[layer])
+        tensors = [*self._rows[layer], *(() if self._scales is None else self._scales[layer])]
+        if self.spec.is_head_major:
+            shape = (self.num_blocks, self.spec.num_kv_heads, self.block_size)
+            tensors = [each.view(*shape, *each.shape[1:]) for each in tensors]
+        return LayerCache(tensors[0], tensors[1], self.block_size, *tensors[2:])
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Write keys and values, both [tokens, kv_heads, head_dim], to ``slots``, int64 [tokens]."""
-        rows = self._rows[layer]  # [2, slots, kv_heads, head_dim]
+        indices = self._indices(slots)
         if self._scales is None:
-            rows[0].index_copy_(0, slots, k)
-            rows[1].index_copy_(0, slots, v)
+            for stored, rows in zip(self._rows[layer], (k, v), strict=True):
+                stored.index_copy_(0, indices, rows.reshape(len(indices), *stored.shape[1:]))
             return
         codes, scales = quantize_kv_rows(torch.stack([k, v]))
-        rows.index_copy_(1, slots, codes)
-        self._scales[layer].index_copy_(1, slots, scales)
+        for stored, rows in ((self._rows, codes), (self._scales, scales)):
+            stored[layer].index_copy_(1, indices, rows.reshape(2, len(indices), *stored.shape[3:]))
 
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values, both [*slots.shape, kv_heads, head_dim], in ``slots`` (int64)."""
-        flat = slots.flatten()  # index_select copies whole rows and is several times faster than indexing
-        rows = self._rows[layer].index_select(1, flat)
+        # index_select copies whole rows and is several times faster than indexing.
+        indices = self._indices(slots.flatten())
+        rows = self._rows[layer].index_select(1, indices)
         if self._scales is not None:
-            rows = dequantize_kv_rows(rows, self._scales[layer].index_select(1, flat), self.dtype)
-        k, v = rows.view(2, *slots.shape, *rows.shape[-2:])
+            rows = dequantize_kv_rows(rows, self._scales[layer].index_select(1, indices), self.dtype)
+        k, v = rows.view(2, *slots.shape, self.spec.num_kv_heads, self.spec.head_dim)
         return k, v
 
     def copy_rows(self, sources: Tensor, targets: Tensor) -> None:
@@ -162,8 +189,18 @@ class KVCache:
 
         All sources are read before any target is written, so sources and targets may overlap.
         """
+        source_indices, target_indices = self._indices(sources), self._indices(targets)
         for stored in self._tensors():
-            stored.index_copy_(2, targets, stored.index_select(2, sources))
+            stored.index_copy_(2, target_indices, stored.index_select(2, source_indices))
 
-    def _tensors(self) -> list[Tensor]:  # each [layers, 2, slots, ...]
+    def _indices(self, slots: Tensor) -> Tensor:
+        """Return the indices of the rows in ``slots`` [n]: [n] or, in a head-major cache, [n * kv_heads]."""
+        if not self.spec.is_head_major:
+            return slots
+        heads = torch.arange(self.spec.num_kv_heads, device=slots.device)
+        blocks, offsets = slots // self.block_size, slots % self.block_size
+        first = blocks * (self.spec.num_kv_heads * self.block_size) + offsets
+        return (first[:, None] + heads * self.block_size).flatten()
+
+    def _tensors(self) -> list[Tensor]:  # each [layers, 2, *rows_shape, ...]
         return [self._rows] if self._scales is None else [self._rows, self._scales]

@@ -1,190 +1,141 @@
 // Computes attention for one query per row, reading the paged KV cache in place.
 //
-// Each task processes some of the KV heads of one row. It iterates over the context, TOKENS positions at a time, and
-// computes scores, online softmax and weighted values. Each key and value is read from memory only once.
+// Each task processes some of the KV heads of some rows. It iterates over the context, TOKENS positions at a time, and
+// computes scores, online softmax and weighted values. Keys and values are read from memory only once, even if several
+// rows of the task have them in common, for example those of an image. The result for a row does not depend on the other
+// rows.
 #include <omp.h>
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
+#include "attention_tile.h"
 #include "online_softmax.h"
 #include "team_kernels.h"
 
 namespace {
 
-constexpr int TOKENS = 32;
+constexpr int64_t MAX_ROWS = 16;  // in a task, so that the sums of weighted values stay in the L2 cache
+constexpr int64_t COMMON_SIZE = 128;  // the most common head size, for which there is a faster kernel
 
 template <class T>
 INLINE float scale_of(const float*, int64_t, const T*) { return 1.0f; }
-INLINE float scale_of(const float* scales, int64_t position, const int8_t*) { return scales[position]; }
+INLINE float scale_of(const float* scales, int64_t index, const int8_t*) { return scales[index]; }
 
-template <class K>
-INLINE float dot(const float* q, const K* key, int64_t size) {
-  f32x16 a{}, b{};  // two accumulators, for instruction-level parallelism
-  int64_t k = 0;
-  for (; k + 32 <= size; k += 32) {
-    a += load(q + k) * load(key + k);
-    b += load(q + k + 16) * load(key + k + 16);
-  }
-  if (k < size) a += load(q + k) * load(key + k);
-  return horizontal_sum(a + b);
-}
-
-// The type to which queries are converted: bf16 if T and K are bf16 and the CPU has an instruction for bf16 dot
-// products, otherwise fp32.
-template <class T, class K>
-struct QueryType {
-  using type = float;
-};
-
-#ifdef __AVX512BF16__
-template <>
-struct QueryType<bf16, bf16> {
-  using type = bf16;
-};
-
-INLINE float dot(const bf16* q, const bf16* key, int64_t size) {
-  f32x16 a{};
-  auto add = [&](const __m512i two, const __m512i other) {
-    a = (f32x16)_mm512_dpbf16_ps((__m512)a, (__m512bh)two, (__m512bh)other);
-  };
-  int64_t k = 0;
-  for (; k + 32 <= size; k += 32) add(_mm512_loadu_si512(q + k), _mm512_loadu_si512(key + k));
-  constexpr __mmask32 HALF = 0xffff;
-  if (k < size) add(_mm512_maskz_loadu_epi16(HALF, q + k), _mm512_maskz_loadu_epi16(HALF, key + k));
-  return horizontal_sum(a);
-}
-#endif
-
-// Explicit prefetches are necessary because a slot is about one page long, and the hardware prefetcher stops at page
-// boundaries. Unlike with weights, prefetches into the L1 cache are faster than those into the L2 cache.
-INLINE void prefetch(const void* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)from + i);
-}
-
-// to += p[0] * values[starts[0]] + p[1] * values[starts[1]] + ..., with up to 128 sums in registers.
-template <int LANES, class K>
-INLINE void add_columns(float* to, const float* p, const K* values, const int64_t* starts, int64_t num) {
-  f32x16 sums[LANES];
-  for (int i = 0; i < LANES; i++) sums[i] = load(to + i * 16);
-  for (int64_t token = 0; token < num; token++)
-    for (int i = 0; i < LANES; i++) sums[i] += load(values + starts[token] + i * 16) * p[token];
-  for (int i = 0; i < LANES; i++) store(to + i * 16, sums[i]);
-}
-
-// The sums of weighted values, stored in dimension order.
-template <class T, class K>
-struct InOrder {
-  static void add(float* to, const float* p, const K* values, const int64_t* starts, int64_t num, int64_t size) {
-    int64_t k = 0;
-    for (; k + 128 <= size; k += 128) add_columns<8>(to + k, p, values + k, starts, num);
-    for (; k < size; k += 16) add_columns<1>(to + k, p, values + k, starts, num);
-  }
-  static void store_result(T* out, const float* values, float factor, int64_t size) {
-    for (int64_t k = 0; k < size; k += 16) store(out + k, load(values + k) * factor);
-  }
-};
-
-template <class T, class K>
-struct ValueSums : InOrder<T, K> {};
-
-#ifdef __AVX512BF16__
-// to += p[0] * values[starts[0]] + p[1] * values[starts[1]] + ..., two tokens at a time. ``num`` must be even.
-template <int WIDTH>
-INLINE void add_pairs(float* to, const bf16* p, const bf16* values, const int64_t* starts, int64_t num) {
-  f32x16 sums[WIDTH][2];
-  for (int i = 0; i < WIDTH * 2; i++) sums[i / 2][i % 2] = load(to + i * 16);
-  for (int64_t token = 0; token < num; token += 2) {
-    uint32_t both = read<uint32_t>(p + token);
-    for (int i = 0; i < WIDTH; i++) {
-      __m512i a = _mm512_loadu_si512(values + starts[token] + i * 32);
-      __m512i b = _mm512_loadu_si512(values + starts[token + 1] + i * 32);
-      sums[i][0] = dot2_bf16(sums[i][0], (u32x16)_mm512_unpacklo_epi16(a, b), both);
-      sums[i][1] = dot2_bf16(sums[i][1], (u32x16)_mm512_unpackhi_epi16(a, b), both);
-    }
-  }
-  for (int i = 0; i < WIDTH * 2; i++) store(to + i * 16, sums[i / 2][i % 2]);
-}
-
-// When the values of two tokens are interleaved, the first four of every eight elements end up in one vector and the
-// other four in a second vector. The sums are stored in this order until store_result restores dimension order.
-template <>
-struct ValueSums<bf16, bf16> {
-  static void add(float* to, const float* p, const bf16* values, const int64_t* starts, int64_t num, int64_t size) {
-    if (size % 32) return InOrder<bf16, bf16>::add(to, p, values, starts, num, size);
-    bf16 weights[TOKENS];
-    int64_t padded_starts[TOKENS];
-    for (int i = 0; i < TOKENS; i += 16) store(weights + i, load(p + i));  // 0 beyond num
-    for (int64_t i = 0; i < (num + 1) / 2 * 2; i++) padded_starts[i] = starts[std::min(i, num - 1)];
-    int64_t k = 0;
-    for (; k + 128 <= size; k += 128) add_pairs<4>(to + k, weights, values + k, padded_starts, (num + 1) / 2 * 2);
-    for (; k < size; k += 32) add_pairs<1>(to + k, weights, values + k, padded_starts, (num + 1) / 2 * 2);
-  }
-  static void store_result(bf16* out, const float* values, float factor, int64_t size) {
-    if (size % 32) return InOrder<bf16, bf16>::store_result(out, values, factor, size);
-    const __m512i order = _mm512_set_epi16(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8, 23, 22, 21, 20,
-                                           7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
-    for (int64_t k = 0; k < size; k += 32) {
-      __m512 first = (__m512)(load(values + k) * factor), others = (__m512)(load(values + k + 16) * factor);
-      __m512i both = (__m512i)_mm512_cvtne2ps_pbh(others, first);
-      _mm512_storeu_si512(out + k, _mm512_permutexvar_epi16(order, both));
-    }
-  }
-};
-#endif
-
-// The softmax and the sum of weighted values for one query head.
-struct HeadState {
-  OnlineSoftmax softmax;
-  float* values;  // [size], weighted by e^(score - max)
-};
-
-// KV heads [first, last) of one row, and the query heads that use them.
-template <class T, class K>
-struct HeadGroup {
+// KV heads [first, last) of ``num_rows`` rows, and the query heads that use them.
+template <class T, class K, int64_t SIZE>
+struct Task {
   const DecodeAttention<T, K>& args;
-  int64_t row, first, last;
-  int64_t per_kv = args.heads / args.kv_heads, count = (last - first) * per_kv;
-  using Query = typename QueryType<T, K>::type;
-  std::vector<Query> queries = std::vector<Query>(count * args.size);
-  std::vector<float> values = std::vector<float>(count * args.size);
-  std::vector<float> scores = std::vector<float>(count * TOKENS);
-  std::vector<HeadState> heads = std::vector<HeadState>(count);
+  const int64_t* rows;  // sorted by their block tables
+  int64_t num_rows, first, last;
+  int64_t per_kv = args.heads / args.kv_heads, count = (last - first) * num_rows * per_kv;
+  using Operand = typename OperandType<T, K>::type;
+  // Queries are in the order [KV heads][rows][query heads of the KV head].
+  std::vector<Operand> queries = std::vector<Operand>(count * args.size);
+  std::vector<float> sums = std::vector<float>(count * args.size);  // of values, weighted by e^(score - max)
+  std::vector<OnlineSoftmax> softmax = std::vector<OnlineSoftmax>(count);
+  std::vector<float> scores = std::vector<float>(num_rows * per_kv * TOKENS);
+  std::vector<Operand> weights = std::vector<Operand>(num_rows * per_kv * TOKENS);
 
   void attend() {
-    const T* q = args.q + row * args.q_stride + first * per_kv * args.size;
-    for (int64_t k = 0; k < count * args.size; k += 16) store(&queries[k], load(q + k));
-    for (int64_t h = 0; h < count; h++) heads[h].values = &values[h * args.size];
-    int64_t end = args.contexts[row], begin = args.window > 0 ? std::max<int64_t>(0, end - args.window) : 0;
-    for (int64_t position = begin; position < end; position += TOKENS)
-      process_block(position, std::min<int64_t>(TOKENS, end - position));
-    T* out = args.out + (row * args.heads + first * per_kv) * args.size;
-    for (int64_t h = 0; h < count; h++)
-      ValueSums<T, K>::store_result(out + h * args.size, heads[h].values, 1 / heads[h].softmax.sum, args.size);
+    for (int64_t i = 0; i < count; i++) {
+      const T* q = args.q + row_of(i) * args.q_stride + head_of(i) * args.size;
+      for (int64_t k = 0; k < args.size; k += 16) store(&queries[i * args.size + k], load(q + k));
+    }
+    process(0, num_rows, args.begin(rows[0]));
+    for (int64_t i = 0; i < count; i++) {
+      T* out = args.out + (row_of(i) * args.heads + head_of(i)) * args.size;
+      ValueSums<T, K>::store_result(out, &sums[i * args.size], 1 / softmax[i].sum, args.size);
+    }
   }
 
-  void process_block(int64_t position, int64_t num) {
-    int64_t starts[TOKENS], bytes = (last - first) * args.size * int64_t(sizeof(K));
-    for (int64_t i = 0; i < num; i++) starts[i] = (args.slot(row, position + i) * args.kv_heads + first) * args.size;
-    std::fill(scores.begin(), scores.end(), -INFINITY);
-    for (int64_t i = 0; i < num; i++) {
-      if (i + 1 < num) prefetch(args.keys + starts[i + 1], bytes);
-      prefetch(args.values + starts[i], bytes);
-      for (int64_t kv = 0, h = 0; kv < last - first; kv++) {
-        const K* key = args.keys + starts[i] + kv * args.size;
-        float scale = scale_of(args.key_scales, starts[i] / args.size + kv, key) * args.scale;
-        for (int64_t end = h + per_kv; h < end; h++)
-          scores[h * TOKENS + i] = dot(&queries[h * args.size], key, args.size) * scale;
-      }
+  int64_t row_of(int64_t query) const { return rows[query / per_kv % num_rows]; }
+  int64_t head_of(int64_t query) const { return (first + query / per_kv / num_rows) * per_kv + query % per_kv; }
+
+  // Processes rows [from, to) of the task, which share all blocks before ``position``.
+  void process(int64_t from, int64_t to, int64_t position) {
+    if (to - from == 1) {
+      for (int64_t end = args.contexts[rows[from]]; position < end; position += TOKENS)
+        process_tile(from, to, position, std::min<int64_t>(TOKENS, end - position));
+      return;
     }
-    for (int64_t h = 0; h < count; h++) {
-      float* p = &scores[h * TOKENS];
-      int64_t kv = h / per_kv;
-      heads[h].softmax.update(p, TOKENS, p, heads[h].values, args.size);
-      for (int64_t i = 0; i < num; i++) p[i] *= scale_of(args.value_scales, starts[i] / args.size + kv, args.values);
-      ValueSums<T, K>::add(heads[h].values, p, args.values + kv * args.size, starts, num, args.size);
+    for (; share_tile(from, to, position); position += TOKENS) process_tile(from, to, position, TOKENS);
+    for (int64_t next; from < to; from = next) {
+      for (next = from + 1; next < to && share_tile(from, next + 1, position);) next++;
+      process(from, next, position);
+    }
+  }
+
+  // Returns whether rows [from, to) all attend to the same TOKENS slots, beginning at ``position``.
+  bool share_tile(int64_t from, int64_t to, int64_t position) const {
+    int64_t first_block = position / args.block_size, end = (position + TOKENS - 1) / args.block_size + 1;
+    const int64_t* table = args.table(rows[from]);
+    return std::all_of(rows + from, rows + to, [&](int64_t row) {
+      return position + TOKENS <= args.contexts[row] &&
+             std::equal(table + first_block, table + end, args.table(row) + first_block);
+    });
+  }
+
+  // Processes ``num`` positions for rows [from, to) of the task.
+  void process_tile(int64_t from, int64_t to, int64_t position, int64_t num) {
+    Tile<SIZE> tile{{}, {}, num, args.size};
+    int64_t next[TOKENS], left = args.contexts[rows[from]] - position - num;
+    locate(rows[from], position, num, tile.starts);
+    locate(rows[from], left ? position + num : position, left ? std::min<int64_t>(TOKENS, left) : num, next);
+    int64_t head_stride = args.block_size * tile.size(), row_queries = (to - from) * per_kv;
+    for (int64_t kv = 0; kv < last - first; kv++) {
+      bool is_last = kv + 1 == last - first;
+      for (int64_t i = 0; i < TOKENS; i++) tile.ahead[i] = is_last ? next[i] : tile.starts[i] + head_stride;
+      int64_t query = (kv * num_rows + from) * per_kv;
+      score(&queries[query * tile.size()], row_queries, args.keys, tile, scores.data());
+      weigh(query, row_queries, tile);
+      ValueSums<T, K>::add(&sums[query * tile.size()], row_queries, weights.data(), args.values, tile);
+      for (int64_t& start : tile.starts) start += head_stride;
+    }
+  }
+
+  // Computes the weights of the values in the tile for ``num`` queries.
+  INLINE void weigh(int64_t query, int64_t num, const Tile<SIZE>& tile) {
+    float key_scales[TOKENS], value_scales[TOKENS];
+    for (int64_t i = 0; i < TOKENS; i++) {
+      key_scales[i] = scale_of(args.key_scales, tile.starts[i] / tile.size(), args.keys) * args.scale;
+      value_scales[i] = scale_of(args.value_scales, tile.starts[i] / tile.size(), args.values);
+    }
+    for (int64_t r = 0; r < num; r++) {
+      float* own = &scores[r * TOKENS];
+      Operand* p = &weights[r * TOKENS];
+      store(own, load(own) * load(key_scales));
+      softmax[query + r].update(own, TOKENS, p, &sums[(query + r) * tile.size()], tile.size());
+      if (std::is_same_v<K, int8_t>) store(p, load(p) * load(value_scales));
+    }
+  }
+
+  // Stores the offsets of ``num`` keys of the first head. The last one is repeated.
+  void locate(int64_t row, int64_t position, int64_t num, int64_t* starts) const {
+    for (int64_t i = 0; i < TOKENS; i++)
+      starts[i] = args.index(row, position + std::min(i, num - 1), first) * args.size;
+  }
+};
+
+// All rows, sorted by their block tables, so that rows that share blocks are adjacent. Group g ends before ends[g]. The
+// rows of a group begin at the same position of the same block.
+struct Groups {
+  std::vector<int64_t> rows, ends;
+
+  template <class T, class K>
+  Groups(const DecodeAttention<T, K>& args, int64_t max_rows) : rows(args.rows) {
+    std::iota(rows.begin(), rows.end(), 0);
+    auto end = [&](int64_t row) { return args.table(row) + (args.contexts[row] - 1) / args.block_size + 1; };
+    std::sort(rows.begin(), rows.end(), [&](int64_t a, int64_t b) {
+      return std::lexicographical_compare(args.table(a), end(a), args.table(b), end(b));
+    });
+    for (int64_t i = 1, start = 0; i <= args.rows; i++) {
+      bool is_end = i == args.rows || i - start == max_rows || *args.table(rows[i]) != *args.table(rows[i - 1]) ||
+                    args.begin(rows[i]) != args.begin(rows[i - 1]);
+      if (is_end) ends.push_back(start = i);
     }
   }
 };
@@ -193,12 +144,17 @@ struct HeadGroup {
 
 template <class T, class K>
 void team::decode_attention(const DecodeAttention<T, K>& args) {
-  int64_t groups = std::min<int64_t>(args.kv_heads, std::max<int64_t>(1, omp_get_num_threads() / args.rows));
+  int64_t min_tasks = 2 * omp_get_num_threads();  // so that threads finish at about the same time
+  Groups groups(args, std::clamp<int64_t>(args.rows * args.kv_heads / min_tasks, 1, MAX_ROWS));
+  int64_t num_groups = groups.ends.size();
+  int64_t parts = std::min(args.kv_heads, (min_tasks + num_groups - 1) / num_groups);
 #pragma omp for schedule(dynamic)
-  for (int64_t task = 0; task < args.rows * groups; task++) {
-    int64_t group = task % groups;
-    int64_t first = args.kv_heads * group / groups, last = args.kv_heads * (group + 1) / groups;
-    HeadGroup<T, K>{args, task / groups, first, last}.attend();
+  for (int64_t task = 0; task < num_groups * parts; task++) {
+    int64_t group = task / parts, part = task % parts, start = group ? groups.ends[group - 1] : 0;
+    int64_t first = args.kv_heads * part / parts, last = args.kv_heads * (part + 1) / parts;
+    const int64_t *rows = &groups.rows[start], num_rows = groups.ends[group] - start;
+    if (args.size == COMMON_SIZE) Task<T, K, COMMON_SIZE>{args, rows, num_rows, first, last}.attend();
+    else Task<T, K, 0>{args, rows, num_rows, first, last}.attend();
   }
 }
 

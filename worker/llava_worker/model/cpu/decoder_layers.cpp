@@ -28,10 +28,10 @@ struct DecoderStep {
   const DecoderLayer* layers;
   void* hidden;                                // [rows][size]: the embeddings, and the result
   const void *cos, *sin;                       // [rows][head_size / 2]
-  void* cached;                                // [layers][2][num_slots][kv_heads][head_size]
-  float* cached_scales;                        // [layers][2][num_slots][kv_heads]; null unless the cache is int8
+  void* cached;                                // [layers][2][num_blocks][kv_heads][block_size][head_size]
+  float* cached_scales;                        // [layers][2][num_blocks][kv_heads][block_size]; null unless int8
   const int64_t *slots, *tables, *contexts;    // [rows], [rows][table_width], [rows]
-  int64_t num_layers, rows, size, heads, kv_heads, head_size, intermediate, num_slots, block_size, table_width;
+  int64_t num_layers, rows, size, heads, kv_heads, head_size, intermediate, num_blocks, block_size, table_width;
   float eps, attention_scale;
 };
 
@@ -129,7 +129,7 @@ struct Step {
 
   // Applies RoPE to queries and keys, stores keys and values in the cache, and computes attention.
   void attend(int64_t layer, int64_t window) {
-    int64_t kept = s.num_slots * s.kv_heads;  // heads per layer in the cache
+    int64_t kept = s.num_blocks * s.kv_heads * s.block_size;  // keys per layer in the cache
     K *keys = (K*)s.cached + layer * 2 * kept * s.head_size, *values = keys + kept * s.head_size;
     float *key_scales = nullptr, *value_scales = nullptr;
     if (s.cached_scales) key_scales = s.cached_scales + layer * 2 * kept, value_scales = key_scales + kept;
@@ -142,7 +142,8 @@ struct Step {
           rotate_head(head, (const T*)s.cos + row * half, (const T*)s.sin + row * half, half, head);
         if (h < s.heads) continue;
         bool is_key = h < s.heads + s.kv_heads;
-        int64_t to = s.slots[row] * s.kv_heads + (h - s.heads) % s.kv_heads;
+        int64_t block = s.slots[row] / s.block_size, offset = s.slots[row] % s.block_size;
+        int64_t to = (block * s.kv_heads + (h - s.heads) % s.kv_heads) * s.block_size + offset;
         store_head(head, s.head_size, (is_key ? keys : values) + to * s.head_size,
                    (is_key ? key_scales : value_scales) + (s.cached_scales ? to : 0));
       }

@@ -60,7 +60,8 @@ _SIGNATURES: dict[str, list[Any]] = {
     "decoder_layers": [_INT, _POINTER, _INT],  # is_bf16, step
     "prefill_attention": [
         *(_POINTER, _LONG),  # q
-        *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER),  # keys, values, scales, table
+        *(_POINTER, _POINTER, _LONG, _LONG, _LONG),  # keys, values and their strides
+        *(_POINTER, _POINTER, _POINTER),  # scales, table
         *(_LONG, _LONG, _LONG, _LONG, _LONG, _LONG, _LONG, _INT, _FLOAT, _POINTER, _INT),
     ],
 }
@@ -164,11 +165,12 @@ class NativeKernels(Kernels):
         _, num_positions, _, head_dim = q.shape
         if head_dim % 16 or not self.uses_prefill_attention(q.dtype):
             return self._torch.vision_attention(q, k, v)
-        if k.stride() != v.stride() or k.stride()[2:] != (head_dim, 1):
+        if k.stride() != v.stride() or k.stride(3) != 1:
             k, v = k.contiguous(), v.contiguous()
+        k, v = k.transpose(1, 2), v.transpose(1, 2)  # of a tile: one block, [heads, positions, head_dim]
         out, one_block = q.new_empty(q.shape), torch.zeros(1, dtype=torch.int64)
         for tile in range(len(q)):
-            stored = LayerCache(k[tile], v[tile], block_size=num_positions)
+            stored = LayerCache(k[tile : tile + 1], v[tile : tile + 1], block_size=num_positions)
             self.prefill_attention(
                 q[tile], stored, one_block, num_positions, 0, is_causal=False, out=out[tile]
             )
@@ -179,8 +181,11 @@ class NativeKernels(Kernels):
     ) -> None:
         """Compute attention as in `AttentionPlan.attend`, for one query per row.
 
+        Slots that rows share, such as those of an image, are read only once.
+
         Shapes: q and out [rows, heads, head_dim]; tables int64 [rows, blocks]; contexts int64 [rows].
-        ``head_dim`` must be a multiple of 16. A ``window`` of 0 means unlimited.
+        ``head_dim`` must be a multiple of 16. ``stored`` must be head-major. A ``window`` of 0 means
+        unlimited.
         """
         rows, heads, size = q.shape
         if q.stride()[1:] != (size, 1):
@@ -211,14 +216,14 @@ class NativeKernels(Kernels):
         """Compute attention as in `AttentionPlan.attend`, for the last len(q) of ``context`` tokens.
 
         Shapes: q and out bf16 [tokens, heads, head_dim]; table int64 [blocks]. ``head_dim`` must be a
-        multiple of 16. A ``window`` of 0 means unlimited.
+        multiple of 16. ``stored`` must be head-major. A ``window`` of 0 means unlimited.
         """
         tokens, heads, size = q.shape
         if q.stride()[1:] != (size, 1):
             q = q.contiguous()
-        kv_heads = stored.keys.shape[1]
+        kv_heads, strides = stored.keys.shape[1], stored.keys.stride()[:3]
         shape = (tokens, context, heads, kv_heads, size, stored.block_size, window, int(is_causal))
-        cached = (stored.keys, stored.values, stored.keys.stride(0), stored.key_scales, stored.value_scales)
+        cached = (stored.keys, stored.values, *strides, stored.key_scales, stored.value_scales)
         self._call("prefill_attention", q, q.stride(0), *cached, table.contiguous(), *shape, size**-0.5, out)
 
     def decoder_layers(self, dtype: torch.dtype, step: int) -> None:

@@ -26,15 +26,21 @@ constexpr int QUERIES = 12;  // 32 registers hold 24 accumulators, 2 keys and a 
 template <class K>
 struct Arguments {
   const bf16* q;  // [queries][heads][size], with a token stride of q_stride
-  const K *keys, *values;                  // [slots][kv_heads][size], with a slot stride of kv_stride
-  const float *key_scales, *value_scales;  // [slots][kv_heads]; int8 only
+  const K *keys, *values;                  // [blocks][kv_heads][block_size][size], with the strides below
+  const float *key_scales, *value_scales;  // [blocks][kv_heads][block_size]; int8 only
   const int64_t* table;
   bf16* out;  // [queries][heads][size]
-  int64_t q_stride, kv_stride, queries, context, heads, kv_heads, size, block_size, window;
+  int64_t q_stride, block_stride, head_stride, token_stride, queries, context, heads, kv_heads, size, block_size, window;
   float scale;
   bool is_causal;
 
-  int64_t slot(int64_t position) const { return table[position / block_size] * block_size + position % block_size; }
+  // The offset of a key or value, and the index of its scale.
+  int64_t start(int64_t head, int64_t position) const {
+    return table[position / block_size] * block_stride + head * head_stride + position % block_size * token_stride;
+  }
+  int64_t scale_index(int64_t head, int64_t position) const {
+    return (table[position / block_size] * kv_heads + head) * block_size + position % block_size;
+  }
   // Query ``i`` attends to keys [first(i), last(i)).
   int64_t last(int64_t i) const { return is_causal ? context - queries + i + 1 : context; }
   int64_t first(int64_t i) const { return window > 0 ? std::max<int64_t>(0, last(i) - window) : 0; }
@@ -62,9 +68,8 @@ struct PackedBlock {
     keys.assign(KEYS * pairs, 0);
     values.assign(KEYS / 2 * args.size, 0);
     for (int64_t i = 0; i < num; i++) {
-      int64_t slot = args.slot(begin + i), start = slot * args.kv_stride + head * args.size;
+      int64_t start = args.start(head, begin + i), row = args.scale_index(head, begin + i);
       const K *key = args.keys + start, *value = args.values + start;
-      int64_t row = slot * args.kv_heads + head;
       float key_scale = scale_at(args.key_scales, row, key), value_scale = scale_at(args.value_scales, row, value);
       uint32_t* to = &keys[i / 16 * pairs * 16 + i % 16];
       for (int64_t k = 0; k < pairs; k++)
@@ -195,15 +200,16 @@ void attend_all(const Arguments<K>& args, int threads) {
 // ``size``, the head size, must be a multiple of 16. A ``window`` of 0 means unlimited. Scales must be null unless keys
 // and values are int8.
 extern "C" void prefill_attention(const void* q, int64_t q_stride, const void* keys, const void* values,
-                                  int64_t kv_stride, const float* key_scales, const float* value_scales,
-                                  const int64_t* table, int64_t queries, int64_t context, int64_t heads,
-                                  int64_t kv_heads, int64_t size, int64_t block_size, int64_t window, int is_causal,
-                                  float scale, void* out, int threads) {
+                                  int64_t block_stride, int64_t head_stride, int64_t token_stride,
+                                  const float* key_scales, const float* value_scales, const int64_t* table,
+                                  int64_t queries, int64_t context, int64_t heads, int64_t kv_heads, int64_t size,
+                                  int64_t block_size, int64_t window, int is_causal, float scale, void* out,
+                                  int threads) {
   auto run = [&](auto* stored) {
     using K = std::remove_reference_t<decltype(*stored)>;
     Arguments<K> args{(const bf16*)q, (const K*)keys, (const K*)values, key_scales, value_scales, table,
-                      (bf16*)out, q_stride, kv_stride, queries, context, heads, kv_heads, size,
-                      block_size, window, scale, is_causal != 0};
+                      (bf16*)out, q_stride, block_stride, head_stride, token_stride, queries, context, heads,
+                      kv_heads, size, block_size, window, scale, is_causal != 0};
     attend_all(args, threads);
   };
   bf16* as_bf16 = nullptr;

@@ -174,6 +174,24 @@ INLINE float horizontal_sum(f32x16 v) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
+// Returns the horizontal sums of four vectors.
+INLINE __m128 horizontal_sums(const f32x16* v) {
+  __m256 eight[4];
+  for (int i = 0; i < 4; i++) {
+    __m256 halves[2];
+#ifdef __AVX512F__
+    halves[0] = _mm512_castps512_ps256((__m512)v[i]);
+    halves[1] = _mm512_extractf32x8_ps((__m512)v[i], 1);
+#else
+    std::memcpy(halves, &v[i], sizeof halves);
+#endif
+    eight[i] = _mm256_add_ps(halves[0], halves[1]);
+  }
+  __m256 first = _mm256_hadd_ps(eight[0], eight[1]), second = _mm256_hadd_ps(eight[2], eight[3]);
+  __m256 four = _mm256_hadd_ps(first, second);
+  return _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1));
+}
+
 INLINE float horizontal_max(f32x16 v) {  // no lane can be NaN
   __m256 halves[2];
   std::memcpy(halves, &v, sizeof halves);

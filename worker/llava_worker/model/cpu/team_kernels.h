@@ -2,6 +2,7 @@
 // with a barrier.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "quantization.h"
@@ -23,15 +24,19 @@ struct QuantizedRows {
 template <class T, class K>
 struct DecodeAttention {
   const T* q;                              // [rows][heads][size]
-  const K *keys, *values;                  // [slots][kv_heads][size]
-  const float *key_scales, *value_scales;  // [slots][kv_heads]; int8 only
+  const K *keys, *values;                  // [blocks][kv_heads][block_size][size]
+  const float *key_scales, *value_scales;  // [blocks][kv_heads][block_size]; int8 only
   const int64_t *tables, *contexts;
   T* out;  // [rows][heads][size]
   int64_t q_stride, rows, heads, kv_heads, size, table_width, block_size, window;
   float scale;
 
-  int64_t slot(int64_t row, int64_t position) const {
-    return tables[row * table_width + position / block_size] * block_size + position % block_size;
+  const int64_t* table(int64_t row) const { return tables + row * table_width; }
+  // The first position to which a row attends.
+  int64_t begin(int64_t row) const { return window > 0 ? std::max<int64_t>(0, contexts[row] - window) : 0; }
+  // The index of a key or value of one head in the cache.
+  int64_t index(int64_t row, int64_t position, int64_t head) const {
+    return (table(row)[position / block_size] * kv_heads + head) * block_size + position % block_size;
   }
 };
 

@@ -41,7 +41,11 @@ class KernelOrigin(NamedTuple):
 
 
 class LayerCache(NamedTuple):
-    """The tensors in which a paged KV cache stores one layer. Scales are None unless the cache is int8."""
+    """The tensors in which a paged KV cache stores one layer. Scales are None unless the cache is int8.
+
+    The shapes are those of a token-major cache. In a head-major cache, [blocks, kv_heads, block_size]
+    replaces [slots, kv_heads].
+    """
 
     keys: Tensor  # [slots, kv_heads, head_dim]
     values: Tensor  # [slots, kv_heads, head_dim]
@@ -54,7 +58,10 @@ class LayerCache(NamedTuple):
         return self.key_scales is not None
 
     def write(self, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Write keys and values, both [tokens, kv_heads, head_dim], to ``slots``, int64 [tokens]."""
+        """Write keys and values, both [tokens, kv_heads, head_dim], to ``slots``, int64 [tokens].
+
+        The cache must be token-major.
+        """
         for stored, scales, rows in ((self.keys, self.key_scales, k), (self.values, self.value_scales, v)):
             if scales is None:
                 stored.index_copy_(0, slots, rows)

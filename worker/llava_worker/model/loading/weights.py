@@ -41,10 +41,14 @@ _OPTIONAL = frozenset({"lm_head.bias"})
 
 
 class LoadedWeights(NamedTuple):
-    """The result of loading. ``mapped_bytes`` are in mapped files, and the others in private memory."""
+    """The result of loading. ``mapped_bytes`` are in mapped files, and the others in private memory.
+
+    ``key`` identifies the mapped file. It is empty if there is none.
+    """
 
     digest: str
     mapped_bytes: int = 0
+    key: str = ""
 
 
 def load_weights(
@@ -83,7 +87,8 @@ def load_weights(
     digest = plan.digest()
     folders = [each for each in (folder, base, vision_tower) if each is not None]
     key = weights_key(model, digest, folders, has_adapter=bool(adapter.lora))
-    return LoadedWeights(digest, cache.load(model, key, lambda: plan.run(on_progress)))
+    mapped_bytes = cache.load(model, key, lambda: plan.run(on_progress))
+    return LoadedWeights(digest, mapped_bytes, key if mapped_bytes else "")
 
 
 def _read_folder(folder: Path, allow_pickle: bool) -> list[StoredTensor]:

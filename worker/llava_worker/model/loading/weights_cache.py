@@ -39,7 +39,7 @@ from llava_worker.model.private_folder import make_private
 __all__ = ["WeightsCache"]
 
 # Files that have not been used for this time are deleted. Temporary files remain only if a process is killed.
-_EXPIRY_S = {"*.weights": 30 * 86400, "*.lock": 30 * 86400, "*.tmp": 86400}
+_EXPIRY_S = {"*.weights": 30 * 86400, "*.step": 30 * 86400, "*.lock": 30 * 86400, "*.tmp": 86400}
 _MAX_SHARE = 0.5  # of the free space and the space of the stored files that these files may use
 _MAX_WAIT_S = 600.0  # for another process that is building the same file
 _POLL_S = 0.1
