@@ -126,7 +126,7 @@ def evil_page(browser: Browser, evil_url: str) -> Iterator[Page]:
 
 
 def num_submitted(site: ControllerProcess) -> float:
-    return site.metric("llava_request_success_total") + site.metric("llava_open_requests")
+    return site.metric("llava_request_success_total") + site.metric("llava_num_open_requests")
 
 
 def files(site: ControllerProcess) -> list[Any]:
