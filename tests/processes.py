@@ -127,8 +127,9 @@ class ControllerProcess(Process):
             return False
 
     def metric(self, name: str) -> float:
-        """Return the sum of all series of a metric."""
+        """Return the sum of all series of a metric, which must exist."""
         text = httpx2.get(f"{self.url}/metrics", timeout=scaled(30)).text
+        assert f"# TYPE {name} " in text, f"The server has no metric {name}."
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
 
 

@@ -118,7 +118,11 @@ class Server:
         return services_of_app(self.app)
 
     def metric(self, name: str, **labels: str) -> float:
-        return self.services.metrics.registry.get_sample_value(name, labels) or 0.0
+        """Return a sample of a metric, which must exist, or 0 if no series has these labels."""
+        registry = self.services.metrics.registry
+        names = {family.name for family in registry.collect()}
+        assert name.removesuffix("_total") in names, f"The server has no metric {name}."
+        return registry.get_sample_value(name, labels) or 0.0
 
     def _serve(self) -> None:
         asyncio.run(self._server.serve(sockets=[self._listener]))
