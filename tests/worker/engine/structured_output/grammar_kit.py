@@ -140,9 +140,15 @@ def slow_schema(number: int = 0) -> Grammar:
 
 def allowed(matcher: Matcher) -> list[int]:
     """Return the tokens that the matcher allows next."""
+    token_ids = allowed_or_failed(matcher)
+    assert matcher.error is None
+    return token_ids
+
+
+def allowed_or_failed(matcher: Matcher) -> list[int]:
+    """Return the tokens that the matcher allows next. If it has failed, the result is undefined."""
     row = np.zeros((VOCAB_SIZE + 31) // 32, dtype=np.int32)
     matcher.fill(row)
-    assert matcher.error is None
     bits = np.unpackbits(row.view(np.uint8), bitorder="little")[:VOCAB_SIZE]
     token_ids: list[int] = np.flatnonzero(bits).tolist()
     return token_ids

@@ -21,6 +21,7 @@ from tests.worker.engine.structured_output.grammar_kit import (
     Vocabulary,
     accepts,
     allowed,
+    allowed_or_failed,
     open_grammars,
     slow_schema,
 )
@@ -174,6 +175,37 @@ def test_an_unsupported_grammar_is_an_error_with_the_reason(grammars: GrammarCac
         message = str(raised.value)
         assert reason in message
         assert "\n" not in message and len(message) < 400, message
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        's ::= s s | s s s | [a-z ] | ""',
+        "s ::= s s | [a-z ] | s s s s",
+        "s ::= s s | s [a-z ] s | [a-z ] s | s [a-z ] | [a-z ]",
+    ],
+)
+def test_an_ambiguous_grammar_fails_before_its_bitmasks_become_expensive(
+    grammars: GrammarCache, rules: str
+) -> None:
+    matcher = grammars.compile(Grammar("gbnf", f"root ::= s\n{rules}")).start()
+    rng = random.Random(0)
+    output_ids: list[int] = []
+    while len(output_ids) < 100:
+        token_ids = [token_id for token_id in allowed_or_failed(matcher) if token_id != EOS_ID]
+        if matcher.error:
+            break
+        output_ids.append(rng.choice(token_ids))
+        matcher.advance(output_ids)
+    assert "Too many items (limit 3000" in (matcher.error or "")
+
+
+def test_a_recursive_grammar_that_is_not_ambiguous_has_outputs_of_any_length(
+    grammars: GrammarCache, vocabulary: Vocabulary
+) -> None:
+    rules = 'root ::= e\ne ::= t ("+" t)*\nt ::= f ("*" f)*\nf ::= [a-z] | "(" e ")"'
+    text = "(" * 50 + "a" + ")" * 50 + "+(b*c)" * 500
+    assert accepts(grammars, vocabulary, "gbnf", rules, text)
 
 
 def test_names_and_values_are_not_keywords(grammars: GrammarCache) -> None:

@@ -28,6 +28,9 @@ __all__ = ["CompiledGrammar", "GrammarLibrary", "Matcher"]
 
 _MAX_ERROR_CHARS = 300
 _LIMIT = "too many"  # in the library's messages about its limits; others describe its internal state
+# maximum number of parser items for one bitmask, for which the other sequences of the step wait. The CPU time
+# grows with the square of the number: it is at most 11 ms, and 0.9 s with the library's limit of 50,000.
+_MAX_ITEMS = 3000
 _MAX_FORCED = 64  # maximum number of rounds of forced tokens at the start; a round may force many tokens
 _POSITION = re.compile(
     r"^at \d+\(\d+\): |failed to compile JSON schema: |\(in regex\): |^[Pp]arser [Ee]rror: "
@@ -48,7 +51,7 @@ class GrammarLibrary:
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(vocabulary), n_vocab=len(tokens), eos_token=list(eos_ids)
         )
-        self._limits = llguidance.LLParserLimits(verbose_errors=False)
+        self._limits = llguidance.LLParserLimits(verbose_errors=False, step_max_items=_MAX_ITEMS)
 
     def compile(self, source: str) -> CompiledGrammar:
         """Compile a grammar in Lark syntax, as returned by `to_lark`.
