@@ -195,7 +195,8 @@ def test_the_token_counts_of_a_real_server_are_used(tmp_path: Path) -> None:
     assert summarize(run)["errors"] == {}
     assert run.plan.ignore_eos
     assert [sample.num_tokens for sample in run.samples] == [20] * 12
-    assert all(1 <= sample.num_first_tokens <= 20 - len(sample.gaps_s) for sample in run.samples)
+    # A busy client may read several pieces at once. All of their tokens belong to the first arrival.
+    assert all(1 <= sample.num_first_tokens <= 20 for sample in run.samples)
     for sample in run.samples:
         assert sample.finish_reason == "length"
         assert sample.prompt_tokens is not None and sample.prompt_tokens > 0

@@ -19,10 +19,9 @@ _MAX_RATIO = (
     4.0  # of a new measurement to the average, so that an interruption of the process has little effect
 )
 _MIN_COST = 16  # smaller prompt costs are neither measured nor scheduled
-# A new request waits for the current step, so a step with prompts should be short. But each step also takes
-# the time of a decode step, in which the weights are read. Prompts are slower by a tenth, or by a third while
-# other requests overtake them.
-_MAX_STEP_RATIO, _OVERTAKEN_STEP_RATIO = 10.0, 3.0
+# While requests of higher priority overtake prompts, the next of them waits for the current step, so steps
+# should be short. But each step also takes the time of a decode step, in which the weights are read.
+_OVERTAKEN_STEP_RATIO = 3.0
 
 
 class TokenGap:
@@ -43,7 +42,7 @@ class TokenGap:
         ``has_streams`` is true if sequences are decoding. Their tokens wait for the end of the step.
         ``is_overtaken`` is true if sequences of higher priority have recently overtaken the prompts.
         """
-        seconds = (_OVERTAKEN_STEP_RATIO if is_overtaken else _MAX_STEP_RATIO) * self._decode_s
+        seconds = _OVERTAKEN_STEP_RATIO * self._decode_s if is_overtaken else math.inf
         if has_streams:
             seconds = min(seconds, max(self._max_s, 2 * self._decode_s))
         return self._cost(seconds - self._decode_s, budget)
@@ -58,7 +57,7 @@ class TokenGap:
 
     def _cost(self, seconds: float, budget: int) -> int:
         """Return the prompt cost that takes this time, at most ``budget``, or ``budget`` if it is unknown."""
-        if math.isinf(self._max_s) or not self._unit_s or not self._decode_s:
+        if math.isinf(self._max_s) or math.isinf(seconds) or not self._unit_s or not self._decode_s:
             return budget
         return min(budget, max(_MIN_COST, int(seconds / self._unit_s) // _MIN_COST * _MIN_COST))
 
