@@ -32,10 +32,10 @@ unexport PYTHONDONTWRITEBYTECODE
 up: $(VENV)/.up
 	@$(BIN)/llava-serve up $(ARGS)
 
-# Many tests wait for processes and clocks, so four run in parallel on two cores. Each uses one compute thread,
+# Many tests wait for processes and clocks, so three run in parallel on two cores. Each uses one compute thread,
 # because multithreaded processes would compete for the same cores.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not e2e and not browser" $(ARGS)
@@ -63,7 +63,7 @@ LOWEST_IGNORED := openapi/test_api_cases.py openapi/test_response_shapes.py fiel
   compatibility/test_vocabularies.py
 lowest: $(LOWEST)/.done
 	LLAVA_BUILD_KERNELS=none $(LOWEST)/bin/pip --disable-pip-version-check install -q --no-deps --force-reinstall .
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -W ignore::DeprecationWarning \
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -W ignore::DeprecationWarning \
 	  $(LOWEST_IGNORED:%=--ignore tests/server/api/%) \
 	  tests/wire tests/client tests/server tests/worker/language tests/worker/engine/structured_output $(ARGS)
 

@@ -108,7 +108,15 @@ def test_connections_that_do_not_send_a_request_are_closed(
         wait_until(is_closed_while_sending, "the server to close the connection", timeout_s=8)
     wait_until(lambda: stack.server.metric("llava_open_connections") <= 1)
     assert sum(closed_by(stack, reason) for reason in ("idle", "header_timeout", "body_timeout")) >= 1
-    assert stack.works()
+    wait_until(lambda: works_within_timeouts(stack))
+
+
+def works_within_timeouts(stack: Stack) -> bool:
+    """Send a request. On a busy machine, its connection may be closed like the others."""
+    try:
+        return stack.works()
+    except httpx2.RemoteProtocolError:
+        return False
 
 
 def closed_by(stack: Stack, reason: str) -> float:
