@@ -60,6 +60,13 @@ def test_an_added_token_with_the_id_of_another_token_is_rejected(tmp_path: Path)
     assert HFTokenizer(tmp_path).special_id("<extra>") == 5000
 
 
+def test_a_file_without_added_tokens_is_read(tmp_path: Path) -> None:
+    description = json.loads((TINY_FOLDER / "tokenizer.json").read_text("utf-8"))
+    del description["added_tokens"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description), "utf-8")
+    assert HFTokenizer(tmp_path).encode("Hello") == TINY.encode("Hello")
+
+
 @given(TEXT)
 def test_token_bytes_concatenate_to_the_text(text: str) -> None:
     ids = TINY.encode(text)

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tokenizers import AddedToken, Tokenizer
 
 from llava_worker.language.byte_level_files import (
@@ -32,6 +33,17 @@ _IMAGE_MARKS = ("<image>", "<im_patch>", "<im_start>", "<im_end>")
 _EXACT_NORMALIZERS = ("Prepend", "Replace")  # Llama's, which replace a space with "▁"
 _BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _TOKEN_ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+
+
+class _DeclaredToken(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _TokenizerFile(msgspec.Struct):
+    """The part of tokenizer.json that `_check_added_tokens` reads. Decoding skips the rest."""
+
+    added_tokens: list[_DeclaredToken] = []
 
 
 class HFTokenizer:
@@ -230,11 +242,11 @@ def _check_added_tokens(path: Path, tokenizer: Tokenizer) -> None:
     The tokenizers library ignores the declared ID and uses the vocabulary's size instead. If the vocabulary
     has unused IDs, this can be the ID of another token.
     """
-    for token in json.loads(path.read_text("utf-8"))["added_tokens"]:
-        token_id = tokenizer.token_to_id(token["content"])
-        if token["content"] and token_id != token["id"]:  # the library ignores empty tokens
+    for token in msgspec.json.decode(path.read_bytes(), type=_TokenizerFile).added_tokens:
+        token_id = tokenizer.token_to_id(token.content)
+        if token.content and token_id != token.id:  # the library ignores empty tokens
             raise TokenizerError(
-                f"{path} is invalid. The added token {token['content']!r} has the ID {token['id']}, but the "
+                f"{path} is invalid. The added token {token.content!r} has the ID {token.id}, but the "
                 f"next ID after the vocabulary is {token_id}. Add the token to model.vocab in the file."
             )
 
