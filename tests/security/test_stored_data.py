@@ -12,7 +12,7 @@ import httpx2
 import pytest
 import redis
 
-from tests.processes import ControllerProcess
+from tests.processes import ControllerProcess, started
 from tests.server.batch_requests import KEYS
 from tests.server.conftest import OwnStack, Stack, new_queue_url, running_stack
 from tests.server.scripted_worker import MODEL, ScriptedWorker
@@ -118,13 +118,10 @@ def controller(valkey_socket: Path, tmp_path_factory: pytest.TempPathFactory) ->
     url = new_queue_url(valkey_socket)
     controller = ControllerProcess(url, tmp_path_factory.mktemp("stored_data") / "log")
     worker = ScriptedWorker(url).start()
-    controller.start()
     try:
-        wait_until(lambda: "is listening on" in controller.log or controller.status is not None)
-        assert controller.status is None, controller.log
-        yield controller
+        with started(controller):
+            yield controller
     finally:
-        controller.kill()
         worker.stop()
 
 

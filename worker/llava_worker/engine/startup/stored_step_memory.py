@@ -11,12 +11,12 @@ import logging
 import os
 import uuid
 from dataclasses import asdict
-from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
 import llava_worker
 from llava_worker.engine.startup.warmup import StepMemory
+from llava_worker.model.loading.weights_key import code_digest
 from llava_worker.model.private_folder import is_foreign, make_private
 
 __all__ = ["StoredStepMemory"]
@@ -33,7 +33,7 @@ class StoredStepMemory:
     """
 
     def __init__(self, folder: Path, weights_key: str, settings: object) -> None:
-        parts = json.dumps([weights_key, settings, _code_digest()])
+        parts = json.dumps([weights_key, settings, code_digest(_CODE)])
         self._path = folder / f"{blake2b(parts.encode(), digest_size=16).hexdigest()}.step"
 
     def load(self) -> StepMemory | None:
@@ -74,11 +74,3 @@ def _parse(data: bytes) -> StepMemory:
     if not all(type(value) is int and value >= 0 for value in values.values()):
         raise ValueError("sizes must be integers of at least 0")
     return StepMemory(**values)
-
-
-@cache
-def _code_digest() -> str:
-    hash_ = blake2b(digest_size=16)
-    for path in sorted(_CODE.rglob("*.py")):
-        hash_.update(path.read_bytes())
-    return hash_.hexdigest()

@@ -14,7 +14,7 @@ from torch import nn
 from llava_worker.model.layers.linear import Linear
 from llava_worker.model.loading.checkpoint_files import PICKLED
 
-__all__ = ["weights_key"]
+__all__ = ["code_digest", "weights_key"]
 
 _MODEL_CODE = Path(__file__).parents[1]
 _SUFFIXES = (".safetensors", *PICKLED)
@@ -35,7 +35,7 @@ def weights_key(model: nn.Module, digest: str, folders: Iterable[Path], *, has_a
         "weights": digest,
         "files": sorted(_file_identities(folders)),
         "layers": list(_layers(model)),
-        "code": _code_digest(),
+        "code": code_digest(_MODEL_CODE),
         "torch": torch.__version__,
         "merge": [torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()] if has_adapter else [],
     }
@@ -61,8 +61,9 @@ def _layers(model: nn.Module) -> Iterator[list[str]]:
 
 
 @cache
-def _code_digest() -> str:
+def code_digest(folder: Path) -> str:
+    """Return 32 hexadecimal digits for the Python files in the folder."""
     hash_ = blake2b(digest_size=16)
-    for path in sorted(_MODEL_CODE.rglob("*.py")):
+    for path in sorted(folder.rglob("*.py")):
         hash_.update(path.read_bytes())
     return hash_.hexdigest()
