@@ -104,6 +104,17 @@ class Shape:
         layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
         return self.layers * layer + self.vocabulary * self.hidden
 
+    def mean_bits(
+        self, layers: float, *, down_proj: float | None = None, lm_head: float | None = None
+    ) -> float:
+        """Return the mean bits per weight that is used to decode a token.
+
+        ``layers`` is the number of bits per weight in decoder layers, also in parts without a value.
+        """
+        down, head = self.layers * self.hidden * self.intermediate, self.vocabulary * self.hidden
+        extra = down * ((down_proj or layers) - layers) + head * ((lm_head or layers) - layers)
+        return layers + extra / self.decoder_parameters
+
     @property
     def tower_parameters(self) -> int:
         """Return the number of parameters that are used to encode an image: tower and projector."""

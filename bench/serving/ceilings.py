@@ -46,9 +46,9 @@ class Ceilings:
     def per_s(self, bits: float) -> float:
         """Return the peak operations per second for weights of this width.
 
-        For 4-bit weights, this is the int8 rate.
+        For quantized weights, this is the int8 rate. With their scales, they have up to 9 bits.
         """
-        return self.bf16_per_s if bits > 8 else self.int8_per_s
+        return self.bf16_per_s if bits >= 16 else self.int8_per_s
 
 
 @torch.inference_mode()

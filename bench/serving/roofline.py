@@ -1,8 +1,8 @@
 """Hardware limits for the workloads, based on a roofline model of operations and memory reads.
 
 Prefill is compute-bound. Decoding is memory-bound: each step reads all weights once, regardless of the batch
-size. The model assumes that all weights have the same width. It ignores all other work, such as reading
-activations, sampling and communication between processes.
+size. The model uses the mean width of the weights, including their scales. It ignores all other work, such as
+reading activations, sampling and communication between processes.
 """
 
 from __future__ import annotations

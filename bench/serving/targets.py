@@ -17,18 +17,19 @@ from bench.serving.target import Target
 __all__ = ["LLAVA_SERVE", "all_targets"]
 
 LLAVA_SERVE = "llava-serve"
-_BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
 
 
 def all_targets(model: ServedModel) -> dict[str, Target]:
     """Return all targets, keyed by name, starting with llava-serve. Does not install or start anything."""
-    llava_serve = [_llava_serve(model.folder, precision, bits) for precision, bits in _BITS.items()]
+    # Including the scales of the weights (docs/performance/precision.md).
+    bits = {"fp32": 32, "bf16": 16, "int8": 8, "int4": model.shape.mean_bits(4.25, down_proj=5.25, lm_head=8)}
+    llava_serve = [_llava_serve(model.folder, precision, bits[precision]) for precision in bits]
     peers = [vllm, llama_cpp, openvino_peer, transformers_serve]
     others = [target for peer in peers for target in peer.targets(model)]
     return {target.name: target for target in (*llava_serve, *others)}
 
 
-def _llava_serve(checkpoint: Path, precision: str, bits: int) -> Target:
+def _llava_serve(checkpoint: Path, precision: str, bits: float) -> Target:
     name = f"{LLAVA_SERVE}-{precision}"
     program = str(Path(sys.executable).parent / "llava-serve")
     options = ["--model", str(checkpoint), "--precision", precision, "--device", "cpu", "--verbose"]

@@ -24,21 +24,23 @@ _WEIGHTS = {8: ["int8"], 4: ["int4", "--sym", "--group-size", "128", "--ratio", 
 
 
 def targets(model: ServedModel) -> list[Target]:
-    return [_target(model, bits) for bits in _WEIGHTS]
+    # Including the scales. The LM head always has 8 bits.
+    bits = {8: 8, 4: model.shape.mean_bits(4 + 16 / 128, lm_head=8)}
+    return [_target(model, width, bits[width]) for width in _WEIGHTS]
 
 
-def _target(model: ServedModel, bits: int) -> Target:
-    folder = WORK / f"openvino-{model.folder.name}-int{bits}"
+def _target(model: ServedModel, width: int, bits: float) -> Target:
+    folder = WORK / f"openvino-{model.folder.name}-int{width}"
     python = WORK / f"venv-{_NAME}" / "bin" / "python"
 
     def prepare() -> None:
         # The dependency torchvision is built for CUDA and cannot be imported with the CPU build of torch.
         ensure_environment(_NAME, (cpu_torch(), *_REQUIREMENTS), without=["torchvision"])
-        _convert(model.folder, folder, _WEIGHTS[bits])
+        _convert(model.folder, folder, _WEIGHTS[width])
 
     return Target(
-        name=f"openvino-int{bits}",
-        title=f"OpenVINO GenAI, int{bits}",
+        name=f"openvino-int{width}",
+        title=f"OpenVINO GenAI, int{width}",
         bits=bits,
         command=lambda port: [str(python), str(_SERVER), str(folder), str(port), str(model.kv_gib)],
         weights=folder,
