@@ -28,7 +28,6 @@ Rows = list[tuple[int, int]]  # for each sequence, the numbers of new tokens and
 ONE: Rows = [(1, 37)]
 SEVERAL: Rows = [(1, 3), (1, 38), (1, 1), (1, 20)]
 MANY: Rows = [(1, 1 + i) for i in range(14)]  # more than fit in one tile
-EIGHT = MANY[:8]
 DRAFTS: Rows = [(1, 9), (4, 17)]
 PROMPT: Rows = [(1, 9), (17, 17)]
 BITS: dict[str, dict[Role, int]] = {
@@ -135,7 +134,7 @@ def test_one_call_is_bitwise_identical_to_separate_operations(
     native: NativeKernels, bits: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    if bits == "bf16" and not (native.has_bf16_linear and dtype == torch.bfloat16):
+    if bits == "bf16" and not (native.packs_bf16 and dtype == torch.bfloat16):
         pytest.skip("torch computes these products")
     calls = calls_of(native, monkeypatch)
     variants: list[dict[str, Any]] = [
@@ -144,12 +143,29 @@ def test_one_call_is_bitwise_identical_to_separate_operations(
     ]
     for options in variants:
         decoder = make_decoder(native, bits, dtype, **options)
-        for rows in (ONE, SEVERAL, DRAFTS, EIGHT if bits == "bf16" else MANY):
+        for rows in (ONE, SEVERAL, DRAFTS, MANY):
             for is_int8 in (False, True):
                 calls.clear()
                 actual, expected = compute(decoder, rows, is_int8=is_int8)
                 assert_equal(actual, expected)
                 assert calls[0] == "decoder_layers" and calls.count("decoder_layers") == 1
+
+
+def test_one_call_computes_up_to_eight_rows_with_bf16_weights_that_are_not_packed(
+    native: NativeKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    if not native.has_bf16_linear:
+        pytest.skip("torch computes these products")
+    monkeypatch.setattr(native, "_variant", "amx")
+    calls = calls_of(native, monkeypatch)
+    decoder = make_decoder(native, "bf16", torch.bfloat16, attention_bias=True)
+
+    assert_equal(*compute(decoder, MANY[:8]))
+    assert calls[0] == "decoder_layers"
+    calls.clear()
+    assert_equal(*compute(decoder, MANY[:9]))
+    assert "decoder_layers" not in calls
 
 
 def test_one_call_is_bitwise_identical_with_several_threads(native: NativeKernels) -> None:
@@ -188,7 +204,7 @@ def test_other_steps_are_computed_by_separate_operations(
         (make_decoder(native, "int8", bf16), [(1, 5)] * 17),
         (make_decoder(native, "int8", bf16, hidden_act="gelu"), ONE),
         (make_decoder(native, "int8", bf16, ranks), ONE),
-        (make_decoder(native, "bf16", bf16), [(1, 5)] * 9),
+        (make_decoder(native, "bf16", bf16), [(1, 5)] * 17),
         (make_decoder(native, "bf16", torch.float32), ONE),
     ]
     for decoder, rows in others:

@@ -15,12 +15,13 @@ from torch import Tensor
 from llava_worker.model.attention.base import DecodeRows
 from llava_worker.model.cpu.native import MAX_BF16_ROWS, NativeKernels
 from llava_worker.model.layers.linear import DenseLinear, Linear
+from llava_worker.model.layers.packed_linear import PackedLinear
 from llava_worker.model.layers.rotary import Rotation
 from llava_worker.model.quantization.quantized_linear import QuantizedLinear
 
 __all__ = ["LayerWeights", "NativeLayers"]
 
-_MAX_QUANTIZED_ROWS = 16  # with more rows, products take most of the time, and other kernels may compute them
+_MAX_ROWS = 16  # with more rows, products take most of the time, and other kernels may compute them
 _BF16_BITS = 16
 _LANES = 16  # head_dim must be a multiple of this
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -82,8 +83,8 @@ class NativeLayers:
         self._intermediate = layers[0].down.shape.in_features
         self._weights = layers  # keeps the memory of the pointers below
         self._layers = (_Layer * len(layers))(*map(_layer, layers))
-        has_bf16 = any(isinstance(each, DenseLinear) for layer in layers for each in _linears(layer))
-        self._max_rows = MAX_BF16_ROWS if has_bf16 else _MAX_QUANTIZED_ROWS
+        has_dense = any(isinstance(each, DenseLinear) for layer in layers for each in _linears(layer))
+        self._max_rows = MAX_BF16_ROWS if has_dense else _MAX_ROWS
 
     @classmethod
     def create(
@@ -125,7 +126,7 @@ def _linears(layer: LayerWeights) -> tuple[Linear, ...]:
 
 def _is_native(linear: Linear, kernels: NativeKernels) -> bool:
     """Return whether the C++ kernels compute this layer for a few rows."""
-    if type(linear) is QuantizedLinear:
+    if type(linear) in (QuantizedLinear, PackedLinear):
         return True
     return type(linear) is DenseLinear and kernels.has_bf16_linear and linear.weight.dtype == torch.bfloat16
 
@@ -142,6 +143,10 @@ def _linear(linear: Linear) -> _Linear:
         stored = (weight.packed, weight.scales, weight.codebook, linear.bias)
         formats = (weight.padded_in_features, weight.group_size)
         return _Linear(weight.bits, *sizes, *formats, *map(_pointer, stored))
+    if isinstance(linear, PackedLinear):
+        padded = 2 * linear.packed.shape[1]  # number of inputs including padding
+        pointers = map(_pointer, (linear.packed, None, None, linear.bias))
+        return _Linear(_BF16_BITS, *sizes, padded, 0, *pointers)
     assert isinstance(linear, DenseLinear)
     return _Linear(_BF16_BITS, *sizes, 0, 0, *map(_pointer, (linear.weight, None, None, linear.bias)))
 

@@ -12,6 +12,7 @@ from llava_worker.model.cpu.native import NativeKernels
 from llava_worker.model.kernels.interface import Kernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.layers.linear import LinearShape
+from llava_worker.model.layers.packed_linear import PackedLinear
 from llava_worker.model.quantization.quantized_linear import QuantizedLinear
 from torch import Tensor
 
@@ -120,6 +121,82 @@ def test_bf16_layers_are_exact_up_to_rounding(native: NativeKernels) -> None:
             exact = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
             y = native.linear(x, weight, bias)
             torch.testing.assert_close(y.double(), exact, rtol=1e-2, atol=1e-2 * inputs**0.5)
+
+
+def make_packed(native: NativeKernels, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
+    if not native.packs_bf16:
+        pytest.skip("torch computes these products")
+    shape = LinearShape.plain(weight.shape[1], weight.shape[0], has_bias=bias is not None)
+    layer = PackedLinear(shape, kernels=native, device=CPU)
+    layer.load_rows(0, weight)
+    if bias is not None:
+        layer.load_bias(0, bias)
+    return layer
+
+
+def bf16(*shape: int, seed: int = 0) -> Tensor:
+    return random(*shape, dtype=torch.bfloat16, seed=seed)
+
+
+def test_packed_bf16_layers_are_exact_up_to_rounding(native: NativeKernels) -> None:
+    shapes = [*SHAPES, (16, 2048, 65), *((rows, 37, 75) for rows in range(1, 41))]
+    for rows, inputs, outputs in shapes:
+        x, weight = bf16(rows, inputs, seed=1), bf16(outputs, inputs, seed=2)
+        for bias in (None, bf16(outputs)):
+            exact = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
+            y = make_packed(native, weight, bias)(x)
+            assert y.dtype == torch.bfloat16
+            torch.testing.assert_close(y.double(), exact, rtol=1e-2, atol=1e-3 * inputs**0.5)
+
+
+def test_an_output_of_a_packed_bf16_layer_has_the_shape_of_its_input(native: NativeKernels) -> None:
+    layer = make_packed(native, bf16(33, 20))
+    x = bf16(2, 3, 40)[..., ::2]  # not contiguous
+
+    assert torch.equal(layer(x).flatten(0, 1), layer(x.reshape(6, 20)))
+    assert layer(x[:0]).shape == (0, 3, 33)
+
+
+def test_a_row_of_a_packed_bf16_product_is_bitwise_identical_in_any_batch(native: NativeKernels) -> None:
+    layer = make_packed(native, bf16(70, 201, seed=1), bf16(70, seed=2))
+    x = bf16(40, 201, seed=3)
+    alone = torch.cat([layer(row[None]) for row in x])
+
+    for rows in range(1, 41):
+        assert torch.equal(layer(x[:rows]), alone[:rows])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)  # more than there are groups of panels, so the rows are divided
+    try:
+        assert torch.equal(layer(x), alone)
+    finally:
+        torch.set_num_threads(threads)
+    assert not torch.equal(alone[0], alone[1])
+
+
+def test_values_that_are_not_finite_propagate_in_packed_bf16_products_as_in_torch(
+    native: NativeKernels,
+) -> None:
+    weight = bf16(40, 71)
+    x = bf16(15, 71)
+    x[3, 70], x[14, 0], x[9, 5] = float("nan"), float("inf"), float("-inf")
+    weight[7, 2] = float("inf")
+
+    y, expected = make_packed(native, weight)(x), TORCH.linear(x.float(), weight.float(), None)
+
+    assert torch.equal(y.isnan(), expected.isnan()) and torch.equal(y.isposinf(), expected.isposinf())
+    assert torch.equal(y.isneginf(), expected.isneginf())
+
+
+def test_a_bf16_weight_can_be_packed_in_chunks_of_any_size_and_any_dtype(native: NativeKernels) -> None:
+    weight = bf16(75, 91)
+    layer, whole = make_packed(native, torch.zeros_like(weight)), make_packed(native, weight)
+
+    for start, end in ((50, 75), (0, 1), (33, 50), (1, 33)):
+        layer.load_rows(start, weight[start:end].float())
+
+    assert torch.equal(layer.packed, whole.packed)
+    layer.load_rows(7, weight[8:9])
+    assert not torch.equal(layer.packed, whole.packed)
 
 
 def test_row_kernels_agree_with_torch(native: NativeKernels) -> None:

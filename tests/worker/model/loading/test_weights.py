@@ -71,12 +71,22 @@ def test_weights_in_several_files_produce_the_same_model(folder: Path) -> None:
     assert_same_weights(load_model(folder), expected)
 
 
+def unpacked(panels: torch.Tensor) -> torch.Tensor:
+    """Return the weight [outputs, inputs] that is stored as [panels, pairs of inputs, outputs, 2]."""
+    return panels.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
 def test_weights_are_stored_in_the_dtype_of_the_precision(folder: Path) -> None:
     expected = load_model(folder).state_dict()
 
-    for name, tensor in load_model(folder, "bf16").state_dict().items():
+    tensors = load_model(folder, "bf16").state_dict()
+
+    assert len(tensors) == len(expected)
+    for name, tensor in tensors.items():
         assert tensor.dtype == torch.bfloat16
-        assert torch.equal(tensor, expected[name].bfloat16())
+        original = expected[name.replace(".packed", ".weight")].bfloat16()
+        stored = unpacked(tensor)[: len(original), : original[0].numel()] if "packed" in name else tensor
+        assert torch.equal(stored, original)
 
 
 def test_unused_tensors_are_ignored(folder: Path) -> None:

@@ -13,7 +13,7 @@
 // The structures below correspond to those in native_layers.py.
 
 struct LinearLayer {
-  int64_t bits;  // 8, 5 or 4; or 16 for a bf16 weight in the layout of the checkpoint
+  int64_t bits;  // 8, 5 or 4; or 16 for a bf16 weight, which is packed unless ``padded`` is 0
   int64_t inputs, outputs, padded, group_size;
   const void *weight, *scales, *codebook, *bias;
 };
@@ -123,7 +123,8 @@ struct Step {
 
   void multiply_bf16(const LinearLayer& layer, const bf16* x, bf16* y) {
 #ifdef __AVX512BF16__
-    team::bf16_linear(x, s.rows, layer.inputs, (const bf16*)layer.weight, layer.outputs, (const bf16*)layer.bias, y);
+    auto linear = layer.padded ? team::packed_bf16_linear : team::bf16_linear;
+    linear(x, s.rows, layer.inputs, (const bf16*)layer.weight, layer.outputs, (const bf16*)layer.bias, y);
 #endif
   }
 

@@ -41,6 +41,8 @@ _SIGNATURES: dict[str, list[Any]] = {
         *(_POINTER, _POINTER, _POINTER, _LONG, _INT),  # packed, scales, codebook, padded
     ],
     "bf16_linear": [_POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT],
+    "packed_bf16_linear": [_POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT],
+    "pack_bf16_weight": [_POINTER, _LONG, _LONG, _LONG, _POINTER, _INT],
     "rms_norm": [_INT, _POINTER, _POINTER, _FLOAT, _LONG, _LONG, _POINTER, _INT],
     "rope": [_INT, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _INT],
     "silu_and_mul": [_INT, _POINTER, _LONG, _LONG, _POINTER, _INT],
@@ -107,6 +109,33 @@ class NativeKernels(Kernels):
     def has_bf16_linear(self) -> bool:
         """Whether products of a few rows with bf16 weights are computed in C++."""
         return "bf16_linear" in self._functions
+
+    @property
+    def packs_bf16(self) -> bool:
+        """Whether products with packed bf16 weights are computed in C++ and faster than torch's.
+
+        On CPUs with AMX, torch is faster for many rows, because its products use AMX.
+        """
+        return "packed_bf16_linear" in self._functions and self._variant != "amx"
+
+    def packed_bf16_linear(self, x: Tensor, packed: Tensor, num_outputs: int, bias: Tensor | None) -> Tensor:
+        """Return x W^T + b for bf16 x [..., inputs] and a W from `pack_bf16_weight`.
+
+        The result for a row does not depend on the other rows: it is bitwise identical in every batch.
+        """
+        x = x.contiguous()
+        y = x.new_empty(*x.shape[:-1], num_outputs)
+        if num_rows := x.numel() // x.shape[-1]:
+            self._call("packed_bf16_linear", x, num_rows, x.shape[-1], packed, num_outputs, bias, y)
+        return y
+
+    def pack_bf16_weight(self, rows: Tensor, first: int, packed: Tensor) -> None:
+        """Store ``rows`` [n, inputs] as rows [first, first + n) of W.
+
+        ``packed`` is bf16 [panels, pairs of inputs, PANEL_OUTPUTS, 2]. Padding is not changed.
+        """
+        rows = rows.bfloat16().contiguous()
+        self._call("pack_bf16_weight", rows, *rows.shape, first, packed)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         num_rows = x.numel() // x.shape[-1]

@@ -46,9 +46,11 @@ template <class T>
 void quantized_linear(int bits, const T* x, int64_t rows, int64_t inputs, const QuantizedWeight& w, const float* bias,
                       T* y, QuantizedRows& quantized);
 
-// Exists only in variants with instructions for bf16 dot products.
+// These exist only in variants with instructions for bf16 dot products.
 void bf16_linear(const bf16* x, int64_t rows, int64_t inputs, const bf16* w, int64_t outputs, const bf16* bias,
                  bf16* y);
+void packed_bf16_linear(const bf16* x, int64_t rows, int64_t inputs, const bf16* w, int64_t outputs, const bf16* bias,
+                        bf16* y);
 
 template <class T, class K>
 void decode_attention(const DecodeAttention<T, K>& args);

@@ -10,13 +10,14 @@ from typing import Literal
 
 import torch
 
-from llava_worker.model.cpu.native import cpu_kernels
+from llava_worker.model.cpu.native import NativeKernels, cpu_kernels
 from llava_worker.model.kernels.fused import choose_kernels
 from llava_worker.model.kernels.interface import Kernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.kernels.w4a16 import W4A16Kernels
 from llava_worker.model.kernels.w8a8 import W8A8_FORMATS, W8A8Format
 from llava_worker.model.layers.linear import DenseLinear, Linear, LinearShape
+from llava_worker.model.layers.packed_linear import PackedLinear
 from llava_worker.model.quantization import quantized_linear, w8a8
 from llava_worker.model.quantization.bitsandbytes import (
     BnbInt8Linear,
@@ -109,7 +110,7 @@ class Precision:
         """Create an uninitialized linear layer in this precision's weight format for ``role``."""
         bits = self.weight_bits(shape, role)
         if bits is None:
-            return self.dense_linear(shape, device)
+            return self._unquantized_linear(shape, device)
         if self.is_bitsandbytes and bits == 8:
             return BnbInt8Linear(shape, device=device)
         if self.is_bitsandbytes:
@@ -119,8 +120,14 @@ class Precision:
         kernels = self.weight_kernels or self.kernels
         return QuantizedLinear(shape, bits=bits, kernels=kernels, device=device)
 
+    def _unquantized_linear(self, shape: LinearShape, device: torch.device) -> Linear:
+        kernels = self.kernels
+        if isinstance(kernels, NativeKernels) and kernels.packs_bf16 and self.dtype == torch.bfloat16:
+            return PackedLinear(shape, kernels=kernels, device=device)
+        return self.dense_linear(shape, device)
+
     def dense_linear(self, shape: LinearShape, device: torch.device) -> DenseLinear:
-        """Create an uninitialized linear layer that stores its weight in ``dtype``."""
+        """Create an uninitialized layer that stores its weight in ``dtype``, in the checkpoint's layout."""
         return DenseLinear(shape, kernels=self.kernels, dtype=self.dtype, device=device)
 
 
