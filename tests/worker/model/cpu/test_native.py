@@ -11,8 +11,9 @@ from llava_worker.model.cpu.load import load, variant_for
 from llava_worker.model.cpu.native import NativeKernels
 from llava_worker.model.kernels.interface import Kernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
-from llava_worker.model.layers.linear import LinearShape
+from llava_worker.model.layers.linear import DenseLinear, LinearShape
 from llava_worker.model.layers.packed_linear import PackedLinear
+from llava_worker.model.quantization.precision import Precision
 from llava_worker.model.quantization.quantized_linear import QuantizedLinear
 from torch import Tensor
 
@@ -136,6 +137,19 @@ def make_packed(native: NativeKernels, weight: Tensor, bias: Tensor | None = Non
 
 def bf16(*shape: int, seed: int = 0) -> Tensor:
     return random(*shape, dtype=torch.bfloat16, seed=seed)
+
+
+def test_weights_are_packed_only_for_bf16_products_that_are_faster_in_cpp(
+    native: NativeKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = LinearShape.plain(64, 32)
+    bf16, fp32 = (Precision("exact", dtype, native) for dtype in (torch.bfloat16, torch.float32))
+
+    assert type(bf16.linear(shape, CPU, "decoder")) is (PackedLinear if native.packs_bf16 else DenseLinear)
+    assert type(fp32.linear(shape, CPU, "decoder")) is DenseLinear
+    assert type(bf16.dense_linear(shape, CPU)) is DenseLinear  # can share its weight with an embedding table
+    monkeypatch.setattr(native, "_variant", "amx")
+    assert type(bf16.linear(shape, CPU, "decoder")) is DenseLinear
 
 
 def test_packed_bf16_layers_are_exact_up_to_rounding(native: NativeKernels) -> None:
