@@ -39,6 +39,7 @@ from llava_worker.loaded_model import (
     traced_engine,
 )
 from llava_worker.model.config.image_grid import ImageLayout
+from llava_worker.model.heap import trim_heap
 from llava_worker.model.private_folder import user_cache
 from llava_worker.model_digest import digest_checkpoint, digest_echo
 from llava_worker.model_thread import ModelThread
@@ -191,6 +192,7 @@ def _open_native(
         stats=stats,
     )
     traced = traced_engine(engine, settings, name, engine.timer)
+    trim_heap()  # loading has used more memory than serving does
     return LoadedModel(traced, tokenizer, prompts, heartbeat, times, grammars)
 
 

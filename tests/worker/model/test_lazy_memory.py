@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from itertools import takewhile
+from pathlib import Path
 
 import pytest
 import torch
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
+from llava_worker.model.kernels.torch_impl import TorchKernels
+from llava_worker.model.layers.linear import LinearShape
 from llava_worker.model.lazy_memory import lazy_zeros, prefault_columns
+from llava_worker.model.quantization.quantized_linear import QuantizedLinear
 
 from tests.worker.model.resident_memory import resident_bytes
 
@@ -21,6 +25,16 @@ def make_cache(num_slots: int, *, is_int8: bool = False) -> KVCache:
 
 def resident_fraction(cache: KVCache) -> float:
     return sum(map(resident_bytes, cache._tensors())) / cache.spec.num_bytes
+
+
+def mapping_flags(tensor: torch.Tensor) -> str:
+    """Return the permissions of the mapping, which end with s (shared) or p (private)."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, flags, *_ = line.split()
+        first, last = (int(address, 16) for address in addresses.split("-"))
+        if first <= tensor.data_ptr() < last:
+            return flags
+    raise AssertionError("the tensor is not mapped")
 
 
 @IS_INT8
@@ -52,6 +66,19 @@ def test_prefaulting_preserves_the_contents(is_int8: bool) -> None:
     assert cache.prefault_more(1 << 12)
     cache.prefault(1 << 12)
     assert torch.equal(torch.stack(cache.gather(1, slots)), written)
+
+
+@IS_INT8
+def test_the_cache_is_in_shared_memory_whose_small_pages_are_faulted_in_quickly(is_int8: bool) -> None:
+    for tensor in make_cache(1 << 16, is_int8=is_int8)._tensors():
+        assert mapping_flags(tensor).endswith("s")
+
+
+def test_quantized_weights_are_in_private_memory_which_can_have_huge_pages() -> None:
+    shape = LinearShape.plain(2048, 2048)
+    layer = QuantizedLinear(shape, bits=8, kernels=TorchKernels(), device=torch.device("cpu"))
+    assert mapping_flags(layer.packed).endswith("p")
+    assert resident_bytes(layer.packed.data) == 0
 
 
 def test_every_page_of_the_columns_is_faulted_in() -> None:

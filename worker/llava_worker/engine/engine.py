@@ -22,6 +22,7 @@ from llava_wire.messages.event import ErrorCode, JobError
 
 from llava_worker.engine.async_pipeline import AsyncPipeline
 from llava_worker.engine.core.block_manager import BlockManager
+from llava_worker.engine.core.kv_cache_size import num_spare_tokens
 from llava_worker.engine.core.model_runner_output import ChunkResult, TokenResult
 from llava_worker.engine.core.outputs import EngineStats, StepOutput
 from llava_worker.engine.core.scheduler import Chunk, Scheduler
@@ -177,10 +178,11 @@ class Engine:
         """Spend a few milliseconds preparing for later steps.
 
         The memory of a CPU KV cache is allocated before requests need it: for the blocks that have ever been
-        used, and for one more context. Return False if nothing is left to prepare.
+        used, and for one more prompt. Return False if nothing is left to prepare.
         """
         num_used = self._blocks.num_ever_used * self._blocks.block_size
-        return self._runner.cache.prefault_more(num_used + self.context_length)
+        num_spare = num_spare_tokens(self._runner.model.config, self.context_length)
+        return self._runner.cache.prefault_more(num_used + num_spare)
 
     def stats(self) -> EngineStats:
         cache, seconds, counters = self._runner.encoder_cache, self.timer.seconds, self._counters

@@ -160,7 +160,7 @@ class HFTokenizer:
         strips = any(token["lstrip"] or token["rstrip"] for token in description["added_tokens"])
         if not is_complete or not is_exact or strips:
             return None
-        return max(len(self.token_bytes(token_id)) for token_id in self._tokenizer.get_vocab().values())
+        return max(len(self._read_bytes(token_id)) for token_id in self._tokenizer.get_vocab().values())
 
     def _read_bytes(self, token_id: int) -> bytes:
         piece: str | None = self._tokenizer.id_to_token(token_id)

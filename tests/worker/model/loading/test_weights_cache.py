@@ -30,6 +30,7 @@ from tests.worker.checkpoints import LLAVA_INTERLEAVE, write_checkpoint
 from tests.worker.layouts import write_adapter, write_original
 from tests.worker.model.load_model import CPU, assert_same_weights, load_model
 from tests.worker.model.loading import weights_cache_program
+from tests.worker.model.resident_memory import resident_bytes
 
 PRECISIONS = ["fp32", "bf16", "int8", "int4"]
 
@@ -254,6 +255,41 @@ def test_the_memory_is_unmapped_with_the_model(folder: Path, cache: WeightsCache
     del loaded
     gc.collect()
     assert name not in Path("/proc/self/maps").read_text()
+
+
+def num_resident(model: Llava) -> int:
+    """Return how many bytes of the parameters are in memory that counts toward this process."""
+    return sum(resident_bytes(parameter.data) for parameter in model.parameters())
+
+
+def test_mapped_weights_are_in_the_memory_of_the_process_once_they_are_used(
+    folder: Path, cache: WeightsCache
+) -> None:
+    model = Loaded(folder, cache, "bf16").model
+    assert num_resident(model) == 0
+    model.encode(torch.zeros(1, 28, 28, 3, dtype=torch.uint8))
+    assert num_resident(model) > 0
+
+
+def test_rows_of_the_embedding_table_are_read_from_the_file(folder: Path, cache: WeightsCache) -> None:
+    expected, model = load_model(folder, "bf16"), Loaded(folder, cache, "bf16").model
+    table = model.language_model.embed_tokens
+    for ids in ([7], [3, 3, 5, 3, 0], list(range(len(table.weight))), []):
+        assert torch.equal(
+            model.embed(torch.tensor(ids)), expected.embed(torch.tensor(ids, dtype=torch.long))
+        )
+    assert resident_bytes(table.weight) == 0
+    with pytest.raises(IndexError, match="not in the table"):
+        model.embed(torch.tensor([len(table.weight)]))
+
+
+def test_an_embedding_table_that_is_also_the_output_layer_is_mapped(
+    tmp_path: Path, cache: WeightsCache
+) -> None:
+    write_checkpoint(tmp_path, **LLAVA_INTERLEAVE)
+    model = Loaded(tmp_path, cache, "bf16").model
+    model.logits(model.embed(torch.tensor([1, 2])))
+    assert resident_bytes(model.language_model.embed_tokens.weight) > 0
 
 
 def test_without_huge_pages_in_the_file_the_weights_are_in_private_memory(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from llava_worker.engine.core.encoder_cache import EncoderCache
-from llava_worker.engine.core.kv_cache_size import allocate_cache, fit_cache
+from llava_worker.engine.core.kv_cache_size import allocate_cache, fit_cache, num_spare_tokens
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.speculation.drafter import PromptLookupDrafter
@@ -27,8 +27,6 @@ from llava_worker.model.memory_estimate import WORKING_BYTES
 
 __all__ = ["assemble_engine"]
 
-# Tokens whose memory on a CPU is allocated before the worker is ready: a prompt with one image and some text.
-_PREFAULTED_TOKENS = 1024
 _CPU_TOKEN_GAP_S, _GPU_TOKEN_GAP_S = 0.4, 0.1
 
 logger = logging.getLogger(__name__)
@@ -66,7 +64,7 @@ def assemble_engine(
     spec = _fit_cache(plan, largest, graph_bytes)
     context_length = min(model.config.text_config.max_position_embeddings, spec.num_tokens)
     cache = allocate_cache(spec, plan.device)
-    cache.prefault(min(context_length, _PREFAULTED_TOKENS))  # more is prefaulted while the engine is idle
+    cache.prefault(num_spare_tokens(model.config, context_length))
     runner = ModelRunner(model, cache, plan.backend, EncoderCache(config.encoder_cache_bytes))
     graphs.apply(runner)
     return Engine(

@@ -112,8 +112,9 @@ class KVCache:
         self.num_blocks = spec.num_blocks
         self.block_size = spec.block_size
         shape = (spec.num_layers, 2, *spec.rows_shape)
-        self._rows = zeros((*shape, spec.head_dim), torch.int8 if spec.is_int8 else spec.dtype, device)
-        self._scales = zeros(shape, KV_SCALE_DTYPE, device) if spec.is_int8 else None
+        dtype = torch.int8 if spec.is_int8 else spec.dtype
+        self._rows = zeros((*shape, spec.head_dim), dtype, device, is_growing=True)
+        self._scales = zeros(shape, KV_SCALE_DTYPE, device, is_growing=True) if spec.is_int8 else None
         self._num_faulted = 0  # blocks that are faulted in once ``_unfaulted`` is exhausted
         self._unfaulted: Iterator[Tensor] = iter(())
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from hashlib import blake2b
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from llava_worker.model.private_folder import is_foreign
 
-__all__ = ["DamagedFile", "file_bytes", "map_file", "uses_huge_pages", "write_file"]
+__all__ = ["DamagedFile", "MappedFile", "file_bytes", "map_file", "uses_huge_pages", "write_file"]
 
 _MAGIC = b"llava packed 1\0\0"
 _PAGE = 4096
@@ -57,12 +58,41 @@ def write_file(path: Path, parameters: Sequence[Tensor], key: bytes) -> None:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def map_file(path: Path, parameters: Sequence[Tensor], key: bytes) -> list[Tensor]:
-    """Map the file and return tensors like ``parameters`` that refer to it.
+class MappedFile:
+    """A mapped file and its tensors, which are like ``parameters``. Each tensor keeps the file mapped."""
+
+    def __init__(self, file: int, parameters: Sequence[Tensor]) -> None:
+        """Map the open file, and close it when this object is no longer used."""
+        weakref.finalize(self, os.close, file)
+        self._file = file
+        self._memory = mmap.mmap(file, file_bytes(parameters), access=mmap.ACCESS_COPY)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # the operating system does not support huge pages
+                self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self.data = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self.tensors = list(_views(self.data, parameters))
+
+    def release_pages(self) -> None:
+        """Remove all pages from the memory of this process. The next access maps them again.
+
+        They remain in the page cache, so that mapping a page of 2 MiB takes only a few microseconds.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._memory.madvise(mmap.MADV_DONTNEED)
+
+    def read_row(self, index: int, row: int, target: memoryview) -> None:
+        """Read a row of a tensor [rows, ...] into ``target`` without mapping its pages. Raises OSError."""
+        begin = self.tensors[index].data_ptr() - self.data.data_ptr() + row * len(target)
+        if os.preadv(self._file, [target], begin) < len(target):
+            raise OSError(f"the file was truncated: it has no data at byte {begin}")
+
+
+def map_file(path: Path, parameters: Sequence[Tensor], key: bytes) -> MappedFile:
+    """Map the file.
 
     All processes that map the file share its memory. The mapping is private: if a process wrote to a tensor,
     neither the file nor the other processes would see it. Every byte is compared with the checksum, which
-    takes about 0.1 s per GB and also makes the pages resident.
+    takes about 0.1 s per GB and also makes the pages resident until `MappedFile.release_pages` is called.
 
     Raises DamagedFile if the file does not contain what `write_file` wrote for this key, and OSError if it
     cannot be read, or if another user can write to it.
@@ -74,19 +104,16 @@ def map_file(path: Path, parameters: Sequence[Tensor], key: bytes) -> list[Tenso
             raise PermissionError(f"{path} is owned or writable by another user")
         if status.st_size != size:
             raise DamagedFile(f"{path} has {status.st_size} bytes instead of {size}")
-        memory = mmap.mmap(file, size, access=mmap.ACCESS_COPY)
-    finally:
+    except BaseException:
         os.close(file)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # the operating system does not support huge pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    data = torch.frombuffer(memory, dtype=torch.uint8)
-    checksum = _Checksum()
+        raise
+    mapped = MappedFile(file, parameters)
+    data, checksum = mapped.data, _Checksum()
     for begin in range(0, size - _PAGE, _CHUNK_BYTES):
         checksum.update(data[begin : min(begin + _CHUNK_BYTES, size - _PAGE)])
     if data[-_PAGE:].numpy().tobytes() != _footer(key, checksum.digest()):
         raise DamagedFile(f"{path} does not match its checksum or its name")
-    return list(_views(data, parameters))
+    return mapped
 
 
 def uses_huge_pages(tensor: Tensor) -> bool:

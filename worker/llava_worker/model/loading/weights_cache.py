@@ -22,13 +22,16 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from llava_worker.model.layers.linear import Linear
+from llava_worker.model.layers.embedding import Embedding
+from llava_worker.model.layers.linear import DenseLinear, Linear
 from llava_worker.model.loading.packed_file import (
     DamagedFile,
+    MappedFile,
     file_bytes,
     map_file,
     uses_huge_pages,
@@ -79,16 +82,17 @@ class WeightsCache:
                 mapped = self._store(path, parameters) if is_available else None
         if mapped is None:
             return 0
-        if _is_slow(mapped[0]):
+        if _is_slow(mapped.tensors[0]):
             logger.info("%s cannot be mapped with 2 MiB pages, so its memory is not shared", path)
             if not is_filled:
-                _copy(mapped, parameters)
+                _copy(mapped.tensors, parameters)
             return 0
+        mapped.release_pages()
         _replace(model, parameters, mapped)
         logger.info("mapped %d MiB of packed weights from %s", file_bytes(parameters) >> 20, path)
         return file_bytes(parameters)
 
-    def _find(self, path: Path, parameters: Sequence[Tensor], locks: ExitStack) -> list[Tensor] | None:
+    def _find(self, path: Path, parameters: Sequence[Tensor], locks: ExitStack) -> MappedFile | None:
         """Return the stored parameters. If there are none, lock the file, so that only one process builds it.
 
         Raises OSError if the folder cannot be used, or if another process takes too long to build the file.
@@ -99,7 +103,7 @@ class WeightsCache:
         locks.enter_context(_lock(path.with_suffix(".lock")))
         return _open(path, parameters)  # another process may have built it in the meantime
 
-    def _store(self, path: Path, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+    def _store(self, path: Path, parameters: Sequence[Tensor]) -> MappedFile | None:
         """Write the file and return the parameters in it, or None if this fails. The file must be locked."""
         size = file_bytes(parameters)
         temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
@@ -154,7 +158,7 @@ def _used_at(path: Path) -> float:
     return 0.0
 
 
-def _open(path: Path, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+def _open(path: Path, parameters: Sequence[Tensor]) -> MappedFile | None:
     """Return the parameters in the file, or None if it does not exist or is damaged."""
     try:
         mapped = map_file(path, parameters, _key_of(path))
@@ -208,10 +212,19 @@ def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
         target.data.copy_(source)
 
 
-def _replace(model: nn.Module, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-    """Replace the storage of the parameters."""
-    for parameter, tensor in zip(parameters, tensors, strict=True):
+def _replace(model: nn.Module, parameters: Sequence[Tensor], mapped: MappedFile) -> None:
+    """Replace the storage of the parameters.
+
+    The rows of an embedding table are read from the file, unless the table is also the output layer's weight.
+    """
+    modules = list(model.modules())
+    tied = {module.weight for module in modules if isinstance(module, DenseLinear)}
+    for module in modules:
+        if isinstance(module, Embedding) and module.weight not in tied:
+            index = next(index for index, each in enumerate(parameters) if each is module.weight)
+            module.read_row = partial(mapped.read_row, index)
+    for parameter, tensor in zip(parameters, mapped.tensors, strict=True):
         parameter.data = tensor
-    for module in model.modules():
+    for module in modules:
         if isinstance(module, Linear):
             module.use_parameters()
