@@ -22,8 +22,8 @@ from tests.machine_speed import scaled
 from tests.waiting import async_wait_until, wait_until
 
 # The modules that each program imports. A worker imports the engine's unless it serves the echo model.
-_CONTROLLER_MODULES = ("llava_server.__main__",)
-_ECHO_MODULES = ("llava_worker.__main__", "llava_worker.echo_engine")
+_CONTROLLER_MODULES = ("llava_server.process_group", "llava_server.serve")
+_ECHO_MODULES = ("llava_worker.worker_process", "llava_worker.echo_engine")
 _TRANSFORMERS_MODULES = (
     "llava_worker.engine.transformers.build",
     "transformers.generation.utils",
@@ -32,7 +32,7 @@ _TRANSFORMERS_MODULES = (
     "transformers.models.auto.processing_auto",
 )
 _ENGINE_MODULES = (
-    "llava_worker.__main__",
+    "llava_worker.worker_process",
     "llava_worker.engine.startup.build_engine",
     "llava_worker.engine.structured_output.grammar_cache",
     "llava_worker.language.hf_tokenizer",

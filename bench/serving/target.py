@@ -22,7 +22,7 @@ __all__ = ["Memory", "RunningTarget", "Target", "Unavailable", "run_target"]
 
 _READY_S = 900.0  # some servers spend minutes compiling at startup
 _STOP_S = 30.0
-_POLL_S = 0.25
+_POLL_S = 0.02
 
 
 class Unavailable(Exception):

@@ -1,7 +1,7 @@
-"""The ``llava-serve`` command. ``main`` is the entry point, and ``app`` is the Typer application."""
+"""The ``llava-serve`` command. ``main`` is the entry point, and ``create_app`` returns the application."""
 
 from __future__ import annotations
 
-from llava_cli.app import app, main
+from llava_cli.app import create_app, main
 
-__all__ = ["app", "main"]
+__all__ = ["create_app", "main"]

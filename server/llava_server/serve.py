@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import sys
 from collections.abc import Callable, Iterable
@@ -51,6 +52,8 @@ def serve(settings: Settings, on_ready: Callable[[str, str | None], None], *, is
             return report_start_error(error)
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         server = DrainingServer(settings, limits, admin, on_ready)
+        gc.freeze()  # the objects that imports have created are never garbage
+        gc.enable()
         server.run(sockets=[listener])
     return 0 if server.has_served and not server.failure else EXIT_FAILED
 

@@ -1,6 +1,8 @@
 """The registry of live workers and served models: a copy of the workers' heartbeats, refreshed every second.
 
-Readers such as ``GET /v1/models`` use the copy, so they do not wait for Redis. A model stays registered after
+Readers such as ``GET /v1/models`` use the copy, so they do not wait for Redis. Only if the copy contains no
+live worker do health checks wait for a new copy, so that a started server is ready as soon as its first
+worker. A model stays registered after
 its last worker has exited, so that requests for it fail with 503 (retry) instead of 404 (unknown model), or
 wait for a worker if the model's workers are started on demand.
 """
@@ -127,6 +129,11 @@ class WorkerRegistry:
     def fingerprint(self, name: str, model_digest: str = "") -> str | None:
         """Return the fingerprint of a response, or None if the model is unknown."""
         return self._models[name].fingerprint(model_digest) if name in self._models else None
+
+    async def find_worker(self) -> None:
+        """Refresh the copy if it contains no live worker, because one may have just registered."""
+        if not self.has_workers:
+            await self._refreshing.run_after_now()
 
     async def refresh(self) -> None:
         """Read the heartbeats. If the queue is unavailable, report this to ``QueueHealth``."""

@@ -79,10 +79,10 @@ class WorkerStarts:
 
 
 def _serve() -> None:
-    import llava_worker.__main__
     import llava_worker.engine.startup.build_engine
     import llava_worker.engine.structured_output.grammar_cache
-    import llava_worker.language.hf_tokenizer  # noqa: F401
+    import llava_worker.language.hf_tokenizer
+    import llava_worker.worker_process  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)

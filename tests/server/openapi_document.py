@@ -19,7 +19,7 @@ __all__ = [
     "resolve",
 ]
 
-DOCUMENT: dict[str, Any] = create_app(Settings(auth=False)).openapi_schema or {}
+DOCUMENT: dict[str, Any] = create_app(Settings(auth=False)).openapi()
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 # Request schemas, keyed by path.
 REQUEST_SCHEMAS: dict[str, dict[str, Any]] = {

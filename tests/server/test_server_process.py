@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 import redis
+from llava_server.app import create_app
+from llava_server.settings import Settings
 
 from tests.machine_speed import scaled
 from tests.server.scripted_worker import MODEL, ScriptedWorker
@@ -153,12 +155,18 @@ def test_a_server_that_has_found_no_worker_yet_rejects_every_model_with_503(laun
 
 def test_server_imports_neither_torch_nor_the_worker() -> None:
     program = (
-        "import sys, llava_server.__main__\n"
+        "import sys, llava_server.process_group\n"
         "heavy = {'torch', 'transformers', 'tokenizers', 'numpy', 'llava_worker', 'llava_client'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_openapi_document_is_not_built_until_it_is_requested() -> None:
+    app = create_app(Settings(auth=False))
+    assert app.openapi_schema is None
+    assert app.openapi() is app.openapi()
 
 
 def test_metrics_are_on_the_admin_port_if_there_is_one(launch: Launch, worker: ScriptedWorker) -> None:

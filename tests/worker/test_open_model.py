@@ -194,7 +194,7 @@ def test_adapter_without_a_chat_template_uses_the_template_of_its_base(tmp_path:
 
 COUNT_NEW_THREADS = """
 import os
-from llava_worker import __main__ as program
+from llava_worker import worker_process as program
 from llava_worker.engine import Sequence
 from llava_worker.model_thread import ModelThread
 from llava_worker.settings import load_settings

@@ -9,12 +9,12 @@ import torch
 from llava_cli.up.display import Display
 from llava_cli.up.plan import LaunchPlan
 from llava_wire.messages.heartbeat import KERNEL_SOURCES, KernelInfo
-from llava_worker.__main__ import LOG_FORMAT
 from llava_worker.engine.startup.device import choose_device
 from llava_worker.model.quantization.precision import choose_precision
 from llava_worker.open_model import open_model
 from llava_worker.selection_log import log_kernels
 from llava_worker.settings import Settings
+from llava_worker.worker_process import LOG_FORMAT
 
 PLAN = LaunchPlan(
     model="m",

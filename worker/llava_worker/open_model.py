@@ -21,6 +21,7 @@ from llava_worker.choose_engine import choose_engine
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.engine_thread import end_process
+from llava_worker.import_torch import collect_garbage, import_torch
 from llava_worker.language.conversation_templates import choose_template
 from llava_worker.language.image_tokens import TileExpander
 from llava_worker.language.prompt_builder import PromptBuilder
@@ -96,6 +97,7 @@ def open_model(settings: Settings, *, on_progress: ProgressCallback | None = Non
         base = _find_folder(settings.base_model) if settings.base_model else None
         config = _engine_config(settings, folder, base)
         if choose_engine(settings.engine, config.config_folder) == "transformers":
+            collect_garbage()
             return open_transformers(folder, settings, config)
         return _open_native(folder, settings, config, on_progress or LoadProgress())
     except (TokenizerError, ValueError, OSError) as error:  # CheckpointError is a ValueError
@@ -142,9 +144,11 @@ def _open_native(
     from llava_worker.language.tokenizer_check import TokenizerCheck
 
     tokenizer_check = TokenizerCheck()  # starts while torch is imported
+    import_torch()
     from llava_worker.engine.startup.build_engine import build_engine
     from llava_worker.language.hf_tokenizer import HFTokenizer, has_tokenizer
 
+    collect_garbage()
     imported_at = time.monotonic()
     tokenizer_folder = folder if config.base is None or has_tokenizer(folder) else config.base
     process = _start_template_process(settings)  # imports transformers while the model is loaded

@@ -11,17 +11,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import httpx2
 import typer
-from llava_client.async_client import AsyncClient
 from llava_client.connection import is_loopback
-from llava_client.errors import LlavaError
-from pydantic import BaseModel, ValidationError
 
 from llava_cli.exit_codes import EXIT_FAILED, EXIT_USAGE, fail, handle_errors
 from llava_cli.extras import install_line, missing_modules
@@ -36,7 +33,8 @@ from llava_cli.up.supervisor import ChildFailed, Supervisor
 
 __all__ = ["up"]
 
-_POLL_S = 0.1
+_POLL_S = 0.05
+_SOCKET_POLL_S = 0.005  # Redis starts in about 0.02 s
 _MIN_DEMO_WORKERS = 2  # one of them is killed, and another one continues the response
 
 
@@ -118,9 +116,9 @@ async def run(
             await _run_until_first(stop.wait(), supervisor.watch(), _start(supervisor, layers, plan.base_url))
         if not stop.is_set():
             supervisor.enable_restarts()
-            name, warnings = await _served_name(plan), await _warnings(plan.base_url)
-            display.ready(plan, name, private_url)
-            for warning in warnings:
+            status = await _readiness(plan.base_url)
+            display.ready(plan, _served_name(status, plan), private_url)
+            for warning in status.get("warnings", []):
                 display.show(f"warning: {warning}")
             await _run_until_first(stop.wait(), supervisor.watch())
         display.show("stopping; press Ctrl-C again to kill the processes")
@@ -217,7 +215,7 @@ async def _wait_until_listening(path: Path) -> None:
         try:
             _, writer = await asyncio.open_unix_connection(path)
         except OSError:  # not created yet
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(_SOCKET_POLL_S)
             continue
         writer.close()
         await writer.wait_closed()
@@ -236,26 +234,17 @@ async def _wait_until_ready(base_url: str) -> None:
             await asyncio.sleep(_POLL_S)
 
 
-class _Status(BaseModel):
-    """The field of /readyz that is displayed. Older servers do not send it."""
-
-    warnings: list[str] = []
-
-
-async def _warnings(base_url: str) -> list[str]:
-    """Return the server's warnings. There are none if the server does not respond correctly."""
+async def _readiness(base_url: str) -> dict[str, Any]:
+    """Return the body of /readyz, or an empty dictionary if the server does not respond correctly."""
     try:
         async with httpx2.AsyncClient(trust_env=False, timeout=5.0) as http:
-            return _Status.model_validate_json((await http.get(f"{base_url}/readyz")).content).warnings
-    except (httpx2.RequestError, ValidationError):
-        return []
+            body = (await http.get(f"{base_url}/readyz")).json()
+    except (httpx2.RequestError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
-async def _served_name(plan: LaunchPlan) -> str:
-    """Return the model name used in the API. Read it from the server's model list if possible."""
-    try:
-        async with AsyncClient(plan.base_url, plan.generated_key, timeout=5.0, max_retries=0) as client:
-            models = await client.models()
-    except LlavaError:
-        models = []
-    return models[0].id if models else plan.served_model_name or plan.model
+def _served_name(status: Mapping[str, Any], plan: LaunchPlan) -> str:
+    """Return the model name used in the API, which a running server lists."""
+    models = status.get("models") or [plan.served_model_name or plan.model]
+    return str(models[0])

@@ -68,6 +68,7 @@ async def readyz(request: Request) -> Response:
     text from Redis, which can contain addresses and user names.
     """
     services = services_of(request)
+    await services.registry.find_worker()
     reasons = _reasons(services, has_details=is_admin(request.app))
     if reasons:
         return JSONResponse(NotReady(reasons=reasons), 503)
@@ -97,6 +98,7 @@ async def health(request: Request) -> Response:
     written for vLLM or llama.cpp call it before they send requests.
     """
     services = services_of(request)
+    await services.registry.find_worker()
     reasons = _reasons(services, has_details=is_admin(request.app))
     if not reasons and not services.registry.has_workers:
         reasons = ["No worker is currently running."]

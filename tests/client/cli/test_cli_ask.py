@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from llava_cli import app
+from llava_cli import create_app
 from llava_cli.exit_codes import EXIT_CODES
 from typer.testing import CliRunner
 
@@ -44,7 +44,9 @@ def use_scripted_server(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_only_the_response_is_printed(photo: str, server: ScriptedServer) -> None:
-    result = runner.invoke(app, ["ask", photo, photo, "What is this?", "--max-tokens", "9", "--seed", "3"])
+    result = runner.invoke(
+        create_app(), ["ask", photo, photo, "What is this?", "--max-tokens", "9", "--seed", "3"]
+    )
     assert (result.exit_code, result.stdout, result.stderr) == (0, TEXT + "\n", "")
     kinds = [part["type"] for part in server.last_body["messages"][0]["content"]]
     assert kinds == ["image_url", "image_url", "text"]
@@ -52,25 +54,25 @@ def test_only_the_response_is_printed(photo: str, server: ScriptedServer) -> Non
 
 
 def test_a_question_does_not_require_an_image(server: ScriptedServer) -> None:
-    assert runner.invoke(app, ["ask", "Hello?"]).stdout == TEXT + "\n"
+    assert runner.invoke(create_app(), ["ask", "Hello?"]).stdout == TEXT + "\n"
     assert server.last_body["messages"] == [{"role": "user", "content": "Hello?"}]
 
 
 def test_an_image_can_be_read_from_stdin(server: ScriptedServer) -> None:
-    result = runner.invoke(app, ["ask", "-", "What is this?"], input=PNG)
+    result = runner.invoke(create_app(), ["ask", "-", "What is this?"], input=PNG)
     assert result.exit_code == 0
     assert server.last_body["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png")
 
 
 def test_json_prints_one_object_with_all_fields(photo: str) -> None:
-    result = runner.invoke(app, ["ask", photo, "What is this?", "--json"])
+    result = runner.invoke(create_app(), ["ask", photo, "What is this?", "--json"])
     answer = json.loads(result.stdout)
     assert (answer["text"], answer["finish_reason"], answer["usage"]) == (TEXT, "stop", USAGE)
 
 
 def test_a_truncated_response_prints_a_hint_on_stderr(server: ScriptedServer) -> None:
     server.script(streams(event(chunk({"content": "A"}, "length")), event("[DONE]")))
-    result = runner.invoke(app, ["ask", "Hello?"])
+    result = runner.invoke(create_app(), ["ask", "Hello?"])
     assert (result.exit_code, result.stdout) == (0, "A\n")
     assert "Increase --max-tokens" in result.stderr
 
@@ -95,7 +97,7 @@ def test_a_failure_prints_one_line_and_sets_the_exit_code(
     server: ScriptedServer, responder: Responder, code: int, message: str
 ) -> None:
     server.script(responder)
-    result = runner.invoke(app, ["ask", "Hello?"])
+    result = runner.invoke(create_app(), ["ask", "Hello?"])
     assert result.exit_code == code
     assert result.stderr.startswith("llava-serve: ")
     assert message in result.stderr
@@ -103,7 +105,7 @@ def test_a_failure_prints_one_line_and_sets_the_exit_code(
 
 
 def test_an_unreachable_server_exits_with_code_three_and_its_url() -> None:
-    result = runner.invoke(app, ["ask", "Hello?", "--base-url", "http://127.0.0.1:1"])
+    result = runner.invoke(create_app(), ["ask", "Hello?", "--base-url", "http://127.0.0.1:1"])
     assert result.exit_code == 3
     assert "Cannot reach http://127.0.0.1:1" in result.stderr
     assert "--base-url or LLAVA_BASE_URL) to the URL that `llava-serve up` printed" in result.stderr
@@ -120,7 +122,7 @@ def test_an_unreachable_server_exits_with_code_three_and_its_url() -> None:
 def test_invalid_usage_exits_with_code_two(
     arguments: list[str], message: str, server: ScriptedServer
 ) -> None:
-    result = runner.invoke(app, ["ask", *arguments])
+    result = runner.invoke(create_app(), ["ask", *arguments])
     assert result.exit_code == 2
     assert message in result.stderr
     assert server.requests == []
@@ -128,18 +130,18 @@ def test_invalid_usage_exits_with_code_two(
 
 def test_models_are_listed_one_per_line(server: ScriptedServer) -> None:
     server.models = ["a", "b"]
-    assert runner.invoke(app, ["models"]).stdout == "a\nb\n"
-    [first, _] = json.loads(runner.invoke(app, ["models", "--json"]).stdout)
+    assert runner.invoke(create_app(), ["models"]).stdout == "a\nb\n"
+    [first, _] = json.loads(runner.invoke(create_app(), ["models", "--json"]).stdout)
     assert (first["id"], first["details"]) == ("a", {"context_length": 512})
 
 
 def test_an_empty_model_list_prints_nothing(server: ScriptedServer) -> None:
     server.models = []
-    assert runner.invoke(app, ["models"]).stdout == ""
+    assert runner.invoke(create_app(), ["models"]).stdout == ""
 
 
 def test_help_documents_the_exit_codes() -> None:
-    shown = " ".join(runner.invoke(app, ["--help"]).stdout.split())
+    shown = " ".join(runner.invoke(create_app(), ["--help"]).stdout.split())
     assert EXIT_CODES in shown
 
 

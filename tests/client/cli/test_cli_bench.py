@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llava_cli import app
+from llava_cli import create_app
 from llava_cli.bench import Images, Plan, run_load
 from typer.testing import CliRunner
 
@@ -30,7 +30,7 @@ runner = CliRunner()
 
 
 def run(server: ScriptedServer, *arguments: str) -> Any:
-    return runner.invoke(app, ["bench", server.url, *arguments])
+    return runner.invoke(create_app(), ["bench", server.url, *arguments])
 
 
 def run_json(server: ScriptedServer, folder: Path, *arguments: str) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def test_a_load_without_a_completed_request_fails_with_the_reason(
 
 
 def test_an_unreachable_server_exits_with_code_three_and_its_url() -> None:
-    result = runner.invoke(app, ["bench", "http://127.0.0.1:1"])
+    result = runner.invoke(create_app(), ["bench", "http://127.0.0.1:1"])
     assert (result.exit_code, result.stdout) == (3, "")
     assert "Cannot reach http://127.0.0.1:1" in result.stderr
 

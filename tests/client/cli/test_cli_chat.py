@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from llava_cli import app
+from llava_cli import create_app
 from typer.testing import CliRunner
 
 from tests.client.cli.command_line import start
@@ -46,7 +46,7 @@ def photo(tmp_path: Path) -> str:
 
 def test_lines_from_a_pipe_are_questions_in_one_conversation(photo: str, server: ScriptedServer) -> None:
     result = runner.invoke(
-        app, ["chat", photo, "--system", "Be brief."], input="What is this?\n\nWhich colour?\n"
+        create_app(), ["chat", photo, "--system", "Be brief."], input="What is this?\n\nWhich colour?\n"
     )
     assert (result.exit_code, result.stdout) == (0, f"{TEXT}\n{TEXT}\n")
     assert [message["role"] for message in server.last_body["messages"]] == [
@@ -56,14 +56,14 @@ def test_lines_from_a_pipe_are_questions_in_one_conversation(photo: str, server:
 
 def test_commands_add_an_image_reset_and_quit(photo: str, server: ScriptedServer) -> None:
     lines = f"Hello?\n/reset\n/image {photo}\nWhat is this?\n/quit\nnot sent\n"
-    assert runner.invoke(app, ["chat"], input=lines).exit_code == 0
+    assert runner.invoke(create_app(), ["chat"], input=lines).exit_code == 0
     [message] = server.last_body["messages"]
     assert [part["type"] for part in message["content"]] == ["image_url", "text"]
     assert len(server.chats) == 2
 
 
 def test_help_and_unknown_commands_are_not_questions(server: ScriptedServer) -> None:
-    result = runner.invoke(app, ["chat"], input="/help\n/nonsense\n")
+    result = runner.invoke(create_app(), ["chat"], input="/help\n/nonsense\n")
     assert "/image PATH" in result.stdout
     assert "Unknown command /nonsense" in result.stderr
     assert server.chats == []
@@ -74,14 +74,14 @@ def test_help_and_unknown_commands_are_not_questions(server: ScriptedServer) -> 
 )
 def test_the_first_failure_ends_a_piped_conversation(server: ScriptedServer, lines: str, code: int) -> None:
     server.script(returns_error(503, "full", retry_after="999"))
-    result = runner.invoke(app, ["chat"], input=lines)
+    result = runner.invoke(create_app(), ["chat"], input=lines)
     assert result.exit_code == code
     assert result.stderr.startswith("llava-serve: ")
     assert len(server.chats) <= 1
 
 
 def test_an_invalid_image_is_rejected_before_the_conversation(server: ScriptedServer) -> None:
-    assert runner.invoke(app, ["chat", "none.png"]).exit_code == 2
+    assert runner.invoke(create_app(), ["chat", "none.png"]).exit_code == 2
     assert server.requests == []
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llava_cli import app
+from llava_cli import create_app
 from typer.testing import CliRunner
 
 from tests.client.scripted_server import ScriptedServer
@@ -23,7 +23,7 @@ def use_scripted_server(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch)
 def test_a_json_schema_is_read_from_a_file_and_named_after_it(tmp_path: Path, server: ScriptedServer) -> None:
     file = tmp_path / "two words.json"
     file.write_text('{"type": "object", "title": "é"}', encoding="utf-8")
-    assert runner.invoke(app, ["ask", "Hello?", "--json-schema", str(file)]).exit_code == 0
+    assert runner.invoke(create_app(), ["ask", "Hello?", "--json-schema", str(file)]).exit_code == 0
     assert server.last_body["response_format"] == {
         "type": "json_schema",
         "json_schema": {"name": "two-words", "schema": {"type": "object", "title": "é"}},
@@ -40,12 +40,12 @@ def test_a_json_schema_is_read_from_a_file_and_named_after_it(tmp_path: Path, se
 def test_a_regex_and_choices_are_sent_unchanged(
     server: ScriptedServer, flags: list[str], field: str, value: Any
 ) -> None:
-    assert runner.invoke(app, ["ask", "Hello?", *flags]).exit_code == 0
+    assert runner.invoke(create_app(), ["ask", "Hello?", *flags]).exit_code == 0
     assert server.last_body[field] == value
 
 
 def test_output_constraints_are_sent_only_if_requested(server: ScriptedServer) -> None:
-    assert runner.invoke(app, ["ask", "Hello?"]).exit_code == 0
+    assert runner.invoke(create_app(), ["ask", "Hello?"]).exit_code == 0
     assert not {"response_format", "guided_regex", "guided_choice"} & set(server.last_body)
 
 
@@ -53,6 +53,6 @@ def test_the_error_for_an_unreadable_schema_names_the_file(tmp_path: Path) -> No
     file = tmp_path / "schema.json"
     for make in (lambda: None, lambda: file.write_text("{", encoding="utf-8")):
         make()
-        result = runner.invoke(app, ["ask", "Hello?", "--json-schema", str(file)])
+        result = runner.invoke(create_app(), ["ask", "Hello?", "--json-schema", str(file)])
         assert result.exit_code == 2
         assert "schema.json" in result.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from llava_cli import app
+from llava_cli import create_app
 from llava_cli.extras import missing_modules
 from typer.testing import CliRunner
 
@@ -51,7 +51,7 @@ def test_a_missing_extra_is_reported_with_its_install_command(
     arguments: list[str], module: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # makes the import system treat the module as missing
-    result = runner.invoke(app, arguments)
+    result = runner.invoke(create_app(), arguments)
     assert result.exit_code == 2
     assert module in result.stderr
     assert command in result.stderr

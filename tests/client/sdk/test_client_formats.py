@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-from llava_cli import app
+from llava_cli import create_app
 from llava_client import FORMATS, FormatName
 from typer.testing import CliRunner
 
@@ -80,12 +80,12 @@ def test_a_conversation_adds_the_format_to_every_question(client: AnyClient, ser
 
 def test_the_command_line_supports_formats(server: ScriptedServer) -> None:
     arguments = ["ask", "Which colour?", "--format", "short", "--base-url", server.url]
-    assert runner.invoke(app, arguments).stdout == TEXT + "\n"
+    assert runner.invoke(create_app(), arguments).stdout == TEXT + "\n"
     assert last_text(server) == f"Which colour?\n{SHORT}"
 
 
 def test_the_command_line_lists_the_formats_if_one_is_invalid(server: ScriptedServer) -> None:
-    result = runner.invoke(app, ["ask", "Q", "--format", "long", "--base-url", server.url])
+    result = runner.invoke(create_app(), ["ask", "Q", "--format", "long", "--base-url", server.url])
     assert result.exit_code == 2
     assert "'short'" in result.stderr
     assert server.chats == []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import httpx2
+import pytest
+from llava_server import lifespan
 from llava_wire.errors import QueueUnavailable
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.machine_speed import scaled
 from tests.server.conftest import OwnStack, Serve, Stack
-from tests.server.scripted_worker import MODEL
+from tests.server.scripted_worker import MODEL, ScriptedWorker
 from tests.waiting import wait_until
 
 
@@ -25,6 +27,21 @@ def test_server_without_a_worker_is_live_but_not_ready(serve: Serve) -> None:
     assert response.json()["reasons"] == ["No worker has registered yet."]
     assert httpx2.get(f"{server.url}/livez", timeout=scaled(30)).status_code == 200
     assert httpx2.get(f"{server.url}/v1/models", timeout=scaled(30)).json()["data"] == []
+
+
+def test_server_is_ready_as_soon_as_a_worker_has_registered(
+    serve: Serve, queue_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifespan, "_REGISTRY_REFRESH_S", 3600.0)
+    server = serve(auth=False)
+    for path in ("/readyz", "/health"):
+        assert httpx2.get(f"{server.url}{path}", timeout=scaled(30)).status_code == 503
+    worker = ScriptedWorker(queue_url).start()
+    try:
+        for path in ("/readyz", "/health"):
+            assert httpx2.get(f"{server.url}{path}", timeout=scaled(30)).status_code == 200
+    finally:
+        worker.stop()
 
 
 def test_draining_server_is_live_but_not_ready_and_rejects_requests(own_stack: OwnStack) -> None:

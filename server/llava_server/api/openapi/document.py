@@ -156,7 +156,7 @@ def build_document(app: FastAPI, routers: Iterable[APIRouter], *, needs_key: Cal
 
     ``needs_key`` returns whether requests to a path require an API key.
     """
-    document: Schema = app.openapi()
+    document: Schema = FastAPI.openapi(app)  # ``app.openapi`` may return this function's result
     operations = {
         (route.path_format, method.lower()): operation
         for router in routers

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from llava_cli import app
+from llava_cli import create_app
 from llava_cli.evaluation.benchmarks import BENCHMARKS
 from llava_cli.evaluation.environment import LMMS_EVAL, REQUIREMENTS, TORCH
 from llava_cli.evaluation.job import Outcome
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[4]
 
 
 def run_eval(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["eval", *arguments])
+    return CliRunner().invoke(create_app(), ["eval", *arguments])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
-from llava_cli import app
+from llava_cli import create_app
 from typer.testing import CliRunner, Result
 
 from tests.client.scripted_server import send
@@ -44,7 +44,7 @@ def run_batch(
 ) -> Result:
     """Run the command in this process."""
     command = ["batch", "--images", str(folder), "--prompt", prompt, "--out", str(output)]
-    return CliRunner().invoke(app, [*command, "--base-url", server_url, *arguments])
+    return CliRunner().invoke(create_app(), [*command, "--base-url", server_url, *arguments])
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

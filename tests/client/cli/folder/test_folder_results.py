@@ -262,14 +262,14 @@ def test_invalid_arguments_are_reported_in_one_line_before_any_request(
     arguments: list[str],
     message: str,
 ) -> None:
-    from llava_cli import app
+    from llava_cli import create_app
     from typer.testing import CliRunner
 
     monkeypatch.chdir(photos.parent)
     Path("empty").mkdir()
     Path("file").write_text("")
     Path("other.jsonl").write_text('{"a": 1}\n')
-    done = CliRunner().invoke(app, ["batch", *arguments, "--base-url", server.url])
+    done = CliRunner().invoke(create_app(), ["batch", *arguments, "--base-url", server.url])
     assert done.exit_code in (1, 2)
     assert (message in done.stderr, done.stderr.count("\n")) == (True, 1), done.stderr
     assert server.requests == []

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from llava_cli import app
+from llava_cli import create_app
 from llava_cli.up.port import PortUnavailable, check_port, owner_of
 from typer.testing import CliRunner
 
@@ -27,7 +27,7 @@ def test_the_error_for_a_used_port_names_the_owner_and_the_remedy(used_port: int
 
 
 def test_up_prints_one_line_and_exits_with_code_two_if_the_port_is_used(used_port: int) -> None:
-    result = CliRunner().invoke(app, ["up", "--model", "echo", "--port", str(used_port)])
+    result = CliRunner().invoke(create_app(), ["up", "--model", "echo", "--port", str(used_port)])
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
     assert f"Port {used_port}" in result.stderr
