@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from dataclasses import dataclass, field
@@ -11,8 +10,9 @@ from urllib.parse import urlsplit
 import httpx2
 
 from llava_client.errors import ConfigurationError
+from llava_client.loopback import is_loopback
 
-__all__ = ["DEFAULT_BASE_URL", "Connection", "is_loopback"]
+__all__ = ["DEFAULT_BASE_URL", "Connection"]
 
 _KEY = re.compile("[!-~]+")
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
@@ -47,16 +47,6 @@ class Connection:
     def is_local(self) -> bool:
         """Whether the server is on this machine. If so, proxy environment variables are ignored."""
         return is_loopback(urlsplit(self.base_url).hostname or "")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether ``host`` is localhost or a loopback address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _validate_key(key: str | None) -> str | None:

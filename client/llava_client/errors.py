@@ -24,9 +24,10 @@ import email.utils
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx2
+if TYPE_CHECKING:
+    import httpx2
 
 __all__ = [
     "APIConnectionError",
@@ -211,6 +212,8 @@ _REMEDY = (
 @contextmanager
 def connection_errors(base_url: str) -> Iterator[None]:
     """Convert the HTTP library's exceptions into this package's exceptions."""
+    import httpx2  # not above, because `llava-serve up` imports this module
+
     try:
         yield
     except httpx2.ConnectTimeout as exc:

@@ -159,8 +159,9 @@ class Settings(ServiceSettings):
         4,
         ge=1,
         le=64,
-        description="Number of image decoder processes. One API key uses at most half of them at a time "
-        "(rounded up), so that the others can decode images of other API keys.",
+        description="Maximum number of image decoder processes. Only one of them is started before images "
+        "arrive at the same time. One API key uses at most half of them at a time (rounded up), so that the "
+        "others can decode images of other API keys.",
     )
     image_cache_mb: int = Field(
         64, ge=0, le=65536, description="Maximum size of the cache of preprocessed images, in MiB."

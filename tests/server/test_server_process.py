@@ -163,6 +163,24 @@ def test_server_imports_neither_torch_nor_the_worker() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_server_that_listens_collects_garbage(queue_url: str) -> None:
+    program = (
+        "import gc, os, signal, sys\n"
+        "from llava_server.__main__ import main\n"
+        "class Output:\n"
+        "    def write(self, text):\n"
+        "        os.write(1, repr([gc.isenabled(), gc.get_freeze_count() > 10_000]).encode())\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    def flush(self):\n"
+        "        pass\n"
+        "sys.stdout = Output()\n"
+        "main(['--port', '0', '--redis-url', sys.argv[1], '--drain-grace-s', '0'])"
+    )
+    command = [sys.executable, "-c", program, queue_url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "[True, True]", done.stderr
+
+
 def test_the_openapi_document_is_not_built_until_it_is_requested() -> None:
     app = create_app(Settings(auth=False))
     assert app.openapi_schema is None

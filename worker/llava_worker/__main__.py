@@ -11,15 +11,10 @@ __all__ = ["main"]
 def main() -> int:
     """Run the worker and return its exit status."""
     gc.disable()  # imports create no garbage, and searching for it would take 15% of the startup time
-    from llava_worker.import_torch import load_library
     from llava_worker.settings import load_settings
-
-    settings = load_settings(sys.argv[1:])
-    if settings.model != "echo":
-        load_library()  # while the following modules are imported
     from llava_worker.worker_process import run
 
-    return run(settings)
+    return run(load_settings(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import math
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from llava_worker.import_torch import collect_garbage, import_torch
 from llava_worker.language.conversation_templates import choose_template
 from llava_worker.language.image_tokens import TileExpander
 from llava_worker.language.prompt_builder import PromptBuilder
+from llava_worker.language.prompt_formats import PromptTemplate
 from llava_worker.language.tokenizer import ByteTokenizer, TokenizerError
 from llava_worker.load_progress import LoadProgress, ProgressCallback
 from llava_worker.loaded_model import (
@@ -40,6 +41,7 @@ from llava_worker.loaded_model import (
     traced_engine,
 )
 from llava_worker.model.config.image_grid import ImageLayout
+from llava_worker.model.config.model_config import find_vision_tower, read_config
 from llava_worker.model.heap import trim_heap
 from llava_worker.model.private_folder import user_cache
 from llava_worker.model_digest import digest_checkpoint, digest_echo
@@ -50,7 +52,9 @@ from llava_worker.settings import Settings
 
 if TYPE_CHECKING:
     from llava_worker.engine.startup.model_info import ModelInfo
+    from llava_worker.language.hf_tokenizer import HFTokenizer
     from llava_worker.language.template_process import TemplateProcess
+    from llava_worker.language.tokenizer_check import TokenizerCheck
 
 __all__ = ["LoadedModel", "StartupError", "StartupTimes", "image_spec", "open_in_thread", "open_model"]
 
@@ -146,17 +150,16 @@ def _open_native(
     tokenizer_check = TokenizerCheck()  # starts while torch is imported
     import_torch()
     from llava_worker.engine.startup.build_engine import build_engine
-    from llava_worker.language.hf_tokenizer import HFTokenizer, has_tokenizer
+    from llava_worker.language.hf_tokenizer import has_tokenizer
 
     collect_garbage()
     imported_at = time.monotonic()
     tokenizer_folder = folder if config.base is None or has_tokenizer(folder) else config.base
     process = _start_template_process(settings)  # imports transformers while the model is loaded
-    engine, info = build_engine(config, on_progress=on_progress, on_lost_rank=end_process)
-    tokenizer_check.check(tokenizer_folder)
-    tokenizer_check.close()
-    tokenizer = HFTokenizer(tokenizer_folder, image_token_id=info.image_token_id, vocab_size=info.vocab_size)
-    spec = image_spec(info)
+    with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as executor:
+        loading = executor.submit(_load_tokenizer, tokenizer_folder, config, tokenizer_check)
+        engine, info = build_engine(config, on_progress=on_progress, on_lost_rank=end_process)
+        tokenizer = loading.result()
     with conversation_errors(settings):
         template = choose_template(
             settings.conversation,
@@ -166,13 +169,7 @@ def _open_native(
             base=config.base,
             process=process,
         )
-        prompts = PromptBuilder(
-            tokenizer,
-            template,
-            expander=TileExpander(info.layout, tokenizer.image_token_id),
-            context_length=engine.context_length,
-            has_image_marks=info.has_image_marks,
-        )
+        prompts = _prompt_builder(tokenizer, template, info, engine.context_length)
     name = settings.served_model_name or served_name(settings.model, folder)
     times = StartupTimes(
         imported_at - started_at, info.weights_s, info.warmup_s, time.monotonic() - started_at
@@ -186,7 +183,7 @@ def _open_native(
     heartbeat = make_heartbeat(
         engine,
         tokenizer,
-        spec,
+        image_spec(info),
         name,
         digest,
         EngineInfo(name="native", batching="continuous"),
@@ -198,6 +195,29 @@ def _open_native(
     traced = traced_engine(engine, settings, name, engine.timer)
     trim_heap()  # loading has used more memory than serving does
     return LoadedModel(traced, tokenizer, prompts, heartbeat, times, grammars)
+
+
+def _prompt_builder(
+    tokenizer: HFTokenizer, template: PromptTemplate, info: ModelInfo, context_length: int
+) -> PromptBuilder:
+    return PromptBuilder(
+        tokenizer,
+        template,
+        expander=TileExpander(info.layout, tokenizer.image_token_id),
+        context_length=context_length,
+        has_image_marks=info.has_image_marks,
+    )
+
+
+def _load_tokenizer(folder: Path, config: EngineConfig, check: TokenizerCheck) -> HFTokenizer:
+    """Check and load the tokenizer in ``folder``. Raises TokenizerError or CheckpointError."""
+    from llava_worker.language.hf_tokenizer import HFTokenizer
+
+    check.check(folder)
+    check.close()
+    tower = config.vision_tower or find_vision_tower(config.config_folder)
+    model = read_config(config.config_folder, tower)
+    return HFTokenizer(folder, image_token_id=model.image_token_id, vocab_size=model.text_config.vocab_size)
 
 
 def _start_template_process(settings: Settings) -> TemplateProcess | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llava_client.connection import is_loopback
+from llava_client.loopback import is_loopback
 
 from llava_cli.up.child_process import Program
 from llava_cli.up.gpus import Gpu

@@ -16,9 +16,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx2
 import typer
-from llava_client.connection import is_loopback
+from llava_client.loopback import is_loopback
 
 from llava_cli.exit_codes import EXIT_FAILED, EXIT_USAGE, fail, handle_errors
 from llava_cli.extras import install_line, missing_modules
@@ -28,12 +27,12 @@ from llava_cli.up.display import Display
 from llava_cli.up.gpus import Gpu, GpusUnavailable, choose_gpus
 from llava_cli.up.plan import LaunchPlan
 from llava_cli.up.port import PortUnavailable, check_port
+from llava_cli.up.readiness import read_readiness, wait_until_ready
 from llava_cli.up.redis_process import RedisNotFound, private_redis
 from llava_cli.up.supervisor import ChildFailed, Supervisor
 
 __all__ = ["up"]
 
-_POLL_S = 0.05
 _SOCKET_POLL_S = 0.005  # Redis starts in about 0.02 s
 _MIN_DEMO_WORKERS = 2  # one of them is killed, and another one continues the response
 
@@ -116,7 +115,7 @@ async def run(
             await _run_until_first(stop.wait(), supervisor.watch(), _start(supervisor, layers, plan.base_url))
         if not stop.is_set():
             supervisor.enable_restarts()
-            status = await _readiness(plan.base_url)
+            status = await read_readiness(plan.base_url) or {}
             display.ready(plan, _served_name(status, plan), private_url)
             for warning in status.get("warnings", []):
                 display.show(f"warning: {warning}")
@@ -207,7 +206,7 @@ async def _start(supervisor: Supervisor, layers: list[list[Program]], base_url: 
         for program in layer:
             if program.socket_path is not None:
                 await _wait_until_listening(program.socket_path)
-    await _wait_until_ready(base_url)
+    await wait_until_ready(base_url)
 
 
 async def _wait_until_listening(path: Path) -> None:
@@ -220,28 +219,6 @@ async def _wait_until_listening(path: Path) -> None:
         writer.close()
         await writer.wait_closed()
         return
-
-
-async def _wait_until_ready(base_url: str) -> None:
-    """Wait until the server reports that it is ready, which requires at least one ready worker."""
-    async with httpx2.AsyncClient(trust_env=False, timeout=2.0) as http:
-        while True:
-            try:
-                if (await http.get(f"{base_url}/readyz")).is_success:
-                    return
-            except httpx2.RequestError:  # not listening yet
-                pass
-            await asyncio.sleep(_POLL_S)
-
-
-async def _readiness(base_url: str) -> dict[str, Any]:
-    """Return the body of /readyz, or an empty dictionary if the server does not respond correctly."""
-    try:
-        async with httpx2.AsyncClient(trust_env=False, timeout=5.0) as http:
-            body = (await http.get(f"{base_url}/readyz")).json()
-    except (httpx2.RequestError, ValueError):
-        return {}
-    return body if isinstance(body, dict) else {}
 
 
 def _served_name(status: Mapping[str, Any], plan: LaunchPlan) -> str:

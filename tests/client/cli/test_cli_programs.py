@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -35,6 +36,20 @@ def test_the_command_exits_with_the_exit_code_of_the_program() -> None:
     _, stderr = process.communicate(timeout=scaled(60))
     assert process.returncode == 2
     assert "nonsense" in stderr
+
+
+def test_up_imports_neither_the_client_nor_other_commands() -> None:
+    program = (
+        "import sys, atexit\n"
+        "from llava_cli import main\n"
+        "unwanted = ['httpx2', 'llava_client.client', 'llava_cli.commands.ask']\n"
+        "atexit.register(lambda: print([name for name in unwanted if name in sys.modules]))\n"
+        "sys.argv = ['llava-serve', 'up', '--help']\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "--model" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(

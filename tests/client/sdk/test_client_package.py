@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import llava_client
+import pytest
 
 from tests.machine_speed import scaled
 
@@ -20,9 +21,16 @@ def test_every_exported_name_exists_and_the_list_is_sorted() -> None:
     assert [name for name in llava_client.__all__ if not hasattr(llava_client, name)] == []
 
 
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'llava_client' has no attribute 'Clients'"):
+        llava_client.Clients  # noqa: B018
+
+
 def test_the_sdk_imports_neither_the_command_line_nor_the_rest_of_the_project() -> None:
     unwanted = ("typer", "rich", "PIL", "redis", "torch", "llava_wire", "llava_server", "llava_worker")
-    program = f"import sys, llava_client; print([name for name in {unwanted} if name in sys.modules])"
+    program = (
+        f"from llava_client import *; import sys; print([name for name in {unwanted} if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
