@@ -14,7 +14,7 @@ namespace {
 
 template <class T>
 float quantize_int8_row(const T* x, int64_t size, uint8_t* codes) {
-  float scale = quantize_group(x, size, size, (int8_t*)codes);
+  float scale = quantize_group(x, size, size, (int8_t*)codes).scale;
   for (int64_t k = 0; k < size; k++) codes[k] ^= 0x80;  // plus 128
   return scale;
 }

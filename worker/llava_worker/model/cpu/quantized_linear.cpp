@@ -11,8 +11,9 @@
 // The low four bits of codes i (low half) and 16 + i (high half) of a panel share a byte. With 5 bits, the low four bits
 // of a group, 1,024 bytes per panel, are followed by the fifth bits, 256 bytes: [inputs / 4][32][4] bits.
 //
-// x is quantized into tiles of at most MAX_TILE_ROWS rows, [inputs / 4][rows][4] bytes. A panel stays in the L2 cache
-// while it is multiplied by all tiles, so weights are read from memory only once, no matter how many rows x has.
+// x is quantized into tiles of a few rows, [inputs / 4][rows][4] bytes. A panel stays in the L2 cache while it is
+// multiplied by all tiles, so weights are read from memory only once, no matter how many rows x has. If there are several
+// tiles, 4-bit and 5-bit panels are first unpacked to the L2 cache, and the next panels are prefetched meanwhile.
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -22,27 +23,31 @@
 
 namespace {
 
+// MAX_ROWS is the size of the largest tile if x has no more rows. Otherwise, a tile has at most PROMPT_ROWS rows.
 #ifdef __AVX512F__
-constexpr int MAX_TILE_ROWS = 12, FEW_ROWS = 4;  // 32 registers hold 24 accumulators, 2 weights and an input
+// With 12 rows, 24 of the 32 registers are accumulators of integers, and those of fp32 values are in memory. With six
+// rows, both are in registers.
+constexpr int MAX_ROWS = 12, PROMPT_ROWS = 6, FEW_ROWS = 4;
 #else
-constexpr int MAX_TILE_ROWS = 3, FEW_ROWS = 1;
+constexpr int MAX_ROWS = 3, PROMPT_ROWS = 3, FEW_ROWS = 1;
 #endif
 constexpr int64_t PREFETCH_BYTES = 4096;  // prefetch distance
+constexpr int64_t PANELS_AT_ONCE = 2;     // panels that all tiles are multiplied by before the next ones are read
 
 struct RowTile {
   int64_t first;
   int rows;
-  int8_t* inputs;   // [padded / 4][rows][4]
-  int32_t* sums;    // [groups][rows]
-  float* scales;    // [groups][rows]
+  int8_t* inputs;    // [padded / 4][rows][4]
+  int32_t* offsets;  // [groups][rows]
+  float* scales;     // [groups][rows]
 };
 
-int64_t num_tiles(int64_t rows) { return (rows + MAX_TILE_ROWS - 1) / MAX_TILE_ROWS; }
+int64_t num_tiles(int64_t rows) { return rows <= MAX_ROWS ? rows > 0 : (rows + PROMPT_ROWS - 1) / PROMPT_ROWS; }
 
 RowTile tile_of(int64_t t, int64_t rows, const QuantizedWeight& w, QuantizedRows& quantized) {
   int64_t count = num_tiles(rows), first = rows * t / count, last = rows * (t + 1) / count;
   return {first, int(last - first), quantized.codes.data() + first * w.padded,
-          quantized.sums.data() + first * w.groups(), quantized.scales.data() + first * w.groups()};
+          quantized.offsets.data() + first * w.groups(), quantized.scales.data() + first * w.groups()};
 }
 
 // Quantizes group g of the rows of a tile. Threads that quantize different groups write to different cache lines.
@@ -50,8 +55,8 @@ template <class T>
 void quantize(const T* x, int64_t size, const QuantizedWeight& w, const RowTile& tile, int g) {
   int8_t codes[MAX_GROUP];
   for (int r = 0; r < tile.rows; r++) {
-    int64_t scale = int64_t(g) * tile.rows + r;
-    int64_t count = quantize_group(x + (tile.first + r) * size, size, w, g, codes, tile.scales[scale], tile.sums[scale]);
+    int64_t i = int64_t(g) * tile.rows + r;
+    int64_t count = quantize_group(x + (tile.first + r) * size, size, w, g, codes, tile.scales[i], tile.offsets[i]);
     int8_t* to = tile.inputs + int64_t(g) * w.group_size * tile.rows + r * 4;
     for (int64_t k = 0; k < count; k += 4) std::memcpy(to + k * tile.rows, codes + k, 4);
   }
@@ -61,32 +66,69 @@ void quantize(const T* x, int64_t size, const QuantizedWeight& w, const RowTile&
 
 // Prefetches explicitly, because the hardware prefetcher stops at page boundaries. The target is the L2 cache, because
 // a prefetch into the L1 cache would occupy one of its few fill buffers.
-INLINE void prefetch(const uint8_t* from) { __builtin_prefetch(from + PREFETCH_BYTES, 0, 2); }
+INLINE void prefetch(const uint8_t* from) { __builtin_prefetch(from, 0, 2); }
 
 template <int BITS>
 INLINE void prefetch_weights(const uint8_t* group, int64_t step) {
   constexpr int BYTES = BITS == 8 ? 128 : 64;
-  for (int i = 0; i < BYTES; i += 64) prefetch(group + step * BYTES + i);
-  if (BITS == 5 && step % 4 == 0) prefetch(group + NIBBLE_BYTES + step * 16);
+  for (int i = 0; i < BYTES; i += 64) prefetch(group + step * BYTES + i + PREFETCH_BYTES);
+  if (BITS == 5 && step % 4 == 0) prefetch(group + NIBBLE_BYTES + step * 16 + PREFETCH_BYTES);
 }
 
-template <int BITS, int ROWS, int PANELS, class T>
-void multiply(const QuantizedWeight& w, const RowTile& tile, int64_t panel, const float* bias, T* y) {
+// Prefetches the next panels while all tiles are multiplied by the current ones, a few cache lines per group.
+struct NextPanels {
+  const uint8_t *next, *end;
+  int64_t bytes_per_group;
+
+  INLINE void prefetch_some() {
+    const uint8_t* until = std::min(end, next + bytes_per_group);
+    for (; next < until; next += 64) prefetch(next);
+  }
+};
+
+// The weights of consecutive panels, as they are in memory or, with 8 bits per code, unpacked.
+struct Panels {
+  const QuantizedWeight& w;
+  const ValueTables& tables;
+  const uint8_t* codes;  // of the first panel
+  int64_t first;         // index of the first panel
+};
+
+// How panels are multiplied by tiles.
+template <int BITS, bool HAS_GROUP_SCALES, bool IS_ONLY_TILE>
+struct Mode {
+  static constexpr int bits = BITS;                           // per code
+  static constexpr bool has_group_scales = HAS_GROUP_SCALES;  // 4-bit and 5-bit weights, even if unpacked
+  static constexpr bool is_only_tile = IS_ONLY_TILE;          // panels are read from memory for this tile only
+  static constexpr int max_rows = IS_ONLY_TILE ? MAX_ROWS : PROMPT_ROWS;
+};
+
+// Multiplies PANELS panels by the rows of a tile.
+template <class Mode, int ROWS, int PANELS, class T>
+void multiply(const Panels& panels, const RowTile& tile, const float* bias, T* y, NextPanels& next) {
+  constexpr int BITS = Mode::bits;
+  constexpr bool HAS_GROUP_SCALES = Mode::has_group_scales;
+  const QuantizedWeight& w = panels.w;
+  const int groups = w.groups();
   const int64_t bytes = w.padded * PANEL_OUTPUTS * BITS / 8, group_bytes = w.group_size * PANEL_OUTPUTS * BITS / 8;
-  const ValueTables tables = value_tables<BITS>(w);
-  const uint8_t* group = w.packed + panel * bytes;
+  const ValueTables tables = panels.tables;
+  const uint8_t* group = panels.codes;
   const int8_t* inputs = tile.inputs;
+  const int32_t* offsets = tile.offsets;
+  const float* input_scales = tile.scales;
   f32x16 out[PANELS][ROWS][2] = {};
-  for (int g = 0; g < w.groups(); g++, group += group_bytes) {
+  for (int g = 0; g < groups; g++, group += group_bytes, offsets += ROWS, input_scales += ROWS) {
+    if (!Mode::is_only_tile) next.prefetch_some();
     i32x16 acc[PANELS][ROWS][2];
     for (int p = 0; p < PANELS; p++)
-      for (int r = 0; r < ROWS; r++) acc[p][r][0] = acc[p][r][1] = i32x16{} - WEIGHT_OFFSET * tile.sums[g * ROWS + r];
-    int64_t steps = BITS == 8 ? std::min<int64_t>(w.group_size, w.padded - g * w.group_size) / 4 : WEIGHT_GROUP / 4;
+      for (int r = 0; r < ROWS; r++) acc[p][r][0] = acc[p][r][1] = i32x16{} + offsets[r];
+    int64_t rest = w.padded - g * w.group_size;
+    int64_t steps = HAS_GROUP_SCALES ? WEIGHT_GROUP / 4 : std::min<int64_t>(w.group_size, rest) / 4;
     for (int64_t step = 0; step < steps; step++, inputs += ROWS * 4)
       for (int p = 0; p < PANELS; p++) {
         u8x64 first, second;
         load_weights<BITS>(group + p * bytes, step, tables, first, second);
-        prefetch_weights<BITS>(group + p * bytes, step);
+        if (Mode::is_only_tile) prefetch_weights<BITS>(group + p * bytes, step);
         for (int r = 0; r < ROWS; r++) {
           int32_t codes = read<int32_t>(inputs + r * 4);
           acc[p][r][0] = dot4_u8_s8(acc[p][r][0], first, codes);
@@ -95,55 +137,81 @@ void multiply(const QuantizedWeight& w, const RowTile& tile, int64_t panel, cons
       }
     for (int p = 0; p < PANELS; p++)
       for (int half = 0; half < 2; half++) {
-        f32x16 scale = BITS == 8 ? f32x16{} : group_scale(w, panel + p, g, half);
+        f32x16 scale{};
+        if constexpr (HAS_GROUP_SCALES) scale = group_scale(w, groups, panels.first + p, g, half);
         for (int r = 0; r < ROWS; r++) {
           f32x16 sums = __builtin_convertvector(acc[p][r][half], f32x16);
-          float input_scale = tile.scales[g * ROWS + r];
-          out[p][r][half] += BITS == 8 ? sums * input_scale : sums * (scale * input_scale);
+          out[p][r][half] += HAS_GROUP_SCALES ? sums * (scale * input_scales[r]) : sums * input_scales[r];
         }
       }
   }
   for (int p = 0; p < PANELS; p++)
-    for (int half = 0; half < 2; half++)
-      for (int r = 0; r < ROWS; r++)
-        store_outputs<BITS>(w, (panel + p) * PANEL_OUTPUTS + half * 16, out[p][r][half], bias,
-                            y + (tile.first + r) * w.outputs);
+    for (int half = 0; half < 2; half++) {
+      OutputHalf<HAS_GROUP_SCALES> outputs(w, bias, panels.first + p, half);
+      for (int r = 0; r < ROWS; r++) outputs.store_row(out[p][r][half], y + (tile.first + r) * w.outputs);
+    }
 }
 
 template <class T>
-using Multiply = void (*)(const QuantizedWeight&, const RowTile&, int64_t, const float*, T*);
+using Multiply = void (*)(const Panels&, const RowTile&, const float*, T*, NextPanels&);
 
-template <int BITS, int PANELS, class T, int... R>
+template <class Mode, int PANELS, class T, int... R>
 Multiply<T> multiply_for(int rows, std::integer_sequence<int, R...>) {
-  static const Multiply<T> table[] = {multiply<BITS, R + 1, PANELS, T>...};
+  static const Multiply<T> table[] = {multiply<Mode, R + 1, PANELS, T>...};
   return table[rows - 1];
 }
 
-// Multiplies panels [first, end) by all rows of a tile. If the tile has only a few rows, two panels are processed at a
+// Multiplies ``count`` panels by all rows of a tile. If the only tile has a few rows, two panels are processed at a
 // time, so that two streams of weights are read concurrently.
+template <class Mode, class T>
+void multiply_panels(Panels panels, int64_t count, const RowTile& tile, const float* bias, T* y, NextPanels& next) {
+  if constexpr (Mode::is_only_tile)
+    if (tile.rows <= FEW_ROWS && count == 2)
+      return multiply_for<Mode, 2, T>(tile.rows, std::make_integer_sequence<int, FEW_ROWS>())(panels, tile, bias, y,
+                                                                                              next);
+  const int64_t bytes = panels.w.padded * PANEL_OUTPUTS * Mode::bits / 8;
+  for (int64_t p = 0; p < count; p++, panels.first++, panels.codes += bytes)
+    multiply_for<Mode, 1, T>(tile.rows, std::make_integer_sequence<int, Mode::max_rows>())(panels, tile, bias, y, next);
+}
+
+// Multiplies panels [first, first + count) by all tiles. If there are several tiles, weights with 4 or 5 bits are first
+// unpacked to ``unpacked``.
 template <int BITS, class T>
-void multiply_panels(const QuantizedWeight& w, const RowTile& tile, int64_t first, int64_t end, const float* bias,
-                     T* y) {
-  int64_t p = first;
-  if (tile.rows <= FEW_ROWS)
-    for (; p + 2 <= end; p += 2)
-      multiply_for<BITS, 2, T>(tile.rows, std::make_integer_sequence<int, FEW_ROWS>())(w, tile, p, bias, y);
-  for (; p < end; p++)
-    multiply_for<BITS, 1, T>(tile.rows, std::make_integer_sequence<int, MAX_TILE_ROWS>())(w, tile, p, bias, y);
+void multiply_tiles(const QuantizedWeight& w, const ValueTables& tables, int64_t first, int64_t count, int64_t rows,
+                    QuantizedRows& quantized, uint8_t* unpacked, const float* bias, T* y) {
+  const int64_t tiles = num_tiles(rows), bytes = w.padded * PANEL_OUTPUTS * BITS / 8;
+  Panels panels{w, tables, w.packed + first * bytes, first};
+  NextPanels next{};
+  if (tiles <= 1) {
+    for (int64_t t = 0; t < tiles; t++)
+      multiply_panels<Mode<BITS, BITS != 8, true>>(panels, count, tile_of(t, rows, w, quantized), bias, y, next);
+    return;
+  }
+  int64_t num_panels = w.panels(), visits = tiles * count * w.groups();
+  next = {panels.codes + count * bytes, w.packed + std::min(first + 2 * count, num_panels) * bytes,
+          (count * bytes + visits * 64 - 1) / (visits * 64) * 64};
+  if (BITS != 8)
+    for (int64_t p = 0; p < count; p++)
+      unpack_panel<BITS>(w, tables, first + p, unpacked + p * w.padded * PANEL_OUTPUTS);
+  if (BITS != 8) panels.codes = unpacked;
+  for (int64_t t = 0; t < tiles; t++)
+    multiply_panels<Mode<8, BITS != 8, false>>(panels, count, tile_of(t, rows, w, quantized), bias, y, next);
 }
 
 // Computes y. Called by all threads of a team.
 template <int BITS, class T>
 void multiply_rows(const T* x, int64_t rows, int64_t inputs, const QuantizedWeight& w, const float* bias, T* y,
                    QuantizedRows& quantized) {
-  int64_t tiles = num_tiles(rows), groups = w.groups(), panels = (w.outputs + PANEL_OUTPUTS - 1) / PANEL_OUTPUTS;
+  const int64_t tiles = num_tiles(rows), groups = w.groups(), panels = w.panels();
+  const ValueTables tables = value_tables<BITS>(w);
+  static thread_local std::vector<uint8_t> unpacked;
+  if (BITS != 8 && tiles > 1) unpacked.resize(PANELS_AT_ONCE * w.padded * PANEL_OUTPUTS);
 #pragma omp for schedule(static) collapse(2)
   for (int64_t t = 0; t < tiles; t++)
     for (int64_t g = 0; g < groups; g++) quantize(x, inputs, w, tile_of(t, rows, w, quantized), int(g));
-#pragma omp for schedule(static)
-  for (int64_t p = 0; p < panels; p += 2)
-    for (int64_t t = 0; t < tiles; t++)
-      multiply_panels<BITS>(w, tile_of(t, rows, w, quantized), p, std::min(p + 2, panels), bias, y);
+#pragma omp for schedule(guided)  // a thread that shares its core with other programs computes fewer panels
+  for (int64_t p = 0; p < panels; p += PANELS_AT_ONCE)
+    multiply_tiles<BITS>(w, tables, p, std::min(PANELS_AT_ONCE, panels - p), rows, quantized, unpacked.data(), bias, y);
 }
 
 template <int BITS, class T>

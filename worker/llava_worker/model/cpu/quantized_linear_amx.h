@@ -30,7 +30,7 @@ constexpr int PANELS = 2;   // panels per iteration
 struct Inputs {
   const int8_t* codes;    // [rows / 16][padded / 64][16][64]
   const float* scales;    // [rows][groups]
-  const int32_t* sums;    // [rows][groups]
+  const int32_t* offsets; // [rows][groups]
   int64_t rows, padded;
   int groups;
 };
@@ -70,35 +70,19 @@ template <int BITS>
 INLINE void add_group(const QuantizedWeight& w, int64_t panel, int g, const Inputs& x, int64_t row,
                       const int32_t* products, float* out) {
   f32x16 scale[2] = {};
-  if (BITS != 8) scale[0] = group_scale(w, panel, g, 0), scale[1] = group_scale(w, panel, g, 1);
+  if (BITS != 8) scale[0] = group_scale(w, x.groups, panel, g, 0), scale[1] = group_scale(w, x.groups, panel, g, 1);
   for (int r = 0; r < SIDE; r++) {
     int64_t group = (row + r) * x.groups + g;
     float input_scale = x.scales[group];
-    int32_t offset = WEIGHT_OFFSET * x.sums[group];
+    int32_t offset = x.offsets[group];
     for (int half = 0; half < 2; half++) {
       int index = r * SIDE + half * 16;
-      f32x16 sum = __builtin_convertvector(read<i32x16>(products + index) - offset, f32x16);
+      f32x16 sum = __builtin_convertvector(read<i32x16>(products + index) + offset, f32x16);
       f32x16 updated = load(out + index);
       updated += BITS == 8 ? sum * input_scale : sum * (scale[half] * input_scale);
       store(out + index, updated);
     }
   }
-}
-
-// Unpacks the 4-bit or 5-bit weights of a panel to the layout of 8-bit weights.
-template <int BITS>
-INLINE const uint8_t* unpack(const QuantizedWeight& w, int64_t panel, uint8_t* buffer) {
-  const ValueTables tables = value_tables<BITS>(w);
-  const uint8_t* group = w.packed + panel * w.padded * PANEL_OUTPUTS * BITS / 8;
-  uint8_t* to = buffer;
-  for (int g = 0; g < w.groups(); g++, group += WEIGHT_GROUP * PANEL_OUTPUTS * BITS / 8)
-    for (int step = 0; step < WEIGHT_GROUP / 4; step++, to += 128) {
-      u8x64 first, second;
-      load_weights<BITS>(group, step, tables, first, second);
-      write(to, first);
-      write(to + 64, second);
-    }
-  return buffer;
 }
 
 template <int BITS, class T>
@@ -108,8 +92,10 @@ void multiply_panels(const QuantizedWeight& w, const Inputs& x, int64_t first, i
   alignas(64) static thread_local int32_t products[SIDE * SIDE];
   const uint8_t* weights[PANELS];
   for (int64_t p = 0; p < count; p++)
-    weights[p] = BITS == 8 ? w.packed + (first + p) * w.padded * PANEL_OUTPUTS
-                           : unpack<BITS>(w, first + p, buffer + p * w.padded * PANEL_OUTPUTS);
+    weights[p] = BITS == 8 ? w.packed + (first + p) * w.padded * PANEL_OUTPUTS : buffer + p * w.padded * PANEL_OUTPUTS;
+  if (BITS != 8)
+    for (int64_t p = 0; p < count; p++)
+      unpack_panel<BITS>(w, value_tables<BITS>(w), first + p, buffer + p * w.padded * PANEL_OUTPUTS);
   for (int64_t row = 0; row < x.rows; row += SQUARES * SIDE) {
     int64_t squares = std::min<int64_t>(SQUARES, (x.rows - row) / SIDE);
     std::memset(out, 0, sizeof out);
@@ -123,12 +109,14 @@ void multiply_panels(const QuantizedWeight& w, const Inputs& x, int64_t first, i
           add_group<BITS>(w, first + p, g, x, square_row, products, out[p][s]);
         }
     }
-    for (int64_t r = row; r < std::min(row + squares * SIDE, num_rows); r++)
-      for (int64_t p = 0; p < count; p++)
-        for (int half = 0; half < 2; half++) {
+    for (int64_t p = 0; p < count; p++)
+      for (int half = 0; half < 2; half++) {
+        OutputHalf<BITS != 8> outputs(w, bias, first + p, half);
+        for (int64_t r = row; r < std::min(row + squares * SIDE, num_rows); r++) {
           const float* sums = out[p][(r - row) / SIDE] + (r - row) % SIDE * SIDE + half * 16;
-          store_outputs<BITS>(w, (first + p) * PANEL_OUTPUTS + half * 16, load(sums), bias, y + r * w.outputs);
+          outputs.store_row(load(sums), y + r * w.outputs);
         }
+      }
   }
 }
 
@@ -146,15 +134,15 @@ void quantized_linear_amx(const T* x, int64_t rows, int64_t inputs, const Quanti
                           int threads) {
   using namespace tiles;
   static thread_local std::vector<int8_t> codes;
-  static thread_local std::vector<int32_t> sums;
+  static thread_local std::vector<int32_t> offsets;
   static thread_local std::vector<float> scales;
   int64_t padded_rows = (rows + SIDE - 1) / SIDE * SIDE, panels = (w.outputs + PANEL_OUTPUTS - 1) / PANEL_OUTPUTS;
   codes.assign(padded_rows * w.padded, 0);
-  sums.assign(padded_rows * w.groups(), 0);
+  offsets.assign(padded_rows * w.groups(), 0);
   scales.assign(padded_rows * w.groups(), 0);
-  Inputs in{codes.data(), scales.data(), sums.data(), padded_rows, w.padded, w.groups()};
+  Inputs in{codes.data(), scales.data(), offsets.data(), padded_rows, w.padded, w.groups()};
   int8_t* all_codes = codes.data();
-  int32_t* all_sums = sums.data();
+  int32_t* all_offsets = offsets.data();
   float* all_scales = scales.data();
 #pragma omp parallel num_threads(threads)
   {
@@ -166,7 +154,7 @@ void quantized_linear_amx(const T* x, int64_t rows, int64_t inputs, const Quanti
     _tile_loadconfig(&config);
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
-      quantize_row(x + r * inputs, inputs, w, row.data(), all_scales + r * w.groups(), all_sums + r * w.groups());
+      quantize_row(x + r * inputs, inputs, w, row.data(), all_scales + r * w.groups(), all_offsets + r * w.groups());
       int8_t* to = all_codes + r / 16 * 16 * w.padded + r % 16 * DEPTH;
       for (int64_t k = 0; k < w.padded; k += DEPTH) std::memcpy(to + k * 16, &row[k], DEPTH);
     }

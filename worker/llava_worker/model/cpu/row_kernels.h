@@ -8,24 +8,6 @@
 
 #include "simd.h"
 
-template <class F>
-INLINE void for_each_16(int64_t size, F f) {  // f(first, count)
-  int64_t k = 0;
-  for (; k + 16 <= size; k += 16) f(k, 16);
-  if (k < size) f(k, int(size - k));
-}
-
-template <class T>
-INLINE f32x16 load_up_to(const T* from, int count) {
-  return count == 16 ? load(from) : load_partial(from, count);
-}
-
-template <class T>
-INLINE void store_up_to(T* to, f32x16 v, int count) {
-  if (count == 16) store(to, v);
-  else store_partial(to, v, count);
-}
-
 template <class T>
 void add_row(const T* x, int64_t size, T* to) {
   for_each_16(size, [&](int64_t k, int count) {

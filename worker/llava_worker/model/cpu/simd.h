@@ -90,13 +90,27 @@ INLINE void store_partial(T* to, f32x16 v, int count) {
   std::memcpy(to, lanes, count * sizeof(T));
 }
 
-INLINE float to_float(const float* from) { return *from; }
-INLINE float to_float(const bf16* from) {
-  uint32_t bits = uint32_t(from->bits) << 16;
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
+template <class F>
+INLINE void for_each_16(int64_t size, F f) {  // f(first, count)
+  int64_t k = 0;
+  for (; k + 16 <= size; k += 16) f(k, 16);
+  if (k < size) f(k, int(size - k));
 }
+
+template <class T>
+INLINE f32x16 load_up_to(const T* from, int count) {
+  return count == 16 ? load(from) : load_partial(from, count);
+}
+
+template <class T>
+INLINE void store_up_to(T* to, f32x16 v, int count) {
+  if (count == 16) store(to, v);
+  else store_partial(to, v, count);
+}
+
+INLINE float bits_to_float(uint32_t bits) { return read<float>(&bits); }
+INLINE float to_float(const float* from) { return *from; }
+INLINE float to_float(const bf16* from) { return bits_to_float(uint32_t(from->bits) << 16); }
 
 // --- arithmetic ---
 
@@ -199,6 +213,32 @@ INLINE float horizontal_max(f32x16 v) {  // no lane can be NaN
   __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+INLINE uint32_t horizontal_max(u32x16 v) {
+#ifdef __AVX512F__
+  return _mm512_reduce_max_epu32((__m512i)v);
+#else
+  __m256i halves[2];
+  std::memcpy(halves, &v, sizeof halves);
+  __m256i eight = _mm256_max_epu32(halves[0], halves[1]);
+  __m128i four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  __m128i two = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0x4e));
+  return uint32_t(_mm_cvtsi128_si32(_mm_max_epu32(two, _mm_shuffle_epi32(two, 0xb1))));
+#endif
+}
+
+INLINE int32_t horizontal_sum(i32x16 v) {
+#ifdef __AVX512F__
+  return _mm512_reduce_add_epi32((__m512i)v);
+#else
+  __m256i halves[2];
+  std::memcpy(halves, &v, sizeof halves);
+  __m256i eight = _mm256_add_epi32(halves[0], halves[1]);
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+#endif
 }
 
 // Computes e^x with an error of at most 2 ULP, as 2^n times a polynomial for half an octave on either side of 0.

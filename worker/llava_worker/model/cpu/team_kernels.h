@@ -10,12 +10,12 @@
 // Buffers for rows of x that are quantized for a product. All threads of a team use the same buffers.
 struct QuantizedRows {
   std::vector<int8_t> codes;
-  std::vector<int32_t> sums;
+  std::vector<int32_t> offsets;
   std::vector<float> scales;
 
   void reserve(int64_t rows, const QuantizedWeight& w) {  // called by one thread
     codes.resize(std::max<size_t>(codes.size(), rows * w.padded));
-    sums.resize(std::max<size_t>(sums.size(), rows * w.groups()));
+    offsets.resize(std::max<size_t>(offsets.size(), rows * w.groups()));
     scales.resize(std::max<size_t>(scales.size(), rows * w.groups()));
   }
 };
@@ -40,6 +40,17 @@ struct DecodeAttention {
   }
 };
 
+// The queries, keys and values of new tokens, and the cache. T and K have the same meanings as above.
+template <class T, class K>
+struct NewTokens {
+  T* qkv;                            // [rows][heads + 2 * kv_heads][size]
+  const T *cos, *sin;                // [rows][size / 2]
+  K *keys, *values;                  // [blocks][kv_heads][block_size][size]
+  float *key_scales, *value_scales;  // [blocks][kv_heads][block_size]; int8 only
+  const int64_t* slots;              // [rows]
+  int64_t rows, heads, kv_heads, size, block_size;
+};
+
 namespace team {
 
 template <class T>
@@ -51,6 +62,10 @@ void bf16_linear(const bf16* x, int64_t rows, int64_t inputs, const bf16* w, int
                  bf16* y);
 void packed_bf16_linear(const bf16* x, int64_t rows, int64_t inputs, const bf16* w, int64_t outputs, const bf16* bias,
                         bf16* y);
+
+// Applies RoPE to queries and keys in place, and stores keys and values in the cache.
+template <class T, class K>
+void rope_and_cache(const NewTokens<T, K>& tokens);
 
 template <class T, class K>
 void decode_attention(const DecodeAttention<T, K>& args);
