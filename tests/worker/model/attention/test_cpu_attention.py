@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llava_worker.model.attention.base import AttentionMetadata
 from llava_worker.model.attention.cpu import CpuBackend
-from llava_worker.model.attention.kv_cache import KVCache
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import read_config
 from llava_worker.model.cpu.native import NativeKernels, cpu_kernels
+from llava_worker.model.layers.rotary import Rotation
 from llava_worker.model.quantization.precision import Precision
 from torch import Tensor
 
@@ -245,3 +246,32 @@ def test_the_cpu_backend_is_selected_only_with_cpp_kernels(backend: CpuBackend) 
     assert isinstance(KERNELS, NativeKernels)
     assert isinstance(choose_backend(Precision("bf16", torch.bfloat16, KERNELS), text, CPU), CpuBackend)
     assert isinstance(choose_backend(Precision("fp32", torch.float32), text, CPU), SdpaBackend)
+
+
+@IS_INT8
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_rope_and_cache_stores_the_same_keys_and_values_as_separate_operations(
+    backend: CpuBackend, is_int8: bool, dtype: torch.dtype
+) -> None:
+    assert isinstance(KERNELS, NativeKernels)
+    for head_dim in (16, 48, 128):
+        torch.manual_seed(0)
+        metadata = make_metadata([(1, 30), (37, 50)])
+        num_tokens = len(metadata.slot_mapping)
+        qkv = torch.randn(num_tokens, 4 + 2 * 2, head_dim).to(dtype)
+        angles = torch.randn(num_tokens, 1, head_dim // 2)
+        rotation = Rotation(angles.cos().to(dtype), angles.sin().to(dtype), KERNELS)
+        fused, separate = (
+            KVCache(KVCacheSpec(40, 4, 2, 2, head_dim, dtype, is_int8, is_head_major=True), CPU)
+            for _ in range(2)
+        )
+
+        actual = backend.plan(metadata, fused).rope_and_attend(LAYER, qkv.clone(), rotation, kv_heads=2)
+
+        q, k, v = torch.split(qkv, [4, 2, 2], dim=1)
+        plan = backend.plan(metadata, separate)
+        expected = plan.attend(LAYER, rotation.apply(q), rotation.apply(k), v)
+        assert torch.equal(actual, expected)
+        for stored, reference in zip(fused.tensors, separate.tensors, strict=True):
+            assert (stored is None) == (reference is None)
+            assert stored is None or reference is None or torch.equal(stored, reference)

@@ -90,7 +90,8 @@ class AttentionPlan(ABC):
     ) -> Tensor:
         """Apply RoPE to q and k, then call `attend`.
 
-        ``qkv`` [tokens, heads + 2 * kv_heads, head_dim] contains q, k and v, in this order.
+        ``qkv`` [tokens, heads + 2 * kv_heads, head_dim] contains q, k and v, in this order. It may be
+        overwritten.
         """
         q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
         return self.attend(layer, rotation.apply(q), rotation.apply(k), v, window=window)

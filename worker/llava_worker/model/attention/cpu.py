@@ -20,6 +20,8 @@ from llava_worker.model.attention.base import AttentionBackend, AttentionMetadat
 from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.cpu.native import NativeKernels
+from llava_worker.model.kernels.interface import LayerCache
+from llava_worker.model.layers.rotary import Rotation
 
 __all__ = ["CpuBackend"]
 
@@ -82,7 +84,18 @@ class _CpuPlan(AttentionPlan):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
         self._cache.write(layer, self._slot_mapping, k, v)
+        return self._attend(q, self._cache.layer(layer), window)
+
+    def rope_and_attend(
+        self, layer: int, qkv: Tensor, rotation: Rotation, *, kv_heads: int, window: int | None = None
+    ) -> Tensor:
+        del kv_heads  # that of the cache
         stored = self._cache.layer(layer)
+        q = self._kernels.rope_and_cache(qkv, rotation.cos, rotation.sin, stored, self._slot_mapping)
+        return self._attend(q, stored, window)
+
+    def _attend(self, q: Tensor, stored: LayerCache, window: int | None) -> Tensor:
+        """Compute attention to the keys and values in ``stored``, which include those of the new tokens."""
         out = q.new_empty(q.shape)
         if self._num_decodes:
             decodes = slice(0, self._num_decodes)

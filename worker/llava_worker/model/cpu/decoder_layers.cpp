@@ -4,7 +4,6 @@
 // each, and between the regions, threads would wait for the Python interpreter. Here, the whole step is one parallel
 // region. The operations and their order are those of LlamaDecoder, so that the results are bitwise identical.
 #include <algorithm>
-#include <cfloat>
 #include <vector>
 
 #include "row_kernels.h"
@@ -36,31 +35,6 @@ struct DecoderStep {
 };
 
 namespace {
-
-// Stores a key or a value in the cache.
-template <class T>
-INLINE void store_head(const T* head, int64_t size, T* to, float*) { std::copy_n(head, size, to); }
-
-// The format is described in kv_quantization.py.
-template <class T>
-INLINE void store_head(const T* head, int64_t size, int8_t* to, float* scale) {
-  f32x16 lane_max{}, non_finite{};
-  for (int64_t k = 0; k < size; k += 16) {
-    f32x16 v = load(head + k);
-    lane_max = maximum(absolute(v), lane_max);
-    non_finite += v - v;  // NaN if v is infinite or NaN, which makes the scale NaN; otherwise 0
-  }
-  bf16 as_bf16;
-  store_partial(&as_bf16, broadcast(horizontal_max(lane_max) / 127.0f), 1);
-  float rounded = std::max(to_float(&as_bf16), FLT_MIN);
-  for (int64_t k = 0; k < size; k += 16) {
-    f32x16 v = load(head + k) / rounded;
-    v = v > 127.0f ? broadcast(127.0f) : v;
-    v = v < -127.0f ? broadcast(-127.0f) : v;
-    write(to + k, to_int8(round_to_int(v)));
-  }
-  *scale = rounded + horizontal_sum(non_finite);
-}
 
 template <class T>
 struct Buffers {
@@ -134,24 +108,13 @@ struct Step {
     K *keys = (K*)s.cached + layer * 2 * kept * s.head_size, *values = keys + kept * s.head_size;
     float *key_scales = nullptr, *value_scales = nullptr;
     if (s.cached_scales) key_scales = s.cached_scales + layer * 2 * kept, value_scales = key_scales + kept;
-    int64_t heads = s.heads + 2 * s.kv_heads, half = s.head_size / 2;
-#pragma omp for schedule(static) collapse(2)
-    for (int64_t row = 0; row < s.rows; row++)
-      for (int64_t h = 0; h < heads; h++) {
-        T* head = &buffers.qkv[(row * heads + h) * s.head_size];
-        if (h < s.heads + s.kv_heads)
-          rotate_head(head, (const T*)s.cos + row * half, (const T*)s.sin + row * half, half, head);
-        if (h < s.heads) continue;
-        bool is_key = h < s.heads + s.kv_heads;
-        int64_t block = s.slots[row] / s.block_size, offset = s.slots[row] % s.block_size;
-        int64_t to = (block * s.kv_heads + (h - s.heads) % s.kv_heads) * s.block_size + offset;
-        store_head(head, s.head_size, (is_key ? keys : values) + to * s.head_size,
-                   (is_key ? key_scales : value_scales) + (s.cached_scales ? to : 0));
-      }
+    team::rope_and_cache(NewTokens<T, K>{
+        buffers.qkv.data(), (const T*)s.cos, (const T*)s.sin, keys, values, key_scales, value_scales, s.slots, s.rows,
+        s.heads, s.kv_heads, s.head_size, s.block_size});
     team::decode_attention(DecodeAttention<T, K>{
         buffers.qkv.data(), keys, values, key_scales, value_scales, s.tables, s.contexts, buffers.attended.data(),
-        heads * s.head_size, s.rows, s.heads, s.kv_heads, s.head_size, s.table_width, s.block_size, window,
-        s.attention_scale});
+        (s.heads + 2 * s.kv_heads) * s.head_size, s.rows, s.heads, s.kv_heads, s.head_size, s.table_width, s.block_size,
+        window, s.attention_scale});
   }
 
   void gate() {

@@ -45,6 +45,11 @@ _SIGNATURES: dict[str, list[Any]] = {
     "pack_bf16_weight": [_POINTER, _LONG, _LONG, _LONG, _POINTER, _INT],
     "rms_norm": [_INT, _POINTER, _POINTER, _FLOAT, _LONG, _LONG, _POINTER, _INT],
     "rope": [_INT, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _INT],
+    "rope_and_cache": [
+        *(_INT, _POINTER, _POINTER, _POINTER),  # is_bf16, qkv, cos, sin
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER),  # keys, values, scales, slots
+        *(_LONG, _LONG, _LONG, _LONG, _LONG, _INT),
+    ],
     "silu_and_mul": [_INT, _POINTER, _LONG, _LONG, _POINTER, _INT],
     "quick_gelu": [_INT, _POINTER, _LONG, _LONG, _POINTER, _INT],
     "decode_attention": [
@@ -176,6 +181,21 @@ class NativeKernels(Kernels):
         angles = (cos.contiguous(), sin.contiguous())
         self._call("rope", _is_bf16(x), x, x.stride(0), *angles, tokens, heads, size // 2, y)
         return y
+
+    def rope_and_cache(
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache, slots: Tensor
+    ) -> Tensor:
+        """Compute the same as `Kernels.rope_and_cache`, for a head-major cache. Overwrites q and k in qkv.
+
+        ``qkv`` must be contiguous, and its ``head_dim`` a multiple of 16.
+        """
+        tokens, num_all, size = qkv.shape
+        kv_heads = cache.keys.shape[1]
+        heads = num_all - 2 * kv_heads
+        stored = (cache.keys, cache.values, cache.key_scales, cache.value_scales, slots)
+        shape = (tokens, heads, kv_heads, size, cache.block_size)
+        self._call("rope_and_cache", _is_bf16(qkv), qkv, cos.contiguous(), sin.contiguous(), *stored, *shape)
+        return qkv[:, :heads]
 
     def silu_and_mul(self, x: Tensor) -> Tensor:
         x = x.contiguous()

@@ -192,7 +192,7 @@ class Kernels(ABC):
 
         ``qkv`` [tokens, heads + 2 * kv_heads, head_dim] contains q, k and v, in this order. k and v of each
         token are written to the token's slot in ``slots``, int64 [tokens]. Two tokens can share a slot only
-        if they are identical.
+        if they are identical. ``qkv`` may be overwritten.
         """
         kv_heads = cache.keys.shape[1]
         q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
