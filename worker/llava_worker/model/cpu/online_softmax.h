@@ -13,21 +13,33 @@ struct OnlineSoftmax {
   // must be -infinity. Rescales ``values`` [size], the sum of weighted values, to the new maximum.
   template <class W>
   void update(const float* scores, int64_t num, W* weights, float* values, int64_t size) {
+    float rescale = raise_max(scores, num, values, size);
+    add_weights(scores, num, rescale, weights);
+  }
+
+  // The two steps of `update`. If there are several rows, calling the first step for all of them before the second one
+  // is faster, because each step depends on the result of the previous one.
+  float raise_max(const float* scores, int64_t num, float* values, int64_t size) {
     f32x16 block_max = broadcast(-INFINITY);
     for (int64_t k = 0; k < num; k += 16) block_max = maximum(load(scores + k), block_max);
     float new_max = std::max(max, horizontal_max(block_max));
     if (!(new_max > -INFINITY)) new_max = 0;  // all scores are masked
-    f32x16 block_sum{};
-    for (int64_t k = 0; k < num; k += 16) {
-      f32x16 s = load(scores + k);
-      f32x16 w = s == -INFINITY ? f32x16{} : approx_exp(s - new_max);
-      store(weights + k, w);
-      block_sum += w;
-    }
-    float rescale = std::exp(max - new_max);
-    sum = sum * rescale + horizontal_sum(block_sum);
+    float rescale = max == new_max ? 1.0f : std::exp(max - new_max);
     max = new_max;
     if (rescale != 1.0f)
       for (int64_t k = 0; k < size; k += 16) store(values + k, load(values + k) * rescale);
+    return rescale;
+  }
+
+  template <class W>
+  void add_weights(const float* scores, int64_t num, float rescale, W* weights) {
+    f32x16 block_sum{};
+    for (int64_t k = 0; k < num; k += 16) {
+      f32x16 s = load(scores + k);
+      f32x16 w = s == -INFINITY ? f32x16{} : approx_exp(s - max);
+      store(weights + k, w);
+      block_sum += w;
+    }
+    sum = sum * rescale + horizontal_sum(block_sum);
   }
 };

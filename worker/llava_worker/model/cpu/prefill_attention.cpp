@@ -46,16 +46,28 @@ struct Arguments {
   int64_t first(int64_t i) const { return window > 0 ? std::max<int64_t>(0, last(i) - window) : 0; }
 };
 
-INLINE bf16 dequantize(const bf16* from, float) { return *from; }
-INLINE bf16 dequantize(const int8_t* from, float scale) {
-  bf16 lanes[16];
-  store(lanes, broadcast(float(*from) * scale));
-  return lanes[0];
-}
+INLINE u16x16 dequantize(const bf16* from, float) { return read<u16x16>(from); }
+INLINE u16x16 dequantize(const int8_t* from, float scale) { return to_bf16(load(from) * scale); }
+
 INLINE float scale_at(const float*, int64_t, const bf16*) { return 1.0f; }
 INLINE float scale_at(const float* scales, int64_t row, const int8_t*) { return scales[row]; }
 
-INLINE uint32_t pair(bf16 low, bf16 high) { return uint32_t(low.bits) | uint32_t(high.bits) << 16; }
+// Stores the pairs of elements of a key as every sixteenth element of ``to``.
+template <class K>
+INLINE void store_pairs(const K* key, float scale, int64_t size, uint32_t* to) {
+  for (int64_t k = 0; k < size; k += 16) {
+    uint32_t pairs[8];
+    write(pairs, dequantize(key + k, scale));
+    for (int i = 0; i < 8; i++) to[(k / 2 + i) * 16] = pairs[i];
+  }
+}
+
+// Adds the elements of a value, shifted to the left, to the elements of ``to``, of which those bits must be 0.
+template <class K>
+INLINE void add_shifted(const K* value, float scale, int64_t size, int shift, uint32_t* to) {
+  for (int64_t k = 0; k < size; k += 16)
+    write(to + k, read<u32x16>(to + k) | __builtin_convertvector(dequantize(value + k, scale), u32x16) << shift);
+}
 
 // KEYS keys and values of one head, padded with zeros after the end of the context.
 struct PackedBlock {
@@ -70,32 +82,28 @@ struct PackedBlock {
     for (int64_t i = 0; i < num; i++) {
       int64_t start = args.start(head, begin + i), row = args.scale_index(head, begin + i);
       const K *key = args.keys + start, *value = args.values + start;
-      float key_scale = scale_at(args.key_scales, row, key), value_scale = scale_at(args.value_scales, row, value);
-      uint32_t* to = &keys[i / 16 * pairs * 16 + i % 16];
-      for (int64_t k = 0; k < pairs; k++)
-        to[k * 16] = pair(dequantize(key + 2 * k, key_scale), dequantize(key + 2 * k + 1, key_scale));
-      uint16_t* halves = (uint16_t*)&values[i / 2 * args.size] + i % 2;
-      for (int64_t k = 0; k < args.size; k++) halves[2 * k] = dequantize(value + k, value_scale).bits;
+      store_pairs(key, scale_at(args.key_scales, row, key), args.size, &keys[i / 16 * pairs * 16 + i % 16]);
+      add_shifted(value, scale_at(args.value_scales, row, value), args.size, i % 2 * 16, &values[i / 2 * args.size]);
     }
   }
 };
 
-// Computes scores [R][KEYS] for the first ``num`` keys, with ``num`` rounded up to a multiple of 32.
+// Computes scores [R][KEYS] for the first ``num`` keys, with ``num`` rounded up to a multiple of 32. ``q`` [pairs][R] are
+// pairs of elements of the queries.
 template <int R>
-void score(const bf16* q, int64_t q_stride, const uint32_t* keys, int64_t pairs, int64_t num, float* scores) {
+void score(const uint32_t* q, const uint32_t* keys, int64_t pairs, int64_t num, float scale, float* scores) {
   for (int64_t v = 0; v * 16 < num; v += 2) {
     const uint32_t *left = keys + v * pairs * 16, *right = left + pairs * 16;
     f32x16 sums[R][2] = {};
     for (int64_t k = 0; k < pairs; k++) {
       u32x16 a = read<u32x16>(left + k * 16), b = read<u32x16>(right + k * 16);
       for (int r = 0; r < R; r++) {
-        uint32_t two = read<uint32_t>(q + r * q_stride + 2 * k);
-        sums[r][0] = dot2_bf16(sums[r][0], a, two);
-        sums[r][1] = dot2_bf16(sums[r][1], b, two);
+        sums[r][0] = dot2_bf16(sums[r][0], a, q[k * R + r]);
+        sums[r][1] = dot2_bf16(sums[r][1], b, q[k * R + r]);
       }
     }
     for (int r = 0; r < R; r++)
-      for (int half = 0; half < 2; half++) store(scores + r * KEYS + (v + half) * 16, sums[r][half]);
+      for (int half = 0; half < 2; half++) store(scores + r * KEYS + (v + half) * 16, sums[r][half] * scale);
   }
 }
 
@@ -115,39 +123,55 @@ INLINE void add_columns(const uint32_t* weights, const uint32_t* values, int64_t
     for (int i = 0; i < WIDTH; i++) store(to + r * size + i * 16, sums[r][i]);
 }
 
-// The softmax and the sums of weighted values of all queries for one query head.
+// The queries of one head, and their softmax and sums of weighted values.
 struct HeadState {
+  std::vector<uint32_t> queries;       // tiles [size / 2][rows] of pairs of elements
   std::vector<OnlineSoftmax> softmax;  // [queries]
   std::vector<float> values;           // [queries][size]
 
-  HeadState(int64_t queries, int64_t size) : softmax(queries), values(queries * size) {}
+  void reset(int64_t num, int64_t size) {
+    queries.resize(num * size / 2);
+    softmax.assign(num, {});
+    values.assign(num * size, 0);
+  }
+
+  // Copies queries [i, i + rows) of a head, so that they are adjacent. In ``q``, their distance is often a multiple of
+  // 4 KiB, so they would map to the same set of the L1 cache.
+  void copy_queries(const bf16* q, int64_t stride, int64_t i, int64_t rows, int64_t size) {
+    uint32_t* to = &queries[i * size / 2];
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t k = 0; k < size / 2; k++) to[k * rows + r] = read<uint32_t>(q + (i + r) * stride + 2 * k);
+  }
 };
 
-// Multiplies the first ``num`` scores by ``scale``, and masks scores of positions outside of [first, last).
-void mask(float* scores, int64_t num, float scale, int64_t first, int64_t last) {
+// Masks those of the first ``num`` scores whose positions are outside of [first, last).
+void mask(float* scores, int64_t num, int64_t first, int64_t last) {
   i32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   for (int64_t k = 0; k < num; k += 16) {
     i32x16 position = lanes + int32_t(k);
-    f32x16 s = load(scores + k) * scale;
+    f32x16 s = load(scores + k);
     store(scores + k, (position >= int32_t(first)) & (position < int32_t(last)) ? s : broadcast(-INFINITY));
   }
 }
 
 // Processes queries [i, i + R) for the block of keys that starts at position ``begin``.
 template <int R, class K>
-void process_queries(const Arguments<K>& args, int64_t head, int64_t i, int64_t begin, const PackedBlock& packed,
+void process_queries(const Arguments<K>& args, int64_t i, int64_t begin, const PackedBlock& packed,
                      HeadState& state) {
   int64_t num = std::min<int64_t>(KEYS, args.last(i + R - 1) - begin);
   num = (num + 31) / 32 * 32;
   alignas(64) float scores[R * KEYS];
   alignas(64) bf16 weights[R * KEYS];
-  const bf16* q = args.q + i * args.q_stride + head * args.size;
-  score<R>(q, args.q_stride, packed.keys.data(), args.size / 2, num, scores);
+  float rescale[R];
+  score<R>(&state.queries[i * args.size / 2], packed.keys.data(), args.size / 2, num, args.scale, scores);
+  bool is_masked = begin < args.first(i + R - 1) || begin + num > args.last(i);
   for (int r = 0; r < R; r++) {
     float* own = scores + r * KEYS;
-    mask(own, num, args.scale, args.first(i + r) - begin, args.last(i + r) - begin);
-    state.softmax[i + r].update(own, num, weights + r * KEYS, &state.values[(i + r) * args.size], args.size);
+    if (is_masked) mask(own, num, args.first(i + r) - begin, args.last(i + r) - begin);
+    rescale[r] = state.softmax[i + r].raise_max(own, num, &state.values[(i + r) * args.size], args.size);
   }
+  for (int r = 0; r < R; r++)
+    state.softmax[i + r].add_weights(scores + r * KEYS, num, rescale[r], weights + r * KEYS);
   float* to = &state.values[i * args.size];
   const uint32_t *pairs = (const uint32_t*)weights, *values = packed.values.data();
   int64_t k = 0;
@@ -156,7 +180,7 @@ void process_queries(const Arguments<K>& args, int64_t head, int64_t i, int64_t 
 }
 
 template <class K>
-using ProcessQueries = void (*)(const Arguments<K>&, int64_t, int64_t, int64_t, const PackedBlock&, HeadState&);
+using ProcessQueries = void (*)(const Arguments<K>&, int64_t, int64_t, const PackedBlock&, HeadState&);
 
 template <class K, int... R>
 ProcessQueries<K> process_queries_for(int rows, std::integer_sequence<int, R...>) {
@@ -168,15 +192,22 @@ ProcessQueries<K> process_queries_for(int rows, std::integer_sequence<int, R...>
 template <class K>
 void attend(const Arguments<K>& args, int64_t kv_head, int64_t part, int64_t parts) {
   int64_t per_kv = args.heads / args.kv_heads, tiles = (args.queries + QUERIES - 1) / QUERIES;
-  std::vector<HeadState> states(per_kv, HeadState(args.queries, args.size));
-  PackedBlock packed;
+  // Each thread keeps its buffers, because new memory of this size would come from the operating system in each call.
+  static thread_local std::vector<HeadState> states;
+  static thread_local PackedBlock packed;
+  states.resize(std::max<size_t>(states.size(), per_kv));
+  for (int64_t h = 0; h < per_kv; h++) states[h].reset(args.queries, args.size);
+  for (int64_t tile = part; tile < tiles; tile += parts)
+    for (int64_t h = 0; h < per_kv; h++)
+      states[h].copy_queries(args.q + (kv_head * per_kv + h) * args.size, args.q_stride, tile * QUERIES,
+                             std::min<int64_t>(QUERIES, args.queries - tile * QUERIES), args.size);
   for (int64_t begin = args.first(0) / KEYS * KEYS; begin < args.context; begin += KEYS) {
     packed.fill(args, kv_head, begin);
     for (int64_t tile = part; tile < tiles; tile += parts) {
       int64_t i = tile * QUERIES, rows = std::min<int64_t>(QUERIES, args.queries - i);
       if (args.last(i + rows - 1) <= begin || args.first(i) >= begin + KEYS) continue;
       auto run = process_queries_for<K>(int(rows), std::make_integer_sequence<int, QUERIES>());
-      for (int64_t h = 0; h < per_kv; h++) run(args, kv_head * per_kv + h, i, begin, packed, states[h]);
+      for (int64_t h = 0; h < per_kv; h++) run(args, i, begin, packed, states[h]);
     }
   }
   for (int64_t i = 0; i < args.queries; i++) {
