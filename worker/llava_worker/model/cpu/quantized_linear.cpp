@@ -12,8 +12,8 @@
 // of a group, 1,024 bytes per panel, are followed by the fifth bits, 256 bytes: [inputs / 4][32][4] bits.
 //
 // x is quantized into tiles of a few rows, [inputs / 4][rows][4] bytes. A panel stays in the L2 cache while it is
-// multiplied by all tiles, so weights are read from memory only once, no matter how many rows x has. If there are several
-// tiles, 4-bit and 5-bit panels are first unpacked to the L2 cache, and the next panels are prefetched meanwhile.
+// multiplied by all tiles, so weights are read from memory only once, no matter how many rows x has. If there are many,
+// 4-bit and 5-bit panels are first unpacked to the L2 cache, and the next panels are prefetched meanwhile.
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -23,7 +23,7 @@
 
 namespace {
 
-// MAX_ROWS is the size of the largest tile if x has no more rows. Otherwise, a tile has at most PROMPT_ROWS rows.
+// The largest tiles of x with few rows, and of x with many rows (see is_prompt).
 #ifdef __AVX512F__
 // With 12 rows, 24 of the 32 registers are accumulators of integers, and those of fp32 values are in memory. With six
 // rows, both are in registers.
@@ -31,8 +31,9 @@ constexpr int MAX_ROWS = 12, PROMPT_ROWS = 6, FEW_ROWS = 4;
 #else
 constexpr int MAX_ROWS = 3, PROMPT_ROWS = 3, FEW_ROWS = 1;
 #endif
-constexpr int64_t PREFETCH_BYTES = 4096;  // prefetch distance
-constexpr int64_t PANELS_AT_ONCE = 2;     // panels that all tiles are multiplied by before the next ones are read
+constexpr int64_t MIN_UNPACKED_ROWS = 65;  // with fewer rows, unpacking 4-bit or 5-bit panels saves no time
+constexpr int64_t PREFETCH_BYTES = 4096;   // prefetch distance
+constexpr int64_t PANELS_AT_ONCE = 2;      // panels that all tiles are multiplied by before the next ones are read
 
 struct RowTile {
   int64_t first;
@@ -42,10 +43,19 @@ struct RowTile {
   float* scales;     // [groups][rows]
 };
 
-int64_t num_tiles(int64_t rows) { return rows <= MAX_ROWS ? rows > 0 : (rows + PROMPT_ROWS - 1) / PROMPT_ROWS; }
+// Whether panels are unpacked and prefetched for all tiles at once, and tiles are small.
+template <int BITS>
+bool is_prompt(int64_t rows) { return rows >= (BITS == 8 ? MAX_ROWS + 1 : MIN_UNPACKED_ROWS); }
 
+template <int BITS>
+int64_t num_tiles(int64_t rows) {
+  int64_t largest = is_prompt<BITS>(rows) ? PROMPT_ROWS : MAX_ROWS;
+  return (rows + largest - 1) / largest;
+}
+
+template <int BITS>
 RowTile tile_of(int64_t t, int64_t rows, const QuantizedWeight& w, QuantizedRows& quantized) {
-  int64_t count = num_tiles(rows), first = rows * t / count, last = rows * (t + 1) / count;
+  int64_t count = num_tiles<BITS>(rows), first = rows * t / count, last = rows * (t + 1) / count;
   return {first, int(last - first), quantized.codes.data() + first * w.padded,
           quantized.offsets.data() + first * w.groups(), quantized.scales.data() + first * w.groups()};
 }
@@ -95,12 +105,12 @@ struct Panels {
 };
 
 // How panels are multiplied by tiles.
-template <int BITS, bool HAS_GROUP_SCALES, bool IS_ONLY_TILE>
+template <int BITS, bool HAS_GROUP_SCALES, bool IS_PROMPT>
 struct Mode {
   static constexpr int bits = BITS;                           // per code
   static constexpr bool has_group_scales = HAS_GROUP_SCALES;  // 4-bit and 5-bit weights, even if unpacked
-  static constexpr bool is_only_tile = IS_ONLY_TILE;          // panels are read from memory for this tile only
-  static constexpr int max_rows = IS_ONLY_TILE ? MAX_ROWS : PROMPT_ROWS;
+  static constexpr bool is_prompt = IS_PROMPT;
+  static constexpr int max_rows = IS_PROMPT ? PROMPT_ROWS : MAX_ROWS;
 };
 
 // Multiplies PANELS panels by the rows of a tile.
@@ -118,7 +128,7 @@ void multiply(const Panels& panels, const RowTile& tile, const float* bias, T* y
   const float* input_scales = tile.scales;
   f32x16 out[PANELS][ROWS][2] = {};
   for (int g = 0; g < groups; g++, group += group_bytes, offsets += ROWS, input_scales += ROWS) {
-    if (!Mode::is_only_tile) next.prefetch_some();
+    if (Mode::is_prompt) next.prefetch_some();
     i32x16 acc[PANELS][ROWS][2];
     for (int p = 0; p < PANELS; p++)
       for (int r = 0; r < ROWS; r++) acc[p][r][0] = acc[p][r][1] = i32x16{} + offsets[r];
@@ -128,7 +138,7 @@ void multiply(const Panels& panels, const RowTile& tile, const float* bias, T* y
       for (int p = 0; p < PANELS; p++) {
         u8x64 first, second;
         load_weights<BITS>(group + p * bytes, step, tables, first, second);
-        if (Mode::is_only_tile) prefetch_weights<BITS>(group + p * bytes, step);
+        if (!Mode::is_prompt) prefetch_weights<BITS>(group + p * bytes, step);
         for (int r = 0; r < ROWS; r++) {
           int32_t codes = read<int32_t>(inputs + r * 4);
           acc[p][r][0] = dot4_u8_s8(acc[p][r][0], first, codes);
@@ -161,11 +171,11 @@ Multiply<T> multiply_for(int rows, std::integer_sequence<int, R...>) {
   return table[rows - 1];
 }
 
-// Multiplies ``count`` panels by all rows of a tile. If the only tile has a few rows, two panels are processed at a
-// time, so that two streams of weights are read concurrently.
+// Multiplies ``count`` panels by all rows of a tile. If the tile has only a few rows, two panels are processed at a time,
+// so that two streams of weights are read concurrently.
 template <class Mode, class T>
 void multiply_panels(Panels panels, int64_t count, const RowTile& tile, const float* bias, T* y, NextPanels& next) {
-  if constexpr (Mode::is_only_tile)
+  if constexpr (!Mode::is_prompt)
     if (tile.rows <= FEW_ROWS && count == 2)
       return multiply_for<Mode, 2, T>(tile.rows, std::make_integer_sequence<int, FEW_ROWS>())(panels, tile, bias, y,
                                                                                               next);
@@ -174,41 +184,41 @@ void multiply_panels(Panels panels, int64_t count, const RowTile& tile, const fl
     multiply_for<Mode, 1, T>(tile.rows, std::make_integer_sequence<int, Mode::max_rows>())(panels, tile, bias, y, next);
 }
 
-// Multiplies panels [first, first + count) by all tiles. If there are several tiles, weights with 4 or 5 bits are first
-// unpacked to ``unpacked``.
+// Multiplies panels [first, first + count) by all tiles. ``unpacked`` is a buffer for the panels of a prompt.
 template <int BITS, class T>
 void multiply_tiles(const QuantizedWeight& w, const ValueTables& tables, int64_t first, int64_t count, int64_t rows,
                     QuantizedRows& quantized, uint8_t* unpacked, const float* bias, T* y) {
-  const int64_t tiles = num_tiles(rows), bytes = w.padded * PANEL_OUTPUTS * BITS / 8;
+  const int64_t tiles = num_tiles<BITS>(rows), bytes = w.padded * PANEL_OUTPUTS * BITS / 8;
   Panels panels{w, tables, w.packed + first * bytes, first};
   NextPanels next{};
-  if (tiles <= 1) {
+  if (!is_prompt<BITS>(rows)) {
     for (int64_t t = 0; t < tiles; t++)
-      multiply_panels<Mode<BITS, BITS != 8, true>>(panels, count, tile_of(t, rows, w, quantized), bias, y, next);
+      multiply_panels<Mode<BITS, BITS != 8, false>>(panels, count, tile_of<BITS>(t, rows, w, quantized), bias, y, next);
     return;
   }
-  int64_t num_panels = w.panels(), visits = tiles * count * w.groups();
-  next = {panels.codes + count * bytes, w.packed + std::min(first + 2 * count, num_panels) * bytes,
+  int64_t visits = tiles * count * w.groups();
+  next = {panels.codes + count * bytes, w.packed + std::min(first + 2 * count, w.panels()) * bytes,
           (count * bytes + visits * 64 - 1) / (visits * 64) * 64};
-  if (BITS != 8)
+  if (BITS != 8) {
     for (int64_t p = 0; p < count; p++)
       unpack_panel<BITS>(w, tables, first + p, unpacked + p * w.padded * PANEL_OUTPUTS);
-  if (BITS != 8) panels.codes = unpacked;
+    panels.codes = unpacked;
+  }
   for (int64_t t = 0; t < tiles; t++)
-    multiply_panels<Mode<8, BITS != 8, false>>(panels, count, tile_of(t, rows, w, quantized), bias, y, next);
+    multiply_panels<Mode<8, BITS != 8, true>>(panels, count, tile_of<BITS>(t, rows, w, quantized), bias, y, next);
 }
 
 // Computes y. Called by all threads of a team.
 template <int BITS, class T>
 void multiply_rows(const T* x, int64_t rows, int64_t inputs, const QuantizedWeight& w, const float* bias, T* y,
                    QuantizedRows& quantized) {
-  const int64_t tiles = num_tiles(rows), groups = w.groups(), panels = w.panels();
+  const int64_t tiles = num_tiles<BITS>(rows), groups = w.groups(), panels = w.panels();
   const ValueTables tables = value_tables<BITS>(w);
   static thread_local std::vector<uint8_t> unpacked;
-  if (BITS != 8 && tiles > 1) unpacked.resize(PANELS_AT_ONCE * w.padded * PANEL_OUTPUTS);
+  if (BITS != 8 && is_prompt<BITS>(rows)) unpacked.resize(PANELS_AT_ONCE * w.padded * PANEL_OUTPUTS);
 #pragma omp for schedule(static) collapse(2)
   for (int64_t t = 0; t < tiles; t++)
-    for (int64_t g = 0; g < groups; g++) quantize(x, inputs, w, tile_of(t, rows, w, quantized), int(g));
+    for (int64_t g = 0; g < groups; g++) quantize(x, inputs, w, tile_of<BITS>(t, rows, w, quantized), int(g));
 #pragma omp for schedule(guided)  // a thread that shares its core with other programs computes fewer panels
   for (int64_t p = 0; p < panels; p += PANELS_AT_ONCE)
     multiply_tiles<BITS>(w, tables, p, std::min(PANELS_AT_ONCE, panels - p), rows, quantized, unpacked.data(), bias, y);
