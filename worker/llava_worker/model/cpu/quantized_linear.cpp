@@ -130,25 +130,33 @@ void multiply(const Panels& panels, const RowTile& tile, const float* bias, T* y
   for (int g = 0; g < groups; g++, group += group_bytes, offsets += ROWS, input_scales += ROWS) {
     if (Mode::is_prompt) next.prefetch_some();
     i32x16 acc[PANELS][ROWS][2];
+    // All loops below are unrolled at once, so that the compiler keeps the accumulators in registers.
+#pragma GCC unroll 2
     for (int p = 0; p < PANELS; p++)
+#pragma GCC unroll 12
       for (int r = 0; r < ROWS; r++) acc[p][r][0] = acc[p][r][1] = i32x16{} + offsets[r];
     int64_t rest = w.padded - g * w.group_size;
     int64_t steps = HAS_GROUP_SCALES ? WEIGHT_GROUP / 4 : std::min<int64_t>(w.group_size, rest) / 4;
     for (int64_t step = 0; step < steps; step++, inputs += ROWS * 4)
+#pragma GCC unroll 2
       for (int p = 0; p < PANELS; p++) {
         u8x64 first, second;
         load_weights<BITS>(group + p * bytes, step, tables, first, second);
         if (!Mode::is_prompt) prefetch_weights<BITS>(group + p * bytes, step);
+#pragma GCC unroll 12
         for (int r = 0; r < ROWS; r++) {
           int32_t codes = read<int32_t>(inputs + r * 4);
           acc[p][r][0] = dot4_u8_s8(acc[p][r][0], first, codes);
           acc[p][r][1] = dot4_u8_s8(acc[p][r][1], second, codes);
         }
       }
+#pragma GCC unroll 2
     for (int p = 0; p < PANELS; p++)
+#pragma GCC unroll 2
       for (int half = 0; half < 2; half++) {
         f32x16 scale{};
         if constexpr (HAS_GROUP_SCALES) scale = group_scale(w, groups, panels.first + p, g, half);
+#pragma GCC unroll 12
         for (int r = 0; r < ROWS; r++) {
           f32x16 sums = __builtin_convertvector(acc[p][r][half], f32x16);
           out[p][r][half] += HAS_GROUP_SCALES ? sums * (scale * input_scales[r]) : sums * input_scales[r];
@@ -219,9 +227,17 @@ void multiply_rows(const T* x, int64_t rows, int64_t inputs, const QuantizedWeig
 #pragma omp for schedule(static) collapse(2)
   for (int64_t t = 0; t < tiles; t++)
     for (int64_t g = 0; g < groups; g++) quantize(x, inputs, w, tile_of<BITS>(t, rows, w, quantized), int(g));
+  auto multiply_from = [&](int64_t p) {
+    int64_t count = std::min(PANELS_AT_ONCE, panels - p);
+    multiply_tiles<BITS>(w, tables, p, count, rows, quantized, unpacked.data(), bias, y);
+  };
+  if (is_prompt<BITS>(rows)) {
 #pragma omp for schedule(guided)  // a thread that shares its core with other programs computes fewer panels
-  for (int64_t p = 0; p < panels; p += PANELS_AT_ONCE)
-    multiply_tiles<BITS>(w, tables, p, std::min(PANELS_AT_ONCE, panels - p), rows, quantized, unpacked.data(), bias, y);
+    for (int64_t p = 0; p < panels; p += PANELS_AT_ONCE) multiply_from(p);
+  } else {
+#pragma omp for schedule(static)
+    for (int64_t p = 0; p < panels; p += PANELS_AT_ONCE) multiply_from(p);
+  }
 }
 
 template <int BITS, class T>
