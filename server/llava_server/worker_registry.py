@@ -2,9 +2,8 @@
 
 Readers such as ``GET /v1/models`` use the copy, so they do not wait for Redis. Only if the copy contains no
 live worker do health checks wait for a new copy, so that a started server is ready as soon as its first
-worker. A model stays registered after
-its last worker has exited, so that requests for it fail with 503 (retry) instead of 404 (unknown model), or
-wait for a worker if the model's workers are started on demand.
+worker. A model stays registered after its last worker has exited, so that requests for it fail with 503
+(retry) instead of 404 (unknown model), or wait for a worker if the model's workers are started on demand.
 """
 
 from __future__ import annotations
