@@ -9,7 +9,6 @@ worker has no model and waits for the next command.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import sys
@@ -25,6 +24,7 @@ from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.load_progress import LoadProgress
 from llava_worker.loadable_models import CommandRefused, settings_for_command
+from llava_worker.model.heap import trim_heap
 from llava_worker.open_model import LoadedModel, StartupError, open_in_thread
 from llava_worker.settings import Settings
 from llava_worker.worker import LEAVE_TIMEOUT_S, Worker
@@ -222,8 +222,7 @@ def _release_memory(unused: list[object]) -> None:
     """Drop these objects and reference cycles, then release free memory of the glibc and torch allocators."""
     unused.clear()  # torch releases the GIL while it frees a tensor
     gc.collect()
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc only
-        trim(0)
+    trim_heap()
     if "torch" in sys.modules:
         from llava_worker.model.gpu.current_gpu import release_cached_memory
 

@@ -93,9 +93,11 @@ void multiply_panels(const QuantizedWeight& w, const Inputs& x, int64_t first, i
   const uint8_t* weights[PANELS];
   for (int64_t p = 0; p < count; p++)
     weights[p] = BITS == 8 ? w.packed + (first + p) * w.padded * PANEL_OUTPUTS : buffer + p * w.padded * PANEL_OUTPUTS;
-  if (BITS != 8)
+  if (BITS != 8) {
+    const ValueTables tables = value_tables<BITS>(w);
     for (int64_t p = 0; p < count; p++)
-      unpack_panel<BITS>(w, value_tables<BITS>(w), first + p, buffer + p * w.padded * PANEL_OUTPUTS);
+      unpack_panel<BITS>(w, tables, first + p, buffer + p * w.padded * PANEL_OUTPUTS);
+  }
   for (int64_t row = 0; row < x.rows; row += SQUARES * SIDE) {
     int64_t squares = std::min<int64_t>(SQUARES, (x.rows - row) / SIDE);
     std::memset(out, 0, sizeof out);
@@ -136,7 +138,7 @@ void quantized_linear_amx(const T* x, int64_t rows, int64_t inputs, const Quanti
   static thread_local std::vector<int8_t> codes;
   static thread_local std::vector<int32_t> offsets;
   static thread_local std::vector<float> scales;
-  int64_t padded_rows = (rows + SIDE - 1) / SIDE * SIDE, panels = (w.outputs + PANEL_OUTPUTS - 1) / PANEL_OUTPUTS;
+  int64_t padded_rows = (rows + SIDE - 1) / SIDE * SIDE, panels = w.panels();
   codes.assign(padded_rows * w.padded, 0);
   offsets.assign(padded_rows * w.groups(), 0);
   scales.assign(padded_rows * w.groups(), 0);
