@@ -1,13 +1,15 @@
 """The registry of live workers and served models: a copy of the workers' heartbeats, refreshed every second.
 
 Readers such as ``GET /v1/models`` use the copy, so they do not wait for Redis. Only if the copy contains no
-live worker do health checks wait for a new copy, so that a started server is ready as soon as its first
-worker. A model stays registered after its last worker has exited, so that requests for it fail with 503
+live worker do health checks wait briefly for a new copy, so that a started server is ready as soon as its
+first worker. A model stays registered after its last worker has exited, so that requests for it fail with 503
 (retry) instead of 404 (unknown model), or wait for a worker if the model's workers are started on demand.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import logging
 import time
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 5.0
 _FINGERPRINT_DIGITS = 10
+_MAX_FIND_S = 0.5  # half of the default timeout of a Kubernetes probe
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,13 @@ class WorkerRegistry:
         return self._models[name].fingerprint(model_digest) if name in self._models else None
 
     async def find_worker(self) -> None:
-        """Refresh the copy if it contains no live worker, because one may have just registered."""
+        """Refresh the copy if it contains no live worker, because one may have just registered.
+
+        The wait is limited, because health checks must respond even if Redis does not.
+        """
         if not self.has_workers:
-            await self._refreshing.run_after_now()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._refreshing.run_after_now(), _MAX_FIND_S)
 
     async def refresh(self) -> None:
         """Read the heartbeats. If the queue is unavailable, report this to ``QueueHealth``."""

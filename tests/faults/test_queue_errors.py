@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from tests.faults.cluster import Cluster, running_cluster
 from tests.faults.error_injector import ErrorInjector, Fault, FaultKind, running_injector
 from tests.faults.queue_errors import QUEUE_ERRORS
 from tests.faults.streams import Stream, Streams, story
-from tests.waiting import async_wait_until
+from tests.waiting import async_wait_until, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
@@ -64,8 +65,9 @@ async def check_recovery(cluster: Cluster, streams: Streams, started: list[Strea
     assert [process.status for process in processes] == [None] * len(processes)
     assert [process.pid for process in processes] == pids
     assert all(worker.log.count("worker ready") == 1 for worker in cluster.workers)  # the model stayed loaded
-    await async_wait_until(
-        lambda: all(each.is_ready for each in cluster.controllers), "the workers' heartbeats"
+    # In a thread, because the readiness check waits for Redis, and the error injector runs in this event loop.
+    await asyncio.to_thread(
+        wait_until, lambda: all(each.is_ready for each in cluster.controllers), "the workers' heartbeats"
     )
     late = streams.start_many(cluster.urls, len(cluster.urls), max_tokens=5)
     await streams.wait_for_all()

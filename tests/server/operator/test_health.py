@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import httpx2
 import pytest
+import redis
 from llava_server import lifespan
 from llava_wire.errors import QueueUnavailable
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.machine_speed import scaled
-from tests.server.conftest import OwnStack, Serve, Stack
+from tests.server.conftest import OwnStack, Serve, Stack, Valkey
 from tests.server.scripted_worker import MODEL, ScriptedWorker
 from tests.waiting import wait_until
 
@@ -42,6 +43,15 @@ def test_server_is_ready_as_soon_as_a_worker_has_registered(
             assert httpx2.get(f"{server.url}{path}", timeout=scaled(30)).status_code == 200
     finally:
         worker.stop()
+
+
+def test_health_checks_respond_while_redis_does_not(valkey: Valkey, serve: Serve) -> None:
+    server = serve(redis_url=f"unix://{valkey.socket}")
+    with redis.Redis(unix_socket_path=str(valkey.socket)) as client:
+        client.client_pause(3_600_000)  # milliseconds
+    response = httpx2.get(f"{server.url}/readyz", timeout=scaled(30))
+    # Without a limit, the response would wait until the call to Redis fails, and report its failure.
+    assert response.json()["reasons"] == ["No worker has registered yet."]
 
 
 def test_draining_server_is_live_but_not_ready_and_rejects_requests(own_stack: OwnStack) -> None:

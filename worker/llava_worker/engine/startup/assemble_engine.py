@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from llava_worker.engine.core.encoder_cache import EncoderCache
-from llava_worker.engine.core.kv_cache_size import allocate_cache, fit_cache, num_spare_tokens
+from llava_worker.engine.core.kv_cache_size import allocate_cache, fit_cache
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.speculation.drafter import PromptLookupDrafter
@@ -64,7 +64,6 @@ def assemble_engine(
     spec = _fit_cache(plan, largest, graph_bytes)
     context_length = min(model.config.text_config.max_position_embeddings, spec.num_tokens)
     cache = allocate_cache(spec, plan.device)
-    cache.prefault(num_spare_tokens(model.config, context_length))
     runner = ModelRunner(model, cache, plan.backend, EncoderCache(config.encoder_cache_bytes))
     graphs.apply(runner)
     return Engine(
