@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import compileall
 import sys
 from contextlib import suppress
 from pathlib import Path
 
+import llava_cli
+import llava_client
+import llava_server
+import llava_wire
+import llava_worker
 from llava_worker.model.cpu.build import KernelsUnavailable
 from llava_worker.model.cpu.load import capabilities, load, variant_for
 
@@ -42,13 +48,15 @@ def _llava_serve(checkpoint: Path, precision: str, bits: float) -> Target:
         weights=checkpoint,
         cache=cache,
         ready_path="/readyz",
-        prepare=_compile_kernels,
+        prepare=_compile,
         # A model with random weights repeats itself, so nearly every draft token would be accepted.
         environment={"LLAVA_SPECULATION": "off", "LLAVA_WEIGHTS_CACHE": str(cache)},
     )
 
 
-def _compile_kernels() -> None:
-    """Compile the kernels, because the published wheels contain them, but a checkout does not."""
+def _compile() -> None:
+    """Compile the kernels and the bytecode, which an installed wheel contains, but a checkout may not."""
     with suppress(KernelsUnavailable):  # the worker has a fallback, which is then measured
         load(variant_for(capabilities()))
+    for package in (llava_cli, llava_client, llava_server, llava_wire, llava_worker):
+        compileall.compile_dir(package.__path__[0], quiet=1)

@@ -65,7 +65,7 @@ async def check_recovery(cluster: Cluster, streams: Streams, started: list[Strea
     assert [process.status for process in processes] == [None] * len(processes)
     assert [process.pid for process in processes] == pids
     assert all(worker.log.count("worker ready") == 1 for worker in cluster.workers)  # the model stayed loaded
-    # In a thread, because the readiness check waits for Redis, and the error injector runs in this event loop.
+    # In a thread, because the readiness check waits for Redis, and the injector runs in this event loop.
     await asyncio.to_thread(
         wait_until, lambda: all(each.is_ready for each in cluster.controllers), "the workers' heartbeats"
     )

@@ -2,12 +2,14 @@
 
 ``import torch`` takes 0.9 s of CPU time. 0.15 s of it are ``torch._meta_registrations`` and the modules that
 only it imports, which implement operators for ``torch.compile`` and for some operations on the meta device.
+Another 0.03 s are searches for the modules of functions.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -26,9 +28,14 @@ def import_torch() -> None:
     if "torch" in sys.modules or _has_gpu_library():
         return
     sys.modules[_UNUSED] = ModuleType(_UNUSED)  # importing this module then has no effect
+    find_module = inspect.getmodule
+    # torch reads the source code of some of its functions. If Python looks for their modules, it resolves the
+    # paths of all imported modules.
+    inspect.getmodule = _find_no_module  # type: ignore[assignment]
     try:
         import torch
     finally:
+        inspect.getmodule = find_module
         del sys.modules[_UNUSED]
     vars(torch).pop(_UNUSED.rpartition(".")[2], None)
 
@@ -38,6 +45,10 @@ def collect_garbage() -> None:
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
+
+
+def _find_no_module(*_: object) -> None:
+    """Replace ``inspect.getmodule``. Source files are then read without the help of the module's loader."""
 
 
 def _has_gpu_library() -> bool:

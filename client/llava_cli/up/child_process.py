@@ -32,9 +32,8 @@ _READ_REST_S = 1.0  # limited, because a daemon in another session may keep the 
 class Program:
     """A program to run.
 
-    ``stop_grace_s`` is how long the program may take to exit after SIGTERM. If ``socket_path`` is set, the
-    program is ready once it listens on that Unix socket. ``is_worker`` is whether demo mode
-    may kill it.
+    ``stop_grace_s`` is how long the program may take to exit after SIGTERM. ``is_worker`` is whether demo
+    mode may kill it.
     """
 
     name: str
@@ -43,7 +42,6 @@ class Program:
         repr=False
     )  # not in the repr, because it contains the Redis URL and API keys
     stop_grace_s: float = 10.0
-    socket_path: Path | None = None
     is_worker: bool = False
 
 

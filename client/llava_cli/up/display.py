@@ -12,14 +12,15 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-
-from rich.console import Console
-from rich.markup import escape
-from rich.panel import Panel
-from rich.status import Status
+from typing import TYPE_CHECKING
 
 from llava_cli.up.plan import LaunchPlan
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
 
 __all__ = ["Display", "commands", "example_image"]
 
@@ -42,16 +43,23 @@ _REAL_MODEL = (
 class Display:
     """Prints the output of ``up``.
 
-    Events and the children's output go to stderr. The ready message goes to stdout.
+    Events and the children's output go to stderr. The ready message goes to stdout. rich is imported for the
+    first output and not before, because this takes 0.02 s, in which the children can already start.
     """
 
     def __init__(self, *, is_verbose: bool) -> None:
-        self._out = Console(highlight=False)
-        self._err = Console(stderr=True, highlight=False)
         self._is_verbose = is_verbose
         self._status: Status | None = None
         self._colors: dict[str, str] = {}
         self._selected: dict[str, str] = {}  # what the workers selected, such as the device: value and reason
+
+    @cached_property
+    def _out(self) -> Console:
+        return _console(is_stderr=False)
+
+    @cached_property
+    def _err(self) -> Console:
+        return _console(is_stderr=True)
 
     @contextmanager
     def waiting(self, activity: str) -> Iterator[None]:
@@ -60,7 +68,7 @@ class Display:
             self.show(activity)
             yield
             return
-        with self._err.status(escape(activity)) as self._status:
+        with self._err.status(_escape(activity)) as self._status:
             yield
         self._status = None
 
@@ -73,13 +81,13 @@ class Display:
             self._selected[key] = value
         if self._is_verbose:
             color = self._colors.setdefault(name, _COLORS[len(self._colors) % len(_COLORS)])
-            self._err.print(f"[{color}]{name:>9} |[/] {escape(text)}", soft_wrap=True)
+            self._err.print(f"[{color}]{name:>9} |[/] {_escape(text)}", soft_wrap=True)
         elif self._status is not None:
-            self._status.update(escape(f"{name}: {message}"[:_STATUS_WIDTH]))
+            self._status.update(_escape(f"{name}: {message}"[:_STATUS_WIDTH]))
 
     def show(self, sentence: str) -> None:
         """Print a message, regardless of ``--verbose``."""
-        self._err.print(escape(sentence), soft_wrap=True)
+        self._err.print(_escape(sentence), soft_wrap=True)
 
     def ready(self, plan: LaunchPlan, model: str, private_url: str | None) -> None:
         """Print the URLs, the model, what the workers selected, any generated key, and commands to try.
@@ -96,8 +104,10 @@ class Display:
         if plan.generated_key:
             rows.append(f"API key     {plan.generated_key}")
         rows.append("stop        Ctrl-C")
-        text = escape("\n".join(rows))
+        text = _escape("\n".join(rows))
         if self._out.is_terminal:
+            from rich.panel import Panel
+
             self._out.print(Panel(text, title="llava-serve is up", expand=False))
         else:
             self._out.print(f"llava-serve is up\n{text}", soft_wrap=True)
@@ -106,15 +116,27 @@ class Display:
         if private_url:
             examples["another worker of this server"] = _worker_command(plan, private_url)
         for name, command in examples.items():
-            self._out.print(escape(f"\n# {name}\n{command}"), soft_wrap=True)
+            self._out.print(_escape(f"\n# {name}\n{command}"), soft_wrap=True)
         if plan.model == "tiny":
-            self._out.print(escape(f"\n{_REAL_MODEL}"), soft_wrap=True)
+            self._out.print(_escape(f"\n{_REAL_MODEL}"), soft_wrap=True)
 
     def tail(self, lines: Sequence[str]) -> None:
         """Print the last output lines of a child that failed, unless ``--verbose`` has already shown them."""
         if not self._is_verbose:
             for line in lines:
-                self._err.print(escape(f"  {line}"), soft_wrap=True)
+                self._err.print(_escape(f"  {line}"), soft_wrap=True)
+
+
+def _console(*, is_stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=is_stderr, highlight=False)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
 
 
 def example_image(folder: Path) -> str:

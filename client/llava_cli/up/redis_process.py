@@ -71,7 +71,7 @@ def private_redis() -> Iterator[tuple[Program, str]]:
             *("--daemonize", "no"),
             *("--logfile", "", "--loglevel", "warning"),
         )
-        program = Program("redis", command, dict(os.environ), stop_grace_s=5.0, socket_path=socket_path)
+        program = Program("redis", command, dict(os.environ), stop_grace_s=5.0)
         yield program, _url(socket_path)
 
 

@@ -33,7 +33,6 @@ from llava_cli.up.supervisor import ChildFailed, Supervisor
 
 __all__ = ["up"]
 
-_SOCKET_POLL_S = 0.005  # Redis starts in about 0.02 s
 _MIN_DEMO_WORKERS = 2  # one of them is killed, and another one continues the response
 
 
@@ -111,8 +110,10 @@ async def run(
         serve_demo_socket(plan.demo_socket, supervisor.kill),
     ):
         workers = "1 worker" if plan.num_workers == 1 else f"{plan.num_workers} workers"
+        for layer in layers:
+            await supervisor.start(layer)
         with display.waiting(f"starting {plan.model} with {workers}"):
-            await _run_until_first(stop.wait(), supervisor.watch(), _start(supervisor, layers, plan.base_url))
+            await _run_until_first(stop.wait(), supervisor.watch(), wait_until_ready(plan.base_url))
         if not stop.is_set():
             supervisor.enable_restarts()
             status = await read_readiness(plan.base_url) or {}
@@ -198,27 +199,6 @@ async def _run_until_first(*coroutines: Coroutine[Any, Any, object]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()
-
-
-async def _start(supervisor: Supervisor, layers: list[list[Program]], base_url: str) -> None:
-    for layer in layers:
-        await supervisor.start(layer)
-        for program in layer:
-            if program.socket_path is not None:
-                await _wait_until_listening(program.socket_path)
-    await wait_until_ready(base_url)
-
-
-async def _wait_until_listening(path: Path) -> None:
-    while True:
-        try:
-            _, writer = await asyncio.open_unix_connection(path)
-        except OSError:  # not created yet
-            await asyncio.sleep(_SOCKET_POLL_S)
-            continue
-        writer.close()
-        await writer.wait_closed()
-        return
 
 
 def _served_name(status: Mapping[str, Any], plan: LaunchPlan) -> str:

@@ -10,7 +10,7 @@ import torch
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.layers.linear import LinearShape
-from llava_worker.model.lazy_memory import lazy_zeros, prefault_columns
+from llava_worker.model.lazy_memory import lazy_zeros, prefault_columns, zeros
 from llava_worker.model.quantization.quantized_linear import QuantizedLinear
 
 from tests.worker.model.resident_memory import resident_bytes
@@ -35,6 +35,12 @@ def mapping_flags(tensor: torch.Tensor) -> str:
         if first <= tensor.data_ptr() < last:
             return flags
     raise AssertionError("the tensor is not mapped")
+
+
+def test_memory_of_zeros_is_not_resident() -> None:
+    tensor = zeros((1024, 1024), torch.uint8, torch.device("cpu"))
+    assert resident_bytes(tensor) == 0
+    assert not tensor.any()
 
 
 @IS_INT8

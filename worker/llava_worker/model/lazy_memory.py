@@ -18,6 +18,7 @@ from torch import Tensor
 __all__ = ["lazy_zeros", "prefault_columns", "zeros"]
 
 _CHUNK_BYTES = 2 << 20  # one huge page
+_MIN_LAZY_BYTES = 128 << 10  # from this size on, malloc maps pages for each allocation, too
 _PAGE_BYTES = mmap.PAGESIZE
 
 
@@ -28,7 +29,7 @@ def zeros(
 
     See `lazy_zeros` for ``is_growing``.
     """
-    if device.type == "cpu" and prod(shape) * dtype.itemsize >= _CHUNK_BYTES:
+    if device.type == "cpu" and prod(shape) * dtype.itemsize >= _MIN_LAZY_BYTES:
         return lazy_zeros(shape, dtype, is_growing=is_growing)
     return torch.zeros(shape, dtype=dtype, device=device)
 

@@ -32,7 +32,7 @@ class QuantizedLinear(Linear):
         scales = (
             torch.zeros(shape.out_features, device=device)
             if bits == 8
-            else torch.zeros(panels, groups, PANEL_OUTPUTS, dtype=torch.bfloat16, device=device)
+            else zeros((panels, groups, PANEL_OUTPUTS), torch.bfloat16, device)
         )
         codebook = (
             None if bits == 8 else torch.tensor(kernels.codebook(bits), dtype=torch.int8, device=device)
