@@ -87,6 +87,18 @@ def without_permissions(queue: RedisServer) -> Iterator[None]:
 
 
 @contextmanager
+def without_permission_to_write(queue: RedisServer) -> Iterator[None]:
+    """Revoke the permission to write. Scripts then fail with an error reply that has no word of its own."""
+    users = [line.split()[1:] for line in queue.client.acl_list()]
+    for role in ROLES:
+        queue.client.execute_command("ACL", "SETUSER", role, "-@write")
+    yield
+    for role, *rules in users:
+        if role in ROLES:
+            queue.client.execute_command("ACL", "SETUSER", role, *rules)
+
+
+@contextmanager
 def with_other_passwords(queue: RedisServer) -> Iterator[None]:
     """Change the passwords and close all connections: WRONGPASS."""
     for role in ROLES:
@@ -111,6 +123,7 @@ QUEUE_ERRORS: Mapping[str, Callable[[RedisServer], AbstractContextManager[None]]
     "READONLY": as_replica,
     "BUSY": during_script,
     "NOPERM": without_permissions,
+    "ERR": without_permission_to_write,
     "WRONGPASS": with_other_passwords,
     "OOM": out_of_memory,
 }

@@ -26,7 +26,7 @@ from llava_wire.redis.shards import Shard
 from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 from llava_worker.engine import EngineInterface, StepOutput
 from llava_worker.model.cpu.native import cpu_kernels
-from llava_worker.model_host import ModelHost
+from llava_worker.model_host import ModelHost, _release_memory
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
 
@@ -127,6 +127,19 @@ async def test_unload_frees_the_engine_and_its_threads_but_keeps_the_worker_runn
         assert heartbeat.kernels is None
         assert heartbeat.worker_id == running.host.heartbeat.worker_id
         assert not running.task.done()
+
+
+def test_unload_frees_objects_that_a_cycle_frozen_at_startup_refers_to() -> None:
+    model = threading.Event()
+    freed = threading.Event()
+    weakref.finalize(model, freed.set)
+    cycle: list[object] = [model]
+    cycle.append(cycle)
+    gc.freeze()
+    unused: list[object] = [model]
+    del cycle, model
+    _release_memory(unused)
+    assert freed.is_set()
 
 
 async def test_running_job_continues_after_its_model_was_unloaded_and_loaded(

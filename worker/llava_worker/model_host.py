@@ -221,7 +221,11 @@ class ModelHost:
 def _release_memory(unused: list[object]) -> None:
     """Drop these objects and reference cycles, then release free memory of the glibc and torch allocators."""
     unused.clear()  # torch releases the GIL while it frees a tensor
+    # While torch is imported, it creates a frame that refers to itself and, through its callers, to the local
+    # variables of the function that loads the first model. This cycle is frozen by `collect_garbage`.
+    gc.unfreeze()
     gc.collect()
+    gc.freeze()
     trim_heap()
     if "torch" in sys.modules:
         from llava_worker.model.gpu.current_gpu import release_cached_memory

@@ -162,7 +162,7 @@ class Settings(ServiceSettings):
 
     hang_timeout_s: float = Field(
         30.0,
-        gt=0,
+        ge=0.1,
         le=3600,
         description="Maximum duration of an engine step, in seconds. If a step takes longer, the worker "
         "exits.",

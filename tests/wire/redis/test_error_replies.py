@@ -68,6 +68,20 @@ def test_the_error_that_redis_6_wraps_is_classified_by_its_own_word(
     assert (error_kind(error), is_defect(error)) == (kind, is_wrong)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The user executing the script can't run this command or subcommand",
+        "The user executing the script can't access at least one of the keys",
+        "ACL failure in script: User w has no permissions to run the 'set' command",
+    ],
+)
+def test_a_command_in_a_script_that_the_permissions_deny_is_temporary(text: str) -> None:
+    error = parse(f"ERR {text} {SHA}")
+    assert (error_kind(error), is_defect(error)) == ("NOPERM", False)
+    assert "Check the permissions of the Redis user (ACL)." in unavailable_reason(error)
+
+
 def test_a_script_that_an_operator_killed_is_retried() -> None:
     assert not is_defect(parse(f"ERR user_script:12: Script killed by user with SCRIPT KILL. {SHA}"))
 

@@ -33,6 +33,9 @@ _TRANSIENT_TEXTS = re.compile(
 # Redis 6.2 wraps the errors of commands that a script calls: "ERR Error running script (call to f_...):
 # @user_script:12: @user_script: 12: -READONLY You can't write ...".
 _WRAPPED = re.compile(r"@user_script: ?\d+: -?(?P<word>[A-Z]{2,}) ")
+# The replies of Redis 7.0 and of later servers if a script calls a command that the permissions (ACL) of the
+# user do not allow. Their first word is "ERR".
+_DENIED = re.compile(r"user executing the script can't|ACL failure in script", re.IGNORECASE)
 _WORD = re.compile(r"-?([A-Z][A-Z0-9]+)(?: |$)")
 _WRONG_USER = "Check the user and the password in the Redis URL."
 _CLUSTER_NODE = "The Redis URL names one node of a cluster. Use redis+cluster://."
@@ -52,6 +55,8 @@ def error_kind(error: BaseException) -> str:
     text = str(error)
     if wrapped := _WRAPPED.search(text):
         return wrapped["word"]
+    if isinstance(error, exceptions.ResponseError) and _DENIED.search(text):
+        return "NOPERM"
     if code := getattr(error, "status_code", None):
         return str(code)
     if isinstance(error, exceptions.ResponseError) and (match := _WORD.match(text)):

@@ -97,7 +97,7 @@ def map_file(path: Path, parameters: Sequence[Tensor], key: bytes) -> MappedFile
     Raises DamagedFile if the file does not contain what `write_file` wrote for this key, and OSError if it
     cannot be read, or if another user can write to it.
     """
-    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO must not block
     try:
         status, size = os.fstat(file), file_bytes(parameters)
         if is_foreign(status) or not stat.S_ISREG(status.st_mode):
