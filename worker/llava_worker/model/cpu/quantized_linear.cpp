@@ -27,9 +27,9 @@ namespace {
 #ifdef __AVX512F__
 // With 12 rows, 24 of the 32 registers are accumulators of integers, and those of fp32 values are in memory. With six
 // rows, both are in registers.
-constexpr int MAX_ROWS = 12, PROMPT_ROWS = 6, FEW_ROWS = 4;
+constexpr int MAX_ROWS = 12, PROMPT_ROWS = 6;
 #else
-constexpr int MAX_ROWS = 3, PROMPT_ROWS = 3, FEW_ROWS = 1;
+constexpr int MAX_ROWS = 3, PROMPT_ROWS = 3;
 #endif
 constexpr int64_t MIN_UNPACKED_ROWS = 65;  // with fewer rows, unpacking 4-bit or 5-bit panels saves no time
 constexpr int64_t PREFETCH_BYTES = 4096;   // prefetch distance
@@ -74,25 +74,29 @@ void quantize(const T* x, int64_t size, const QuantizedWeight& w, const RowTile&
 
 // --- products ---
 
-// Prefetches explicitly, because the hardware prefetcher stops at page boundaries. The target is the L2 cache, because
-// a prefetch into the L1 cache would occupy one of its few fill buffers.
-INLINE void prefetch(const uint8_t* from) { __builtin_prefetch(from, 0, 2); }
-
+// Weights and scales are prefetched explicitly, because the hardware prefetcher stops at page boundaries. With few rows,
+// the target is the L1 cache: consecutive panels are one stream of weights, and the scales are another one.
 template <int BITS>
 INLINE void prefetch_weights(const uint8_t* group, int64_t step) {
   constexpr int BYTES = BITS == 8 ? 128 : 64;
-  for (int i = 0; i < BYTES; i += 64) prefetch(group + step * BYTES + i + PREFETCH_BYTES);
-  if (BITS == 5 && step % 4 == 0) prefetch(group + NIBBLE_BYTES + step * 16 + PREFETCH_BYTES);
+  for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(group + step * BYTES + i + PREFETCH_BYTES);
+  if (BITS == 5 && step % 4 == 0) __builtin_prefetch(group + NIBBLE_BYTES + step * 16 + PREFETCH_BYTES);
 }
 
-// Prefetches the next panels while all tiles are multiplied by the current ones, a few cache lines per group.
+INLINE void prefetch_scales(const QuantizedWeight& w, int groups, int64_t panel, int g) {
+  constexpr int64_t GROUPS_AHEAD = PREFETCH_BYTES / NIBBLE_BYTES;
+  __builtin_prefetch((const bf16*)w.scales + (panel * groups + g + GROUPS_AHEAD) * PANEL_OUTPUTS);
+}
+
+// Prefetches the next panels into the L2 cache while all tiles are multiplied by the current ones, a few cache lines per
+// group.
 struct NextPanels {
   const uint8_t *next, *end;
   int64_t bytes_per_group;
 
   INLINE void prefetch_some() {
     const uint8_t* until = std::min(end, next + bytes_per_group);
-    for (; next < until; next += 64) prefetch(next);
+    for (; next < until; next += 64) __builtin_prefetch(next, 0, 2);
   }
 };
 
@@ -113,83 +117,75 @@ struct Mode {
   static constexpr int max_rows = IS_PROMPT ? PROMPT_ROWS : MAX_ROWS;
 };
 
-// Multiplies PANELS panels by the rows of a tile.
-template <class Mode, int ROWS, int PANELS, class T>
+// Multiplies the first panel by the rows of a tile.
+template <class Mode, int ROWS, class T>
 void multiply(const Panels& panels, const RowTile& tile, const float* bias, T* y, NextPanels& next) {
   constexpr int BITS = Mode::bits;
   constexpr bool HAS_GROUP_SCALES = Mode::has_group_scales;
   const QuantizedWeight& w = panels.w;
   const int groups = w.groups();
-  const int64_t bytes = w.padded * PANEL_OUTPUTS * BITS / 8, group_bytes = w.group_size * PANEL_OUTPUTS * BITS / 8;
+  const int64_t group_bytes = w.group_size * PANEL_OUTPUTS * BITS / 8;
   const ValueTables tables = panels.tables;
   const uint8_t* group = panels.codes;
   const int8_t* inputs = tile.inputs;
   const int32_t* offsets = tile.offsets;
   const float* input_scales = tile.scales;
-  f32x16 out[PANELS][ROWS][2] = {};
+  f32x16 out[ROWS][2] = {};
   for (int g = 0; g < groups; g++, group += group_bytes, offsets += ROWS, input_scales += ROWS) {
     if (Mode::is_prompt) next.prefetch_some();
-    i32x16 acc[PANELS][ROWS][2];
+    else if (HAS_GROUP_SCALES) prefetch_scales(w, groups, panels.first, g);
+    i32x16 acc[ROWS][2];
     // All loops below are unrolled at once, so that the compiler keeps the accumulators in registers.
-#pragma GCC unroll 2
-    for (int p = 0; p < PANELS; p++)
 #pragma GCC unroll 12
-      for (int r = 0; r < ROWS; r++) acc[p][r][0] = acc[p][r][1] = i32x16{} + offsets[r];
+    for (int r = 0; r < ROWS; r++) acc[r][0] = acc[r][1] = i32x16{} + offsets[r];
     int64_t rest = w.padded - g * w.group_size;
     int64_t steps = HAS_GROUP_SCALES ? WEIGHT_GROUP / 4 : std::min<int64_t>(w.group_size, rest) / 4;
-    for (int64_t step = 0; step < steps; step++, inputs += ROWS * 4)
 #pragma GCC unroll 2
-      for (int p = 0; p < PANELS; p++) {
-        u8x64 first, second;
-        load_weights<BITS>(group + p * bytes, step, tables, first, second);
-        if (!Mode::is_prompt) prefetch_weights<BITS>(group + p * bytes, step);
+    for (int64_t step = 0; step < steps; step++, inputs += ROWS * 4) {
+      u8x64 first, second;
+      load_weights<BITS>(group, step, tables, first, second);
+      if (!Mode::is_prompt) prefetch_weights<BITS>(group, step);
 #pragma GCC unroll 12
-        for (int r = 0; r < ROWS; r++) {
-          int32_t codes = read<int32_t>(inputs + r * 4);
-          acc[p][r][0] = dot4_u8_s8(acc[p][r][0], first, codes);
-          acc[p][r][1] = dot4_u8_s8(acc[p][r][1], second, codes);
-        }
+      for (int r = 0; r < ROWS; r++) {
+        int32_t codes = read<int32_t>(inputs + r * 4);
+        acc[r][0] = dot4_u8_s8(acc[r][0], first, codes);
+        acc[r][1] = dot4_u8_s8(acc[r][1], second, codes);
       }
-#pragma GCC unroll 2
-    for (int p = 0; p < PANELS; p++)
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; half++) {
-        f32x16 scale{};
-        if constexpr (HAS_GROUP_SCALES) scale = group_scale(w, groups, panels.first + p, g, half);
-#pragma GCC unroll 12
-        for (int r = 0; r < ROWS; r++) {
-          f32x16 sums = __builtin_convertvector(acc[p][r][half], f32x16);
-          out[p][r][half] += HAS_GROUP_SCALES ? sums * (scale * input_scales[r]) : sums * input_scales[r];
-        }
-      }
-  }
-  for (int p = 0; p < PANELS; p++)
-    for (int half = 0; half < 2; half++) {
-      OutputHalf<HAS_GROUP_SCALES> outputs(w, bias, panels.first + p, half);
-      for (int r = 0; r < ROWS; r++) outputs.store_row(out[p][r][half], y + (tile.first + r) * w.outputs);
     }
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+      f32x16 scale{};
+      if constexpr (HAS_GROUP_SCALES) scale = group_scale(w, groups, panels.first, g, half);
+#pragma GCC unroll 12
+      for (int r = 0; r < ROWS; r++) {
+        f32x16 sums = __builtin_convertvector(acc[r][half], f32x16);
+        out[r][half] += HAS_GROUP_SCALES ? sums * (scale * input_scales[r]) : sums * input_scales[r];
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; half++) {
+    OutputHalf<HAS_GROUP_SCALES> outputs(w, bias, panels.first, half);
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++) outputs.store_row(out[r][half], y + (tile.first + r) * w.outputs);
+  }
 }
 
 template <class T>
 using Multiply = void (*)(const Panels&, const RowTile&, const float*, T*, NextPanels&);
 
-template <class Mode, int PANELS, class T, int... R>
+template <class Mode, class T, int... R>
 Multiply<T> multiply_for(int rows, std::integer_sequence<int, R...>) {
-  static const Multiply<T> table[] = {multiply<Mode, R + 1, PANELS, T>...};
+  static const Multiply<T> table[] = {multiply<Mode, R + 1, T>...};
   return table[rows - 1];
 }
 
-// Multiplies ``count`` panels by all rows of a tile. If the tile has only a few rows, two panels are processed at a time,
-// so that two streams of weights are read concurrently.
+// Multiplies ``count`` panels by all rows of a tile, one after the other.
 template <class Mode, class T>
 void multiply_panels(Panels panels, int64_t count, const RowTile& tile, const float* bias, T* y, NextPanels& next) {
-  if constexpr (!Mode::is_prompt)
-    if (tile.rows <= FEW_ROWS && count == 2)
-      return multiply_for<Mode, 2, T>(tile.rows, std::make_integer_sequence<int, FEW_ROWS>())(panels, tile, bias, y,
-                                                                                              next);
   const int64_t bytes = panels.w.padded * PANEL_OUTPUTS * Mode::bits / 8;
-  for (int64_t p = 0; p < count; p++, panels.first++, panels.codes += bytes)
-    multiply_for<Mode, 1, T>(tile.rows, std::make_integer_sequence<int, Mode::max_rows>())(panels, tile, bias, y, next);
+  Multiply<T> multiply = multiply_for<Mode, T>(tile.rows, std::make_integer_sequence<int, Mode::max_rows>());
+  for (int64_t p = 0; p < count; p++, panels.first++, panels.codes += bytes) multiply(panels, tile, bias, y, next);
 }
 
 // Multiplies panels [first, first + count) by all tiles. ``unpacked`` is a buffer for the panels of a prompt.
