@@ -28,8 +28,11 @@ namespace {
 // With 12 rows, 24 of the 32 registers are accumulators of integers, and those of fp32 values are in memory. With six
 // rows, both are in registers.
 constexpr int MAX_ROWS = 12, PROMPT_ROWS = 6;
+constexpr bool PAIRS_PANELS = false;  // a single stream of weights is read faster than two
 #else
 constexpr int MAX_ROWS = 3, PROMPT_ROWS = 3;
+// Without an instruction for dot products of bytes, one row is limited by compute, and two panels share work.
+constexpr bool PAIRS_PANELS = true;
 #endif
 constexpr int64_t MIN_UNPACKED_ROWS = 65;  // with fewer rows, unpacking 4-bit or 5-bit panels saves no time
 constexpr int64_t PREFETCH_BYTES = 4096;   // prefetch distance
@@ -117,75 +120,86 @@ struct Mode {
   static constexpr int max_rows = IS_PROMPT ? PROMPT_ROWS : MAX_ROWS;
 };
 
-// Multiplies the first panel by the rows of a tile.
-template <class Mode, int ROWS, class T>
+// Multiplies PANELS panels by the rows of a tile.
+template <class Mode, int ROWS, int PANELS, class T>
 void multiply(const Panels& panels, const RowTile& tile, const float* bias, T* y, NextPanels& next) {
   constexpr int BITS = Mode::bits;
   constexpr bool HAS_GROUP_SCALES = Mode::has_group_scales;
   const QuantizedWeight& w = panels.w;
   const int groups = w.groups();
-  const int64_t group_bytes = w.group_size * PANEL_OUTPUTS * BITS / 8;
+  const int64_t bytes = w.padded * PANEL_OUTPUTS * BITS / 8, group_bytes = w.group_size * PANEL_OUTPUTS * BITS / 8;
   const ValueTables tables = panels.tables;
   const uint8_t* group = panels.codes;
   const int8_t* inputs = tile.inputs;
   const int32_t* offsets = tile.offsets;
   const float* input_scales = tile.scales;
-  f32x16 out[ROWS][2] = {};
+  f32x16 out[PANELS][ROWS][2] = {};
   for (int g = 0; g < groups; g++, group += group_bytes, offsets += ROWS, input_scales += ROWS) {
     if (Mode::is_prompt) next.prefetch_some();
-    else if (HAS_GROUP_SCALES) prefetch_scales(w, groups, panels.first, g);
-    i32x16 acc[ROWS][2];
+    else if (HAS_GROUP_SCALES)
+      for (int p = 0; p < PANELS; p++) prefetch_scales(w, groups, panels.first + p, g);
+    i32x16 acc[PANELS][ROWS][2];
     // All loops below are unrolled at once, so that the compiler keeps the accumulators in registers.
+#pragma GCC unroll 2
+    for (int p = 0; p < PANELS; p++)
 #pragma GCC unroll 12
-    for (int r = 0; r < ROWS; r++) acc[r][0] = acc[r][1] = i32x16{} + offsets[r];
+      for (int r = 0; r < ROWS; r++) acc[p][r][0] = acc[p][r][1] = i32x16{} + offsets[r];
     int64_t rest = w.padded - g * w.group_size;
     int64_t steps = HAS_GROUP_SCALES ? WEIGHT_GROUP / 4 : std::min<int64_t>(w.group_size, rest) / 4;
 #pragma GCC unroll 2
-    for (int64_t step = 0; step < steps; step++, inputs += ROWS * 4) {
-      u8x64 first, second;
-      load_weights<BITS>(group, step, tables, first, second);
-      if (!Mode::is_prompt) prefetch_weights<BITS>(group, step);
+    for (int64_t step = 0; step < steps; step++, inputs += ROWS * 4)
+#pragma GCC unroll 2
+      for (int p = 0; p < PANELS; p++) {
+        u8x64 first, second;
+        load_weights<BITS>(group + p * bytes, step, tables, first, second);
+        if (!Mode::is_prompt) prefetch_weights<BITS>(group + p * bytes, step);
 #pragma GCC unroll 12
-      for (int r = 0; r < ROWS; r++) {
-        int32_t codes = read<int32_t>(inputs + r * 4);
-        acc[r][0] = dot4_u8_s8(acc[r][0], first, codes);
-        acc[r][1] = dot4_u8_s8(acc[r][1], second, codes);
+        for (int r = 0; r < ROWS; r++) {
+          int32_t codes = read<int32_t>(inputs + r * 4);
+          acc[p][r][0] = dot4_u8_s8(acc[p][r][0], first, codes);
+          acc[p][r][1] = dot4_u8_s8(acc[p][r][1], second, codes);
+        }
       }
-    }
+#pragma GCC unroll 2
+    for (int p = 0; p < PANELS; p++)
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; half++) {
+        f32x16 scale{};
+        if constexpr (HAS_GROUP_SCALES) scale = group_scale(w, groups, panels.first + p, g, half);
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; r++) {
+          f32x16 sums = __builtin_convertvector(acc[p][r][half], f32x16);
+          out[p][r][half] += HAS_GROUP_SCALES ? sums * (scale * input_scales[r]) : sums * input_scales[r];
+        }
+      }
+  }
+#pragma GCC unroll 2
+  for (int p = 0; p < PANELS; p++)
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
-      f32x16 scale{};
-      if constexpr (HAS_GROUP_SCALES) scale = group_scale(w, groups, panels.first, g, half);
+      OutputHalf<HAS_GROUP_SCALES> outputs(w, bias, panels.first + p, half);
 #pragma GCC unroll 12
-      for (int r = 0; r < ROWS; r++) {
-        f32x16 sums = __builtin_convertvector(acc[r][half], f32x16);
-        out[r][half] += HAS_GROUP_SCALES ? sums * (scale * input_scales[r]) : sums * input_scales[r];
-      }
+      for (int r = 0; r < ROWS; r++) outputs.store_row(out[p][r][half], y + (tile.first + r) * w.outputs);
     }
-  }
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; half++) {
-    OutputHalf<HAS_GROUP_SCALES> outputs(w, bias, panels.first, half);
-#pragma GCC unroll 12
-    for (int r = 0; r < ROWS; r++) outputs.store_row(out[r][half], y + (tile.first + r) * w.outputs);
-  }
 }
 
 template <class T>
 using Multiply = void (*)(const Panels&, const RowTile&, const float*, T*, NextPanels&);
 
-template <class Mode, class T, int... R>
+template <class Mode, int PANELS, class T, int... R>
 Multiply<T> multiply_for(int rows, std::integer_sequence<int, R...>) {
-  static const Multiply<T> table[] = {multiply<Mode, R + 1, T>...};
+  static const Multiply<T> table[] = {multiply<Mode, R + 1, PANELS, T>...};
   return table[rows - 1];
 }
 
-// Multiplies ``count`` panels by all rows of a tile, one after the other.
+// Multiplies ``count`` panels by all rows of a tile.
 template <class Mode, class T>
 void multiply_panels(Panels panels, int64_t count, const RowTile& tile, const float* bias, T* y, NextPanels& next) {
+  if constexpr (!Mode::is_prompt && PAIRS_PANELS)
+    if (tile.rows == 1 && count == 2) return multiply<Mode, 1, 2>(panels, tile, bias, y, next);
   const int64_t bytes = panels.w.padded * PANEL_OUTPUTS * Mode::bits / 8;
-  Multiply<T> multiply = multiply_for<Mode, T>(tile.rows, std::make_integer_sequence<int, Mode::max_rows>());
-  for (int64_t p = 0; p < count; p++, panels.first++, panels.codes += bytes) multiply(panels, tile, bias, y, next);
+  for (int64_t p = 0; p < count; p++, panels.first++, panels.codes += bytes)
+    multiply_for<Mode, 1, T>(tile.rows, std::make_integer_sequence<int, Mode::max_rows>())(panels, tile, bias, y, next);
 }
 
 // Multiplies panels [first, first + count) by all tiles. ``unpacked`` is a buffer for the panels of a prompt.
