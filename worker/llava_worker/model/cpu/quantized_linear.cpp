@@ -28,9 +28,12 @@ namespace {
 #ifdef __AVX512F__
 // With 12 rows, 24 of the 32 registers are accumulators of integers, and those of fp32 values are in memory. With six
 // rows, both are in registers.
-constexpr int MAX_ROWS = 12, PROMPT_ROWS = 6, FEW_ROWS = 4;
+constexpr int MAX_ROWS = 12, PROMPT_ROWS = 6;
+constexpr bool PAIRS_PANELS = false;  // a single stream of weights is read faster than two
 #else
-constexpr int MAX_ROWS = 3, PROMPT_ROWS = 3, FEW_ROWS = 1;
+constexpr int MAX_ROWS = 3, PROMPT_ROWS = 3;
+// Without an instruction for dot products of bytes, one row is limited by compute, and two panels share work.
+constexpr bool PAIRS_PANELS = true;
 #endif
 constexpr int64_t MIN_UNPACKED_ROWS = 65;  // with fewer rows, unpacking 4-bit or 5-bit panels saves no time
 constexpr int64_t PREFETCH_BYTES = 4096;   // prefetch distance
@@ -75,30 +78,33 @@ void quantize(const T* x, int64_t size, const QuantizedWeight& w, const RowTile&
 
 // --- products ---
 
-// Prefetches explicitly, because the hardware prefetcher stops at page boundaries. The target is the L2 cache, because
-// a prefetch into the L1 cache would occupy one of its few fill buffers.
-INLINE void prefetch(const uint8_t* from) { __builtin_prefetch(from, 0, 2); }
-
+// Weights and scales are prefetched explicitly, because the hardware prefetcher stops at page boundaries. With few rows,
+// the target is the L1 cache: consecutive panels are one stream of weights, and the scales are another one.
 template <int BITS>
 INLINE void prefetch_weights(const uint8_t* group, int64_t step) {
   constexpr int BYTES = BITS == 8 ? 128 : 64;
-  for (int i = 0; i < BYTES; i += 64) prefetch(group + step * BYTES + i + PREFETCH_BYTES);
-  if (BITS == 5 && step % 4 == 0) prefetch(group + NIBBLE_BYTES + step * 16 + PREFETCH_BYTES);
+  for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(group + step * BYTES + i + PREFETCH_BYTES);
+  if (BITS == 5 && step % 4 == 0) __builtin_prefetch(group + NIBBLE_BYTES + step * 16 + PREFETCH_BYTES);
+}
+
+INLINE void prefetch_scales(const QuantizedWeight& w, int groups, int64_t panel, int g) {
+  constexpr int64_t GROUPS_AHEAD = PREFETCH_BYTES / NIBBLE_BYTES;
+  __builtin_prefetch((const bf16*)w.scales + (panel * groups + g + GROUPS_AHEAD) * PANEL_OUTPUTS);
 }
 
 // Number of steps, of four inputs each, between prefetches of the next panels. 8-bit weights have more lines.
 template <bool HAS_GROUP_SCALES>
 constexpr int64_t PREFETCH_STEPS = HAS_GROUP_SCALES ? WEIGHT_GROUP / 4 : 4;
 
-// Prefetches the next panels while all tiles are multiplied by the current ones, a few cache lines at a time. With more
-// lines at a time, loads of weights from the L2 cache would have to wait until the prefetches are complete.
+// Prefetches the next panels into the L2 cache while all tiles are multiplied by the current ones, a few cache lines at a
+// time. With more lines at a time, loads of weights from the L2 cache would have to wait for the prefetches.
 struct NextPanels {
   const uint8_t *next, *end;
   int64_t bytes_at_once;
 
   INLINE void prefetch_some() {
     const uint8_t* until = std::min(end, next + bytes_at_once);
-    for (; next < until; next += 64) prefetch(next);
+    for (; next < until; next += 64) __builtin_prefetch(next, 0, 2);
   }
 };
 
@@ -134,6 +140,8 @@ void multiply(const Panels& panels, const RowTile& tile, const float* bias, T* y
   const float* input_scales = tile.scales;
   f32x16 out[PANELS][ROWS][2] = {};
   for (int g = 0; g < groups; g++, group += group_bytes, offsets += ROWS, input_scales += ROWS) {
+    if (!Mode::is_prompt && HAS_GROUP_SCALES)
+      for (int p = 0; p < PANELS; p++) prefetch_scales(w, groups, panels.first + p, g);
     i32x16 acc[PANELS][ROWS][2];
     // All loops below are unrolled at once, so that the compiler keeps the accumulators in registers.
 #pragma GCC unroll 2
@@ -142,6 +150,7 @@ void multiply(const Panels& panels, const RowTile& tile, const float* bias, T* y
       for (int r = 0; r < ROWS; r++) acc[p][r][0] = acc[p][r][1] = i32x16{} + offsets[r];
     int64_t rest = w.padded - g * w.group_size;
     int64_t steps = HAS_GROUP_SCALES ? WEIGHT_GROUP / 4 : std::min<int64_t>(w.group_size, rest) / 4;
+#pragma GCC unroll 2
     for (int64_t step = 0; step < steps; step++, inputs += ROWS * 4) {
       if (Mode::is_prompt && step % PREFETCH_STEPS<HAS_GROUP_SCALES> == 0) next.prefetch_some();
 #pragma GCC unroll 2
@@ -190,14 +199,11 @@ Multiply<T> multiply_for(int rows, std::integer_sequence<int, R...>) {
   return table[rows - 1];
 }
 
-// Multiplies ``count`` panels by all rows of a tile. If the tile has only a few rows, two panels are processed at a time,
-// so that two streams of weights are read concurrently.
+// Multiplies ``count`` panels by all rows of a tile.
 template <class Mode, class T>
 void multiply_panels(Panels panels, int64_t count, const RowTile& tile, const float* bias, T* y, NextPanels& next) {
-  if constexpr (!Mode::is_prompt)
-    if (tile.rows <= FEW_ROWS && count == 2)
-      return multiply_for<Mode, 2, T>(tile.rows, std::make_integer_sequence<int, FEW_ROWS>())(panels, tile, bias, y,
-                                                                                              next);
+  if constexpr (!Mode::is_prompt && PAIRS_PANELS)
+    if (tile.rows == 1 && count == 2) return multiply<Mode, 1, 2>(panels, tile, bias, y, next);
   const int64_t bytes = panels.w.padded * PANEL_OUTPUTS * Mode::bits / 8;
   for (int64_t p = 0; p < count; p++, panels.first++, panels.codes += bytes)
     multiply_for<Mode, 1, T>(tile.rows, std::make_integer_sequence<int, Mode::max_rows>())(panels, tile, bias, y, next);
