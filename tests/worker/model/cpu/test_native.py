@@ -75,6 +75,17 @@ def test_a_row_is_bitwise_identical_in_any_batch(native: NativeKernels, bits: in
     assert not torch.equal(alone[0], alone[1])
 
 
+def test_the_norm_of_a_sum_is_bitwise_identical_to_separate_operations(native: NativeKernels) -> None:
+    for dtype in DTYPES:
+        x, residual, weight = (random(*shape, dtype=dtype) for shape in ((9, 70), (9, 70), (70,)))
+        residual = residual.flip(0)
+
+        norm, total = native.add_rms_norm(x, residual, weight, 1e-5)
+
+        assert torch.equal(total, x + residual)
+        assert torch.equal(norm, native.rms_norm(total, weight, 1e-5))
+
+
 @BITS
 def test_a_weight_can_be_loaded_in_chunks_of_any_size(native: NativeKernels, bits: int) -> None:
     weight = random(75, 90)
