@@ -44,6 +44,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "packed_bf16_linear": [_POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT],
     "pack_bf16_weight": [_POINTER, _LONG, _LONG, _LONG, _POINTER, _INT],
     "rms_norm": [_INT, _POINTER, _POINTER, _FLOAT, _LONG, _LONG, _POINTER, _INT],
+    "add_rms_norm": [_INT, *(_POINTER,) * 3, _FLOAT, _LONG, _LONG, _POINTER, _POINTER, _INT],
     "rope": [_INT, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _INT],
     "rope_and_cache": [
         *(_INT, _POINTER, _POINTER, _POINTER),  # is_bf16, qkv, cos, sin
@@ -172,6 +173,14 @@ class NativeKernels(Kernels):
         size = x.shape[-1]
         self._call("rms_norm", _is_bf16(x), x, weight, eps, x.numel() // size, size, y)
         return y
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        x, residual = x.contiguous(), residual.contiguous()
+        y, total = torch.empty_like(x), torch.empty_like(x)
+        size = x.shape[-1]
+        shape = (x.numel() // size, size)
+        self._call("add_rms_norm", _is_bf16(x), x, residual, weight, eps, *shape, total, y)
+        return y, total
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         tokens, heads, size = x.shape

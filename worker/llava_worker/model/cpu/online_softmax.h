@@ -22,21 +22,21 @@ struct OnlineSoftmax {
   float raise_max(const float* scores, int64_t num, float* values, int64_t size) {
     f32x16 block_max = broadcast(-INFINITY);
     for (int64_t k = 0; k < num; k += 16) block_max = maximum(load(scores + k), block_max);
-    float new_max = std::max(max, horizontal_max(block_max));
-    if (!(new_max > -INFINITY)) new_max = 0;  // all scores are masked
-    float rescale = max == new_max ? 1.0f : std::exp(max - new_max);
+    if (!any_greater(block_max, max)) return 1.0f;
+    float new_max = horizontal_max(block_max), rescale = std::exp(max - new_max);
     max = new_max;
-    if (rescale != 1.0f)
-      for (int64_t k = 0; k < size; k += 16) store(values + k, load(values + k) * rescale);
+    for (int64_t k = 0; k < size; k += 16) store(values + k, load(values + k) * rescale);
     return rescale;
   }
 
-  template <class W>
+  // Scores must not be masked unless IS_MASKED.
+  template <bool IS_MASKED = true, class W>
   void add_weights(const float* scores, int64_t num, float rescale, W* weights) {
     f32x16 block_sum{};
     for (int64_t k = 0; k < num; k += 16) {
       f32x16 s = load(scores + k);
-      f32x16 w = s == -INFINITY ? f32x16{} : approx_exp(s - max);
+      f32x16 w = approx_exp_up_to_88(s - max);  // the difference is at most 0
+      if (IS_MASKED) w = s == -INFINITY ? f32x16{} : w;
       store(weights + k, w);
       block_sum += w;
     }

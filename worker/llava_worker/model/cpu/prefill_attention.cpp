@@ -170,8 +170,11 @@ void process_queries(const Arguments<K>& args, int64_t i, int64_t begin, const P
     if (is_masked) mask(own, num, args.first(i + r) - begin, args.last(i + r) - begin);
     rescale[r] = state.softmax[i + r].raise_max(own, num, &state.values[(i + r) * args.size], args.size);
   }
-  for (int r = 0; r < R; r++)
-    state.softmax[i + r].add_weights(scores + r * KEYS, num, rescale[r], weights + r * KEYS);
+  for (int r = 0; r < R; r++) {
+    OnlineSoftmax& softmax = state.softmax[i + r];
+    if (is_masked) softmax.add_weights(scores + r * KEYS, num, rescale[r], weights + r * KEYS);
+    else softmax.add_weights<false>(scores + r * KEYS, num, rescale[r], weights + r * KEYS);
+  }
   float* to = &state.values[i * args.size];
   const uint32_t *pairs = (const uint32_t*)weights, *values = packed.values.data();
   int64_t k = 0;

@@ -12,8 +12,9 @@
 // of a group, 1,024 bytes per panel, are followed by the fifth bits, 256 bytes: [inputs / 4][32][4] bits.
 //
 // x is quantized into tiles of a few rows, [inputs / 4][rows][4] bytes. A panel stays in the L2 cache while it is
-// multiplied by all tiles, so weights are read from memory only once, no matter how many rows x has. If there are many,
-// 4-bit and 5-bit panels are first unpacked to the L2 cache, and the next panels are prefetched meanwhile.
+// multiplied by all tiles, so weights are read from memory only once, no matter how many rows x has. If there are several
+// tiles, the next panel is prefetched meanwhile. If there are many, 4-bit and 5-bit panels are first unpacked to the L2
+// cache.
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -23,17 +24,20 @@
 
 namespace {
 
-// The largest tiles of x with few rows, and of x with many rows (see is_prompt).
+// The largest tiles of x with few rows, and of x with more rows (see is_prompt).
 #ifdef __AVX512F__
 // With 12 rows, 24 of the 32 registers are accumulators of integers, and those of fp32 values are in memory. With six
 // rows, both are in registers.
-constexpr int MAX_ROWS = 12, PROMPT_ROWS = 6, FEW_ROWS = 4;
+constexpr int MAX_ROWS = 12, PROMPT_ROWS = 6;
+constexpr bool PAIRS_PANELS = false;  // a single stream of weights is read faster than two
 #else
-constexpr int MAX_ROWS = 3, PROMPT_ROWS = 3, FEW_ROWS = 1;
+constexpr int MAX_ROWS = 3, PROMPT_ROWS = 3;
+// Without an instruction for dot products of bytes, one row is limited by compute, and two panels share work.
+constexpr bool PAIRS_PANELS = true;
 #endif
 constexpr int64_t MIN_UNPACKED_ROWS = 65;  // with fewer rows, unpacking 4-bit or 5-bit panels saves no time
 constexpr int64_t PREFETCH_BYTES = 4096;   // prefetch distance
-constexpr int64_t PANELS_AT_ONCE = 2;      // panels that all tiles are multiplied by before the next ones are read
+constexpr int64_t PANELS_AT_ONCE = 2;      // panels that a tile with few rows is multiplied by concurrently
 
 struct RowTile {
   int64_t first;
@@ -43,19 +47,19 @@ struct RowTile {
   float* scales;     // [groups][rows]
 };
 
-// Whether panels are unpacked and prefetched for all tiles at once, and tiles are small.
-template <int BITS>
-bool is_prompt(int64_t rows) { return rows >= (BITS == 8 ? MAX_ROWS + 1 : MIN_UNPACKED_ROWS); }
+// Whether there are several tiles, which are small, and panels are prefetched for all of them at once.
+bool is_prompt(int64_t rows) { return rows > MAX_ROWS; }
 
 template <int BITS>
+bool is_unpacked(int64_t rows) { return BITS != 8 && rows >= MIN_UNPACKED_ROWS; }
+
 int64_t num_tiles(int64_t rows) {
-  int64_t largest = is_prompt<BITS>(rows) ? PROMPT_ROWS : MAX_ROWS;
+  int64_t largest = is_prompt(rows) ? PROMPT_ROWS : MAX_ROWS;
   return (rows + largest - 1) / largest;
 }
 
-template <int BITS>
 RowTile tile_of(int64_t t, int64_t rows, const QuantizedWeight& w, QuantizedRows& quantized) {
-  int64_t count = num_tiles<BITS>(rows), first = rows * t / count, last = rows * (t + 1) / count;
+  int64_t count = num_tiles(rows), first = rows * t / count, last = rows * (t + 1) / count;
   return {first, int(last - first), quantized.codes.data() + first * w.padded,
           quantized.offsets.data() + first * w.groups(), quantized.scales.data() + first * w.groups()};
 }
@@ -74,25 +78,33 @@ void quantize(const T* x, int64_t size, const QuantizedWeight& w, const RowTile&
 
 // --- products ---
 
-// Prefetches explicitly, because the hardware prefetcher stops at page boundaries. The target is the L2 cache, because
-// a prefetch into the L1 cache would occupy one of its few fill buffers.
-INLINE void prefetch(const uint8_t* from) { __builtin_prefetch(from, 0, 2); }
-
+// Weights and scales are prefetched explicitly, because the hardware prefetcher stops at page boundaries. With few rows,
+// the target is the L1 cache: consecutive panels are one stream of weights, and the scales are another one.
 template <int BITS>
 INLINE void prefetch_weights(const uint8_t* group, int64_t step) {
   constexpr int BYTES = BITS == 8 ? 128 : 64;
-  for (int i = 0; i < BYTES; i += 64) prefetch(group + step * BYTES + i + PREFETCH_BYTES);
-  if (BITS == 5 && step % 4 == 0) prefetch(group + NIBBLE_BYTES + step * 16 + PREFETCH_BYTES);
+  for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(group + step * BYTES + i + PREFETCH_BYTES);
+  if (BITS == 5 && step % 4 == 0) __builtin_prefetch(group + NIBBLE_BYTES + step * 16 + PREFETCH_BYTES);
 }
 
-// Prefetches the next panels while all tiles are multiplied by the current ones, a few cache lines per group.
+INLINE void prefetch_scales(const QuantizedWeight& w, int groups, int64_t panel, int g) {
+  constexpr int64_t GROUPS_AHEAD = PREFETCH_BYTES / NIBBLE_BYTES;
+  __builtin_prefetch((const bf16*)w.scales + (panel * groups + g + GROUPS_AHEAD) * PANEL_OUTPUTS);
+}
+
+// Number of steps, of four inputs each, between prefetches of the next panels. 8-bit weights have more lines.
+template <bool HAS_GROUP_SCALES>
+constexpr int64_t PREFETCH_STEPS = HAS_GROUP_SCALES ? WEIGHT_GROUP / 4 : 4;
+
+// Prefetches the next panels into the L2 cache while all tiles are multiplied by the current ones, a few cache lines at a
+// time. With more lines at a time, loads of weights from the L2 cache would have to wait for the prefetches.
 struct NextPanels {
   const uint8_t *next, *end;
-  int64_t bytes_per_group;
+  int64_t bytes_at_once;
 
   INLINE void prefetch_some() {
-    const uint8_t* until = std::min(end, next + bytes_per_group);
-    for (; next < until; next += 64) prefetch(next);
+    const uint8_t* until = std::min(end, next + bytes_at_once);
+    for (; next < until; next += 64) __builtin_prefetch(next, 0, 2);
   }
 };
 
@@ -128,7 +140,8 @@ void multiply(const Panels& panels, const RowTile& tile, const float* bias, T* y
   const float* input_scales = tile.scales;
   f32x16 out[PANELS][ROWS][2] = {};
   for (int g = 0; g < groups; g++, group += group_bytes, offsets += ROWS, input_scales += ROWS) {
-    if (Mode::is_prompt) next.prefetch_some();
+    if (!Mode::is_prompt && HAS_GROUP_SCALES)
+      for (int p = 0; p < PANELS; p++) prefetch_scales(w, groups, panels.first + p, g);
     i32x16 acc[PANELS][ROWS][2];
     // All loops below are unrolled at once, so that the compiler keeps the accumulators in registers.
 #pragma GCC unroll 2
@@ -137,7 +150,9 @@ void multiply(const Panels& panels, const RowTile& tile, const float* bias, T* y
       for (int r = 0; r < ROWS; r++) acc[p][r][0] = acc[p][r][1] = i32x16{} + offsets[r];
     int64_t rest = w.padded - g * w.group_size;
     int64_t steps = HAS_GROUP_SCALES ? WEIGHT_GROUP / 4 : std::min<int64_t>(w.group_size, rest) / 4;
-    for (int64_t step = 0; step < steps; step++, inputs += ROWS * 4)
+#pragma GCC unroll 2
+    for (int64_t step = 0; step < steps; step++, inputs += ROWS * 4) {
+      if (Mode::is_prompt && step % PREFETCH_STEPS<HAS_GROUP_SCALES> == 0) next.prefetch_some();
 #pragma GCC unroll 2
       for (int p = 0; p < PANELS; p++) {
         u8x64 first, second;
@@ -150,6 +165,7 @@ void multiply(const Panels& panels, const RowTile& tile, const float* bias, T* y
           acc[p][r][1] = dot4_u8_s8(acc[p][r][1], second, codes);
         }
       }
+    }
 #pragma GCC unroll 2
     for (int p = 0; p < PANELS; p++)
 #pragma GCC unroll 2
@@ -163,9 +179,13 @@ void multiply(const Panels& panels, const RowTile& tile, const float* bias, T* y
         }
       }
   }
+  // Without these pragmas, the sums in ``out`` would be in memory during the loop above, too.
+#pragma GCC unroll 2
   for (int p = 0; p < PANELS; p++)
+#pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
       OutputHalf<HAS_GROUP_SCALES> outputs(w, bias, panels.first + p, half);
+#pragma GCC unroll 12
       for (int r = 0; r < ROWS; r++) outputs.store_row(out[p][r][half], y + (tile.first + r) * w.outputs);
     }
 }
@@ -179,14 +199,11 @@ Multiply<T> multiply_for(int rows, std::integer_sequence<int, R...>) {
   return table[rows - 1];
 }
 
-// Multiplies ``count`` panels by all rows of a tile. If the tile has only a few rows, two panels are processed at a time,
-// so that two streams of weights are read concurrently.
+// Multiplies ``count`` panels by all rows of a tile.
 template <class Mode, class T>
 void multiply_panels(Panels panels, int64_t count, const RowTile& tile, const float* bias, T* y, NextPanels& next) {
-  if constexpr (!Mode::is_prompt)
-    if (tile.rows <= FEW_ROWS && count == 2)
-      return multiply_for<Mode, 2, T>(tile.rows, std::make_integer_sequence<int, FEW_ROWS>())(panels, tile, bias, y,
-                                                                                              next);
+  if constexpr (!Mode::is_prompt && PAIRS_PANELS)
+    if (tile.rows == 1 && count == 2) return multiply<Mode, 1, 2>(panels, tile, bias, y, next);
   const int64_t bytes = panels.w.padded * PANEL_OUTPUTS * Mode::bits / 8;
   for (int64_t p = 0; p < count; p++, panels.first++, panels.codes += bytes)
     multiply_for<Mode, 1, T>(tile.rows, std::make_integer_sequence<int, Mode::max_rows>())(panels, tile, bias, y, next);
@@ -196,47 +213,50 @@ void multiply_panels(Panels panels, int64_t count, const RowTile& tile, const fl
 template <int BITS, class T>
 void multiply_tiles(const QuantizedWeight& w, const ValueTables& tables, int64_t first, int64_t count, int64_t rows,
                     QuantizedRows& quantized, uint8_t* unpacked, const float* bias, T* y) {
-  const int64_t tiles = num_tiles<BITS>(rows), bytes = w.padded * PANEL_OUTPUTS * BITS / 8;
+  const int64_t tiles = num_tiles(rows), bytes = w.padded * PANEL_OUTPUTS * BITS / 8;
   Panels panels{w, tables, w.packed + first * bytes, first};
   NextPanels next{};
-  if (!is_prompt<BITS>(rows)) {
+  if (!is_prompt(rows)) {
     for (int64_t t = 0; t < tiles; t++)
-      multiply_panels<Mode<BITS, BITS != 8, false>>(panels, count, tile_of<BITS>(t, rows, w, quantized), bias, y, next);
+      multiply_panels<Mode<BITS, BITS != 8, false>>(panels, count, tile_of(t, rows, w, quantized), bias, y, next);
     return;
   }
-  int64_t visits = tiles * count * w.groups();
+  int64_t prefetches = tiles * count * w.padded / (4 * PREFETCH_STEPS<BITS != 8>);
   next = {panels.codes + count * bytes, w.packed + std::min(first + 2 * count, w.panels()) * bytes,
-          (count * bytes + visits * 64 - 1) / (visits * 64) * 64};
-  if (BITS != 8) {
-    for (int64_t p = 0; p < count; p++)
-      unpack_panel<BITS>(w, tables, first + p, unpacked + p * w.padded * PANEL_OUTPUTS);
-    panels.codes = unpacked;
+          (count * bytes + prefetches * 64 - 1) / (prefetches * 64) * 64};
+  if (!is_unpacked<BITS>(rows)) {
+    for (int64_t t = 0; t < tiles; t++)
+      multiply_panels<Mode<BITS, BITS != 8, true>>(panels, count, tile_of(t, rows, w, quantized), bias, y, next);
+    return;
   }
+  for (int64_t p = 0; p < count; p++)
+    unpack_panel<BITS>(w, tables, first + p, unpacked + p * w.padded * PANEL_OUTPUTS);
+  panels.codes = unpacked;
   for (int64_t t = 0; t < tiles; t++)
-    multiply_panels<Mode<8, BITS != 8, true>>(panels, count, tile_of<BITS>(t, rows, w, quantized), bias, y, next);
+    multiply_panels<Mode<8, true, true>>(panels, count, tile_of(t, rows, w, quantized), bias, y, next);
 }
 
 // Computes y. Called by all threads of a team.
 template <int BITS, class T>
 void multiply_rows(const T* x, int64_t rows, int64_t inputs, const QuantizedWeight& w, const float* bias, T* y,
                    QuantizedRows& quantized) {
-  const int64_t tiles = num_tiles<BITS>(rows), groups = w.groups(), panels = w.panels();
+  const int64_t tiles = num_tiles(rows), groups = w.groups(), panels = w.panels();
   const ValueTables tables = value_tables<BITS>(w);
   static thread_local std::vector<uint8_t> unpacked;
-  if (BITS != 8 && is_prompt<BITS>(rows)) unpacked.resize(PANELS_AT_ONCE * w.padded * PANEL_OUTPUTS);
+  if (is_unpacked<BITS>(rows)) unpacked.resize(w.padded * PANEL_OUTPUTS);
 #pragma omp for schedule(static) collapse(2)
   for (int64_t t = 0; t < tiles; t++)
-    for (int64_t g = 0; g < groups; g++) quantize(x, inputs, w, tile_of<BITS>(t, rows, w, quantized), int(g));
-  auto multiply_from = [&](int64_t p) {
-    int64_t count = std::min(PANELS_AT_ONCE, panels - p);
+    for (int64_t g = 0; g < groups; g++) quantize(x, inputs, w, tile_of(t, rows, w, quantized), int(g));
+  auto multiply_from = [&](int64_t p, int64_t most) {
+    int64_t count = std::min(most, panels - p);
     multiply_tiles<BITS>(w, tables, p, count, rows, quantized, unpacked.data(), bias, y);
   };
-  if (is_prompt<BITS>(rows)) {
+  if (is_prompt(rows)) {
 #pragma omp for schedule(guided)  // a thread that shares its core with other programs computes fewer panels
-    for (int64_t p = 0; p < panels; p += PANELS_AT_ONCE) multiply_from(p);
+    for (int64_t p = 0; p < panels; p++) multiply_from(p, 1);
   } else {
 #pragma omp for schedule(static)
-    for (int64_t p = 0; p < panels; p += PANELS_AT_ONCE) multiply_from(p);
+    for (int64_t p = 0; p < panels; p += PANELS_AT_ONCE) multiply_from(p, PANELS_AT_ONCE);
   }
 }
 

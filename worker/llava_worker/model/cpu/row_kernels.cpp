@@ -18,6 +18,17 @@ void rms_norm_rows(const T* x, const T* weight, float eps, int64_t rows, int64_t
 }
 
 template <class T>
+void add_rms_norm_rows(const T* x, const T* residual, const T* weight, float eps, int64_t rows, int64_t size, T* total,
+                       T* y, int threads) {
+  parallel_rows(rows, size, threads, [&](int64_t row) {
+    T* sum = total + row * size;
+    std::copy_n(residual + row * size, size, sum);
+    add_row(x + row * size, size, sum);
+    rms_norm_row(sum, weight, eps, size, y + row * size);
+  });
+}
+
+template <class T>
 void rope_rows(const T* x, int64_t stride, const T* cos, const T* sin, int64_t rows, int64_t heads, int64_t half, T* y,
                int threads) {
   parallel_rows(rows, heads * half, threads, [&](int64_t row) {
@@ -47,6 +58,17 @@ extern "C" void rms_norm(int is_bf16, const void* x, const void* weight, float e
                          void* y, int threads) {
   if (is_bf16) rms_norm_rows((const bf16*)x, (const bf16*)weight, eps, rows, size, (bf16*)y, threads);
   else rms_norm_rows((const float*)x, (const float*)weight, eps, rows, size, (float*)y, threads);
+}
+
+// Computes total = x + residual, and y, the norm of the total.
+extern "C" void add_rms_norm(int is_bf16, const void* x, const void* residual, const void* weight, float eps,
+                             int64_t rows, int64_t size, void* total, void* y, int threads) {
+  auto run = [&](auto* typed_y) {
+    using T = std::remove_reference_t<decltype(*typed_y)>;
+    add_rms_norm_rows((const T*)x, (const T*)residual, (const T*)weight, eps, rows, size, (T*)total, typed_y, threads);
+  };
+  if (is_bf16) run((bf16*)y);
+  else run((float*)y);
 }
 
 // x [rows][heads][2 * half], with a row stride of ``stride`` elements; cos and sin [rows][half].

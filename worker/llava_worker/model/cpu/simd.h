@@ -221,6 +221,17 @@ INLINE __m128 horizontal_sums(const f32x16* v) {
   return _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1));
 }
 
+// Whether any lane of v is greater than x.
+INLINE bool any_greater(f32x16 v, float x) {
+#ifdef __AVX512F__
+  return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(x), _CMP_GT_OQ);
+#else
+  __m256 halves[2];
+  std::memcpy(halves, &v, sizeof halves);
+  return _mm256_movemask_ps(_mm256_cmp_ps(_mm256_max_ps(halves[0], halves[1]), _mm256_set1_ps(x), _CMP_GT_OQ));
+#endif
+}
+
 INLINE float horizontal_max(f32x16 v) {  // no lane can be NaN
   __m256 halves[2];
   std::memcpy(halves, &v, sizeof halves);
@@ -256,12 +267,17 @@ INLINE int32_t horizontal_sum(i32x16 v) {
 #endif
 }
 
-// Computes e^x with an error of at most 2 ULP, as 2^n times a polynomial for half an octave on either side of 0.
-INLINE f32x16 approx_exp(f32x16 x) {
-  x = minimum(broadcast(88.0f), maximum(broadcast(-87.0f), x));  // a NaN stays NaN
+// Computes e^x for x up to 88 with an error of at most 2 ULP, as 2^n times a polynomial for half an octave on either side
+// of 0.
+INLINE f32x16 approx_exp_up_to_88(f32x16 x) {
+  x = maximum(broadcast(-87.0f), x);  // a NaN stays NaN
   f32x16 octaves = x * 1.44269504088896341f;
+#ifdef __AVX512F__
+  f32x16 whole = (f32x16)_mm512_roundscale_ps((__m512)octaves, 0);
+#else
   i32x16 n = round_to_int(octaves);
   f32x16 whole = __builtin_convertvector(n, f32x16);
+#endif
   f32x16 r = x - whole * 0.693359375f;
   r = r - whole * -2.12194440e-4f;
   f32x16 p = broadcast(1.9875691500e-4f);
@@ -271,8 +287,14 @@ INLINE f32x16 approx_exp(f32x16 x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
+#ifdef __AVX512F__
+  return (f32x16)_mm512_scalef_ps((__m512)p, (__m512)whole);
+#else
   return p * (f32x16)((n + 127) << 23);
+#endif
 }
+
+INLINE f32x16 approx_exp(f32x16 x) { return approx_exp_up_to_88(minimum(broadcast(88.0f), x)); }
 
 // acc[i] += w[4i] a[0] + ... + w[4i + 3] a[3], for unsigned bytes ``w`` and the four signed bytes of ``a``.
 INLINE i32x16 dot4_u8_s8(i32x16 acc, u8x64 w, int32_t a) {
