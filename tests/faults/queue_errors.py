@@ -89,13 +89,13 @@ def without_permissions(queue: RedisServer) -> Iterator[None]:
 @contextmanager
 def without_permission_to_write(queue: RedisServer) -> Iterator[None]:
     """Revoke the permission to write. Scripts then fail with an error reply that has no word of its own."""
-    users = [line.split()[1:] for line in queue.client.acl_list()]
+    users = [str(line).split()[1:] for line in queue.client.acl_list()]
+    rules = {name: each for name, *each in users}
     for role in ROLES:
         queue.client.execute_command("ACL", "SETUSER", role, "-@write")
     yield
-    for role, *rules in users:
-        if role in ROLES:
-            queue.client.execute_command("ACL", "SETUSER", role, *rules)
+    for role in ROLES:
+        queue.client.execute_command("ACL", "SETUSER", role, *rules[role])
 
 
 @contextmanager
