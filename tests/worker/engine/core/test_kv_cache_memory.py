@@ -43,6 +43,8 @@ def complete(engine: Engine, seed: int) -> int:
 def test_an_idle_engine_has_memory_for_one_prompt_with_an_image_more_than_it_has_used() -> None:
     engine = make_engine()
     num_spare = (engine._runner.model.config.tokens_per_tile + 192) / engine.context_length
+    assert num_resident_contexts(engine) < num_spare  # not allocated while the engine starts
+    idle(engine)
     assert num_spare <= num_resident_contexts(engine) < 2 * num_spare
     complete(engine, 0)
     idle(engine)
