@@ -46,6 +46,7 @@ def test_invalid_values_are_reported_with_the_setting_and_the_allowed_values(
         (["--vision-cache-mb", "-1"], ["LLAVA_VISION_CACHE_MB", "-1"]),
         (["--speculation", "on"], ["LLAVA_SPECULATION", "on", "'auto' or 'off'"]),
         (["--max-num-sequences", "0"], ["--max-num-sequences", "greater than or equal to 1", "0"]),
+        (["--hang-timeout-s", "0.05"], ["--hang-timeout-s", "greater than or equal to 0.1", "0.05"]),
         (["--max-batch-tokens", "0"], ["--max-batch-tokens", "greater than or equal to 1", "0"]),
         (["--conversation", "unknown"], ["LLAVA_CONVERSATION", "unknown", "vicuna_v1"]),
         (

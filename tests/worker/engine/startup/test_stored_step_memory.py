@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import llava_worker
@@ -41,6 +42,21 @@ def test_a_damaged_file_is_ignored_and_replaced(
 
     assert stored_in(tmp_path).load() is None
     assert "measured again" in caplog.text
+
+    stored_in(tmp_path).store(MEMORY)
+    assert stored_in(tmp_path).load() == MEMORY
+
+
+def test_a_fifo_in_the_place_of_the_file_does_not_block_and_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored_in(tmp_path).store(MEMORY)
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    os.mkfifo(path, 0o600)
+
+    assert stored_in(tmp_path).load() is None
+    assert f"{path} is not a regular file" in caplog.text
 
     stored_in(tmp_path).store(MEMORY)
     assert stored_in(tmp_path).load() == MEMORY

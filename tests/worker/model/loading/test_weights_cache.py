@@ -217,6 +217,19 @@ def test_a_damaged_file_is_built_again(
     assert not Loaded(folder, cache, "int8").is_read
 
 
+def test_a_fifo_in_the_place_of_a_file_does_not_block_and_is_not_used(
+    folder: Path, cache: WeightsCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    Loaded(folder, cache, "int8")
+    path = only_file(cache)
+    path.unlink()
+    os.mkfifo(path, 0o600)
+    loaded = Loaded(folder, cache, "int8")
+    assert loaded.is_read
+    assert f"{path} is not a regular file" in caplog.text
+    assert_same_weights(loaded.model, load_model(folder, "int8"))
+
+
 def test_a_file_with_the_name_of_another_one_is_built_again(
     folder: Path, tmp_path: Path, cache: WeightsCache
 ) -> None:

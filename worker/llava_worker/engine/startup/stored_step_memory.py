@@ -16,6 +16,7 @@ from pathlib import Path
 
 import llava_worker
 from llava_worker.engine.startup.warmup import StepMemory
+from llava_worker.model.config.untrusted_file import open_regular
 from llava_worker.model.loading.weights_key import code_digest
 from llava_worker.model.private_folder import is_foreign, make_private
 
@@ -38,14 +39,14 @@ class StoredStepMemory:
 
     def load(self) -> StepMemory | None:
         """Return the stored result, or None if there is none or if it cannot be read."""
+        if not os.path.lexists(self._path):
+            return None
         try:
-            with self._path.open("rb") as file:
+            with open_regular(self._path) as file:
                 if is_foreign(os.fstat(file.fileno())):
                     raise PermissionError(f"{self._path} is owned or writable by another user")
                 return _parse(file.read())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError) as error:  # CheckpointError is a ValueError
             logger.warning("the memory of a step is measured again: %s", error)
             return None
 

@@ -100,7 +100,9 @@ def map_file(path: Path, parameters: Sequence[Tensor], key: bytes) -> MappedFile
     file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO must not block
     try:
         status, size = os.fstat(file), file_bytes(parameters)
-        if is_foreign(status) or not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path} is not a regular file")
+        if is_foreign(status):
             raise PermissionError(f"{path} is owned or writable by another user")
         if status.st_size != size:
             raise DamagedFile(f"{path} has {status.st_size} bytes instead of {size}")
