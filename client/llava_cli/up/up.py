@@ -109,9 +109,9 @@ async def run(
         Supervisor(on_line=display.line, on_event=display.show, kill_now=kill_now) as supervisor,
         serve_demo_socket(plan.demo_socket, supervisor.kill),
     ):
-        workers = "1 worker" if plan.num_workers == 1 else f"{plan.num_workers} workers"
         for layer in layers:
             await supervisor.start(layer)
+        workers = "1 worker" if plan.num_workers == 1 else f"{plan.num_workers} workers"
         with display.waiting(f"starting {plan.model} with {workers}"):
             await _run_until_first(stop.wait(), supervisor.watch(), wait_until_ready(plan.base_url))
         if not stop.is_set():

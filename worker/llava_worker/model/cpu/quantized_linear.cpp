@@ -29,15 +29,15 @@ namespace {
 // With 12 rows, 24 of the 32 registers are accumulators of integers, and those of fp32 values are in memory. With six
 // rows, both are in registers.
 constexpr int MAX_ROWS = 12, PROMPT_ROWS = 6;
-constexpr bool PAIRS_PANELS = false;  // a single stream of weights is read faster than two
+// Panels that one row is multiplied by at a time. A single stream of weights is read faster than two.
+constexpr int PANELS_PER_ROW = 1;
 #else
 constexpr int MAX_ROWS = 3, PROMPT_ROWS = 3;
 // Without an instruction for dot products of bytes, one row is limited by compute, and two panels share work.
-constexpr bool PAIRS_PANELS = true;
+constexpr int PANELS_PER_ROW = 2;
 #endif
 constexpr int64_t MIN_UNPACKED_ROWS = 65;  // with fewer rows, unpacking 4-bit or 5-bit panels saves no time
 constexpr int64_t PREFETCH_BYTES = 4096;   // prefetch distance
-constexpr int64_t PANELS_AT_ONCE = 2;      // panels that a tile with few rows is multiplied by concurrently
 
 struct RowTile {
   int64_t first;
@@ -92,13 +92,13 @@ INLINE void prefetch_scales(const QuantizedWeight& w, int groups, int64_t panel,
   __builtin_prefetch((const bf16*)w.scales + (panel * groups + g + GROUPS_AHEAD) * PANEL_OUTPUTS);
 }
 
-// Number of steps, of four inputs each, between prefetches of the next panels. 8-bit weights have more lines.
+// Number of steps, of four inputs each, between prefetches of the next panel. 8-bit weights have more lines.
 template <bool HAS_GROUP_SCALES>
 constexpr int64_t PREFETCH_STEPS = HAS_GROUP_SCALES ? WEIGHT_GROUP / 4 : 4;
 
-// Prefetches the next panels into the L2 cache while all tiles are multiplied by the current ones, a few cache lines at a
+// Prefetches the next panel into the L2 cache while all tiles are multiplied by the current one, a few cache lines at a
 // time. With more lines at a time, loads of weights from the L2 cache would have to wait for the prefetches.
-struct NextPanels {
+struct NextPanel {
   const uint8_t *next, *end;
   int64_t bytes_at_once;
 
@@ -127,7 +127,7 @@ struct Mode {
 
 // Multiplies PANELS panels by the rows of a tile.
 template <class Mode, int ROWS, int PANELS, class T>
-void multiply(const Panels& panels, const RowTile& tile, const float* bias, T* y, NextPanels& next) {
+void multiply(const Panels& panels, const RowTile& tile, const float* bias, T* y, NextPanel& next) {
   constexpr int BITS = Mode::bits;
   constexpr bool HAS_GROUP_SCALES = Mode::has_group_scales;
   const QuantizedWeight& w = panels.w;
@@ -191,7 +191,7 @@ void multiply(const Panels& panels, const RowTile& tile, const float* bias, T* y
 }
 
 template <class T>
-using Multiply = void (*)(const Panels&, const RowTile&, const float*, T*, NextPanels&);
+using Multiply = void (*)(const Panels&, const RowTile&, const float*, T*, NextPanel&);
 
 template <class Mode, int PANELS, class T, int... R>
 Multiply<T> multiply_for(int rows, std::integer_sequence<int, R...>) {
@@ -199,41 +199,43 @@ Multiply<T> multiply_for(int rows, std::integer_sequence<int, R...>) {
   return table[rows - 1];
 }
 
-// Multiplies ``count`` panels by all rows of a tile.
+// Multiplies a panel by all rows of a tile.
 template <class Mode, class T>
-void multiply_panels(Panels panels, int64_t count, const RowTile& tile, const float* bias, T* y, NextPanels& next) {
-  if constexpr (!Mode::is_prompt && PAIRS_PANELS)
-    if (tile.rows == 1 && count == 2) return multiply<Mode, 1, 2>(panels, tile, bias, y, next);
-  const int64_t bytes = panels.w.padded * PANEL_OUTPUTS * Mode::bits / 8;
-  for (int64_t p = 0; p < count; p++, panels.first++, panels.codes += bytes)
-    multiply_for<Mode, 1, T>(tile.rows, std::make_integer_sequence<int, Mode::max_rows>())(panels, tile, bias, y, next);
+void multiply_panel(const Panels& panel, const RowTile& tile, const float* bias, T* y, NextPanel& next) {
+  multiply_for<Mode, 1, T>(tile.rows, std::make_integer_sequence<int, Mode::max_rows>())(panel, tile, bias, y, next);
 }
 
-// Multiplies panels [first, first + count) by all tiles. ``unpacked`` is a buffer for the panels of a prompt.
+// Multiplies up to PANELS_PER_ROW panels, starting at ``first``, by a tile that contains all rows.
 template <int BITS, class T>
-void multiply_tiles(const QuantizedWeight& w, const ValueTables& tables, int64_t first, int64_t count, int64_t rows,
-                    QuantizedRows& quantized, uint8_t* unpacked, const float* bias, T* y) {
+void multiply_few_rows(const QuantizedWeight& w, const ValueTables& tables, int64_t first, const RowTile& tile,
+                       const float* bias, T* y) {
+  using FewRows = Mode<BITS, BITS != 8, false>;
+  const int64_t bytes = w.padded * PANEL_OUTPUTS * BITS / 8, last = std::min(first + PANELS_PER_ROW, w.panels());
+  NextPanel next{};
+  if (PANELS_PER_ROW > 1 && tile.rows == 1 && last - first == PANELS_PER_ROW)
+    return multiply<FewRows, 1, PANELS_PER_ROW>(Panels{w, tables, w.packed + first * bytes, first}, tile, bias, y, next);
+  for (int64_t p = first; p < last; p++)
+    multiply_panel<FewRows>(Panels{w, tables, w.packed + p * bytes, p}, tile, bias, y, next);
+}
+
+// Multiplies panel ``p`` by all tiles. ``unpacked`` is a buffer for it.
+template <int BITS, class T>
+void multiply_prompt(const QuantizedWeight& w, const ValueTables& tables, int64_t p, int64_t rows,
+                     QuantizedRows& quantized, uint8_t* unpacked, const float* bias, T* y) {
   const int64_t tiles = num_tiles(rows), bytes = w.padded * PANEL_OUTPUTS * BITS / 8;
-  Panels panels{w, tables, w.packed + first * bytes, first};
-  NextPanels next{};
-  if (!is_prompt(rows)) {
-    for (int64_t t = 0; t < tiles; t++)
-      multiply_panels<Mode<BITS, BITS != 8, false>>(panels, count, tile_of(t, rows, w, quantized), bias, y, next);
-    return;
-  }
-  int64_t prefetches = tiles * count * w.padded / (4 * PREFETCH_STEPS<BITS != 8>);
-  next = {panels.codes + count * bytes, w.packed + std::min(first + 2 * count, w.panels()) * bytes,
-          (count * bytes + prefetches * 64 - 1) / (prefetches * 64) * 64};
+  const int64_t prefetches = tiles * w.padded / (4 * PREFETCH_STEPS<BITS != 8>);
+  Panels panel{w, tables, w.packed + p * bytes, p};
+  NextPanel next{panel.codes + bytes, w.packed + std::min(p + 2, w.panels()) * bytes,
+                 (bytes + prefetches * 64 - 1) / (prefetches * 64) * 64};
   if (!is_unpacked<BITS>(rows)) {
     for (int64_t t = 0; t < tiles; t++)
-      multiply_panels<Mode<BITS, BITS != 8, true>>(panels, count, tile_of(t, rows, w, quantized), bias, y, next);
+      multiply_panel<Mode<BITS, BITS != 8, true>>(panel, tile_of(t, rows, w, quantized), bias, y, next);
     return;
   }
-  for (int64_t p = 0; p < count; p++)
-    unpack_panel<BITS>(w, tables, first + p, unpacked + p * w.padded * PANEL_OUTPUTS);
-  panels.codes = unpacked;
+  unpack_panel<BITS>(w, tables, p, unpacked);
+  panel.codes = unpacked;
   for (int64_t t = 0; t < tiles; t++)
-    multiply_panels<Mode<8, true, true>>(panels, count, tile_of(t, rows, w, quantized), bias, y, next);
+    multiply_panel<Mode<8, true, true>>(panel, tile_of(t, rows, w, quantized), bias, y, next);
 }
 
 // Computes y. Called by all threads of a team.
@@ -247,16 +249,14 @@ void multiply_rows(const T* x, int64_t rows, int64_t inputs, const QuantizedWeig
 #pragma omp for schedule(static) collapse(2)
   for (int64_t t = 0; t < tiles; t++)
     for (int64_t g = 0; g < groups; g++) quantize(x, inputs, w, tile_of(t, rows, w, quantized), int(g));
-  auto multiply_from = [&](int64_t p, int64_t most) {
-    int64_t count = std::min(most, panels - p);
-    multiply_tiles<BITS>(w, tables, p, count, rows, quantized, unpacked.data(), bias, y);
-  };
   if (is_prompt(rows)) {
 #pragma omp for schedule(guided)  // a thread that shares its core with other programs computes fewer panels
-    for (int64_t p = 0; p < panels; p++) multiply_from(p, 1);
+    for (int64_t p = 0; p < panels; p++)
+      multiply_prompt<BITS>(w, tables, p, rows, quantized, unpacked.data(), bias, y);
   } else {
 #pragma omp for schedule(static)
-    for (int64_t p = 0; p < panels; p += PANELS_AT_ONCE) multiply_from(p, PANELS_AT_ONCE);
+    for (int64_t p = 0; p < panels; p += PANELS_PER_ROW)
+      multiply_few_rows<BITS>(w, tables, p, tile_of(0, rows, w, quantized), bias, y);
   }
 }
 

@@ -189,15 +189,21 @@ INLINE u8x64 look_up(u8x64 low, u8x64 high, u8x64 indices, uint64_t is_high) {
 #endif
 }
 
-INLINE float horizontal_sum(f32x16 v) {
-  __m256 halves[2];
+struct Halves {
+  __m256 low, high;
+};
+
+INLINE Halves halves_of(f32x16 v) {
 #ifdef __AVX512F__
-  halves[0] = _mm512_castps512_ps256((__m512)v);
-  halves[1] = _mm512_extractf32x8_ps((__m512)v, 1);
+  return {_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1)};
 #else
-  std::memcpy(halves, &v, sizeof halves);
+  return read<Halves>(&v);
 #endif
-  __m256 eight = _mm256_add_ps(halves[0], halves[1]);
+}
+
+INLINE float horizontal_sum(f32x16 v) {
+  Halves halves = halves_of(v);
+  __m256 eight = _mm256_add_ps(halves.low, halves.high);
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
@@ -207,14 +213,8 @@ INLINE float horizontal_sum(f32x16 v) {
 INLINE __m128 horizontal_sums(const f32x16* v) {
   __m256 eight[4];
   for (int i = 0; i < 4; i++) {
-    __m256 halves[2];
-#ifdef __AVX512F__
-    halves[0] = _mm512_castps512_ps256((__m512)v[i]);
-    halves[1] = _mm512_extractf32x8_ps((__m512)v[i], 1);
-#else
-    std::memcpy(halves, &v[i], sizeof halves);
-#endif
-    eight[i] = _mm256_add_ps(halves[0], halves[1]);
+    Halves halves = halves_of(v[i]);
+    eight[i] = _mm256_add_ps(halves.low, halves.high);
   }
   __m256 first = _mm256_hadd_ps(eight[0], eight[1]), second = _mm256_hadd_ps(eight[2], eight[3]);
   __m256 four = _mm256_hadd_ps(first, second);
@@ -226,16 +226,14 @@ INLINE bool any_greater(f32x16 v, float x) {
 #ifdef __AVX512F__
   return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(x), _CMP_GT_OQ);
 #else
-  __m256 halves[2];
-  std::memcpy(halves, &v, sizeof halves);
-  return _mm256_movemask_ps(_mm256_cmp_ps(_mm256_max_ps(halves[0], halves[1]), _mm256_set1_ps(x), _CMP_GT_OQ));
+  Halves halves = halves_of(v);
+  return _mm256_movemask_ps(_mm256_cmp_ps(_mm256_max_ps(halves.low, halves.high), _mm256_set1_ps(x), _CMP_GT_OQ));
 #endif
 }
 
 INLINE float horizontal_max(f32x16 v) {  // no lane can be NaN
-  __m256 halves[2];
-  std::memcpy(halves, &v, sizeof halves);
-  __m256 eight = _mm256_max_ps(halves[0], halves[1]);
+  Halves halves = halves_of(v);
+  __m256 eight = _mm256_max_ps(halves.low, halves.high);
   __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
