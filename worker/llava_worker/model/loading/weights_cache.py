@@ -98,10 +98,16 @@ class WeightsCache:
         Raises OSError if the folder cannot be used, or if another process takes too long to build the file.
         """
         make_private(self.folder)
-        if (mapped := _open(path, parameters)) is not None:
-            return mapped
+        with suppress(FileNotFoundError, DamagedFile):
+            return _open(path, parameters)
         locks.enter_context(_lock(path.with_suffix(".lock")))
-        return _open(path, parameters)  # another process may have built it in the meantime
+        try:
+            return _open(path, parameters)  # another process may have built it in the meantime
+        except FileNotFoundError:
+            return None
+        except DamagedFile as error:
+            logger.warning("packed weights are built again: %s", error)
+            return None
 
     def _store(self, path: Path, parameters: Sequence[Tensor]) -> MappedFile | None:
         """Write the file and return the parameters in it, or None if this fails. The file must be locked."""
@@ -116,7 +122,7 @@ class WeightsCache:
             finally:
                 temporary.unlink(missing_ok=True)
             return _open(path, parameters)
-        except OSError as error:
+        except (OSError, DamagedFile) as error:
             self._log(error)
             return None
 
@@ -139,9 +145,9 @@ class WeightsCache:
         if size > budget:
             raise OSError(errno.ENOSPC, f"{size >> 20} MiB are more than half of the free space")
 
-    def _log(self, error: OSError) -> None:
+    def _log(self, error: OSError | DamagedFile) -> None:
         logger.warning(
-            "packed weights cannot be stored in %s (weights_cache), so the next start takes longer: %s",
+            "the folder %s (weights_cache) is not used, so the next start takes longer: %s",
             self.folder,
             error,
         )
@@ -158,15 +164,9 @@ def _used_at(path: Path) -> float:
     return 0.0
 
 
-def _open(path: Path, parameters: Sequence[Tensor]) -> MappedFile | None:
-    """Return the parameters in the file, or None if it does not exist or is damaged."""
-    try:
-        mapped = map_file(path, parameters, _key_of(path))
-    except FileNotFoundError:
-        return None
-    except DamagedFile as error:
-        logger.warning("packed weights are built again: %s", error)
-        return None
+def _open(path: Path, parameters: Sequence[Tensor]) -> MappedFile:
+    """Return the parameters in the file. Raises the exceptions of `map_file`."""
+    mapped = map_file(path, parameters, _key_of(path))
     with suppress(OSError):  # for example, on a read-only file system
         os.utime(path)
     return mapped
