@@ -1,4 +1,4 @@
-"""Steps with few tokens, which one native call computes, agree with those computed by separate operations."""
+"""Steps that one native call computes agree with those computed by separate operations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ ONE: Rows = [(1, 37)]
 SEVERAL: Rows = [(1, 3), (1, 38), (1, 1), (1, 20)]
 MANY: Rows = [(1, 1 + i) for i in range(14)]  # more than fit in one tile
 DRAFTS: Rows = [(1, 9), (4, 17)]
-PROMPT: Rows = [(1, 9), (17, 17)]
+PROMPT: Rows = [(17, 17)]
+CHUNKS: Rows = [(1, 9), (4, 17), (20, 33), (70, 90)]
 BITS: dict[str, dict[Role, int]] = {
     "bf16": {},
     "int8": {"decoder": 8, "down_proj": 8},
@@ -143,7 +144,8 @@ def test_one_call_is_bitwise_identical_to_separate_operations(
     ]
     for options in variants:
         decoder = make_decoder(native, bits, dtype, **options)
-        for rows in (ONE, SEVERAL, DRAFTS, MANY):
+        with_prompts = (PROMPT, CHUNKS) if native.uses_prefill_attention(dtype) else ()
+        for rows in (ONE, SEVERAL, DRAFTS, MANY, *with_prompts):
             for is_int8 in (False, True):
                 calls.clear()
                 actual, expected = compute(decoder, rows, is_int8=is_int8)
@@ -168,13 +170,26 @@ def test_one_call_computes_up_to_eight_rows_with_bf16_weights_that_are_not_packe
     assert "decoder_layers" not in calls
 
 
+def test_one_call_computes_up_to_sixteen_rows_if_products_use_amx(
+    native: NativeKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(native, "_variant", "amx")
+    calls = calls_of(native, monkeypatch)
+    decoder = make_decoder(native, "int8", torch.bfloat16)
+    for rows, is_one_call in (([(1, 5)] * 16, True), ([(1, 5)] * 17, False), (PROMPT, False)):
+        calls.clear()
+        assert_equal(*compute(decoder, rows))
+        assert ("decoder_layers" in calls) == is_one_call
+
+
 def test_one_call_is_bitwise_identical_with_several_threads(native: NativeKernels) -> None:
     torch.manual_seed(0)
     decoder = make_decoder(native, "int4", torch.bfloat16)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        for rows in (ONE, SEVERAL):
+        for rows in (ONE, SEVERAL, PROMPT, CHUNKS):
             assert_equal(*compute(decoder, rows, is_int8=True))
     finally:
         torch.set_num_threads(threads)
@@ -200,11 +215,9 @@ def test_other_steps_are_computed_by_separate_operations(
     bf16, ranks = torch.bfloat16, TensorParallel(0, 2)
     monkeypatch.setattr(ranks, "all_reduce", lambda x: x)
     others = [
-        (make_decoder(native, "int8", bf16), PROMPT),
-        (make_decoder(native, "int8", bf16), [(1, 5)] * 17),
+        (make_decoder(native, "int8", torch.float32), [(1, 9), *PROMPT]),
         (make_decoder(native, "int8", bf16, hidden_act="gelu"), ONE),
         (make_decoder(native, "int8", bf16, ranks), ONE),
-        (make_decoder(native, "bf16", bf16), [(1, 5)] * 17),
         (make_decoder(native, "bf16", torch.float32), ONE),
     ]
     for decoder, rows in others:

@@ -67,7 +67,7 @@ class Decoder(nn.Module):
     def __call__(self, x: Tensor, positions: Tensor, attention: AttentionPlan) -> Tensor:
         """Return the final hidden states [tokens, hidden] for x [tokens, hidden] and positions [tokens]."""
         rotation = self.rotary(positions, x.dtype)
-        rows = attention.decode_rows
+        rows = attention.step_rows
         if rows is not None and self._native_layers is not None:
             hidden = self._native_layers.compute(x, rotation, rows)
             if hidden is not None:
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
 
     @cached_property
     def _native_layers(self) -> NativeLayers | None:
-        """The layers for steps with few tokens, if C++ kernels support them. They do not support Phi."""
+        """The layers as one call, if C++ kernels support them. They do not support Phi."""
         config, kernels = self._config, self._kernels
         if self._has_ranks or config.hidden_act != "silu" or not isinstance(kernels, NativeKernels):
             return None

@@ -1,18 +1,19 @@
 """All layers of a decoder, computed by one call of the C++ kernels.
 
-This is used for steps with few tokens, for which the overhead of a call per operation would be significant.
+A call per operation would take a few milliseconds more in each step.
 """
 
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from llava_worker.model.attention.base import DecodeRows
+from llava_worker.model.attention.base import PromptRows, StepRows
 from llava_worker.model.cpu.native import MAX_BF16_ROWS, NativeKernels
 from llava_worker.model.layers.linear import DenseLinear, Linear
 from llava_worker.model.layers.packed_linear import PackedLinear
@@ -21,7 +22,7 @@ from llava_worker.model.quantization.quantized_linear import QuantizedLinear
 
 __all__ = ["LayerWeights", "NativeLayers"]
 
-_MAX_ROWS = 16  # with more rows, products take most of the time, and other kernels may compute them
+_MAX_AMX_ROWS = 16  # products with more rows use AMX and are not part of the call
 _BF16_BITS = 16
 _LANES = 16  # head_dim must be a multiple of this
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -59,6 +60,12 @@ class _Layer(ctypes.Structure):
     )
 
 
+class _Prompt(ctypes.Structure):
+    """Corresponds to PromptRows in decoder_layers.cpp."""
+
+    _fields_ = (("table", _POINTER), ("rows", _LONG), ("context", _LONG))
+
+
 class _Step(ctypes.Structure):
     """Corresponds to DecoderStep in decoder_layers.cpp."""
 
@@ -66,7 +73,9 @@ class _Step(ctypes.Structure):
         ("layers", ctypes.POINTER(_Layer)),
         *((name, _POINTER) for name in ("hidden", "cos", "sin", "cached", "cached_scales")),
         *((name, _POINTER) for name in ("slots", "tables", "contexts")),
-        *((name, _LONG) for name in ("num_layers", "rows", "size", "heads", "kv_heads", "head_size")),
+        ("prompts", ctypes.POINTER(_Prompt)),
+        *((name, _LONG) for name in ("num_layers", "rows", "num_single", "num_prompts")),
+        *((name, _LONG) for name in ("size", "heads", "kv_heads", "head_size")),
         *((name, _LONG) for name in ("intermediate", "num_blocks", "block_size", "table_width")),
         *((name, _FLOAT) for name in ("eps", "attention_scale")),
     )
@@ -83,8 +92,7 @@ class NativeLayers:
         self._intermediate = layers[0].down.shape.in_features
         self._weights = layers  # keeps the memory of the pointers below
         self._layers = (_Layer * len(layers))(*map(_layer, layers))
-        has_dense = any(isinstance(each, DenseLinear) for layer in layers for each in _linears(layer))
-        self._max_rows = MAX_BF16_ROWS if has_dense else _MAX_ROWS
+        self._max_rows = _max_rows(layers, kernels)
 
     @classmethod
     def create(
@@ -97,7 +105,7 @@ class NativeLayers:
             return None
         return cls(layers, eps, kernels)
 
-    def compute(self, x: Tensor, rotation: Rotation, rows: DecodeRows) -> Tensor | None:
+    def compute(self, x: Tensor, rotation: Rotation, rows: StepRows) -> Tensor | None:
         """Return the sum of the embeddings x [tokens, hidden] and the outputs of all layers.
 
         The results are bitwise identical to those of separate operations. Returns None if the step has too
@@ -109,15 +117,23 @@ class NativeLayers:
         spec, tables = rows.cache.spec, rows.tables.contiguous()
         cached, scales = rows.cache.tensors
         cos, sin = rotation.cos.contiguous(), rotation.sin.contiguous()
+        prompts = (_Prompt * len(rows.prompts))(*map(_prompt, rows.prompts))
         step = _Step(
             self._layers,
             *map(_pointer, (hidden, cos, sin, cached, scales, rows.slots, tables, rows.contexts)),
-            *(len(self._layers), len(x), self._size, self._attended_size // spec.head_dim),
-            *(spec.num_kv_heads, spec.head_dim, self._intermediate, spec.num_blocks, spec.block_size),
+            *(prompts, len(self._layers), len(x), len(rows.contexts), len(prompts)),
+            *(self._size, self._attended_size // spec.head_dim, spec.num_kv_heads, spec.head_dim),
+            *(self._intermediate, spec.num_blocks, spec.block_size),
             *(tables.shape[1], self._eps, spec.head_dim**-0.5),
         )
         self._kernels.decoder_layers(hidden.dtype, ctypes.addressof(step))
         return hidden
+
+
+def _max_rows(layers: Sequence[LayerWeights], kernels: NativeKernels) -> int:
+    if any(isinstance(each, DenseLinear) for layer in layers for each in _linears(layer)):
+        return MAX_BF16_ROWS
+    return _MAX_AMX_ROWS if kernels.uses_amx else sys.maxsize
 
 
 def _linears(layer: LayerWeights) -> tuple[Linear, ...]:
@@ -129,6 +145,11 @@ def _is_native(linear: Linear, kernels: NativeKernels) -> bool:
     if type(linear) in (QuantizedLinear, PackedLinear):
         return True
     return type(linear) is DenseLinear and kernels.has_bf16_linear and linear.weight.dtype == torch.bfloat16
+
+
+def _prompt(prompt: PromptRows) -> _Prompt:
+    num_rows = prompt.tokens.stop - prompt.tokens.start
+    return _Prompt(_pointer(prompt.table), num_rows, prompt.context)
 
 
 def _layer(weights: LayerWeights) -> _Layer:

@@ -22,7 +22,14 @@ from torch import Tensor
 from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.layers.rotary import Rotation
 
-__all__ = ["AttentionBackend", "AttentionMetadata", "AttentionPlan", "DecodeMetadata", "DecodeRows"]
+__all__ = [
+    "AttentionBackend",
+    "AttentionMetadata",
+    "AttentionPlan",
+    "DecodeMetadata",
+    "PromptRows",
+    "StepRows",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +60,34 @@ class DecodeMetadata:
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeRows:
+class PromptRows:
+    """Consecutive tokens of a prompt, the last ones of the ``context`` tokens that they attend to."""
+
+    tokens: slice  # their position among the tokens of the step
+    table: Tensor  # int64 [blocks]
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
     """The tokens of a step and their slots in the KV cache.
 
-    Each token attends to itself and the previous tokens of its sequence. Several tokens can belong to one
-    sequence.
+    Each token attends to itself and the previous tokens of its sequence. Single tokens, several of which can
+    belong to one sequence, come before prompts.
     """
 
     cache: KVCache
     slots: Tensor  # int64 [tokens], for the key and value of each token
-    tables: Tensor  # int64 [tokens, blocks]
-    contexts: Tensor  # int64 [tokens], length of the sequence up to and including the token
+    tables: Tensor  # int64 [single tokens, blocks]
+    contexts: Tensor  # int64 [single tokens], length of the sequence up to and including the token
+    prompts: tuple[PromptRows, ...]
 
 
 class AttentionPlan(ABC):
     """Computes attention for one forward pass."""
 
     @property
-    def decode_rows(self) -> DecodeRows | None:
+    def step_rows(self) -> StepRows | None:
         """The tokens of the step, if `NativeLayers` can compute attention for them."""
         return None
 

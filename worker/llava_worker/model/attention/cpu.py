@@ -16,7 +16,13 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from llava_worker.model.attention.base import AttentionBackend, AttentionMetadata, AttentionPlan, DecodeRows
+from llava_worker.model.attention.base import (
+    AttentionBackend,
+    AttentionMetadata,
+    AttentionPlan,
+    PromptRows,
+    StepRows,
+)
 from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.cpu.native import NativeKernels
@@ -74,13 +80,11 @@ class _CpuPlan(AttentionPlan):
         self._contexts = torch.tensor(
             [n for length, end in contexts for n in range(end - length + 1, end + 1)], dtype=torch.int64
         )
-        self._prompts = list(_prompts(metadata, num_short))
+        self._prompts = tuple(_prompts(metadata, num_short))
 
     @property
-    def decode_rows(self) -> DecodeRows | None:
-        if self._prompts:
-            return None
-        return DecodeRows(self._cache, self._slot_mapping, self._tables, self._contexts)
+    def step_rows(self) -> StepRows:
+        return StepRows(self._cache, self._slot_mapping, self._tables, self._contexts, self._prompts)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
         self._cache.write(layer, self._slot_mapping, k, v)
@@ -102,8 +106,11 @@ class _CpuPlan(AttentionPlan):
             self._kernels.decode_attention(
                 q[decodes], stored, self._tables, self._contexts, window or 0, out=out[decodes]
             )
-        for tokens, table, context in self._prompts:
-            self._kernels.prefill_attention(q[tokens], stored, table, context, window or 0, out=out[tokens])
+        for prompt in self._prompts:
+            rows = prompt.tokens
+            self._kernels.prefill_attention(
+                q[rows], stored, prompt.table, prompt.context, window or 0, out=out[rows]
+            )
         return out
 
 
@@ -121,12 +128,14 @@ class _SplitPlan(AttentionPlan):
         return torch.cat([first, self._others.attend(layer, q[num:], k[num:], v[num:], window=window)])
 
 
-def _prompts(metadata: AttentionMetadata, num_short: int) -> Iterator[tuple[slice, Tensor, int]]:
-    """For each row after the short rows, yield its token range, block table and context length."""
+def _prompts(metadata: AttentionMetadata, num_short: int) -> Iterator[PromptRows]:
+    """Yield the rows after the short rows."""
     start = sum(metadata.query_lens[:num_short])
     for row in range(num_short, len(metadata.query_lens)):
         end = start + metadata.query_lens[row]
-        yield slice(start, end), metadata.block_tables[row], metadata.context_lens[row]
+        yield PromptRows(
+            slice(start, end), metadata.block_tables[row].contiguous(), metadata.context_lens[row]
+        )
         start = end
 
 

@@ -1,10 +1,13 @@
-// Computes all layers of a decoder for a few rows, each of which is the next token of a sequence.
+// Computes all layers of a decoder for the rows of a step: the next tokens of sequences, and prompts.
 //
 // With few rows, a layer takes less than a millisecond. Separate calls for its operations would start a parallel region
 // each, and between the regions, threads would wait for the Python interpreter. Here, the whole step is one parallel
 // region. The operations and their order are those of LlamaDecoder, so that the results are bitwise identical.
 #include <algorithm>
-#include <vector>
+#include <memory>
+#include <new>
+#include <type_traits>
+#include <utility>
 
 #include "row_kernels.h"
 #include "team_kernels.h"
@@ -23,28 +26,41 @@ struct DecoderLayer {
   int64_t window;  // 0 means unlimited
 };
 
+// The last ``rows`` of ``context`` tokens of a sequence.
+struct PromptRows {
+  const int64_t* table;
+  int64_t rows, context;
+};
+
+// Attention is computed row by row for the first ``num_single`` rows, and then for the rows of each prompt together.
 struct DecoderStep {
   const DecoderLayer* layers;
   void* hidden;                                // [rows][size]: the embeddings, and the result
   const void *cos, *sin;                       // [rows][head_size / 2]
   void* cached;                                // [layers][2][num_blocks][kv_heads][block_size][head_size]
   float* cached_scales;                        // [layers][2][num_blocks][kv_heads][block_size]; null unless int8
-  const int64_t *slots, *tables, *contexts;    // [rows], [rows][table_width], [rows]
-  int64_t num_layers, rows, size, heads, kv_heads, head_size, intermediate, num_blocks, block_size, table_width;
+  const int64_t *slots, *tables, *contexts;    // [rows], [num_single][table_width], [num_single]
+  const PromptRows* prompts;                   // [num_prompts]; none unless rows are bf16 and the CPU has AVX-512
+  int64_t num_layers, rows, num_single, num_prompts, size, heads, kv_heads, head_size, intermediate, num_blocks, block_size, table_width;
   float eps, attention_scale;
 };
 
 namespace {
 
+// The inputs and outputs of operations, which are not initialized.
 template <class T>
 struct Buffers {
-  std::vector<T> normed, qkv, attended, projected, gate_up, gated;
-  QuantizedRows quantized;
+  T *normed, *qkv, *attended, *projected, *gate_up, *gated;
+  QuantizedRows& quantized;
 
-  explicit Buffers(const DecoderStep& s)
-      : normed(s.rows * s.size), qkv(s.rows * (s.heads + 2 * s.kv_heads) * s.head_size),
-        attended(s.rows * s.heads * s.head_size), projected(s.rows * s.size), gate_up(s.rows * 2 * s.intermediate),
-        gated(s.rows * s.intermediate) {
+  Buffers(const DecoderStep& s, QuantizedRows& quantized) : quantized(quantized) {
+    const int64_t attended_size = s.heads * s.head_size, kv_size = s.kv_heads * s.head_size;
+    const int64_t row = 2 * s.size + 2 * (attended_size + kv_size) + 3 * s.intermediate;
+    memory.reset(new (ALIGNMENT) T[s.rows * row]);
+    T* next = memory.get();
+    auto take = [&](int64_t size) { return std::exchange(next, next + s.rows * size); };
+    normed = take(s.size), projected = take(s.size), attended = take(attended_size);
+    qkv = take(attended_size + 2 * kv_size), gate_up = take(2 * s.intermediate), gated = take(s.intermediate);
     for (int64_t i = 0; i < s.num_layers; i++)
       for (const LinearLayer* layer : {&s.layers[i].qkv, &s.layers[i].o, &s.layers[i].gate_up, &s.layers[i].down})
         if (layer->bits != 16) quantized.reserve(s.rows, weight_of(*layer));
@@ -54,6 +70,13 @@ struct Buffers {
     return {(const uint8_t*)layer.weight, layer.scales, (const int8_t*)layer.codebook, layer.outputs, layer.padded,
             int(layer.group_size)};
   }
+
+ private:
+  static constexpr std::align_val_t ALIGNMENT{64};
+  struct Free {
+    void operator()(T* memory) const { operator delete[](memory, ALIGNMENT); }
+  };
+  std::unique_ptr<T[], Free> memory;
 };
 
 // A step with rows of type T and a cache of type K. All threads of a team call each function.
@@ -66,16 +89,16 @@ struct Step {
   void run() {
     for (int64_t i = 0; i < s.num_layers; i++) {
       const DecoderLayer& layer = s.layers[i];
-      add_and_norm(i ? buffers.projected.data() : nullptr, layer.input_norm);
+      add_and_norm(i ? buffers.projected : nullptr, layer.input_norm);
       multiply(layer.qkv, buffers.normed, buffers.qkv);
       attend(i, layer.window);
       multiply(layer.o, buffers.attended, buffers.projected);
-      add_and_norm(buffers.projected.data(), layer.post_attention_norm);
+      add_and_norm(buffers.projected, layer.post_attention_norm);
       multiply(layer.gate_up, buffers.normed, buffers.gate_up);
       gate();
       multiply(layer.down, buffers.gated, buffers.projected);
     }
-    add_and_norm(buffers.projected.data(), nullptr);
+    add_and_norm(buffers.projected, nullptr);
   }
 
   // Adds ``addend`` to the hidden states and stores their norm. ``addend`` and ``weight`` can be null.
@@ -88,11 +111,11 @@ struct Step {
     }
   }
 
-  void multiply(const LinearLayer& layer, const std::vector<T>& x, std::vector<T>& y) {
+  void multiply(const LinearLayer& layer, const T* x, T* y) {
     if constexpr (std::is_same_v<T, bf16>)
-      if (layer.bits == 16) return multiply_bf16(layer, x.data(), y.data());
-    team::quantized_linear(int(layer.bits), x.data(), s.rows, layer.inputs, Buffers<T>::weight_of(layer),
-                           (const float*)layer.bias, y.data(), buffers.quantized);
+      if (layer.bits == 16) return multiply_bf16(layer, x, y);
+    team::quantized_linear(int(layer.bits), x, s.rows, layer.inputs, Buffers<T>::weight_of(layer),
+                           (const float*)layer.bias, y, buffers.quantized);
   }
 
   void multiply_bf16(const LinearLayer& layer, const bf16* x, bf16* y) {
@@ -109,12 +132,22 @@ struct Step {
     float *key_scales = nullptr, *value_scales = nullptr;
     if (s.cached_scales) key_scales = s.cached_scales + layer * 2 * kept, value_scales = key_scales + kept;
     team::rope_and_cache(NewTokens<T, K>{
-        buffers.qkv.data(), (const T*)s.cos, (const T*)s.sin, keys, values, key_scales, value_scales, s.slots, s.rows,
+        buffers.qkv, (const T*)s.cos, (const T*)s.sin, keys, values, key_scales, value_scales, s.slots, s.rows,
         s.heads, s.kv_heads, s.head_size, s.block_size});
-    team::decode_attention(DecodeAttention<T, K>{
-        buffers.qkv.data(), keys, values, key_scales, value_scales, s.tables, s.contexts, buffers.attended.data(),
-        (s.heads + 2 * s.kv_heads) * s.head_size, s.rows, s.heads, s.kv_heads, s.head_size, s.table_width, s.block_size,
-        window, s.attention_scale});
+    const int64_t stride = (s.heads + 2 * s.kv_heads) * s.head_size;  // of a row of q, k and v
+    if (s.num_single)
+      team::decode_attention(DecodeAttention<T, K>{
+          buffers.qkv, keys, values, key_scales, value_scales, s.tables, s.contexts, buffers.attended, stride,
+          s.num_single, s.heads, s.kv_heads, s.head_size, s.table_width, s.block_size, window, s.attention_scale});
+#ifdef __AVX512F__
+    if constexpr (std::is_same_v<T, bf16>)
+      for (int64_t i = 0, row = s.num_single; i < s.num_prompts; row += s.prompts[i++].rows)
+        team::prefill_attention(PrefillAttention<K>{
+            buffers.qkv + row * stride, keys, values, key_scales, value_scales, s.prompts[i].table,
+            buffers.attended + row * s.heads * s.head_size, stride, s.kv_heads * s.block_size * s.head_size,
+            s.block_size * s.head_size, s.head_size, s.prompts[i].rows, s.prompts[i].context, s.heads, s.kv_heads,
+            s.head_size, s.block_size, window, s.attention_scale, true});
+#endif
   }
 
   void gate() {
@@ -131,7 +164,8 @@ struct Step {
 
 template <class T, class K>
 void run(const DecoderStep& step, int threads) {
-  Buffers<T> buffers(step);
+  static thread_local QuantizedRows quantized;
+  Buffers<T> buffers(step, quantized);
 #pragma omp parallel num_threads(threads)
   Step<T, K>{step, buffers}.run();
 }

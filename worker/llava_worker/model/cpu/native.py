@@ -112,6 +112,11 @@ class NativeKernels(Kernels):
         return f"{self._variant} {self._library_digest}"  # compilers may round differently
 
     @property
+    def uses_amx(self) -> bool:
+        """Whether products and prompts are computed with AMX, by `quantized_linear` and torch."""
+        return self._variant == "amx"
+
+    @property
     def has_bf16_linear(self) -> bool:
         """Whether products of a few rows with bf16 weights are computed in C++."""
         return "bf16_linear" in self._functions
@@ -122,7 +127,7 @@ class NativeKernels(Kernels):
 
         On CPUs with AMX, torch is faster for many rows, because its products use AMX.
         """
-        return "packed_bf16_linear" in self._functions and self._variant != "amx"
+        return "packed_bf16_linear" in self._functions and not self.uses_amx
 
     def packed_bf16_linear(self, x: Tensor, packed: Tensor, num_outputs: int, bias: Tensor | None) -> Tensor:
         """Return x W^T + b for bf16 x [..., inputs] and a W from `pack_bf16_weight`.
@@ -258,7 +263,7 @@ class NativeKernels(Kernels):
 
         On CPUs with AMX, torch is faster, because its attention uses AMX and `prefill_attention` does not.
         """
-        return dtype == torch.bfloat16 and "prefill_attention" in self._functions and self._variant != "amx"
+        return dtype == torch.bfloat16 and "prefill_attention" in self._functions and not self.uses_amx
 
     def prefill_attention(
         self,

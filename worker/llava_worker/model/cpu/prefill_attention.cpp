@@ -10,41 +10,20 @@
 // There is no AVX2 version: the one that was tested was three times as slow as torch, because AVX2 has only half as
 // many registers and must widen bf16 elements individually.
 #ifdef __AVX512F__
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <utility>
 #include <vector>
 
 #include "online_softmax.h"
+#include "team_kernels.h"
 
 namespace {
 
 constexpr int KEYS = 128;
 constexpr int QUERIES = 12;  // 32 registers hold 24 accumulators, 2 keys and a pair of query elements
-
-// K is the type of keys and values: bf16, or int8 with one scale per head and slot.
-template <class K>
-struct Arguments {
-  const bf16* q;  // [queries][heads][size], with a token stride of q_stride
-  const K *keys, *values;                  // [blocks][kv_heads][block_size][size], with the strides below
-  const float *key_scales, *value_scales;  // [blocks][kv_heads][block_size]; int8 only
-  const int64_t* table;
-  bf16* out;  // [queries][heads][size]
-  int64_t q_stride, block_stride, head_stride, token_stride, queries, context, heads, kv_heads, size, block_size, window;
-  float scale;
-  bool is_causal;
-
-  // The offset of a key or value, and the index of its scale.
-  int64_t start(int64_t head, int64_t position) const {
-    return table[position / block_size] * block_stride + head * head_stride + position % block_size * token_stride;
-  }
-  int64_t scale_index(int64_t head, int64_t position) const {
-    return (table[position / block_size] * kv_heads + head) * block_size + position % block_size;
-  }
-  // Query ``i`` attends to keys [first(i), last(i)).
-  int64_t last(int64_t i) const { return is_causal ? context - queries + i + 1 : context; }
-  int64_t first(int64_t i) const { return window > 0 ? std::max<int64_t>(0, last(i) - window) : 0; }
-};
 
 INLINE u16x16 dequantize(const bf16* from, float) { return read<u16x16>(from); }
 INLINE u16x16 dequantize(const int8_t* from, float scale) { return to_bf16(load(from) * scale); }
@@ -75,7 +54,7 @@ struct PackedBlock {
   std::vector<uint32_t> values;  // [KEYS / 2][size]: pairs of elements of two consecutive values
 
   template <class K>
-  void fill(const Arguments<K>& args, int64_t head, int64_t begin) {
+  void fill(const PrefillAttention<K>& args, int64_t head, int64_t begin) {
     int64_t num = std::min<int64_t>(KEYS, args.context - begin), pairs = args.size / 2;
     keys.assign(KEYS * pairs, 0);
     values.assign(KEYS / 2 * args.size, 0);
@@ -156,7 +135,7 @@ void mask(float* scores, int64_t num, int64_t first, int64_t last) {
 
 // Processes queries [i, i + R) for the block of keys that starts at position ``begin``.
 template <int R, class K>
-void process_queries(const Arguments<K>& args, int64_t i, int64_t begin, const PackedBlock& packed,
+void process_queries(const PrefillAttention<K>& args, int64_t i, int64_t begin, const PackedBlock& packed,
                      HeadState& state) {
   int64_t num = std::min<int64_t>(KEYS, args.last(i + R - 1) - begin);
   num = (num + 31) / 32 * 32;
@@ -183,7 +162,7 @@ void process_queries(const Arguments<K>& args, int64_t i, int64_t begin, const P
 }
 
 template <class K>
-using ProcessQueries = void (*)(const Arguments<K>&, int64_t, int64_t, const PackedBlock&, HeadState&);
+using ProcessQueries = void (*)(const PrefillAttention<K>&, int64_t, int64_t, const PackedBlock&, HeadState&);
 
 template <class K, int... R>
 ProcessQueries<K> process_queries_for(int rows, std::integer_sequence<int, R...>) {
@@ -193,7 +172,7 @@ ProcessQueries<K> process_queries_for(int rows, std::integer_sequence<int, R...>
 
 // Computes all query heads that use ``kv_head``, for every ``parts``-th tile of queries, starting with tile ``part``.
 template <class K>
-void attend(const Arguments<K>& args, int64_t kv_head, int64_t part, int64_t parts) {
+void attend(const PrefillAttention<K>& args, int64_t kv_head, int64_t part, int64_t parts) {
   int64_t per_kv = args.heads / args.kv_heads, tiles = (args.queries + QUERIES - 1) / QUERIES;
   // Each thread keeps its buffers, because new memory of this size would come from the operating system in each call.
   static thread_local std::vector<HeadState> states;
@@ -222,14 +201,17 @@ void attend(const Arguments<K>& args, int64_t kv_head, int64_t part, int64_t par
   }
 }
 
+}  // namespace
+
 template <class K>
-void attend_all(const Arguments<K>& args, int threads) {
-  int64_t parts = (threads + args.kv_heads - 1) / args.kv_heads;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
+void team::prefill_attention(const PrefillAttention<K>& args) {
+  int64_t parts = (omp_get_num_threads() + args.kv_heads - 1) / args.kv_heads;
+#pragma omp for schedule(dynamic)
   for (int64_t task = 0; task < args.kv_heads * parts; task++) attend(args, task / parts, task % parts, parts);
 }
 
-}  // namespace
+template void team::prefill_attention(const PrefillAttention<bf16>&);
+template void team::prefill_attention(const PrefillAttention<int8_t>&);
 
 // ``size``, the head size, must be a multiple of 16. A ``window`` of 0 means unlimited. Scales must be null unless keys
 // and values are int8.
@@ -241,10 +223,11 @@ extern "C" void prefill_attention(const void* q, int64_t q_stride, const void* k
                                   int threads) {
   auto run = [&](auto* stored) {
     using K = std::remove_reference_t<decltype(*stored)>;
-    Arguments<K> args{(const bf16*)q, (const K*)keys, (const K*)values, key_scales, value_scales, table,
+    PrefillAttention<K> args{(const bf16*)q, (const K*)keys, (const K*)values, key_scales, value_scales, table,
                       (bf16*)out, q_stride, block_stride, head_stride, token_stride, queries, context, heads,
                       kv_heads, size, block_size, window, scale, is_causal != 0};
-    attend_all(args, threads);
+#pragma omp parallel num_threads(threads)
+    team::prefill_attention(args);
   };
   bf16* as_bf16 = nullptr;
   int8_t* as_int8 = nullptr;

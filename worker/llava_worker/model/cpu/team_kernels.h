@@ -40,6 +40,31 @@ struct DecodeAttention {
   }
 };
 
+// The queries are the last tokens of one sequence, or the patches of an image, which attend to each other. K is the type
+// of keys and values: bf16, or int8 with one scale per head and slot.
+template <class K>
+struct PrefillAttention {
+  const bf16* q;                           // [queries][heads][size], with a token stride of q_stride
+  const K *keys, *values;                  // [blocks][kv_heads][block_size][size], with the strides below
+  const float *key_scales, *value_scales;  // [blocks][kv_heads][block_size]; int8 only
+  const int64_t* table;
+  bf16* out;  // [queries][heads][size]
+  int64_t q_stride, block_stride, head_stride, token_stride, queries, context, heads, kv_heads, size, block_size, window;
+  float scale;
+  bool is_causal;
+
+  // The offset of a key or value, and the index of its scale.
+  int64_t start(int64_t head, int64_t position) const {
+    return table[position / block_size] * block_stride + head * head_stride + position % block_size * token_stride;
+  }
+  int64_t scale_index(int64_t head, int64_t position) const {
+    return (table[position / block_size] * kv_heads + head) * block_size + position % block_size;
+  }
+  // Query ``i`` attends to keys [first(i), last(i)).
+  int64_t last(int64_t i) const { return is_causal ? context - queries + i + 1 : context; }
+  int64_t first(int64_t i) const { return window > 0 ? std::max<int64_t>(0, last(i) - window) : 0; }
+};
+
 // The queries, keys and values of new tokens, and the cache. T and K have the same meanings as above.
 template <class T, class K>
 struct NewTokens {
@@ -69,5 +94,9 @@ void rope_and_cache(const NewTokens<T, K>& tokens);
 
 template <class T, class K>
 void decode_attention(const DecodeAttention<T, K>& args);
+
+// Exists only in variants with AVX-512.
+template <class K>
+void prefill_attention(const PrefillAttention<K>& args);
 
 }  // namespace team
