@@ -55,6 +55,7 @@ from bench.shape import LLAVA_1_5_SMALL
 _DEFAULT = ("llava-serve-bf16", "llava-serve-int8", "llava-serve-int4")
 _QUICK = ("llava-serve-fp32", "llava-serve-bf16")
 _TALK_TOKENS = 383  # maximum length of the outputs and of the later questions of a conversation
+_TOKENS_PER_BLOCK = 128  # the largest block of a KV cache, which is vLLM's
 _MEMORY_SHARE = 0.9
 _MAX_BITS = {"7b": 9.0}  # formats with more bits per weight are measured only with --only
 
@@ -151,11 +152,13 @@ def _records_folder(args: argparse.Namespace) -> Path:
 def _model(args: argparse.Namespace) -> ServedModel:
     shape, folder = SHAPES[args.shape]
     tokens = max(CONTEXTS) if args.growth else args.context
+    tokens += _TALK_TOKENS if "talk" in args.workloads else OUTPUT_TOKENS
+    num_blocks = -(-tokens // _TOKENS_PER_BLOCK)
     return ServedModel(
         folder=ensure_checkpoint(folder, shape),
         shape=shape,
         num_at_once=AT_ONCE,
-        tokens_per_request=min(tokens + _TALK_TOKENS, shape.context),
+        tokens_per_request=min(num_blocks * _TOKENS_PER_BLOCK, shape.context),
     )
 
 
@@ -203,10 +206,16 @@ def _record(target: Target, args: argparse.Namespace, model: ServedModel, record
 
 def _prepare(target: Target) -> str:
     try:
-        target.prepare()
+        _conversion_s(target)
     except Unavailable as reason:
         return str(reason)
     return "ready"
+
+
+def _conversion_s(target: Target) -> float | None:
+    """Install the server and convert the checkpoint if necessary. Return the duration of the conversion."""
+    target.prepare()
+    return target.conversion.ensure() if target.conversion else None
 
 
 def _measure(target: Target, args: argparse.Namespace, model: ServedModel) -> dict[str, Any]:
@@ -214,8 +223,8 @@ def _measure(target: Target, args: argparse.Namespace, model: ServedModel) -> di
     if args.url:
         return measure_running(args.url, target.model, workloads)
     _check_memory(target, model)
-    target.prepare()
-    results = measure_target(target, workloads)
+    conversion_s = _conversion_s(target)
+    results = {"conversion_s": conversion_s, **measure_target(target, workloads)}
     if args.engine and target.name.startswith(LLAVA_SERVE):
         results["engine_alone"] = _engine_alone(target, args, model)
     return results

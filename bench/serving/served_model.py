@@ -15,7 +15,7 @@ __all__ = ["ServedModel"]
 class ServedModel:
     """A checkpoint, the number of concurrent requests, and the maximum number of tokens of each.
 
-    Servers that reserve memory for the KV cache when they start reserve as much as these requests need.
+    The KV cache of each server is as large as these requests need, if its size can be set.
     """
 
     folder: Path
@@ -28,6 +28,11 @@ class ServedModel:
         return self.num_at_once * self.tokens_per_request
 
     @property
+    def kv_mib(self) -> int:
+        """Return the size of this many keys and values in bf16, rounded up to whole MiB."""
+        return math.ceil(self.kv_tokens * self.shape.kv_bytes_per_token / 2**20)
+
+    @property
     def kv_gib(self) -> int:
-        """Return the size of this many keys and values in bf16, rounded up to whole GiB."""
-        return math.ceil(self.kv_tokens * self.shape.kv_bytes_per_token / 2**30)
+        """Return the same size, rounded up to whole GiB."""
+        return math.ceil(self.kv_mib / 2**10)

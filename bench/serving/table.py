@@ -96,8 +96,13 @@ def _cell(results: dict[str, Any], column: Column) -> str:
 
 
 def _starts(results: dict[str, Any]) -> list[str]:
-    """Return the times from the first and the second start until the first response."""
+    """Return the times from the first and the second start until the first response.
+
+    The first one includes the conversion of the checkpoint.
+    """
     times = [start.get("first_response_s") for start in results.get("starts", [])]
+    if times and times[0] is not None:
+        times[0] += results.get("conversion_s") or 0.0
     return [*("-" if time is None else f"{time:.1f} s" for time in times), "-", "-"][:2]
 
 

@@ -17,6 +17,7 @@ import psutil
 
 from bench.program import free_port
 from bench.record import ROOT, WORK
+from bench.serving.conversion import Conversion
 
 __all__ = ["Memory", "RunningTarget", "Target", "Unavailable", "run_target"]
 
@@ -33,8 +34,9 @@ class Unavailable(Exception):
 class Target:
     """A server to benchmark.
 
-    ``command`` takes the port and returns the command line. ``prepare`` installs the server and converts the
-    checkpoint if necessary, and raises Unavailable if this fails. ``bits`` is the width of the decoder
+    ``command`` takes the port and returns the command line. ``prepare`` installs the server if
+    necessary, and raises Unavailable if this fails. ``conversion`` converts the checkpoint if the server has
+    its own format. ``bits`` is the width of the decoder
     weights, which determines the hardware limits. ``ready_path`` returns 200 when the server is ready.
     ``model`` is the model name in requests. ``weights`` is the file or folder that the server loads, and
     ``cache`` the folder in which it stores data for its next start.
@@ -49,6 +51,7 @@ class Target:
     cache: Path | None = None
     ready_path: str = "/health"
     prepare: Callable[[], None] = lambda: None
+    conversion: Conversion | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     packages: Callable[[], Mapping[str, str]] = dict  # returns the versions of the server's packages
 

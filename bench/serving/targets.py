@@ -29,13 +29,14 @@ def all_targets(model: ServedModel) -> dict[str, Target]:
     """Return all targets, keyed by name, starting with llava-serve. Does not install or start anything."""
     # Including the scales of the weights (docs/performance/precision.md).
     bits = {"fp32": 32, "bf16": 16, "int8": 8, "int4": model.shape.mean_bits(4.25, down_proj=5.25, lm_head=8)}
-    llava_serve = [_llava_serve(model.folder, precision, bits[precision]) for precision in bits]
+    llava_serve = [_llava_serve(model, precision, bits[precision]) for precision in bits]
     peers = [vllm, llama_cpp, openvino_peer, transformers_serve]
     others = [target for peer in peers for target in peer.targets(model)]
     return {target.name: target for target in (*llava_serve, *others)}
 
 
-def _llava_serve(checkpoint: Path, precision: str, bits: float) -> Target:
+def _llava_serve(model: ServedModel, precision: str, bits: float) -> Target:
+    checkpoint = model.folder
     name = f"{LLAVA_SERVE}-{precision}"
     program = str(Path(sys.executable).parent / "llava-serve")
     options = ["--model", str(checkpoint), "--precision", precision, "--device", "cpu", "--verbose"]
@@ -49,8 +50,13 @@ def _llava_serve(checkpoint: Path, precision: str, bits: float) -> Target:
         cache=cache,
         ready_path="/readyz",
         prepare=_compile,
-        # A model with random weights repeats itself, so nearly every draft token would be accepted.
-        environment={"LLAVA_SPECULATION": "off", "LLAVA_WEIGHTS_CACHE": str(cache)},
+        environment={
+            # A model with random weights repeats itself, so nearly every draft token would be accepted.
+            "LLAVA_SPECULATION": "off",
+            "LLAVA_WEIGHTS_CACHE": str(cache),
+            # Keys and values are bf16, except with fp32 weights.
+            "LLAVA_KV_CACHE_MB": str(model.kv_mib * (2 if precision == "fp32" else 1)),
+        },
     )
 
 

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from bench.record import WORK
+from bench.serving.conversion import Conversion
 from bench.serving.peers.environment import ensure_environment, installed, run_or_unavailable
 from bench.serving.served_model import ServedModel
 from bench.serving.target import Target
@@ -40,7 +41,6 @@ def _target(model: ServedModel, kind: str) -> Target:
         ensure_environment(_NAME, ("gguf", "cmake"))
         if not (_PROGRAMS / "llama-quantize").is_file():
             _build()
-        _convert(model, kind)
 
     def command(port: int) -> list[str]:
         files = ["-m", str(weights), "--mmproj", str(tower)]
@@ -57,6 +57,7 @@ def _target(model: ServedModel, kind: str) -> Target:
         command=command,
         weights=weights,
         prepare=prepare,
+        conversion=_conversion(model, kind),
         packages=lambda: {"llama-cpp-python": _SDIST.partition("==")[2], **installed(_NAME, ("gguf",))},
     )
 
@@ -85,17 +86,18 @@ def _build() -> None:
     run_or_unavailable([cmake, "--build", build, "--target", "llama-server", "llama-quantize", *jobs])
 
 
-def _convert(model: ServedModel, kind: str) -> None:
-    """Write the files for a type of weights. The other types are quantized from Q8_0, because the weights are
-    random.
+def _conversion(model: ServedModel, kind: str) -> Conversion:
+    """Return the conversion to a type of weights.
+
+    The other types are quantized from Q8_0, because the weights are random.
     """
-    original, tower = _file(model, "q8_0"), _file(model, "mmproj")
-    if not tower.is_file():
-        python = str(WORK / f"venv-{_NAME}" / "bin" / "python")
-        run_or_unavailable([python, str(_CONVERTER), str(model.folder), str(original), str(tower)])
-    target = _file(model, kind)
-    if not target.is_file():
-        unfinished = target.with_suffix(".part")
-        quantize = [str(_PROGRAMS / "llama-quantize"), "--allow-requantize"]
-        run_or_unavailable([*quantize, str(original), str(unfinished), kind.upper()])
-        unfinished.rename(target)
+    original, target = _file(model, "q8_0"), _file(model, kind)
+    python = str(WORK / f"venv-{_NAME}" / "bin" / "python")
+    files = [str(original), str(_file(model, "mmproj"))]
+    to_q8_0 = Conversion(
+        original, lambda: run_or_unavailable([python, str(_CONVERTER), str(model.folder), *files])
+    )
+    if kind == "q8_0":
+        return to_q8_0
+    quantize = [str(_PROGRAMS / "llama-quantize"), "--allow-requantize", str(original), str(target)]
+    return Conversion(target, lambda: run_or_unavailable([*quantize, kind.upper()]), to_q8_0)

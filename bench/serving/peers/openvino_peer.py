@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.record import WORK
+from bench.serving.conversion import Conversion
 from bench.serving.peers.environment import cpu_torch, ensure_environment, installed, run_or_unavailable
 from bench.serving.served_model import ServedModel
 from bench.serving.target import Target
@@ -36,7 +37,6 @@ def _target(model: ServedModel, width: int, bits: float) -> Target:
     def prepare() -> None:
         # The dependency torchvision is built for CUDA and cannot be imported with the CPU build of torch.
         ensure_environment(_NAME, (cpu_torch(), *_REQUIREMENTS), without=["torchvision"])
-        _convert(model.folder, folder, _WEIGHTS[width])
 
     return Target(
         name=f"openvino-int{width}",
@@ -46,15 +46,12 @@ def _target(model: ServedModel, width: int, bits: float) -> Target:
         weights=folder,
         model="openvino",
         prepare=prepare,
+        conversion=Conversion(folder, lambda: _convert(model.folder, folder, _WEIGHTS[width])),
         packages=partial(installed, _NAME, ("openvino", "openvino-genai", "optimum-intel", "nncf")),
     )
 
 
 def _convert(checkpoint: Path, folder: Path, weights: list[str]) -> None:
-    done = folder / ".complete"
-    if done.is_file():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
     program = WORK / f"venv-{_NAME}" / "bin" / "optimum-cli"
     source = ["--model", str(checkpoint), "--task", "image-text-to-text"]
     run_or_unavailable(
@@ -62,4 +59,3 @@ def _convert(checkpoint: Path, folder: Path, weights: list[str]) -> None:
     )
     # GenAI reads the image size from this file, which optimum-intel may omit.
     shutil.copy(checkpoint / "preprocessor_config.json", folder)
-    done.touch()
