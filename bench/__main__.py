@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -62,6 +63,7 @@ _MAX_BITS = {"7b": 9.0}  # formats with more bits per weight are measured only w
 
 def main() -> None:
     args = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # still stops the servers
     records = _records_folder(args)
     if not args.table:
         model = _model(args)

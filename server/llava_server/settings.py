@@ -377,11 +377,19 @@ class Settings(ServiceSettings):
 
     @model_validator(mode="after")
     def _check_admin_ports(self) -> Settings:
-        if self.admin_port and self.admin_port + self.processes - 1 > _MAX_PORT:
+        if not self.admin_port:
+            return self
+        ports = range(self.admin_port, self.admin_port + self.processes)
+        if ports[-1] > _MAX_PORT:
             raise ValueError(
                 f"LLAVA_ADMIN_PORT / --admin-port is {self.admin_port}, but {self.processes} controller "
                 f"processes use as many consecutive ports, and the highest port is {_MAX_PORT}. Set a lower "
                 "port."
+            )
+        if self.port in ports and self.host == self.admin_host:
+            raise ValueError(
+                f"LLAVA_PORT / --port is {self.port}, but the controllers use the admin ports {ports[0]} to "
+                f"{ports[-1]} (LLAVA_ADMIN_PORT / --admin-port). Set a different port."
             )
         return self
 

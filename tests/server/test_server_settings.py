@@ -16,6 +16,11 @@ INVALID = {
     "--redis-url http://x": ["LLAVA_REDIS_URL", "redis://"],
     "--drain-timeout-s nan": ["LLAVA_DRAIN_TIMEOUT_S", "nan"],
     "--no-such-flag 1": ["--no-such-flag"],
+    "--admin-port 65535 --processes 2": ["LLAVA_ADMIN_PORT", "65535", "2 controller"],
+    "--port 9002 --admin-port 9000 --processes 3": [
+        "LLAVA_PORT / --port is 9002",
+        "admin ports 9000 to 9002",
+    ],
     "--demo-socket /tmp/x --host 0.0.0.0": ["LLAVA_DEMO_SOCKET", "loopback address", "0.0.0.0"],
 }
 
@@ -36,6 +41,11 @@ def test_flags_override_variables_and_variables_override_defaults(monkeypatch: p
     monkeypatch.setenv("LLAVA_MAX_IMAGES", "3")
     settings = load_settings(["--port", "4321"])
     assert (settings.port, settings.max_images, settings.host) == (4321, 3, "127.0.0.1")
+
+
+def test_the_api_and_the_admin_port_can_be_equal_on_different_addresses() -> None:
+    settings = load_settings(["--port", "9000", "--admin-port", "9000", "--admin-host", "127.0.0.2"])
+    assert settings.port == settings.admin_port
 
 
 def test_settings_are_frozen() -> None:

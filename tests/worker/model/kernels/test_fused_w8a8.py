@@ -98,17 +98,17 @@ def test_products_equal_exact_products_of_the_codes(
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of Triton's interpreter
 @pytest.mark.parametrize("name", sorted(W8A8_FORMATS))
-def test_zero_rows_stay_zero_and_rows_that_are_not_finite_do_not_affect_others(
+def test_zero_and_tiny_rows_are_zeros_and_rows_that_are_not_finite_do_not_affect_others(
     fused: FusedKernels, name: str
 ) -> None:
     torch.manual_seed(0)
     fmt = W8A8_FORMATS[name]
-    x = torch.randn(4, 64)
-    x[0], x[1, 3], x[2, 3] = 0, torch.nan, torch.inf
+    x = torch.randn(6, 64)
+    x[0], x[1, 3], x[2, 3], x[4], x[5] = 0, torch.nan, torch.inf, 3e-37, 1e-40
 
     y = fused.linear_w8a8(
         fused.quantize_w8a8(x, fmt), fmt.quantize(torch.randn(32, 64)), None, fmt, torch.float32
     )
 
-    assert (y[0] == 0).all() and y[3].isfinite().all()
+    assert (y[[0, 4, 5]] == 0).all() and y[3].isfinite().all()
     assert not y[1:3].isfinite().any()

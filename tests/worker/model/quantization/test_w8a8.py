@@ -86,14 +86,14 @@ def test_a_layer_does_not_depend_on_the_chunks_in_which_it_is_loaded(name: str) 
 
 
 @FORMATS
-def test_zero_rows_stay_zero_and_rows_that_are_not_finite_do_not_affect_others(name: str) -> None:
+def test_zero_and_tiny_rows_are_zeros_and_rows_that_are_not_finite_do_not_affect_others(name: str) -> None:
     torch.manual_seed(0)
-    x = torch.randn(4, 64)
-    x[0], x[1, 3], x[2, 3] = 0, torch.nan, torch.inf
+    x = torch.randn(6, 64)
+    x[0], x[1, 3], x[2, 3], x[4], x[5] = 0, torch.nan, torch.inf, 3e-37, 1e-40
 
     y = make_layer(name, torch.randn(32, 64))(x)
 
-    assert (y[0] == 0).all() and y[3].isfinite().all()
+    assert (y[[0, 4, 5]] == 0).all() and y[3].isfinite().all()
     assert not y[1:3].isfinite().any()
 
 

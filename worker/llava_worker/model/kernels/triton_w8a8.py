@@ -14,6 +14,8 @@ from llava_worker.model.kernels.triton_split_sum import sum_of_splits
 
 __all__ = ["linear_w8a8", "quantize_w8a8", "rms_norm_w8a8", "scale_products", "silu_and_mul_w8a8"]
 
+_MIN_TOP = tl.constexpr(2.0**-118)  # as in w8a8.py
+
 
 @triton.jit
 def rms_norm_w8a8(
@@ -84,7 +86,7 @@ def _store_row(codes, scales, value, offset, mask):
     """Quantize and store the row of this program, fp32 [N]. If it is not finite, its scale is NaN."""
     maximum = 127.0 if codes.dtype.element_ty == tl.int8 else 448.0
     top = tl.max(tl.abs(value), 0) + tl.sum(value * 0, 0)
-    factor = tl.where(top > 0, tl.div_rn(top * 0 + maximum, tl.where(top > 0, top, 1.0)), 0.0)
+    factor = tl.where(top >= _MIN_TOP, tl.div_rn(top * 0 + maximum, tl.maximum(top, _MIN_TOP)), 0.0)
     scaled = value * factor
     code = round_half_even(scaled) if codes.dtype.element_ty == tl.int8 else round_to_e4m3(scaled)
     tl.store(codes + offset, code.to(codes.dtype.element_ty), mask=mask)

@@ -17,6 +17,7 @@ __all__ = ["W8A8_FORMATS", "Capability", "Int8Format", "QuantizedRows", "W8A8For
 Capability = tuple[int, int]
 
 _FP8_MAX = 448.0  # largest value of float8_e4m3fn
+_MIN_TOP = 2.0**-118  # rows with smaller values are quantized to zeros, because 448 / top would be infinite
 _MIN_INT8_ROWS = 32  # on a GPU, torch's INT8 products require more than 16 rows of x
 
 
@@ -76,7 +77,7 @@ class Fp8Format(W8A8Format):
 
     def quantize(self, x: Tensor) -> QuantizedRows:
         top = x.abs().amax(1, keepdim=True)
-        factor = torch.where(top > 0, _FP8_MAX / top, 0.0)
+        factor = torch.where(top >= _MIN_TOP, _FP8_MAX / top, 0.0)
         # A value 1 ULP above the maximum is rounded down.
         return QuantizedRows((x * factor).to(self.dtype), top / _FP8_MAX)
 
@@ -96,5 +97,5 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     top = x.abs().amax(1, keepdim=True)
     # The dividend is a tensor, because torch would multiply a Python number by the reciprocal of ``top``,
     # which rounds twice.
-    factor = torch.where(top > 0, torch.tensor(127.0, device=x.device) / top, 0.0)
+    factor = torch.where(top >= _MIN_TOP, torch.tensor(127.0, device=x.device) / top, 0.0)
     return (x * factor).nan_to_num().round(), top / 127.0

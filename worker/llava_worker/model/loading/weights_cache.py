@@ -18,7 +18,6 @@ import logging
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -112,8 +111,9 @@ class WeightsCache:
     def _store(self, path: Path, parameters: Sequence[Tensor]) -> MappedFile | None:
         """Write the file and return the parameters in it, or None if this fails. The file must be locked."""
         size = file_bytes(parameters)
-        temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
+        temporary = path.with_suffix(".tmp")
         try:
+            temporary.unlink(missing_ok=True)  # of a process that was killed
             self._make_room(size)
             logger.info("storing %d MiB of packed weights in %s", size >> 20, path)
             try:
@@ -178,11 +178,14 @@ def _lock(path: Path) -> Iterator[None]:
 
     Raises TimeoutError, which is an OSError, if another process holds the lock for too long.
     """
-    deadline = time.monotonic() + _MAX_WAIT_S
+    began, is_logged = time.monotonic(), False
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         while not _try_lock(file):
-            if time.monotonic() > deadline:
+            if not is_logged:
+                logger.info("waiting for another process that is storing packed weights (it locked %s)", path)
+                is_logged = True
+            if time.monotonic() > began + _MAX_WAIT_S:
                 raise TimeoutError(f"another process has locked {path} for {_MAX_WAIT_S:.0f} s")
             time.sleep(_POLL_S)
         yield

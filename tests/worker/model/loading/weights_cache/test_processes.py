@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -95,16 +96,27 @@ def test_the_lock_of_a_killed_process_is_released(folder: Path, cache: WeightsCa
     assert stored(cache) == [path]
 
 
+def test_the_unfinished_file_of_a_killed_process_is_replaced(folder: Path, cache: WeightsCache) -> None:
+    cache.folder.mkdir(mode=0o700)
+    Loaded(folder, cache, "int8")
+    path = only_file(cache)
+    path.rename(path.with_suffix(".tmp"))
+    assert Loaded(folder, cache, "int8").is_read
+    assert stored(cache) == [path] and not path.with_suffix(".tmp").exists()
+
+
 def test_weights_are_loaded_if_another_process_holds_the_lock_for_too_long(
     folder: Path, cache: WeightsCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(weights_cache, "_MAX_WAIT_S", 0.0)
+    caplog.set_level(logging.INFO)
     Loaded(folder, cache, "int8")
     path = only_file(cache)
     path.unlink()
     with weights_cache._lock(path.with_suffix(".lock")):
         loaded = Loaded(folder, cache, "int8")
     assert loaded.is_read and not stored(cache)
+    assert caplog.text.count("waiting for another process that is storing packed weights") == 1
     assert "another process has locked" in caplog.text
 
 
