@@ -68,11 +68,7 @@ def up(
         bool, typer.Option("--verbose", "-v", help="Show the output of the processes.")
     ] = False,
 ) -> None:
-    """Run Redis, a server and workers on this machine.
-
-    All other settings of the server and the workers are read from environment variables, for example
-    LLAVA_KV_CACHE_MB.
-    """
+    """Run Redis, a server and workers, whose other settings are variables such as LLAVA_KV_CACHE_MB."""
     _check_extras(model)
     display = Display(is_verbose=verbose)
     with handle_errors(), ExitStack() as stack:
