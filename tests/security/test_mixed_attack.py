@@ -30,7 +30,7 @@ _REPORTS = 4
 async def test_every_legitimate_text_is_right_during_all_attacks_at_once(
     request: pytest.FixtureRequest,
 ) -> None:
-    duration_s = 600 if request.config.getoption("exhaustive") else 60
+    duration_s = 600 if request.config.getoption("exhaustive") else 40
     chosen = [(name, key) for name in ATTACKS if name != "idle_connections" for key in range(3)]
     chosen.append(("idle_connections", ANONYMOUS))
     with tempfile.TemporaryDirectory() as folder, attacked_site(Path(folder)) as site:
