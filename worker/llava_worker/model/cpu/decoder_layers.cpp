@@ -41,7 +41,8 @@ struct DecoderStep {
   float* cached_scales;                        // [layers][2][num_blocks][kv_heads][block_size]; null unless int8
   const int64_t *slots, *tables, *contexts;    // [rows], [num_single][table_width], [num_single]
   const PromptRows* prompts;                   // [num_prompts]; none unless rows are bf16 and the CPU has AVX-512
-  int64_t num_layers, rows, num_single, num_prompts, size, heads, kv_heads, head_size, intermediate, num_blocks, block_size, table_width;
+  int64_t num_layers, rows, num_single, num_prompts, size, heads, kv_heads, head_size, intermediate;
+  int64_t num_blocks, block_size, table_width;
   float eps, attention_scale;
 };
 
