@@ -21,11 +21,15 @@ def test_server_is_ready_once_a_worker_has_registered(stack: Stack) -> None:
     assert stack.http.get("/livez").json() == {"status": "ok"}
 
 
+def readyz(url: str) -> tuple[int, list[str]]:
+    """Return the status of /readyz and the reasons why the server is not ready."""
+    response = httpx2.get(f"{url}/readyz", timeout=scaled(30))
+    return response.status_code, response.json().get("reasons", [])
+
+
 def test_server_without_a_worker_is_live_but_not_ready(serve: Serve) -> None:
     server = serve()
-    response = httpx2.get(f"{server.url}/readyz", timeout=scaled(30))
-    assert response.status_code == 503
-    assert response.json()["reasons"] == ["No worker has registered yet."]
+    wait_until(lambda: readyz(server.url) == (503, ["No worker has registered yet."]))
     assert httpx2.get(f"{server.url}/livez", timeout=scaled(30)).status_code == 200
     assert httpx2.get(f"{server.url}/v1/models", timeout=scaled(30)).json()["data"] == []
 
@@ -47,11 +51,11 @@ def test_server_is_ready_as_soon_as_a_worker_has_registered(
 
 def test_health_checks_respond_while_redis_does_not(valkey: Valkey, serve: Serve) -> None:
     server = serve(redis_url=f"unix://{valkey.socket}")
+    wait_until(lambda: readyz(server.url) == (503, ["No worker has registered yet."]))
     with redis.Redis(unix_socket_path=str(valkey.socket)) as client:
         client.client_pause(3_600_000)  # milliseconds
-    response = httpx2.get(f"{server.url}/readyz", timeout=scaled(30))
     # Without a limit, the response would wait until the call to Redis fails, and report its failure.
-    assert response.json()["reasons"] == ["No worker has registered yet."]
+    assert readyz(server.url) == (503, ["No worker has registered yet."])
 
 
 def test_draining_server_is_live_but_not_ready_and_rejects_requests(own_stack: OwnStack) -> None:

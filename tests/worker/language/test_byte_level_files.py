@@ -90,7 +90,10 @@ def test_files_that_crash_the_library_are_found_in_a_sandbox(tmp_path: Path) -> 
         check.check(tmp_path)
         (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1}')
         (tmp_path / "merges.txt").write_text("a b")
-        with pytest.raises(TokenizerError, match=r"vocab\.json makes the tokenizers library crash"):
+        # tokenizers 0.22.1, the oldest supported version, reports an error instead of crashing.
+        with pytest.raises(
+            TokenizerError, match=r"vocab\.json (makes .* crash|and .* not a valid vocabulary)"
+        ):
             check.check(tmp_path)
     finally:
         check.close()
