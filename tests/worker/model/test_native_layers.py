@@ -15,6 +15,7 @@ from llava_worker.model.decoder import Decoder
 from llava_worker.model.kernels.interface import Kernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.layers.linear import Linear
+from llava_worker.model.peak_memory import PeakMemory
 from llava_worker.model.quantization.precision import Precision, Role
 from llava_worker.model.tensor_parallel import TensorParallel
 from torch import Tensor
@@ -193,6 +194,21 @@ def test_one_call_is_bitwise_identical_with_several_threads(native: NativeKernel
             assert_equal(*compute(decoder, rows, is_int8=True))
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_memory_that_one_call_needs_for_each_row_is_measured(native: NativeKernels) -> None:
+    decoder = make_decoder(native, "int8", torch.float32)
+    cache, backend = make_cache(torch.float32), CpuBackend(native)
+    num_bytes = []
+    for num_rows in (4, 16):
+        plan = backend.plan(make_metadata([(1, 5)] * num_rows), cache)
+        x, positions = torch.randn(num_rows, HIDDEN), torch.full((num_rows,), 4)
+        with PeakMemory(CPU) as peak:
+            decoder(x, positions, plan)
+        num_bytes.append(peak.num_bytes)
+
+    row_size = 2 * HIDDEN + 2 * (HEADS + KV_HEADS) * HEAD_DIM + 3 * 600
+    assert num_bytes[1] - num_bytes[0] >= 12 * row_size * 4
 
 
 def test_a_value_that_is_not_finite_affects_only_its_row(native: NativeKernels) -> None:

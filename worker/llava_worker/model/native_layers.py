@@ -71,7 +71,7 @@ class _Step(ctypes.Structure):
 
     _fields_ = (
         ("layers", ctypes.POINTER(_Layer)),
-        *((name, _POINTER) for name in ("hidden", "cos", "sin", "cached", "cached_scales")),
+        *((name, _POINTER) for name in ("hidden", "buffers", "cos", "sin", "cached", "cached_scales")),
         *((name, _POINTER) for name in ("slots", "tables", "contexts")),
         ("prompts", ctypes.POINTER(_Prompt)),
         *((name, _LONG) for name in ("num_layers", "rows", "num_single", "num_prompts")),
@@ -113,14 +113,19 @@ class NativeLayers:
         """
         if not 0 < len(x) <= self._max_rows:
             return None
-        hidden = x.clone()
+        hidden = x.clone(memory_format=torch.contiguous_format)
         spec, tables = rows.cache.spec, rows.tables.contiguous()
         cached, scales = rows.cache.tensors
         cos, sin = rotation.cos.contiguous(), rotation.sin.contiguous()
+        # normed, projected, attended, qkv, gate_up and gated
+        kv_size = spec.num_kv_heads * spec.head_dim
+        row_size = 2 * self._size + 2 * (self._attended_size + kv_size) + 3 * self._intermediate
+        buffers = x.new_empty(len(x), row_size)
         prompts = (_Prompt * len(rows.prompts))(*map(_prompt, rows.prompts))
         step = _Step(
             self._layers,
-            *map(_pointer, (hidden, cos, sin, cached, scales, rows.slots, tables, rows.contexts)),
+            *map(_pointer, (hidden, buffers, cos, sin, cached, scales)),
+            *map(_pointer, (rows.slots, tables, rows.contexts)),
             *(prompts, len(self._layers), len(x), len(rows.contexts), len(prompts)),
             *(self._size, self._attended_size // spec.head_dim, spec.num_kv_heads, spec.head_dim),
             *(self._intermediate, spec.num_blocks, spec.block_size),

@@ -4,8 +4,6 @@
 // each, and between the regions, threads would wait for the Python interpreter. Here, the whole step is one parallel
 // region. The operations and their order are those of LlamaDecoder, so that the results are bitwise identical.
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <type_traits>
 #include <utility>
 
@@ -36,6 +34,7 @@ struct PromptRows {
 struct DecoderStep {
   const DecoderLayer* layers;
   void* hidden;                                // [rows][size]: the embeddings, and the result
+  void* buffers;                               // memory for Buffers, not initialized
   const void *cos, *sin;                       // [rows][head_size / 2]
   void* cached;                                // [layers][2][num_blocks][kv_heads][block_size][head_size]
   float* cached_scales;                        // [layers][2][num_blocks][kv_heads][block_size]; null unless int8
@@ -48,17 +47,16 @@ struct DecoderStep {
 
 namespace {
 
-// The inputs and outputs of operations, which are not initialized.
+// The inputs and outputs of operations. native_layers.py computes the size of their memory and allocates it, so that it is
+// measured during the warm-up, and so that running out of memory raises an exception.
 template <class T>
 struct Buffers {
-  T *normed, *qkv, *attended, *projected, *gate_up, *gated;
+  T *normed, *projected, *attended, *qkv, *gate_up, *gated;
   QuantizedRows& quantized;
 
   Buffers(const DecoderStep& s, QuantizedRows& quantized) : quantized(quantized) {
     const int64_t attended_size = s.heads * s.head_size, kv_size = s.kv_heads * s.head_size;
-    const int64_t row = 2 * s.size + 2 * (attended_size + kv_size) + 3 * s.intermediate;
-    memory.reset(new (ALIGNMENT) T[s.rows * row]);
-    T* next = memory.get();
+    T* next = (T*)s.buffers;
     auto take = [&](int64_t size) { return std::exchange(next, next + s.rows * size); };
     normed = take(s.size), projected = take(s.size), attended = take(attended_size);
     qkv = take(attended_size + 2 * kv_size), gate_up = take(2 * s.intermediate), gated = take(s.intermediate);
@@ -71,13 +69,6 @@ struct Buffers {
     return {(const uint8_t*)layer.weight, layer.scales, (const int8_t*)layer.codebook, layer.outputs, layer.padded,
             int(layer.group_size)};
   }
-
- private:
-  static constexpr std::align_val_t ALIGNMENT{64};
-  struct Free {
-    void operator()(T* memory) const { operator delete[](memory, ALIGNMENT); }
-  };
-  std::unique_ptr<T[], Free> memory;
 };
 
 // A step with rows of type T and a cache of type K. All threads of a team call each function.
