@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["is_foreign", "make_private", "user_cache"]
+__all__ = ["make_private", "open_private", "user_cache"]
 
 
 def user_cache() -> Path:
@@ -18,10 +18,26 @@ def user_cache() -> Path:
 def make_private(folder: Path) -> None:
     """Create the folder. Raises OSError if this fails, or if another user can write to the folder."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if is_foreign(folder.stat()):
-        raise PermissionError(f"{folder} is owned or writable by another user")
+    _require_private(folder, folder.stat())
 
 
-def is_foreign(status: os.stat_result) -> bool:
-    """Return whether another user owns, or can write to, the file or folder with this status."""
-    return status.st_uid != os.getuid() or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+def open_private(path: Path) -> int:
+    """Open a file in the folder for reading, and return its descriptor. Symbolic links are not followed.
+
+    Raises OSError if this fails, if it is not a regular file, or if another user can write to it.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO must not block
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path} is not a regular file")
+        _require_private(path, status)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def _require_private(path: Path, status: os.stat_result) -> None:
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"{path} is owned or writable by another user")

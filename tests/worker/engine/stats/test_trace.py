@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import resource
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from llava_worker.open_model import StartupError, open_model
 from llava_worker.settings import load_settings
 from llava_worker.telemetry.traced_engine import TracedEngine
 
+from tests.file_size_limit import file_size_limit
 from tests.worker.checkpoints import random_prompt
 from tests.worker.engine.factories import MakeEngine, MakeSequence
 
@@ -236,23 +235,9 @@ def test_a_trace_stops_at_its_size_limit_and_the_engine_continues(
     assert [record.message for record in caplog.records if "5000 bytes" in record.message] != []
 
 
-@contextmanager
-def limited_file_size(num_bytes: int) -> Iterator[None]:
-    """Limit the size of files.
-
-    As on a full disk, a write that exceeds the limit is partial, and the next write fails.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_stops_the_trace_but_not_the_engine(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     reference = echoed(path)
-    with limited_file_size(3001):
+    with file_size_limit(3001):
         assert echoed(path.with_name("short.json")) == reference
         full = TraceFile(path.with_name("full.json"))
         full.write([{"name": "x" * (3001 - len('[\n{"name":""}\n]\n'))}])

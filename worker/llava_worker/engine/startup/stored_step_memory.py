@@ -16,9 +16,8 @@ from pathlib import Path
 
 import llava_worker
 from llava_worker.engine.startup.warmup import StepMemory
-from llava_worker.model.config.untrusted_file import open_regular
 from llava_worker.model.loading.weights_key import code_digest
-from llava_worker.model.private_folder import is_foreign, make_private
+from llava_worker.model.private_folder import make_private, open_private
 
 __all__ = ["StoredStepMemory"]
 
@@ -39,14 +38,12 @@ class StoredStepMemory:
 
     def load(self) -> StepMemory | None:
         """Return the stored result, or None if there is none or if it cannot be read."""
-        if not os.path.lexists(self._path):
-            return None
         try:
-            with open_regular(self._path) as file:
-                if is_foreign(os.fstat(file.fileno())):
-                    raise PermissionError(f"{self._path} is owned or writable by another user")
+            with os.fdopen(open_private(self._path), "rb") as file:
                 return _parse(file.read())
-        except (OSError, ValueError) as error:  # CheckpointError is a ValueError
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
             logger.warning("the memory of a step is measured again: %s", error)
             return None
 

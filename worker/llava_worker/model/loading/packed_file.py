@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -23,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llava_worker.model.private_folder import is_foreign
+from llava_worker.model.private_folder import open_private
 
 __all__ = ["DamagedFile", "MappedFile", "file_bytes", "map_file", "uses_huge_pages", "write_file"]
 
@@ -97,15 +96,10 @@ def map_file(path: Path, parameters: Sequence[Tensor], key: bytes) -> MappedFile
     Raises DamagedFile if the file does not contain what `write_file` wrote for this key, and OSError if it
     cannot be read, or if another user can write to it.
     """
-    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO must not block
+    file, size = open_private(path), file_bytes(parameters)
     try:
-        status, size = os.fstat(file), file_bytes(parameters)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{path} is not a regular file")
-        if is_foreign(status):
-            raise PermissionError(f"{path} is owned or writable by another user")
-        if status.st_size != size:
-            raise DamagedFile(f"{path} has {status.st_size} bytes instead of {size}")
+        if (num_bytes := os.fstat(file).st_size) != size:
+            raise DamagedFile(f"{path} has {num_bytes} bytes instead of {size}")
     except BaseException:
         os.close(file)
         raise

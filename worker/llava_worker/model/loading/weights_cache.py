@@ -178,19 +178,22 @@ def _lock(path: Path) -> Iterator[None]:
 
     Raises TimeoutError, which is an OSError, if another process holds the lock for too long.
     """
-    began, is_logged = time.monotonic(), False
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        while not _try_lock(file):
-            if not is_logged:
-                logger.info("waiting for another process that is storing packed weights (it locked %s)", path)
-                is_logged = True
-            if time.monotonic() > began + _MAX_WAIT_S:
-                raise TimeoutError(f"another process has locked {path} for {_MAX_WAIT_S:.0f} s")
-            time.sleep(_POLL_S)
+        if not _try_lock(file):
+            logger.info("waiting for another process that is storing packed weights (it locked %s)", path)
+            _wait_for_lock(file, path)
         yield
     finally:
         os.close(file)
+
+
+def _wait_for_lock(file: int, path: Path) -> None:
+    deadline = time.monotonic() + _MAX_WAIT_S
+    while not _try_lock(file):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"another process has locked {path} for {_MAX_WAIT_S:.0f} s")
+        time.sleep(_POLL_S)
 
 
 def _try_lock(file: int) -> bool:

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from llava_worker.model.loading import weights_cache
 from llava_worker.model.loading.weights_cache import WeightsCache
 
+from tests.file_size_limit import file_size_limit
 from tests.worker.model.load_model import assert_same_weights, load_model
 from tests.worker.model.loading.weights_cache.loaded import Loaded, only_file, stored
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_reported_and_leaves_no_file(
