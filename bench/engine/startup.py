@@ -60,14 +60,17 @@ def _measure(command: list[str], *, has_cache: bool) -> dict[str, Any]:
     cached = [*command, "--weights-cache", str(_CACHE)]
     return {
         "off": _start([*command, "--weights-cache", "off"], 1),
-        "stored": _start(cached, 1),
+        "stored": _start(cached, 1, is_stored=True),
         "mapped": _start(cached, 1),
         f"mapped by {_NUM_SHARED}": _start(cached, _NUM_SHARED),
     }
 
 
-def _start(command: list[str], num_workers: int) -> dict[str, Any]:
-    """Start workers one after another, and return their times and, when all are idle, their memory."""
+def _start(command: list[str], num_workers: int, *, is_stored: bool = False) -> dict[str, Any]:
+    """Start workers one after another, and return their times and, when all are idle, their memory.
+
+    If ``is_stored`` is true, wait until the weights are stored.
+    """
     times: list[tuple[float, float]] = []
     with ExitStack() as stack:
         workers = []
@@ -77,6 +80,8 @@ def _start(command: list[str], num_workers: int) -> dict[str, Any]:
             used = worker.cpu_times()
             times.append((time.perf_counter() - began, used.user + used.system))
             workers.append(worker)
+        if is_stored:
+            _wait_until_stored()
         time.sleep(_IDLE_S)
         memory = [worker.memory_full_info() for worker in workers]
     return {
@@ -85,6 +90,14 @@ def _start(command: list[str], num_workers: int) -> dict[str, Any]:
         "rss_mb": [each.rss // 10**6 for each in memory],
         "pss_mb": [each.pss // 10**6 for each in memory],
     }
+
+
+def _wait_until_stored() -> None:
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not any(_CACHE.glob("*.weights")):
+        if time.monotonic() > deadline:
+            raise RuntimeError("The weights were not stored.")
+        time.sleep(0.1)
 
 
 @contextmanager

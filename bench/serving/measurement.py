@@ -24,6 +24,7 @@ __all__ = ["measure_running", "measure_target"]
 _IDLE_S = 5.0
 _READ_BYTES = 1 << 24
 _TIMEOUT_S = 600.0
+_POLL_S = 0.1
 # Some servers load the weights only when they receive the first request.
 _FIRST_REQUEST = Plan(num_requests=1, images=Images.NONE, num_words=8, max_tokens=2, ignore_eos=False)
 
@@ -39,7 +40,7 @@ def measure_target(
     """
     with _empty_folder(target.cache):
         with _started(target) as (_, first):
-            pass
+            _wait_until_stored(target)
         with _started(target) as (server, second):
             time.sleep(idle_s)
             loaded = server.memory()
@@ -75,6 +76,15 @@ def _empty_folder(folder: Path | None) -> Iterator[None]:
     finally:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_until_stored(target: Target) -> None:
+    """Wait until the server has stored data for its next start. Raises Unavailable after a timeout."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while target.cache and target.stored and not any(target.cache.glob(target.stored)):
+        if time.monotonic() > deadline:
+            raise Unavailable(f"The server did not store {target.stored} in {target.cache}.")
+        time.sleep(_POLL_S)
 
 
 @contextmanager

@@ -39,7 +39,8 @@ class Target:
     ``bits`` is the width of the decoder weights, which determines the hardware limits. ``ready_path`` returns
     200 when the server is ready.
     ``model`` is the model name in requests. ``weights`` is the file or folder that the server loads, and
-    ``cache`` the folder in which it stores data for its next start.
+    ``cache`` the folder in which it stores data for its next start. ``stored`` is a pattern for a file in
+    ``cache`` that the server may store after it is ready.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Target:
     model: str | None = None
     weights: Path | None = None
     cache: Path | None = None
+    stored: str | None = None
     ready_path: str = "/health"
     prepare: Callable[[], None] = lambda: None
     conversion: Conversion | None = None

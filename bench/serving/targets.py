@@ -48,6 +48,7 @@ def _llava_serve(model: ServedModel, precision: str, bits: float) -> Target:
         command=lambda port: [program, "up", *options, "--port", str(port)],
         weights=checkpoint,
         cache=cache,
+        stored="*.weights",
         ready_path="/readyz",
         prepare=_compile,
         environment={

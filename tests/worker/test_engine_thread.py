@@ -122,6 +122,33 @@ def test_sequence_is_processed_before_preparation_is_complete(listener: Listener
     assert engine.num_left > 0
 
 
+def test_calls_run_in_the_engines_thread_between_steps(listener: Listener, thread: EngineThread) -> None:
+    thread.add(sequence("Hi?"))
+    ident = thread.call(threading.get_ident).result(scaled(TIMEOUT_S))
+    assert ident == thread.call(threading.get_ident).result(scaled(TIMEOUT_S)) != threading.get_ident()
+    assert len(listener.outputs_until_end("one")) == NUM_TOKENS
+
+
+def test_an_error_of_a_call_is_raised_in_its_caller_and_does_not_stop_the_engine(
+    listener: Listener, thread: EngineThread
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        thread.call(lambda: 1 // 0).result(scaled(TIMEOUT_S))
+    thread.add(sequence("Hi?"))
+    assert len(listener.outputs_until_end("one")) == NUM_TOKENS
+
+
+def test_a_cancelled_call_is_not_made(listener: Listener, thread: EngineThread) -> None:
+    may_continue, calls = threading.Event(), list[int]()
+    blocking = thread.call(may_continue.wait)
+    assert thread.call(lambda: calls.append(1)).cancel()
+    may_continue.set()
+    assert blocking.result(scaled(TIMEOUT_S))
+    thread.add(sequence("Hi?"))
+    assert len(listener.outputs_until_end("one")) == NUM_TOKENS
+    assert not calls
+
+
 class RecordingEngine(EchoEngine):
     """An engine that records the names of its methods and the threads that call them."""
 

@@ -16,13 +16,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import TypeVar
 
 from llava_worker.engine import EngineInterface, Sequence, SequenceRejected, StepOutput
 from llava_worker.gpu_health import log_gpu_health
-from llava_worker.model_thread import ModelThread
+from llava_worker.model_thread import Call, ModelThread
 
 __all__ = ["EXIT_BROKEN", "EngineThread", "end_process"]
 
@@ -30,6 +32,8 @@ EXIT_BROKEN = 70  # EX_SOFTWARE in sysexits.h: the engine failed or hung and the
 
 _NUM_STEP_TIMES = 15
 _STEP_AGE_S = 10.0
+
+_T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +72,7 @@ class EngineThread:
         self._on_failure = on_failure
         self._on_hang = on_hang or partial(end_process, device)
         self._hang_timeout_s = hang_timeout_s
-        self._inbox: queue.SimpleQueue[Sequence | _Abort | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Sequence | _Abort | Callable[[], None] | None] = queue.SimpleQueue()
         self._step_began: float | None = None
         self._stopped = threading.Event()
         self._thread = thread or ModelThread()
@@ -99,6 +103,12 @@ class EngineThread:
     def abort(self, seq_id: str) -> None:
         """Abort a sequence if it has not finished. Outputs that are already queued are still delivered."""
         self._inbox.put(_Abort(seq_id))
+
+    def call(self, function: Callable[[], _T]) -> Future[_T]:
+        """Call a function in the engine's thread between two steps, unless the engine stops before."""
+        call = Call(function)
+        self._inbox.put(call)
+        return call.result
 
     def stop(self, timeout_s: float) -> bool:
         """Stop after the current step. Return False if the step does not finish within ``timeout_s``."""
@@ -139,8 +149,10 @@ class EngineThread:
             is_waiting = False
             if isinstance(item, _Abort):
                 self._engine.abort(item.seq_id)
-            elif item is not None:
+            elif isinstance(item, Sequence):
                 rejections += self._add(item)
+            elif item is not None:
+                item()
 
     def _add(self, sequence: Sequence) -> list[StepOutput]:
         try:

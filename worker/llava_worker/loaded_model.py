@@ -27,6 +27,7 @@ from llava_worker.telemetry.traced_engine import TracedEngine, open_trace
 
 if TYPE_CHECKING:
     from llava_worker.engine.structured_output.grammar_cache import GrammarCache
+    from llava_worker.model.loading.unstored_weights import UnstoredWeights
 
 __all__ = [
     "LoadedModel",
@@ -86,6 +87,7 @@ class LoadedModel:
     times: StartupTimes = StartupTimes()
     grammars: GrammarCache | None = None  # None if structured output is not supported
     thread: ModelThread | None = None  # the thread that loaded the model, if it will also run the engine
+    unstored_weights: UnstoredWeights | None = None  # to be stored in the weights cache
 
 
 def make_grammars(tokenizer: Tokenizer, *, vocab_size: int, eos_ids: frozenset[int]) -> GrammarCache:

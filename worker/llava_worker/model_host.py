@@ -101,6 +101,7 @@ class ModelHost:
             create_output=create_output,
             on_command=lambda command: self._accept_command(command, consumer),
             engine_thread=model.thread,
+            unstored_weights=model.unstored_weights,
         )
         if self._is_draining:
             self._worker.drain()

@@ -11,13 +11,34 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-__all__ = ["ENGINE_THREAD", "ModelThread"]
+__all__ = ["ENGINE_THREAD", "Call", "ModelThread"]
 
 ENGINE_THREAD = "engine"  # the name of the threads; they cannot be interrupted
 
 _T = TypeVar("_T")
+
+
+class Call(Generic[_T]):
+    """A function that one thread calls, and whose result another thread waits for.
+
+    If the result is cancelled before the call, the function is not called.
+    """
+
+    def __init__(self, function: Callable[[], _T]) -> None:
+        self.result: Future[_T] = Future()
+        self._function = function
+
+    def __call__(self) -> None:
+        if not self.result.set_running_or_notify_cancel():
+            return
+        try:
+            result = self._function()
+        except BaseException as error:  # raised in the thread that waits for the result
+            self.result.set_exception(error)
+        else:
+            self.result.set_result(result)
 
 
 class ModelThread:
@@ -30,18 +51,9 @@ class ModelThread:
 
     def submit(self, function: Callable[[], _T]) -> Future[_T]:
         """Call a function in the thread. The result is set once it has returned."""
-        future: Future[_T] = Future()
-
-        def call() -> None:
-            try:
-                result = function()
-            except BaseException as error:  # raised in the thread that waits for the result
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
+        call = Call(function)
         self._calls.put(call)
-        return future
+        return call.result
 
     def close(self) -> None:
         """Let the thread exit after the calls that have been submitted."""

@@ -158,7 +158,9 @@ def _open_native(
     process = _start_template_process(settings)  # imports transformers while the model is loaded
     with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as executor:
         loading = executor.submit(_load_tokenizer, tokenizer_folder, config, tokenizer_check)
-        engine, info = build_engine(config, on_progress=on_progress, on_lost_rank=end_process)
+        engine, info = build_engine(
+            config, on_progress=on_progress, on_lost_rank=end_process, defers_store=True
+        )
         tokenizer = loading.result()
     with conversation_errors(settings):
         template = choose_template(
@@ -194,7 +196,9 @@ def _open_native(
     )
     traced = traced_engine(engine, settings, name, engine.timer)
     trim_heap()  # loading has used more memory than serving does
-    return LoadedModel(traced, tokenizer, prompts, heartbeat, times, grammars)
+    return LoadedModel(
+        traced, tokenizer, prompts, heartbeat, times, grammars, unstored_weights=info.unstored_weights
+    )
 
 
 def _prompt_builder(

@@ -30,17 +30,15 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import astuple, dataclass
 from typing import Any, Literal
+
+from llava_worker.cpu_priority import lower_priority
 
 __all__ = ["ProcessFailure", "ProcessLimits", "SandboxedProcess", "serve"]
 
 _START_S = 60.0  # timeout for starting Python and calling ``open_handler``, even on a busy machine
 _OUT_OF_MEMORY = 71  # exit status of the child
-# Added to the niceness of the parent. The child then gets about a tenth of a CPU that another process would
-# use completely.
-_LOW_PRIORITY_NICENESS = 10
 
 
 class ProcessFailure(Exception):
@@ -123,7 +121,7 @@ class SandboxedProcess:
                 env=environment,
             )
             if self._has_low_priority:
-                _lower_priority(self._child.pid)
+                lower_priority(self._child.pid)
             self._is_ready = False
             self._kill = weakref.finalize(self, _kill, self._child)
         return self._child
@@ -132,13 +130,6 @@ class SandboxedProcess:
         self._child = None
         if self._kill is not None:
             self._kill()
-
-
-def _lower_priority(pid: int) -> None:
-    """Lower the CPU priority of a process before it has started threads, which inherit the priority."""
-    niceness = os.getpriority(os.PRIO_PROCESS, 0) + _LOW_PRIORITY_NICENESS
-    with suppress(ProcessLookupError):  # the next request reports that the process exited
-        os.setpriority(os.PRIO_PROCESS, pid, niceness)
 
 
 def serve(open_handler: Callable[[Any], Callable[[Any], object]]) -> None:

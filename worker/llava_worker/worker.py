@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,6 +34,7 @@ from llava_wire.worker_side.consumer import STEP_STAT, JobConsumer
 from llava_wire.worker_side.emit_pacer import EmitPacer
 from llava_wire.worker_side.sharded_consumer import ShardedConsumer
 
+from llava_worker.background import run_in_background
 from llava_worker.engine import EngineInterface, StepOutput
 from llava_worker.engine_thread import EXIT_BROKEN, EngineThread
 from llava_worker.job_output import JobOutput, JobOutputFactory
@@ -43,6 +45,7 @@ from llava_worker.model_thread import ModelThread
 
 if TYPE_CHECKING:
     from llava_worker.engine.structured_output.grammar_cache import GrammarCache
+    from llava_worker.model.loading.unstored_weights import UnstoredWeights
 
 __all__ = ["LEAVE_TIMEOUT_S", "Worker", "has_overflow_slot", "overflow_poll_s", "sequence_priority"]
 
@@ -79,8 +82,13 @@ class Worker:
         create_output: JobOutputFactory = JobOutput,
         on_command: Callable[[IssuedCommand], None] | None = None,
         engine_thread: ModelThread | None = None,
+        unstored_weights: UnstoredWeights | None = None,
     ) -> None:
-        """``engine_thread`` is the thread that loaded the model, or None to run the engine in a new one."""
+        """Create a worker.
+
+        ``engine_thread`` is the thread that loaded the model, or None to run the engine in a new one.
+        ``unstored_weights`` are stored in the weights cache while the model is served.
+        """
         self._consumer = consumer
         self._prompts = prompts
         self._tokenizer = tokenizer
@@ -100,6 +108,7 @@ class Worker:
         self._create_output = create_output
         self._on_command = on_command
         self._hang_timeout_s = hang_timeout_s
+        self._unstored_weights = unstored_weights
         self._outputs: dict[str, JobOutput] = {}  # keyed by job_id
         self._preparing: dict[str, CancelScope] = {}  # keyed by job_id, like the next attribute
         self._building_echo: dict[str, JobOutput] = {}  # see _echo_loop
@@ -161,6 +170,7 @@ class Worker:
         """Pull and emit until drained, then return the remaining jobs to the queue."""
         async with create_task_group() as self._job_tasks:
             self._job_tasks.start_soon(self._echo_loop, self._job_tasks)
+            self._job_tasks.start_soon(self._store_weights)
             async with create_task_group() as loops:
                 for shard in self._consumer.shards:
                     loops.start_soon(self._emit_loop, shard)
@@ -174,6 +184,22 @@ class Worker:
                     has_outputs.set()
             await self._hand_over()
             self._job_tasks.cancel_scope.cancel()
+
+    async def _store_weights(self) -> None:
+        """Store the weights if they were read from the checkpoint, and use the stored ones.
+
+        Other workers share the memory of stored weights.
+        """
+        unstored = self._unstored_weights
+        if unstored is None:
+            return
+        try:
+            mapped = await run_in_background(unstored.store)
+        finally:
+            unstored.cancel()
+        if mapped is not None:
+            previous = await asyncio.wrap_future(self._engine.call(partial(unstored.use, mapped)))
+            await run_in_background(previous.clear)  # frees gigabytes, which takes about 0.1 s each
 
     async def _limit_drain(self) -> None:
         """Wait for a drain to begin, then set its deadline."""

@@ -77,6 +77,10 @@ class Decoder(nn.Module):
             x, residual = layer(x, residual, rotation, attention)
         return self.norm(x, residual)[0]
 
+    def use_parameters(self) -> None:
+        """Called after the data of the parameters has been replaced."""
+        self.__dict__.pop("_native_layers", None)  # it is created again when it is next used
+
     @cached_property
     def _native_layers(self) -> NativeLayers | None:
         """The layers as one call, if C++ kernels support them. They do not support Phi."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import chain
-from pathlib import Path
 
 import torch
 
+from llava_worker.model.available_memory import available_bytes
 from llava_worker.model.config.model_config import ImageConfig, ModelConfig
 from llava_worker.model.llava import Llava
 from llava_worker.model.quantization.precision import choose_precision, precisions_on
 
-__all__ = ["WORKING_BYTES", "InsufficientMemory", "available_bytes", "require_memory", "weight_bytes"]
+__all__ = ["WORKING_BYTES", "InsufficientMemory", "require_memory", "weight_bytes"]
 
 _GIB = 1 << 30
 _META = torch.device("meta")
@@ -72,45 +72,6 @@ def weight_bytes(
     resolved = choose_precision(precision, device if device.type == "cuda" else _META)
     model = Llava(config, image, precision=resolved, device=_META)
     return sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
-
-
-def available_bytes(device: torch.device, *, mapped_bytes: int = 0) -> int | None:
-    """Return the free memory in bytes, or None if it is unknown.
-
-    For a CPU, the result takes the memory limit of the container into account. ``mapped_bytes`` are in files
-    that this process has mapped and needs. They are not free, although the operating system counts them as
-    page cache.
-    """
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return None
-    machine, container = _machine_bytes(), _container_bytes(mapped_bytes=mapped_bytes)
-    limits = [container, None if machine is None else machine - mapped_bytes]
-    return min((max(0, limit) for limit in limits if limit is not None), default=None)
-
-
-def _machine_bytes(path: Path = Path("/proc/meminfo")) -> int | None:
-    try:
-        lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) << 10
-    except (OSError, ValueError, KeyError):
-        return None  # not Linux
-
-
-def _container_bytes(folder: Path = Path("/sys/fs/cgroup"), *, mapped_bytes: int = 0) -> int | None:
-    """Return how many bytes the cgroup can still allocate, or None if it has no limit.
-
-    Inactive page cache counts as free, except for ``mapped_bytes``, which may be active or inactive.
-    """
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        inactive = max(0, int(stat["inactive_file"]) - max(0, mapped_bytes - int(stat["active_file"])))
-        return None if limit == "max" else max(0, int(limit) - used + inactive)
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _gib(num_bytes: int) -> str:

@@ -82,7 +82,7 @@ class _Step(ctypes.Structure):
 
 
 class NativeLayers:
-    """Layers of a decoder with a gated SiLU. Their weights must not be replaced afterwards."""
+    """Layers of a decoder with a gated SiLU. If the data of a parameter is replaced, create new ones."""
 
     def __init__(self, layers: Sequence[LayerWeights], eps: float, kernels: NativeKernels) -> None:
         self._kernels = kernels

@@ -12,8 +12,9 @@ import pytest
 import torch
 from llava_worker.engine.core.kv_cache_size import fit_cache, plan_cache
 from llava_worker.engine.startup.memory_budget import MemoryBudget
+from llava_worker.model.available_memory import available_bytes
 from llava_worker.model.config.model_config import ImageConfig, ModelConfig, read_config
-from llava_worker.model.memory_estimate import InsufficientMemory, available_bytes, require_memory
+from llava_worker.model.memory_estimate import InsufficientMemory, require_memory
 from llava_worker.model.quantization.precision import choose_precision
 
 from tests.gpu.test_gpu_startup import BUDGETS, TINY

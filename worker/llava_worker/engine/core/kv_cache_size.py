@@ -10,8 +10,9 @@ import logging
 import torch
 
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
+from llava_worker.model.available_memory import available_bytes
 from llava_worker.model.config.model_config import ModelConfig
-from llava_worker.model.memory_estimate import InsufficientMemory, available_bytes
+from llava_worker.model.memory_estimate import InsufficientMemory
 from llava_worker.model.quantization.precision import Precision
 
 __all__ = ["KV_CACHE_DTYPES", "allocate_cache", "fit_cache", "num_spare_tokens", "plan_cache"]

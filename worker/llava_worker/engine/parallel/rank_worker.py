@@ -103,7 +103,7 @@ class RankWorker:
         setup, cache = self._setup, None
         if setup.weights_cache and self._device.type == "cpu":
             cache = WeightsCache(Path(setup.weights_cache), setup.min_cached_bytes)
-        load_weights(
+        weights = load_weights(
             part,
             Path(setup.folder),
             base=Path(setup.base) if setup.base else None,
@@ -111,6 +111,8 @@ class RankWorker:
             is_whole=False,
             cache=cache,
         )
+        if weights.unstored is not None:
+            weights.unstored.store_now()
 
     @torch.inference_mode()
     def execute(self, command: RankCommand) -> None:

@@ -29,7 +29,7 @@ from llava_worker.model.config.model_config import (
 from llava_worker.model.gpu.cuda_graphs import CudaGraphPool
 from llava_worker.model.gpu.current_gpu import use_device
 from llava_worker.model.llava import Llava
-from llava_worker.model.loading.weights import Progress, load_weights
+from llava_worker.model.loading.weights import LoadedWeights, Progress, load_weights
 from llava_worker.model.memory_estimate import weight_bytes
 from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 
@@ -43,6 +43,7 @@ def build_engine(
     *,
     on_progress: Progress | None = None,
     on_lost_rank: Callable[[str], None] = lambda _: None,
+    defers_store: bool = False,
 ) -> tuple[Engine, ModelInfo]:
     """Load the checkpoint and build an engine. Select the model's GPU in the calling thread.
 
@@ -50,6 +51,9 @@ def build_engine(
     If a tensor-parallel rank exits, ``on_lost_rank`` is called in another thread. Its argument is the device
     of the first rank. On a GPU, the calling thread must not exit before the engine is no longer used, because
     it captures the CUDA graphs.
+
+    Weights that were read from the checkpoint are stored in the weights cache, if there is one. If
+    ``defers_store`` is true and there is only one rank, the caller must store them.
 
     Raises CheckpointError if the checkpoint is not supported, ValueError if a setting is invalid,
     InsufficientMemory (a ValueError) if the model does not fit in memory, and WarmupError if the first step
@@ -66,15 +70,9 @@ def build_engine(
     stopwatch = _Stopwatch()
     ranks = SINGLE_RANK if config.tensor_parallel_size == 1 else _start_ranks(plan, on_lost_rank)
     model = Llava(plan.model_config, plan.image_config, precision=plan.precision, device=device, ranks=ranks)
-    weights = load_weights(
-        model,
-        config.checkpoint,
-        vision_tower=config.vision_tower,
-        base=config.base,
-        allow_pickle=config.allow_pickle,
-        on_progress=on_progress,
-        cache=plan.weights_cache,
-    )
+    weights = _load_weights(model, plan, on_progress)
+    if weights.unstored is not None and not (defers_store and ranks.size == 1):
+        weights = weights._replace(mapped_bytes=weights.unstored.store_now(), unstored=None)
     plan = replace(plan, memory=replace(memory, mapped_bytes=weights.mapped_bytes))
     weights_s = stopwatch.lap()
     if ranks.size > 1:
@@ -85,8 +83,27 @@ def build_engine(
         # NCCL waits for captured graphs before it destroys a communicator. Runs before `RankGroup.close`.
         atexit.register(pool.release)
     engine = assemble_engine(model, plan, pool, eos_ids=eos_ids, weights_key=weights.key)
-    info = _model_info(plan, engine.context_length, eos_ids)
-    return engine, replace(info, weights_digest=weights.digest, weights_s=weights_s, warmup_s=stopwatch.lap())
+    info = replace(
+        _model_info(plan, engine.context_length, eos_ids),
+        weights_digest=weights.digest,
+        weights_s=weights_s,
+        warmup_s=stopwatch.lap(),
+        unstored_weights=weights.unstored,
+    )
+    return engine, info
+
+
+def _load_weights(model: Llava, plan: StartupPlan, on_progress: Progress | None) -> LoadedWeights:
+    config = plan.config
+    return load_weights(
+        model,
+        config.checkpoint,
+        vision_tower=config.vision_tower,
+        base=config.base,
+        allow_pickle=config.allow_pickle,
+        on_progress=on_progress,
+        cache=plan.weights_cache,
+    )
 
 
 def _start_ranks(plan: StartupPlan, on_lost: Callable[[str], None]) -> TensorParallel:

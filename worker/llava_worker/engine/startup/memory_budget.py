@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from llava_worker.model.memory_estimate import available_bytes
+from llava_worker.model.available_memory import available_bytes
 
 __all__ = ["MemoryBudget"]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llava_worker.model.config.image_grid import ImageLayout
 from llava_worker.model.kernels.interface import KernelOrigin
+from llava_worker.model.loading.unstored_weights import UnstoredWeights
 
 __all__ = ["ModelInfo"]
 
@@ -31,6 +32,7 @@ class ModelInfo:
     weights_digest: str = ""  # see `digest_weights`
     weights_s: float = 0.0  # time taken to load the weights, in seconds
     warmup_s: float = 0.0  # time taken by the warm-up, in seconds
+    unstored_weights: UnstoredWeights | None = None  # to be stored in the weights cache
 
     @property
     def image_side(self) -> int:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from llava_worker.engine.transformers.checkpoint import TransformersCheckpoint, reason_of
+from llava_worker.model.available_memory import available_bytes
 from llava_worker.model.config.untrusted_file import CheckpointError
-from llava_worker.model.memory_estimate import WORKING_BYTES, InsufficientMemory, available_bytes
+from llava_worker.model.memory_estimate import WORKING_BYTES, InsufficientMemory
 from llava_worker.model.quantization.bitsandbytes import require_bitsandbytes
 from llava_worker.model.quantization.precision import choose_dtype
 

@@ -9,14 +9,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from llava_worker.model.kernels.interface import Kernels
 
-__all__ = ["UNSHARDED", "DenseLinear", "Linear", "LinearShape", "Shard", "empty_bias", "num_multiplications"]
+__all__ = [
+    "UNSHARDED",
+    "DenseLinear",
+    "HasParameters",
+    "Linear",
+    "LinearShape",
+    "Shard",
+    "empty_bias",
+    "num_multiplications",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,14 @@ class LinearShape:
     @property
     def out_features(self) -> int:
         return sum(self.parts.values())
+
+
+@runtime_checkable
+class HasParameters(Protocol):
+    """A module that may keep references to the data of its parameters."""
+
+    def use_parameters(self) -> None:
+        """Called after the data of the parameters has been replaced."""
 
 
 class Linear(nn.Module, ABC):

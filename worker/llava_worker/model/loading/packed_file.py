@@ -14,11 +14,14 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import blake2b
+from io import FileIO
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -28,8 +31,11 @@ __all__ = ["DamagedFile", "MappedFile", "file_bytes", "map_file", "uses_huge_pag
 
 _MAGIC = b"llava packed 1\0\0"
 _PAGE = 4096
-_CHUNK_BYTES = 64 << 20
+_CHUNK_BYTES = 8 << 20
+_SYNC_BYTES = 64 << 20  # the most that is written before it is transferred to the disk
 _SECTOR_WORDS = 64  # 8-byte words per partial sum of the checksum
+
+_Bytes = npt.NDArray[np.uint8]
 
 
 class DamagedFile(Exception):
@@ -41,20 +47,35 @@ def file_bytes(parameters: Sequence[Tensor]) -> int:
     return sum(map(_padded, parameters)) + _PAGE
 
 
-def write_file(path: Path, parameters: Sequence[Tensor], key: bytes) -> None:
-    """Write a new file that only this user can access. Raises OSError, for example if the disk is full."""
+def write_file(
+    path: Path, parameters: Sequence[Tensor], key: bytes, on_chunk: Callable[[], object] = lambda: None
+) -> None:
+    """Write a new file that only this user can access, and call ``on_chunk``, which may raise, repeatedly.
+
+    Raises OSError, for example if the disk is full.
+    """
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(file, "wb") as stream:
-        checksum = _Checksum()
+    with os.fdopen(file, "wb", buffering=0) as stream:
+        checksum, num_written = _Checksum(), 0
         for chunk in _chunks(parameters):
+            on_chunk()
             checksum.update(chunk)
-            stream.write(chunk.numpy().data)
-        stream.write(_footer(key, checksum.digest()))
-        stream.flush()
+            _write(stream, chunk.data)
+            num_written += len(chunk)
+            if num_written >= _SYNC_BYTES:
+                os.fsync(file)
+                num_written = 0
+        _write(stream, memoryview(_footer(key, checksum.digest())))
         os.fsync(file)
         if hasattr(os, "posix_fadvise"):
             # If memory is fragmented, writing leaves small pages in the page cache. Reading compacts memory.
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _write(stream: FileIO, data: memoryview) -> None:
+    """Write all bytes. An unbuffered file may write only a part of them."""
+    while data:
+        data = data[stream.write(data) :]
 
 
 class MappedFile:
@@ -86,8 +107,10 @@ class MappedFile:
             raise OSError(f"the file was truncated: it has no data at byte {begin}")
 
 
-def map_file(path: Path, parameters: Sequence[Tensor], key: bytes) -> MappedFile:
-    """Map the file.
+def map_file(
+    path: Path, parameters: Sequence[Tensor], key: bytes, on_chunk: Callable[[], object] = lambda: None
+) -> MappedFile:
+    """Map the file, and call ``on_chunk``, which may raise, repeatedly.
 
     All processes that map the file share its memory. The mapping is private: if a process wrote to a tensor,
     neither the file nor the other processes would see it. Every byte is compared with the checksum, which
@@ -104,10 +127,11 @@ def map_file(path: Path, parameters: Sequence[Tensor], key: bytes) -> MappedFile
         os.close(file)
         raise
     mapped = MappedFile(file, parameters)
-    data, checksum = mapped.data, _Checksum()
+    data, checksum = mapped.data.numpy(), _Checksum()
     for begin in range(0, size - _PAGE, _CHUNK_BYTES):
+        on_chunk()
         checksum.update(data[begin : min(begin + _CHUNK_BYTES, size - _PAGE)])
-    if data[-_PAGE:].numpy().tobytes() != _footer(key, checksum.digest()):
+    if data[-_PAGE:].tobytes() != _footer(key, checksum.digest()):
         raise DamagedFile(f"{path} does not match its checksum or its name")
     return mapped
 
@@ -132,16 +156,17 @@ def uses_huge_pages(tensor: Tensor) -> bool:
 class _Checksum:
     """A checksum that detects accidental changes at the speed of memory.
 
-    It is the hash of the sums of all sectors of 512 bytes. It does not detect forged data.
+    It is the hash of the sums of all sectors of 512 bytes. It does not detect forged data. It is computed
+    by one thread, so that it can be computed while the engine uses the threads of torch.
     """
 
     def __init__(self) -> None:
         self._hash = blake2b(digest_size=16)
 
-    def update(self, chunk: Tensor) -> None:
+    def update(self, chunk: _Bytes) -> None:
         """Add bytes, uint8 [n * 4096]."""
-        sums = chunk.view(torch.int64).view(-1, _SECTOR_WORDS).sum(1)  # modulo 2^64
-        self._hash.update(sums.numpy().data)
+        sectors = chunk.view(np.int64).reshape(-1, _SECTOR_WORDS)
+        self._hash.update(np.einsum("ij->i", sectors).data)  # sums modulo 2^64, faster than with np.sum
 
     def digest(self) -> bytes:
         return self._hash.digest()
@@ -155,29 +180,17 @@ def _padded(tensor: Tensor) -> int:
     return -(-tensor.nbytes // _PAGE) * _PAGE
 
 
-def _chunks(parameters: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield the contents of the file before the footer. Each chunk is overwritten by the next one."""
-    chunk, num_filled = torch.zeros(_CHUNK_BYTES, dtype=torch.uint8), 0
+def _chunks(parameters: Sequence[Tensor]) -> Iterator[_Bytes]:
+    """Yield the contents of the file before the footer, in chunks of whole pages."""
     for parameter in parameters:
-        raw = _bytes(parameter)
-        while len(raw):
-            part = raw[: _CHUNK_BYTES - num_filled]
-            raw = raw[len(part) :]
-            chunk[num_filled : num_filled + len(part)] = part
-            num_filled += len(part)
-            if not len(raw):
-                num_padding = -num_filled % _PAGE
-                chunk[num_filled : num_filled + num_padding] = 0
-                num_filled += num_padding
-            if num_filled == _CHUNK_BYTES:
-                yield chunk
-                num_filled = 0
-    if num_filled:
-        yield chunk[:num_filled]
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+        raw = parameter.detach().contiguous().view(-1).view(torch.uint8).numpy()
+        num_whole = len(raw) // _PAGE * _PAGE
+        for begin in range(0, num_whole, _CHUNK_BYTES):
+            yield raw[begin : min(begin + _CHUNK_BYTES, num_whole)]
+        if num_whole < len(raw):
+            page = np.zeros(_PAGE, np.uint8)
+            page[: len(raw) - num_whole] = raw[num_whole:]
+            yield page
 
 
 def _views(data: Tensor, parameters: Sequence[Tensor]) -> Iterator[Tensor]:

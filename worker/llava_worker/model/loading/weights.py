@@ -22,6 +22,7 @@ from llava_worker.model.config.model_config import CheckpointError
 from llava_worker.model.layers.linear import Linear
 from llava_worker.model.loading.checkpoint_files import StoredTensor, find_weights, read_file
 from llava_worker.model.loading.lora import Adapter, is_adapter, read_adapter
+from llava_worker.model.loading.unstored_weights import UnstoredWeights
 from llava_worker.model.loading.weight_names import canonical_name, canonical_tower_name, is_unused
 from llava_worker.model.loading.weights_cache import WeightsCache
 from llava_worker.model.loading.weights_digest import digest_weights
@@ -43,12 +44,14 @@ _OPTIONAL = frozenset({"lm_head.bias"})
 class LoadedWeights(NamedTuple):
     """The result of loading. ``mapped_bytes`` are in mapped files, and the others in private memory.
 
-    ``key`` identifies the mapped file. It is empty if there is none.
+    ``unstored`` is set if the weights are to be stored in the weights cache. ``key`` identifies the file in
+    the cache. It is empty if the cache is not used.
     """
 
     digest: str
     mapped_bytes: int = 0
     key: str = ""
+    unstored: UnstoredWeights | None = None
 
 
 def load_weights(
@@ -87,8 +90,8 @@ def load_weights(
     digest = plan.digest()
     folders = [each for each in (folder, base, vision_tower) if each is not None]
     key = weights_key(model, digest, folders, has_adapter=bool(adapter.lora))
-    mapped_bytes = cache.load(model, key, lambda: plan.run(on_progress))
-    return LoadedWeights(digest, mapped_bytes, key if mapped_bytes else "")
+    mapped_bytes, unstored = cache.load(model, key, lambda: plan.run(on_progress))
+    return LoadedWeights(digest, mapped_bytes, key if mapped_bytes or unstored else "", unstored)
 
 
 def _read_folder(folder: Path, allow_pickle: bool) -> list[StoredTensor]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from llava_worker.model.loading import weights_cache
+from llava_worker.model.loading import cached_file
 from llava_worker.model.loading.weights_cache import WeightsCache
 
 from tests.worker.checkpoints import write_checkpoint
@@ -18,5 +18,5 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WeightsCache:
     """A cache whose files are mapped even if they are too small for huge pages."""
-    monkeypatch.setattr(weights_cache, "_TRANSPARENT_HUGE_PAGES", Path("/does/not/exist"))
+    monkeypatch.setattr(cached_file, "_TRANSPARENT_HUGE_PAGES", Path("/does/not/exist"))
     return WeightsCache(tmp_path / "cache")

@@ -14,10 +14,16 @@ from tests.worker.model.load_model import CPU
 
 
 class Loaded:
-    """A model that was loaded with a cache."""
+    """A model that was loaded with a cache. Its weights are stored, unless ``is_stored`` is false."""
 
     def __init__(
-        self, folder: Path, cache: WeightsCache, precision: str, *, base: Path | None = None
+        self,
+        folder: Path,
+        cache: WeightsCache,
+        precision: str,
+        *,
+        base: Path | None = None,
+        is_stored: bool = True,
     ) -> None:
         config_folder = folder if (folder / "config.json").exists() or base is None else base
         self.model = Llava(
@@ -30,6 +36,9 @@ class Loaded:
         self.weights: LoadedWeights = load_weights(
             self.model, folder, base=base, cache=cache, on_progress=self._count
         )
+        self.mapped_bytes = self.weights.mapped_bytes
+        if is_stored and self.weights.unstored is not None:
+            self.mapped_bytes = self.weights.unstored.store_now()
 
     def _count(self, *_: int) -> None:
         self.num_reads += 1

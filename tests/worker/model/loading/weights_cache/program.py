@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.llava import Llava
-from llava_worker.model.loading import weights_cache
+from llava_worker.model.loading import cached_file
 from llava_worker.model.loading.weights import load_weights
+from llava_worker.model.loading.weights_cache import WeightsCache
 from llava_worker.model.quantization.precision import choose_precision
 
 CPU = torch.device("cpu")
@@ -36,17 +37,19 @@ def file_sizes() -> tuple[int, int]:
 
 def main() -> None:
     folder, cache, precision = Path(sys.argv[1]), Path(sys.argv[2]), choose_precision(sys.argv[3], CPU)
-    weights_cache._TRANSPARENT_HUGE_PAGES = Path("/does/not/exist")  # so that small files are mapped too
+    cached_file._TRANSPARENT_HUGE_PAGES = Path("/does/not/exist")  # so that small files are mapped too
     torch.set_num_threads(1)
     sys.stdin.readline()
     model = Llava(read_config(folder), read_image_config(folder), precision=precision, device=CPU)
     progress: list[int] = []
-    load_weights(
+    weights = load_weights(
         model,
         folder,
-        cache=weights_cache.WeightsCache(cache),
+        cache=WeightsCache(cache),
         on_progress=lambda done, total, count: progress.append(done),
     )
+    if weights.unstored is not None:
+        weights.unstored.store_now()
     digest = hashlib.sha256()
     for parameter in model.parameters():
         digest.update(parameter.data.contiguous().view(-1).view(torch.uint8).numpy().data)

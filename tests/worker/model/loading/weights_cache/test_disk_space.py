@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from llava_worker.model.loading import weights_cache
+from llava_worker.model.loading import unstored_weights
 from llava_worker.model.loading.weights_cache import WeightsCache
 
 from tests.file_size_limit import file_size_limit
@@ -21,7 +21,7 @@ def test_a_full_disk_is_reported_and_leaves_no_file(
     with file_size_limit(20_000):
         loaded = Loaded(folder, cache, "int8")
     assert_same_weights(loaded.model, load_model(folder, "int8"))
-    assert loaded.weights.mapped_bytes == 0
+    assert loaded.mapped_bytes == 0
     assert caplog.text.count("is not used, so the next start takes longer") == 1
     assert [path.suffix for path in cache.folder.iterdir()] == [".lock"]
 
@@ -29,8 +29,8 @@ def test_a_full_disk_is_reported_and_leaves_no_file(
 def test_weights_that_need_more_than_half_of_the_free_space_are_not_stored(
     folder: Path, cache: WeightsCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(weights_cache, "_MAX_SHARE", 0.0)
-    assert Loaded(folder, cache, "int8").weights.mapped_bytes == 0
+    monkeypatch.setattr(unstored_weights, "_MAX_SHARE", 0.0)
+    assert Loaded(folder, cache, "int8").mapped_bytes == 0
     assert "more than half of the free space" in caplog.text
     assert not stored(cache)
 
@@ -45,7 +45,7 @@ def test_files_that_were_used_the_longest_ago_are_deleted_first(
         os.utime(path, (time.time() - age, time.time() - age))
     num_used = sum(path.stat().st_size for path in stored(cache))
     free = os.statvfs(cache.folder).f_bavail * os.statvfs(cache.folder).f_frsize
-    monkeypatch.setattr(weights_cache, "_MAX_SHARE", num_used / (free + num_used))
+    monkeypatch.setattr(unstored_weights, "_MAX_SHARE", num_used / (free + num_used))
     Loaded(folder, cache, "int4")
     assert not Loaded(folder, cache, "fp32").is_read  # used last
     assert Loaded(folder, cache, "int8").is_read

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -13,37 +12,12 @@ from pathlib import Path
 
 import pytest
 from llava_worker.model.loading import weights_cache
+from llava_worker.model.loading.file_lock import FileLock
 from llava_worker.model.loading.weights_cache import WeightsCache
 
 from tests.waiting import wait_until
-from tests.worker.model.loading.weights_cache import program
 from tests.worker.model.loading.weights_cache.loaded import Loaded, only_file, stored
-
-
-class Program:
-    """A process that runs program."""
-
-    def __init__(self, folder: Path, cache: Path, precision: str = "int8") -> None:
-        arguments = [str(folder), str(cache), precision]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", program.__name__, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def send(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def receive(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+from tests.worker.model.loading.weights_cache.loading_process import Program, opens
 
 
 def test_concurrent_processes_build_one_file_and_share_its_memory(folder: Path, tmp_path: Path) -> None:
@@ -90,7 +64,7 @@ def test_the_lock_of_a_killed_process_is_released(folder: Path, cache: WeightsCa
         waiting = Program(folder, cache.folder)
         stack.callback(waiting.close)
         waiting.send()
-        wait_until(lambda: _opens(waiting.process.pid, lock))
+        wait_until(lambda: opens(waiting.process.pid, lock))
         holder.send_signal(signal.SIGKILL)
         assert waiting.receive() == "loaded\n"
     assert stored(cache) == [path]
@@ -113,19 +87,9 @@ def test_weights_are_loaded_if_another_process_holds_the_lock_for_too_long(
     Loaded(folder, cache, "int8")
     path = only_file(cache)
     path.unlink()
-    with weights_cache._lock(path.with_suffix(".lock")):
-        loaded = Loaded(folder, cache, "int8")
+    lock = FileLock(path.with_suffix(".lock"), max_wait_s=0.0, holder="another process")
+    loaded = Loaded(folder, cache, "int8")
+    lock.release()
     assert loaded.is_read and not stored(cache)
     assert caplog.text.count("waiting for another process that is storing packed weights") == 1
     assert "another process has locked" in caplog.text
-
-
-def _opens(pid: int, path: Path) -> bool:
-    return any(_target(each) == str(path) for each in Path(f"/proc/{pid}/fd").iterdir())
-
-
-def _target(descriptor: Path) -> str:
-    try:
-        return os.readlink(descriptor)
-    except FileNotFoundError:  # closed in the meantime
-        return ""

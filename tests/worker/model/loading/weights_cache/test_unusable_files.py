@@ -103,7 +103,7 @@ def test_an_unusable_folder_is_reported_once_and_the_weights_are_loaded(
 ) -> None:
     obstacle(cache)
     loaded = Loaded(folder, cache, "int8")
-    assert loaded.is_read and loaded.weights.mapped_bytes == 0
+    assert loaded.is_read and loaded.mapped_bytes == 0
     assert_same_weights(loaded.model, load_model(folder, "int8"))
     (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert f"{cache.folder} (weights_cache) is not used" in warning.message
