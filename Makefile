@@ -123,14 +123,14 @@ $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("llava-serve requires Python 3.10 or newer, but this is " + sys.version.split()[0] + ". Run: make PYTHON=python3.12 up") if sys.version_info < (3, 10) else None'
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(HAS_GPU),)
-	$(PIP) install -q $(TORCH)+cpu --extra-index-url $(CPU_INDEX) --retries 1 -c $(USED_CONSTRAINTS) 2>/dev/null || $(PIP) install -q $(TORCH) -c $(USED_CONSTRAINTS)
+	@$(PIP) install $(TORCH)+cpu --extra-index-url $(CPU_INDEX) --retries 1 -c $(USED_CONSTRAINTS) 2>/dev/null || $(PIP) install $(TORCH) -c $(USED_CONSTRAINTS)
 else
-	$(PIP) install -q $(TORCH) -c $(USED_CONSTRAINTS)
+	@$(PIP) install $(TORCH) -c $(USED_CONSTRAINTS)
 endif
 	@touch $@
 
 $(VENV)/.up: $(VENV)/.torch pyproject.toml
-	$(PIP) install -q -c $(USED_CONSTRAINTS) -e '.[all]'
+	@$(PIP) install -c $(USED_CONSTRAINTS) -e '.[all]'
 	@touch $@
 
 # LiteLLM is installed without its dependencies, because boto3's botocore requires an older python-dateutil than this

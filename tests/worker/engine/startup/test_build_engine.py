@@ -42,6 +42,19 @@ def test_a_model_runs_in_half_precision(folder: Path, make_sequence: MakeSequenc
     assert len(run(engine, [make_sequence(Prompt([1, 5, 6]), ignore_eos=True)])["one"]) == 12
 
 
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_the_type_of_the_kv_cache_is_logged_rather_than_that_of_the_weights(
+    folder: Path, caplog: pytest.LogCaptureFixture, is_int8: bool
+) -> None:
+    caplog.set_level("INFO")
+    build_engine(
+        EngineConfig(folder, precision="int8", device="cpu", kv_cache_dtype="int8" if is_int8 else "auto")
+    )
+    (message,) = [line for line in caplog.messages if line.startswith("memory (MiB)")]
+    assert message.endswith(", int8)") is is_int8
+    assert message.endswith(("float32)", "bfloat16)")) is not is_int8
+
+
 @pytest.mark.parametrize(("num_threads", "expected"), [(None, 1), (3, 3)])
 def test_a_small_model_uses_one_thread_by_default(
     folder: Path, num_threads: int | None, expected: int

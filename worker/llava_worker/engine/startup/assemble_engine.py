@@ -131,6 +131,6 @@ def _fit_cache(plan: StartupPlan, step: StepMemory, graph_bytes: int) -> KVCache
         *(part >> 20 for part in (config.encoder_cache_bytes, WORKING_BYTES, spec.num_bytes)),
         spec.num_blocks,
         spec.block_size,
-        "int8" if config.kv_cache_dtype == "int8" else plan.precision.name,
+        "int8" if spec.is_int8 else str(spec.dtype).removeprefix("torch."),
     )
     return spec
