@@ -86,7 +86,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--exhaustive",
         action="store_true",
-        help="run all seeds of random workloads and all cases of long loops instead of a sample",
+        help="run all seeds of random workloads, all cases of long loops and all slow variants, not a sample",
     )
     parser.addoption(
         "--api-cases",
@@ -128,7 +128,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ``pytest_ignore_collect`` is not called for paths on the command line. If a long file ran last, one
     process would run it while the others had nothing to do.
     """
-    not_requested = [marker for marker in ON_REQUEST if not config.getoption(f"--{marker}")]
+    markers = [*ON_REQUEST, "exhaustive"]
+    not_requested = [marker for marker in markers if not config.getoption(f"--{marker}")]
     excluded = [
         item
         for item in items

@@ -387,9 +387,12 @@ class Settings(ServiceSettings):
                 "port."
             )
         if self.port in ports and self.host == self.admin_host:
+            used = f"admin port {ports[0]}"
+            if self.processes > 1:
+                used = f"admin ports {ports[0]} to {ports[-1]}"
             raise ValueError(
-                f"LLAVA_PORT / --port is {self.port}, but the controllers use the admin ports {ports[0]} to "
-                f"{ports[-1]} (LLAVA_ADMIN_PORT / --admin-port). Set a different port."
+                f"LLAVA_PORT / --port is {self.port}, but the server also uses the {used} "
+                "(LLAVA_ADMIN_PORT / --admin-port). Set a different port."
             )
         return self
 

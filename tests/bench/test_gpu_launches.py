@@ -225,7 +225,9 @@ NUM_ENGINES = 8
     ("served", "block_sizes"),
     [
         (("fp16/auto", "fp32/auto", "bf16/int8"), [256, 16, 16, 16]),
-        (("w8a8/auto", "w4a16/int8", "fp8/int8"), [256, 16, 16, 16]),
+        pytest.param(
+            ("w8a8/auto", "w4a16/int8", "fp8/int8"), [256, 16, 16, 16], marks=pytest.mark.exhaustive
+        ),
     ],
     ids=["16 and 32 bits", "quantized"],
 )

@@ -35,6 +35,7 @@ STAGES = ["ceilings", "kernels", "model", "gpu_tests", "performance", "end_to_en
 SESSION = [sys.executable, "-m", "bench.gpu.session"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.e2e
 @pytest.mark.timeout(scaled(240))
 def test_a_rehearsal_on_a_cpu_runs_all_stages_without_a_failure(tmp_path: Path) -> None:

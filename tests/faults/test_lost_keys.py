@@ -14,8 +14,7 @@ from llava_wire.redis.keys import PREFIX
 
 from tests.faults.local_streams import NUM_STREAMS, NUM_TOKENS, running_streams
 from tests.wire.conftest import running
-from tests.wire.redis_server import KINDS as KINDS_OF_SERVER
-from tests.wire.redis_server import RedisServer
+from tests.wire.redis_server import SLOW_KINDS, RedisServer
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +25,7 @@ KINDS = (
 )  # fmt: skip
 
 
-@pytest.fixture(params=KINDS_OF_SERVER)
+@pytest.fixture(params=SLOW_KINDS)
 def private_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     with running(request.param) as server:
         yield server

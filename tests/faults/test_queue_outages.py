@@ -14,7 +14,7 @@ import pytest
 from tests.faults.local_streams import LEASE_S, NUM_STREAMS, running_streams
 from tests.faults.proxy import FaultProxy
 from tests.wire.conftest import running
-from tests.wire.redis_server import KINDS, RedisServer
+from tests.wire.redis_server import SLOW_KINDS, RedisServer
 
 pytestmark = pytest.mark.anyio
 
@@ -22,7 +22,7 @@ PAUSE_S, EXHAUSTIVE_PAUSE_S = 4 * LEASE_S, 40.0
 LATENCY_S = 0.3
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=SLOW_KINDS)
 def private_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     with running(request.param) as server:
         yield server

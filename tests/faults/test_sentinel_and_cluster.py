@@ -19,7 +19,7 @@ from llava_wire.errors import QueueUnavailable
 from tests.faults.local_streams import NUM_STREAMS, running_streams
 from tests.processes import free_port
 from tests.waiting import wait_until
-from tests.wire.redis_server import KINDS, binary
+from tests.wire.redis_server import SLOW_KINDS, binary
 
 pytestmark = pytest.mark.anyio
 
@@ -75,7 +75,7 @@ class Nodes:
             node.kill()
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=SLOW_KINDS)
 def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes]:
     program = binary(request.param)
     if not program:

@@ -29,6 +29,8 @@ NUM_REQUESTS = {
     "aborted_requests": 1000,
     "pipelined_requests": 128,
 }
+# Only with --exhaustive. All attacks at once include these, too (test_mixed_attack.py).
+SLOW = ("aborted_requests", "stored_responses", "shared_result")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,10 @@ def site() -> Iterator[AttackedSite]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize(
+    "attack",
+    [pytest.param(each, marks=pytest.mark.exhaustive) if each in SLOW else each for each in ATTACKS],
+)
 async def test_other_clients_are_served_during_an_attack(site: AttackedSite, attack: str) -> None:
     key = ANONYMOUS if attack == "idle_connections" else 0
     async with (

@@ -21,6 +21,7 @@ INVALID = {
         "LLAVA_PORT / --port is 9002",
         "admin ports 9000 to 9002",
     ],
+    "--port 9000 --admin-port 9000": ["LLAVA_PORT / --port is 9000", "admin port 9000 ("],
     "--demo-socket /tmp/x --host 0.0.0.0": ["LLAVA_DEMO_SOCKET", "loopback address", "0.0.0.0"],
 }
 

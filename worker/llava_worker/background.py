@@ -16,16 +16,12 @@ __all__ = ["run_in_background"]
 _T = TypeVar("_T")
 
 
-async def run_in_background(function: Callable[[], _T]) -> _T:
-    """Return the result of a function, which runs in a new thread with low CPU priority.
-
-    If the caller is cancelled, the thread continues. The process does not exit before it has finished.
-    """
+def run_in_background(function: Callable[[], _T]) -> asyncio.Future[_T]:
+    """Call a function in a new thread with low CPU priority. The process does not exit before it returns."""
     executor = ThreadPoolExecutor(1, thread_name_prefix="background", initializer=_lower_priority)
-    try:
-        return await asyncio.get_running_loop().run_in_executor(executor, function)
-    finally:
-        executor.shutdown(wait=False)
+    future = asyncio.get_running_loop().run_in_executor(executor, function)
+    executor.shutdown(wait=False)  # the thread exits after the call
+    return future
 
 
 def _lower_priority() -> None:

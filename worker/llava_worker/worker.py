@@ -45,6 +45,7 @@ from llava_worker.model_thread import ModelThread
 
 if TYPE_CHECKING:
     from llava_worker.engine.structured_output.grammar_cache import GrammarCache
+    from llava_worker.model.loading.packed_file import MappedFile
     from llava_worker.model.loading.unstored_weights import UnstoredWeights
 
 __all__ = ["LEAVE_TIMEOUT_S", "Worker", "has_overflow_slot", "overflow_poll_s", "sequence_priority"]
@@ -109,6 +110,7 @@ class Worker:
         self._on_command = on_command
         self._hang_timeout_s = hang_timeout_s
         self._unstored_weights = unstored_weights
+        self._storing: asyncio.Future[MappedFile | None] | None = None
         self._outputs: dict[str, JobOutput] = {}  # keyed by job_id
         self._preparing: dict[str, CancelScope] = {}  # keyed by job_id, like the next attribute
         self._building_echo: dict[str, JobOutput] = {}  # see _echo_loop
@@ -193,8 +195,9 @@ class Worker:
         unstored = self._unstored_weights
         if unstored is None:
             return
+        self._storing = run_in_background(unstored.store)
         try:
-            mapped = await run_in_background(unstored.store)
+            mapped = await asyncio.shield(self._storing)
         finally:
             unstored.cancel()
         if mapped is not None:
@@ -396,6 +399,8 @@ class Worker:
             await asyncio.to_thread(self._preparation.close)  # waits for any compilation in progress
             limit_s = self._hang_timeout_s if self._is_model_switch else _STOP_TIMEOUT_S
             has_stopped = await asyncio.to_thread(self._engine.stop, limit_s)
+            if self._storing is not None:  # its thread refers to the weights, which are to be freed
+                await asyncio.wait([self._storing], timeout=limit_s)
             tasks.cancel_scope.cancel()
         return has_stopped
 

@@ -26,6 +26,7 @@ class FileLock:
         """
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         self._close = weakref.finalize(self, os.close, file)
+        os.utime(file)  # old files are deleted (`UnstoredWeights.store`)
         if _try_lock(file):
             return
         logger.info("waiting for %s (it locked %s)", holder, path)

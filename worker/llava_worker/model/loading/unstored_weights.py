@@ -127,12 +127,12 @@ def _make_room(folder: Path, size: int) -> None:
     stored = sorted(folder.glob("*.weights"), key=_used_at)
     num_used = sum(path.stat().st_size for path in stored)
     budget = int(_MAX_SHARE * (shutil.disk_usage(folder).free + num_used))
+    if size > budget:
+        raise OSError(errno.ENOSPC, f"{size >> 20} MiB are more than half of the free space")
     while stored and num_used + size > budget:
         num_used -= stored[0].stat().st_size
         logger.info("deleting packed weights to free disk space: %s", stored[0])
         stored.pop(0).unlink(missing_ok=True)
-    if size > budget:
-        raise OSError(errno.ENOSPC, f"{size >> 20} MiB are more than half of the free space")
 
 
 def _used_at(path: Path) -> float:

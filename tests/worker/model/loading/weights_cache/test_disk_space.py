@@ -35,6 +35,15 @@ def test_weights_that_need_more_than_half_of_the_free_space_are_not_stored(
     assert not stored(cache)
 
 
+def test_weights_that_do_not_fit_displace_no_other_file(
+    folder: Path, cache: WeightsCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Loaded(folder, cache, "int4")
+    monkeypatch.setattr(unstored_weights, "_MAX_SHARE", 0.0)
+    Loaded(folder, cache, "fp32")
+    assert not Loaded(folder, cache, "int4").is_read
+
+
 def test_files_that_were_used_the_longest_ago_are_deleted_first(
     folder: Path, cache: WeightsCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
