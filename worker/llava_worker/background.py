@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 from llava_worker.cpu_priority import lower_priority
@@ -26,4 +27,5 @@ def run_in_background(function: Callable[[], _T]) -> asyncio.Future[_T]:
 
 def _lower_priority() -> None:
     if sys.platform == "linux":  # on other systems, threads have no priority of their own
-        lower_priority(threading.get_native_id())
+        with suppress(OSError):  # forbidden, for example by a sandbox
+            lower_priority(threading.get_native_id())

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from llava_worker.model.layers.embedding import Embedding
 from llava_worker.model.layers.linear import DenseLinear, HasParameters
 from llava_worker.model.loading.packed_file import (
-    DamagedFile,
     MappedFile,
     file_bytes,
     map_file,
@@ -50,7 +49,7 @@ def is_slow(mapped: MappedFile, path: Path) -> bool:
         return False
     if not is_enabled or uses_huge_pages(mapped.tensors[0]):
         return False
-    logger.info("%s cannot be mapped with 2 MiB pages, so its memory is not shared", path)
+    logger.info("%s is not in memory in pages of 2 MiB, so its memory is not shared", path)
     return True
 
 
@@ -73,7 +72,7 @@ def use_mapped(model: nn.Module, mapped: MappedFile, path: Path) -> None:
     logger.info("mapped %d MiB of packed weights from %s", file_bytes(parameters) >> 20, path)
 
 
-def log_unused(folder: Path, error: OSError | DamagedFile) -> None:
+def log_unused(folder: Path, error: Exception) -> None:
     """Log why the folder is not used."""
     logger.warning(
         "the folder %s (weights_cache) is not used, so the next start takes longer: %s", folder, error

@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 class FileLock:
     """An exclusive lock on a file, which is created if it does not exist."""
 
-    def __init__(self, path: Path, *, max_wait_s: float, holder: str) -> None:
-        """Wait until this process has locked the file. ``holder`` describes other processes, in the log.
+    def __init__(self, path: Path, *, max_wait_s: float, purpose: str) -> None:
+        """Wait until this process has locked the file. ``purpose`` is what another one does, in the log.
 
         Raises TimeoutError, which is an OSError, if another process holds the lock for too long.
         """
@@ -29,7 +29,7 @@ class FileLock:
         os.utime(file)  # old files are deleted (`UnstoredWeights.store`)
         if _try_lock(file):
             return
-        logger.info("waiting for %s (it locked %s)", holder, path)
+        logger.info("waiting for another process to %s (it has locked %s)", purpose, path)
         deadline = time.monotonic() + max_wait_s
         while not _try_lock(file):
             if time.monotonic() > deadline:

@@ -11,8 +11,10 @@ The file is mapped with MADV_HUGEPAGE, so that Linux reads and maps it in pages 
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -33,6 +35,7 @@ _MAGIC = b"llava packed 1\0\0"
 _PAGE = 4096
 _CHUNK_BYTES = 8 << 20
 _SYNC_BYTES = 64 << 20  # the most that is written before it is transferred to the disk
+_MADV_POPULATE_READ = 22  # since Linux 5.14; not in all versions of Python
 _SECTOR_WORDS = 64  # 8-byte words per partial sum of the checksum
 
 _Bytes = npt.NDArray[np.uint8]
@@ -92,6 +95,18 @@ class MappedFile:
         self.data = torch.frombuffer(self._memory, dtype=torch.uint8)
         self.tensors = list(_views(self.data, parameters))
 
+    def populate(self, begin: int, end: int) -> None:
+        """Read the pages [begin, end) of the file. Raises OSError if this fails, where Linux supports it.
+
+        Otherwise, the first access to a page that cannot be read ends the process with SIGBUS.
+        """
+        if sys.platform == "linux":
+            try:
+                self._memory.madvise(_MADV_POPULATE_READ, begin, end - begin)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # Linux before 5.14
+                    raise
+
     def release_pages(self) -> None:
         """Remove all pages from the memory of this process. The next access maps them again.
 
@@ -130,7 +145,12 @@ def map_file(
     data, checksum = mapped.data.numpy(), _Checksum()
     for begin in range(0, size - _PAGE, _CHUNK_BYTES):
         on_chunk()
-        checksum.update(data[begin : min(begin + _CHUNK_BYTES, size - _PAGE)])
+        end = min(begin + _CHUNK_BYTES, size - _PAGE)
+        try:
+            mapped.populate(begin, end)
+        except OSError as error:
+            raise DamagedFile(f"{path} cannot be read at byte {begin}: {error}") from error
+        checksum.update(data[begin:end])
     if data[-_PAGE:].tobytes() != _footer(key, checksum.digest()):
         raise DamagedFile(f"{path} does not match its checksum or its name")
     return mapped

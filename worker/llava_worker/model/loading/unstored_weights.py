@@ -87,7 +87,12 @@ class UnstoredWeights:
             mapped = open_file(self._path, self._parameters, self._check_cancelled)
         except _Cancelled:
             return None
-        except (OSError, DamagedFile) as error:
+        except DamagedFile as error:
+            logger.warning("the stored weights are deleted, so the next start takes longer: %s", error)
+            with suppress(OSError):
+                self._path.unlink()
+            return None
+        except (OSError, MemoryError) as error:
             log_unused(self._path.parent, error)
             return None
         finally:
@@ -125,14 +130,21 @@ def _make_room(folder: Path, size: int) -> None:
             if _used_at(path) < time.time() - expiry_s:
                 path.unlink(missing_ok=True)
     stored = sorted(folder.glob("*.weights"), key=_used_at)
-    num_used = sum(path.stat().st_size for path in stored)
+    num_used = sum(map(_size, [*stored, *folder.glob("*.tmp")]))  # other processes may be writing the latter
     budget = int(_MAX_SHARE * (shutil.disk_usage(folder).free + num_used))
     if size > budget:
         raise OSError(errno.ENOSPC, f"{size >> 20} MiB are more than half of the free space")
     while stored and num_used + size > budget:
-        num_used -= stored[0].stat().st_size
+        num_used -= _size(stored[0])
         logger.info("deleting packed weights to free disk space: %s", stored[0])
         stored.pop(0).unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file, or 0 if another process has deleted it."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
 
 
 def _used_at(path: Path) -> float:

@@ -86,7 +86,7 @@ class WeightsCache:
         lock = FileLock(
             path.with_suffix(".lock"),
             max_wait_s=_MAX_WAIT_S,
-            holder="another process that is storing packed weights",
+            purpose="load and store the packed weights",
         )
         try:
             return open_file(path, parameters)  # another process may have built it in the meantime

@@ -44,6 +44,19 @@ def test_weights_that_do_not_fit_displace_no_other_file(
     assert not Loaded(folder, cache, "int4").is_read
 
 
+def test_unfinished_files_of_other_processes_count_as_used_space(
+    folder: Path, cache: WeightsCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Loaded(folder, cache, "int4")
+    path = only_file(cache)
+    (cache.folder / "other.tmp").write_bytes(bytes(8 * path.stat().st_size))
+    free = os.statvfs(cache.folder).f_bavail * os.statvfs(cache.folder).f_frsize
+    num_used = 9 * path.stat().st_size
+    monkeypatch.setattr(unstored_weights, "_MAX_SHARE", num_used / (free + num_used))
+    Loaded(folder, cache, "int8")
+    assert path not in stored(cache)
+
+
 def test_files_that_were_used_the_longest_ago_are_deleted_first(
     folder: Path, cache: WeightsCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,9 +87,9 @@ def test_weights_are_loaded_if_another_process_holds_the_lock_for_too_long(
     Loaded(folder, cache, "int8")
     path = only_file(cache)
     path.unlink()
-    lock = FileLock(path.with_suffix(".lock"), max_wait_s=0.0, holder="another process")
+    lock = FileLock(path.with_suffix(".lock"), max_wait_s=0.0, purpose="wait")
     loaded = Loaded(folder, cache, "int8")
     lock.release()
     assert loaded.is_read and not stored(cache)
-    assert caplog.text.count("waiting for another process that is storing packed weights") == 1
+    assert caplog.text.count("waiting for another process to load and store the packed weights") == 1
     assert "another process has locked" in caplog.text

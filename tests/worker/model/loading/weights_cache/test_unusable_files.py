@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from llava_worker.model.loading import unstored_weights
+from llava_worker.model.loading.cached_file import open_file
+from llava_worker.model.loading.packed_file import DamagedFile, MappedFile
 from llava_worker.model.loading.weights_cache import WeightsCache
 
 from tests.worker.checkpoints import write_checkpoint
@@ -58,6 +62,30 @@ def test_a_damaged_file_is_built_again(
     assert caplog.text.count("packed weights are built again") == 1
     assert_same_weights(rebuilt.model, load_model(folder, "int8"))
     assert not Loaded(folder, cache, "int8").is_read
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="requires MADV_POPULATE_READ")
+def test_a_file_that_becomes_unreadable_while_it_is_verified_is_an_error_rather_than_a_signal(
+    folder: Path, cache: WeightsCache
+) -> None:
+    loaded = Loaded(folder, cache, "int8")
+    path = only_file(cache)
+    with pytest.raises(DamagedFile, match="cannot be read at byte 0"):
+        open_file(path, list(loaded.model.parameters()), on_chunk=lambda: empty(path))
+
+
+def test_a_stored_file_that_is_not_readable_is_deleted_and_the_model_is_used(
+    folder: Path, cache: WeightsCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def damage_and_open(path: Path, *arguments: object) -> MappedFile:
+        flip_a_bit(path)
+        return open_file(path, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(unstored_weights, "open_file", damage_and_open)
+    loaded = Loaded(folder, cache, "int8")
+    assert loaded.mapped_bytes == 0 and not stored(cache)
+    assert caplog.text.count("the stored weights are deleted") == 1
+    assert_same_weights(loaded.model, load_model(folder, "int8"))
 
 
 def test_a_fifo_in_the_place_of_a_file_does_not_block_and_is_not_used(
