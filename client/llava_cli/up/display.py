@@ -52,6 +52,7 @@ class Display:
         self._status: Status | None = None
         self._colors: dict[str, str] = {}
         self._selected: dict[str, str] = {}  # what the workers selected, such as the device: value and reason
+        self._is_ready = False
 
     @cached_property
     def _out(self) -> Console:
@@ -78,12 +79,18 @@ class Display:
         message = entry["message"] if entry else text
         if entry and entry["logger"] == _SELECTED:
             key, _, value = message.partition(": ")
-            self._selected[key] = value
+            self._select(key, value)
         if self._is_verbose:
             color = self._colors.setdefault(name, _COLORS[len(self._colors) % len(_COLORS)])
             self._err.print(f"[{color}]{name:>9} |[/] {_escape(text)}", soft_wrap=True)
         elif self._status is not None:
             self._status.update(_escape(f"{name}: {message}"[:_STATUS_WIDTH]))
+
+    def _select(self, key: str, value: str) -> None:
+        """Record what a worker selected, and print it if the server is already ready and this is new."""
+        if self._is_ready and not self._is_verbose and self._selected.get(key) != value:
+            self.show(f"{key}: {value}")
+        self._selected[key] = value
 
     def show(self, sentence: str) -> None:
         """Print a message, regardless of ``--verbose``."""
@@ -104,6 +111,7 @@ class Display:
         if plan.generated_key:
             rows.append(f"API key     {plan.generated_key}")
         rows.append("stop        Ctrl-C")
+        self._is_ready = True
         text = _escape("\n".join(rows))
         if self._out.is_terminal:
             from rich.panel import Panel
@@ -156,10 +164,11 @@ def commands(plan: LaunchPlan, model: str, image: str) -> dict[str, str]:
     chat = f"import openai; print({create}.choices[0].message.content)"
     python = shlex.quote(sys.executable)
     variables = f"OPENAI_BASE_URL={plan.base_url}/v1 OPENAI_API_KEY={key or 'none'}"
+    openai = f"the openai package (install it with {python} -m pip install openai)"
     return {
         "curl": _curl_command(plan, model, image),
         "Python": f"{python} -c {shlex.quote(f'from llava_client import Client; print({ask})')}",
-        "the openai package (pip install openai)": f"{variables} {python} -c {shlex.quote(chat)}",
+        openai: f"{variables} {python} -c {shlex.quote(chat)}",
     }
 
 

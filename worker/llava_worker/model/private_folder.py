@@ -39,5 +39,8 @@ def open_private(path: Path) -> int:
 
 
 def _require_private(path: Path, status: os.stat_result) -> None:
-    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"{path} is owned or writable by another user")
+    if status.st_uid != os.getuid():
+        raise PermissionError(f"{path} belongs to the user {status.st_uid}, not to {os.getuid()}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mode = stat.S_IMODE(status.st_mode)
+        raise PermissionError(f"other users can write to {path} (mode {mode:o}); run chmod go-w {path}")

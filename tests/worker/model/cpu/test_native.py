@@ -288,5 +288,5 @@ def test_a_failed_compilation_is_reported_and_leaves_no_files(
 
 def test_no_library_is_loaded_from_a_folder_that_other_users_can_write_to(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    with pytest.raises(KernelsUnavailable, match="is owned or writable by another user"):
+    with pytest.raises(KernelsUnavailable, match="other users can write to .* chmod go-w"):
         load("avx2", cache=tmp_path)

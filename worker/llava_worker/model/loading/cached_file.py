@@ -20,7 +20,7 @@ from llava_worker.model.loading.packed_file import (
     uses_huge_pages,
 )
 
-__all__ = ["is_slow", "key_of", "log_unused", "open_file", "use_mapped"]
+__all__ = ["is_slow", "key_of", "open_file", "use_mapped"]
 
 _TRANSPARENT_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -70,10 +70,3 @@ def use_mapped(model: nn.Module, mapped: MappedFile, path: Path) -> None:
         if isinstance(module, HasParameters):
             module.use_parameters()
     logger.info("mapped %d MiB of packed weights from %s", file_bytes(parameters) >> 20, path)
-
-
-def log_unused(folder: Path, error: Exception) -> None:
-    """Log why the folder is not used."""
-    logger.warning(
-        "the folder %s (weights_cache) is not used, so the next start takes longer: %s", folder, error
-    )

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from llava_worker.model.available_memory import available_bytes
-from llava_worker.model.loading.cached_file import is_slow, key_of, log_unused, open_file, use_mapped
+from llava_worker.model.loading.cached_file import is_slow, key_of, open_file, use_mapped
 from llava_worker.model.loading.file_lock import FileLock
 from llava_worker.model.loading.packed_file import DamagedFile, MappedFile, file_bytes, write_file
+from llava_worker.selection_log import log_private_weights
 
 __all__ = ["UnstoredWeights"]
 
@@ -87,13 +88,11 @@ class UnstoredWeights:
             mapped = open_file(self._path, self._parameters, self._check_cancelled)
         except _Cancelled:
             return None
-        except DamagedFile as error:
-            logger.warning("the stored weights are deleted, so the next start takes longer: %s", error)
-            with suppress(OSError):
-                self._path.unlink()
-            return None
-        except (OSError, MemoryError) as error:
-            log_unused(self._path.parent, error)
+        except (OSError, DamagedFile, MemoryError) as error:
+            log_private_weights(self._path.parent, error)
+            if isinstance(error, DamagedFile):
+                with suppress(OSError):
+                    self._path.unlink()
             return None
         finally:
             self._lock.release()

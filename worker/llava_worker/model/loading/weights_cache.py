@@ -21,11 +21,12 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from llava_worker.model.loading.cached_file import is_slow, log_unused, open_file, use_mapped
+from llava_worker.model.loading.cached_file import is_slow, open_file, use_mapped
 from llava_worker.model.loading.file_lock import FileLock
 from llava_worker.model.loading.packed_file import DamagedFile, MappedFile, file_bytes
 from llava_worker.model.loading.unstored_weights import UnstoredWeights
 from llava_worker.model.private_folder import make_private
+from llava_worker.selection_log import log_private_weights
 
 __all__ = ["CachedWeights", "WeightsCache"]
 
@@ -62,7 +63,7 @@ class WeightsCache:
         try:
             found = self._find(path, parameters)
         except OSError as error:
-            log_unused(self.folder, error)
+            log_private_weights(self.folder, error)
             fill()
             return CachedWeights()
         if isinstance(found, FileLock):
