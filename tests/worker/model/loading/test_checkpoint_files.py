@@ -37,6 +37,28 @@ def test_rows_are_read_as_they_were_saved(path: Path) -> None:
     assert [stored[name].is_plain for name in "abc"] == [True, True, False]
 
 
+def descriptors_of(path: Path) -> list[Path]:
+    return [each for each in Path("/proc/self/fd").iterdir() if each.exists() and each.samefile(path)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="requires /proc")
+def test_a_file_is_open_while_its_tensors_are_used_and_all_tensors_are_read_from_the_same_file(
+    path: Path,
+) -> None:
+    save_file({"a": torch.ones(4), "b": torch.ones(4)}, path)
+    stored = read_file(path, allow_pickle=False)
+    assert not descriptors_of(path)
+    assert torch.equal(stored[0].read(0, 4), torch.ones(4))
+
+    moved = path.rename(path.with_suffix(".moved"))
+    save_file({"a": torch.zeros(4), "b": torch.zeros(4)}, path)
+    assert torch.equal(stored[1].read(0, 4), torch.ones(4))
+    assert len(descriptors_of(moved)) == 1
+
+    stored.clear()
+    assert not descriptors_of(moved)
+
+
 def test_an_invalid_header_is_rejected(path: Path) -> None:
     headers: list[tuple[object, str]] = [
         (b"{", "is not valid JSON"),

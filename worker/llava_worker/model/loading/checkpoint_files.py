@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from dataclasses import dataclass
-from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -116,7 +116,8 @@ def read_file(path: Path, *, allow_pickle: bool) -> list[StoredTensor]:
     for tensor in found:
         if start + tensor.end > size:
             raise _corrupt(path, f"{tensor.name!r} extends beyond the end of the file")
-    return [tensor.stored(path, start) for tensor in found]
+    file = _DataFile(path)
+    return [tensor.stored(file, start) for tensor in found]
 
 
 def _files_of_index(index: Path) -> list[Path]:
@@ -157,8 +158,8 @@ class _Entry:
     begin: int
     end: int
 
-    def stored(self, path: Path, start: int) -> StoredTensor:
-        reader = _RowReader(path, start + self.begin, self.shape, self.dtype)
+    def stored(self, file: _DataFile, start: int) -> StoredTensor:
+        reader = _RowReader(file, start + self.begin, self.shape, self.dtype)
         return StoredTensor(self.name, self.shape, self.dtype, reader)
 
 
@@ -183,9 +184,28 @@ def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value <= _MAX_SIZE
 
 
+class _DataFile:
+    """A file that is opened when it is first read, and closed when no tensor refers to it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def read(self, offset: int, buffer: memoryview) -> None:
+        """Fill the buffer. Raises OSError, or CheckpointError if the file has become too short."""
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._descriptor)
+        while buffer:  # a read returns at most 2 GiB
+            num = os.preadv(self._descriptor, [buffer], offset)
+            if not num:
+                raise _corrupt(self._path, "the file was truncated while it was being read")
+            buffer, offset = buffer[num:], offset + num
+
+
 @dataclass(frozen=True, slots=True)
 class _RowReader:
-    path: Path
+    file: _DataFile
     offset: int
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -206,18 +226,8 @@ class _RowReader:
         """Fill ``target`` with parts of equal size. One part is read from each offset."""
         buffer = memoryview(target.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         num_bytes = len(buffer) // max(1, len(offsets))
-        with self.path.open("rb", buffering=0) as file:
-            for index, offset in enumerate(offsets):
-                file.seek(offset)
-                self._fill(file, buffer[index * num_bytes : (index + 1) * num_bytes])
-
-    def _fill(self, file: FileIO, buffer: memoryview) -> None:
-        done = 0
-        while done < len(buffer):  # a read returns at most 2 GiB
-            num = file.readinto(buffer[done:])
-            if not num:
-                raise _corrupt(self.path, "the file was truncated while it was being read")
-            done += num
+        for index, offset in enumerate(offsets):
+            self.file.read(offset, buffer[index * num_bytes : (index + 1) * num_bytes])
 
 
 def _read_pickled(path: Path, allow_pickle: bool) -> list[StoredTensor]:
