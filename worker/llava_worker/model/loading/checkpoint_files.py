@@ -191,7 +191,7 @@ class _DataFile:
         self._path = path
         self._descriptor: int | None = None
 
-    def read(self, offset: int, buffer: memoryview) -> None:
+    def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill the buffer. Raises OSError, or CheckpointError if the file has become too short."""
         if self._descriptor is None:
             self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
@@ -227,7 +227,7 @@ class _RowReader:
         buffer = memoryview(target.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         num_bytes = len(buffer) // max(1, len(offsets))
         for index, offset in enumerate(offsets):
-            self.file.read(offset, buffer[index * num_bytes : (index + 1) * num_bytes])
+            self.file.read_into(buffer[index * num_bytes : (index + 1) * num_bytes], offset)
 
 
 def _read_pickled(path: Path, allow_pickle: bool) -> list[StoredTensor]:
