@@ -1,4 +1,4 @@
-"""Programs that a benchmark starts: free ports, and servers that serve a model."""
+"""Programs that a benchmark starts: free ports, servers that serve a model, and files that they store."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import contextlib
 import socket
 import time
 import urllib.request
+from pathlib import Path
 
-__all__ = ["free_port", "wait_until_served"]
+__all__ = ["free_port", "wait_until_served", "wait_until_stored"]
 
 _START_TIMEOUT_S = 60.0
+_STORE_TIMEOUT_S = 600.0
 
 
 def free_port() -> int:
@@ -29,3 +31,12 @@ def wait_until_served(model: str, port: int) -> None:
                 return
         time.sleep(0.2)
     raise SystemExit(f"The server on port {port} was not ready within {_START_TIMEOUT_S:g} seconds.")
+
+
+def wait_until_stored(folder: Path, pattern: str) -> None:
+    """Wait until a file in the folder matches the pattern. Raises TimeoutError after ten minutes."""
+    deadline = time.monotonic() + _STORE_TIMEOUT_S
+    while not any(folder.glob(pattern)):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no program stored {pattern} in {folder} within {_STORE_TIMEOUT_S:g} s")
+        time.sleep(0.1)

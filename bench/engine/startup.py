@@ -24,6 +24,7 @@ import psutil
 from llava_cli.up.redis_process import find_redis_binary
 
 from bench.checkpoint import ensure_checkpoint
+from bench.program import wait_until_stored
 from bench.record import WORK, write_record
 
 _CACHE = WORK / "weights-cache"
@@ -81,7 +82,7 @@ def _start(command: list[str], num_workers: int, *, is_stored: bool = False) -> 
             times.append((time.perf_counter() - began, used.user + used.system))
             workers.append(worker)
         if is_stored:
-            _wait_until_stored()
+            wait_until_stored(_CACHE, "*.weights")
         time.sleep(_IDLE_S)
         memory = [worker.memory_full_info() for worker in workers]
     return {
@@ -90,14 +91,6 @@ def _start(command: list[str], num_workers: int, *, is_stored: bool = False) -> 
         "rss_mb": [each.rss // 10**6 for each in memory],
         "pss_mb": [each.pss // 10**6 for each in memory],
     }
-
-
-def _wait_until_stored() -> None:
-    deadline = time.monotonic() + _TIMEOUT_S
-    while not any(_CACHE.glob("*.weights")):
-        if time.monotonic() > deadline:
-            raise RuntimeError("The weights were not stored.")
-        time.sleep(0.1)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 from llava_cli.bench import Images, Plan, run_load
 from llava_client.errors import LlavaError
 
+from bench.program import wait_until_stored
 from bench.record import ROOT
 from bench.serving.target import RunningTarget, Target, Unavailable, run_target
 from bench.serving.workloads import Workload, measure
@@ -24,7 +25,6 @@ __all__ = ["measure_running", "measure_target"]
 _IDLE_S = 5.0
 _READ_BYTES = 1 << 24
 _TIMEOUT_S = 600.0
-_POLL_S = 0.1
 # Some servers load the weights only when they receive the first request.
 _FIRST_REQUEST = Plan(num_requests=1, images=Images.NONE, num_words=8, max_tokens=2, ignore_eos=False)
 
@@ -80,11 +80,11 @@ def _empty_folder(folder: Path | None) -> Iterator[None]:
 
 def _wait_until_stored(target: Target) -> None:
     """Wait until the server has stored data for its next start. Raises Unavailable after a timeout."""
-    deadline = time.monotonic() + _TIMEOUT_S
-    while target.cache and target.stored and not any(target.cache.glob(target.stored)):
-        if time.monotonic() > deadline:
-            raise Unavailable(f"The server did not store {target.stored} in {target.cache}.")
-        time.sleep(_POLL_S)
+    if target.cache and target.stored:
+        try:
+            wait_until_stored(target.cache, target.stored)
+        except TimeoutError as error:
+            raise Unavailable(f"The second start could not be measured: {error}.") from error
 
 
 @contextmanager

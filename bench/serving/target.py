@@ -37,10 +37,9 @@ class Target:
     ``command`` takes the port and returns the command line. ``prepare`` installs the server if necessary, and
     raises Unavailable if this fails. ``conversion`` converts the checkpoint if the server has its own format.
     ``bits`` is the width of the decoder weights, which determines the hardware limits. ``ready_path`` returns
-    200 when the server is ready.
-    ``model`` is the model name in requests. ``weights`` is the file or folder that the server loads, and
-    ``cache`` the folder in which it stores data for its next start. ``stored`` is a pattern for a file in
-    ``cache`` that the server may store after it is ready.
+    200 when the server is ready. ``model`` is the model name in requests. ``weights`` is the file or folder
+    that the server loads, and ``cache`` the folder in which it stores data for its next start. ``stored`` is
+    a pattern for a file in ``cache`` that the server may store after it is ready.
     """
 
     name: str

@@ -387,11 +387,9 @@ class Settings(ServiceSettings):
                 "port."
             )
         if self.port in ports and self.host == self.admin_host:
-            used = f"admin port {ports[0]}"
-            if self.processes > 1:
-                used = f"admin ports {ports[0]} to {ports[-1]}"
+            used = f"port {ports[0]}" if len(ports) == 1 else f"ports {ports[0]} to {ports[-1]}"
             raise ValueError(
-                f"LLAVA_PORT / --port is {self.port}, but the server also uses the {used} "
+                f"LLAVA_PORT / --port is {self.port}, but the server also uses the admin {used} "
                 "(LLAVA_ADMIN_PORT / --admin-port). Set a different port."
             )
         return self

@@ -19,6 +19,7 @@ import httpx2
 import pytest
 from PIL import Image
 
+from tests.exhaustive import sampled
 from tests.machine_speed import scaled
 from tests.processes import StartWorker, running_controller
 from tests.waiting import wait_until
@@ -86,10 +87,7 @@ def stream(url: str, question: Question, has_begun: Semaphore) -> Iterator[str]:
                     is_first = False
 
 
-@pytest.mark.parametrize(
-    "name",
-    [each if each in SAMPLE else pytest.param(each, marks=pytest.mark.exhaustive) for each in FAMILIES],
-)
+@pytest.mark.parametrize("name", sampled(FAMILIES, SAMPLE))
 def test_streams_equal_generate_across_a_crash_of_the_worker(
     name: str, queue_url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:

